@@ -1,0 +1,286 @@
+"""What a run is: one frozen tree of sections; a choice is a type; what follows from other numbers is a property.
+
+The defaults live here and nowhere else. `config_io` fills the tree from YAML and flags.
+"""
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Task = Literal["sequence-classification", "causal-lm"]
+Precision = Literal["auto", "fp16", "bf16", "fp32"]
+Offload = Literal["none", "cpu", "nvme"]
+
+DEMO = "demo"
+"""The name of the embedded default, as a model and as a dataset."""
+
+
+class Section(BaseModel):
+    """A frozen section that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    """Which model, and how it computes."""
+
+    name: str = DEMO
+    """Hub name, local folder, or `demo` for the embedded MiniLM."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    gguf_file: str | None = None
+    """The GGUF file inside the folder or repository, where the weights are one."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """The attention implementation of transformers."""
+    precision: Precision = "auto"
+    """What weights and activations compute in; masters, moments and gradient sums are fp32 in all of them."""
+    gradient_checkpointing: float = Field(default=0.0, ge=0.0, le=1.0)
+    """The share of the layers that recompute their activations in the backward pass: 0 none, 1 all."""
+
+
+class DataConfig(Section):
+    """Which texts, which columns, which splits."""
+
+    dataset: str = DEMO
+    """Hub name, file, folder, or `demo` for the embedded movie reviews."""
+    subset: str | None = None
+    """The configuration of a hub dataset, such as `sst2` of `glue`."""
+    train_split: str = "train"
+    """The split that trains."""
+    validation_split: str | None = None
+    """The split that validates; found, or made from the training split, when not named."""
+    test_split: str | None = None
+    """The split of the final scores; found, or made from the training split, when not named."""
+    validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """The share of the training split that validates where there is no such split."""
+    test_share: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """The share of the training split that tests where there is no such split."""
+    text_column: str | None = None
+    """The column of texts, found when not named."""
+    text_pair_column: str | None = None
+    """The column of second texts, for tasks on pairs."""
+    label_column: str | None = None
+    """The column of labels, found when not named."""
+    prompt_column: str | None = None
+    """causal-lm: the column of prompts, which carry no loss."""
+    completion_column: str | None = None
+    """causal-lm: the column of completions, which carry the loss."""
+    messages_column: str | None = None
+    """causal-lm: the column of chat messages; the loss is on the assistant's turns."""
+    group_column: str | None = None
+    """Rows that share this column's value never fall into different splits."""
+    label_names: tuple[str, ...] | None = None
+    """The names of the labels in the order of their numbers, where labels are integers."""
+    max_length: int = Field(default=128, ge=2)
+    """Tokens after which a text is cut; the block length of plain text for causal-lm."""
+    max_train_samples: int | None = Field(default=None, ge=1)
+    """At most this many training sequences, drawn by the seed."""
+    max_eval_samples: int | None = Field(default=None, ge=1)
+    """At most this many sequences in validation and in test."""
+
+
+class FeatureExtraction(Section):
+    """Train the head alone over a frozen trunk in evaluation mode."""
+
+    name: Literal["feature-extraction"] = "feature-extraction"
+    default_learning_rate: ClassVar[float] = 1e-3
+
+
+class Lora(Section):
+    """Train low-rank adapters beside frozen weights, and the head where it is new."""
+
+    name: Literal["lora"] = "lora"
+    rank: int = Field(default=8, ge=1)
+    """The rank r of the update B A."""
+    alpha: float = Field(default=16.0, gt=0.0)
+    """The update is scaled by alpha / rank (alpha / sqrt(rank) with rsLoRA)."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Dropout on the input of the adapters."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Module names, or one of the presets `attention`, `mlp`, `all-linear`."""
+    layers: tuple[int, ...] | None = None
+    """The layers to adapt, counted from 0; all when not named."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(rank) (Kalajdzievski 2023)."""
+    use_dora: bool = False
+    """Train magnitudes beside directions (Liu et al. 2024)."""
+    default_learning_rate: ClassVar[float] = 5e-4
+
+
+class Qlora(Lora):
+    """LoRA over frozen weights in 4 bits (Dettmers et al. 2023)."""
+
+    name: Literal["qlora"] = "qlora"  # type: ignore[assignment]  # the tag is what tells the choices apart
+    quantization: Literal["nf4", "fp4"] = "nf4"
+    """The 4-bit type."""
+    double_quantization: bool = True
+    """Quantize the quantization constants too."""
+
+
+class Full(Section):
+    """Train every weight."""
+
+    name: Literal["full"] = "full"
+    default_learning_rate: ClassVar[float] = 5e-5
+
+
+Method = Annotated[FeatureExtraction | Lora | Qlora | Full, Field(discriminator="name")]
+METHODS: dict[str, type[FeatureExtraction | Lora | Qlora | Full]] = {
+    "feature-extraction": FeatureExtraction,
+    "lora": Lora,
+    "qlora": Qlora,
+    "full": Full,
+}
+
+
+class BatchConfig(Section):
+    """The global batch, and how it is cut; the cut never changes the mathematics."""
+
+    global_batch_size: int = Field(default=32, ge=1)
+    """Sequences in one optimizer step over all ranks."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Sequences in one forward on one rank."""
+    micro_batch_tokens: int | None = Field(default=None, ge=1)
+    """Padded tokens in one forward on one rank; the default cut, of 4096, when neither is named."""
+
+    default_micro_batch_tokens: ClassVar[int] = 4096
+
+    @model_validator(mode="after")
+    def _one_cut(self) -> Self:
+        if self.micro_batch_size is not None and self.micro_batch_tokens is not None:
+            raise ValueError(
+                "micro_batch_size and micro_batch_tokens both cut the batch; give one of them and leave the other out"
+            )
+        return self
+
+    @property
+    def token_limit(self) -> int | None:
+        """Padded tokens of one micro-batch, or None where sequences are counted."""
+        if self.micro_batch_size is not None:
+            return None
+        return self.micro_batch_tokens or self.default_micro_batch_tokens
+
+
+class OptimizerConfig(Section):
+    """AdamW (Loshchilov and Hutter 2019) and its storage."""
+
+    name: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = "adamw"
+    """Moments in fp32 or 8 bits, on the device or paged."""
+    learning_rate: float | None = Field(default=None, gt=0.0)
+    """The peak of the schedule; the method's own default when not named."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the moments."""
+    epsilon: float = Field(default=1e-8, gt=0.0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(default=0.01, ge=0.0)
+    """Decoupled decay of matrices; biases and norms have none."""
+    max_grad_norm: float | None = Field(default=1.0, gt=0.0)
+    """The global gradient norm above which gradients are scaled down; none: no clipping."""
+
+
+class ScheduleConfig(Section):
+    """How the learning rate moves over the steps."""
+
+    name: Literal["linear", "cosine", "constant"] = "linear"
+    """The decay after the warm-up."""
+    warmup_ratio: float = Field(default=0.06, ge=0.0, le=1.0)
+    """The share of all steps that warm up."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """A fixed number of warm-up steps instead of the share."""
+
+    def num_warmup_steps(self, num_steps: int) -> int:
+        """Return how many of `num_steps` steps warm up."""
+        return round(self.warmup_ratio * num_steps) if self.warmup_steps is None else self.warmup_steps
+
+
+class EngineConfig(Section):
+    """How training is distributed."""
+
+    name: Literal["auto", "plain", "deepspeed"] = "auto"
+    """`auto`: DeepSpeed under its launcher or where ZeRO, offload or a template is asked for, else plain."""
+    zero_stage: Literal[0, 1, 2, 3] | None = None
+    """What ZeRO partitions: 1 optimizer, 2 and gradients, 3 and weights; 2 under DeepSpeed when not named."""
+    offload_optimizer: Offload = "none"
+    """Where the optimizer's state lives under ZeRO."""
+    offload_parameters: Offload = "none"
+    """Where the weights live under ZeRO-3."""
+    nvme_path: str | None = None
+    """The folder on the disk that takes what is offloaded to `nvme`."""
+    ds_config: str | None = None
+    """A DeepSpeed template of your own (JSON), in the place of the one in ds_configs/."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.name == "plain" and self.wants_deepspeed:
+            raise ValueError("ZeRO, offload and templates are DeepSpeed's; leave them out or choose engine.name=deepspeed")
+        if self.offload_parameters != "none" and self.zero_stage != 3 and self.ds_config is None:
+            raise ValueError("offload_parameters needs zero_stage=3, since only that stage partitions weights")
+        if self.offload_optimizer != "none" and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs a zero_stage of 1, 2 or 3")
+        if "nvme" in (self.offload_optimizer, self.offload_parameters):
+            if self.zero_stage != 3 and self.ds_config is None:
+                raise ValueError("offload to nvme needs zero_stage=3")
+            if self.nvme_path is None:
+                raise ValueError("offload to nvme needs nvme_path, a folder on a fast disk")
+        return self
+
+    @property
+    def wants_deepspeed(self) -> bool:
+        """Whether something here can only be had from DeepSpeed."""
+        return bool(self.zero_stage or self.ds_config) or (self.offload_optimizer, self.offload_parameters) != (
+            "none",
+            "none",
+        )
+
+
+class TrainingConfig(Section):
+    """How long, how often something is looked at, and when to stop."""
+
+    epochs: float = Field(default=3.0, gt=0.0)
+    """Passes over the training split."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps after which training ends, before `epochs` do."""
+    seed: int = Field(default=0, ge=0)
+    """Decides the order of the data, the new weights and dropout."""
+    log_every: int = Field(default=10, ge=1)
+    """Steps between two lines of the log."""
+    eval_every: int | None = Field(default=None, ge=1)
+    """Steps between two validations; one at the end of each epoch when not named."""
+    checkpoint_every: int | None = Field(default=None, ge=1)
+    """Steps between two checkpoints; one at the end of each epoch when not named."""
+    best_metric: Literal["loss", "accuracy", "f1_macro", "f1_weighted"] = "loss"
+    """The validation figure that decides which model is kept."""
+    early_stopping_patience: int | None = Field(default=None, ge=1)
+    """Validations without improvement after which training stops; none: never."""
+
+
+class OutputConfig(Section):
+    """Where results go."""
+
+    folder: str | None = None
+    """The result folder; a new one below `runs/` when not named."""
+    overwrite: bool = False
+    """Empty a result folder that another run has filled."""
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    task: Task = "sequence-classification"
+    """What the model is trained for."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    method: Method = Lora()
+    batch: BatchConfig = BatchConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    engine: EngineConfig = EngineConfig()
+    training: TrainingConfig = TrainingConfig()
+    output: OutputConfig = OutputConfig()
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate: the optimizer's, else the method's own default."""
+        return self.optimizer.learning_rate or self.method.default_learning_rate

@@ -1,0 +1,84 @@
+"""The errors that a user can cause, each one a sentence: what was given, what was wanted, what to try.
+
+    FtkitError                what the command line prints without a traceback
+    ├── ConfigError           a flag, a YAML key or a value that cannot be
+    ├── DataError             a file, a column, a label or a split that is not there or not usable
+    ├── ModelError            a model that cannot be loaded, or not for this task or method
+    ├── CheckpointError       a checkpoint that is incomplete, damaged or of another run
+    ├── DependencyError       a package that this configuration needs is missing
+    ├── DeviceError           this machine cannot do what was asked (precision, accelerator, disk)
+    └── DoesNotFitError       the configuration needs more memory than there is
+
+Anything else that escapes is our own mistake and keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class FtkitError(Exception):
+    """A user's mistake; the message is the whole explanation.
+
+    Attributes:
+        exit_code: what the process exits with.
+    """
+
+    exit_code = 2
+
+
+class ConfigError(FtkitError):
+    """A flag, a key or a value that cannot be."""
+
+
+class DataError(FtkitError):
+    """A file, a column, a label or a split that is not there or not usable."""
+
+    exit_code = 3
+
+
+class ModelError(FtkitError):
+    """A model that cannot be loaded, or not for this task or method."""
+
+    exit_code = 4
+
+
+class CheckpointError(FtkitError):
+    """A checkpoint that is incomplete, damaged or of another run."""
+
+    exit_code = 5
+
+
+class DependencyError(FtkitError):
+    """A package that this configuration needs is missing."""
+
+    exit_code = 6
+
+
+class DeviceError(FtkitError):
+    """This machine cannot do what was asked."""
+
+    exit_code = 7
+
+
+class DoesNotFitError(FtkitError):
+    """The configuration needs more memory than there is."""
+
+    exit_code = 8
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """Return a half-sentence that names the nearest known words.
+
+    Args:
+        given: what the user wrote.
+        known: every word that would have been accepted.
+
+    Returns:
+        `did you mean 'x'?` when something is close, else `known: a, b, c` (at most 12).
+    """
+    words = list(known)
+    close = difflib.get_close_matches(given, words, n=3, cutoff=0.6)
+    if close:
+        return "did you mean " + " or ".join(repr(word) for word in close) + "?"
+    shown = ", ".join(words[:12]) + (", ..." if len(words) > 12 else "")
+    return f"known: {shown}"

@@ -1,0 +1,231 @@
+"""What was planned and what was observed, in base units, as JSON lines.
+
+A run writes one `record.jsonl`: a `run` line first, then `step` and `evaluation` lines as they happen, a `result`
+line last. Each line is whole by itself, so a killed run loses at most its last line.
+"""
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from ftkit.errors import DataError
+
+SCHEMA_VERSION = 1
+
+
+class Record(BaseModel):
+    """A frozen line; keys of a newer schema are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+
+class MemoryBreakdown(Record):
+    """The parts of a peak, in bytes."""
+
+    parameter_bytes: int = 0
+    gradient_bytes: int = 0
+    optimizer_bytes: int = 0
+    activation_bytes: int = 0
+    temporary_bytes: int = 0
+    buffer_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        """The sum of the parts."""
+        return sum(self.model_dump().values())
+
+
+class Figures(Record):
+    """The figures that a plan predicts and a run measures; a figure that was not taken is None."""
+
+    device: str | None = None
+    """What computes, such as `NVIDIA T4` or `cpu`."""
+    peak_active_bytes: int | None = None
+    """Live tensors at the peak, on the rank that has most."""
+    peak_reserved_bytes: int | None = None
+    """The caching allocator's segments at the peak."""
+    peak_process_bytes: int | None = None
+    """What the system shows for one process: NVML on a GPU, resident memory on a CPU."""
+    peak_breakdown: MemoryBreakdown | None = None
+    """The parts of the active peak."""
+    peak_phase: str | None = None
+    """`load`, `forward`, `backward`, `optimizer` or `evaluation`."""
+    host_bytes: int | None = None
+    """Host memory of all ranks of one node."""
+    disk_bytes: int | None = None
+    """What a run writes."""
+    num_parameters: int | None = None
+    num_trainable_parameters: int | None = None
+    step_seconds: float | None = None
+    """The median optimizer step."""
+    tokens_per_second: float | None = None
+    """Real (not padding) tokens of the whole job."""
+    samples_per_second: float | None = None
+    model_flops_utilization: float | None = None
+
+
+class Prediction(Figures):
+    """What a plan says."""
+
+
+class Measurement(Figures):
+    """What a run saw."""
+
+
+class RunLine(Record):
+    """The first line: what was asked for, and by what it was run."""
+
+    kind: Literal["run"] = "run"
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    """The result folder's name."""
+    started: str
+    """ISO 8601, UTC."""
+    config: dict[str, Any]
+    """The resolved RunConfig."""
+    versions: dict[str, str] = {}
+    """Package to version."""
+    engine: str
+    """`plain` or `deepspeed`."""
+    precision: str
+    world_size: int
+    device: str
+    num_steps: int
+    """Planned optimizer steps."""
+    prediction: Prediction | None = None
+
+
+class StepLine(Record):
+    """One logged optimizer step."""
+
+    kind: Literal["step"] = "step"
+    step: int
+    epoch: float
+    loss: float
+    """The mean loss over the targets of the step's global batch."""
+    learning_rate: float
+    grad_norm: float | None
+    """Before clipping."""
+    step_seconds: float
+    tokens_per_second: float
+
+
+class EvaluationLine(Record):
+    """Scores on a split."""
+
+    kind: Literal["evaluation"] = "evaluation"
+    step: int
+    epoch: float
+    split: str
+    """`validation` or `test`."""
+    loss: float
+    accuracy: float | None = None
+    f1_macro: float | None = None
+    f1_weighted: float | None = None
+    perplexity: float | None = None
+    confusion: list[list[int]] | None = None
+    """Row: the true label; column: the predicted one."""
+    num_samples: int
+    seconds: float
+
+
+class ResultLine(Record):
+    """The last line: how it ended."""
+
+    kind: Literal["result"] = "result"
+    status: Literal["completed", "stopped early", "interrupted", "failed"]
+    reason: str | None = None
+    """Why, where it did not complete."""
+    num_steps: int
+    """Optimizer steps taken."""
+    best_step: int | None = None
+    train_seconds: float
+    """Training alone."""
+    total_seconds: float
+    """Loading, training, evaluation, saving."""
+    measurement: Measurement
+
+
+Line = Annotated[RunLine | StepLine | EvaluationLine | ResultLine, Field(discriminator="kind")]
+_LINE: TypeAdapter[RunLine | StepLine | EvaluationLine | ResultLine] = TypeAdapter(Line)
+
+
+class RunRecord(Record):
+    """Everything that is known of one run."""
+
+    run: RunLine
+    steps: tuple[StepLine, ...] = ()
+    evaluations: tuple[EvaluationLine, ...] = ()
+    result: ResultLine | None = None
+
+    def last_evaluation(self, split: str) -> EvaluationLine | None:
+        """Return the newest scores on a split, or None."""
+        return next((line for line in reversed(self.evaluations) if line.split == split), None)
+
+
+class RecordWriter:
+    """Append lines to a record as they happen, each flushed whole."""
+
+    def __init__(self, path: Path) -> None:
+        """Open `path` for appending; its folder exists."""
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, line: Record) -> None:
+        """Append one line."""
+        self._file.write(line.model_dump_json() + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read a record as far as it goes.
+
+    A truncated or damaged line is left out with a warning that names file and line.
+
+    Args:
+        path: a `record.jsonl`, or the result folder that holds one.
+
+    Returns:
+        The lines, sorted into their kinds; of a resumed run, a step that was taken twice counts as it was last.
+
+    Raises:
+        DataError: there is no such file, or it has no `run` line.
+    """
+    path = path / "record.jsonl" if path.is_dir() else path
+    if not path.is_file():
+        raise DataError(f"no record at {path}; give a result folder of ftkit, or its record.jsonl")
+    run: RunLine | None = None
+    steps: dict[int, StepLine] = {}
+    evaluations: dict[tuple[int, str], EvaluationLine] = {}
+    result: ResultLine | None = None
+    for line in _lines(path):
+        match line:
+            case RunLine():
+                run = line
+            case StepLine():
+                steps[line.step] = line
+            case EvaluationLine():
+                evaluations[line.step, line.split] = line
+            case ResultLine():
+                result = line
+    if run is None:
+        raise DataError(f"{path} has no line of kind 'run'; it is no record of ftkit, or its first line was lost")
+    return RunRecord(run=run, steps=tuple(steps.values()), evaluations=tuple(evaluations.values()), result=result)
+
+
+def _lines(path: Path) -> Iterator[RunLine | StepLine | EvaluationLine | ResultLine]:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, text in enumerate(file, start=1):
+            try:
+                raw: Mapping[str, Any] = json.loads(text)
+                yield _LINE.validate_python(raw)
+            except (json.JSONDecodeError, ValidationError) as error:
+                reason = str(error).splitlines()[0]
+                warnings.warn(f"{path}:{number}: this line is not read ({reason})", stacklevel=3)
