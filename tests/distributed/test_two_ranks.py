@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,7 +106,7 @@ def reload(case, folder):
         return kind.from_pretrained(saved)
     from peft import PeftModel
 
-    extra = {} if is_causal else {"num_labels": 3}
+    extra: dict[str, Any] = {} if is_causal else {"num_labels": 3}
     if case["method"] == "qlora":
         extra["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_4bit=True,
