@@ -116,6 +116,9 @@ def reload(case, folder):
             llm_int8_skip_modules=["score", "classifier", "pooler", "lm_head"],
         )
     base = kind.from_pretrained(folder / "models" / case["model"], pad_token_id=1, dtype=torch.float32, **extra)
+    for module in base.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.support_avx512bf16_for_cpu = False  # else it evaluates in bf16, whatever its compute dtype
     return PeftModel.from_pretrained(base, saved)
 
 

@@ -1,5 +1,7 @@
 """However a global batch is cut, a step is the same; and it is the one that one uncut batch would take."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -85,14 +87,19 @@ def test_only_what_should_train_moves_and_all_of_it_does(name, family, folders):
     take_steps(config, engine, ragged_split(config.task), num_steps=4)
     for key, value in engine.model.named_parameters():
         if key not in trainable:
-            assert torch.equal(value, before[key]), key
+            assert same_bits(value, before[key]), key
         elif not is_unreached(key, family):
-            assert not torch.equal(value, before[key]), key
+            assert not same_bits(value, before[key]), key
     assert trainable
 
 
+def same_bits(one, other):
+    """Packed 4-bit weights are stored as floats, and some of their patterns are no numbers."""
+    return torch.equal(one.detach().view(torch.uint8), other.view(torch.uint8))
+
+
 def is_unreached(key, family):
-    """Embeddings of words that the data lacks are rows, not whole weights; a softmax takes no gradient for key biases."""
+    """A softmax over keys takes no gradient for what all keys share, their bias."""
     return key.endswith("key.bias") and family in ("bert", "roberta")
 
 
@@ -106,7 +113,8 @@ def test_half_precision_trains_with_masters_in_fp32(dtype, folders):
 
 
 def test_gradients_are_clipped_by_their_true_global_norm(folders):
-    """With plain descent in view: Adam hides a scale, so the clipped gradient itself is read before the update."""
+    # Adam's step hides the scale of a gradient, so the clipped one is read just before it.
+    engine: Any
     config, engine = build(["method.name=full", "optimizer.max_grad_norm=0.1"], folders["gpt2"], torch.float32, ALONE)
     split = ragged_split(config.task)
     share = batching.cut(split.lengths, BatchConfig(micro_batch_size=5), 1)[0]
@@ -126,7 +134,9 @@ def test_gradients_are_clipped_by_their_true_global_norm(folders):
 
 
 def test_an_fp16_step_that_overflows_is_skipped_and_halves_the_loss_scale(folders):
+    engine: Any
     config, engine = build(["method.name=lora"], folders["gpt2"], torch.float16, ALONE)
+    engine._scaler.scale(torch.zeros(()))  # the scaler makes its scale at the first use
     engine._scaler.update(2.0**40)
     before = engine.trainable_state()
     take_steps(config, engine, ragged_split(config.task), num_steps=1)
