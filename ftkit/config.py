@@ -85,7 +85,7 @@ class FeatureExtraction(Section):
     """Train the head alone over a frozen trunk in evaluation mode."""
 
     name: Literal["feature-extraction"] = "feature-extraction"
-    default_learning_rate: ClassVar[float] = 1e-3
+    default_learning_rate: ClassVar[float] = 1e-2
 
 
 class Lora(Section):

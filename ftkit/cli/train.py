@@ -32,6 +32,7 @@ def train(resume: Path | None, *, overwrite: bool, as_json: bool, local_rank: in
         if overwrite:
             flags["settings"] = (*flags["settings"], "output.overwrite=true")
         config = read_config(flags)
+        _bound_memory()
         _quieten()
         from ftkit.loop import train_run
         from ftkit.progress import ConsoleReporter
@@ -43,6 +44,13 @@ def train(resume: Path | None, *, overwrite: bool, as_json: bool, local_rank: in
             reporter.close()
         if as_json and process.is_main:
             sys.stdout.write(record.model_dump_json() + "\n")
+
+
+def _bound_memory() -> None:
+    """Keep few compiled CPU kernels: oneDNN keeps one for each shape, and micro-batches come in many shapes."""
+    import os
+
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 def _quieten() -> None:
