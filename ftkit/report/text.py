@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +15,9 @@ from ftkit.report.collect import Run
 from ftkit.report.columns import COLUMNS, Column, filled_columns, split_shared
 from ftkit.report.compare import labels
 from ftkit.report.contest import Cell, Contest, contest, contest_cells
+
+_UNBOUNDED = 10_000  # columns of a terminal that fits everything
+
 
 def print_table(runs: Sequence[Run], console: Console) -> None:
     """Print the runs: in one table where the terminal is wide enough, else in one each for memory, speed and quality.
@@ -24,9 +28,9 @@ def print_table(runs: Sequence[Run], console: Console) -> None:
     """
     columns, shared = split_shared(runs, [column for column in filled_columns(runs) if column.key != "reason"])
     if shared:
-        console.print(Text("Same in all: " + _shared_words(runs[0], shared), style="dim"))
+        console.print(Text("Same in all: " + shared_words(runs[0], shared), style="dim"))
     whole = _grid(runs, columns)
-    if console.measure(whole).minimum <= console.width:
+    if Measurement.get(console, console.options.update(max_width=_UNBOUNDED), whole).maximum <= console.width:
         console.print(whole)
     else:
         names = labels(runs, columns)
@@ -49,7 +53,7 @@ def markdown(runs: Sequence[Run]) -> str:
         Markdown; a `|` in a name is escaped.
     """
     columns, shared = split_shared(runs, filled_columns(runs))
-    parts = [f"Same in all runs: {_escape_markdown(_shared_words(runs[0], shared))}.\n"] if shared else []
+    parts = [f"Same in all runs: {_escape_markdown(shared_words(runs[0], shared))}.\n"] if shared else []
     parts.append(
         _markdown_table(
             [column.heading for column in columns],
@@ -116,7 +120,8 @@ def _status_style(run: Run) -> str:
     return {"completed": "", "stopped early": "", "unfinished": "yellow", "interrupted": "yellow"}.get(run.status, "red")
 
 
-def _shared_words(run: Run, columns: Sequence[Column]) -> str:
+def shared_words(run: Run, columns: Sequence[Column]) -> str:
+    """Return what all runs share as words, read off one of them."""
     return ", ".join(f"{column.heading.lower()} {shown}" for column in columns if (shown := column.show(run)))
 
 

@@ -14,8 +14,10 @@ def text(value: Value) -> str:
 
 
 def size(value: Value) -> str:
-    """Return bytes such as `1.50 GiB`."""
-    return format_bytes(float(value or 0))
+    """Return bytes to three digits, such as `1.50 GiB` or `320 MiB`."""
+    number, unit = format_bytes(float(value or 0)).split()
+    digits = 2 - min(2, len(number.partition(".")[0].lstrip("-")) - 1)
+    return f"{float(number):.{digits if unit != 'B' else 0}f} {unit}"
 
 
 def count(value: Value) -> str:
