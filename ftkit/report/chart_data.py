@@ -82,7 +82,7 @@ def _curve(run: Run, split: str | None, field: str) -> Plain | None:
     if not points:
         return None
     stride = -(-len(points) // _POINTS_OF_A_CURVE)
-    thinned = points[: -1 : stride] + points[-1:]
+    thinned = points[:-1:stride] + points[-1:]
     return {
         "step": [step for step, _, _ in thinned],
         "epoch": [round(epoch, 3) for _, epoch, _ in thinned],
@@ -185,8 +185,7 @@ def _flat(tree: Plain, prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _shape(shape: Sequence[int]) -> str:
-    return " × ".join(str(length) for length in shape)
-
+    return " x ".join(str(length) for length in shape)
 
 
 def _size(count: int | None) -> str:

@@ -65,7 +65,9 @@ CONTEST_FIGURES: dict[str, ContestFigure] = {
         "Time", lambda run: getattr(run.record.result, "train_seconds", None), words.duration, min
     ),
     "peak_active_bytes": ContestFigure("Peak live", lambda run: run.measured.peak_active_bytes, words.size, min),
-    "peak_reserved_bytes": ContestFigure("Peak reserved", lambda run: run.measured.peak_reserved_bytes, words.size, min),
+    "peak_reserved_bytes": ContestFigure(
+        "Peak reserved", lambda run: run.measured.peak_reserved_bytes, words.size, min
+    ),
     "peak_process_bytes": ContestFigure("Peak process", lambda run: run.measured.peak_process_bytes, words.size, min),
     "num_trainable_parameters": ContestFigure(
         "Trainable", lambda run: run.measured.num_trainable_parameters, words.count, None

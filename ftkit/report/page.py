@@ -107,7 +107,8 @@ def tiles(runs: Sequence[Run], names: Sequence[str]) -> list[Tile]:
     for field, errors in prediction_errors(runs).items():
         sizes = [abs(error) for error in errors]
         note = f"median of {len(sizes)}; worst {max(sizes) * 100:.2f} %" if len(sizes) > 1 else "of one run"
-        found.append(Tile(f"Error of prediction ({MEMORY_FIGURES[field][0].lower()})", f"{median(sizes) * 100:.2f} %", note))
+        heading = f"Error of prediction ({MEMORY_FIGURES[field][0].lower()})"
+        found.append(Tile(heading, f"{median(sizes) * 100:.2f} %", note))
     return found[:4]
 
 

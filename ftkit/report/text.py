@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -78,7 +78,8 @@ def comparison_latex(lines: Sequence[Contest]) -> str:
     """Return the comparison of methods as a LaTeX tabular (booktabs), the best of each column in bold."""
     headings, rows = contest_cells(lines)
     shown = [[_latex_cell(cell) for cell in row] for row in rows]
-    head = [rf"\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}", r"\toprule", " & ".join(headings) + r" \\", r"\midrule"]
+    sides = "l" + "r" * (len(headings) - 1)
+    head = [rf"\begin{{tabular}}{{{sides}}}", r"\toprule", " & ".join(headings) + r" \\", r"\midrule"]
     return "\n".join([*head, *(" & ".join(row) + r" \\" for row in shown), r"\bottomrule", r"\end{tabular}", ""])
 
 
@@ -105,7 +106,8 @@ def _grid(runs: Sequence[Run], columns: Sequence[Column], names: Sequence[str] |
     if names:
         table.add_column(columns[0].group.title(), overflow="fold")
     for column in columns:
-        table.add_column(column.heading.replace(", ", "\n"), justify="right" if column.is_number else "left", no_wrap=True)
+        side: JustifyMethod = "right" if column.is_number else "left"
+        table.add_column(column.heading.replace(", ", "\n"), justify=side, no_wrap=True)
     for position, run in enumerate(runs):
         first = [Text(names[position], style=_status_style(run))] if names else []
         table.add_row(*first, *(_cell(column, run) for column in columns))
@@ -117,7 +119,9 @@ def _cell(column: Column, run: Run) -> Text:
 
 
 def _status_style(run: Run) -> str:
-    return {"completed": "", "stopped early": "", "unfinished": "yellow", "interrupted": "yellow"}.get(run.status, "red")
+    if run.status in ("completed", "stopped early"):
+        return ""
+    return "yellow" if run.status in ("unfinished", "interrupted") else "red"
 
 
 def shared_words(run: Run, columns: Sequence[Column]) -> str:
