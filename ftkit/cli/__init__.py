@@ -7,9 +7,9 @@ import click
 from ftkit import __version__
 
 _COMMANDS = {
-    "train": ("ftkit.cli_train", "train", "Fine-tune a model and score it."),
-    "report": ("ftkit.cli_report", "report", "Show runs side by side, as a table, a file or a page."),
-    "config": ("ftkit.cli_config", "config", "Show presets, the resolved configuration or its JSON schema."),
+    "train": ("ftkit.cli.train", "train", "Fine-tune a model and score it."),
+    "report": ("ftkit.cli.report", "report", "Show runs side by side, as a table, a file or a page."),
+    "config": ("ftkit.cli.config", "config", "Show presets, the resolved configuration or its JSON schema."),
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from ftkit.cli_options import config_options, read_config, user_errors
+from ftkit.cli.options import config_options, read_config, user_errors
 from ftkit.distributed import ProcessContext
 
 
@@ -33,6 +33,7 @@ def train(resume: Path | None, *, overwrite: bool, as_json: bool, local_rank: in
             flags["settings"] = (*flags["settings"], "output.overwrite=true")
         config = read_config(flags)
         _quieten()
+        from ftkit.cli.report import write_run_page
         from ftkit.loop import train_run
         from ftkit.progress import ConsoleReporter
 
@@ -41,6 +42,8 @@ def train(resume: Path | None, *, overwrite: bool, as_json: bool, local_rank: in
             record = train_run(config, process, reporter, resume=resume is not None)
         finally:
             reporter.close()
+        if reporter.folder is not None:
+            reporter.note(f"the report: {write_run_page(reporter.folder)}")
         if as_json and process.is_main:
             sys.stdout.write(record.model_dump_json() + "\n")
 
