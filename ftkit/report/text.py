@@ -20,7 +20,7 @@ _UNBOUNDED = 10_000  # columns of a terminal that fits everything
 
 
 def print_table(runs: Sequence[Run], console: Console) -> None:
-    """Print the runs: in one table where the terminal is wide enough, else in one each for memory, speed and quality.
+    """Print the runs: in one table, in one each for memory, speed and quality, or line by line, as the width allows.
 
     Args:
         runs: the rows, in order.
@@ -29,15 +29,15 @@ def print_table(runs: Sequence[Run], console: Console) -> None:
     columns, shared = split_shared(runs, [column for column in filled_columns(runs) if column.key != "reason"])
     if shared:
         console.print(Text("Same in all: " + shared_words(runs[0], shared), style="dim"))
-    whole = _grid(runs, columns)
-    if Measurement.get(console, console.options.update(max_width=_UNBOUNDED), whole).maximum <= console.width:
-        console.print(whole)
+    names = labels(runs, columns)
+    groups = [[column for column in columns if column.group == group] for group in ("memory", "speed", "quality")]
+    for tables in ([_grid(runs, columns)], [_grid(runs, group, names) for group in groups if group]):
+        if all(_width(table, console) <= console.width for table in tables):
+            console.print(*tables)
+            break
     else:
-        names = labels(runs, columns)
-        for group in ("memory", "speed", "quality"):
-            members = [column for column in columns if column.group == group]
-            if members:
-                console.print(_grid(runs, members, names))
+        for run in runs:
+            _print_card(run, columns, console)
     for run in runs:
         if run.reason:
             console.print(Text(f"{run.name}: {run.status}: {run.reason}", style=_status_style(run)))
@@ -112,6 +112,17 @@ def _grid(runs: Sequence[Run], columns: Sequence[Column], names: Sequence[str] |
         first = [Text(names[position], style=_status_style(run))] if names else []
         table.add_row(*first, *(_cell(column, run) for column in columns))
     return table
+
+
+def _width(table: Table, console: Console) -> int:
+    return Measurement.get(console, console.options.update(max_width=_UNBOUNDED), table).maximum
+
+
+def _print_card(run: Run, columns: Sequence[Column], console: Console) -> None:
+    console.print(Text(run.name, style="bold"))
+    for column in columns:
+        if column.key != "name" and (shown := column.show(run)):
+            console.print(Text(f"  {column.heading}: {shown}"))
 
 
 def _cell(column: Column, run: Run) -> Text:
