@@ -201,7 +201,8 @@ class EngineConfig(Section):
     name: Literal["auto", "plain", "deepspeed"] = "auto"
     """`auto`: DeepSpeed under its launcher or where ZeRO, offload or a template is asked for, else plain."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
-    """What ZeRO partitions: 1 optimizer, 2 and gradients, 3 and weights; 2 under DeepSpeed when not named."""
+    """What ZeRO partitions: 0 nothing (the plain engine), 1 the optimizer, 2 gradients too, 3 weights too; 2 under
+    DeepSpeed when not named."""
     offload_optimizer: Offload = "none"
     """Where the optimizer's state lives under ZeRO."""
     offload_parameters: Offload = "none"
@@ -214,7 +215,13 @@ class EngineConfig(Section):
     @model_validator(mode="after")
     def _sound(self) -> Self:
         if self.name == "plain" and self.wants_deepspeed:
-            raise ValueError("ZeRO, offload and templates are DeepSpeed's; leave them out or choose engine.name=deepspeed")
+            raise ValueError(
+                "ZeRO, offload and templates are DeepSpeed's; leave them out or choose engine.name=deepspeed"
+            )
+        if self.name == "deepspeed" and self.zero_stage == 0:
+            raise ValueError(
+                "ZeRO stage 0 partitions nothing: that is the plain engine; choose engine.name=plain or auto"
+            )
         if self.offload_parameters != "none" and self.zero_stage != 3 and self.ds_config is None:
             raise ValueError("offload_parameters needs zero_stage=3, since only that stage partitions weights")
         if self.offload_optimizer != "none" and self.zero_stage == 0:

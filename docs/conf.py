@@ -1,0 +1,34 @@
+"""Sphinx settings; scripts/docs builds with them and takes a warning for an error."""
+
+import sys
+from pathlib import Path
+
+from ftkit import __version__
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
+project = "ftkit"
+author = "The ftkit authors"
+project_copyright = "The ftkit authors"
+release = version = __version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_click",
+    "config_reference",
+]
+exclude_patterns = ["_build"]
+nitpicky = False  # the types of torch and pydantic have no inventory here
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+napoleon_numpy_docstring = False
+
+html_theme = "furo"
+html_title = f"ftkit {release}"

@@ -1,0 +1,89 @@
+"""What training is fed with: flat token arrays, ragged by offsets, and what is known of them."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ftkit.config import Task
+from ftkit.data.report import DataReport
+
+
+@dataclass(frozen=True)
+class TokenSplit:
+    """The sequences of one split, end to end: sequence i is `tokens[offsets[i]:offsets[i + 1]]`, never padded.
+
+    Attributes:
+        tokens: int32 [total tokens].
+        offsets: int64 [N + 1], the first 0, the last the total.
+        labels: classification: int64 [N]; causal-lm: bool [total tokens], True where the token is a target and
+            carries loss. The first token of a sequence never does, since nothing predicts it.
+        segments: int8 [total tokens], BERT's `token_type_ids` of pairs; None where the tokenizer gives none.
+    """
+
+    tokens: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    labels: NDArray[np.int64] | NDArray[np.bool_]
+    segments: NDArray[np.int8] | None = None
+
+    def __len__(self) -> int:
+        """Return N, the number of sequences."""
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each sequence, int64 [N]."""
+        return np.diff(self.offsets)
+
+    @property
+    def num_targets(self) -> NDArray[np.int64]:
+        """Targets of each sequence, int64 [N]: one label, or the tokens that carry loss."""
+        if self.labels.dtype != np.bool_:
+            return np.ones(len(self), dtype=np.int64)
+        running = np.concatenate(([0], np.cumsum(self.labels, dtype=np.int64)))
+        return np.diff(running[self.offsets])
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Three splits of token sequences, the names of their labels, and how they came about.
+
+    Attributes:
+        task: what the labels are for.
+        train: the split that trains.
+        validation: the split that validates, or None.
+        test: the split of the final scores, or None.
+        label_names: the name of label i at place i; None for causal-lm.
+        fingerprint: SHA-256 over every array and the label names: what a run was trained on.
+        report: what was found, dropped and cut.
+    """
+
+    task: Task
+    train: TokenSplit
+    validation: TokenSplit | None
+    test: TokenSplit | None
+    label_names: tuple[str, ...] | None
+    fingerprint: str
+    report: DataReport
+
+
+def fingerprint(splits: tuple[TokenSplit | None, ...], label_names: tuple[str, ...] | None) -> str:
+    """Return the SHA-256 of arrays and label names, in hexadecimal.
+
+    Args:
+        splits: the splits in a fixed order; None where there is none.
+        label_names: the names of the labels, or None.
+
+    Returns:
+        64 characters.
+    """
+    digest = hashlib.sha256(repr(label_names).encode())
+    for split in splits:
+        arrays = () if split is None else (split.tokens, split.offsets, split.labels, split.segments)
+        digest.update(f"split of {len(arrays)}".encode())
+        for array in arrays:
+            digest.update(b"none" if array is None else f"{array.dtype}{array.shape}".encode())
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -1,0 +1,227 @@
+"""Splits on their way from tables to tokens: selected, labelled, made where they were not found, drawn from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ftkit.config import DataConfig
+from ftkit.data.columns import Columns
+from ftkit.data.labels import MISSING, choose_names, match_model, read_labels
+from ftkit.data.rows import group_numbers, keys, select_rows
+from ftkit.data.sources import Source, class_names
+from ftkit.data.splits import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Shares,
+    assign_contiguous,
+    assign_grouped,
+    assign_stratified,
+    draw_stratified,
+)
+from ftkit.errors import DataError
+
+_DRAW_STREAM = 1  # another stream of chance than the one that makes splits
+
+
+@dataclass
+class Draft:
+    """Splits as far as they are made, and what was left out so far.
+
+    Attributes:
+        rows: split to table.
+        labels: split to label numbers, int64 [N]; zeros for causal-lm.
+        origins: split to how it came about.
+        names: the names of the labels, or None.
+        num_empty: rows without text.
+        num_duplicates: rows with the text of an earlier one.
+        num_unlabelled: test rows without a label.
+    """
+
+    rows: dict[str, pa.Table] = field(default_factory=dict)
+    labels: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    names: tuple[str, ...] | None = None
+    num_empty: int = 0
+    num_duplicates: int = 0
+    num_unlabelled: int = 0
+
+    def keep(self, split: str, places: NDArray[np.int64]) -> None:
+        """Keep the rows of a split at `places`, int64 [rows to keep]."""
+        self.rows[split] = self.rows[split].take(pa.array(places))
+        self.labels[split] = self.labels[split][places]
+
+    def discard(self, split: str) -> None:
+        """Forget a split."""
+        del self.rows[split], self.labels[split], self.origins[split]
+
+
+def select(source: Source, found: Mapping[str, str], columns: Columns) -> Draft:
+    """Take the chosen columns of the splits that there are.
+
+    Args:
+        source: the dataset.
+        found: `train` and maybe `validation` and `test` to the dataset's own name.
+        columns: the chosen columns.
+
+    Returns:
+        Splits without labels.
+
+    Raises:
+        DataError: a column is missing in a split, or is not what it is chosen for.
+    """
+    draft = Draft()
+    for split, name in found.items():
+        table = source.splits[name]
+        if split == "test" and columns.label not in (None, *table.column_names):  # as unlabelled as one full of -1
+            table = table.append_column(columns.label, pa.nulls(table.num_rows))
+        rows = select_rows(table, columns, name)
+        draft.rows[split], draft.labels[split] = rows, np.zeros(rows.num_rows, dtype=np.int64)
+        draft.num_empty += table.num_rows - rows.num_rows
+        draft.origins[split] = "as found" if name == split else f"the split {name!r}"
+    return draft
+
+
+def label(draft: Draft, train: pa.Table, column: str, config: DataConfig, model: tuple[str, ...] | None) -> None:
+    """Number the labels of every split by those of the training split.
+
+    Args:
+        draft: gets labels and names; loses test rows without a label, which are common in public test splits.
+        train: the training split as it was read, whose schema may name its classes.
+        column: the column of labels.
+        config: `label_names` and `test_split`.
+        model: the label names of a fine-tuned model in its order, or None.
+
+    Raises:
+        DataError: labels that are missing, unknown, or not the model's.
+    """
+    classes = class_names(train, column)
+    raw = {split: read_labels(rows["label"], column, classes) for split, rows in draft.rows.items()}
+    coder = match_model(choose_names(raw["train"], config.label_names, classes), model)
+    draft.names = coder.names
+    for split in raw:
+        draft.labels[split] = coder.encode(raw[split], raw["train"].present, split)
+        _handle_missing(draft, split, column, config)
+
+
+def _handle_missing(draft: Draft, split: str, column: str, config: DataConfig) -> None:
+    missing = draft.labels[split] == MISSING
+    if not missing.any():
+        return
+    if split != "test":
+        row = draft.rows[split]["row"][int(np.argmax(missing))].as_py()
+        raise DataError(
+            f"row {row} of the {split} split has no label in {column!r} (empty or -1; {missing.sum():,} such rows); "
+            "label or remove them; where -1 is a class, name all classes with data.label_names"
+        )
+    draft.num_unlabelled += int(missing.sum())
+    draft.keep(split, np.flatnonzero(~missing))
+    if not missing.all():
+        return
+    if config.test_split is not None:
+        raise DataError(
+            f"no row of the split {config.test_split!r} has a label, so nothing is scored; name another one"
+        )
+    draft.discard(split)
+
+
+def make_splits(draft: Draft, columns: Columns, config: DataConfig, seed: int) -> None:
+    """Make validation and test of the training split where they were not found.
+
+    Rows with the text of an earlier row are left out first: no text shall be in two of these splits.
+
+    Args:
+        draft: gets the splits.
+        columns: whose group, if any, keeps rows together; the lines of one text are split in whole pieces.
+        config: `validation_share` and `test_share`.
+        seed: the only source of chance.
+
+    Raises:
+        DataError: shares, rows, groups and labels do not allow it.
+    """
+    validation = 0.0 if "validation" in draft.rows else config.validation_share
+    shares = Shares(validation, 0.0 if "test" in draft.rows else config.test_share)
+    if shares == Shares(0.0, 0.0):
+        return
+    if columns.kind != "lines":
+        _drop_duplicates(draft)
+    labels = draft.labels["train"]
+    try:
+        _assign(draft, shares, columns, seed)
+        _check_labels(draft, labels, shares)
+    except DataError as error:
+        if not draft.num_duplicates:
+            raise
+        raise DataError(f"{error} ({draft.num_duplicates:,} rows repeat an earlier text and were left out)") from None
+
+
+def draw(draft: Draft, config: DataConfig, seed: int) -> None:
+    """Draw as many rows as the configuration wants at most, every label by its share.
+
+    Args:
+        draft: keeps what is drawn.
+        config: `max_train_samples` and `max_eval_samples`.
+        seed: the only source of chance.
+    """
+    for split, rows in draft.rows.items():
+        limit = sample_limit(config, split)
+        if limit is not None and limit < rows.num_rows:
+            draft.keep(split, draw_stratified(draft.labels[split], limit, draw_rng(seed)))
+            draft.origins[split] += f", {limit:,} of {rows.num_rows:,} drawn"
+
+
+def sample_limit(config: DataConfig, split: str) -> int | None:
+    """Return how many sequences a split may have, or None."""
+    return config.max_train_samples if split == "train" else config.max_eval_samples
+
+
+def draw_rng(seed: int) -> np.random.Generator:
+    """Return the chance that draws samples."""
+    return np.random.default_rng([seed, _DRAW_STREAM])
+
+
+def _assign(draft: Draft, shares: Shares, columns: Columns, seed: int) -> None:
+    rows, labels = draft.rows["train"], draft.labels["train"]
+    if columns.kind == "lines":
+        parts, how = assign_contiguous(rows.num_rows, shares), "one piece of the text"
+    elif columns.group is not None:
+        parts = assign_grouped(group_numbers(rows, columns.group), shares, seed)
+        how = f"made by {columns.group!r}, none of which is in two splits"
+    else:
+        parts = assign_stratified(labels, shares, seed)
+        how = "drawn by the seed" if draft.names is None else "drawn by the seed, labels by their shares"
+    for split, part in (("validation", VALIDATION), ("test", TEST), ("train", TRAIN)):
+        if part == TRAIN or (parts == part).any():
+            draft.rows[split], draft.labels[split], draft.origins[split] = rows, labels, how
+            draft.keep(split, np.flatnonzero(parts == part))
+
+
+def _drop_duplicates(draft: Draft) -> None:
+    rows = draft.rows["train"]
+    _, first = np.unique(keys(rows), return_index=True)
+    draft.num_duplicates = rows.num_rows - len(first)
+    if draft.num_duplicates:
+        draft.keep("train", np.sort(first))
+
+
+def _check_labels(draft: Draft, labels: NDArray[np.int64], shares: Shares) -> None:
+    """Refuse made splits that cannot be scored or that training cannot serve."""
+    if draft.names is None:
+        return
+    num_labels = len(np.unique(labels))
+    for split, share in (("validation", shares.validation), ("test", shares.test)):
+        size = draft.rows[split].num_rows if share > 0 else num_labels
+        if size < num_labels:
+            raise DataError(
+                f"data.{split}_share={share} of {len(labels)} rows is {size} for {num_labels} labels, too few to score "
+                "them; raise it, give more rows, or set it to 0"
+            )
+    lost = np.setdiff1d(labels, draft.labels["train"])
+    if len(lost):
+        raise DataError(
+            f"label {draft.names[lost[0]]!r} occurs only in groups that validate or test, so nothing can learn it; "
+            "choose another seed, smaller shares, or a finer data.group_column"
+        )

@@ -1,0 +1,82 @@
+"""The data's own report: what was found, dropped and cut, in numbers and in lines."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
+"""The quantiles of sequence lengths that a report names."""
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What is known of the data before it trains; mappings go from a split's name to its figure.
+
+    Attributes:
+        source: the dataset as it was named.
+        columns: role (text, pair, label, prompt, completion, messages, group) to column.
+        origins: how each split came about.
+        rows: sequences per split.
+        label_names: the names of the labels, or None.
+        label_counts: rows per label, in the order of `label_names`; empty for causal-lm.
+        dropped_duplicates: rows left out because an earlier one has the same text (only where splits are made).
+        dropped_empty: rows left out because they have no text.
+        dropped_unlabelled: test rows left out because they have no label.
+        dropped_without_targets: causal-lm sequences left out because no target lies within max_length.
+        truncated_share: the share of sequences that were cut at max_length.
+        length_quantiles: tokens of a sequence at the quantiles `QUANTILES`.
+        leak_share: the share of test rows whose text is in the training split too; None without a test split.
+    """
+
+    source: str
+    columns: Mapping[str, str]
+    origins: Mapping[str, str]
+    rows: Mapping[str, int]
+    label_names: tuple[str, ...] | None
+    label_counts: Mapping[str, tuple[int, ...]]
+    dropped_duplicates: int
+    dropped_empty: int
+    dropped_unlabelled: int
+    dropped_without_targets: int
+    truncated_share: Mapping[str, float]
+    length_quantiles: Mapping[str, tuple[int, ...]]
+    leak_share: float | None
+
+    def lines(self) -> list[str]:
+        """Return the report as short lines for a terminal."""
+        columns = ", ".join(f"{role} {name!r}" for role, name in self.columns.items())
+        return [
+            f"data {self.source}: {columns}" if columns else f"data {self.source}",
+            *(self._split_line(split) for split in self.rows),
+            *self._dropped_lines(),
+            *self._leak_lines(),
+        ]
+
+    def _split_line(self, split: str) -> str:
+        shortest, median, _, high, longest = self.length_quantiles[split]
+        parts = [f"{split}: {self.rows[split]:,} sequences ({self.origins[split]})", *self._label_parts(split)]
+        parts.append(f"{shortest} to {longest} tokens, median {median}, 99 % within {high}")
+        if self.truncated_share[split] > 0:
+            parts.append(f"{self.truncated_share[split]:.1%} cut at max_length")
+        return "; ".join(parts)
+
+    def _label_parts(self, split: str) -> list[str]:
+        if self.label_names is None:
+            return []
+        counts = list(zip(self.label_names, self.label_counts[split], strict=True))
+        shown = ", ".join(f"{name} {count:,}" for name, count in counts[:8])
+        return [shown + (f", and {len(counts) - 8} more labels" if len(counts) > 8 else "")]
+
+    def _dropped_lines(self) -> list[str]:
+        reasons = {
+            "with the text of an earlier row": self.dropped_duplicates,
+            "without text": self.dropped_empty,
+            "of the test split without a label": self.dropped_unlabelled,
+            "without a target within max_length": self.dropped_without_targets,
+        }
+        parts = [f"{count:,} {reason}" for reason, count in reasons.items() if count]
+        return [f"left out: {', '.join(parts)}"] if parts else []
+
+    def _leak_lines(self) -> list[str]:
+        if not self.leak_share:
+            return []
+        return [f"warning: {self.leak_share:.1%} of the test texts are in the training split too; scores will flatter"]

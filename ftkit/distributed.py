@@ -1,0 +1,139 @@
+"""The place of this process in a job; the only reader of RANK, WORLD_SIZE and LOCAL_RANK."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ftkit.config import Precision
+from ftkit.errors import DeviceError
+
+if TYPE_CHECKING:
+    import torch
+
+Launcher = Literal["none", "deepspeed", "torchrun"]
+
+
+@dataclass(frozen=True)
+class ProcessContext:
+    """One process of a job."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    launcher: Launcher = "none"
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "ProcessContext":
+        """Read what the launcher has set.
+
+        The deepspeed launcher sets CROSS_SIZE beside the usual three (deepspeed/launcher/launch.py); torchrun, and
+        any other that sets the three, is taken for torchrun.
+
+        Args:
+            environment: variables to values.
+
+        Returns:
+            The place; alone where nothing is set.
+
+        Raises:
+            DeviceError: the variables contradict one another or are no numbers.
+        """
+        if "RANK" not in environment:
+            return cls()
+        try:
+            rank, world_size = int(environment["RANK"]), int(environment.get("WORLD_SIZE", "1"))
+            local_rank = int(environment.get("LOCAL_RANK", "0"))
+        except ValueError as error:
+            raise DeviceError(f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers ({error}); unset them") from None
+        if not 0 <= rank < world_size:
+            raise DeviceError(f"RANK={rank} is not below WORLD_SIZE={world_size}; start ftkit through a launcher")
+        return cls(rank, world_size, local_rank, "deepspeed" if "CROSS_SIZE" in environment else "torchrun")
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.rank == 0
+
+    @property
+    def device(self) -> "torch.device":
+        """The accelerator of this process, else the CPU."""
+        import torch
+
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        if accelerator is None:
+            return torch.device("cpu")
+        if self.local_rank >= torch.accelerator.device_count():
+            raise DeviceError(
+                f"local rank {self.local_rank} has no device: this machine has {torch.accelerator.device_count()}; "
+                "start at most one process per device"
+            )
+        return torch.device(accelerator.type, self.local_rank)
+
+
+def join(process: ProcessContext) -> None:
+    """Start the process group of the job, once; a process alone forms a group of one.
+
+    Args:
+        process: the place of this process.
+    """
+    import torch
+    from torch import distributed
+
+    if distributed.is_initialized():
+        return
+    device = process.device
+    if device.type != "cpu":
+        torch.accelerator.set_device_index(device.index)
+    backend = "nccl" if device.type == "cuda" else distributed.get_default_backend_for_device(device)
+    if process.world_size > 1:
+        distributed.init_process_group(backend)
+    else:
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it even where nothing was launched
+        store = distributed.HashStore()  # type: ignore[attr-defined]  # documented, but not in its __all__
+        distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+
+
+def leave() -> None:
+    """End the process group, if there is one."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def resolve_precision(precision: Precision, device: "torch.device") -> "torch.dtype":
+    """Return what `precision` means on a device.
+
+    `auto` is bf16 on a GPU that has it and on a CPU that is quick at it (AVX512-BF16 or AMX), fp16 on any other GPU
+    (T4, V100), fp32 on any other CPU.
+
+    Args:
+        precision: the configured word.
+        device: where the weights will be.
+
+    Returns:
+        The dtype of weights and activations.
+
+    Raises:
+        DeviceError: fp16 on a CPU, or bf16 on a GPU without it.
+    """
+    import torch
+
+    names = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+    if device.type == "cpu":
+        if precision == "fp16":
+            raise DeviceError("fp16 on a CPU is slower than fp32 by orders of magnitude; choose bf16, fp32 or auto")
+        capabilities = torch.backends.cpu.get_cpu_capability()
+        quick = capabilities.startswith("AVX512") and _cpu_has_bf16()
+        return names["bf16" if quick else "fp32"] if precision == "auto" else names[precision]
+    has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "bf16" and not has_bf16:
+        raise DeviceError(f"{torch.cuda.get_device_name(device)} has no bf16; choose fp16 or auto")
+    return names["bf16" if has_bf16 else "fp16"] if precision == "auto" else names[precision]
+
+
+def _cpu_has_bf16() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.is_file() and any(flag in cpuinfo.read_text() for flag in ("avx512_bf16", "amx_bf16"))

@@ -1,0 +1,231 @@
+"""ZeRO stages 1 to 3 with offload; the only importer of deepspeed."""
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from torch import distributed, nn
+
+from ftkit.batching import MicroBatch
+from ftkit.config import OptimizerConfig, RunConfig
+from ftkit.distributed import ProcessContext
+from ftkit.ds_config import Sizes, deepspeed_dict
+from ftkit.engine import Tensors
+from ftkit.errors import ConfigError, DependencyError, DeviceError
+from ftkit.model import trainable_parameters
+from ftkit.optim import build_optimizer, parameter_groups
+
+_PRECISIONS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class DeepSpeedEngine:
+    """A model under `deepspeed.initialize`."""
+
+    name = "deepspeed"
+
+    def __init__(self, config: RunConfig, model: nn.Module, process: ProcessContext, dtype: torch.dtype) -> None:
+        """Partition what the stage partitions; see `build_engine`."""
+        if config.optimizer.name != "adamw":
+            raise ConfigError(
+                f"optimizer.name={config.optimizer.name} works with the plain engine only; under ZeRO, which shares "
+                "the moments out over the ranks, choose adamw"
+            )
+        deepspeed = _import()
+        self.process, self.device, self.dtype, self.model = process, process.device, dtype, model
+        sizes = measure_sizes(model)
+        self.settings = deepspeed_dict(config, _PRECISIONS[dtype], process.world_size, self.device.type, sizes)
+        self._is_partitioned = self.settings["zero_optimization"]["stage"] == 3
+        with _explained():
+            if self._is_partitioned:
+                # One weight after another goes to its owners, so that no device ever holds the model whole.
+                deepspeed.zero.Init(module=model, config_dict_or_path=self.settings, dtype=dtype)
+            self._parameters = trainable_parameters(model)
+            optimizer = self._optimizer(config.optimizer)
+            self._engine, *_ = deepspeed.initialize(
+                model=model, optimizer=optimizer, config=self.settings, dist_init_required=False
+            )
+
+    def forward(self, micro_batch: MicroBatch, *, is_last: bool = True) -> torch.Tensor:
+        """Return logits."""
+        self._engine.set_gradient_accumulation_boundary(is_last)
+        logits: torch.Tensor = self._engine(**micro_batch.inputs()).logits
+        return logits
+
+    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
+        """Add the gradients of a loss to the sums, which DeepSpeed averages over the ranks."""
+        self._engine.set_gradient_accumulation_boundary(is_last)
+        self._engine.backward(loss * self.process.world_size, scale_wrt_gas=False)
+
+    def apply_gradients(self, learning_rate: float) -> torch.Tensor:
+        """Clip, update, clear."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._engine.step()
+        return torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32)
+
+    def sum_over_ranks(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the sum over all ranks."""
+        distributed.all_reduce(value)
+        return value
+
+    def trainable_state(self) -> Tensors:
+        """Return the fp32 masters, gathered one by one."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return {name: _whole(safe_get_full_fp32_param(one), one) for name, one in self._parameters.items()}
+
+    def load_trainable_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Set the masters, and the weights from them."""
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                self._set(parameter, state[name])
+                if self._is_partitioned:
+                    parameter.ds_tensor.copy_(self._own_part(parameter, state[name]))  # type: ignore[attr-defined]  # ZeRO-3's
+                if parameter.numel() == state[name].numel():
+                    parameter.copy_(state[name].view_as(parameter))
+
+    def optimizer_state(self) -> Tensors:
+        """Return the moments, gathered one by one."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        step = self._step_count()
+        if step is None:
+            return {}
+        tensors = {}
+        for name, parameter in self._parameters.items():
+            for moment in _MOMENTS:
+                tensors[f"{name}/{moment}"] = _whole(safe_get_full_optimizer_state(parameter, moment), parameter)
+            tensors[f"{name}/step"] = step.clone()
+        if self.dtype == torch.float16:
+            tensors["loss_scale/"] = torch.tensor(float(self._engine.optimizer.loss_scale))
+        return tensors
+
+    def load_optimizer_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Set the moments; they are made first where no step has been taken."""
+        step = next((value for key, value in state.items() if key.endswith("/step")), None)
+        if step is None:
+            return
+        zero = self._engine.optimizer
+        for partition in self._partitions():
+            zero.optimizer.state[partition] = {
+                "step": int(step) if "CPUAdam" in type(zero.optimizer).__name__ else step.float().to(partition.device),
+                **{moment: torch.zeros_like(partition) for moment in _MOMENTS},
+            }
+        if not self._is_partitioned:
+            zero._lazy_init_hp_params_optimizer_state()
+        for name, parameter in self._parameters.items():
+            for moment in _MOMENTS:
+                self._set(parameter, state[f"{name}/{moment}"], moment)
+        if "loss_scale/" in state and self.dtype == torch.float16:
+            zero.loss_scaler.cur_scale = float(state["loss_scale/"])
+
+    def full_state(self) -> Tensors:
+        """Return all weights, gathered one by one."""
+        from deepspeed import zero
+
+        state: Tensors = {}
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
+            with zero.GatheredParameters([tensor]) if hasattr(tensor, "ds_id") else contextlib.nullcontext():
+                state[name] = tensor.detach().to("cpu", copy=True)
+        return state
+
+    def _optimizer(self, config: OptimizerConfig) -> torch.optim.Optimizer:
+        if "offload_optimizer" not in self.settings["zero_optimization"]:
+            return build_optimizer(self._parameters, config)
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        groups = parameter_groups(self._parameters, config.weight_decay)
+        adam = DeepSpeedCPUAdam(groups, lr=0.0, betas=config.betas, eps=config.epsilon, adamw_mode=True)
+        return cast(torch.optim.Optimizer, adam)
+
+    def _partitions(self) -> list[torch.Tensor]:
+        """Return this rank's flat fp32 masters, whatever the stage calls them."""
+        optimizer = self._engine.optimizer
+        names = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_partitioned_groups_flat")
+        found = next(getattr(optimizer, name) for name in names if getattr(optimizer, name, None))
+        return cast(list[torch.Tensor], found)
+
+    def _step_count(self) -> torch.Tensor | None:
+        states = [self._engine.optimizer.optimizer.state.get(partition) for partition in self._partitions()]
+        return next((torch.as_tensor(float(one["step"])) for one in states if one and "step" in one), None)
+
+    def _set(self, parameter: nn.Parameter, value: torch.Tensor, moment: str | None = None) -> None:
+        """Set a master, or one of its moments, from a whole tensor."""
+        from deepspeed import utils
+
+        value = value.to(self.device, torch.float32)
+        if not self._is_partitioned:
+            if moment is None:
+                utils.safe_set_full_fp32_param(parameter, value)
+            else:
+                utils.safe_set_full_optimizer_state(parameter, value, moment)
+            return
+        # The whole-tensor setters of ZeRO-3 fail where the last partition is padded; the local ones do not.
+        part = self._own_part(parameter, value)
+        if moment is None:
+            utils.safe_set_local_fp32_param(parameter, part)
+        else:
+            utils.safe_set_local_optimizer_state(parameter, part, moment)
+
+    def _own_part(self, parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
+        size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]  # ZeRO-3's
+        padded = nn.functional.pad(value.flatten(), (0, size * self.process.world_size - value.numel()))
+        return padded[size * self.process.rank : size * (self.process.rank + 1)]
+
+
+def measure_sizes(model: nn.Module) -> Sizes:
+    """Return what DeepSpeed's buckets are sized to.
+
+    Args:
+        model: before it is partitioned.
+
+    Returns:
+        Element counts.
+    """
+    trainable = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    blocks = [module for stack in model.modules() if isinstance(stack, nn.ModuleList) for module in stack]
+    layers = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks]
+    alone = [parameter.numel() for parameter in model.parameters()]
+    return Sizes(sum(trainable), max(trainable), max([*layers, *alone]))
+
+
+def _whole(value: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
+    shape = getattr(parameter, "ds_shape", parameter.shape)
+    return value.detach().view(shape).to("cpu", copy=True)
+
+
+def _import() -> Any:
+    """Import DeepSpeed with its chatter turned down; FTKIT_VERBOSE=1 leaves it as it is."""
+    if not os.environ.get("FTKIT_VERBOSE"):
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module=r"deepspeed|torch\.distributed")
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise DependencyError(f"ZeRO needs DeepSpeed ({error}): pip install deepspeed") from None
+    if not os.environ.get("FTKIT_VERBOSE"):
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    return deepspeed
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what DeepSpeed says of a machine that cannot do it into one sentence."""
+    try:
+        yield
+    except ValueError as error:
+        if "not supported on your device" in str(error):
+            raise DeviceError(f"DeepSpeed: {error}; choose another model.precision") from error
+        raise
+    except RuntimeError as error:
+        if "Unable to JIT load" in str(error) or "Error building extension" in str(error):
+            raise DependencyError(
+                "offload needs a compiler for DeepSpeed's extensions (g++ and ninja; libaio-dev for nvme): install "
+                f"them, or leave offload out ({str(error).splitlines()[0]})"
+            ) from error
+        raise

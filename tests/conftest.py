@@ -1,0 +1,16 @@
+"""Environment of every test: no network, no launcher, no surprises. Set before anything imports transformers."""
+
+import os
+
+from hypothesis import settings
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads and the forks of a data loader do not mix
+for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    os.environ.pop(name, None)  # a test is one process unless it starts others
+
+# A busy machine is no failure, so no deadline.
+settings.register_profile("ftkit", deadline=None)
+settings.load_profile("ftkit")
