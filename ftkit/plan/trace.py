@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
-from ftkit import step
+from ftkit import bnb, step
+from ftkit.batching import MicroBatch
 from ftkit.config import RunConfig
 from ftkit.distributed import ProcessContext
 from ftkit.engine.plain import PlainEngine
@@ -71,7 +72,7 @@ class WatchedEngine:
         """Return what the engine has."""
         return getattr(self._engine, name)
 
-    def forward(self, micro_batch: step.MicroBatch, *, is_last: bool = True) -> torch.Tensor:
+    def forward(self, micro_batch: MicroBatch, *, is_last: bool = True) -> torch.Tensor:
         """Run the engine's forward; the loss that follows counts as forward."""
         self._recorder.phase, self._recorder.layer = FORWARD, None
         logits: torch.Tensor = self._engine.forward(micro_batch, is_last=is_last)
@@ -103,7 +104,7 @@ def layer_names(model: nn.Module) -> dict[str, int]:
 
 
 def record_steps(
-    engine: Any, micro_batches: Sequence[step.MicroBatch], recorder: Recorder, num_steps: int = 2
+    engine: Any, micro_batches: Sequence[MicroBatch], recorder: Recorder, num_steps: int = 2
 ) -> Tape:
     """Run `train_step` under a recorder that is already active.
 
@@ -150,16 +151,23 @@ def trace(
     Raises:
         UntraceableModelError: the model's code reads values back in its forward; the line is named.
     """
+    if dtype == torch.float16 and config.optimizer.name != "adamw":
+        dtype = torch.bfloat16  # as many bytes; torch's loss scaler reads a flag back, unless the optimizer is fused
     on_cuda = device_type == "cuda"
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     model = materialize(build_empty_model(config, architecture, dtype), mode)
     recorder = Recorder(cuda.storage_size, cuda.scratch_size) if on_cuda else Recorder()
-    with _quiet_collector(), mode, cuda.cuda_semantics(gpu) if on_cuda else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        for context in (_quiet_collector(), mode, cuda.cuda_semantics(gpu) if on_cuda else contextlib.nullcontext()):
+            stack.enter_context(context)
+        if config.optimizer.name != "adamw":
+            stack.enter_context(bnb.without_values())
         layers = layer_names(model)
         with recorder.inside(model, layers):
             see_model(recorder, model, layers)
             if on_cuda:
                 recorder.see([("cuBLAS workspace", torch.empty(cuda.cublas_workspace(gpu), dtype=torch.uint8))], "buffer")
+            vars(model)["to"] = lambda _: model  # fake tensors are where they belong, and cannot be moved
             engine = PlainEngine(config, model, LocalProcess(), dtype)
             set_training(model, True)
             recorder.mark(LOAD)
@@ -178,7 +186,7 @@ def see_model(recorder: Recorder, model: nn.Module, layers: dict[str, int]) -> N
     recorder.see(model.named_buffers(), "buffer", layers)
 
 
-def make_batches(task: str, shape: Shape) -> list[step.MicroBatch]:
+def make_batches(task: str, shape: Shape) -> list[MicroBatch]:
     """Return micro-batches of a shape, all of token 1; with a mask where sequences are padded.
 
     Args:
@@ -196,11 +204,11 @@ def make_batches(task: str, shape: Shape) -> list[step.MicroBatch]:
         if shape.is_padded:
             mask_BT = torch.ones_like(ids_BT)
             mask_BT[:, -1] = 0
-        made.append(step.MicroBatch(ids_BT, labels, mask_BT))
+        made.append(MicroBatch(ids_BT, labels, mask_BT))
     return made
 
 
-def batch_tensors(micro_batches: Sequence[step.MicroBatch]) -> list[tuple[str, torch.Tensor]]:
+def batch_tensors(micro_batches: Sequence[MicroBatch]) -> list[tuple[str, torch.Tensor]]:
     """Return the tensors of micro-batches, with names."""
     return [
         (f"micro-batch {number} {name}", tensor)
