@@ -1,7 +1,10 @@
 """Sphinx settings; scripts/docs builds with them and takes a warning for an error."""
 
+import re
 import sys
 from pathlib import Path
+
+from sphinx.application import Sphinx
 
 from ftkit import __version__
 
@@ -32,3 +35,13 @@ napoleon_numpy_docstring = False
 
 html_theme = "furo"
 html_title = f"ftkit {release}"
+
+
+def literal(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Turn the `code` of our docstrings into the ``code`` of reStructuredText, in place."""
+    lines[:] = [re.sub(r"(?<![`:])`([^`]+)`(?!`)", r"``\1``", line) for line in lines]
+
+
+def setup(app: Sphinx) -> None:
+    """Read docstrings before napoleon does, which would cut `a: b` at its colon."""
+    app.connect("autodoc-process-docstring", literal, priority=400)

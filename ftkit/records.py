@@ -114,15 +114,11 @@ class StepLine(Record):
     tokens_per_second: float
 
 
-class EvaluationLine(Record):
-    """Scores on a split."""
+class Scores(Record):
+    """What an evaluation gives."""
 
-    kind: Literal["evaluation"] = "evaluation"
-    step: int
-    epoch: float
-    split: str
-    """`validation` or `test`."""
     loss: float
+    """The mean over all targets."""
     accuracy: float | None = None
     f1_macro: float | None = None
     f1_weighted: float | None = None
@@ -131,6 +127,16 @@ class EvaluationLine(Record):
     """Row: the true label; column: the predicted one."""
     num_samples: int
     seconds: float
+
+
+class EvaluationLine(Scores):
+    """Scores on a split, and when."""
+
+    kind: Literal["evaluation"] = "evaluation"
+    step: int
+    epoch: float
+    split: str
+    """`validation` or `test`."""
 
 
 class ResultLine(Record):

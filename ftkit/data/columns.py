@@ -103,24 +103,24 @@ def _check_named(config: DataConfig, field: str, names: Sequence[str]) -> None:
 
 def _labelled(config: DataConfig, names: Sequence[str], group: str | None) -> Columns:
     label = config.label_column or _one(config, "label", "label_column", _found(names, LABELS), names)
-    rest = [name for name in names if name not in (label, group)]
     first, second = config.text_column, config.text_pair_column
     if first is None:
         if second is not None:
             raise DataError(
                 f"data.text_pair_column={second!r} is named without its first text; name data.text_column too"
             )
-        first, second = _find_text(config, rest)
+        first, second = _find_text(config, names, (label, group))
     if len({first, second, label}) < 3:
         raise DataError(f"column {first!r} cannot be text and label (or pair) at once; name another; {_listed(names)}")
     return Columns("labelled", first, second, label, group)
 
 
-def _find_text(config: DataConfig, names: Sequence[str]) -> tuple[str, str | None]:
+def _find_text(config: DataConfig, names: Sequence[str], others: tuple[str | None, ...]) -> tuple[str, str | None]:
     """Find one text or one known pair; a text that is half of a found pair is no candidate of its own."""
-    pairs = _found_pairs(names, PAIRS)
+    free = [name for name in names if name not in others]
+    pairs = _found_pairs(free, PAIRS)
     taken = {name for pair in pairs for name in pair}
-    texts: list[tuple[str, str | None]] = [(name, None) for name in _found(names, TEXTS) if name not in taken]
+    texts: list[tuple[str, str | None]] = [(name, None) for name in _found(free, TEXTS) if name not in taken]
     found = [*pairs, *texts]
     if len(found) == 1:
         return found[0]

@@ -3,8 +3,6 @@
 Truncation is on the right, nothing is padded, and every sequence has a token at least.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -64,7 +62,7 @@ class _Ragged:
 
 def encode_texts(
     first: Iterable[str],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     max_length: int,
     second: Iterable[str] | None = None,
     labels: NDArray[np.int64] | None = None,
@@ -105,7 +103,7 @@ def encode_texts(
 
 
 def encode_documents(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, max_length: int, is_lines: bool
+    texts: Iterable[str], tokenizer: "PreTrainedTokenizerBase", max_length: int, is_lines: bool
 ) -> Encoded:
     """Join texts and cut them into blocks for causal language modelling; every token but a block's first is a target.
 
@@ -148,7 +146,7 @@ def take_blocks(encoded: Encoded, chosen: NDArray[np.int64]) -> Encoded:
 
 def encode_pieces(
     rows: Iterable[Sequence[Piece]],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     max_length: int,
     begin: Sequence[int] = (),
     end: Sequence[int] = (),
@@ -194,20 +192,20 @@ def encode_pieces(
     return Encoded(TokenSplit(*ragged.arrays(), np.concatenate(ragged.extra)), truncated, dropped)
 
 
-def begin_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def begin_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Return the token that begins a text, as a list, where the tokenizer puts one there by itself."""
     whole = tokenizer("", return_attention_mask=False)["input_ids"]
     begins = bool(whole) and tokenizer.bos_token_id is not None and whole[0] == tokenizer.bos_token_id
     return list(whole[:1]) if begins else []
 
 
-def end_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Return the token that ends a text, as a list: the end of sequence, else the separator, else none."""
     known = (tokenizer.eos_token_id, tokenizer.sep_token_id)
     return [token for token in known if isinstance(token, int)][:1]
 
 
-def chat_pieces(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, row: int) -> list[Piece]:
+def chat_pieces(messages: Sequence[Message], tokenizer: "PreTrainedTokenizerBase", row: int) -> list[Piece]:
     """Return the pieces of a conversation: the assistant's turns carry loss, except one that nobody asked for.
 
     What follows the last of these turns is left out, since nothing learns from it.
@@ -221,8 +219,13 @@ def chat_pieces(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase,
         Pieces that alternate between context and target.
 
     Raises:
-        DataError: the template refuses the messages, or rewrites earlier turns when later ones come.
+        DataError: there is no template, or it refuses the messages, or it rewrites earlier turns when later ones come.
     """
+    if not tokenizer.chat_template:
+        raise DataError(
+            "the model's tokenizer has no chat template, so it is not known how it writes a conversation; choose a "
+            "model that was trained to chat, or give prompt and completion columns"
+        )
     pieces: list[Piece] = []
     done = ""
     for place, message in enumerate(messages):
@@ -240,7 +243,7 @@ def chat_pieces(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase,
     return pieces
 
 
-def _render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, row: int, is_prompt: bool) -> str:
+def _render(messages: Sequence[Message], tokenizer: "PreTrainedTokenizerBase", row: int, is_prompt: bool) -> str:
     from jinja2 import TemplateError
 
     try:
@@ -251,7 +254,7 @@ def _render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, row
         ) from None
 
 
-def _filler(tokenizer: PreTrainedTokenizerBase) -> int:
+def _filler(tokenizer: "PreTrainedTokenizerBase") -> int:
     """Return the token that stands for an empty text."""
     known = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.sep_token_id, tokenizer.unk_token_id)
     return next((int(token) for token in known if isinstance(token, int)), 0)
@@ -288,7 +291,7 @@ def _flat(sequences: Iterable[Sequence[int]], dtype: type[Any]) -> NDArray[Any]:
 
 
 @contextmanager
-def _cut_on_the_right(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+def _cut_on_the_right(tokenizer: "PreTrainedTokenizerBase") -> Iterator[None]:
     side = tokenizer.truncation_side
     tokenizer.truncation_side = "right"
     try:

@@ -151,6 +151,10 @@ def _chunk_table(path: Path, rows: list[dict[str, Any]]) -> pa.Table:
     for name in dict.fromkeys(name for row in rows for name in row):
         try:
             columns[name] = pa.array([row.get(name) for row in rows])
+        except (OverflowError, UnicodeEncodeError) as error:
+            raise DataError(
+                f"{path}: column {name!r} holds a value that cannot be kept ({error}); correct it"
+            ) from None
         except (pa.ArrowInvalid, pa.ArrowTypeError):
             kinds = sorted({_kind(row[name]) for row in rows if row.get(name) is not None})
             raise DataError(

@@ -1,7 +1,5 @@
 """From a configuration to token arrays: load, choose, check, split, draw, tokenise, report."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
 def prepare_data(
     config: DataConfig,
     task: Task,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     seed: int,
     model_label_names: tuple[str, ...] | None = None,
 ) -> PreparedData:
@@ -68,7 +66,7 @@ def prepare_data(
 
 
 def _encode_all(
-    draft: Draft, columns: Columns, tokenizer: PreTrainedTokenizerBase, config: DataConfig, seed: int
+    draft: Draft, columns: Columns, tokenizer: "PreTrainedTokenizerBase", config: DataConfig, seed: int
 ) -> dict[str, encode.Encoded]:
     encoded: dict[str, encode.Encoded] = {}
     for split in [split for split in ("train", "validation", "test") if split in draft.rows]:
@@ -85,7 +83,7 @@ def _encode_all(
 
 
 def _encode(
-    draft: Draft, split: str, columns: Columns, tokenizer: PreTrainedTokenizerBase, max_length: int
+    draft: Draft, split: str, columns: Columns, tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> encode.Encoded:
     rows = draft.rows[split]
     first = (text for (text,) in iterate(rows, "first"))
@@ -101,12 +99,7 @@ def _encode(
     return encode.encode_pieces(pairs, tokenizer, max_length, begin, end)
 
 
-def _conversations(rows: pa.Table, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[encode.Piece]]:
-    if not tokenizer.chat_template:
-        raise DataError(
-            "the model's tokenizer has no chat template, so it is not known how it writes a conversation; choose a "
-            "model that was trained to chat, or give prompt and completion columns"
-        )
+def _conversations(rows: pa.Table, tokenizer: "PreTrainedTokenizerBase") -> Iterator[list[encode.Piece]]:
     for messages, row in iterate(rows, "first", "row"):
         yield encode.chat_pieces(_checked(messages, row), tokenizer, row)
 

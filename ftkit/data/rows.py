@@ -85,12 +85,15 @@ def group_numbers(rows: pa.Table, name: str) -> NDArray[np.int64]:
     Raises:
         DataError: a row has no group.
     """
-    coded = rows["group"].combine_chunks().dictionary_encode()
-    if coded.null_count:
-        row = rows["row"].filter(pc.is_null(rows["group"]))[0].as_py()
+    if pa.types.is_nested(rows["group"].type):
+        raise DataError(f"group column {name!r} holds {rows['group'].type} values; name a column of words or numbers")
+    groups = rows["group"].cast(pa.large_string())
+    if pc.any(_is_empty(groups)).as_py():
+        row = rows["row"].filter(_is_empty(groups))[0].as_py()
         raise DataError(
             f"row {row} has no value in the group column {name!r}; give it one, so that it is known where it belongs"
         )
+    coded = groups.combine_chunks().dictionary_encode()
     return np.asarray(coded.indices.to_numpy(zero_copy_only=False), dtype=np.int64)
 
 

@@ -170,9 +170,11 @@ def _load_hub(config: DataConfig) -> dict[str, pa.Table]:
 def _hub_sentence(config: DataConfig, error: Exception) -> str:
     name = config.dataset if config.subset is None else f"{config.dataset} ({config.subset})"
     here = [file.name for file in Path().iterdir() if file.is_dir() or file.suffix.lower() in suffixes()]
+    near = nearest(config.dataset, [*here, DEMO])
+    hint = f"; {near}" if near.startswith("did") else ""  # a list of all that lies here would help nobody
     return (
         f"{name} is no file or folder here, and the hub did not give it: {_first_line(error)}; "
-        f"check the name and the network, give a file, or use {DEMO!r} ({nearest(config.dataset, [*here, DEMO])})"
+        f"check the name and the network, give a file, or use {DEMO!r}{hint}"
     )
 
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,7 +15,10 @@ from ftkit.errors import DataError
 
 TASK = "causal-lm"
 ALL = {"validation_share": 0.0, "test_share": 0.0}
-TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<eos>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 
 
 @pytest.fixture
@@ -42,12 +46,10 @@ def prepare(tokenizer, dataset, seed=0, **settings):
 def texts(tokenizer, split):
     """Return each sequence with its targets in brackets, neighbours together."""
     shown = []
-    for start, stop in zip(split.offsets, split.offsets[1:], strict=False):
+    for start, stop in pairwise(split.offsets):
         pieces = np.flatnonzero(np.diff(split.labels[start:stop].astype(np.int8))) + start + 1
         borders = [start, *pieces, stop]
-        parts = [
-            (tokenizer.decode(split.tokens[a:b]), split.labels[a]) for a, b in zip(borders, borders[1:], strict=False)
-        ]
+        parts = [(tokenizer.decode(split.tokens[a:b]), split.labels[a]) for a, b in pairwise(borders)]
         shown.append("".join(f"[{text}]" if is_target else text for text, is_target in parts))
     return shown
 

@@ -46,14 +46,29 @@ CLASSIFICATION = {
     "a pickle": ("d.pkl", "x", {}, [".pkl", "are not read"]),
     "a missing text column": ("d.csv", GOOD, {"text_column": "txt"}, ["data.text_column='txt'", "did you mean 'text'"]),
     "a missing label column": ("d.csv", GOOD, {"label_column": "lable"}, ["'lable'", "did you mean 'label'"]),
-    "a missing group column": ("d.csv", GOOD, {"group_column": "author"}, ["data.group_column='author'", "known: text, label"]),
+    "a missing group column": (
+        "d.csv",
+        GOOD,
+        {"group_column": "author"},
+        ["data.group_column='author'", "known: text, label"],
+    ),
     "no text column": ("d.csv", "x,label\na,1\nb,2\n", {}, ["no text column", "data.text_column", "columns: x, label"]),
-    "no label column": ("d.csv", "text,x\na,1\nb,2\n", {}, ["no label column", "data.label_column", "columns: text, x"]),
-    "another separator": ("d.csv", "text;label\na;1\n", {}, ["'text;label'" if False else "text;label", "separator"]),
+    "no label column": (
+        "d.csv",
+        "text,x\na,1\nb,2\n",
+        {},
+        ["no label column", "data.label_column", "columns: text, x"],
+    ),
+    "another separator": ("d.csv", "text;label\na;1\n", {}, ["columns: text;label", "separator"]),
     "two text columns": ("d.csv", "text,review,label\na,b,1\n", {}, ["several", "text, review", "data.text_column"]),
     "two label columns": ("d.csv", "text,class,label\na,b,1\n", {}, ["several", "class, label", "data.label_column"]),
     "two columns of one name": ("d.csv", "text,text\na,1\n", {}, ["two columns of one name", "rename"]),
-    "a pair without its first": ("d.csv", "a,b,label\nx,y,1\n", {"text_pair_column": "b"}, ["first text", "data.text_column"]),
+    "a pair without its first": (
+        "d.csv",
+        "a,b,label\nx,y,1\n",
+        {"text_pair_column": "b"},
+        ["first text", "data.text_column"],
+    ),
     "one column twice": ("d.csv", GOOD, {"text_column": "label"}, ["'label'", "at once"]),
     "a ragged row": ("d.csv", "text,label\na,1\nb,2,3\n", {}, ["row 3", "3 field(s) for 2 columns", "double quotes"]),
     "an open quote": ("d.csv", 'text,label\n"a,1\nb,2\n', {}, ["row 2", "close every quote"]),
@@ -85,14 +100,43 @@ CLASSIFICATION = {
         {"test_share": 0.5, "validation_share": 0.5},
         ["none of 40 rows", "for training"],
     ),
-    "a split smaller than the labels": ("d.jsonl", labelled([*range(15)] * 4), {}, ["is 6 for 15 labels", "too few to score"]),
+    "a split smaller than the labels": (
+        "d.jsonl",
+        labelled([*range(15)] * 4),
+        {},
+        ["is 6 for 15 labels", "too few to score"],
+    ),
     "one text in every row": ("d.csv", "text,label\n" + "a,0\n" * 50 + "b,1\n" * 50, {}, ["2 rows", "98 rows repeat"]),
-    "one group": ("d.csv", "text,label,g\na,0,x\nb,1,x\n", {"group_column": "g", "test_share": 0.5}, ["1 group"]),
+    "one group": (
+        "d.csv",
+        "text,label,g\na,0,x\nb,1,x\n",
+        {"group_column": "g", "test_share": 0.5, "validation_share": 0.0},
+        ["1 group"],
+    ),
     "a row without a group": (
         "d.jsonl",
         lines(*({"text": f"film {n}", "label": n % 2, "g": "x" * (n % 5) if n else None} for n in range(30))),
         {"group_column": "g"},
         ["row 1", "group column 'g'"],
+    ),
+    "a blank group": (
+        "d.csv",
+        "text,label,g\n" + "".join(f"film {n},{n % 2},{'' if n == 5 else n}\n" for n in range(30)),
+        {"group_column": "g"},
+        ["row 6", "group column 'g'"],
+    ),
+    "a list as a group": (
+        "d.jsonl",
+        lines(*({"text": f"film {n}", "label": n % 2, "g": [n]} for n in range(30))),
+        {"group_column": "g"},
+        ["group column 'g'", "words or numbers"],
+    ),
+    "half a character": ("d.jsonl", '{"text": "\\ud800", "label": 1}\n', {}, ["'text'", "surrogates"]),
+    "a number too large": (
+        "d.jsonl",
+        '{"text": "film", "label": 99999999999999999999}\n',
+        {},
+        ["'label'", "too large"],
     ),
     "a group with all of a label": (
         "d.jsonl",
@@ -104,7 +148,12 @@ CLASSIFICATION = {
     "UTF-16": ("d.csv", GOOD.encode("utf-16"), {}, ["UTF-16", "save it as UTF-8"]),
     "Latin-1": ("d.csv", "text,label\na,1\ncafé,2\n".encode("latin-1"), {}, ["line 3, byte 3", "0xe9", "UTF-8"]),
     "Latin-1 in JSON": ("d.jsonl", '{"text": "é"}\n'.encode("latin-1"), {}, ["line 1, byte 10", "0xe9", "UTF-8"]),
-    "a truncated Parquet file": ("d.parquet", b"PAR1 and no more", {}, ["no whole Parquet file", "copy or write it again"]),
+    "a truncated Parquet file": (
+        "d.parquet",
+        b"PAR1 and no more",
+        {},
+        ["no whole Parquet file", "copy or write it again"],
+    ),
     "a truncated Arrow file": ("d.arrow", b"ARROW1 and no more", {}, ["no whole Arrow file"]),
     "plain text for labels": ("d.txt", "a line\n", {}, ["text without labels", "label column"]),
 }
@@ -137,22 +186,32 @@ CAUSAL = {
         ["from and value", "no role and content"],
     ),
     "messages as text": ("d.csv", "messages\nhello\n", {}, ["'messages'", "not chat messages", "'role'"]),
-    "no assistant": ("d.jsonl", lines(chat(("user", "x"), ("system", "y"))), {}, ["row 1", "no assistant", "user, system"]),
+    "no assistant": (
+        "d.jsonl",
+        lines(chat(("user", "x"), ("system", "y"))),
+        {},
+        ["row 1", "no assistant", "user, system"],
+    ),
     "a message without content": (
         "d.jsonl",
         lines(chat(("user", "x"), ("assistant", None))),
         {},
         ["row 1", "without role or content"],
     ),
-    "no chat template": ("d.jsonl", lines(chat(("user", "x"), ("assistant", "y"))), {}, ["no chat template", "completion"]),
+    "no chat template": (
+        "d.jsonl",
+        lines(chat(("user", "x"), ("assistant", "y"))),
+        {},
+        ["no chat template", "completion"],
+    ),
     "no target within max_length": (
         "d.jsonl",
         lines({"prompt": "film film film", "completion": "x"}),
         {"max_length": 2},
         ["train split", "data.max_length=2", "raise"],
     ),
-    "one token": ("d.txt", "film", {"test_share": 0.0, "validation_share": 0.0}, ["fewer than two tokens"]),
-    "one line to split": ("d.txt", "film film", {}, ["of 1 rows is no row"]),
+    "one token": ("d.txt", "film", {}, ["fewer than two tokens"]),
+    "one line to split": ("d.txt", "film film", {"test_share": 0.1}, ["of 1 rows is no row"]),
 }
 
 
@@ -160,9 +219,7 @@ def message(tmp_path, tokenizer, task, case):
     name, content, settings, _ = case
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    shares = {"test_share": 0.0, "validation_share": 0.0} if task == LM and "max_length" in settings else {}
-    if task == LM and "prompt" in str(content) or "messages" in str(content) or "conversations" in str(content):
-        shares = {"test_share": 0.0, "validation_share": 0.0}
+    shares = {"test_share": 0.0, "validation_share": 0.0} if task == LM else {}
     with pytest.raises(DataError) as caught:
         prepare_data(DataConfig(dataset=str(path), **(shares | settings)), task, tokenizer, seed=0)
     assert caught.value.__suppress_context__ or caught.value.__context__ is None

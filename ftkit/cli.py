@@ -1,0 +1,39 @@
+"""The `ftkit` command; each subcommand is imported when it is called, so that `ftkit --help` is quick."""
+
+import importlib
+
+import click
+
+from ftkit import __version__
+
+_COMMANDS = {
+    "train": ("ftkit.cli_train", "train", "Fine-tune a model and score it."),
+    "config": ("ftkit.cli_config", "config", "Show presets, the resolved configuration or its JSON schema."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' names and first lines without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
+        """Return the names of the commands."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # click's signature
+        """Import a command."""
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute, _ = _COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  # click's signature
+        """Write the list of commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in _COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ftkit")
+def main() -> None:
+    """Fine-tune transformer models where memory is scarce."""

@@ -1,0 +1,165 @@
+"""Flags that fill a RunConfig; each is one key of the configuration and takes its help from there."""
+
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+import click
+
+from ftkit.config import METHODS, RunConfig, Task
+from ftkit.config_io import load_config, preset_names
+from ftkit.errors import FtkitError
+
+_KEYS = {
+    "--model": "model.name",
+    "--dataset": "data.dataset",
+    "--text-column": "data.text_column",
+    "--text-pair-column": "data.text_pair_column",
+    "--label-column": "data.label_column",
+    "--group-column": "data.group_column",
+    "--max-length": "data.max_length",
+    "--global-batch-size": "batch.global_batch_size",
+    "--micro-batch-size": "batch.micro_batch_size",
+    "--micro-batch-tokens": "batch.micro_batch_tokens",
+    "--epochs": "training.epochs",
+    "--max-steps": "training.max_steps",
+    "--learning-rate": "optimizer.learning_rate",
+    "--optimizer": "optimizer.name",
+    "--schedule": "schedule.name",
+    "--warmup-ratio": "schedule.warmup_ratio",
+    "--warmup-steps": "schedule.warmup_steps",
+    "--precision": "model.precision",
+    "--engine": "engine.name",
+    "--zero-stage": "engine.zero_stage",
+    "--offload-optimizer": "engine.offload_optimizer",
+    "--offload-parameters": "engine.offload_parameters",
+    "--ds-config": "engine.ds_config",
+    "--eval-every": "training.eval_every",
+    "--early-stopping-patience": "training.early_stopping_patience",
+    "--seed": "training.seed",
+    "--output": "output.folder",
+}
+_METHOD_KEYS = {
+    "--rank": ("method.rank", int),
+    "--alpha": ("method.alpha", float),
+    "--dropout": ("method.dropout", float),
+}
+
+
+class Share(click.ParamType[float]):
+    """A share of the layers: `none`, `all`, or a number from 0 to 1."""
+
+    name = "none|all|share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        words = {"none": 0.0, "all": 1.0}
+        try:
+            return words[value] if value in words else float(value)
+        except ValueError:
+            self.fail(f"{value!r} is no share of the layers; write none, all, or a number from 0 to 1", param, ctx)
+
+
+def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the flags of a configuration; `read_config` makes a RunConfig of what it receives."""
+    options = [
+        click.option("--method", type=click.Choice(list(METHODS)), help="What trains; LoRA when not named."),
+        click.option("--task", type=click.Choice(get_args(Task)), help=_help("task")),
+        click.option("--preset", type=click.Choice(preset_names()), help="Start from settings that ship with ftkit."),
+        click.option("--config", "file", type=click.Path(path_type=Path), help="Start from a YAML file."),
+        click.option(
+            "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key, such as method.layers=[4,5]."
+        ),
+        *(click.option(flag, _variable(key), type=_type(key), help=_help(key)) for flag, key in _KEYS.items()),
+        *(
+            click.option(flag, _variable(key), type=kind, help=f"LoRA: {_help(key)}")
+            for flag, (key, kind) in _METHOD_KEYS.items()
+        ),
+        click.option("--target", _variable("method.targets"), multiple=True, help=f"LoRA: {_help('method.targets')}"),
+        click.option(
+            "--gradient-checkpointing",
+            _variable("model.gradient_checkpointing"),
+            type=Share(),
+            help=_help("model.gradient_checkpointing"),
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def read_config(flags: dict[str, Any]) -> RunConfig:
+    """Take the configuration's flags out of what a command received, and build it.
+
+    Args:
+        flags: parameter name to value; what belongs to the configuration is removed.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    overrides = {"method": flags.pop("method"), "task": flags.pop("task")}
+    for name in [name for name in flags if "__" in name]:
+        value = flags.pop(name)
+        overrides[name.replace("__", ".")] = None if value == () else value
+    return load_config(flags.pop("file"), flags.pop("preset"), flags.pop("settings"), overrides)
+
+
+@contextmanager
+def user_errors(rank: int = 0) -> Iterator[None]:
+    """Print a user's mistake as one sentence and exit with its code; our own mistakes keep their traceback."""
+    try:
+        yield
+    except FtkitError as error:
+        _fail(error, rank)
+    except KeyboardInterrupt:
+        click.echo("interrupted; a checkpoint, if one was written, goes on with --resume FOLDER", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+
+
+def _fail(error: FtkitError, rank: int) -> NoReturn:
+    """Say what was wrong. Other ranks wait a moment: where the first has said the same, the launcher ends them."""
+    if rank:
+        time.sleep(3)
+    click.echo(f"{'error' if rank == 0 else f'error on rank {rank}'}: {error}", err=True)
+    if click.get_current_context().obj == "debug":
+        traceback.print_exc()
+    sys.stderr.flush()
+    sys.exit(error.exit_code)
+
+
+def _variable(key: str) -> str:
+    return key.replace(".", "__")
+
+
+def _field(key: str) -> Any:
+    model: Any = RunConfig
+    *sections, name = key.split(".")
+    for section in sections:
+        annotation = model.model_fields[section].annotation
+        model = METHODS["lora"] if section == "method" else annotation
+    return model.model_fields[name]
+
+
+def _help(key: str) -> str:
+    text = " ".join((_field(key).description or "").replace("`", "").split())
+    return text if text.endswith(".") else f"{text}."
+
+
+def _type(key: str) -> Any:
+    """Return click's type for a field: a choice, a number or text; pydantic checks the rest."""
+    annotation = _field(key).annotation
+    choices = [value for value in get_args(annotation) if not isinstance(value, type) and value is not None]
+    inner = [value for one in choices for value in get_args(one)] or choices
+    if inner:
+        return click.Choice(inner)
+    kinds = [kind for kind in (int, float) if kind is annotation or kind in get_args(annotation)]
+    return kinds[0] if kinds else str

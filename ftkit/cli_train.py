@@ -1,0 +1,64 @@
+"""`ftkit train`, which `deepspeed launch/train.py` runs too."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from ftkit.cli_options import config_options, read_config, user_errors
+from ftkit.distributed import ProcessContext
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@config_options
+@click.option("--resume", type=click.Path(path_type=Path), metavar="FOLDER", help="Go on with the run in this folder.")
+@click.option("--overwrite", is_flag=True, help="Empty an output folder that another run has filled.")
+@click.option("--json", "as_json", is_flag=True, help="Print nothing but the record of the run, as JSON, at the end.")
+@click.option("--local_rank", "--local-rank", type=int, hidden=True, help="Given by the deepspeed launcher; not used.")
+def train(resume: Path | None, *, overwrite: bool, as_json: bool, local_rank: int | None, **flags: Any) -> None:  # noqa: ARG001  # LOCAL_RANK says the same
+    """Fine-tune a model on texts, score it on the test split, and leave a result folder.
+
+    With no flags: LoRA on the embedded demo, MiniLM on movie reviews. Under a launcher (deepspeed, torchrun) the same
+    command runs on every process.
+    """
+    with user_errors():
+        process = ProcessContext.from_environment()
+    with user_errors(process.rank):
+        if resume is not None:
+            flags["file"] = flags["file"] or resume / "config.yaml"
+            flags["output__folder"] = str(resume)
+        if overwrite:
+            flags["settings"] = (*flags["settings"], "output.overwrite=true")
+        config = read_config(flags)
+        _quieten()
+        from ftkit.loop import train_run
+        from ftkit.progress import ConsoleReporter
+
+        reporter = ConsoleReporter(Console(quiet=as_json))
+        try:
+            record = train_run(config, process, reporter, resume=resume is not None)
+        finally:
+            reporter.close()
+        if as_json and process.is_main:
+            sys.stdout.write(record.model_dump_json() + "\n")
+
+
+def _quieten() -> None:
+    """Turn down the chatter of libraries; FTKIT_VERBOSE=1 leaves it as it is."""
+    import logging
+    import os
+    import warnings
+
+    if os.environ.get("FTKIT_VERBOSE"):
+        return
+    os.environ.setdefault("DS_ACCELERATOR_QUIET", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    for name in ("bitsandbytes", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

@@ -1,0 +1,434 @@
+"""Training: from a configuration to a result folder."""
+
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import distributed
+
+from ftkit import checkpoint, memory, results
+from ftkit.batching import GlobalBatch, check_cut, collate, count_steps, cut, global_batches
+from ftkit.config import RunConfig
+from ftkit.config_io import dump_config
+from ftkit.data import PreparedData, TokenSplit, prepare_data
+from ftkit.distributed import ProcessContext, join, leave, resolve_precision
+from ftkit.engine import Engine, build_engine, wants_deepspeed
+from ftkit.errors import CheckpointError, DoesNotFitError
+from ftkit.evaluate import evaluate
+from ftkit.model import (
+    build_model,
+    count_parameters,
+    load_config,
+    load_tokenizer,
+    own_label_names,
+    resolve_source,
+    set_training,
+    trainable_parameters,
+)
+from ftkit.optim import learning_rate_at
+from ftkit.records import (
+    EvaluationLine,
+    Measurement,
+    Record,
+    RecordWriter,
+    ResultLine,
+    RunLine,
+    RunRecord,
+    Scores,
+    StepLine,
+    read_record,
+)
+from ftkit.step import StepResult, train_step
+
+_WARMUP_WARNING = 1 / 3
+
+
+class Reporter(Protocol):
+    """Who is told what happens, on the first rank."""
+
+    def note(self, text: str) -> None:
+        """Say something."""
+
+    def start(self, run: RunLine) -> None:
+        """Training begins."""
+
+    def step(self, line: StepLine, peak_bytes: int | None) -> None:
+        """A step was logged."""
+
+    def evaluation(self, line: EvaluationLine) -> None:
+        """A split was scored."""
+
+    def finish(self, record: RunRecord, folder: Path) -> None:
+        """The run is over."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is ready to train."""
+
+    config: RunConfig
+    process: ProcessContext
+    folder: Path
+    tokenizer: Any
+    data: PreparedData
+    engine: Engine
+    num_steps: int
+    num_parameters: int
+    num_trainable_parameters: int
+
+    @property
+    def num_labels(self) -> int | None:
+        """Classes, or None for causal-lm."""
+        return None if self.data.label_names is None else len(self.data.label_names)
+
+    def state(self, progress: "Progress") -> checkpoint.TrainingState:
+        """Return what a checkpoint says of this run."""
+        return checkpoint.TrainingState(
+            step=progress.step,
+            num_steps=self.num_steps,
+            fingerprint=self.data.fingerprint,
+            config=checkpoint.resumable_part(self.config.model_dump(mode="json")),
+            best_value=progress.best_value,
+            best_step=progress.best_step,
+            num_without_improvement=progress.num_without_improvement,
+            train_seconds=progress.train_seconds,
+        )
+
+
+@dataclass
+class Progress:
+    """Where a run stands; the only thing here that changes."""
+
+    step: int = 0
+    epoch: float = 0.0
+    best_value: float | None = None
+    best_step: int | None = None
+    num_without_improvement: int = 0
+    train_seconds: float = 0.0
+    step_seconds: list[float] = field(default_factory=list)
+    num_tokens: int = 0
+    num_samples: int = 0
+
+
+def train_run(config: RunConfig, process: ProcessContext, reporter: Reporter, *, resume: bool = False) -> RunRecord:
+    """Train as a configuration says, score, and leave a result folder.
+
+    Args:
+        config: the run.
+        process: the place of this process; every process of the job calls this.
+        reporter: told what happens, on the first rank only.
+        resume: go on from the last checkpoint in `config.output.folder`.
+
+    Returns:
+        Everything that was measured.
+
+    Raises:
+        FtkitError: naming what was given, what was wanted and what to try.
+    """
+    started = time.perf_counter()
+    with _explained_memory(config):
+        try:
+            join(process)
+            job = prepare(config, process, reporter, resume=resume)
+            log = RecordWriter(job.folder / results.RECORD) if process.is_main else None
+            record = _Recorder(log, reporter if process.is_main else None)
+            return _train(job, record, started, resume=resume)
+        finally:
+            leave()
+
+
+def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, resume: bool = False) -> Job:
+    """Load data and model and put them onto the engine; raises as `train_run` does."""
+    note = reporter.note if process.is_main else _silent
+    dtype = resolve_precision(config.model.precision, process.device)
+    source = resolve_source(config.model, config.task)
+    tokenizer = load_tokenizer(source)
+    own_labels = own_label_names(source) if config.task == "sequence-classification" else None
+    data = prepare_data(config.data, config.task, tokenizer, config.training.seed, own_labels)
+    for line in data.report.lines():
+        note(line)
+    check_cut(config.batch, int(max(split.lengths.max() for split in _splits(data))))
+    training = config.training
+    num_steps = count_steps(len(data.train), config.batch.global_batch_size, training.epochs, training.max_steps)
+    num_warmup = config.schedule.num_warmup_steps(num_steps)
+    if num_warmup > _WARMUP_WARNING * num_steps:
+        note(f"warning: {num_warmup} of {num_steps} steps warm up, more than a third; the peak rate is hardly used")
+    folder = _shared(process, lambda: results.open_folder(config, is_resumed=resume))
+    architecture = load_config(source, data.label_names, tokenizer.pad_token_id)
+    model = build_model(config, source, architecture, dtype)
+    counts = count_parameters(model), sum(one.numel() for one in trainable_parameters(model).values())
+    if wants_deepspeed(config, process):
+        note("starting DeepSpeed; the first time, it compiles for a minute or more (offload: for up to five)")
+    engine = build_engine(config, model, process, dtype)
+    return Job(config, process, folder, tokenizer, data, engine, num_steps, *counts)
+
+
+class _Recorder:
+    """Writes lines, tells the reporter, and remembers them; on the first rank."""
+
+    def __init__(self, log: RecordWriter | None, reporter: Reporter | None) -> None:
+        self._log, self.reporter = log, reporter
+
+    def write(self, line: Record) -> None:
+        if self._log is not None:
+            self._log.write(line)
+
+
+def _train(job: Job, record: _Recorder, started: float, *, resume: bool) -> RunRecord:
+    """Run all steps, restore the best weights, score the test split, save."""
+    progress = _resume(job) if resume else Progress()
+    run = _run_line(job)
+    if job.process.is_main:
+        (job.folder / results.CONFIG).write_text(dump_config(job.config), encoding="utf-8")
+        record.write(run)
+    if record.reporter:
+        record.reporter.start(run)
+    memory.reset_peaks(job.engine.device)
+    status = _run_steps(job, progress, record)
+    if progress.best_step not in (None, progress.step):
+        job.engine.load_trainable_state(checkpoint.load_best(job.folder / results.CHECKPOINTS))
+    if job.data.test is not None:
+        _score(job, progress, record, "test", job.data.test)
+    results.save_model(job.engine, job.tokenizer, job.folder)
+    measurement = _measure(job, progress)
+    result = ResultLine(
+        status=status,
+        num_steps=progress.step,
+        best_step=progress.best_step,
+        train_seconds=progress.train_seconds,
+        total_seconds=time.perf_counter() - started,
+        measurement=measurement,
+    )
+    record.write(result)
+    if not job.process.is_main:
+        return RunRecord(run=run, result=result)
+    whole = read_record(job.folder)
+    results.write_card(job.folder, job.config, whole, job.data.label_names)
+    if record.reporter:
+        record.reporter.finish(whole, job.folder)
+    return whole
+
+
+def _run_steps(job: Job, progress: Progress, record: _Recorder) -> Any:
+    """Take optimizer steps until the end or an early stop; return how it ended."""
+    training, engine = job.config.training, job.engine
+    set_training(engine.model, True)
+    batches = global_batches(
+        len(job.data.train), job.config.batch.global_batch_size, training.seed, job.num_steps, progress.step + 1
+    )
+    window = _Window()
+    for batch in batches:
+        result = _take_step(job, batch)
+        progress.step, progress.epoch = batch.step, batch.epoch
+        is_end = batch.step == job.num_steps
+        window.add(job.data.train, batch)
+        if is_end or batch.step % training.log_every == 0:
+            _log_step(job, progress, record, result, window)
+        if is_end or _is_due(batch, training.eval_every):
+            if window.num_steps:
+                window.close(progress)
+            if job.data.validation is not None:
+                line = _score(job, progress, record, "validation", job.data.validation)
+                _judge(job, progress, line)
+            window = _Window()
+        if is_end or _is_due(batch, training.checkpoint_every):
+            if window.num_steps:
+                window.close(progress)
+            _save(job, progress)
+            window = _Window()
+        patience = training.early_stopping_patience
+        if patience is not None and progress.num_without_improvement >= patience and not is_end:
+            return "stopped early"
+    return "completed"
+
+
+def _take_step(job: Job, batch: GlobalBatch) -> StepResult:
+    config, engine, train = job.config, job.engine, job.data.train
+    shares = cut(train.lengths[batch.indices], config.batch, job.process.world_size)
+    pad = job.tokenizer.pad_token_id
+    micro_batches = [collate(train, batch.indices[share], pad, engine.device) for share in shares[job.process.rank]]
+    num_targets = int(train.num_targets[batch.indices].sum())
+    rate = learning_rate_at(batch.step, job.num_steps, config.schedule, config.learning_rate)
+    # Dropout's draws depend on step and rank alone, so a resumed run draws what the first would have drawn.
+    torch.manual_seed(
+        int(np.random.SeedSequence((config.training.seed, batch.step, job.process.rank)).generate_state(1)[0])
+    )
+    return train_step(engine, micro_batches, max(num_targets, 1), rate)
+
+
+class _Window:
+    """The steps since the last line of the log: their time and their tokens."""
+
+    def __init__(self) -> None:
+        self.started, self.num_steps, self.num_tokens, self.num_samples = time.perf_counter(), 0, 0, 0
+
+    def add(self, split: TokenSplit, batch: GlobalBatch) -> None:
+        self.num_steps += 1
+        self.num_tokens += int(split.lengths[batch.indices].sum())
+        self.num_samples += len(batch.indices)
+
+    def close(self, progress: Progress) -> tuple[float, float]:
+        """Add what passed to the progress; return seconds per step and tokens per second."""
+        seconds = time.perf_counter() - self.started
+        progress.train_seconds += seconds
+        progress.step_seconds += [seconds / self.num_steps] * self.num_steps
+        progress.num_tokens += self.num_tokens
+        progress.num_samples += self.num_samples
+        rates = seconds / self.num_steps, self.num_tokens / seconds
+        self.__init__()  # type: ignore[misc]  # start anew
+        return rates
+
+
+def _log_step(job: Job, progress: Progress, record: _Recorder, result: StepResult, window: _Window) -> None:
+    loss, norm = float(result.loss), float(result.grad_norm)  # reading waits for the device, so the clock is right
+    step_seconds, tokens_per_second = window.close(progress)
+    config = job.config
+    line = StepLine(
+        step=progress.step,
+        epoch=progress.epoch,
+        loss=loss,
+        learning_rate=learning_rate_at(progress.step, job.num_steps, config.schedule, config.learning_rate),
+        grad_norm=norm,
+        step_seconds=step_seconds,
+        tokens_per_second=tokens_per_second,
+    )
+    record.write(line)
+    if record.reporter:
+        active, _ = memory.peak_allocator_bytes(job.engine.device)
+        record.reporter.step(line, active if active is not None else memory.peak_resident_bytes())
+
+
+def _score(job: Job, progress: Progress, record: _Recorder, name: str, split: TokenSplit) -> EvaluationLine:
+    scores = evaluate(job.engine, split, job.config.batch, job.tokenizer.pad_token_id, job.num_labels)
+    step = progress.step if name == "validation" else progress.best_step or progress.step
+    line = EvaluationLine(step=step, epoch=progress.epoch, split=name, **scores.model_dump())
+    record.write(line)
+    if record.reporter:
+        record.reporter.evaluation(line)
+    return line
+
+
+def _judge(job: Job, progress: Progress, scores: Scores) -> None:
+    """Keep the weights if this validation is the best so far."""
+    metric = job.config.training.best_metric
+    found = getattr(scores, metric)
+    value = float(scores.loss if found is None else found)
+    is_loss = metric == "loss" or found is None
+    best = progress.best_value
+    if best is not None and not (value < best if is_loss else value > best):
+        progress.num_without_improvement += 1
+        return
+    progress.best_value, progress.best_step, progress.num_without_improvement = value, progress.step, 0
+    weights = job.engine.trainable_state()
+    if job.process.is_main:
+        checkpoint.save_best(job.folder / results.CHECKPOINTS, weights)
+    _meet(job.process)
+
+
+def _save(job: Job, progress: Progress) -> None:
+    weights, moments = job.engine.trainable_state(), job.engine.optimizer_state()
+    if job.process.is_main:
+        checkpoint.save_checkpoint(job.folder / results.CHECKPOINTS, job.state(progress), weights, moments)
+    _meet(job.process)
+
+
+def _resume(job: Job) -> Progress:
+    """Take up the newest checkpoint that is whole."""
+    folder = job.folder / results.CHECKPOINTS
+    found = checkpoint.list_checkpoints(folder)
+    if not found:
+        raise CheckpointError(f"no checkpoint in {folder}; start without --resume")
+    saved, weights, moments = checkpoint.load_checkpoint(found[-1])
+    checkpoint.check_resumable(found[-1], saved, job.state(Progress()).config, job.data.fingerprint)
+    if saved.step >= job.num_steps:
+        raise CheckpointError(f"{found[-1]} is at the last step already, {saved.step} of {job.num_steps}")
+    job.engine.load_trainable_state(weights)
+    job.engine.load_optimizer_state(moments)
+    return Progress(
+        step=saved.step,
+        best_value=saved.best_value,
+        best_step=saved.best_step,
+        num_without_improvement=saved.num_without_improvement,
+        train_seconds=saved.train_seconds,
+    )
+
+
+def _measure(job: Job, progress: Progress) -> Measurement:
+    device = job.engine.device
+    active, reserved = memory.peak_allocator_bytes(device)
+    resident = memory.peak_resident_bytes()
+    seconds = sum(progress.step_seconds)
+    return Measurement(
+        device=results.device_name(device),
+        peak_active_bytes=active,
+        peak_reserved_bytes=reserved,
+        peak_process_bytes=resident if device.type == "cpu" else None,
+        host_bytes=resident,
+        num_parameters=job.num_parameters,
+        num_trainable_parameters=job.num_trainable_parameters,
+        step_seconds=float(np.median(progress.step_seconds)),
+        tokens_per_second=progress.num_tokens / seconds,
+        samples_per_second=progress.num_samples / seconds,
+    )
+
+
+def _run_line(job: Job) -> RunLine:
+    names = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+    return RunLine(
+        name=job.folder.name,
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        config=job.config.model_dump(mode="json"),
+        versions=results.versions(),
+        engine=job.engine.name,
+        precision=names[job.engine.dtype],
+        world_size=job.process.world_size,
+        device=results.device_name(job.engine.device),
+        num_steps=job.num_steps,
+    )
+
+
+def _is_due(batch: GlobalBatch, every: int | None) -> bool:
+    return batch.ends_epoch if every is None else batch.step % every == 0
+
+
+def _splits(data: PreparedData) -> Iterator[TokenSplit]:
+    yield from (split for split in (data.train, data.validation, data.test) if split is not None)
+
+
+def _shared(process: ProcessContext, choose: Any) -> Path:
+    """Return what the first rank chooses, on every rank."""
+    chosen = [str(choose()) if process.is_main else ""]
+    if process.world_size > 1:
+        distributed.broadcast_object_list(chosen, src=0)
+    return Path(chosen[0])
+
+
+def _meet(process: ProcessContext) -> None:
+    if process.world_size > 1:
+        distributed.barrier()
+
+
+def _silent(text: str) -> None:
+    """Say nothing: not the first rank."""
+
+
+@contextmanager
+def _explained_memory(config: RunConfig) -> Iterator[None]:
+    """Turn an out-of-memory into the cures, cheapest first."""
+    try:
+        with warnings.catch_warnings():
+            yield
+    except torch.OutOfMemoryError as error:
+        limit = config.batch.token_limit
+        cut_cure = f"batch.micro_batch_tokens below {limit}" if limit else "batch.micro_batch_size lower"
+        raise DoesNotFitError(
+            f"out of memory: {str(error).splitlines()[0]} Try {cut_cure} (the mathematics stays the same), then "
+            "model.gradient_checkpointing=1, then method qlora, then a higher engine.zero_stage or offload"
+        ) from error

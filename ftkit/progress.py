@@ -1,0 +1,87 @@
+"""What a training run shows: a live line on a terminal, plain lines elsewhere, a summary at the end."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ftkit.records import EvaluationLine, RunLine, RunRecord, StepLine
+from ftkit.results import CARD, MODEL, RECORD, score_cells, summary_rows
+from ftkit.units import format_bytes, format_count, format_seconds
+
+
+class ConsoleReporter:
+    """Shows a run to a person."""
+
+    def __init__(self, console: Console) -> None:
+        """Show on `console`; live only if it is a terminal."""
+        self._console = console
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._num_steps = 0
+
+    def note(self, text: str) -> None:
+        """Say something."""
+        style = "yellow" if text.startswith("warning") else "dim"
+        self._console.print(escape(text), style=style, soft_wrap=True)
+
+    def start(self, run: RunLine) -> None:
+        """Show what trains, and open the live line."""
+        self._num_steps = run.num_steps
+        method = run.config["method"]["name"]
+        self._console.print(
+            f"[bold]{escape(method)}[/] on {run.world_size} x {escape(run.device)}, {run.engine} engine, "
+            f"{run.precision}, {run.num_steps} steps of {run.config['batch']['global_batch_size']} sequences"
+        )
+        if self._console.is_terminal:
+            columns = (
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=self._console, transient=True)
+            self._task = self._bar.add_task("", total=run.num_steps, figures="starting")
+            self._bar.start()
+
+    def step(self, line: StepLine, peak_bytes: int | None) -> None:
+        """Show a logged step."""
+        figures = (
+            f"loss {line.loss:.4f}  lr {line.learning_rate:.2e}  {format_count(line.tokens_per_second)} tokens/s  "
+            f"{'' if peak_bytes is None else format_bytes(peak_bytes)}"
+        )
+        if self._bar is not None:
+            self._bar.update(self._task, completed=line.step, figures=figures)
+            return
+        left = format_seconds((self._num_steps - line.step) * line.step_seconds)
+        self._console.print(
+            f"step {line.step}/{self._num_steps}  {figures}  {left} left", highlight=False, soft_wrap=True
+        )
+
+    def evaluation(self, line: EvaluationLine) -> None:
+        """Show scores."""
+        names = ("loss", "accuracy", "f1 macro", "f1 weighted", "perplexity")
+        cells = [f"{name} {cell}" for name, cell in zip(names, score_cells(line), strict=False) if cell]
+        self._console.print(
+            f"[bold]{line.split}[/] at step {line.step}: {'  '.join(cells)}  ({format_seconds(line.seconds)})",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def finish(self, record: RunRecord, folder: Path) -> None:
+        """Show the summary: figures, where things are, what to do next."""
+        self.close()
+        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        for name, text in summary_rows(record):
+            table.add_row(name, text)
+        self._console.print(table)
+        for name, what in ((MODEL, "the model"), (RECORD, "all figures"), (CARD, "the model card")):
+            self._console.print(f"{what}: {folder / name}", highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Remove the live line, if there is one."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

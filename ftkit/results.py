@@ -1,0 +1,190 @@
+"""The result folder: where it is, and what a finished run leaves in it.
+
+config.yaml     the resolved configuration
+record.jsonl    every figure, as it happened
+checkpoints/    what a run needs to go on
+model/          adapters or weights as plain PEFT or transformers load them, and the tokenizer
+README.md       the model card
+"""
+
+import shutil
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ftkit import adapters
+from ftkit.config import DEMO, RunConfig
+from ftkit.engine import Engine
+from ftkit.errors import ConfigError
+from ftkit.records import RunRecord, Scores
+from ftkit.units import format_bytes, format_count, format_seconds
+
+RECORD, CONFIG, CHECKPOINTS, MODEL, CARD = "record.jsonl", "config.yaml", "checkpoints", "model", "README.md"
+
+
+def open_folder(config: RunConfig, *, is_resumed: bool) -> Path:
+    """Make the result folder of a run, or find it again.
+
+    Args:
+        config: names it, or leaves it to be found below `runs/`.
+        is_resumed: whether an earlier run goes on there.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: another run has filled it, or it cannot be made.
+    """
+    named = config.output.folder
+    folder = Path(named) if named else _free_folder(config)
+    holds_run = (folder / RECORD).exists()
+    if holds_run and not is_resumed and not config.output.overwrite:
+        raise ConfigError(
+            f"{folder} holds a run; go on with --resume {folder}, empty it with --overwrite, or name another"
+        )
+    try:
+        if holds_run and not is_resumed:
+            for name in (RECORD, CONFIG, CHECKPOINTS, MODEL, CARD):
+                path = folder / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the result folder {folder}: {error.strerror}; name another with --output"
+        ) from None
+    return folder
+
+
+def save_model(engine: Engine, tokenizer: Any, folder: Path) -> None:
+    """Write the trained model as plain PEFT or transformers load it; called by every rank, written by the first.
+
+    Args:
+        engine: holds the weights, partitioned or not.
+        tokenizer: saved beside them.
+        folder: the result folder.
+    """
+    model: Any = engine.model
+    is_adapted = adapters.is_adapted(model)
+    state = engine.trainable_state() if is_adapted else engine.full_state()
+    if not engine.process.is_main:
+        return
+    target = folder / MODEL
+    if is_adapted:
+        adapters.save_adapters(model, target, {name: tensor.to(engine.dtype) for name, tensor in state.items()})
+    else:
+        model.save_pretrained(target, state_dict=state)
+    tokenizer.save_pretrained(target)
+
+
+def write_card(folder: Path, config: RunConfig, record: RunRecord, label_names: tuple[str, ...] | None) -> None:
+    """Write the model card: what it is, how it scores, how to load it.
+
+    Args:
+        folder: the result folder.
+        config: the run.
+        record: its figures so far.
+        label_names: the classes, or None.
+    """
+    lines = [
+        f"# {folder.name}",
+        "",
+        f"{config.model.name} trained with {config.method.name} for {config.task} on {config.data.dataset} by ftkit.",
+        "",
+    ]
+    lines += [f"Labels: {', '.join(label_names)}.", ""] if label_names else []
+    lines += [
+        "| split | loss | accuracy | F1 macro | F1 weighted | perplexity | sequences |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for split in ("validation", "test"):
+        if (scores := record.last_evaluation(split)) is not None:
+            lines.append(f"| {split} | {' | '.join(score_cells(scores))} |")
+    lines += [
+        "",
+        *(f"- {name}: {value}" for name, value in summary_rows(record)),
+        "",
+        "```python",
+        *_loading(config),
+        "```",
+    ]
+    (folder / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def score_cells(scores: Scores) -> list[str]:
+    """Return loss, accuracy, F1 macro, F1 weighted, perplexity and sequences as texts, empty where not taken."""
+    figures = (scores.loss, scores.accuracy, scores.f1_macro, scores.f1_weighted, scores.perplexity)
+    return ["" if figure is None else f"{figure:.4f}" for figure in figures] + [str(scores.num_samples)]
+
+
+def summary_rows(record: RunRecord) -> list[tuple[str, str]]:
+    """Return what a run took, as names and texts."""
+    rows = [
+        ("engine", f"{record.run.engine}, {record.run.world_size} x {record.run.device}, {record.run.precision}"),
+        ("steps planned", str(record.run.num_steps)),
+    ]
+    if record.result is None:
+        return rows
+    measured = record.result.measurement
+    figures = [
+        ("steps taken", str(record.result.num_steps)),
+        ("trainable parameters", _share(measured.num_trainable_parameters, measured.num_parameters)),
+        ("training time", format_seconds(record.result.train_seconds)),
+        ("total time", format_seconds(record.result.total_seconds)),
+        ("throughput", _of(measured.tokens_per_second, lambda rate: f"{format_count(rate)} tokens/s")),
+        ("peak of live tensors", _of(measured.peak_active_bytes, format_bytes)),
+        ("peak of one process", _of(measured.peak_process_bytes, format_bytes)),
+    ]
+    return rows + [(name, text) for name, text in figures if text]
+
+
+def _of(value: float | None, form: Any) -> str:
+    return "" if value is None else str(form(value))
+
+
+def _share(part: int | None, whole: int | None) -> str:
+    return "" if not part or not whole else f"{format_count(part)} of {format_count(whole)} ({part / whole:.2%})"
+
+
+def _free_folder(config: RunConfig) -> Path:
+    """Return a new folder below runs/, named for the data, the model and the method."""
+    data, model = (Path(name).stem if name != DEMO else DEMO for name in (config.data.dataset, config.model.name))
+    base = Path("runs") / f"{data}-{model}-{config.method.name}"
+    return next(
+        path
+        for number in count(1)
+        if not (path := base if number == 1 else base.with_name(f"{base.name}-{number}")).exists()
+    )
+
+
+def _loading(config: RunConfig) -> list[str]:
+    task = "SequenceClassification" if config.task == "sequence-classification" else "CausalLM"
+    kind = "AutoPeftModelFor" if config.method.name in ("lora", "qlora") else "AutoModelFor"
+    library = "peft" if kind.startswith("AutoPeft") else "transformers"
+    return [
+        f"from {library} import {kind}{task}",
+        "from transformers import AutoTokenizer",
+        "",
+        f'model = {kind}{task}.from_pretrained("{MODEL}")',
+        f'tokenizer = AutoTokenizer.from_pretrained("{MODEL}")',
+    ]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what decides the figures."""
+    from importlib import metadata
+
+    names = ("ftkit", "torch", "transformers", "peft", "deepspeed", "bitsandbytes", "accelerate", "datasets")
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    """Return what computes, such as `NVIDIA T4` or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
