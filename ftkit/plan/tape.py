@@ -203,11 +203,20 @@ class Recorder(TorchDispatchMode):
         self.tape.events += [(number, self.layer), (~number, self.layer)]
 
     def _cost(self, func: Any, args: tuple[Any, ...], out: Any) -> None:
-        key = (self.phase, self.step, self.layer)
-        counter = self.tape.costs.get(key)
-        if counter is None:
-            counter = self.tape.costs[key] = Counter()
-        counter[_op_key(func.__name__, args, out)] += 1
+        if self._is_positional:
+            self._add_cost(self.layer, _op_key(func.__name__, args, out))
+            return
+        # Lists of parameters are told one by one, each to the layer that its parameter belongs to.
+        lists = [argument for argument in (*args, out) if isinstance(argument, (list, tuple)) and argument]
+        if not lists or not isinstance(lists[0][0], torch.Tensor):
+            self._add_cost(self._inherited(0, args), _op_key(func.__name__, args, out))
+            return
+        for number, tensor in enumerate(lists[0]):
+            parts = tuple(one[number] for one in lists if number < len(one))
+            self._add_cost(self.layer_of(tensor), _op_key(f"_fused{func.__name__}", parts, None))
+
+    def _add_cost(self, layer: int | None, key: OpKey) -> None:
+        self.tape.costs.setdefault((self.phase, self.step, layer), Counter())[key] += 1
 
     @contextmanager
     def inside(self, model: nn.Module, layers: dict[str, int]) -> Iterator["Recorder"]:

@@ -134,6 +134,7 @@ def trace(
     gpu: Gpu | None = None,
     *,
     device_type: str = "cuda",
+    checkpointed: Sequence[bool] | None = None,
 ) -> Tape:
     """Trace two optimizer steps of a configuration.
 
@@ -144,6 +145,7 @@ def trace(
         shape: the micro-batches.
         gpu: decides between kernels; None: a recent one.
         device_type: `cuda` or `cpu`: whose way of computing.
+        checkpointed: for each layer whether it recomputes; None: as the configuration says.
 
     Returns:
         The tape.
@@ -163,6 +165,9 @@ def trace(
         if config.optimizer.name != "adamw":
             stack.enter_context(bnb.without_values())
         layers = layer_names(model)
+        for name, number in layers.items() if checkpointed else ():
+            # What set_checkpointing sets (transformers.modeling_layers.GradientCheckpointingLayer).
+            vars(model.get_submodule(name))["gradient_checkpointing"] = checkpointed[number]
         with recorder.inside(model, layers):
             see_model(recorder, model, layers)
             if on_cuda:
