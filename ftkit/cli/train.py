@@ -7,7 +7,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from ftkit.cli_options import config_options, read_config, user_errors
+from ftkit.cli.options import config_options, read_config, user_errors
 from ftkit.distributed import ProcessContext
 
 

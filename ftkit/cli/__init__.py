@@ -7,8 +7,8 @@ import click
 from ftkit import __version__
 
 _COMMANDS = {
-    "train": ("ftkit.cli_train", "train", "Fine-tune a model and score it."),
-    "config": ("ftkit.cli_config", "config", "Show presets, the resolved configuration or its JSON schema."),
+    "train": ("ftkit.cli.train", "train", "Fine-tune a model and score it."),
+    "config": ("ftkit.cli.config", "config", "Show presets, the resolved configuration or its JSON schema."),
 }
 
 
