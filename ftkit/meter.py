@@ -76,6 +76,13 @@ class Meter:
         """Count a step."""
         self._step += 1
 
+    def discard(self, phase: str) -> None:
+        """Forget a phase whose peaks are not the run's, and begin anew from what is held now."""
+        self._read()
+        self.peaks.pop(phase, None)
+        memory.reset_peaks(self._device)
+        self._phase = TRAINING
+
     def overall(self) -> Reading:
         """Return the peaks of all phases."""
         self._read()

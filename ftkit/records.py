@@ -91,8 +91,8 @@ class LiveTensor(Record):
     """`parameter`, `gradient`, `optimizer`, `activation`, `temporary` or `buffer`."""
     module: str
     """The module whose code made it."""
-    shape: tuple[int, ...] = ()
-    dtype: str = ""
+    op: str = ""
+    """The operator that made it; empty for what was there before."""
 
 
 class Measurement(Figures):

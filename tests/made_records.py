@@ -132,8 +132,8 @@ def _measurement(breakdown: MemoryBreakdown, draw: random.Random) -> Measurement
         ),
         largest_tensors=tuple(
             LiveTensor(
-                num_bytes=breakdown.activation_bytes // (index + 4), kind="activation", shape=(32, 128, 1536),
-                module=f"bert.encoder.layer.{index % 6}.intermediate", dtype="bfloat16",
+                num_bytes=breakdown.activation_bytes // (index + 4), kind="activation", op="gelu.default",
+                module=f"bert.encoder.layer.{index % 6}.intermediate",
             )
             for index in range(10)
         ),

@@ -68,9 +68,26 @@ def write_run_page(folder: Path) -> Path:
         DataError: there is no record.
         ConfigError: the page cannot be written.
     """
-    path = folder / "report.html"
-    _write(path, _render(collect_runs([folder]), "html", folder.name, None))
-    return path
+    return write_page([folder], folder / "report.html", folder.name)
+
+
+def write_page(paths: Sequence[Path], page: Path, title: str) -> Path:
+    """Write the page of the runs at or below some folders.
+
+    Args:
+        paths: as `collect_runs` takes them.
+        page: the file.
+        title: its heading.
+
+    Returns:
+        The file.
+
+    Raises:
+        DataError: there is no record.
+        ConfigError: the page cannot be written.
+    """
+    _write(page, _render(_collect(paths), "html", title, None))
+    return page
 
 
 def _collect(paths: Sequence[Path]) -> list[Run]:

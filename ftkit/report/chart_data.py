@@ -121,8 +121,7 @@ def explain_peak(line: TimelineLine, run: Run, peak: int) -> str:
     largest = run.measured.largest_tensors
     if largest:
         first = largest[0]
-        said += f" The largest tensor is {_shape(first.shape)} {first.dtype}, made in {first.module}"
-        said += f", {words.size(first.num_bytes)}."
+        said += f" The largest tensor, {words.size(first.num_bytes)} of {first.kind}, was made in {first.module}."
     return said
 
 
@@ -146,9 +145,9 @@ def _details(run: Run) -> list[Plain]:
         tables.append(
             {
                 "title": "Largest tensors at the peak",
-                "head": ["Size", "Kind", "Shape", "Made in"],
+                "head": ["Size", "Kind", "Made in", "By"],
                 "rows": [
-                    [words.size(tensor.num_bytes), tensor.kind, f"{_shape(tensor.shape)} {tensor.dtype}", tensor.module]
+                    [words.size(tensor.num_bytes), tensor.kind, tensor.module, tensor.op]
                     for tensor in measured.largest_tensors
                 ],
             }
@@ -182,10 +181,6 @@ def _flat(tree: Plain, prefix: str = "") -> list[tuple[str, Any]]:
         else:
             pairs.append((prefix + key, value))
     return pairs
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return " x ".join(str(length) for length in shape)
 
 
 def _size(count: int | None) -> str:

@@ -156,7 +156,7 @@ _CONFIGURATION = [
     Column("method", "Method", "configuration", words.method, words.text, "What trains."),
     Column("engine", "Engine", "configuration", words.engine, words.text, "How it was distributed."),
     Column("world_size", "Ranks", "configuration", lambda run: run.record.run.world_size, words.whole, "Processes."),
-    Column("device", "Device", "configuration", lambda run: run.record.run.device, words.text, "What computed."),
+    Column("device", "Device", "configuration", words.device, words.text, "What computed."),
     Column("precision", "Precision", "configuration", lambda run: run.record.run.precision, words.text, "Arithmetic."),
     Column(
         "gradient_checkpointing", "Checkpointing", "configuration", words.checkpointing, words.text,

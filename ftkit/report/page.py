@@ -81,9 +81,10 @@ def lead(runs: Sequence[Run]) -> str:
     endings = Counter(run.status for run in runs)
     good = endings.pop("completed", 0) + endings.pop("stopped early", 0)
     rest = ", ".join(f"{number} {status}" for status, number in endings.most_common())
-    devices = " and ".join(sorted({run.record.run.device for run in runs}))
+    devices = " and ".join(sorted({str(words.device(run)) for run in runs if words.device(run)}))
     what = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
-    return f"{what} on {devices}: {good} completed" + (f", {rest}." if rest else ".")
+    where = f" on {devices}" if devices else ""
+    return f"{what}{where}: {good} completed" + (f", {rest}." if rest else ".")
 
 
 def tiles(runs: Sequence[Run], names: Sequence[str]) -> list[Tile]:

@@ -71,6 +71,12 @@ def method_name(run: Run) -> str:
     return _METHODS.get(name, name)
 
 
+def device(run: Run) -> Value:
+    """Return what computed; None where a run failed before it knew."""
+    name = run.record.run.device
+    return None if name == "unknown" else name
+
+
 def engine(run: Run) -> str:
     """Return how the run was distributed, such as `ZeRO-3, parameters on cpu`."""
     line = run.record.run
