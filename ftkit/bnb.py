@@ -142,7 +142,7 @@ def _linear_4bit(module: nn.Module, method: Qlora, dtype: torch.dtype) -> nn.Mod
     weight = weight.t().contiguous() if type(module).__name__ == "Conv1D" else weight
     num_outputs, num_inputs = weight.shape
     with torch.device("meta"):
-        new: nn.Module = library.nn.Linear4bit(
+        new: Any = library.nn.Linear4bit(
             num_inputs,
             num_outputs,
             bias=module.bias is not None,
@@ -160,8 +160,11 @@ def _linear_4bit(module: nn.Module, method: Qlora, dtype: torch.dtype) -> nn.Mod
         module=new,
     )
     new.bias = module.bias
+    # On a CPU, evaluation would repack the weight in place: ZeRO-3 loses such a change, and training would go on
+    # with the other layout (bitsandbytes/nn/modules.py, Linear4bit.forward).
+    new.support_avx512bf16_for_cpu = False
     # Moving to a device is what quantizes (bitsandbytes/nn/modules.py, Params4bit.to).
-    return new if weight.is_meta else new.to(weight.device)
+    return cast(nn.Module, new if weight.is_meta else new.to(weight.device))
 
 
 def _library() -> ModuleType:

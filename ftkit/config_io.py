@@ -120,21 +120,11 @@ def _parse_value(key: str, text: str) -> object:
         value: object = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"--set {key}={text!r}: the value is no valid YAML; quote it") from None
-    return _number(value)
-
-
-def _number(value: object) -> object:
-    """Read `1e-4` as a number: YAML 1.1 wants a dot in a float and takes this for text."""
-    if isinstance(value, str) and value[:1] in "0123456789-+." and "e" in value.lower():
-        try:
-            return float(value)
-        except ValueError:
-            return value
     return value
 
 
 def _normal(tree: Tree) -> Tree:
-    return {str(key): _normal(value) if isinstance(value, dict) else _number(value) for key, value in tree.items()}
+    return {str(key): _normal(value) if isinstance(value, dict) else value for key, value in tree.items()}
 
 
 def _nested(key: str, value: object) -> Tree:

@@ -162,6 +162,9 @@ def deepspeed_dict(
     }
     if precision != "fp32":
         result[precision] = {"enabled": True}
+    if precision == "fp16":
+        # The plain engine's scaler has the same numbers, so that both skip the same steps.
+        result["fp16"] |= {"initial_scale_power": 12, "loss_scale_window": 2000, "hysteresis": 1, "min_loss_scale": 1}
     return result
 
 

@@ -7,7 +7,8 @@
     ├── CheckpointError       a checkpoint that is incomplete, damaged or of another run
     ├── DependencyError       a package that this configuration needs is missing
     ├── DeviceError           this machine cannot do what was asked (precision, accelerator, disk)
-    └── DoesNotFitError       the configuration needs more memory than there is
+    ├── DoesNotFitError       the configuration needs more memory than there is
+    └── DivergedError         the loss is no number any more
 
 Anything else that escapes is our own mistake and keeps its traceback.
 """
@@ -64,6 +65,12 @@ class DoesNotFitError(FtkitError):
     """The configuration needs more memory than there is."""
 
     exit_code = 8
+
+
+class DivergedError(FtkitError):
+    """The loss is no number any more."""
+
+    exit_code = 9
 
 
 def nearest(given: str, known: Iterable[str]) -> str:

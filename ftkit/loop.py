@@ -1,5 +1,6 @@
 """Training: from a configuration to a result folder."""
 
+import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from ftkit.config_io import dump_config
 from ftkit.data import PreparedData, TokenSplit, prepare_data
 from ftkit.distributed import ProcessContext, join, leave, resolve_precision
 from ftkit.engine import Engine, build_engine, wants_deepspeed
-from ftkit.errors import CheckpointError, DoesNotFitError
+from ftkit.errors import CheckpointError, DivergedError, DoesNotFitError
 from ftkit.evaluate import evaluate
 from ftkit.model import (
     build_model,
@@ -290,12 +291,17 @@ def _log_step(job: Job, progress: Progress, record: _Recorder, result: StepResul
     loss, norm = float(result.loss), float(result.grad_norm)  # reading waits for the device, so the clock is right
     step_seconds, tokens_per_second = window.close(progress)
     config = job.config
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"the loss at step {progress.step} is {loss}; lower optimizer.learning_rate (now {config.learning_rate:g}), "
+            "warm up longer, or compute in bf16 or fp32. The last checkpoint is kept"
+        )
     line = StepLine(
         step=progress.step,
         epoch=progress.epoch,
         loss=loss,
         learning_rate=learning_rate_at(progress.step, job.num_steps, config.schedule, config.learning_rate),
-        grad_norm=norm,
+        grad_norm=norm if math.isfinite(norm) else None,  # fp16: the step was skipped and the loss scale halved
         step_seconds=step_seconds,
         tokens_per_second=tokens_per_second,
     )

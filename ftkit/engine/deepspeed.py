@@ -96,6 +96,7 @@ class DeepSpeedEngine:
         step = self._step_count()
         if step is None:
             return {}
+        self._link_moments()
         tensors = {}
         for name, parameter in self._parameters.items():
             for moment in _MOMENTS:
@@ -113,11 +114,12 @@ class DeepSpeedEngine:
         zero = self._engine.optimizer
         for partition in self._partitions():
             zero.optimizer.state[partition] = {
-                "step": int(step) if "CPUAdam" in type(zero.optimizer).__name__ else step.float().to(partition.device),
+                "step": int(step)
+                if "CPUAdam" in type(zero.optimizer).__name__
+                else step.float().to(partition.device, copy=True),
                 **{moment: torch.zeros_like(partition) for moment in _MOMENTS},
             }
-        if not self._is_partitioned:
-            zero._lazy_init_hp_params_optimizer_state()
+        self._link_moments()
         for name, parameter in self._parameters.items():
             for moment in _MOMENTS:
                 self._set(parameter, state[f"{name}/{moment}"], moment)
@@ -149,6 +151,12 @@ class DeepSpeedEngine:
         names = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_partitioned_groups_flat")
         found = next(getattr(optimizer, name) for name in names if getattr(optimizer, name, None))
         return cast(list[torch.Tensor], found)
+
+    def _link_moments(self) -> None:
+        """Tell each weight where its moments are; by itself DeepSpeed does so before its last group has any."""
+        if not self._is_partitioned:
+            self._engine.optimizer._hp_optimizer_states_linked = False
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _step_count(self) -> torch.Tensor | None:
         states = [self._engine.optimizer.optimizer.state.get(partition) for partition in self._partitions()]

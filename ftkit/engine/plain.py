@@ -34,7 +34,7 @@ class PlainEngine:
         self._parameters = trainable_parameters(self.model)
         self._masters = {name: self._master(parameter) for name, parameter in self._parameters.items()}
         self._optimizer = build_optimizer(self._masters, config.optimizer)
-        self._scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
+        self._scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0**12, enabled=dtype == torch.float16)
 
     def forward(self, micro_batch: MicroBatch, *, is_last: bool = True) -> torch.Tensor:  # noqa: ARG002  # see Engine
         """Return logits."""

@@ -156,7 +156,7 @@ def test_a_field_of_the_default_method_needs_no_name():
     ("setting", "sentence"),
     [
         ("batch.global_batchsize=8", r"unknown key 'batch.global_batchsize'; did you mean 'global_batch_size'"),
-        ("modell.name=gpt2", r"unknown key 'modell'; did you mean 'model'"),  # codespell:ignore modell
+        ("modell.name=gpt2", r"unknown key 'modell'; did you mean 'model'"),
         ("method.ranks=8", r"unknown key 'method.ranks'; did you mean 'rank'"),
         ("method.name=lorra", r"unknown method 'lorra'; did you mean 'lora'"),
         ("batch.global_batch_size=0", r"batch.global_batch_size=0: .*greater than or equal to 1"),

@@ -262,6 +262,10 @@ def test_a_missing_hub_dataset_is_one_sentence(tmp_path, tokenizer, monkeypatch)
     assert "the network" in said
 
 
+def test_a_kind_of_file_is_no_dataset(tokenizer):
+    assert "give the path of the file itself" in refuse(tokenizer, "csv")
+
+
 def test_a_folder_without_splits_lists_what_it_holds(tmp_path, tokenizer):
     (tmp_path / "reviews.csv").write_text(GOOD)
     said = refuse(tokenizer, tmp_path)

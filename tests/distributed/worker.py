@@ -1,0 +1,126 @@
+"""What two ranks under the deepspeed launcher run: every case of `cases()`; writes what they gave as JSON."""
+
+import json
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+
+from ftkit import distributed, results
+from ftkit.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from ftkit.distributed import ProcessContext
+from ftkit.ds_config import templates_folder
+from tests.helpers import VOCABULARY, build, logits_of, ragged_split, save_tiny_model, take_steps
+
+METHODS = ("feature-extraction", "lora", "qlora", "full")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CUT = "batch.micro_batch_tokens=64"
+
+
+def settings_of(case: dict) -> list[str]:
+    """Return the settings of a case."""
+    settings = [f"method.name={case['method']}", f"task={case['task']}", "batch.global_batch_size=8"]
+    settings += [f"engine.zero_stage={case['stage']}", case.get("cut", CUT)]
+    return settings + case.get("settings", [])
+
+
+def cases() -> list[dict]:
+    """Return every case that two ranks run."""
+    classify = {"task": "sequence-classification"}
+    found = [
+        {"model": model, "method": method, "stage": stage, "dtype": dtype, **classify}
+        for model in ("gpt2", "bert", "llama")
+        for method in METHODS
+        for stage in (0, 1, 2, 3)
+        for dtype in ("fp32", "bf16")
+    ]
+    found += [
+        {"model": "llama", "method": method, "stage": stage, "dtype": "fp32", "task": "causal-lm"}
+        for method in ("lora", "qlora")
+        for stage in (0, 2, 3)
+    ]
+    offload = ["engine.offload_optimizer=cpu"]
+    both = [*offload, "engine.offload_parameters=cpu"]
+    for stage, settings in ((1, offload), (2, offload), (3, offload), (3, both)):
+        for method in ("lora", "full"):
+            found.append(
+                {"model": "gpt2", "method": method, "stage": stage, "dtype": "fp32", "settings": settings, **classify}
+            )
+    found += [{"model": "gpt2", "method": "lora", "stage": stage, "dtype": "fp16", **classify} for stage in (1, 2, 3)]
+    checkpointing = ["model.gradient_checkpointing=1"]
+    found.append(
+        {"model": "gpt2", "method": "lora", "stage": 3, "dtype": "fp32", "settings": checkpointing, **classify}
+    )
+    return [{"name": name_of(case), **case} for case in found]
+
+
+def name_of(case: dict) -> str:
+    """Return a name that says all that a case turns on."""
+    extra = [setting.partition(".")[2] for setting in case.get("settings", [])]
+    return "-".join([case["model"], case["method"], f"zero{case['stage']}", case["dtype"], case["task"], *extra])
+
+
+def run_case(case: dict, process: ProcessContext, folder: Path) -> dict:
+    """Take three steps on ragged sequences; in fp32 also save, gather and checkpoint."""
+    model = folder / "models" / case["model"]
+    config, engine = build(settings_of(case), model, DTYPES[case["dtype"]], process)
+    split = ragged_split(case["task"])
+    outcome = take_steps(config, engine, split)
+    found = {"losses": outcome.losses, "norms": outcome.norms, "engine": engine.name}
+    if case["dtype"] == "fp32":
+        target = folder / "saved" / case["name"]
+        results.save_model(engine, _Tokenizer(), target)
+        weights, moments = engine.trainable_state(), engine.optimizer_state()
+        if process.is_main:
+            state = TrainingState(step=3, num_steps=6, fingerprint="", config={})
+            save_checkpoint(target / "checkpoints", state, weights, moments)
+        torch.distributed.barrier()
+        found["logits"] = logits_of(engine.model, split).flatten()[: 4 * VOCABULARY].tolist()
+        found["resumed"] = resume(case, process, folder, target).losses
+    return found
+
+
+def resume(case: dict, process: ProcessContext, folder: Path, target: Path):
+    """Build anew, take up the checkpoint, and go on for two steps."""
+    config, engine = build(settings_of(case), folder / "models" / case["model"], DTYPES[case["dtype"]], process)
+    _, weights, moments = load_checkpoint(target / "checkpoints" / "step-00000003")
+    engine.load_trainable_state(weights)
+    engine.load_optimizer_state(moments)
+    return take_steps(config, engine, ragged_split(case["task"], seed=1), 2)
+
+
+class _Tokenizer:
+    def save_pretrained(self, folder: Path) -> None:
+        """Do nothing: these cases save no tokenizer."""
+
+
+def main() -> None:
+    """Run the cases; one that fails leaves its traceback."""
+    folder, process = Path(sys.argv[1]), ProcessContext.from_environment()
+    from deepspeed.accelerator import get_accelerator
+
+    # This CPU's fp16 is slow but right; DeepSpeed asks for AVX512-FP16 and else refuses.
+    type(get_accelerator()).is_fp16_supported = lambda self: True
+    torch.set_num_threads(1)
+    distributed.join(process)
+    if process.is_main:
+        for family in ("gpt2", "bert", "llama"):
+            save_tiny_model(folder / "models" / family, family)
+    torch.distributed.barrier()
+    assert templates_folder().is_dir()
+    found = {}
+    for case in cases():
+        try:
+            found[case["name"]] = run_case(case, process, folder)
+        except Exception:  # written down, and then the launcher ends the other rank, which would wait for ever
+            found[case["name"]] = {"error": traceback.format_exc()}
+            (folder / f"found-{process.rank}.json").write_text(json.dumps(found))
+            raise
+        if process.is_main:
+            (folder / "found.json").write_text(json.dumps(found))
+    distributed.leave()
+
+
+if __name__ == "__main__":
+    main()

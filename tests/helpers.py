@@ -1,0 +1,126 @@
+"""Tiny models, tiny texts, and one way to take a few steps with them; nothing here asserts anything."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from ftkit import batching, config_io, distributed
+from ftkit import model as ftkit_model
+from ftkit.data import TokenSplit
+from ftkit.engine import Engine, build_engine
+from ftkit.step import train_step
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ftkit.config import RunConfig
+
+FAMILIES = ("gpt2", "bert", "llama", "roberta")
+WORDS = ("good", "bad", "film", "plot", "dull", "fine", "actor", "scene", "very", "not", "the", "a", "of", "and", "one")
+VOCABULARY = 64
+_SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+
+
+def tiny_config(family: str) -> Any:
+    """Return a configuration of two layers, 64 wide (a block of 4-bit weights), without dropout, as equality needs."""
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    common: dict[str, Any] = {"vocab_size": VOCABULARY, "pad_token_id": 1}
+    match family:
+        case "gpt2":
+            drop = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+            ends = {"bos_token_id": 2, "eos_token_id": 2}
+            return transformers.GPT2Config(n_embd=64, n_layer=2, n_head=2, n_positions=64, **common, **drop, **ends)
+        case "bert":
+            return transformers.BertConfig(**common, **_SHAPE, **no_dropout)
+        case "roberta":
+            return transformers.RobertaConfig(max_position_embeddings=80, **common, **_SHAPE, **no_dropout)
+        case "llama":
+            return transformers.LlamaConfig(num_key_value_heads=1, tie_word_embeddings=False, **common, **_SHAPE)
+    raise AssertionError(family)
+
+
+def save_tiny_model(folder: Path, family: str) -> Path:
+    """Save a random base model of a family, with a tokenizer of whole words; returns its folder."""
+    torch.manual_seed(7)
+    config = tiny_config(family)
+    causal = family in ("gpt2", "llama")
+    kind = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+    kind.from_config(config).save_pretrained(folder)
+    words = {"[UNK]": 0, "[PAD]": 1, "[END]": 2, "[CLS]": 3, "[SEP]": 4}
+    words |= {word: number for number, word in enumerate(WORDS, start=len(words))}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special: dict[str, str] = {"unk_token": "[UNK]", "eos_token": "[END]"}
+    if not causal:
+        special |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 3), ("[SEP]", 4)]
+        )
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    return folder
+
+
+def ragged_split(task: str, num_samples: int = 24, longest: int = 30, seed: int = 0) -> TokenSplit:
+    """Return random sequences of 2 to `longest` tokens with labels for a task."""
+    random = np.random.default_rng(seed)
+    lengths = random.integers(2, longest + 1, size=num_samples)
+    offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
+    tokens = random.integers(5, VOCABULARY, size=offsets[-1]).astype(np.int32)
+    if task == "sequence-classification":
+        return TokenSplit(tokens, offsets, random.integers(0, 3, size=num_samples))
+    targets = random.random(offsets[-1]) < 0.7
+    targets[offsets[:-1]] = False
+    targets[offsets[:-1] + 1] = True
+    return TokenSplit(tokens, offsets, targets)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a few steps gave."""
+
+    losses: list[float]
+    norms: list[float]
+    engine: Engine
+
+
+def build(
+    settings: list[str], model: Path, dtype: torch.dtype, process: distributed.ProcessContext
+) -> tuple[RunConfig, Engine]:
+    """Build the engine of a configuration over a saved tiny model with three classes."""
+    config = config_io.load_config(settings=[f"model.name={model}", *settings])
+    source = ftkit_model.resolve_source(config.model, config.task)
+    labels = ("a", "b", "c") if config.task == "sequence-classification" else None
+    architecture = ftkit_model.load_config(source, labels, pad_token_id=1)
+    module = ftkit_model.build_model(config, source, architecture, dtype)
+    return config, build_engine(config, module, process, dtype)
+
+
+def take_steps(
+    config: RunConfig, engine: Engine, split: TokenSplit, num_steps: int = 3, rate: float = 0.002
+) -> Outcome:
+    """Take optimizer steps over global batches of a split."""
+    ftkit_model.set_training(engine.model, True)
+    losses, norms = [], []
+    for batch in batching.global_batches(len(split), config.batch.global_batch_size, 0, num_steps):
+        share = batching.cut(split.lengths[batch.indices], config.batch, engine.process.world_size)[engine.process.rank]
+        micro = [batching.collate(split, batch.indices[places], 1, engine.device) for places in share]
+        result = train_step(engine, micro, int(split.num_targets[batch.indices].sum()), rate)
+        losses.append(float(result.loss))
+        norms.append(float(result.grad_norm))
+        assert math.isfinite(losses[-1])
+    return Outcome(losses, norms, engine)
+
+
+def logits_of(model: Any, split: TokenSplit, rows: int = 4) -> torch.Tensor:
+    """Return the logits of the first sequences, padded, in evaluation mode; [B, C] or [B, T, V]."""
+    micro = batching.collate(split, np.arange(rows), 1, torch.device("cpu"))
+    model.eval()
+    with torch.no_grad():
+        return model(**micro.inputs()).logits.float()
