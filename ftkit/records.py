@@ -71,6 +71,35 @@ class Figures(Record):
 class Prediction(Figures):
     """What a plan says."""
 
+    basis: str | None = None
+    """How it was found: `traced`, `traced whole`, or the formula that stood in and why."""
+    precision: str | None = None
+    micro_batch_size: int | None = None
+    """Sequences in one forward on one rank."""
+    num_micro_batches: int | None = None
+    """Forwards on one rank in one step."""
+    sequence_length: int | None = None
+    """Tokens of the longest sequence."""
+    budget_bytes: int | None = None
+    """What the device has."""
+    context_bytes: int | None = None
+    """What the driver takes of it for one process."""
+    fits: bool | None = None
+    """Whether every request for memory is met, on the device and on the host."""
+    reason: str | None = None
+    """Why it does not fit."""
+    peak_module: str | None = None
+    """The module at work at the peak."""
+    peak_layer: int | None = None
+    """The layer at work at the peak, counted from 0."""
+    pinned_bytes: int | None = None
+    """The part of the host memory that is locked, on one node."""
+    nvme_bytes: int | None = None
+    """What is offloaded to the disk, on one node."""
+    num_steps: int | None = None
+    total_seconds: float | None = None
+    """All steps, without loading and evaluation."""
+
 
 class PhaseMeasurement(Record):
     """The peaks of one phase on one rank; a figure that was not taken is None."""

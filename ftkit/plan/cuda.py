@@ -45,6 +45,22 @@ def cuda_semantics(gpu: Gpu | None = None) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def unpacked_batches() -> Iterator[None]:
+    """Answer for transformers what it would read from values: no sequence is packed of several.
+
+    With fake tensors it supposes that they may be, and then makes a mask that training does not have
+    (transformers/masking_utils.py, find_packed_sequence_indices).
+    """
+    try:
+        from transformers import masking_utils
+    except ImportError:  # before 4.53, which did not ask
+        yield
+        return
+    with mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda *_: None):
+        yield
+
+
 def storage_size(op: str, number: int, tensor: torch.Tensor) -> int:
     """Return the bytes that an output's storage has on CUDA.
 
@@ -119,10 +135,16 @@ def _attention(
 
 def _bias(mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """Return the additive mask that the memory-efficient kernel gets: in the query's dtype, rows aligned, not copied."""
-    if mask.dtype == torch.bool:
-        mask = torch.where(mask, 0.0, torch.tensor(float("-inf"), dtype=query.dtype))
-    mask = _pad_to(mask, MASK_ALIGNMENT)[..., : key.shape[-2]]
+    additive = _additive(mask, query.dtype)
+    assert additive is not None
+    mask = _pad_to(additive, MASK_ALIGNMENT)[..., : key.shape[-2]]
     return mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[-2])
+
+
+def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.where(mask, 0.0, torch.tensor(float("-inf"), dtype=dtype))
 
 
 def _pad_to(tensor: torch.Tensor, multiple: int) -> torch.Tensor:

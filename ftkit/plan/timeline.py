@@ -29,6 +29,10 @@ class Peak:
     layer: int | None
 
 
+_ROLES = {"trainable": "parameter", "input": "buffer"}
+"""What was named on the tape, and the part of a breakdown that it is; any other name is one already."""
+
+
 def kinds(tape: Tape) -> list[str]:
     """Return for each storage the part of a breakdown that it belongs to, judged by when it was born and died.
 
@@ -64,11 +68,6 @@ def find_peak(tape: Tape, rounding: Callable[[int], int] = round_size) -> Peak:
     return Peak(worst, MemoryBreakdown(**parts), last.phase, last.step, last.module, tape.events[at][1])
 
 
-def persistent_bytes(tape: Tape, rounding: Callable[[int], int] = round_size) -> int:
-    """Return the bytes that are live between two steps."""
-    return dict(tape.at_marks()).get(OPTIMIZER, 0) if rounding is int else _sum_alive(tape, rounding)
-
-
 def allocator_events(tape: Tape) -> list[tuple[int, int]]:
     """Return the tape as the allocator model reads it: (storage, bytes) for births, (storage, -1) for deaths."""
     return [
@@ -95,10 +94,8 @@ def _survivors(tape: Tape) -> set[int]:
 
 
 def _kind(number: int, birth: Birth, survived: set[int]) -> str:
-    if birth.role == "parameter":
-        return "parameter"
     if birth.role:
-        return "buffer"
+        return _ROLES.get(birth.role, birth.role)
     if birth.phase == LOAD:
         return "optimizer"
     if birth.recomputed or (birth.phase == FORWARD and number in survived):
@@ -117,8 +114,3 @@ def _live_at(tape: Tape, place: int) -> set[int]:
             live.discard(~event)
     return live
 
-
-def _sum_alive(tape: Tape, rounding: Callable[[int], int]) -> int:
-    places = [place for place, name in tape.marks if name == OPTIMIZER]
-    live = _live_at(tape, places[-1] - 1) if places else set()
-    return sum(rounding(tape.births[storage].size) for storage in live)

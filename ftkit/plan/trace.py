@@ -160,8 +160,10 @@ def trace(
     model = materialize(build_empty_model(config, architecture, dtype), mode)
     recorder = Recorder(cuda.storage_size, cuda.scratch_size) if on_cuda else Recorder()
     with contextlib.ExitStack() as stack:
-        for context in (_quiet_collector(), mode, cuda.cuda_semantics(gpu) if on_cuda else contextlib.nullcontext()):
+        for context in (_quiet_collector(), mode, cuda.unpacked_batches()):
             stack.enter_context(context)
+        if on_cuda:
+            stack.enter_context(cuda.cuda_semantics(gpu))
         if config.optimizer.name != "adamw":
             stack.enter_context(bnb.without_values())
         layers = layer_names(model)
@@ -186,6 +188,8 @@ def trace(
 
 def see_model(recorder: Recorder, model: nn.Module, layers: dict[str, int]) -> None:
     """Write a model's tensors on the tape."""
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    recorder.see(trainable, "trainable", layers)
     recorder.see(model.named_parameters(), "parameter", layers)
     recorder.see(hidden_tensors(model).items(), "parameter", layers)
     recorder.see(model.named_buffers(), "buffer", layers)
