@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from ftkit.batching import count_steps
 from ftkit.config import RunConfig
-from ftkit.model import build_empty_model, count_parameters, trainable_parameters
+from ftkit.model import build_empty_model, trainable_parameters
 from ftkit.plan import formula, zero
 from ftkit.plan.allocator import replay
 from ftkit.plan.architectures import Depth, find_architecture, shallow
@@ -18,10 +19,13 @@ from ftkit.plan.place import Place
 from ftkit.plan.speed import StepTime, step_time
 from ftkit.plan.tape import Tape
 from ftkit.plan.timeline import Peak, allocator_events, find_peak
-from ftkit.plan.trace import Shape, UntraceableModelError, trace
+from ftkit.plan.trace import Shape, UntraceableModelError, layer_names, trace
 from ftkit.plan.unroll import NotAlikeError, unroll
 from ftkit.records import Prediction
+from ftkit.units import format_bytes
 
+Tapes = dict[tuple[Any, ...], tuple[Tape, str]]
+"""Traces of one model, by what decides them."""
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 RUNTIME_BYTES = 2**30
 """Host memory of one process before any weight: Python, torch, transformers, peft, data (about 0.8 GiB resident on a
@@ -52,6 +56,7 @@ def predict(
     *,
     num_samples: int | None = None,
     exact: bool = False,
+    tapes: Tapes | None = None,
 ) -> Prediction:
     """Predict memory and speed of a configuration at a place.
 
@@ -61,6 +66,7 @@ def predict(
         architecture: of the model; found by its name when None.
         num_samples: training sequences, for the number of steps; None: unknown, unless `max_steps` says it.
         exact: trace every layer.
+        tapes: what was traced before and is looked up here first; this call's tape is put in.
 
     Returns:
         The prediction.
@@ -74,32 +80,52 @@ def predict(
         precision = place.resolve_precision(config.model.precision)
         shape = plan_shape(config, place.num_devices)
         counts = count_weights(config, architecture, DTYPES[precision])
+        steps = num_steps(config, num_samples)
         try:
-            tape, basis = _tape(config, architecture, precision, shape, place, exact)
+            tape, basis = _known_tape(config, architecture, precision, shape, place, exact, {} if tapes is None else tapes)
         except UntraceableModelError as error:
-            return formula.predict(config, place, architecture, shape, precision, counts, str(error))
+            return _by_formula(config, architecture, precision, shape, place, counts, str(error), steps)
     sharing = zero.share_out(tape, config, precision, place, counts.trainable)
-    peak = find_peak(sharing.tape) if place.device_type == "cuda" else find_peak(sharing.tape, int)
-    replayed = replay(allocator_events(sharing.tape))
+    on_cuda = place.device_type == "cuda"
+    peak = find_peak(sharing.tape) if on_cuda else find_peak(sharing.tape, int)
+    events = allocator_events(sharing.tape)
+    reserved = replay(events).peak_reserved_bytes
     room = place.memory_bytes - place.context_bytes
-    fits = replay(allocator_events(sharing.tape), room).fits if place.device_type == "cuda" else peak.active_bytes <= room
-    host = _host_bytes(counts, place, peak) + sharing.host_bytes * place.num_devices
-    time = _with_wire(step_time(tape, place.device(precision), shape.num_micro_batches, _traced(shape)), sharing, place)
-    prediction = _memory_figures(place, peak, replayed.peak_reserved_bytes, host, sharing)
-    prediction |= _speed_figures(config, shape, place, precision, time, num_samples)
-    reason = _reason(place, fits, replayed.peak_reserved_bytes, host, sharing.pinned_bytes * place.num_devices)
+    fits = replay(events, room).fits if on_cuda else peak.active_bytes <= room
+    host = _host_bytes(counts, place, peak.active_bytes) + sharing.host_bytes * place.num_devices
+    time = step_time(tape, place.device(precision), shape.num_micro_batches, _traced(shape))
+    pinned = sharing.pinned_bytes * place.num_devices
+    reason = _reason(place, fits, max(reserved, peak.active_bytes), host, pinned)
     return Prediction(
         basis=basis,
-        precision=precision,
-        micro_batch_size=shape.batch,
-        num_micro_batches=shape.num_micro_batches,
-        sequence_length=shape.length,
-        num_parameters=counts.total,
-        num_trainable_parameters=counts.trainable,
-        disk_bytes=disk_bytes(config, counts, DTYPES[precision].itemsize),
         fits=reason is None,
         reason=reason,
-        **prediction,
+        **_size_figures(steps, shape, place, precision, counts),
+        **_memory_figures(place, peak, reserved, host),
+        pinned_bytes=pinned,
+        nvme_bytes=sharing.nvme_bytes * place.num_devices,
+        **_speed_figures(config, shape, place, precision, _with_wire(time, sharing, place), steps),
+    )
+
+
+def _by_formula(
+    config: RunConfig, architecture: Any, precision: str, shape: Shape, place: Place, counts: Counts, why: str,
+    steps: int | None,
+) -> Prediction:
+    """Predict memory, not speed, for a model whose code cannot be traced."""
+    itemsize = DTYPES[precision].itemsize
+    parts = formula.breakdown(
+        config, architecture, shape.batch, shape.length, itemsize, (counts.total, counts.trainable)
+    )
+    peak = Peak(parts.total_bytes, parts, "backward", 2, "", None)
+    host = _host_bytes(counts, place, peak.active_bytes)
+    reason = _reason(place, peak.active_bytes <= place.memory_bytes - place.context_bytes, peak.active_bytes, host, 0)
+    return Prediction(
+        basis=f"by formula (Korthikanti et al. 2022): {why}",
+        fits=reason is None,
+        reason=reason,
+        **_size_figures(steps, shape, place, precision, counts),
+        **_memory_figures(place, peak, peak.active_bytes, host),
     )
 
 
@@ -127,37 +153,45 @@ def plan_shape(config: RunConfig, world_size: int) -> Shape:
 def count_weights(config: RunConfig, architecture: Any, dtype: torch.dtype) -> Counts:
     """Count the weights of the deep model from a shallow one."""
     depth = shallow(config, architecture)
-    model = build_empty_model(depth.config.model_copy(update={"method": depth.config.method}), depth.architecture, dtype)
-    total, trainable = count_parameters(model), sum(p.numel() for p in trainable_parameters(model).values())
+    model = build_empty_model(depth.config, depth.architecture, dtype)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trainable = sum(parameter.numel() for parameter in trainable_parameters(model).values())
     missing = len(depth.kinds) - len(depth.kept)
     if missing:
-        from ftkit.plan.trace import layer_names
-
         layers = {number: model.get_submodule(name) for name, number in layer_names(model).items()}
         place = {depth.kinds[number]: layers[index] for index, number in enumerate(depth.kept)}
         left = [place[kind] for number, kind in enumerate(depth.kinds) if number not in set(depth.kept)]
-        total += sum(count_parameters(layer) for layer in left)
-        trainable += sum(p.numel() for layer in left for p in layer.parameters() if p.requires_grad)
+        rest = [parameter for layer in left for parameter in layer.parameters()]
+        total += sum(parameter.numel() for parameter in rest)
+        trainable += sum(parameter.numel() for parameter in rest if parameter.requires_grad)
     return Counts(total, trainable, total * dtype.itemsize)
 
 
-def disk_bytes(config: RunConfig, counts: Counts, itemsize: int) -> int:
+def disk_bytes(counts: Counts, itemsize: int) -> int:
     """Return what a run writes: two checkpoints (masters and two moments in fp32) and the result in the compute dtype."""
-    del config
     return counts.trainable * (2 * 12 + itemsize)
 
 
-def _tape(
+def _known_tape(  # noqa: PLR0913  # the parts of a key
+    config: RunConfig, architecture: Any, precision: str, shape: Shape, place: Place, exact: bool, tapes: Tapes
+) -> tuple[Tape, str]:
+    """Trace, unless the same step was traced before: ZeRO and the number of ranks leave it as it is."""
+    sections = (config.model, config.method, config.optimizer.name)
+    key = (config.task, *(str(section) for section in sections), precision, _trace_shape(shape), place.gpu, exact)
+    if key not in tapes:
+        tapes[key] = _tape(config, architecture, precision, shape, place, exact)
+    return tapes[key]
+
+
+def _tape(  # noqa: PLR0913  # what decides the step
     config: RunConfig, architecture: Any, precision: str, shape: Shape, place: Place, exact: bool
 ) -> tuple[Tape, str]:
-    traced = Shape(shape.batch, shape.length, _traced(shape), shape.is_padded)
-
     def run(depth: Depth) -> Tape:
         return trace(
             depth.config,
             depth.architecture,
             DTYPES[precision],
-            traced,
+            _trace_shape(shape),
             place.gpu,
             device_type=place.device_type,
             checkpointed=depth.checkpointed,
@@ -172,14 +206,18 @@ def _tape(
     return tape, "traced whole" if len(depth.kept) == len(depth.kinds) else "traced"
 
 
+def _trace_shape(shape: Shape) -> Shape:
+    return Shape(shape.batch, shape.length, _traced(shape), shape.is_padded)
+
+
 def _traced(shape: Shape) -> int:
     return min(shape.num_micro_batches, TRACED_MICRO_BATCHES)
 
 
-def _host_bytes(counts: Counts, place: Place, peak: Peak) -> int:
+def _host_bytes(counts: Counts, place: Place, active: int) -> int:
     """Every rank loads the weights into host memory before they go to its device."""
     if place.device_type == "cpu":
-        return place.num_devices * (RUNTIME_BYTES + max(peak.active_bytes, counts.load_bytes))
+        return place.num_devices * (RUNTIME_BYTES + max(active, counts.load_bytes))
     return place.num_devices * (RUNTIME_BYTES + counts.load_bytes)
 
 
@@ -188,12 +226,36 @@ def _with_wire(time: StepTime, sharing: zero.Sharing, place: Place) -> StepTime:
     return StepTime(time.seconds + sharing.wire_bytes / link + sharing.offload_seconds, time.flops)
 
 
-def _memory_figures(place: Place, peak: Peak, reserved: int, host: int, sharing: zero.Sharing) -> dict[str, Any]:
-    on_cuda = place.device_type == "cuda"
+def _size_figures(
+    steps: int | None, shape: Shape, place: Place, precision: str, counts: Counts
+) -> dict[str, Any]:
     return {
         "device": place.name,
         "budget_bytes": place.memory_bytes,
         "context_bytes": place.context_bytes,
+        "precision": precision,
+        "micro_batch_size": shape.batch,
+        "num_micro_batches": shape.num_micro_batches,
+        "sequence_length": shape.length,
+        "num_parameters": counts.total,
+        "num_trainable_parameters": counts.trainable,
+        "disk_bytes": disk_bytes(counts, DTYPES[precision].itemsize),
+        "num_steps": steps,
+    }
+
+
+def num_steps(config: RunConfig, num_samples: int | None) -> int | None:
+    """Return the optimizer steps of a run; None where neither the data nor `max_steps` says it."""
+    if num_samples is None:
+        return config.training.max_steps
+    return count_steps(
+        num_samples, config.batch.global_batch_size, config.training.epochs, config.training.max_steps
+    )
+
+
+def _memory_figures(place: Place, peak: Peak, reserved: int, host: int) -> dict[str, Any]:
+    on_cuda = place.device_type == "cuda"
+    return {
         "peak_active_bytes": peak.active_bytes,
         "peak_reserved_bytes": reserved if on_cuda else None,
         "peak_process_bytes": reserved + place.context_bytes if on_cuda else RUNTIME_BYTES + peak.active_bytes,
@@ -202,35 +264,25 @@ def _memory_figures(place: Place, peak: Peak, reserved: int, host: int, sharing:
         "peak_module": peak.module or None,
         "peak_layer": peak.layer,
         "host_bytes": host,
-        "pinned_bytes": sharing.pinned_bytes * place.num_devices,
-        "nvme_bytes": sharing.nvme_bytes * place.num_devices,
     }
 
 
 def _speed_figures(
-    config: RunConfig, shape: Shape, place: Place, precision: str, time: StepTime, num_samples: int | None
+    config: RunConfig, shape: Shape, place: Place, precision: str, time: StepTime, steps: int | None
 ) -> dict[str, Any]:
     sequences = config.batch.global_batch_size
-    steps = config.training.max_steps
-    if num_samples is not None:
-        per_epoch = math.ceil(num_samples / sequences)
-        whole = max(1, math.ceil(config.training.epochs * per_epoch))
-        steps = whole if steps is None else min(steps, whole)
     device = place.device(precision)
     peak_flops = device.fp32_flops if precision == "fp32" else device.half_flops
-    return {
+    figures = {} if steps is None else {"total_seconds": steps * time.seconds}
+    return figures | {
         "step_seconds": time.seconds,
         "samples_per_second": sequences / time.seconds,
         "tokens_per_second": sequences * shape.length / time.seconds,
         "model_flops_utilization": time.flops / time.seconds / peak_flops,
-        "num_steps": steps,
-        "total_seconds": None if steps is None else steps * time.seconds,
     }
 
 
 def _reason(place: Place, fits: bool, reserved: int, host: int, pinned: int) -> str | None:
-    from ftkit.units import format_bytes
-
     if not fits:
         need, have = format_bytes(reserved + place.context_bytes), format_bytes(place.memory_bytes)
         return f"needs {need} of the {have} of {place.name}"

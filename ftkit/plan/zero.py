@@ -60,6 +60,7 @@ class _Changes:
         at_load: (role, bytes) held from the start.
         in_passes: (role, bytes) held during every forward and backward.
         in_backward: (role, bytes) held during every backward.
+        until_update: (role, bytes) held from the first gradient of a step to its update.
         at_backward_end: bytes that the last reduction needs for a moment.
         from_first_update: (role, bytes) made by the first step and kept.
     """
@@ -68,6 +69,7 @@ class _Changes:
     at_load: list[tuple[str, int]] = field(default_factory=list)
     in_passes: list[tuple[str, int]] = field(default_factory=list)
     in_backward: list[tuple[str, int]] = field(default_factory=list)
+    until_update: list[tuple[str, int]] = field(default_factory=list)
     at_backward_end: int = 0
     from_first_update: list[tuple[str, int]] = field(default_factory=list)
 
@@ -149,7 +151,7 @@ def plan_changes(
         if kind == "optimizer":
             changes.scale[number] = 0.0
         elif kind == "gradient":
-            changes.scale[number] = {1: itemsize / FP32, 2: 1 / ranks}.get(stage, 0.0) if offload == "none" else 0.0
+            changes.scale[number] = _sum_share(stage, itemsize, ranks, offload)
         elif stage == 3 and birth.role in ("parameter", "trainable") and ".absmax" not in birth.module:
             changes.scale[number] = 1 / ranks
     on_device = offload == "none"
@@ -181,6 +183,13 @@ def plan_changes(
     return changes, figures
 
 
+def _sum_share(stage: int, itemsize: int, ranks: int, offload: str) -> float:
+    """Return what is left of the plain engine's fp32 gradient sums: half gradients, a partition, or nothing of them."""
+    if stage == 1:
+        return itemsize / FP32 if offload == "none" else 0.0
+    return 1 / ranks if stage == 2 else 0.0
+
+
 def _add_buffers(changes: _Changes, zero: dict[str, Any], itemsize: int, trained: int, part: int, on_device: bool) -> None:
     """Add gradient sums, buckets and windows of a stage."""
     stage, bucket = zero["stage"], int(zero["reduce_bucket_size"])
@@ -188,8 +197,9 @@ def _add_buffers(changes: _Changes, zero: dict[str, Any], itemsize: int, trained
     if stage == 1:
         if on_device:
             changes.at_load.append(("gradient", FP32 * trained))
+            changes.at_backward_end = FP32 * trained
         else:
-            changes.in_backward.append(("gradient", FP32 * trained + FP32 * bucket))
+            changes.until_update.append(("gradient", FP32 * trained + FP32 * bucket))
     elif stage == 2:
         if on_device:
             changes.at_load.append(("buffer", FP32 * part))
@@ -237,9 +247,12 @@ def _apply(tape: Tape, changes: _Changes) -> Tape:
             if name == LOAD:
                 hold("load", changes.at_load, LOAD, 0)
             if name == BACKWARD:
+                drop("passes")
                 hold("end", [("buffer", changes.at_backward_end)], BACKWARD, step)
-                for one in ("end", "backward", "passes"):
+                for one in ("end", "backward"):
                     drop(one)
+            if name == OPTIMIZER:
+                drop("sums")
             if name == OPTIMIZER and "moments" not in held:
                 hold("moments", changes.from_first_update, OPTIMIZER, 1)
             new.marks.append((len(new.events), name))
@@ -251,6 +264,8 @@ def _apply(tape: Tape, changes: _Changes) -> Tape:
         if place < len(tape.events):
             if "backward" not in held and _is_first_gradient(tape, place):
                 hold("backward", changes.in_backward, BACKWARD, step)
+                if "sums" not in held:
+                    hold("sums", changes.until_update, BACKWARD, step)
             _copy_event(tape, place, changes.scale, names, new)
     return new
 
