@@ -53,7 +53,7 @@ def profile(  # noqa: PLR0913  # one parameter is one flag
     """Run each configuration of a sweep for a few steps on its worst batch and measure memory and speed.
 
     The flags of `ftkit train` say what all have in common. A configuration that fails is a row with its reason. The
-    same command goes on with a sweep that was stopped. The report is written into the folder of --output (runs/profile).
+    same command goes on with a sweep that was stopped. The report goes into the folder of --output (runs/profile).
     """
     with user_errors():
         folder = Path(flags.pop("output__folder") or "runs/profile")
