@@ -1,6 +1,7 @@
 """4-bit weights and 8-bit or paged AdamW; the only importer of bitsandbytes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, cast
 
@@ -64,6 +65,74 @@ def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> to
     }[config.name]
     optimizer = kind(groups, lr=0.0, betas=config.betas, eps=config.epsilon, weight_decay=config.weight_decay)
     return cast(torch.optim.Optimizer, optimizer)
+
+
+def is_packed_type(parameter: torch.Tensor) -> bool:
+    """Return whether a parameter is, or is to become, a 4-bit weight."""
+    return type(parameter).__name__ == "Params4bit"
+
+
+def pack_without_values(parameter: Any, weight: torch.Tensor) -> nn.Parameter:
+    """Return the 4-bit weight that quantizing would make, its values left open; for plans.
+
+    Args:
+        parameter: a 4-bit weight that has not been quantized.
+        weight: [out, in] an empty tensor of its shape, which says where the new ones go.
+
+    Returns:
+        The packed weight with its constants: two values in a byte, an fp32 scale for each block of 64, itself in 8 bits
+        with a second scale for each 256 where statistics are compressed (Dettmers et al. 2023; functional.quantize_4bit).
+    """
+    library = _library()
+    state_type = library.functional.QuantState
+    elements, blocksize = weight.numel(), parameter.blocksize
+    blocks = -(-elements // blocksize)
+    packed = weight.new_empty((-(-elements // 2) // parameter.quant_storage.itemsize, 1), dtype=parameter.quant_storage)
+    constants: dict[str, Any] = {"absmax": weight.new_empty(blocks, dtype=torch.float32)}
+    if parameter.compress_statistics:
+        second = state_type(
+            absmax=weight.new_empty(-(-blocks // 256), dtype=torch.float32),
+            code=weight.new_empty(256, dtype=torch.float32),
+            blocksize=256,
+            dtype=torch.float32,
+        )
+        constants = {
+            "absmax": weight.new_empty(blocks, dtype=torch.uint8),
+            "offset": weight.new_empty((), dtype=torch.float32),
+            "state2": second,
+        }
+    state = state_type(
+        shape=weight.shape,
+        dtype=weight.dtype,
+        blocksize=blocksize,
+        code=weight.new_empty(16, dtype=torch.float32),
+        quant_type=parameter.quant_type,
+        **constants,
+    )
+    parameter.module.quant_state = state
+    # A fake tensor has a class of its own, so what makes it a 4-bit weight is set on an ordinary parameter.
+    new = nn.Parameter(packed, requires_grad=False)
+    vars(new).update(vars(parameter), quant_state=state, bnb_quantized=True)
+    return new
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Let the optimizers start where tensors have no values: their table of 8-bit numbers is left open."""
+    functional = _library().functional
+    table, functional.create_dynamic_map = functional.create_dynamic_map, lambda **_: torch.empty(256)
+    try:
+        yield
+    finally:
+        functional.create_dynamic_map = table
+
+
+def state_tensors(state: Any) -> dict[str, torch.Tensor]:
+    """Return the constants of a 4-bit weight by name."""
+    found = {"absmax": state.absmax, "code": state.code}
+    if state.nested:
+        found |= {"offset": state.offset, "state2.absmax": state.state2.absmax, "state2.code": state.state2.code}
+    return found
 
 
 def _linear_4bit(module: nn.Module, method: Qlora, dtype: torch.dtype) -> nn.Module:

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import distributed
 
-from ftkit import checkpoint, memory, results
+from ftkit import checkpoint, results
 from ftkit.batching import GlobalBatch, check_cut, collate, count_steps, cut, global_batches
 from ftkit.config import RunConfig
 from ftkit.config_io import dump_config
@@ -23,6 +23,7 @@ from ftkit.distributed import ProcessContext, join, leave, resolve_precision
 from ftkit.engine import Engine, build_engine, wants_deepspeed
 from ftkit.errors import CheckpointError, DivergedError, DoesNotFitError
 from ftkit.evaluate import evaluate
+from ftkit.meter import Meter, MeteredEngine, gather, memory_figures
 from ftkit.model import (
     build_model,
     count_parameters,
@@ -83,6 +84,7 @@ class Job:
     num_steps: int
     num_parameters: int
     num_trainable_parameters: int
+    meter: Meter
 
     @property
     def num_labels(self) -> int | None:
@@ -148,6 +150,7 @@ def train_run(config: RunConfig, process: ProcessContext, reporter: Reporter, *,
 def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, resume: bool = False) -> Job:
     """Load data and model and put them onto the engine; raises as `train_run` does."""
     note = reporter.note if process.is_main else _silent
+    meter = Meter(process.device)
     dtype = resolve_precision(config.model.precision, process.device)
     source = resolve_source(config.model, config.task)
     tokenizer = load_tokenizer(source)
@@ -167,8 +170,8 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     counts = count_parameters(model), sum(one.numel() for one in trainable_parameters(model).values())
     if wants_deepspeed(config, process):
         note("starting DeepSpeed; the first time, it compiles for a minute or more (offload: for up to five)")
-    engine = build_engine(config, model, process, dtype)
-    return Job(config, process, folder, tokenizer, data, engine, num_steps, *counts)
+    engine = cast(Engine, MeteredEngine(build_engine(config, model, process, dtype), meter))
+    return Job(config, process, folder, tokenizer, data, engine, num_steps, *counts, meter)
 
 
 class _Recorder:
@@ -191,7 +194,6 @@ def _train(job: Job, record: _Recorder, started: float, *, resume: bool) -> RunR
         record.write(run)
     if record.reporter:
         record.reporter.start(run)
-    memory.reset_peaks(job.engine.device)
     status = _run_steps(job, progress, record)
     if progress.best_step not in (None, progress.step):
         job.engine.load_trainable_state(checkpoint.load_best(job.folder / results.CHECKPOINTS))
@@ -307,8 +309,9 @@ def _log_step(job: Job, progress: Progress, record: _Recorder, result: StepResul
     )
     record.write(line)
     if record.reporter:
-        active, _ = memory.peak_allocator_bytes(job.engine.device)
-        record.reporter.step(line, active if active is not None else memory.peak_resident_bytes())
+        reached = job.meter.overall()
+        active, process = reached.active_bytes, reached.process_bytes
+        record.reporter.step(line, active if active is not None else process)
 
 
 def _score(job: Job, progress: Progress, record: _Recorder, name: str, split: TokenSplit) -> EvaluationLine:
@@ -368,18 +371,15 @@ def _resume(job: Job) -> Progress:
 
 def _measure(job: Job, progress: Progress) -> Measurement:
     device = job.engine.device
-    active, reserved = memory.peak_allocator_bytes(device)
-    resident = memory.peak_resident_bytes()
     seconds = sum(progress.step_seconds)
     return Measurement(
         device=results.device_name(device),
-        peak_active_bytes=active,
-        peak_reserved_bytes=reserved,
-        peak_process_bytes=resident if device.type == "cpu" else None,
-        host_bytes=resident,
+        **memory_figures(gather(job.meter, job.process), device),
         num_parameters=job.num_parameters,
         num_trainable_parameters=job.num_trainable_parameters,
         step_seconds=float(np.median(progress.step_seconds)),
+        step_seconds_spread=float(np.subtract(*np.percentile(progress.step_seconds, [75, 25]))),
+        num_timed_steps=len(progress.step_seconds),
         tokens_per_second=progress.num_tokens / seconds,
         samples_per_second=progress.num_samples / seconds,
     )

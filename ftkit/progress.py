@@ -21,6 +21,8 @@ class ConsoleReporter:
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._num_steps = 0
+        self.folder: Path | None = None
+        """The result folder, once the run is over."""
 
     def note(self, text: str) -> None:
         """Say something."""
@@ -73,6 +75,7 @@ class ConsoleReporter:
     def finish(self, record: RunRecord, folder: Path) -> None:
         """Show the summary: figures, where things are, what to do next."""
         self.close()
+        self.folder = folder
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         for name, text in summary_rows(record):
             table.add_row(name, text)

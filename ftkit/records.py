@@ -6,7 +6,7 @@ line last. Each line is whole by itself, so a killed run loses at most its last 
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -71,9 +71,73 @@ class Figures(Record):
 class Prediction(Figures):
     """What a plan says."""
 
+    basis: str | None = None
+    """How it was found: `traced`, `traced whole`, or the formula that stood in and why."""
+    precision: str | None = None
+    micro_batch_size: int | None = None
+    """Sequences in one forward on one rank."""
+    num_micro_batches: int | None = None
+    """Forwards on one rank in one step."""
+    sequence_length: int | None = None
+    """Tokens of the longest sequence."""
+    budget_bytes: int | None = None
+    """What the device has."""
+    context_bytes: int | None = None
+    """What the driver takes of it for one process."""
+    fits: bool | None = None
+    """Whether every request for memory is met, on the device and on the host."""
+    reason: str | None = None
+    """Why it does not fit."""
+    peak_module: str | None = None
+    """The module at work at the peak."""
+    peak_layer: int | None = None
+    """The layer at work at the peak, counted from 0."""
+    pinned_bytes: int | None = None
+    """The part of the host memory that is locked, on one node."""
+    nvme_bytes: int | None = None
+    """What is offloaded to the disk, on one node."""
+    num_steps: int | None = None
+    total_seconds: float | None = None
+    """All steps, without loading and evaluation."""
+
+
+class PhaseMeasurement(Record):
+    """The peaks of one phase on one rank; a figure that was not taken is None."""
+
+    phase: str
+    """`load`, `forward`, `backward`, `optimizer` or `evaluation`."""
+    rank: int = 0
+    peak_active_bytes: int | None = None
+    peak_reserved_bytes: int | None = None
+    peak_process_bytes: int | None = None
+
+
+class LiveTensor(Record):
+    """A storage that was alive at the peak."""
+
+    num_bytes: int
+    kind: str
+    """`parameter`, `gradient`, `optimizer`, `activation`, `temporary` or `buffer`."""
+    module: str
+    """The module whose code made it."""
+    op: str = ""
+    """The operator that made it; empty for what was there before."""
+
 
 class Measurement(Figures):
     """What a run saw."""
+
+    active_source: str | None = None
+    """How `peak_active_bytes` was taken, such as `allocator statistics` or `counted storages`."""
+    process_source: str | None = None
+    """How `peak_process_bytes` was taken, such as `NVML` or `resident set`."""
+    step_seconds_spread: float | None = None
+    """The distance between the quartiles of the timed steps."""
+    num_timed_steps: int | None = None
+    """The steps behind `step_seconds`, warm-up left out."""
+    phases: tuple[PhaseMeasurement, ...] = ()
+    largest_tensors: tuple[LiveTensor, ...] = ()
+    """The ten largest at the peak of the rank that has most."""
 
 
 class RunLine(Record):
@@ -97,6 +161,7 @@ class RunLine(Record):
     num_steps: int
     """Planned optimizer steps."""
     prediction: Prediction | None = None
+    purpose: Literal["training", "profile"] = "training"
 
 
 class StepLine(Record):
@@ -139,6 +204,19 @@ class EvaluationLine(Scores):
     """`validation` or `test`."""
 
 
+class TimelineLine(Record):
+    """The live bytes of one step on one rank, column by column; point i of every column belongs together."""
+
+    kind: Literal["timeline"] = "timeline"
+    step: int
+    rank: int = 0
+    events: tuple[int, ...]
+    """How many storages had been born or had died by then."""
+    phases: tuple[str, ...]
+    live_bytes: dict[str, tuple[int, ...]]
+    """Kind of memory, such as `activation`, to its bytes."""
+
+
 class ResultLine(Record):
     """The last line: how it ended."""
 
@@ -146,6 +224,8 @@ class ResultLine(Record):
     status: Literal["completed", "stopped early", "interrupted", "failed"]
     reason: str | None = None
     """Why, where it did not complete."""
+    failure: Literal["out of memory", "crash", "time limit", "refused"] | None = None
+    """What kind of failure, where it failed."""
     num_steps: int
     """Optimizer steps taken."""
     best_step: int | None = None
@@ -156,8 +236,8 @@ class ResultLine(Record):
     measurement: Measurement
 
 
-Line = Annotated[RunLine | StepLine | EvaluationLine | ResultLine, Field(discriminator="kind")]
-_LINE: TypeAdapter[RunLine | StepLine | EvaluationLine | ResultLine] = TypeAdapter(Line)
+AnyLine = RunLine | StepLine | EvaluationLine | TimelineLine | ResultLine
+_LINE: TypeAdapter[AnyLine] = TypeAdapter(Annotated[AnyLine, Field(discriminator="kind")])
 
 
 class RunRecord(Record):
@@ -166,6 +246,7 @@ class RunRecord(Record):
     run: RunLine
     steps: tuple[StepLine, ...] = ()
     evaluations: tuple[EvaluationLine, ...] = ()
+    timeline: TimelineLine | None = None
     result: ResultLine | None = None
 
     def last_evaluation(self, split: str) -> EvaluationLine | None:
@@ -193,7 +274,8 @@ class RecordWriter:
 def read_record(path: Path) -> RunRecord:
     """Read a record as far as it goes.
 
-    A truncated or damaged line is left out with a warning that names file and line.
+    A truncated or damaged line is left out, and an older schema's line is read for what it has; both with a warning
+    that names file and line.
 
     Args:
         path: a `record.jsonl`, or the result folder that holds one.
@@ -210,6 +292,7 @@ def read_record(path: Path) -> RunRecord:
     run: RunLine | None = None
     steps: dict[int, StepLine] = {}
     evaluations: dict[tuple[int, str], EvaluationLine] = {}
+    timeline: TimelineLine | None = None
     result: ResultLine | None = None
     for line in _lines(path):
         match line:
@@ -219,19 +302,60 @@ def read_record(path: Path) -> RunRecord:
                 steps[line.step] = line
             case EvaluationLine():
                 evaluations[line.step, line.split] = line
+            case TimelineLine():
+                timeline = line
             case ResultLine():
                 result = line
     if run is None:
         raise DataError(f"{path} has no line of kind 'run'; it is no record of ftkit, or its first line was lost")
-    return RunRecord(run=run, steps=tuple(steps.values()), evaluations=tuple(evaluations.values()), result=result)
+    return RunRecord(
+        run=run,
+        steps=tuple(steps.values()),
+        evaluations=tuple(evaluations.values()),
+        timeline=timeline,
+        result=result,
+    )
 
 
-def _lines(path: Path) -> Iterator[RunLine | StepLine | EvaluationLine | ResultLine]:
+def _lines(path: Path) -> Iterator[AnyLine]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, text in enumerate(file, start=1):
             try:
-                raw: Mapping[str, Any] = json.loads(text)
-                yield _LINE.validate_python(raw)
+                raw: object = json.loads(text)
+                yield _known_line(raw, f"{path}:{number}")
             except (json.JSONDecodeError, ValidationError) as error:
                 reason = str(error).splitlines()[0]
-                warnings.warn(f"{path}:{number}: this line is not read ({reason})", stacklevel=3)
+                _warn(f"{path}:{number}: this line is not read ({reason})")
+
+
+def _known_line(raw: object, place: str) -> AnyLine:
+    """Read a line; of another schema, without the fields that do not fit.
+
+    Args:
+        raw: the parsed JSON.
+        place: file and line, for the warning.
+
+    Returns:
+        The line.
+
+    Raises:
+        ValidationError: what every line of its kind must have is not there.
+    """
+    if not isinstance(raw, dict):
+        return _LINE.validate_python(raw)
+    version = raw.get("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        _warn(f"{place}: schema {version}, and this is schema {SCHEMA_VERSION}; it is read as far as it goes")
+    try:
+        return _LINE.validate_python(raw)
+    except ValidationError as error:
+        # A place is (kind, field, ...); a missing field names itself and cannot be left out.
+        unfit = {str(problem["loc"][1]) for problem in error.errors() if len(problem["loc"]) > 1}
+        kept = {key: value for key, value in raw.items() if key not in unfit}
+        line = _LINE.validate_python(kept)
+        _warn(f"{place}: left out {', '.join(sorted(unfit))}, which cannot be read")
+        return line
+
+
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, stacklevel=2)

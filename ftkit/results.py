@@ -5,6 +5,7 @@ record.jsonl    every figure, as it happened
 checkpoints/    what a run needs to go on
 model/          adapters or weights as plain PEFT or transformers load them, and the tokenizer
 README.md       the model card
+report.html     the page of `ftkit report`
 """
 
 import shutil
@@ -22,6 +23,7 @@ from ftkit.records import RunRecord, Scores
 from ftkit.units import format_bytes, format_count, format_seconds
 
 RECORD, CONFIG, CHECKPOINTS, MODEL, CARD = "record.jsonl", "config.yaml", "checkpoints", "model", "README.md"
+PAGE = "report.html"
 
 
 def open_folder(config: RunConfig, *, is_resumed: bool) -> Path:
@@ -46,7 +48,7 @@ def open_folder(config: RunConfig, *, is_resumed: bool) -> Path:
         )
     try:
         if holds_run and not is_resumed:
-            for name in (RECORD, CONFIG, CHECKPOINTS, MODEL, CARD):
+            for name in (RECORD, CONFIG, CHECKPOINTS, MODEL, CARD, PAGE):
                 path = folder / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,9 @@ from ftkit import __version__
 
 _COMMANDS = {
     "train": ("ftkit.cli.train", "train", "Fine-tune a model and score it."),
+    "plan": ("ftkit.cli.plan", "plan", "Predict memory, speed and disk, on any GPU, before anything runs."),
+    "profile": ("ftkit.cli.profile", "profile", "Measure what configurations really take, in a sweep."),
+    "report": ("ftkit.cli.report", "report", "Show runs side by side, as a table, a file or a page."),
     "config": ("ftkit.cli.config", "config", "Show presets, the resolved configuration or its JSON schema."),
 }
 

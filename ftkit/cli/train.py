@@ -34,6 +34,7 @@ def train(resume: Path | None, *, overwrite: bool, as_json: bool, local_rank: in
         config = read_config(flags)
         _bound_memory()
         _quieten()
+        from ftkit.cli.report import write_run_page
         from ftkit.loop import train_run
         from ftkit.progress import ConsoleReporter
 
@@ -42,6 +43,8 @@ def train(resume: Path | None, *, overwrite: bool, as_json: bool, local_rank: in
             record = train_run(config, process, reporter, resume=resume is not None)
         finally:
             reporter.close()
+        if reporter.folder is not None:
+            reporter.note(f"the report: {write_run_page(reporter.folder)}")
         if as_json and process.is_main:
             sys.stdout.write(record.model_dump_json() + "\n")
 

@@ -42,6 +42,7 @@ class DeepSpeedEngine:
         self._is_partitioned = self.settings["zero_optimization"]["stage"] == 3
         with _explained():
             if self._is_partitioned:
+                deepspeed.init_distributed(dist_init_required=False)  # Init asks it for the number of ranks
                 # One weight after another goes to its owners, so that no device ever holds the model whole.
                 deepspeed.zero.Init(module=model, config_dict_or_path=self.settings, dtype=dtype)
             self._parameters = trainable_parameters(model)

@@ -1,0 +1,175 @@
+"""`ftkit plan`: what a configuration needs, before any of it runs."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ftkit.cli.options import config_options, read_config, user_errors
+from ftkit.config_io import dump_config
+from ftkit.units import format_bytes, format_count, format_seconds
+
+if TYPE_CHECKING:
+    from ftkit.config import RunConfig
+    from ftkit.plan.place import Place
+    from ftkit.plan.search import Candidate
+    from ftkit.records import Prediction
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@config_options
+@click.option("--gpu", help="Where to run: t4, rtx3060, a100-40gb, ...; this machine when not named.")
+@click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="How many of them.")
+@click.option("--memory-budget", metavar="SIZE", help="What one device has, such as 8GiB.")
+@click.option("--ram-budget", metavar="SIZE", help="What the host has.")
+@click.option("--samples", type=click.IntRange(min=1), help="Training sequences, for the number of steps.")
+@click.option("--search", "is_search", is_flag=True, help="Rank what fits by speed, and write the winner.")
+@click.option("--write", type=click.Path(path_type=Path), help="Where --search writes the winner, as YAML for train.")
+@click.option("--exact", is_flag=True, help="Trace every layer instead of unrolling the layers that are alike.")
+@click.option("--json", "as_json", is_flag=True, help="Print the prediction as JSON.")
+def plan(  # noqa: PLR0913  # one parameter a flag
+    gpu: str | None,
+    gpus: int,
+    memory_budget: str | None,
+    ram_budget: str | None,
+    samples: int | None,
+    write: Path | None,
+    *,
+    is_search: bool,
+    exact: bool,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Predict memory, speed and disk of a configuration, on any GPU, without that GPU.
+
+    Takes the flags of `ftkit train`. Exits with 8 where the configuration does not fit.
+    """
+    with user_errors():
+        config = read_config(flags)
+        from ftkit.plan.place import find_place
+        from ftkit.plan.predict import predict
+
+        place = find_place(gpu, gpus, memory_budget, ram_budget)
+        if is_search:
+            _search(config, place, samples, write)
+            return
+        prediction = predict(config, place, num_samples=samples, exact=exact)
+        if as_json:
+            click.echo(prediction.model_dump_json())
+        else:
+            click.echo("\n".join(prediction_lines(prediction, gpus)))
+            if not prediction.fits:
+                _show_cures(config, place, samples)
+    if not prediction.fits:
+        click.get_current_context().exit(8)
+
+
+def prediction_lines(prediction: "Prediction", num_devices: int = 1) -> list[str]:
+    """Return a prediction as lines of text."""
+    verdict = "fits" if prediction.fits else f"does not fit: {prediction.reason}"
+    rows = [
+        (
+            "verdict",
+            f"{verdict} ({num_devices} x {prediction.device}, {format_bytes(prediction.budget_bytes or 0)} each)",
+        ),
+        ("step", _shape(prediction)),
+        ("peak, as the system shows it", format_bytes(prediction.peak_process_bytes or 0)),
+        *_part_rows(prediction),
+        ("where", _where(prediction)),
+        (
+            "host memory",
+            f"{format_bytes(prediction.host_bytes or 0)}, of it pinned {format_bytes(prediction.pinned_bytes or 0)}",
+        ),
+        ("disk", format_bytes((prediction.disk_bytes or 0) + (prediction.nvme_bytes or 0))),
+        (
+            "weights",
+            f"{format_count(prediction.num_parameters or 0)}, of them {format_count(prediction.num_trainable_parameters or 0)} train",
+        ),
+        *_time_rows(prediction),
+        ("found", prediction.basis or ""),
+    ]
+    return [f"{name:30} {value}" for name, value in rows]
+
+
+def _shape(prediction: "Prediction") -> str:
+    return (
+        f"{prediction.num_micro_batches} x {prediction.micro_batch_size} sequences of {prediction.sequence_length} tokens "
+        f"on each device, {prediction.precision}"
+    )
+
+
+def _part_rows(prediction: "Prediction") -> list[tuple[str, str]]:
+    parts = dict(prediction.peak_breakdown.model_dump()) if prediction.peak_breakdown else {}
+    rows = [(f"  {name.removesuffix('_bytes')}", format_bytes(size)) for name, size in parts.items()]
+    if prediction.peak_reserved_bytes is not None and prediction.peak_active_bytes is not None:
+        rows.append(("  fragmentation", format_bytes(prediction.peak_reserved_bytes - prediction.peak_active_bytes)))
+    return [*rows, ("  context", format_bytes(prediction.context_bytes or 0))]
+
+
+def _where(prediction: "Prediction") -> str:
+    place = prediction.peak_module or (
+        "the loss" if prediction.peak_layer is None else f"layer {prediction.peak_layer}"
+    )
+    return f"{prediction.peak_phase}, {place}"
+
+
+def _time_rows(prediction: "Prediction") -> list[tuple[str, str]]:
+    if prediction.step_seconds is None or prediction.tokens_per_second is None:
+        return [("speed", "not predicted")]
+    rows = [
+        (
+            "speed, at best",
+            f"{prediction.step_seconds:.3g} s a step, {format_count(prediction.tokens_per_second)} tokens/s",
+        )
+    ]
+    if prediction.num_steps is not None and prediction.total_seconds is not None:
+        rows.append(("time, at best", f"{format_seconds(prediction.total_seconds)} for {prediction.num_steps} steps"))
+    return rows
+
+
+def _show_cures(config: "RunConfig", place: "Place", samples: int | None) -> None:
+    from ftkit.plan.search import cures
+
+    found = cures(config, place, num_samples=samples)
+    click.echo(
+        "what would fit:" if found else "nothing that ftkit can change makes it fit; choose a smaller model or length"
+    )
+    for candidate in found:
+        click.echo(f"  {_flags(candidate)}: {_cost(candidate)}")
+
+
+def _search(config: "RunConfig", place: "Place", samples: int | None, write: Path | None) -> None:
+    from ftkit.errors import DoesNotFitError
+    from ftkit.plan.predict import predict
+    from ftkit.plan.search import search
+
+    found = search(config, place, num_samples=samples)
+    if not found:
+        raise DoesNotFitError(
+            f"nothing fits on {place.name}; choose a smaller model, a shorter data.max_length or 4 bits"
+        )
+    for number, candidate in enumerate(found[:10], start=1):
+        click.echo(f"{number:2}. {_cost(candidate)}  {_flags(candidate)}")
+    best = found[0]
+    checked = predict(best.config, place, num_samples=samples, exact=True)
+    click.echo("\n".join(prediction_lines(checked, place.num_devices)))
+    if write is not None:
+        write.write_text(dump_config(best.config), encoding="utf-8")
+        click.echo(f"ftkit train --config {shlex.quote(str(write))}")
+    else:
+        click.echo(
+            f"ftkit train --model {shlex.quote(config.model.name)} --method {best.config.method.name} {_flags(best)}"
+        )
+
+
+def _flags(candidate: "Candidate") -> str:
+    return " ".join(
+        f"--method {value}" if key == "method.name" else f"--set {key}={value}"
+        for key, value in candidate.changes.items()
+    )
+
+
+def _cost(candidate: "Candidate") -> str:
+    prediction = candidate.prediction
+    return f"{format_bytes(prediction.peak_process_bytes or 0)}, {prediction.step_seconds or 0:.3g} s a step"

@@ -1,0 +1,38 @@
+"""One configuration of a sweep in a process of its own: `python -m ftkit.cli.profile_one`, perhaps launched."""
+
+import resource
+from pathlib import Path
+
+import click
+
+from ftkit.cli.options import user_errors
+from ftkit.config_io import load_config
+from ftkit.distributed import ProcessContext
+from ftkit.records import Prediction
+
+CONFIG, PREDICTION = "config.yaml", "prediction.json"
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--warmup", type=int, required=True)
+@click.option("--steps", type=int, required=True)
+@click.option("--memory-limit", type=int, help="Bytes that this process may allocate on the host.")
+@click.option("--local_rank", "--local-rank", type=int, hidden=True)
+def profile_one(folder: Path, warmup: int, steps: int, memory_limit: int | None, local_rank: int | None) -> None:  # noqa: ARG001  # LOCAL_RANK says the same
+    """Profile the configuration that stands in FOLDER and write its record there."""
+    with user_errors():
+        process = ProcessContext.from_environment()
+    with user_errors(process.rank):
+        from ftkit.profiler import profile_run
+
+        if memory_limit is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, (memory_limit, memory_limit))
+        config = load_config(folder / CONFIG)
+        given = folder / PREDICTION
+        prediction = Prediction.model_validate_json(given.read_text(encoding="utf-8")) if given.is_file() else None
+        profile_run(config, process, folder, prediction, num_warmup=warmup, num_timed=steps)
+
+
+if __name__ == "__main__":
+    profile_one()

@@ -1,0 +1,158 @@
+"""`ftkit report`: the figures of runs, side by side."""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from ftkit.cli.options import user_errors
+from ftkit.errors import ConfigError, nearest
+from ftkit.report.collect import Run, collect_runs
+from ftkit.report.columns import COLUMNS
+from ftkit.units import parse_bytes
+
+_FORMATS = {".html": "html", ".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json"}
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("runs", nargs=-1, type=click.Path(path_type=Path), metavar="[RUN]...")
+@click.option(
+    "--output",
+    "outputs",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write a file instead of printing: .html, .md, .tex, .csv or .json, by its ending; several may be given.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "markdown", "latex", "csv", "json"]),
+    default="table",
+    show_default=True,
+    help="What is printed where no --output is named.",
+)
+@click.option("--budget", metavar="SIZE", help="The memory that there is, such as 8GiB: a line in the page's plot.")
+@click.option("--sort", metavar="COLUMN", help="Order by a column of the CSV; -COLUMN: the largest first.")
+@click.option("--title", default="ftkit report", show_default=True, help="The page's heading.")
+def report(
+    runs: tuple[Path, ...], outputs: tuple[Path, ...], form: str, budget: str | None, sort: str | None, title: str
+) -> None:
+    """Show runs side by side: memory, speed and scores, each prediction beside its measurement.
+
+    RUN is a result folder, a folder of them (a sweep), or a record.jsonl; runs/ where none is named.
+    """
+    with user_errors():
+        forms = [_form_of(path) for path in outputs]
+        budget_bytes = parse_bytes(budget) if budget else None
+        found = _sorted(_collect(runs or (Path("runs"),)), sort)
+        for path, wanted in zip(outputs, forms, strict=True):
+            _write(path, _render(found, wanted, title, budget_bytes))
+            click.echo(f"{path}: {len(found)} runs", err=True)
+        if not outputs:
+            _print(found, form)
+
+
+def write_run_page(folder: Path) -> Path:
+    """Write the page of one run into its folder.
+
+    Args:
+        folder: a result folder with a record.
+
+    Returns:
+        The page.
+
+    Raises:
+        DataError: there is no record.
+        ConfigError: the page cannot be written.
+    """
+    return write_page([folder], folder / "report.html", folder.name)
+
+
+def write_page(paths: Sequence[Path], page: Path, title: str) -> Path:
+    """Write the page of the runs at or below some folders.
+
+    Args:
+        paths: as `collect_runs` takes them.
+        page: the file.
+        title: its heading.
+
+    Returns:
+        The file.
+
+    Raises:
+        DataError: there is no record.
+        ConfigError: the page cannot be written.
+    """
+    _write(page, _render(_collect(paths), "html", title, None))
+    return page
+
+
+def _collect(paths: Sequence[Path]) -> list[Run]:
+    """Read records; what could not be read of them is said in a sentence each."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = collect_runs(paths)
+    for warning in caught:
+        click.echo(f"warning: {warning.message}", err=True)
+    return found
+
+
+def _sorted(runs: list[Run], sort: str | None) -> list[Run]:
+    if sort is None:
+        return runs
+    key = sort.removeprefix("-")
+    column = next((column for column in COLUMNS if column.key == key), None)
+    if column is None:
+        raise ConfigError(f"no column {key!r} to sort by; {nearest(key, [column.key for column in COLUMNS])}")
+    filled = [run for run in runs if column.value(run) is not None]
+    empty = [run for run in runs if column.value(run) is None]
+    return sorted(filled, key=lambda run: column.value(run), reverse=sort.startswith("-")) + empty  # type: ignore[arg-type, return-value]  # a column's values are of one type
+
+
+def _form_of(path: Path) -> str:
+    if path.suffix not in _FORMATS:
+        raise ConfigError(f"--output {path}: what format is {path.suffix!r}? End the name in {', '.join(_FORMATS)}")
+    return _FORMATS[path.suffix]
+
+
+def _render(runs: list[Run], form: str, title: str, budget_bytes: int | None) -> str:
+    from ftkit.report import text
+    from ftkit.report.contest import contest
+    from ftkit.report.page import html_page
+
+    match form:
+        case "html":
+            return html_page(runs, title, budget_bytes)
+        case "markdown":
+            return text.markdown(runs)
+        case "latex":
+            return text.comparison_latex(contest(runs))
+        case "csv":
+            return text.as_csv(runs)
+        case _:
+            return text.as_json(runs) + "\n"
+
+
+def _print(runs: list[Run], form: str) -> None:
+    if form == "table":
+        from rich.console import Console
+
+        from ftkit.report.text import print_table
+
+        print_table(runs, Console())
+    else:
+        sys.stdout.write(_render(runs, form, "", None))
+
+
+def _write(path: Path, content: str) -> None:
+    """Write a whole file or none."""
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(content, encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}; name another with --output") from None

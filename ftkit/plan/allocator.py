@@ -1,0 +1,235 @@
+"""A model of torch's caching allocator for CUDA: births and deaths of tensors in, reserved bytes out.
+
+The rules are those of torch's c10/cuda/CUDACachingAllocator.cpp, told in its documentation ("Memory management" in
+torch's CUDA notes): sizes are rounded to 512 bytes; requests of at most 1 MiB share 2 MiB segments, those below 10 MiB
+share 20 MiB segments, larger ones get a segment of their own, rounded to 2 MiB; a free block is found by best fit and
+split where the rest is worth keeping; neighbours merge when freed; when the device is full, empty segments are handed
+back and the request is tried once more. With expandable segments each pool is one range that grows by whole pages.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+MIN_BLOCK = 512
+SMALL_REQUEST = 2**20
+SMALL_SEGMENT = 2 * 2**20
+LARGE_SEGMENT = 20 * 2**20
+OWN_SEGMENT_FROM = 10 * 2**20
+OWN_SEGMENT_STEP = 2 * 2**20
+
+
+def round_size(size: int) -> int:
+    """Return the bytes that a block takes for a request of `size` bytes: a multiple of 512, at least 512."""
+    return max(MIN_BLOCK, -(-size // MIN_BLOCK) * MIN_BLOCK)
+
+
+def segment_size(rounded: int) -> int:
+    """Return the bytes of the segment that is asked of the driver when no free block holds `rounded` bytes."""
+    if rounded <= SMALL_REQUEST:
+        return SMALL_SEGMENT
+    if rounded < OWN_SEGMENT_FROM:
+        return LARGE_SEGMENT
+    return -(-rounded // OWN_SEGMENT_STEP) * OWN_SEGMENT_STEP
+
+
+@dataclass(slots=True, eq=False)
+class _Block:
+    """A stretch of one segment; `before` and `after` are its neighbours there."""
+
+    address: int
+    size: int
+    small: bool
+    free: bool = True
+    before: "_Block | None" = None
+    after: "_Block | None" = None
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.size, self.address
+
+
+class OutOfMemory(Exception):  # noqa: N818  # the condition that is modelled, not a fault of this program
+    """The modelled device has no room for a request."""
+
+
+class CachingAllocator:
+    """Places blocks as torch's allocator does, without any memory.
+
+    Attributes:
+        active_bytes: bytes of blocks in use.
+        reserved_bytes: bytes of segments.
+        peak_active_bytes: the most that was in use at once.
+        peak_reserved_bytes: the most that was reserved at once.
+    """
+
+    def __init__(self, capacity: int | None = None, *, expandable: bool = False) -> None:
+        """Start empty.
+
+        Args:
+            capacity: bytes of the device that segments may take; None: no end.
+            expandable: model `expandable_segments:True`.
+        """
+        self._capacity = capacity
+        self._expandable = expandable
+        self._free: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+        self._blocks: dict[int, _Block] = {}
+        self._tails: dict[bool, _Block] = {}
+        self._next_address = 0
+        self.active_bytes = self.reserved_bytes = 0
+        self.peak_active_bytes = self.peak_reserved_bytes = 0
+
+    def allocate(self, size: int) -> int:
+        """Place a request.
+
+        Args:
+            size: bytes, before rounding.
+
+        Returns:
+            The address, which `release` takes.
+
+        Raises:
+            OutOfMemory: not even without the empty segments is there room.
+        """
+        rounded = round_size(size)
+        small = rounded <= SMALL_REQUEST
+        block = self._best_fit(rounded, small) or self._reserve(rounded, small)
+        self._split(block, rounded)
+        block.free = False
+        self.active_bytes += block.size
+        self.peak_active_bytes = max(self.peak_active_bytes, self.active_bytes)
+        return block.address
+
+    def release(self, address: int) -> None:
+        """Free the block at `address` and merge it with its free neighbours."""
+        block = self._blocks[address]
+        assert not block.free
+        self.active_bytes -= block.size
+        block.free = True
+        if block.before is not None and block.before.free:
+            self._unlist(block.before)
+            block = self._join(block.before, block)
+        if block.after is not None and block.after.free:
+            self._unlist(block.after)
+            block = self._join(block, block.after)
+        insort(self._free[block.small], block.key)
+
+    def _best_fit(self, rounded: int, small: bool) -> _Block | None:
+        free = self._free[small]
+        place = bisect_left(free, (rounded, -1))
+        if place == len(free):
+            return None
+        return self._blocks[free.pop(place)[1]]
+
+    def _reserve(self, rounded: int, small: bool) -> _Block:
+        if self._expandable:
+            return self._extend(rounded, small)
+        size = segment_size(rounded)
+        self._take(size)
+        block = _Block(self._next_address, size, small)
+        self._next_address += size
+        self._blocks[block.address] = block
+        return block
+
+    def _extend(self, rounded: int, small: bool) -> _Block:
+        """Grow the pool's range by pages, together with what is free at its end."""
+        tail = self._tails.get(small)
+        page = SMALL_SEGMENT if small else LARGE_SEGMENT
+        spare = tail.size if tail is not None and tail.free else 0
+        size = -(-(rounded - spare) // page) * page
+        self._take(size)
+        address = (tail.address + tail.size) if tail is not None else (0 if small else 2**60)
+        block = _Block(address, size, small, before=tail)
+        self._blocks[address] = block
+        if tail is not None:
+            tail.after = block
+            if tail.free:
+                self._unlist(tail)
+                block = self._join(tail, block)
+        self._tails[small] = block
+        return block
+
+    def _take(self, size: int) -> None:
+        if self._capacity is not None and self.reserved_bytes + size > self._capacity:
+            self._release_empty_segments()
+            if self.reserved_bytes + size > self._capacity:
+                raise OutOfMemory(f"{self.reserved_bytes} bytes reserved, {size} more asked, {self._capacity} there")
+        self.reserved_bytes += size
+        self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
+
+    def _release_empty_segments(self) -> None:
+        if self._expandable:
+            return  # pages at the end are unmapped too; what lies between live blocks is not, and that is what is short
+        for block in [block for block in self._blocks.values() if block.free]:
+            if block.before is None and block.after is None:
+                self._unlist(block)
+                del self._blocks[block.address]
+                self.reserved_bytes -= block.size
+
+    def _split(self, block: _Block, rounded: int) -> None:
+        rest = block.size - rounded
+        worth = rest >= MIN_BLOCK if block.small or self._expandable else rest > SMALL_REQUEST
+        if not worth:
+            return
+        other = _Block(block.address + rounded, rest, block.small, before=block, after=block.after)
+        if block.after is not None:
+            block.after.before = other
+        block.after, block.size = other, rounded
+        self._blocks[other.address] = other
+        if self._tails.get(block.small) is block:
+            self._tails[block.small] = other
+        insort(self._free[other.small], other.key)
+
+    def _unlist(self, block: _Block) -> None:
+        free = self._free[block.small]
+        free.pop(bisect_left(free, block.key))
+
+    def _join(self, left: _Block, right: _Block) -> _Block:
+        left.size += right.size
+        left.after = right.after
+        if right.after is not None:
+            right.after.before = left
+        del self._blocks[right.address]
+        if self._tails.get(left.small) is right:
+            self._tails[left.small] = left
+        return left
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a sequence of births and deaths came to.
+
+    Attributes:
+        peak_active_bytes: blocks in use at the worst moment.
+        peak_reserved_bytes: segments at the worst moment.
+        fits: whether every request was met.
+    """
+
+    peak_active_bytes: int
+    peak_reserved_bytes: int
+    fits: bool
+
+
+def replay(events: Iterable[tuple[int, int]], capacity: int | None = None, *, expandable: bool = False) -> Replay:
+    """Replay births and deaths.
+
+    Args:
+        events: (storage, bytes) for a birth, (storage, -1) for its death, in their order.
+        capacity: bytes for segments; None: no end.
+        expandable: model `expandable_segments:True`.
+
+    Returns:
+        Peaks up to the end, or up to the first request that was not met.
+    """
+    allocator = CachingAllocator(capacity, expandable=expandable)
+    addresses: dict[int, int] = {}
+    fits = True
+    try:
+        for storage, size in events:
+            if size < 0:
+                allocator.release(addresses.pop(storage))
+            else:
+                addresses[storage] = allocator.allocate(size)
+    except OutOfMemory:
+        fits = False
+    return Replay(allocator.peak_active_bytes, allocator.peak_reserved_bytes, fits)

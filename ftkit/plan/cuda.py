@@ -1,0 +1,169 @@
+"""What a CUDA device would do differently, put right on a machine that has none.
+
+Fake tensors say they are on the CPU, and torch then takes the CPU's way. Four ways differ in memory, and each is put
+right here by calling the operator that CUDA would call:
+
+- dropout: CUDA makes one result and one bool mask (`native_dropout`); the CPU makes a float mask.
+- attention: CUDA has the flash and memory-efficient kernels, which keep query, key, value, result and a log-sum-exp.
+- layer norm: CUDA keeps mean and deviation in fp32; the CPU keeps them in the dtype of the input.
+- 4-bit matrices: CUDA unpacks the whole weight before it multiplies (bitsandbytes/backends/cuda/ops.py).
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.nn import functional
+
+from ftkit.hardware import Gpu
+
+FLASH_MAX_HEAD = 256
+"""Flash attention's widest head (torch, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp)."""
+MASK_ALIGNMENT = 16
+"""The memory-efficient kernel wants rows of the mask to be multiples of this many elements (the same file)."""
+
+
+@contextmanager
+def cuda_semantics(gpu: Gpu | None = None) -> Iterator[None]:
+    """Let torch choose what it would choose on CUDA.
+
+    Args:
+        gpu: decides whether there is a flash kernel; None: there is.
+    """
+    has_flash = gpu is None or gpu.has_flash_attention
+
+    def attention(*args: Any, **kwargs: Any) -> torch.Tensor:
+        return _attention(has_flash, *args, **kwargs)
+
+    with ExitStack() as stack:
+        # Patched and not overridden by a mode: in checkpoint's recomputation modes are not active.
+        stack.enter_context(mock.patch.object(functional, "dropout", _dropout))
+        stack.enter_context(mock.patch.object(torch, "dropout", lambda x, p, train: _dropout(x, p, train)))
+        stack.enter_context(mock.patch.object(functional, "scaled_dot_product_attention", attention))
+        yield
+
+
+@contextmanager
+def unpacked_batches() -> Iterator[None]:
+    """Answer for transformers what it would read from values: no sequence is packed of several.
+
+    With fake tensors it supposes that they may be, and then makes a mask that training does not have
+    (transformers/masking_utils.py, find_packed_sequence_indices).
+    """
+    try:
+        from transformers import masking_utils
+    except ImportError:  # before 4.53, which did not ask
+        yield
+        return
+    with mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda *_: None):
+        yield
+
+
+def storage_size(op: str, number: int, tensor: torch.Tensor) -> int:
+    """Return the bytes that an output's storage has on CUDA.
+
+    Args:
+        op: the operator's name.
+        number: which of its outputs.
+        tensor: the output.
+    """
+    if number > 0 and op.startswith("native_layer_norm."):
+        return tensor.numel() * 4
+    return int(tensor.untyped_storage().nbytes())
+
+
+def scratch_size(op: str, args: tuple[Any, ...]) -> int:
+    """Return the bytes that an operator needs on CUDA beside its results, and gives back at its end."""
+    if op.startswith("gemm_4bit"):
+        rows, columns = args[2]
+        return int(rows * columns * args[0].element_size())
+    return 0
+
+
+def cublas_workspace(gpu: Gpu | None) -> int:
+    """Return the bytes that torch allocates for cuBLAS at the first matrix product.
+
+    Eight buffers of 16 KiB and two of 4 MiB, 32 MiB on Hopper (torch, aten/src/ATen/cuda/CublasHandlePool.cpp).
+    """
+    if gpu is not None and gpu.vendor == "nvidia" and gpu.capability[0] == 9:
+        return 32 * 2**20
+    return 8 * 16 * 2**10 + 2 * 4096 * 2**10
+
+
+def _dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    if not training or p == 0.0:
+        return x
+    out: torch.Tensor = torch.ops.aten.native_dropout(x, p, True)[0]
+    return x.copy_(out) if inplace else out
+
+
+def _attention(
+    has_flash: bool,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """Choose as torch does on CUDA: flash in half precision without a mask, else memory-efficient, else plain math."""
+    aten: Any = torch.ops.aten
+    is_half = query.dtype in (torch.float16, torch.bfloat16)
+    width = query.shape[-1]
+    if has_flash and is_half and attn_mask is None and width == value.shape[-1] <= FLASH_MAX_HEAD:
+        padded = [_pad_to(tensor, 8) for tensor in (query, key, value)]
+        scale = scale or width**-0.5
+        out = aten._scaled_dot_product_flash_attention(*padded, dropout_p, is_causal, False, scale=scale)[0]
+        return out[..., :width] if out.shape[-1] != width else out
+    if enable_gqa:
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    if attn_mask is not None and attn_mask.requires_grad:
+        return _math(query, key, value, attn_mask, dropout_p, is_causal, scale)
+    bias = None if attn_mask is None else _bias(attn_mask, query, key)
+    keeps = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+    out = aten._scaled_dot_product_efficient_attention(
+        query, key, value, bias, keeps, dropout_p, is_causal, scale=scale
+    )[0]
+    assert isinstance(out, torch.Tensor)
+    return out
+
+
+def _bias(mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Return the additive mask that the memory-efficient kernel gets: in the query's dtype, rows aligned, not copied."""
+    additive = _additive(mask, query.dtype)
+    assert additive is not None
+    mask = _pad_to(additive, MASK_ALIGNMENT)[..., : key.shape[-2]]
+    return mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[-2])
+
+
+def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.where(mask, 0.0, torch.tensor(float("-inf"), dtype=dtype))
+
+
+def _pad_to(tensor: torch.Tensor, multiple: int) -> torch.Tensor:
+    missing = -tensor.shape[-1] % multiple
+    return functional.pad(tensor, (0, missing)) if missing else tensor
+
+
+def _math(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+) -> torch.Tensor:
+    """Attention by plain matrix products, for a mask that itself needs a gradient."""
+    assert not is_causal
+    scores = query @ key.transpose(-2, -1) * (scale or query.shape[-1] ** -0.5)
+    weights = functional.dropout(torch.softmax(scores + mask, -1), dropout_p)
+    return weights @ value
+

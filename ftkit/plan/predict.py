@@ -1,0 +1,305 @@
+"""One configuration in, one Prediction out: trace, unroll, apply ZeRO, replay the allocator, take the time."""
+
+import logging
+import math
+from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ftkit.batching import count_steps
+from ftkit.config import RunConfig
+from ftkit.model import build_empty_model, trainable_parameters
+from ftkit.plan import formula, zero
+from ftkit.plan.allocator import replay
+from ftkit.plan.architectures import Depth, find_architecture, shallow
+from ftkit.plan.place import Place
+from ftkit.plan.speed import StepTime, step_time
+from ftkit.plan.tape import Tape
+from ftkit.plan.timeline import Peak, allocator_events, find_peak
+from ftkit.plan.trace import Shape, UntraceableModelError, layer_names, trace
+from ftkit.plan.unroll import NotAlikeError, unroll
+from ftkit.records import Prediction
+from ftkit.units import format_bytes
+
+Tapes = dict[tuple[Any, ...], tuple[Tape, str]]
+"""Traces of one model, by what decides them."""
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+RUNTIME_BYTES = 2**30
+"""Host memory of one process before any weight: Python, torch, transformers, peft, data (about 0.8 GiB resident on a
+CPU build, seen in /proc/self/status)."""
+TRACED_MICRO_BATCHES = 2
+"""A step of many micro-batches is like a step of two: in the second the first one's gradients are there."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Weights of the deep model.
+
+    Attributes:
+        total: all of them.
+        trainable: those that train.
+        load_bytes: bytes of all in the compute dtype, as they are loaded.
+    """
+
+    total: int
+    trainable: int
+    load_bytes: int
+
+
+def predict(
+    config: RunConfig,
+    place: Place,
+    architecture: Any = None,
+    *,
+    num_samples: int | None = None,
+    exact: bool = False,
+    tapes: Tapes | None = None,
+) -> Prediction:
+    """Predict memory and speed of a configuration at a place.
+
+    Args:
+        config: the run.
+        place: the devices.
+        architecture: of the model; found by its name when None.
+        num_samples: training sequences, for the number of steps; None: unknown, unless `max_steps` says it.
+        exact: trace every layer.
+        tapes: what was traced before and is looked up here first; this call's tape is put in.
+
+    Returns:
+        The prediction.
+
+    Raises:
+        ModelError: the model is unknown, or not for this task or method.
+        ConfigError: the place cannot compute in the precision asked for, or the batch cannot be cut.
+    """
+    with _quiet():
+        architecture = find_architecture(config) if architecture is None else architecture
+        precision = place.resolve_precision(config.model.precision)
+        shape = plan_shape(config, place.num_devices)
+        counts = count_weights(config, architecture, DTYPES[precision])
+        steps = num_steps(config, num_samples)
+        try:
+            tape, basis = _known_tape(config, architecture, precision, shape, place, exact, {} if tapes is None else tapes)
+        except UntraceableModelError as error:
+            return _by_formula(config, architecture, precision, shape, place, counts, str(error), steps)
+    sharing = zero.share_out(tape, config, precision, place, counts.trainable)
+    on_cuda = place.device_type == "cuda"
+    peak = find_peak(sharing.tape) if on_cuda else find_peak(sharing.tape, int)
+    events = allocator_events(sharing.tape)
+    reserved = replay(events).peak_reserved_bytes
+    room = place.memory_bytes - place.context_bytes
+    fits = replay(events, room).fits if on_cuda else peak.active_bytes <= room
+    host = _host_bytes(counts, place, peak.active_bytes) + sharing.host_bytes * place.num_devices
+    time = step_time(tape, place.device(precision), shape.num_micro_batches, _traced(shape))
+    pinned = sharing.pinned_bytes * place.num_devices
+    reason = _reason(place, fits, max(reserved, peak.active_bytes), host, pinned)
+    return Prediction(
+        basis=basis,
+        fits=reason is None,
+        reason=reason,
+        **_size_figures(steps, shape, place, precision, counts),
+        **_memory_figures(place, peak, reserved, host),
+        pinned_bytes=pinned,
+        nvme_bytes=sharing.nvme_bytes * place.num_devices,
+        **_speed_figures(config, shape, place, precision, _with_wire(time, sharing, place), steps),
+    )
+
+
+def _by_formula(
+    config: RunConfig, architecture: Any, precision: str, shape: Shape, place: Place, counts: Counts, why: str,
+    steps: int | None,
+) -> Prediction:
+    """Predict memory, not speed, for a model whose code cannot be traced."""
+    itemsize = DTYPES[precision].itemsize
+    parts = formula.breakdown(
+        config, architecture, shape.batch, shape.length, itemsize, (counts.total, counts.trainable)
+    )
+    peak = Peak(parts.total_bytes, parts, "backward", 2, "", None)
+    host = _host_bytes(counts, place, peak.active_bytes)
+    reason = _reason(place, peak.active_bytes <= place.memory_bytes - place.context_bytes, peak.active_bytes, host, 0)
+    return Prediction(
+        basis=f"by formula (Korthikanti et al. 2022): {why}",
+        fits=reason is None,
+        reason=reason,
+        **_size_figures(steps, shape, place, precision, counts),
+        **_memory_figures(place, peak, peak.active_bytes, host),
+    )
+
+
+def plan_shape(config: RunConfig, world_size: int) -> Shape:
+    """Return the worst micro-batch of a configuration: all sequences as long as `data.max_length`.
+
+    Args:
+        config: the run.
+        world_size: ranks.
+
+    Returns:
+        The shape of the micro-batches of one rank.
+    """
+    length = config.data.max_length
+    share = math.ceil(config.batch.global_batch_size / world_size)
+    limit = config.batch.token_limit
+    batch = config.batch.micro_batch_size if limit is None else max(1, limit // length)
+    batch = min(batch or 1, share)
+    is_packed = config.task == "causal-lm" and not (
+        config.data.completion_column or config.data.messages_column or config.data.prompt_column
+    )
+    return Shape(batch, length, math.ceil(share / batch), is_padded=not is_packed and batch > 1)
+
+
+def count_weights(config: RunConfig, architecture: Any, dtype: torch.dtype) -> Counts:
+    """Count the weights of the deep model from a shallow one."""
+    depth = shallow(config, architecture)
+    model = build_empty_model(depth.config, depth.architecture, dtype)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trainable = sum(parameter.numel() for parameter in trainable_parameters(model).values())
+    missing = len(depth.kinds) - len(depth.kept)
+    if missing:
+        layers = {number: model.get_submodule(name) for name, number in layer_names(model).items()}
+        place = {depth.kinds[number]: layers[index] for index, number in enumerate(depth.kept)}
+        left = [place[kind] for number, kind in enumerate(depth.kinds) if number not in set(depth.kept)]
+        rest = [parameter for layer in left for parameter in layer.parameters()]
+        total += sum(parameter.numel() for parameter in rest)
+        trainable += sum(parameter.numel() for parameter in rest if parameter.requires_grad)
+    return Counts(total, trainable, total * dtype.itemsize)
+
+
+def disk_bytes(counts: Counts, itemsize: int) -> int:
+    """Return what a run writes: two checkpoints (masters and two moments in fp32) and the result in the compute dtype."""
+    return counts.trainable * (2 * 12 + itemsize)
+
+
+def _known_tape(  # noqa: PLR0913  # the parts of a key
+    config: RunConfig, architecture: Any, precision: str, shape: Shape, place: Place, exact: bool, tapes: Tapes
+) -> tuple[Tape, str]:
+    """Trace, unless the same step was traced before: ZeRO and the number of ranks leave it as it is."""
+    sections = (config.model, config.method, config.optimizer.name)
+    key = (config.task, *(str(section) for section in sections), precision, _trace_shape(shape), place.gpu, exact)
+    if key not in tapes:
+        tapes[key] = _tape(config, architecture, precision, shape, place, exact)
+    return tapes[key]
+
+
+def _tape(  # noqa: PLR0913  # what decides the step
+    config: RunConfig, architecture: Any, precision: str, shape: Shape, place: Place, exact: bool
+) -> tuple[Tape, str]:
+    def run(depth: Depth) -> Tape:
+        return trace(
+            depth.config,
+            depth.architecture,
+            DTYPES[precision],
+            _trace_shape(shape),
+            place.gpu,
+            device_type=place.device_type,
+            checkpointed=depth.checkpointed,
+        )
+
+    depth = shallow(config, architecture, exact=exact)
+    try:
+        tape = unroll(run(depth), depth.kept, depth.kinds)
+    except NotAlikeError:
+        depth = shallow(config, architecture, exact=True)
+        tape = run(depth)
+    return tape, "traced whole" if len(depth.kept) == len(depth.kinds) else "traced"
+
+
+def _trace_shape(shape: Shape) -> Shape:
+    return Shape(shape.batch, shape.length, _traced(shape), shape.is_padded)
+
+
+def _traced(shape: Shape) -> int:
+    return min(shape.num_micro_batches, TRACED_MICRO_BATCHES)
+
+
+def _host_bytes(counts: Counts, place: Place, active: int) -> int:
+    """Every rank loads the weights into host memory before they go to its device."""
+    if place.device_type == "cpu":
+        return place.num_devices * (RUNTIME_BYTES + max(active, counts.load_bytes))
+    return place.num_devices * (RUNTIME_BYTES + counts.load_bytes)
+
+
+def _with_wire(time: StepTime, sharing: zero.Sharing, place: Place) -> StepTime:
+    link = place.gpu.link if place.gpu is not None else 10e9
+    return StepTime(time.seconds + sharing.wire_bytes / link + sharing.offload_seconds, time.flops)
+
+
+def _size_figures(
+    steps: int | None, shape: Shape, place: Place, precision: str, counts: Counts
+) -> dict[str, Any]:
+    return {
+        "device": place.name,
+        "budget_bytes": place.memory_bytes,
+        "context_bytes": place.context_bytes,
+        "precision": precision,
+        "micro_batch_size": shape.batch,
+        "num_micro_batches": shape.num_micro_batches,
+        "sequence_length": shape.length,
+        "num_parameters": counts.total,
+        "num_trainable_parameters": counts.trainable,
+        "disk_bytes": disk_bytes(counts, DTYPES[precision].itemsize),
+        "num_steps": steps,
+    }
+
+
+def num_steps(config: RunConfig, num_samples: int | None) -> int | None:
+    """Return the optimizer steps of a run; None where neither the data nor `max_steps` says it."""
+    if num_samples is None:
+        return config.training.max_steps
+    return count_steps(
+        num_samples, config.batch.global_batch_size, config.training.epochs, config.training.max_steps
+    )
+
+
+def _memory_figures(place: Place, peak: Peak, reserved: int, host: int) -> dict[str, Any]:
+    on_cuda = place.device_type == "cuda"
+    return {
+        "peak_active_bytes": peak.active_bytes,
+        "peak_reserved_bytes": reserved if on_cuda else None,
+        "peak_process_bytes": reserved + place.context_bytes if on_cuda else RUNTIME_BYTES + peak.active_bytes,
+        "peak_breakdown": peak.breakdown,
+        "peak_phase": peak.phase,
+        "peak_module": peak.module or None,
+        "peak_layer": peak.layer,
+        "host_bytes": host,
+    }
+
+
+def _speed_figures(
+    config: RunConfig, shape: Shape, place: Place, precision: str, time: StepTime, steps: int | None
+) -> dict[str, Any]:
+    sequences = config.batch.global_batch_size
+    device = place.device(precision)
+    peak_flops = device.fp32_flops if precision == "fp32" else device.half_flops
+    figures = {} if steps is None else {"total_seconds": steps * time.seconds}
+    return figures | {
+        "step_seconds": time.seconds,
+        "samples_per_second": sequences / time.seconds,
+        "tokens_per_second": sequences * shape.length / time.seconds,
+        "model_flops_utilization": time.flops / time.seconds / peak_flops,
+    }
+
+
+def _reason(place: Place, fits: bool, reserved: int, host: int, pinned: int) -> str | None:
+    if not fits:
+        need, have = format_bytes(reserved + place.context_bytes), format_bytes(place.memory_bytes)
+        return f"needs {need} of the {have} of {place.name}"
+    if place.ram_bytes is not None and host > place.ram_bytes:
+        return f"needs {format_bytes(host)} of host memory, and there are {format_bytes(place.ram_bytes)}"
+    if place.locked_bytes is not None and pinned > place.locked_bytes:
+        return f"pins {format_bytes(pinned)} of host memory, and the shell's limit (ulimit -l) is lower"
+    return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from talking about configurations that nobody will save."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

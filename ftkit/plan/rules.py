@@ -1,0 +1,72 @@
+"""Which settings go together: executable rules, each with its reason and its remedy; the docs are made from them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ftkit.config import Full, Qlora, RunConfig
+from ftkit.plan.place import Place
+from ftkit.plan.zero import uses_deepspeed
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A combination that is ruled out.
+
+    Attributes:
+        what: the combination.
+        reason: why it does not work.
+        remedy: what to do instead.
+        applies: whether a configuration at a place is such a combination.
+    """
+
+    what: str
+    reason: str
+    remedy: str
+    applies: Callable[[RunConfig, Place], bool]
+
+
+RULES = (
+    Rule(
+        "8-bit or paged AdamW under DeepSpeed",
+        "ZeRO shares flat moments out over the ranks; bitsandbytes keeps its own, in blocks",
+        "optimizer.name=adamw, or the plain engine",
+        lambda config, _: uses_deepspeed(config) and config.optimizer.name != "adamw",
+    ),
+    Rule(
+        "4-bit weights with all of them training",
+        "a 4-bit weight has no gradient",
+        "method qlora, which trains adapters beside it",
+        lambda config, _: isinstance(config.method, Full) and isinstance(config.method, Qlora),
+    ),
+    Rule(
+        "offloading weights without ZeRO-3",
+        "only stage 3 partitions weights, and only partitioned weights are offloaded",
+        "engine.zero_stage=3",
+        lambda config, _: config.engine.offload_parameters != "none" and config.engine.zero_stage != 3,
+    ),
+    Rule(
+        "ZeRO without offload on one device",
+        "with one rank there is nothing to partition, and its buckets cost memory",
+        "the plain engine, or offload_optimizer=cpu",
+        lambda config, place: place.num_devices == 1
+        and bool(config.engine.zero_stage)
+        and (config.engine.offload_optimizer, config.engine.offload_parameters) == ("none", "none"),
+    ),
+    Rule(
+        "bf16 on a GPU before Ampere",
+        "the hardware does not multiply bf16",
+        "model.precision=fp16 or auto",
+        lambda config, place: config.model.precision == "bf16" and place.gpu is not None and not place.gpu.has_bf16,
+    ),
+    Rule(
+        "fp16 on a CPU",
+        "its matrix products are slower than fp32 by orders of magnitude",
+        "model.precision=auto",
+        lambda config, place: config.model.precision == "fp16" and place.device_type == "cpu",
+    ),
+)
+
+
+def broken_rule(config: RunConfig, place: Place) -> Rule | None:
+    """Return the first rule that a configuration breaks, or None."""
+    return next((rule for rule in RULES if rule.applies(config, place)), None)

@@ -1,0 +1,186 @@
+"""The fastest configuration that fits, and for one that does not, the cheapest changes that would.
+
+Each step down costs time and saves memory: recomputing layers, smaller micro-batches, moments in 8 bits, weights in 4 bits,
+partitioning, offloading. The cut of the batch never changes the mathematics, so it is tried first.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from ftkit.config import Lora, Qlora, RunConfig
+from ftkit.errors import ConfigError
+from ftkit.plan.architectures import find_architecture
+from ftkit.plan.place import Place
+from ftkit.plan.predict import Tapes, plan_shape, predict
+from ftkit.plan.rules import broken_rule
+from ftkit.records import Prediction
+
+SHARES = (0.0, 0.5, 1.0)
+TIGHT = 0.95
+"""A recommendation leaves a twentieth of the device free: for other processes' contexts, and for libraries' workspaces."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A configuration and what it needs.
+
+    Attributes:
+        config: the whole run.
+        prediction: of it.
+        changes: keys that differ from the one asked for, with their values.
+    """
+
+    config: RunConfig
+    prediction: Prediction
+    changes: dict[str, Any]
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it fits with something to spare."""
+        needed, budget = self.prediction.peak_process_bytes or 0, self.prediction.budget_bytes or 0
+        return bool(self.prediction.fits) and needed <= TIGHT * budget
+
+
+def search(
+    config: RunConfig, place: Place, architecture: Any = None, num_samples: int | None = None, limit: int = 100
+) -> list[Candidate]:
+    """Predict what can be changed without changing what is learned, and rank what fits by speed.
+
+    Args:
+        config: where the search starts; model, data, method's targets and global batch stay.
+        place: the devices.
+        architecture: of the model; found by its name when None.
+        num_samples: for the number of steps.
+        limit: configurations that are predicted at most.
+
+    Returns:
+        Those that fit, fastest first; among equals the one with more room.
+    """
+    candidates = _predict_all(_grid(config, place), config, place, architecture, num_samples, limit)
+    fitting = [candidate for candidate in candidates if candidate.has_room]
+    return sorted(fitting, key=lambda one: (one.prediction.step_seconds or 0.0, one.prediction.peak_process_bytes or 0))
+
+
+def cures(config: RunConfig, place: Place, architecture: Any = None, num_samples: int | None = None) -> list[Candidate]:
+    """Return the changes, fewest and fastest first, that make a configuration fit.
+
+    Args:
+        config: what does not fit.
+        place: the devices.
+        architecture: of the model; found by its name when None.
+        num_samples: for the number of steps.
+
+    Returns:
+        At most three candidates; none where nothing helps.
+    """
+    singles = _steps_down(config, place)
+    pairs = [first | second for first, second in itertools.combinations(singles, 2) if not first.keys() & second.keys()]
+    found: list[Candidate] = []
+    tapes: Tapes = {}
+    for changes in (singles, pairs):
+        found = [
+            one
+            for one in _predict_all(changes, config, place, architecture, num_samples, 24, tapes)
+            if one.prediction.fits
+        ]
+        if found:
+            break
+    return sorted(found, key=lambda one: one.prediction.step_seconds or 0.0)[:3]
+
+
+def changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
+    """Return a configuration with some keys changed.
+
+    Args:
+        config: the old one.
+        changes: dotted key to value; `method.name=qlora` keeps LoRA's fields.
+
+    Returns:
+        The new one.
+
+    Raises:
+        ConfigError: the values do not go together.
+    """
+    tree = config.model_dump()
+    for key, value in changes.items():
+        section, _, name = key.partition(".")
+        tree[section][name] = value
+        if key == "batch.micro_batch_size":
+            tree["batch"]["micro_batch_tokens"] = None
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _predict_all(  # noqa: PLR0913  # a search has many ends
+    options: Iterable[dict[str, Any]],
+    config: RunConfig,
+    place: Place,
+    architecture: Any,
+    num_samples: int | None,
+    limit: int,
+    tapes: Tapes | None = None,
+) -> Iterator[Candidate]:
+    architecture = find_architecture(config) if architecture is None else architecture
+    tapes = {} if tapes is None else tapes
+    sound = []
+    for changes in options:
+        try:
+            new = changed(config, changes)
+        except ConfigError:
+            continue
+        if broken_rule(new, place) is None:
+            sound.append((new, changes))
+    for new, changes in sound[:limit]:
+        yield Candidate(new, predict(new, place, architecture, num_samples=num_samples, tapes=tapes), changes)
+
+
+def _steps_down(config: RunConfig, place: Place) -> list[dict[str, Any]]:
+    batch = plan_shape(config, place.num_devices).batch
+    steps: list[dict[str, Any]] = [{"batch.micro_batch_size": size} for size in _halves(batch)[1:]]
+    steps += [{"model.gradient_checkpointing": share} for share in SHARES if share > config.model.gradient_checkpointing]
+    if config.optimizer.name == "adamw":
+        steps.append({"optimizer.name": "adamw_8bit"})
+    if isinstance(config.method, Lora) and not isinstance(config.method, Qlora):
+        steps.append({"method.name": "qlora"})
+    return steps + [change for change in _sharing(place) if change]
+
+
+def _grid(config: RunConfig, place: Place) -> list[dict[str, Any]]:
+    """Return combinations, those that change least first."""
+    batch = plan_shape(config, place.num_devices).batch
+    whole = -(-config.batch.global_batch_size // place.num_devices)
+    sizes = sorted({*_halves(batch), *_halves(whole)}, reverse=True)[:6]
+    methods: list[dict[str, Any]] = [{}]
+    if isinstance(config.method, Lora) and not isinstance(config.method, Qlora):
+        methods.append({"method.name": "qlora"})
+    optimizers: list[dict[str, Any]] = [{}]
+    if config.optimizer.name == "adamw":
+        optimizers.append({"optimizer.name": "adamw_8bit"})
+    grid = []
+    for method, optimizer, sharing, share, size in itertools.product(
+        methods, optimizers, [{}, *_sharing(place)], SHARES, sizes
+    ):
+        grid.append(
+            {"batch.micro_batch_size": size, "model.gradient_checkpointing": share} | method | optimizer | sharing
+        )
+    return sorted(grid, key=len)
+
+
+def _sharing(place: Place) -> list[dict[str, Any]]:
+    offload: dict[str, Any] = {"engine.zero_stage": 2, "engine.offload_optimizer": "cpu"}
+    if place.num_devices == 1:
+        return [offload, {"engine.zero_stage": 3, "engine.offload_optimizer": "cpu", "engine.offload_parameters": "cpu"}]
+    return [{"engine.zero_stage": 2}, {"engine.zero_stage": 3}, offload]
+
+
+def _halves(number: int) -> list[int]:
+    found = [number]
+    while found[-1] > 1:
+        found.append(found[-1] // 2)
+    return found

@@ -1,0 +1,317 @@
+"""A dispatch mode that writes down every storage's birth and death, and what each operator computes and moves.
+
+The same mode watches fake tensors (a plan) and real ones (a test, a profile), so that the two can be held against each
+other to the byte. Storages are counted, not tensors: a view has no bytes of its own.
+"""
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+LOAD, FORWARD, BACKWARD, OPTIMIZER = "load", "forward", "backward", "optimizer"
+OpKey = tuple[str, int, int, str]
+"""An operator's name, its FLOPs, the bytes that it reads and writes, and the dtype it computes in."""
+
+
+@dataclass(slots=True)
+class Birth:
+    """One storage.
+
+    Attributes:
+        size: bytes as requested.
+        phase: what was going on when it was born.
+        step: the optimizer step, from 1; 0 while loading.
+        micro_batch: the micro-batch within the step, from 0.
+        module: the innermost module whose forward ran.
+        layer: the layer at work, counted from 0; None outside the layers.
+        recomputed: born in a forward that ran during the backward.
+        role: `parameter`, `buffer` or `input` where somebody said so, else empty.
+        op: the operator that made it.
+    """
+
+    size: int
+    phase: str
+    step: int
+    micro_batch: int
+    module: str
+    layer: int | None
+    recomputed: bool = False
+    role: str = ""
+    op: str = ""
+
+
+@dataclass
+class Tape:
+    """What happened, in order.
+
+    Attributes:
+        births: storage number to its birth.
+        events: (storage, layer at work) for a birth, (~storage, layer at work) for a death.
+        marks: (position in `events`, name): the ends of phases.
+        costs: (phase, step, layer) to how often each operator ran.
+    """
+
+    births: list[Birth] = field(default_factory=list)
+    events: list[tuple[int, int | None]] = field(default_factory=list)
+    marks: list[tuple[int, str]] = field(default_factory=list)
+    costs: dict[tuple[str, int, int | None], Counter[OpKey]] = field(default_factory=dict)
+
+    def live_bytes(self, round_to: Callable[[int], int] = int) -> Iterator[int]:
+        """Yield the live bytes after each event; `round_to` is what the allocator makes of a request."""
+        live = 0
+        for storage, _ in self.events:
+            size = round_to(self.births[storage if storage >= 0 else ~storage].size)
+            live += size if storage >= 0 else -size
+            yield live
+
+    def at_marks(self) -> list[tuple[str, int]]:
+        """Return the live bytes after every phase: (name, bytes)."""
+        live = [0, *self.live_bytes()]
+        return [(name, live[place]) for place, name in self.marks]
+
+    def peak_bytes(self) -> int:
+        """Return the most bytes that were live at once."""
+        return max(self.live_bytes(), default=0)
+
+
+class Recorder(TorchDispatchMode):
+    """Records on a tape what runs below it.
+
+    Attributes:
+        tape: the record so far.
+        phase, step, micro_batch: said by whoever drives the step.
+    """
+
+    def __init__(
+        self,
+        sizes: Callable[[str, int, torch.Tensor], int] | None = None,
+        scratch: Callable[[str, tuple[Any, ...]], int] | None = None,
+    ) -> None:
+        """Start an empty tape.
+
+        Args:
+            sizes: (operator, number of the output, output) to the bytes of its storage where another device than
+                this one would make it larger or smaller; None: as they are.
+            scratch: (operator, arguments) to the bytes that it needs while it runs; None: nothing.
+        """
+        super().__init__()
+        self.tape = Tape()
+        self.phase, self.step, self.micro_batch = LOAD, 0, 0
+        self.module, self.layer = "", None
+        self._sizes, self._scratch = sizes, scratch
+        self._live: dict[int, tuple[weakref.ref[Any], int]] = {}
+        self._depth = 0
+        self._last: int | None = None
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operator and write down what it made."""
+        out = func(*args, **(kwargs or {}))
+        kind = _KINDS.get(func)
+        if kind is None:
+            kind = _KINDS[func] = _kind(func)
+        if kind == "free":
+            return out
+        if kind != "view":
+            self._cost(func, args, out)
+            if self._scratch is not None and (size := self._scratch(func.__name__, args)):
+                self._pass_by(size, func.__name__)
+        outputs = (out,) if isinstance(out, torch.Tensor) else out
+        if isinstance(outputs, (tuple, list)):
+            for number, tensor in enumerate(outputs):
+                if isinstance(tensor, torch.Tensor):
+                    self._see(tensor, func, number, args)
+        return out
+
+    def see(self, tensors: Iterable[tuple[str, torch.Tensor]], role: str, layers: dict[str, int] | None = None) -> None:
+        """Write down tensors that were there before.
+
+        Args:
+            tensors: names and tensors.
+            role: what they are.
+            layers: module name of a layer to its number, which its tensors get.
+        """
+        for name, tensor in tensors:
+            layer = next((number for prefix, number in (layers or {}).items() if name.startswith(f"{prefix}.")), None)
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._live:
+                birth = Birth(storage.nbytes(), self.phase, self.step, self.micro_batch, name, layer, role=role)
+                self._born(storage, birth)
+
+    def mark(self, name: str) -> None:
+        """End a phase."""
+        self.tape.marks.append((len(self.tape.events), name))
+
+    def layer_of(self, tensor: object) -> int | None:
+        """Return the layer that a tensor's storage belongs to."""
+        if not isinstance(tensor, torch.Tensor):
+            return None
+        entry = self._live.get(tensor.untyped_storage()._cdata)
+        return None if entry is None else self.tape.births[entry[1]].layer
+
+    def _see(self, tensor: torch.Tensor, func: Any, number: int, args: tuple[Any, ...]) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata in self._live:
+            return
+        size = storage.nbytes() if self._sizes is None else self._sizes(func.__name__, number, tensor)
+        layer = self.layer if self._is_positional else self._inherited(number, args)
+        self._last = layer
+        recomputed = self.phase == BACKWARD and self._depth > 0
+        birth = Birth(size, self.phase, self.step, self.micro_batch, self.module, layer, recomputed, op=func.__name__)
+        self._born(storage, birth)
+
+    @property
+    def _is_positional(self) -> bool:
+        """Forward and backward go through the layers; loading and the optimizer go through lists of parameters."""
+        return self.phase in (FORWARD, BACKWARD)
+
+    def _inherited(self, number: int, args: tuple[Any, ...]) -> int | None:
+        for argument in args:
+            if isinstance(argument, (list, tuple)):
+                if number < len(argument) and (layer := self.layer_of(argument[number])) is not None:
+                    return layer
+            elif (layer := self.layer_of(argument)) is not None:
+                return layer
+        # A counter made of nothing, between the moments of one parameter and those of the next.
+        return self._last if self.phase == OPTIMIZER else None
+
+    def _born(self, storage: Any, birth: Birth) -> None:
+        number = len(self.tape.births)
+        self.tape.births.append(birth)
+        key = storage._cdata
+        self._live[key] = (weakref.ref(storage, lambda _: self._died(key)), number)
+        self.tape.events.append((number, birth.layer))
+
+    def _died(self, key: int) -> None:
+        entry = self._live.pop(key, None)
+        if entry is not None:
+            number = entry[1]
+            layer = self.layer if self._is_positional else self.tape.births[number].layer
+            self.tape.events.append((~number, layer))
+
+    def _pass_by(self, size: int, op: str) -> None:
+        number = len(self.tape.births)
+        self.tape.births.append(Birth(size, self.phase, self.step, self.micro_batch, self.module, self.layer, op=op))
+        self.tape.events += [(number, self.layer), (~number, self.layer)]
+
+    def _cost(self, func: Any, args: tuple[Any, ...], out: Any) -> None:
+        if self._is_positional:
+            self._add_cost(self.layer, _op_key(func.__name__, args, out))
+            return
+        # Lists of parameters are told one by one, each to the layer that its parameter belongs to.
+        lists = [argument for argument in (*args, out) if isinstance(argument, (list, tuple)) and argument]
+        if not lists or not isinstance(lists[0][0], torch.Tensor):
+            self._add_cost(self._inherited(0, args), _op_key(func.__name__, args, out))
+            return
+        for number, tensor in enumerate(lists[0]):
+            parts = tuple(one[number] for one in lists if number < len(one))
+            self._add_cost(self.layer_of(tensor), _op_key(f"_fused{func.__name__}", parts, None))
+
+    def _add_cost(self, layer: int | None, key: OpKey) -> None:
+        self.tape.costs.setdefault((self.phase, self.step, layer), Counter())[key] += 1
+
+    @contextmanager
+    def inside(self, model: nn.Module, layers: dict[str, int]) -> Iterator["Recorder"]:
+        """Follow the forwards of `model` by hooks, and its backwards by hooks on the layers' outputs.
+
+        Args:
+            model: whose modules are named on the tape.
+            layers: module name of a layer to its number.
+        """
+        names = {module: name for name, module in model.named_modules()}
+        handles = [*self._name_hooks(names)]
+        for name, number in layers.items():
+            handles.extend(self._layer_hooks(model.get_submodule(name), number, number + 1 == len(layers)))
+        try:
+            with self:
+                yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _name_hooks(self, names: dict[nn.Module, str]) -> Iterator[Any]:
+        stack: list[str] = []
+
+        def enter(module: nn.Module, _: Any) -> None:
+            if module in names:
+                stack.append(self.module)
+                self.module = names[module]
+                self._depth += 1
+
+        def leave(module: nn.Module, *_: Any) -> None:
+            if module in names and stack:
+                self.module = stack.pop()
+                self._depth -= 1
+
+        yield nn.modules.module.register_module_forward_pre_hook(enter)
+        # A recomputation stops by an exception as soon as it has what it needs: the hook runs then too.
+        yield nn.modules.module.register_module_forward_hook(leave, always_call=True)
+
+    def _layer_hooks(self, layer: nn.Module, number: int, is_last: bool) -> Iterator[Any]:
+        def move(_: Any, to: int | None = number) -> None:
+            self.layer = to
+
+        def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
+            if self.phase == FORWARD and number == 0 and args and _needs_grad(args[0]):
+                args[0].register_hook(lambda grad: move(grad, None))
+            self.layer = number
+
+        def leave(_: nn.Module, __: Any, out: Any) -> None:
+            hidden = out[0] if isinstance(out, tuple) else out
+            if self.phase == FORWARD:
+                if _needs_grad(hidden):
+                    hidden.register_hook(move)
+                if is_last:
+                    self.layer = None
+
+        yield layer.register_forward_pre_hook(enter)
+        yield layer.register_forward_hook(leave)
+
+
+def _needs_grad(tensor: object) -> bool:
+    return isinstance(tensor, torch.Tensor) and tensor.requires_grad
+
+
+_KINDS: dict[Any, str] = {}
+"""Operator to `free` (makes nothing and moves nothing), `view` or `work`; a cache of what torch says of it."""
+
+
+def _kind(func: Any) -> str:
+    name = str(func)
+    if name.startswith("prim.") or "sym_" in name:
+        return "free"
+    if getattr(func, "is_view", False) or name.startswith(("aten.detach", "aten._unsafe_view", "aten.empty")):
+        return "view"
+    return "work"
+
+
+def _op_key(name: str, args: tuple[Any, ...], out: Any) -> OpKey:
+    moved, dtype = 0, ""
+    for value in (*args, out):
+        for tensor in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(tensor, torch.Tensor):
+                moved += tensor.numel() * tensor.element_size()
+                dtype = dtype or (str(tensor.dtype)[6:] if tensor.is_floating_point() else "")
+    return name, _flops(name, args), moved, dtype
+
+
+def _flops(name: str, args: tuple[Any, ...]) -> int:
+    """Return the FLOPs of an operator, a multiplication and an addition counting two; zero for what only moves bytes."""
+    name = name.partition(".")[0]
+    if name in ("mm", "bmm", "addmm", "baddbmm"):
+        left, right = (args[0], args[1]) if name in ("mm", "bmm") else (args[1], args[2])
+        return 2 * left.numel() * int(right.shape[-1])
+    if "scaled_dot_product" in name:
+        backward = "backward" in name
+        query, key = (args[1], args[2]) if backward else (args[0], args[1])
+        products = 5 if backward else 2  # the backward recomputes the scores and multiplies four times more
+        return 2 * products * query.numel() * int(key.shape[-2])
+    return 0

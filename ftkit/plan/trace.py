@@ -1,0 +1,246 @@
+"""The real training step on tensors without values: what it makes, when, and when that dies.
+
+`step.train_step` runs on the plain engine, as it does in training; a Recorder watches. The model is built empty, so that
+neither weights nor a GPU are needed.
+
+Dimension letters: B batch, T token.
+"""
+
+import contextlib
+import gc
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+
+from ftkit import bnb, step
+from ftkit.batching import MicroBatch
+from ftkit.config import RunConfig
+from ftkit.distributed import ProcessContext
+from ftkit.engine.plain import PlainEngine
+from ftkit.errors import ModelError
+from ftkit.hardware import Gpu
+from ftkit.model import build_empty_model, set_training
+from ftkit.plan import cuda
+from ftkit.plan.fake import hidden_tensors, materialize
+from ftkit.plan.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Recorder, Tape
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The micro-batches of one step on one rank.
+
+    Attributes:
+        batch: sequences in a micro-batch.
+        length: tokens in a sequence, padding included.
+        num_micro_batches: micro-batches in a step.
+        is_padded: whether the shorter sequences need a mask.
+    """
+
+    batch: int
+    length: int
+    num_micro_batches: int = 1
+    is_padded: bool = False
+
+
+class UntraceableModelError(ModelError):
+    """A model whose code reads values, which a plan does not have."""
+
+
+class LocalProcess(ProcessContext):
+    """A process alone, on the CPU whatever else the machine has: fake tensors live there."""
+
+    @property
+    def device(self) -> torch.device:
+        """The CPU."""
+        return torch.device("cpu")
+
+
+class WatchedEngine:
+    """An engine that tells a Recorder which phase it is in; everything else is the engine's own."""
+
+    def __init__(self, engine: Any, recorder: Recorder) -> None:
+        """Wrap `engine`."""
+        self._engine = engine
+        self._recorder = recorder
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the engine has."""
+        return getattr(self._engine, name)
+
+    def forward(self, micro_batch: MicroBatch, *, is_last: bool = True) -> torch.Tensor:
+        """Run the engine's forward; the loss that follows counts as forward."""
+        self._recorder.phase, self._recorder.layer = FORWARD, None
+        logits: torch.Tensor = self._engine.forward(micro_batch, is_last=is_last)
+        return logits
+
+    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
+        """Run the engine's backward."""
+        self._recorder.mark(FORWARD)
+        self._recorder.phase, self._recorder.layer = BACKWARD, None
+        self._engine.backward(loss, is_last=is_last)
+        self._recorder.mark(BACKWARD)
+        self._recorder.micro_batch += 1
+
+    def apply_gradients(self, learning_rate: float) -> torch.Tensor:
+        """Run the engine's update."""
+        self._recorder.phase, self._recorder.layer = OPTIMIZER, None
+        norm: torch.Tensor = self._engine.apply_gradients(learning_rate)
+        self._recorder.mark(OPTIMIZER)
+        return norm
+
+
+def layer_names(model: nn.Module) -> dict[str, int]:
+    """Return the modules that follow one another as layers, with their numbers: the longest list of modules."""
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    if not lists:
+        return {}
+    name, longest = max(lists, key=lambda entry: len(entry[1]))
+    return {f"{name}.{number}": number for number in range(len(longest))}
+
+
+def record_steps(
+    engine: Any, micro_batches: Sequence[MicroBatch], recorder: Recorder, num_steps: int = 2
+) -> Tape:
+    """Run `train_step` under a recorder that is already active.
+
+    Args:
+        engine: built.
+        micro_batches: of each step.
+        recorder: watches.
+        num_steps: the first has no optimizer state yet.
+
+    Returns:
+        The recorder's tape.
+    """
+    watched = WatchedEngine(engine, recorder)
+    num_targets = sum(micro_batch.labels.numel() for micro_batch in micro_batches)
+    for number in range(1, num_steps + 1):
+        recorder.step, recorder.micro_batch = number, 0
+        result = step.train_step(watched, micro_batches, num_targets, 1e-4)
+        del result
+    return recorder.tape
+
+
+def trace(
+    config: RunConfig,
+    architecture: Any,
+    dtype: torch.dtype,
+    shape: Shape,
+    gpu: Gpu | None = None,
+    *,
+    device_type: str = "cuda",
+    checkpointed: Sequence[bool] | None = None,
+) -> Tape:
+    """Trace two optimizer steps of a configuration.
+
+    Args:
+        config: the run.
+        architecture: a transformers configuration of its model.
+        dtype: what weights and activations compute in.
+        shape: the micro-batches.
+        gpu: decides between kernels; None: a recent one.
+        device_type: `cuda` or `cpu`: whose way of computing.
+        checkpointed: for each layer whether it recomputes; None: as the configuration says.
+
+    Returns:
+        The tape.
+
+    Raises:
+        UntraceableModelError: the model's code reads values back in its forward; the line is named.
+    """
+    if dtype == torch.float16 and config.optimizer.name != "adamw":
+        dtype = torch.bfloat16  # as many bytes; torch's loss scaler reads a flag back, unless the optimizer is fused
+    on_cuda = device_type == "cuda"
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    model = materialize(build_empty_model(config, architecture, dtype), mode)
+    recorder = Recorder(cuda.storage_size, cuda.scratch_size) if on_cuda else Recorder()
+    with contextlib.ExitStack() as stack:
+        for context in (_quiet_collector(), mode, cuda.unpacked_batches()):
+            stack.enter_context(context)
+        if on_cuda:
+            stack.enter_context(cuda.cuda_semantics(gpu))
+        if config.optimizer.name != "adamw":
+            stack.enter_context(bnb.without_values())
+        layers = layer_names(model)
+        for name, number in layers.items() if checkpointed else ():
+            # What set_checkpointing sets (transformers.modeling_layers.GradientCheckpointingLayer).
+            vars(model.get_submodule(name))["gradient_checkpointing"] = checkpointed[number]
+        with recorder.inside(model, layers):
+            see_model(recorder, model, layers)
+            workspace = torch.empty(cuda.cublas_workspace(gpu) if on_cuda else 0, dtype=torch.uint8)
+            recorder.see([("cuBLAS workspace", workspace)] if on_cuda else [], "buffer")
+            vars(model)["to"] = lambda _: model  # fake tensors are where they belong, and cannot be moved
+            engine = PlainEngine(config, model, LocalProcess(), dtype)
+            set_training(model, True)
+            recorder.mark(LOAD)
+            micro_batches = make_batches(config.task, shape)
+            recorder.see(batch_tensors(micro_batches), "input")
+            try:
+                return record_steps(engine, micro_batches, recorder)
+            except (DataDependentOutputException, DynamicOutputShapeException) as error:
+                raise UntraceableModelError(_explain(type(model).__name__, error)) from error
+
+
+def see_model(recorder: Recorder, model: nn.Module, layers: dict[str, int]) -> None:
+    """Write a model's tensors on the tape."""
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    recorder.see(trainable, "trainable", layers)
+    recorder.see(model.named_parameters(), "parameter", layers)
+    recorder.see(hidden_tensors(model).items(), "parameter", layers)
+    recorder.see(model.named_buffers(), "buffer", layers)
+
+
+def make_batches(task: str, shape: Shape) -> list[MicroBatch]:
+    """Return micro-batches of a shape, all of token 1; with a mask where sequences are padded.
+
+    Args:
+        task: decides the shape of the labels.
+        shape: sizes.
+
+    Returns:
+        The micro-batches of one step.
+    """
+    made = []
+    for _ in range(shape.num_micro_batches):
+        ids_BT = torch.ones(shape.batch, shape.length, dtype=torch.int64)
+        labels = ids_BT.clone() if task == "causal-lm" else torch.zeros(shape.batch, dtype=torch.int64)
+        mask_BT = None
+        if shape.is_padded:
+            mask_BT = torch.ones_like(ids_BT)
+            mask_BT[:, -1] = 0
+        made.append(MicroBatch(ids_BT, labels, mask_BT))
+    return made
+
+
+def batch_tensors(micro_batches: Sequence[MicroBatch]) -> list[tuple[str, torch.Tensor]]:
+    """Return the tensors of micro-batches, with names."""
+    return [
+        (f"micro-batch {number} {name}", tensor)
+        for number, micro_batch in enumerate(micro_batches)
+        for name, tensor in [*micro_batch.inputs().items(), ("labels", micro_batch.labels)]
+    ]
+
+
+@contextlib.contextmanager
+def _quiet_collector() -> Iterator[None]:
+    """Keep the cycle collector from freeing tensors at moments of its own."""
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _explain(name: str, error: BaseException) -> str:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/torch/" not in frame.filename]
+    own = [frame for frame in frames if "/ftkit/" not in frame.filename] or frames
+    place = f"{own[-1].filename}:{own[-1].lineno} ({own[-1].line})"
+    return f"{name} reads values back in its forward at {place}, so its step cannot be traced without them"

@@ -1,0 +1,236 @@
+"""A configuration for a few real steps on the worst batch that is planned, measured every way that this machine can.
+
+First two steps under the planner's recorder, which counts the live bytes of every tensor; then, without it, warm-up and
+timed steps under the meter of `ftkit/meter.py`, and one evaluation.
+"""
+
+import statistics
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from ftkit import results, step
+from ftkit.batching import MicroBatch
+from ftkit.config import RunConfig
+from ftkit.counted import largest_at_peak, phase_peaks, timeline
+from ftkit.distributed import ProcessContext, join, leave, resolve_precision
+from ftkit.engine import Engine, build_engine, wants_deepspeed
+from ftkit.meter import Meter, MeteredEngine, gather, memory_figures
+from ftkit.model import (
+    build_model,
+    count_parameters,
+    load_config,
+    load_tokenizer,
+    resolve_source,
+    set_training,
+    trainable_parameters,
+)
+from ftkit.plan.architectures import NUM_LABELS
+from ftkit.plan.predict import plan_shape
+from ftkit.plan.tape import LOAD, Recorder, Tape
+from ftkit.plan.timeline import find_peak
+from ftkit.plan.trace import Shape, batch_tensors, layer_names, make_batches, record_steps, see_model
+from ftkit.records import LiveTensor, Measurement, MemoryBreakdown, Prediction, RecordWriter, ResultLine, RunLine
+
+_COUNTED_STEPS = 2
+"""The first step has no optimizer state yet; the second is like the rest."""
+_LEARNING_RATE = 1e-5
+_COUNTING = "counting"
+"""The meter's phase of the counted steps, which take longer and hold the tape too; it is forgotten."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What the recorder counted on one rank."""
+
+    active_bytes: int
+    phase: str
+    breakdown: MemoryBreakdown
+    phases: dict[str, int]
+    largest: list[LiveTensor]
+
+
+def profile_run(
+    config: RunConfig,
+    process: ProcessContext,
+    folder: Path,
+    prediction: Prediction | None = None,
+    *,
+    num_warmup: int = 1,
+    num_timed: int = 5,
+) -> None:
+    """Run a configuration for a few steps and write its record.
+
+    Args:
+        config: the run.
+        process: the place of this process; every process of the job calls this.
+        folder: exists; the record goes there.
+        prediction: what the plan said, for the record.
+        num_warmup: steps before the timed ones.
+        num_timed: steps that are timed.
+
+    Raises:
+        FtkitError: the configuration cannot be run here.
+    """
+    started = time.perf_counter()
+    join(process)
+    try:
+        dtype = resolve_precision(config.model.precision, process.device)
+        log = RecordWriter(folder / results.RECORD) if process.is_main else None
+        if log:
+            log.write(_run_line(config, process, folder, dtype, prediction, num_warmup + num_timed))
+        meter = Meter(process.device, every=1)
+        shape = plan_shape(config, process.world_size)
+        engine, tape, counts = _count(config, process, dtype, shape, meter)
+        if log:
+            log.write(timeline(tape, _COUNTED_STEPS, process.rank))
+        counted = _summary(tape)
+        del tape
+        seconds = _time(engine, meter, config, shape, num_warmup, num_timed)
+        ranks = gather(meter, process)
+        measurement = _measurement(memory_figures(ranks, process.device), _all_ranks(counted, process), process)
+        measurement = measurement.model_copy(
+            update={**_speed_figures(shape, process, seconds), "num_parameters": counts[0],
+                    "num_trainable_parameters": counts[1]}
+        )  # fmt: skip
+        if log:
+            log.write(
+                ResultLine(
+                    status="completed",
+                    num_steps=_COUNTED_STEPS + num_warmup + num_timed,
+                    train_seconds=sum(seconds),
+                    total_seconds=time.perf_counter() - started,
+                    measurement=measurement,
+                )
+            )
+    finally:
+        leave()
+
+
+def _count(
+    config: RunConfig, process: ProcessContext, dtype: torch.dtype, shape: Shape, meter: Meter
+) -> tuple[Engine, Tape, tuple[int, int]]:
+    """Build model and engine and run two steps, all under the recorder."""
+    source = resolve_source(config.model, config.task)
+    names = [str(number) for number in range(NUM_LABELS)] if config.task == "sequence-classification" else None
+    architecture = load_config(source, names, load_tokenizer(source).pad_token_id)
+    model = build_model(config, source, architecture, dtype)
+    counts = count_parameters(model), sum(one.numel() for one in trainable_parameters(model).values())
+    layers = layer_names(model)
+    recorder = Recorder()
+    with recorder.inside(model, layers):
+        see_model(recorder, model, layers)
+        engine = build_engine(config, model, process, dtype)
+        set_training(engine.model, True)
+        recorder.mark(LOAD)
+        meter.enter(_COUNTING)
+        micro_batches = _micro_batches(config, shape, engine.device)
+        recorder.see(batch_tensors(micro_batches), "input")
+        tape = record_steps(engine, micro_batches, recorder, _COUNTED_STEPS)
+    meter.discard(_COUNTING)
+    return engine, tape, counts
+
+
+def _micro_batches(config: RunConfig, shape: Shape, device: torch.device) -> list[MicroBatch]:
+    def moved(tensor: torch.Tensor | None) -> torch.Tensor | None:
+        return None if tensor is None else tensor.to(device)
+
+    return [
+        replace(one, input_ids=one.input_ids.to(device), labels=one.labels.to(device),
+                attention_mask=moved(one.attention_mask))
+        for one in make_batches(config.task, shape)
+    ]  # fmt: skip
+
+
+def _time(
+    engine: Engine, meter: Meter, config: RunConfig, shape: Shape, num_warmup: int, num_timed: int
+) -> list[float]:
+    """Return the seconds of each timed step; one evaluation follows them."""
+    metered: Any = MeteredEngine(engine, meter)
+    micro_batches = _micro_batches(config, shape, engine.device)
+    num_targets = sum(one.labels.numel() for one in micro_batches) * engine.process.world_size
+    seconds = []
+    for number in range(num_warmup + num_timed):
+        begin = time.perf_counter()
+        result = step.train_step(metered, micro_batches, num_targets, _LEARNING_RATE)
+        float(result.loss)  # waits for the device
+        if number >= num_warmup:
+            seconds.append(time.perf_counter() - begin)
+    set_training(engine.model, False)
+    with torch.no_grad():
+        metered.forward(micro_batches[0])
+    return seconds
+
+
+def _summary(tape: Tape) -> Counted:
+    peak = find_peak(tape, int)
+    return Counted(peak.active_bytes, peak.phase, peak.breakdown, phase_peaks(tape), largest_at_peak(tape))
+
+
+def _all_ranks(counted: Counted, process: ProcessContext) -> list[Counted]:
+    if process.world_size == 1:
+        return [counted]
+    ranks: list[Any] = [None] * process.world_size
+    distributed.all_gather_object(ranks, counted)
+    return ranks
+
+
+def _measurement(figures: dict[str, Any], counted: list[Counted], process: ProcessContext) -> Measurement:
+    """Join what the system's counters say with what the recorder counted; an allocator's own figure wins."""
+    worst = max(counted, key=lambda rank: rank.active_bytes)
+    phases = tuple(
+        phase
+        if phase.peak_active_bytes is not None
+        else phase.model_copy(update={"peak_active_bytes": counted[phase.rank].phases.get(phase.phase)})
+        for phase in figures["phases"]
+    )
+    if figures["peak_active_bytes"] is None:
+        figures |= {
+            "peak_active_bytes": worst.active_bytes,
+            "active_source": "counted storages",
+            "peak_phase": worst.phase,
+        }
+    figures |= {"phases": phases, "peak_breakdown": worst.breakdown, "largest_tensors": tuple(worst.largest)}
+    return Measurement(device=results.device_name(process.device), **figures)
+
+
+def _speed_figures(shape: Shape, process: ProcessContext, seconds: list[float]) -> dict[str, Any]:
+    median = statistics.median(seconds)
+    samples = shape.batch * shape.num_micro_batches * process.world_size
+    quartiles = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [median, median, median]
+    return {
+        "step_seconds": median,
+        "step_seconds_spread": quartiles[2] - quartiles[0],
+        "num_timed_steps": len(seconds),
+        "samples_per_second": samples / median,
+        "tokens_per_second": samples * shape.length / median,
+    }
+
+
+def _run_line(
+    config: RunConfig,
+    process: ProcessContext,
+    folder: Path,
+    dtype: torch.dtype,
+    prediction: Prediction | None,
+    num_steps: int,
+) -> RunLine:
+    names = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+    return RunLine(
+        name=folder.name,
+        started=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        config=config.model_dump(mode="json"),
+        versions=results.versions(),
+        engine="deepspeed" if wants_deepspeed(config, process) else "plain",
+        precision=names[dtype],
+        world_size=process.world_size,
+        device=results.device_name(process.device),
+        num_steps=num_steps,
+        prediction=prediction,
+        purpose="profile",
+    )

@@ -1,0 +1,187 @@
+"""What the page's charts draw and its rows unfold to: plain values, ready for JSON."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ftkit.config import METHODS, RunConfig
+from ftkit.records import MemoryBreakdown, TimelineLine
+from ftkit.report import words
+from ftkit.report.collect import Run
+from ftkit.report.columns import COLUMNS, MEMORY_FIGURES
+from ftkit.report.compare import efficient_front
+
+Plain = dict[str, Any]
+
+MEMORY_KINDS = ("parameter", "buffer", "optimizer", "gradient", "activation", "temporary")
+"""In the order that they are stacked, the steadiest at the bottom."""
+
+_CURVES = (
+    ("Training loss", None, "loss"),
+    ("Validation loss", "validation", "loss"),
+    ("Validation accuracy", "validation", "accuracy"),
+    ("Validation F1 (macro)", "validation", "f1_macro"),
+    ("Validation perplexity", "validation", "perplexity"),
+)
+_POINTS_OF_A_CURVE = 400
+
+
+def chart_data(runs: Sequence[Run], labels: Sequence[str], budget_bytes: int | None) -> Plain:
+    """Return everything that the page's scripts need.
+
+    Args:
+        runs: the rows, in order; a run's position is its number in the page.
+        labels: one for each run.
+        budget_bytes: the memory that there is, drawn as a line; None: no line.
+
+    Returns:
+        Lists, mappings, texts and numbers; bytes and seconds as they are.
+    """
+    return {
+        "budget": budget_bytes,
+        "kinds": MEMORY_KINDS,
+        "figures": [
+            {"key": key, "heading": heading, "front": efficient_front(runs, key)}
+            for key, (heading, _) in MEMORY_FIGURES.items()
+            if any(getattr(run.measured, key) for run in runs)
+        ],
+        "curves": [title for title, _, _ in _CURVES],
+        "runs": [_run_data(run, label) for run, label in zip(runs, labels, strict=True)],
+    }
+
+
+def _run_data(run: Run, label: str) -> Plain:
+    measured, predicted = run.measured, run.predicted
+    return {
+        "name": run.name,
+        "label": label,
+        "method": words.method_name(run),
+        "engine": words.engine(run),
+        "status": run.status,
+        "reason": run.reason,
+        "measured": {key: getattr(measured, key) for key in MEMORY_FIGURES},
+        "predicted": {key: getattr(predicted, key) for key in MEMORY_FIGURES},
+        "tokensPerSecond": measured.tokens_per_second,
+        "breakdown": _kinds(measured.peak_breakdown),
+        "predictedBreakdown": _kinds(predicted.peak_breakdown),
+        "curves": [_curve(run, split, field) for _, split, field in _CURVES],
+        "timeline": _timeline(run.record.timeline, run) if run.record.timeline else None,
+        "details": _details(run),
+    }
+
+
+def _kinds(breakdown: MemoryBreakdown | None) -> list[int] | None:
+    return [getattr(breakdown, f"{kind}_bytes") for kind in MEMORY_KINDS] if breakdown else None
+
+
+def _curve(run: Run, split: str | None, field: str) -> Plain | None:
+    """Return the points of a curve against steps and epochs, thinned to what a screen can show."""
+    lines: Sequence[Any] = (
+        run.record.steps if split is None else [line for line in run.record.evaluations if line.split == split]
+    )
+    points = [(line.step, line.epoch, value) for line in lines if (value := getattr(line, field)) is not None]
+    if not points:
+        return None
+    stride = -(-len(points) // _POINTS_OF_A_CURVE)
+    thinned = points[:-1:stride] + points[-1:]
+    return {
+        "step": [step for step, _, _ in thinned],
+        "epoch": [round(epoch, 3) for _, epoch, _ in thinned],
+        "value": [float(f"{value:.5g}") for _, _, value in thinned],
+    }
+
+
+def _timeline(line: TimelineLine, run: Run) -> Plain:
+    known = [kind for kind in MEMORY_KINDS if kind in line.live_bytes]
+    totals = [sum(parts) for parts in zip(*(line.live_bytes[kind] for kind in known), strict=True)]
+    peak = max(range(len(totals)), key=totals.__getitem__)
+    return {
+        "events": line.events,
+        "phases": line.phases,
+        "kinds": {kind: line.live_bytes[kind] for kind in known},
+        "peak": peak,
+        "explanation": explain_peak(line, run, peak),
+    }
+
+
+def explain_peak(line: TimelineLine, run: Run, peak: int) -> str:
+    """Say in words what a step's peak is made of.
+
+    Args:
+        line: the timeline.
+        run: its run, for the largest tensors.
+        peak: the position of the peak on the timeline.
+
+    Returns:
+        Two or three sentences.
+    """
+    parts = sorted(((values[peak], kind) for kind, values in line.live_bytes.items()), reverse=True)
+    total = sum(size for size, _ in parts)
+    shares = [f"{kind} {words.size(size)} ({100 * size / total:.0f} %)" for size, kind in parts if size > 0.02 * total]
+    said = f"Step {line.step} peaks at {words.size(total)} in the {line.phases[peak]}: {', '.join(shares)}."
+    largest = run.measured.largest_tensors
+    if largest:
+        first = largest[0]
+        said += f" The largest tensor, {words.size(first.num_bytes)} of {first.kind}, was made in {first.module}."
+    return said
+
+
+def _details(run: Run) -> list[Plain]:
+    """Return what a row unfolds to: small tables, each with a title and rows of texts."""
+    line, measured = run.record.run, run.measured
+    figures = [[column.heading, shown] for column in COLUMNS if column.key != "name" and (shown := column.show(run))]
+    tables = [{"title": "Figures", "rows": figures}]
+    if measured.phases:
+        tables.append(
+            {
+                "title": "Peaks by phase",
+                "head": ["Rank", "Phase", "Live", "Reserved", "Process"],
+                "rows": [
+                    [str(phase.rank), phase.phase, *(_size(getattr(phase, field)) for field in MEMORY_FIGURES)]
+                    for phase in measured.phases
+                ],
+            }
+        )
+    if measured.largest_tensors:
+        tables.append(
+            {
+                "title": "Largest tensors at the peak",
+                "head": ["Size", "Kind", "Made in", "By"],
+                "rows": [
+                    [words.size(tensor.num_bytes), tensor.kind, tensor.module, tensor.op]
+                    for tensor in measured.largest_tensors
+                ],
+            }
+        )
+    tables.append({"title": "Settings that differ from the defaults", "rows": changed_settings(line.config)})
+    tables.append({"title": "Versions", "rows": [list(pair) for pair in line.versions.items()]})
+    return [table for table in tables if table["rows"]]
+
+
+def changed_settings(config: Plain) -> list[list[str]]:
+    """Return the settings of a configuration that are not what ftkit would have chosen.
+
+    Args:
+        config: a dumped RunConfig, perhaps of another schema.
+
+    Returns:
+        Pairs of dotted key and value.
+    """
+    method = config.get("method") or {}
+    chosen = METHODS.get(method.get("name", ""))
+    defaults = RunConfig(method=chosen()) if chosen else RunConfig()
+    usual = dict(_flat(defaults.model_dump(mode="json")))
+    return [[key, str(value)] for key, value in _flat(config) if key not in usual or usual[key] != value]
+
+
+def _flat(tree: Plain, prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            pairs += _flat(value, f"{prefix}{key}.")
+        else:
+            pairs.append((prefix + key, value))
+    return pairs
+
+
+def _size(count: int | None) -> str:
+    return "" if count is None else words.size(count)

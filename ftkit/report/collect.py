@@ -1,0 +1,98 @@
+"""Find the records below the folders that the user named."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ftkit.errors import DataError
+from ftkit.records import Measurement, Prediction, RunRecord, read_record
+
+RECORD_FILE = "record.jsonl"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A record and the name that tells it from the others.
+
+    Attributes:
+        name: the record's name, with the folders above it where several records share one.
+        record: what is known of the run.
+    """
+
+    name: str
+    record: RunRecord
+
+    @cached_property
+    def measured(self) -> Measurement:
+        """What the run saw; an empty measurement where it saw nothing."""
+        result = self.record.result
+        return result.measurement if result else Measurement()
+
+    @cached_property
+    def predicted(self) -> Prediction:
+        """What the plan said; an empty prediction where there was no plan."""
+        return self.record.run.prediction or Prediction()
+
+    @property
+    def status(self) -> str:
+        """How it ended: the kind of failure where it failed, `unfinished` where no end was written."""
+        result = self.record.result
+        if result is None:
+            return "unfinished"
+        return result.failure or result.status
+
+    @property
+    def reason(self) -> str | None:
+        """Why it did not complete, where that is known."""
+        return self.record.result.reason if self.record.result else None
+
+    def setting(self, dotted: str) -> Any:
+        """Return a value of the run's configuration such as `method.name`; None where an older schema had none."""
+        node: Any = self.record.run.config
+        for key in dotted.split("."):
+            node = node.get(key) if isinstance(node, dict) else None
+        return node
+
+
+def collect_runs(paths: Iterable[Path]) -> list[Run]:
+    """Read every record at or below the given paths.
+
+    Args:
+        paths: records, result folders, or folders of result folders such as a sweep's.
+
+    Returns:
+        The runs, oldest first, each under a name of its own.
+
+    Raises:
+        DataError: a path does not exist, or there is no record below it.
+    """
+    files: dict[Path, Path] = {}
+    for path in paths:
+        for file in _records_below(path):
+            files.setdefault(file.resolve(), file)
+    found = sorted(((read_record(file), file) for file in files.values()), key=lambda pair: pair[0].run.started)
+    names = [record.run.name for record, _ in found]
+    return [
+        Run(name=name if names.count(name) == 1 else _longer_name(file, name), record=record)
+        for name, (record, file) in zip(names, found, strict=True)
+    ]
+
+
+def _records_below(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"no run at {path}; give a result folder, a folder of them, or a {RECORD_FILE}")
+    if (path / RECORD_FILE).is_file():
+        return [path / RECORD_FILE]
+    files = sorted(path.rglob(RECORD_FILE))
+    if not files:
+        raise DataError(f"no {RECORD_FILE} in or below {path}; `ftkit train` and `ftkit profile` write them")
+    return files
+
+
+def _longer_name(file: Path, name: str) -> str:
+    folder = file.resolve().parent
+    return f"{folder.parent.name}/{folder.name}" if folder.name == name else f"{name} ({folder.name})"

@@ -1,0 +1,157 @@
+"""The report as text: a terminal table, Markdown, LaTeX, CSV, JSON."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console, JustifyMethod
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from ftkit.report.collect import Run
+from ftkit.report.columns import COLUMNS, Column, filled_columns, split_shared
+from ftkit.report.compare import labels
+from ftkit.report.contest import Cell, Contest, contest, contest_cells
+
+_UNBOUNDED = 10_000  # columns of a terminal that fits everything
+
+
+def print_table(runs: Sequence[Run], console: Console) -> None:
+    """Print the runs: in one table, in one each for memory, speed and quality, or line by line, as the width allows.
+
+    Args:
+        runs: the rows, in order.
+        console: where to print.
+    """
+    columns, shared = split_shared(runs, [column for column in filled_columns(runs) if column.key != "reason"])
+    if shared:
+        console.print(Text("Same in all: " + shared_words(runs[0], shared), style="dim"))
+    names = labels(runs, columns)
+    groups = [[column for column in columns if column.group == group] for group in ("memory", "speed", "quality")]
+    for tables in ([_grid(runs, columns)], [_grid(runs, group, names) for group in groups if group]):
+        if all(_width(table, console) <= console.width for table in tables):
+            console.print(*tables)
+            break
+    else:
+        for run in runs:
+            _print_card(run, columns, console)
+    for run in runs:
+        if run.reason:
+            console.print(Text(f"{run.name}: {run.status}: {run.reason}", style=_status_style(run)))
+
+
+def markdown(runs: Sequence[Run]) -> str:
+    """Return the runs as a Markdown table, and the comparison of methods where there are scores.
+
+    Args:
+        runs: the rows, in order.
+
+    Returns:
+        Markdown; a `|` in a name is escaped.
+    """
+    columns, shared = split_shared(runs, filled_columns(runs))
+    parts = [f"Same in all runs: {_escape_markdown(shared_words(runs[0], shared))}.\n"] if shared else []
+    parts.append(
+        _markdown_table(
+            [column.heading for column in columns],
+            [[column.show(run) for column in columns] for run in runs],
+            [column.is_number for column in columns],
+        )
+    )
+    lines = contest(runs)
+    if lines:
+        parts.append(comparison_markdown(lines))
+    return "\n".join(parts)
+
+
+def comparison_markdown(lines: Sequence[Contest]) -> str:
+    """Return the comparison of methods as a Markdown table, the best of each column in bold."""
+    headings, rows = contest_cells(lines)
+    shown = [[f"**{cell.text}**" if cell.is_best else cell.text for cell in row] for row in rows]
+    return _markdown_table(headings, shown, [False] + [True] * (len(headings) - 1))
+
+
+def comparison_latex(lines: Sequence[Contest]) -> str:
+    """Return the comparison of methods as a LaTeX tabular (booktabs), the best of each column in bold."""
+    headings, rows = contest_cells(lines)
+    shown = [[_latex_cell(cell) for cell in row] for row in rows]
+    sides = "l" + "r" * (len(headings) - 1)
+    head = [rf"\begin{{tabular}}{{{sides}}}", r"\toprule", " & ".join(headings) + r" \\", r"\midrule"]
+    return "\n".join([*head, *(" & ".join(row) + r" \\" for row in shown), r"\bottomrule", r"\end{tabular}", ""])
+
+
+def as_csv(runs: Sequence[Run]) -> str:
+    """Return every column of every run as CSV in base units; a value that was not taken is an empty cell."""
+    columns = filled_columns(runs, detail=True)
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(column.key for column in columns)
+    writer.writerows([column.value(run) for column in columns] for run in runs)
+    return file.getvalue()
+
+
+def as_json(runs: Sequence[Run]) -> str:
+    """Return every column of every run as a JSON list in base units; a value that was not taken is null."""
+    return json.dumps(
+        [{column.key: column.value(run) for column in COLUMNS} for run in runs], indent=2, ensure_ascii=False
+    )
+
+
+def _grid(runs: Sequence[Run], columns: Sequence[Column], names: Sequence[str] | None = None) -> Table:
+    """Return a table; with `names` as its first column where it is one part of several."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    if names:
+        table.add_column(columns[0].group.title(), overflow="fold")
+    for column in columns:
+        side: JustifyMethod = "right" if column.is_number else "left"
+        table.add_column(column.heading.replace(", ", "\n"), justify=side, no_wrap=True)
+    for position, run in enumerate(runs):
+        first = [Text(names[position], style=_status_style(run))] if names else []
+        table.add_row(*first, *(_cell(column, run) for column in columns))
+    return table
+
+
+def _width(table: Table, console: Console) -> int:
+    return Measurement.get(console, console.options.update(max_width=_UNBOUNDED), table).maximum
+
+
+def _print_card(run: Run, columns: Sequence[Column], console: Console) -> None:
+    console.print(Text(run.name, style="bold"))
+    for column in columns:
+        if column.key != "name" and (shown := column.show(run)):
+            console.print(Text(f"  {column.heading}: {shown}"))
+
+
+def _cell(column: Column, run: Run) -> Text:
+    return Text(column.show(run), style=_status_style(run) if column.key == "status" else "")
+
+
+def _status_style(run: Run) -> str:
+    if run.status in ("completed", "stopped early"):
+        return ""
+    return "yellow" if run.status in ("unfinished", "interrupted") else "red"
+
+
+def shared_words(run: Run, columns: Sequence[Column]) -> str:
+    """Return what all runs share as words, read off one of them."""
+    return ", ".join(f"{column.heading.lower()} {shown}" for column in columns if (shown := column.show(run)))
+
+
+def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[bool]) -> str:
+    lines = [headings, ["---:" if number else "---" for number in numbers], *rows]
+    return "".join("| " + " | ".join(_escape_markdown(cell) for cell in line) + " |\n" for line in lines)
+
+
+def _escape_markdown(cell: str) -> str:
+    return " ".join(cell.split()).replace("|", r"\|").replace("<", "&lt;")
+
+
+_LATEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "·": r"$\cdot$"} | {sign: f"\\{sign}" for sign in "&%$#_{}"}
+
+
+def _latex_cell(cell: Cell) -> str:
+    escaped = "".join(_LATEX.get(sign, sign) for sign in cell.text)
+    return rf"\textbf{{{escaped}}}" if cell.is_best else escaped

@@ -1,0 +1,107 @@
+"""Values into words, and what a configuration is called."""
+
+from ftkit.report.collect import Run
+from ftkit.units import format_bytes, format_count, format_seconds
+
+Value = str | int | float | None
+
+_METHODS = {"lora": "LoRA", "qlora": "QLoRA", "full": "full", "feature-extraction": "feature extraction"}
+
+
+def text(value: Value) -> str:
+    """Return a text as it is."""
+    return str(value)
+
+
+def size(value: Value) -> str:
+    """Return bytes to three digits, such as `1.50 GiB` or `320 MiB`."""
+    number, unit = format_bytes(float(value or 0)).split()
+    digits = 2 - min(2, len(number.partition(".")[0].lstrip("-")) - 1)
+    return f"{float(number):.{digits if unit != 'B' else 0}f} {unit}"
+
+
+def count(value: Value) -> str:
+    """Return a count such as `22.7 M`."""
+    return format_count(float(value or 0))
+
+
+def duration(value: Value) -> str:
+    """Return seconds such as `310 ms` or `3 min 20 s`."""
+    seconds = float(value or 0)
+    return f"{seconds * 1e3:.0f} ms" if seconds < 1 else format_seconds(seconds)
+
+
+def rate(value: Value) -> str:
+    """Return something per second: whole from 100 on, three digits below."""
+    per_second = float(value or 0)
+    return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"
+
+
+def percent(value: Value) -> str:
+    """Return a share such as `41.3 %`."""
+    return f"{float(value or 0) * 100:.1f} %"
+
+
+def signed_percent(value: Value) -> str:
+    """Return an error such as `+0.42 %`; an exact zero has no sign."""
+    share = float(value or 0) * 100
+    return "0 %" if share == 0 else f"{share:+.2f} %"
+
+
+def score(value: Value) -> str:
+    """Return a score or a loss to three digits."""
+    return f"{float(value or 0):.3f}"
+
+
+def whole(value: Value) -> str:
+    """Return a whole number with its thousands parted."""
+    return f"{value:,}"
+
+
+def method(run: Run) -> str:
+    """Return the method with what it is made of, such as `LoRA r=8`."""
+    name = str(run.setting("method.name") or "unknown")
+    rank = run.setting("method.rank")
+    return _METHODS.get(name, name) + (f" r={rank}" if rank else "")
+
+
+def method_name(run: Run) -> str:
+    """Return the method alone, such as `LoRA`."""
+    name = str(run.setting("method.name") or "unknown")
+    return _METHODS.get(name, name)
+
+
+def device(run: Run) -> Value:
+    """Return what computed; None where a run failed before it knew."""
+    name = run.record.run.device
+    return None if name == "unknown" else name
+
+
+def engine(run: Run) -> str:
+    """Return how the run was distributed, such as `ZeRO-3, parameters on cpu`."""
+    line = run.record.run
+    if line.engine != "deepspeed":
+        return line.engine if line.world_size == 1 else f"{line.engine} (DDP)"
+    stage = run.setting("engine.zero_stage")
+    parts = [f"ZeRO-{2 if stage is None else stage}"]
+    for what in ("optimizer", "parameters"):
+        place = run.setting(f"engine.offload_{what}")
+        if place and place != "none":
+            parts.append(f"{what} on {place}")
+    return ", ".join(parts)
+
+
+def checkpointing(run: Run) -> Value:
+    """Return the share of layers that recompute: `none`, `all` or a percentage."""
+    share = run.setting("model.gradient_checkpointing")
+    if not isinstance(share, int | float):
+        return None
+    return {0.0: "none", 1.0: "all"}.get(float(share), f"{share * 100:.0f} %")
+
+
+def cut(run: Run) -> Value:
+    """Return the micro-batch: `8 sequences`, `4096 tokens`, or None for the default cut."""
+    sequences, tokens = run.setting("batch.micro_batch_size"), run.setting("batch.micro_batch_tokens")
+    if sequences:
+        return f"{sequences} seq"
+    return f"{tokens} tok" if tokens else None
