@@ -25,6 +25,10 @@ MASK_ALIGNMENT = 16
 """The memory-efficient kernel wants rows of the mask to be multiples of this many elements (the same file)."""
 
 
+NUM_WORKSPACES = 2
+"""cuBLAS workspaces in training: the thread of the forward has a handle, and autograd's thread has another."""
+
+
 @contextmanager
 def cuda_semantics(gpu: Gpu | None = None) -> Iterator[None]:
     """Let torch choose what it would choose on CUDA.

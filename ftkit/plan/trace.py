@@ -172,8 +172,9 @@ def trace(
             vars(model.get_submodule(name))["gradient_checkpointing"] = checkpointed[number]
         with recorder.inside(model, layers):
             see_model(recorder, model, layers)
-            workspace = torch.empty(cuda.cublas_workspace(gpu) if on_cuda else 0, dtype=torch.uint8)
-            recorder.see([("cuBLAS workspace", workspace)] if on_cuda else [], "buffer")
+            size = cuda.cublas_workspace(gpu)
+            workspaces = [torch.empty(size, dtype=torch.uint8) for _ in range(cuda.NUM_WORKSPACES if on_cuda else 0)]
+            recorder.see([("cuBLAS workspace", workspace) for workspace in workspaces], "buffer")
             vars(model)["to"] = lambda _: model  # fake tensors are where they belong, and cannot be moved
             engine = PlainEngine(config, model, LocalProcess(), dtype)
             set_training(model, True)
