@@ -69,16 +69,23 @@ def prediction_lines(prediction: "Prediction", num_devices: int = 1) -> list[str
     """Return a prediction as lines of text."""
     verdict = "fits" if prediction.fits else f"does not fit: {prediction.reason}"
     rows = [
-        ("verdict", f"{verdict} ({num_devices} x {prediction.device}, {format_bytes(prediction.budget_bytes or 0)} each)"),
+        (
+            "verdict",
+            f"{verdict} ({num_devices} x {prediction.device}, {format_bytes(prediction.budget_bytes or 0)} each)",
+        ),
         ("step", _shape(prediction)),
         ("peak, as the system shows it", format_bytes(prediction.peak_process_bytes or 0)),
         *_part_rows(prediction),
         ("where", _where(prediction)),
-        ("host memory", f"{format_bytes(prediction.host_bytes or 0)}, of it pinned {format_bytes(prediction.pinned_bytes or 0)}"),
+        (
+            "host memory",
+            f"{format_bytes(prediction.host_bytes or 0)}, of it pinned {format_bytes(prediction.pinned_bytes or 0)}",
+        ),
         ("disk", format_bytes((prediction.disk_bytes or 0) + (prediction.nvme_bytes or 0))),
         (
             "weights",
-            f"{format_count(prediction.num_parameters or 0)}, of them {format_count(prediction.num_trainable_parameters or 0)} train",
+            f"{format_count(prediction.num_parameters or 0)}, of them "
+            f"{format_count(prediction.num_trainable_parameters or 0)} train",
         ),
         *_time_rows(prediction),
         ("found", prediction.basis or ""),
@@ -88,8 +95,8 @@ def prediction_lines(prediction: "Prediction", num_devices: int = 1) -> list[str
 
 def _shape(prediction: "Prediction") -> str:
     return (
-        f"{prediction.num_micro_batches} x {prediction.micro_batch_size} sequences of {prediction.sequence_length} tokens "
-        f"on each device, {prediction.precision}"
+        f"{prediction.num_micro_batches} x {prediction.micro_batch_size} sequences "
+        f"of {prediction.sequence_length} tokens on each device, {prediction.precision}"
     )
 
 
@@ -102,7 +109,9 @@ def _part_rows(prediction: "Prediction") -> list[tuple[str, str]]:
 
 
 def _where(prediction: "Prediction") -> str:
-    place = prediction.peak_module or ("the loss" if prediction.peak_layer is None else f"layer {prediction.peak_layer}")
+    place = prediction.peak_module or (
+        "the loss" if prediction.peak_layer is None else f"layer {prediction.peak_layer}"
+    )
     return f"{prediction.peak_phase}, {place}"
 
 
@@ -124,7 +133,9 @@ def _show_cures(config: "RunConfig", place: "Place", samples: int | None) -> Non
     from ftkit.plan.search import cures
 
     found = cures(config, place, num_samples=samples)
-    click.echo("what would fit:" if found else "nothing that ftkit can change makes it fit; choose a smaller model or length")
+    click.echo(
+        "what would fit:" if found else "nothing that ftkit can change makes it fit; choose a smaller model or length"
+    )
     for candidate in found:
         click.echo(f"  {_flags(candidate)}: {_cost(candidate)}")
 
@@ -136,7 +147,9 @@ def _search(config: "RunConfig", place: "Place", samples: int | None, write: Pat
 
     found = search(config, place, num_samples=samples)
     if not found:
-        raise DoesNotFitError(f"nothing fits on {place.name}; choose a smaller model, a shorter data.max_length or 4 bits")
+        raise DoesNotFitError(
+            f"nothing fits on {place.name}; choose a smaller model, a shorter data.max_length or 4 bits"
+        )
     for number, candidate in enumerate(found[:10], start=1):
         click.echo(f"{number:2}. {_cost(candidate)}  {_flags(candidate)}")
     best = found[0]
@@ -146,12 +159,15 @@ def _search(config: "RunConfig", place: "Place", samples: int | None, write: Pat
         write.write_text(dump_config(best.config), encoding="utf-8")
         click.echo(f"ftkit train --config {shlex.quote(str(write))}")
     else:
-        click.echo(f"ftkit train --model {shlex.quote(config.model.name)} --method {best.config.method.name} {_flags(best)}")
+        click.echo(
+            f"ftkit train --model {shlex.quote(config.model.name)} --method {best.config.method.name} {_flags(best)}"
+        )
 
 
 def _flags(candidate: "Candidate") -> str:
     return " ".join(
-        f"--method {value}" if key == "method.name" else f"--set {key}={value}" for key, value in candidate.changes.items()
+        f"--method {value}" if key == "method.name" else f"--set {key}={value}"
+        for key, value in candidate.changes.items()
     )
 
 

@@ -1,4 +1,4 @@
-"""Tiny models for the planner's tests, and a real step that the same recorder watches; nothing here asserts anything."""
+"""Tiny models for the planner's tests, and a real step under the same recorder; nothing here asserts anything."""
 
 import gc
 from typing import Any
@@ -22,7 +22,9 @@ def architecture(family: str, num_layers: int = NUM_LAYERS, width: int = 64) -> 
     """Return a tiny configuration, with the dropout that the family comes with."""
     if family == "gpt2":
         ends = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
-        return transformers.GPT2Config(n_embd=width, n_layer=num_layers, n_head=4, vocab_size=500, use_cache=False, **ends)
+        return transformers.GPT2Config(
+            n_embd=width, n_layer=num_layers, n_head=4, vocab_size=500, use_cache=False, **ends
+        )
     shape = {
         "hidden_size": width,
         "intermediate_size": 2 * width,
