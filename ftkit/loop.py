@@ -293,7 +293,7 @@ def _log_step(job: Job, progress: Progress, record: _Recorder, result: StepResul
     config = job.config
     if not math.isfinite(loss):
         raise DivergedError(
-            f"the loss at step {progress.step} is {loss}; lower optimizer.learning_rate (now {config.learning_rate:g}), "
+            f"the loss at step {progress.step} is {loss}; lower optimizer.learning_rate={config.learning_rate:g}, "
             "warm up longer, or compute in bf16 or fp32. The last checkpoint is kept"
         )
     line = StepLine(

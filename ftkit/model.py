@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils import checkpoint as activation_checkpoint
 
@@ -370,7 +371,7 @@ def _explained(source: Source, wanted: str) -> Iterator[None]:
     """Turn what transformers says of a model it cannot load into one sentence."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         reason = reason if len(reason) <= 300 else reason[:300] + " ..."
         raise ModelError(

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,7 +106,7 @@ def reload(case, folder):
         return kind.from_pretrained(saved)
     from peft import PeftModel
 
-    extra = {} if is_causal else {"num_labels": 3}
+    extra: dict[str, Any] = {} if is_causal else {"num_labels": 3}
     if case["method"] == "qlora":
         extra["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_4bit=True,
@@ -115,6 +116,9 @@ def reload(case, folder):
             llm_int8_skip_modules=["score", "classifier", "pooler", "lm_head"],
         )
     base = kind.from_pretrained(folder / "models" / case["model"], pad_token_id=1, dtype=torch.float32, **extra)
+    for module in base.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.support_avx512bf16_for_cpu = False  # else it evaluates in bf16, whatever its compute dtype
     return PeftModel.from_pretrained(base, saved)
 
 

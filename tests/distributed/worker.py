@@ -4,6 +4,7 @@ import json
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,10 +26,10 @@ def settings_of(case: dict) -> list[str]:
     return settings + case.get("settings", [])
 
 
-def cases() -> list[dict]:
+def cases() -> list[dict[str, Any]]:
     """Return every case that two ranks run."""
-    classify = {"task": "sequence-classification"}
-    found = [
+    classify: dict[str, Any] = {"task": "sequence-classification"}
+    found: list[dict[str, Any]] = [
         {"model": model, "method": method, "stage": stage, "dtype": dtype, **classify}
         for model in ("gpt2", "bert", "llama")
         for method in METHODS
