@@ -40,7 +40,7 @@ def reason_not_traced(row: Row) -> str | None:
     if "vit" in row["model_id"]:
         return "an image model"
     if row["group"].startswith(("litgpt", "torchtune")):
-        return "a model code of its own; transformers' in its place is 3 to 17 % off (LitGPT, torchtune), so not what it did"
+        return "a model code of its own; transformers' in its place is 3 to 17 % off"
     if row["n_gpus"] > 1:
         return f"its sharding is not DeepSpeed's ({row['parallel']})"
     if row["quant"]:
