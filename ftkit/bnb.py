@@ -81,7 +81,7 @@ def pack_without_values(parameter: Any, weight: torch.Tensor) -> nn.Parameter:
 
     Returns:
         The packed weight with its constants: two values in a byte, an fp32 scale for each block of 64, itself in 8 bits
-        with a second scale for each 256 where statistics are compressed (Dettmers et al. 2023; functional.quantize_4bit).
+        with a second scale for each 256 where statistics are compressed (Dettmers et al. 2023; quantize_4bit).
     """
     library = _library()
     state_type = library.functional.QuantState

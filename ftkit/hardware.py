@@ -2,8 +2,8 @@
 
 Memory is what the driver leaves to programs, as it stands in public out-of-memory messages ("GPU 0 has a total capacity
 of 14.75 GiB"), rounded down; it is less than the label says. Bandwidth and dense tensor throughput with fp32
-accumulation are the vendors' (data sheets, architecture white papers: Pascal, Volta, Turing, Ampere GA100 and GA102, Ada,
-Hopper, Blackwell, CDNA2, CDNA3); half precision on cards without tensor cores is their fp32 rate, which is what
+accumulation are the vendors' (data sheets, white papers of Pascal, Volta, Turing, Ampere GA100 and GA102, Ada, Hopper,
+Blackwell, CDNA2, CDNA3); half precision on cards without tensor cores is their fp32 rate, which is what
 cuBLAS computes in. A card of two dies counts as one die, since that is what one process sees.
 """
 

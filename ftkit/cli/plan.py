@@ -84,7 +84,8 @@ def prediction_lines(prediction: "Prediction", num_devices: int = 1) -> list[str
         ("disk", format_bytes((prediction.disk_bytes or 0) + (prediction.nvme_bytes or 0))),
         (
             "weights",
-            f"{format_count(prediction.num_parameters or 0)}, of them {format_count(prediction.num_trainable_parameters or 0)} train",
+            f"{format_count(prediction.num_parameters or 0)}, of them "
+            f"{format_count(prediction.num_trainable_parameters or 0)} train",
         ),
         *_time_rows(prediction),
         ("found", prediction.basis or ""),
@@ -94,8 +95,8 @@ def prediction_lines(prediction: "Prediction", num_devices: int = 1) -> list[str
 
 def _shape(prediction: "Prediction") -> str:
     return (
-        f"{prediction.num_micro_batches} x {prediction.micro_batch_size} sequences of {prediction.sequence_length} tokens "
-        f"on each device, {prediction.precision}"
+        f"{prediction.num_micro_batches} x {prediction.micro_batch_size} sequences "
+        f"of {prediction.sequence_length} tokens on each device, {prediction.precision}"
     )
 
 

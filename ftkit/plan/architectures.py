@@ -1,4 +1,4 @@
-"""Which model a plan is about: a name of the shipped table, a folder with config.json, or a hub name; never its weights.
+"""Which model a plan is about: a name of the shipped table, a folder with config.json, a hub name; never its weights.
 
 The table holds the facts of public config.json files (each row names its source), so that a plan needs no download.
 """
@@ -61,10 +61,8 @@ def find_architecture(config: RunConfig, num_labels: int = NUM_LABELS) -> Any:
     name = config.model.name
     short = name.rsplit("/", 1)[-1].lower()
     key = next((one for one in (name.lower(), short) if one in _table()), None)
-    if key is not None and not Path(name).exists():
-        architecture = _from_table(key)
-    else:
-        architecture = _from_folder_or_hub(config)
+    in_table = key is not None and not Path(name).exists()
+    architecture = _from_table(key or "") if in_table else _from_folder_or_hub(config)
     architecture.use_cache = False
     if getattr(architecture, "pad_token_id", None) is None:
         architecture.pad_token_id = 0

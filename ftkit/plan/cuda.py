@@ -25,6 +25,10 @@ MASK_ALIGNMENT = 16
 """The memory-efficient kernel wants rows of the mask to be multiples of this many elements (the same file)."""
 
 
+NUM_WORKSPACES = 2
+"""cuBLAS workspaces in training: the thread of the forward has a handle, and autograd's thread has another."""
+
+
 @contextmanager
 def cuda_semantics(gpu: Gpu | None = None) -> Iterator[None]:
     """Let torch choose what it would choose on CUDA.
@@ -57,7 +61,7 @@ def unpacked_batches() -> Iterator[None]:
     except ImportError:  # before 4.53, which did not ask
         yield
         return
-    with mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda *_: None):
+    with mock.patch.object(masking_utils, "find_packed_sequence_indices", return_value=None):
         yield
 
 
@@ -99,7 +103,7 @@ def _dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bo
     return x.copy_(out) if inplace else out
 
 
-def _attention(
+def _attention(  # noqa: PLR0913  # the arguments of scaled_dot_product_attention
     has_flash: bool,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -118,6 +122,7 @@ def _attention(
         padded = [_pad_to(tensor, 8) for tensor in (query, key, value)]
         scale = scale or width**-0.5
         out = aten._scaled_dot_product_flash_attention(*padded, dropout_p, is_causal, False, scale=scale)[0]
+        assert isinstance(out, torch.Tensor)
         return out[..., :width] if out.shape[-1] != width else out
     if enable_gqa:
         groups = query.shape[1] // key.shape[1]
@@ -134,7 +139,7 @@ def _attention(
 
 
 def _bias(mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Return the additive mask that the memory-efficient kernel gets: in the query's dtype, rows aligned, not copied."""
+    """Return the additive mask that the memory-efficient kernel gets: in the query's dtype, with aligned rows."""
     additive = _additive(mask, query.dtype)
     assert additive is not None
     mask = _pad_to(additive, MASK_ALIGNMENT)[..., : key.shape[-2]]
@@ -152,7 +157,7 @@ def _pad_to(tensor: torch.Tensor, multiple: int) -> torch.Tensor:
     return functional.pad(tensor, (0, missing)) if missing else tensor
 
 
-def _math(
+def _math(  # noqa: PLR0913  # as above
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -166,4 +171,3 @@ def _math(
     scores = query @ key.transpose(-2, -1) * (scale or query.shape[-1] ** -0.5)
     weights = functional.dropout(torch.softmax(scores + mask, -1), dropout_p)
     return weights @ value
-

@@ -39,7 +39,7 @@ def materialize(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
 
 def hidden_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the tensors of a model that are neither parameters nor buffers: the constants of 4-bit weights."""
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():
         state = getattr(parameter, "quant_state", None)
         if state is not None:

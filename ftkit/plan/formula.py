@@ -1,7 +1,7 @@
 """What stands in where a model's code cannot be traced: sizes from its configuration, by a published formula.
 
 State is counted exactly. Activations are those of Korthikanti et al. 2022 (Reducing Activation Recomputation in Large
-Transformer Models, section 4): a layer keeps B T D (34 + 5 H T / D) bytes in half precision, of which the second term is
+Transformer Models, section 4): a layer keeps B T D (34 + 5 H T / D) bytes in half precision, whose second term is
 the score matrix; a layer that recomputes keeps its input, 2 B T D, and one layer at a time is there whole.
 """
 

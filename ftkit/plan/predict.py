@@ -2,8 +2,8 @@
 
 import logging
 import math
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,9 @@ def predict(
         counts = count_weights(config, architecture, DTYPES[precision])
         steps = num_steps(config, num_samples)
         try:
-            tape, basis = _known_tape(config, architecture, precision, shape, place, exact, {} if tapes is None else tapes)
+            tape, basis = _known_tape(
+                config, architecture, precision, shape, place, exact, {} if tapes is None else tapes
+            )
         except UntraceableModelError as error:
             return _by_formula(config, architecture, precision, shape, place, counts, str(error), steps)
     sharing = zero.share_out(tape, config, precision, place, counts.trainable)
@@ -108,8 +110,14 @@ def predict(
     )
 
 
-def _by_formula(
-    config: RunConfig, architecture: Any, precision: str, shape: Shape, place: Place, counts: Counts, why: str,
+def _by_formula(  # noqa: PLR0913  # what a traced prediction has too
+    config: RunConfig,
+    architecture: Any,
+    precision: str,
+    shape: Shape,
+    place: Place,
+    counts: Counts,
+    why: str,
     steps: int | None,
 ) -> Prediction:
     """Predict memory, not speed, for a model whose code cannot be traced."""
@@ -168,7 +176,7 @@ def count_weights(config: RunConfig, architecture: Any, dtype: torch.dtype) -> C
 
 
 def disk_bytes(counts: Counts, itemsize: int) -> int:
-    """Return what a run writes: two checkpoints (masters and two moments in fp32) and the result in the compute dtype."""
+    """Return what a run writes: two checkpoints (masters and moments in fp32) and the result in the compute dtype."""
     return counts.trainable * (2 * 12 + itemsize)
 
 
@@ -183,7 +191,7 @@ def _known_tape(  # noqa: PLR0913  # the parts of a key
     return tapes[key]
 
 
-def _tape(  # noqa: PLR0913  # what decides the step
+def _tape(  # what decides the step
     config: RunConfig, architecture: Any, precision: str, shape: Shape, place: Place, exact: bool
 ) -> tuple[Tape, str]:
     def run(depth: Depth) -> Tape:
@@ -226,9 +234,7 @@ def _with_wire(time: StepTime, sharing: zero.Sharing, place: Place) -> StepTime:
     return StepTime(time.seconds + sharing.wire_bytes / link + sharing.offload_seconds, time.flops)
 
 
-def _size_figures(
-    steps: int | None, shape: Shape, place: Place, precision: str, counts: Counts
-) -> dict[str, Any]:
+def _size_figures(steps: int | None, shape: Shape, place: Place, precision: str, counts: Counts) -> dict[str, Any]:
     return {
         "device": place.name,
         "budget_bytes": place.memory_bytes,
@@ -248,9 +254,7 @@ def num_steps(config: RunConfig, num_samples: int | None) -> int | None:
     """Return the optimizer steps of a run; None where neither the data nor `max_steps` says it."""
     if num_samples is None:
         return config.training.max_steps
-    return count_steps(
-        num_samples, config.batch.global_batch_size, config.training.epochs, config.training.max_steps
-    )
+    return count_steps(num_samples, config.batch.global_batch_size, config.training.epochs, config.training.max_steps)
 
 
 def _memory_figures(place: Place, peak: Peak, reserved: int, host: int) -> dict[str, Any]:

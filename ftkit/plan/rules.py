@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ftkit.config import Full, Qlora, RunConfig
+from ftkit.config import RunConfig
 from ftkit.plan.place import Place
 from ftkit.plan.zero import uses_deepspeed
 
@@ -33,12 +33,6 @@ RULES = (
         lambda config, _: uses_deepspeed(config) and config.optimizer.name != "adamw",
     ),
     Rule(
-        "4-bit weights with all of them training",
-        "a 4-bit weight has no gradient",
-        "method qlora, which trains adapters beside it",
-        lambda config, _: isinstance(config.method, Full) and isinstance(config.method, Qlora),
-    ),
-    Rule(
         "offloading weights without ZeRO-3",
         "only stage 3 partitions weights, and only partitioned weights are offloaded",
         "engine.zero_stage=3",
@@ -48,9 +42,11 @@ RULES = (
         "ZeRO without offload on one device",
         "with one rank there is nothing to partition, and its buckets cost memory",
         "the plain engine, or offload_optimizer=cpu",
-        lambda config, place: place.num_devices == 1
-        and bool(config.engine.zero_stage)
-        and (config.engine.offload_optimizer, config.engine.offload_parameters) == ("none", "none"),
+        lambda config, place: (
+            place.num_devices == 1
+            and bool(config.engine.zero_stage)
+            and (config.engine.offload_optimizer, config.engine.offload_parameters) == ("none", "none")
+        ),
     ),
     Rule(
         "bf16 on a GPU before Ampere",

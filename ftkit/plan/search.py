@@ -1,7 +1,7 @@
 """The fastest configuration that fits, and for one that does not, the cheapest changes that would.
 
-Each step down costs time and saves memory: recomputing layers, smaller micro-batches, moments in 8 bits, weights in 4 bits,
-partitioning, offloading. The cut of the batch never changes the mathematics, so it is tried first.
+Each step down costs time and saves memory: recomputing layers, smaller micro-batches, moments in 8 bits, weights in 4
+bits, partitioning, offloading. The cut of the batch never changes the mathematics, so it is tried first.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from ftkit.records import Prediction
 
 SHARES = (0.0, 0.5, 1.0)
 TIGHT = 0.95
-"""A recommendation leaves a twentieth of the device free: for other processes' contexts, and for libraries' workspaces."""
+"""A recommendation leaves a twentieth of the device free: for other processes' contexts and libraries' workspaces."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,9 @@ def _predict_all(  # noqa: PLR0913  # a search has many ends
 def _steps_down(config: RunConfig, place: Place) -> list[dict[str, Any]]:
     batch = plan_shape(config, place.num_devices).batch
     steps: list[dict[str, Any]] = [{"batch.micro_batch_size": size} for size in _halves(batch)[1:]]
-    steps += [{"model.gradient_checkpointing": share} for share in SHARES if share > config.model.gradient_checkpointing]
+    steps += [
+        {"model.gradient_checkpointing": share} for share in SHARES if share > config.model.gradient_checkpointing
+    ]
     if config.optimizer.name == "adamw":
         steps.append({"optimizer.name": "adamw_8bit"})
     if isinstance(config.method, Lora) and not isinstance(config.method, Qlora):
@@ -175,7 +177,10 @@ def _grid(config: RunConfig, place: Place) -> list[dict[str, Any]]:
 def _sharing(place: Place) -> list[dict[str, Any]]:
     offload: dict[str, Any] = {"engine.zero_stage": 2, "engine.offload_optimizer": "cpu"}
     if place.num_devices == 1:
-        return [offload, {"engine.zero_stage": 3, "engine.offload_optimizer": "cpu", "engine.offload_parameters": "cpu"}]
+        return [
+            offload,
+            {"engine.zero_stage": 3, "engine.offload_optimizer": "cpu", "engine.offload_parameters": "cpu"},
+        ]
     return [{"engine.zero_stage": 2}, {"engine.zero_stage": 3}, offload]
 
 

@@ -1,8 +1,8 @@
 """How long a step takes: each operator by the roofline (Williams et al. 2009), and what goes over the wire.
 
 An operator takes as long as its arithmetic at the device's peak or its bytes at the device's bandwidth, whichever is
-longer, and never less than a launch. These are upper bounds of the speed: real kernels reach half to nine tenths of them,
-so a prediction orders configurations rather than promising a time. No constant here is fitted.
+longer, and never less than a launch. These are upper bounds of the speed: real kernels reach half to nine tenths of
+them, so a prediction orders configurations rather than promising a time. No constant here is fitted.
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from ftkit.hardware import Gpu
 from ftkit.plan.tape import OPTIMIZER, OpKey, Tape
 
 LAUNCH_SECONDS = 5e-6
-"""One eager operator on the host: Python, dispatch and launch, about 5 microseconds (PyTorch's profiler recipes show 4 to 10)."""
+"""One eager operator on the host: Python, dispatch and launch, about 5 microseconds."""
 CPU_FLOPS_PER_CORE = 50e9
 """Two 256-bit fused multiply-adds of fp32 in each of 1.6e9 cycles, what a small cloud core sustains."""
 CPU_BANDWIDTH = 10e9

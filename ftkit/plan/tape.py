@@ -101,10 +101,11 @@ class Recorder(TorchDispatchMode):
                 this one would make it larger or smaller; None: as they are.
             scratch: (operator, arguments) to the bytes that it needs while it runs; None: nothing.
         """
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.tape = Tape()
         self.phase, self.step, self.micro_batch = LOAD, 0, 0
-        self.module, self.layer = "", None
+        self.module = ""
+        self.layer: int | None = None
         self._sizes, self._scratch = sizes, scratch
         self._live: dict[int, tuple[weakref.ref[Any], int]] = {}
         self._depth = 0
@@ -304,14 +305,14 @@ def _op_key(name: str, args: tuple[Any, ...], out: Any) -> OpKey:
 
 
 def _flops(name: str, args: tuple[Any, ...]) -> int:
-    """Return the FLOPs of an operator, a multiplication and an addition counting two; zero for what only moves bytes."""
+    """Return the FLOPs of an operator, a multiplication and an addition counting two; 0 for what only moves bytes."""
     name = name.partition(".")[0]
     if name in ("mm", "bmm", "addmm", "baddbmm"):
         left, right = (args[0], args[1]) if name in ("mm", "bmm") else (args[1], args[2])
-        return 2 * left.numel() * int(right.shape[-1])
+        return 2 * int(left.numel()) * int(right.shape[-1])
     if "scaled_dot_product" in name:
         backward = "backward" in name
         query, key = (args[1], args[2]) if backward else (args[0], args[1])
         products = 5 if backward else 2  # the backward recomputes the scores and multiplies four times more
-        return 2 * products * query.numel() * int(key.shape[-2])
+        return 2 * products * int(query.numel()) * int(key.shape[-2])
     return 0

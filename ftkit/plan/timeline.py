@@ -36,9 +36,9 @@ _ROLES = {"trainable": "parameter", "input": "buffer"}
 def kinds(tape: Tape) -> list[str]:
     """Return for each storage the part of a breakdown that it belongs to, judged by when it was born and died.
 
-    What a forward leaves behind for the backward is an activation, and so is what a recomputation makes; what a backward
-    leaves behind is a gradient; what the optimizer leaves behind, or made while loading, is its state. The rest is
-    temporary.
+    What a forward leaves behind for the backward is an activation, and so is what a recomputation makes; what a
+    backward leaves behind is a gradient; what the optimizer leaves behind, or made while loading, is its
+    state. The rest is temporary.
     """
     survived = _survivors(tape)
     return [_kind(number, birth, survived) for number, birth in enumerate(tape.births)]
@@ -113,4 +113,3 @@ def _live_at(tape: Tape, place: int) -> set[int]:
         else:
             live.discard(~event)
     return live
-

@@ -1,7 +1,7 @@
 """The real training step on tensors without values: what it makes, when, and when that dies.
 
-`step.train_step` runs on the plain engine, as it does in training; a Recorder watches. The model is built empty, so that
-neither weights nor a GPU are needed.
+`step.train_step` runs on the plain engine, as it does in training; a Recorder watches. The model is built empty, so
+that neither weights nor a GPU are needed.
 
 Dimension letters: B batch, T token.
 """
@@ -103,9 +103,7 @@ def layer_names(model: nn.Module) -> dict[str, int]:
     return {f"{name}.{number}": number for number in range(len(longest))}
 
 
-def record_steps(
-    engine: Any, micro_batches: Sequence[MicroBatch], recorder: Recorder, num_steps: int = 2
-) -> Tape:
+def record_steps(engine: Any, micro_batches: Sequence[MicroBatch], recorder: Recorder, num_steps: int = 2) -> Tape:
     """Run `train_step` under a recorder that is already active.
 
     Args:
@@ -126,7 +124,7 @@ def record_steps(
     return recorder.tape
 
 
-def trace(
+def trace(  # noqa: PLR0913  # what decides a step
     config: RunConfig,
     architecture: Any,
     dtype: torch.dtype,
@@ -167,13 +165,14 @@ def trace(
         if config.optimizer.name != "adamw":
             stack.enter_context(bnb.without_values())
         layers = layer_names(model)
-        for name, number in layers.items() if checkpointed else ():
+        for name, recomputes in zip(layers, checkpointed or (), strict=False):
             # What set_checkpointing sets (transformers.modeling_layers.GradientCheckpointingLayer).
-            vars(model.get_submodule(name))["gradient_checkpointing"] = checkpointed[number]
+            vars(model.get_submodule(name))["gradient_checkpointing"] = recomputes
         with recorder.inside(model, layers):
             see_model(recorder, model, layers)
-            workspace = torch.empty(cuda.cublas_workspace(gpu) if on_cuda else 0, dtype=torch.uint8)
-            recorder.see([("cuBLAS workspace", workspace)] if on_cuda else [], "buffer")
+            size = cuda.cublas_workspace(gpu)
+            workspaces = [torch.empty(size, dtype=torch.uint8) for _ in range(cuda.NUM_WORKSPACES if on_cuda else 0)]
+            recorder.see([("cuBLAS workspace", workspace) for workspace in workspaces], "buffer")
             vars(model)["to"] = lambda _: model  # fake tensors are where they belong, and cannot be moved
             engine = PlainEngine(config, model, LocalProcess(), dtype)
             set_training(model, True)

@@ -1,8 +1,8 @@
 """A shallow trace told as a deep one: layers that are alike in a row of layers do alike.
 
 A layer's part of the tape depends on what it is and on what stands before and after it. So a few layers, among them one
-for every such surrounding, determine the tape of any depth, event by event; nothing is fitted. Where two layers with the
-same surrounding did not do the same, there is no such tape, and the model must be traced whole.
+for every such surrounding, determine the tape of any depth, event by event; nothing is fitted. Where two layers with
+the same surrounding did not do the same, there is no such tape, and the model must be traced whole.
 """
 
 from collections import Counter, defaultdict
@@ -238,7 +238,7 @@ def _mark_runs(tape: Tape, runs: list[_Run]) -> list[tuple[int, list[str]]]:
 
 def _costs(tape: Tape, templates: Sequence[int]) -> dict[tuple[str, int, int | None], Counter[OpKey]]:
     """Return the operators of the deep model: those of each layer, and those outside."""
-    costs = {}
+    costs: dict[tuple[str, int, int | None], Counter[OpKey]] = {}
     for (phase, step, layer), counter in tape.costs.items():
         if layer is None:
             costs[phase, step, layer] = counter

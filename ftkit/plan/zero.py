@@ -1,8 +1,8 @@
 """What ZeRO makes of a step: arithmetic over the very dictionary that DeepSpeed will receive.
 
-The plain engine's tape says what the model does. Of that, ZeRO replaces what it owns: masters, moments, gradient sums and,
-at stage 3, the weights. Per rank, with P_t trained elements, P all elements, c bytes of the compute dtype and W ranks
-(deepspeed/runtime/{bf16_optimizer, zero/stage_1_and_2, zero/stage3}.py, as allocated by 0.19):
+The plain engine's tape says what the model does. Of that, ZeRO replaces what it owns: masters, moments, gradient sums
+and, at stage 3, the weights. Per rank, with P_t trained elements, P all elements, c bytes of the compute dtype and W
+ranks (deepspeed/runtime/{bf16_optimizer, zero/stage_1_and_2, zero/stage3}.py, as allocated by 0.19):
 
     stage 1   flat weights c P_t, fp32 gradient sums 4 P_t, fp32 masters 4 P_t / W, half gradients c P_t until the step
     stage 2   flat weights c P_t, fp32 masters 4 P_t / W, a gradient buffer of the partition, sums 4 P_t / W, the bucket
@@ -13,7 +13,7 @@ Offloading moves masters, moments and sums into host memory, and offloaded param
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ftkit.config import RunConfig
@@ -102,11 +102,11 @@ def share_out(tape: Tape, config: RunConfig, precision: str, place: Place, num_t
     sizes = tape_sizes(tape, _ITEMSIZE[precision])
     settings = deepspeed_dict(config, precision, ranks, place.device_type, sizes)
     changes, sharing = plan_changes(tape, settings, _ITEMSIZE[precision], ranks, sizes)
-    return Sharing(_apply(tape, changes), **sharing)
+    return Sharing(_Writer(tape, changes).write(), **sharing)
 
 
 def tape_sizes(tape: Tape, itemsize: int) -> Sizes:
-    """Return what DeepSpeed's buckets are sized to, from the parameters on a tape (as `engine.deepspeed.measure_sizes`).
+    """Return what DeepSpeed's buckets are sized to, from a tape (as `engine.deepspeed.measure_sizes`).
 
     Args:
         tape: with roles.
@@ -172,7 +172,9 @@ def plan_changes(
     pinned = host if zero.get("offload_optimizer", zero.get("offload_param", {})).get("pin_memory") else 0
     on_disk = offload == "nvme" or zero.get("offload_param", {}).get("device") == "nvme"
     wire = _wire(stage, ranks, trained, itemsize, tape)
-    seconds = 0.0 if on_device else 2 * FP32 * part / PCIE_BYTES_PER_SECOND + 7 * FP32 * part / CPU_ADAM_BYTES_PER_SECOND
+    seconds = (
+        0.0 if on_device else 2 * FP32 * part / PCIE_BYTES_PER_SECOND + 7 * FP32 * part / CPU_ADAM_BYTES_PER_SECOND
+    )
     figures = {
         "host_bytes": 0 if on_disk else host,
         "pinned_bytes": 0 if on_disk else pinned,
@@ -190,7 +192,9 @@ def _sum_share(stage: int, itemsize: int, ranks: int, offload: str) -> float:
     return 1 / ranks if stage == 2 else 0.0
 
 
-def _add_buffers(changes: _Changes, zero: dict[str, Any], itemsize: int, trained: int, part: int, on_device: bool) -> None:
+def _add_buffers(
+    changes: _Changes, zero: dict[str, Any], itemsize: int, trained: int, part: int, on_device: bool
+) -> None:
     """Add gradient sums, buckets and windows of a stage."""
     stage, bucket = zero["stage"], int(zero["reduce_bucket_size"])
     filled = min(bucket, trained)
@@ -222,72 +226,76 @@ def _wire(stage: int, ranks: int, trained: int, itemsize: int, tape: Tape) -> fl
     return ring * (2 * weights + FP32 * trained)
 
 
-def _apply(tape: Tape, changes: _Changes) -> Tape:
-    """Write the tape anew with the changes."""
-    new = Tape(costs=tape.costs)
-    names: dict[int, int] = {}
-    held: dict[str, list[int]] = {}
+class _Writer:
+    """Writes a tape anew with the changes."""
 
-    def add(birth: Birth) -> int:
-        new.births.append(birth)
-        new.events.append((len(new.births) - 1, birth.layer))
-        return len(new.births) - 1
+    def __init__(self, tape: Tape, changes: _Changes) -> None:
+        self.old, self.changes = tape, changes
+        self.new = Tape(costs=tape.costs)
+        self.names: dict[int, int] = {}
+        self.held: dict[str, list[int]] = {}
+        self.step = 0
 
-    def hold(name: str, entries: list[tuple[str, int]], phase: str, step: int) -> None:
-        held[name] = [add(Birth(size, phase, step, 0, "", None, role=role)) for role, size in entries]
+    def write(self) -> Tape:
+        """Return the new tape."""
+        marks = [*self.old.marks, (-1, "")]
+        turn = 0
+        for place in range(len(self.old.events) + 1):
+            while place == marks[turn][0]:
+                self._end_phase(marks[turn][1])
+                turn += 1
+                if marks[turn][1] == FORWARD:
+                    self._hold("passes", self.changes.in_passes, FORWARD)
+            if place < len(self.old.events):
+                if _is_first_gradient(self.old, place):
+                    self._hold("backward", self.changes.in_backward, BACKWARD)
+                    self._hold("sums", self.changes.until_update, BACKWARD)
+                self._copy(place)
+        return self.new
 
-    def drop(name: str) -> None:
-        new.events += [(~number, None) for number in held.pop(name, [])]
+    def _end_phase(self, name: str) -> None:
+        if name == LOAD:
+            self._hold("load", self.changes.at_load, LOAD)
+            self.step = 1
+        if name == BACKWARD:
+            self._drop("passes")
+            self._hold("end", [("buffer", self.changes.at_backward_end)], BACKWARD)
+            self._drop("end")
+            self._drop("backward")
+        if name == OPTIMIZER:
+            self._drop("sums")
+            self._hold("moments", self.changes.from_first_update, OPTIMIZER)
+            self.step += 1
+        self.new.marks.append((len(self.new.events), name))
 
-    marks = iter([*tape.marks, (len(tape.events) + 1, "")])
-    mark, name = next(marks)
-    step = 0
-    for place in range(len(tape.events) + 1):
-        while place == mark:
-            if name == LOAD:
-                hold("load", changes.at_load, LOAD, 0)
-            if name == BACKWARD:
-                drop("passes")
-                hold("end", [("buffer", changes.at_backward_end)], BACKWARD, step)
-                for one in ("end", "backward"):
-                    drop(one)
-            if name == OPTIMIZER:
-                drop("sums")
-            if name == OPTIMIZER and "moments" not in held:
-                hold("moments", changes.from_first_update, OPTIMIZER, 1)
-            new.marks.append((len(new.events), name))
-            if name in (LOAD, BACKWARD, OPTIMIZER):
-                step = tape.births[tape.events[place][0]].step if place < len(tape.events) and tape.events[place][0] >= 0 else step
-            mark, name = next(marks)
-            if name == FORWARD:
-                hold("passes", changes.in_passes, FORWARD, step)
-        if place < len(tape.events):
-            if "backward" not in held and _is_first_gradient(tape, place):
-                hold("backward", changes.in_backward, BACKWARD, step)
-                if "sums" not in held:
-                    hold("sums", changes.until_update, BACKWARD, step)
-            _copy_event(tape, place, changes.scale, names, new)
-    return new
+    def _hold(self, name: str, entries: list[tuple[str, int]], phase: str) -> None:
+        """Give birth to what a change adds, unless it lives already."""
+        if name not in self.held:
+            births = [Birth(size, phase, self.step, 0, "", None, role=role) for role, size in entries]
+            self.held[name] = [self._born(birth, None) for birth in births]
+
+    def _drop(self, name: str) -> None:
+        self.new.events += [(~number, None) for number in self.held.pop(name, [])]
+
+    def _born(self, birth: Birth, layer: int | None) -> int:
+        self.new.births.append(birth)
+        self.new.events.append((len(self.new.births) - 1, layer))
+        return len(self.new.births) - 1
+
+    def _copy(self, place: int) -> None:
+        event, layer = self.old.events[place]
+        storage = event if event >= 0 else ~event
+        factor = self.changes.scale.get(storage, 1.0)
+        if factor == 0.0:
+            return
+        if event < 0:
+            self.new.events.append((~self.names.pop(storage), layer))
+            return
+        birth = self.old.births[storage]
+        self.names[storage] = self._born(replace(birth, size=math.ceil(birth.size * factor)), layer)
 
 
 def _is_first_gradient(tape: Tape, place: int) -> bool:
-    """Return whether the backward has come to the layers: the loss's own backward makes no gradient of a weight."""
+    """Return whether the backward is in the layers: the loss's own backward makes no gradient of a weight."""
     event, layer = tape.events[place]
     return layer is not None and event >= 0 and tape.births[event].phase == BACKWARD
-
-
-def _copy_event(tape: Tape, place: int, scale: dict[int, float], names: dict[int, int], new: Tape) -> None:
-    event, layer = tape.events[place]
-    storage = event if event >= 0 else ~event
-    factor = scale.get(storage, 1.0)
-    if factor == 0.0:
-        return
-    if event >= 0:
-        names[storage] = len(new.births)
-        birth = tape.births[storage]
-        if factor != 1.0:
-            birth = Birth(**{name: getattr(birth, name) for name in Birth.__slots__} | {"size": math.ceil(birth.size * factor)})  # type: ignore[attr-defined]  # a slotted dataclass
-        new.births.append(birth)
-        new.events.append((names[storage], layer))
-    else:
-        new.events.append((~names.pop(storage), layer))

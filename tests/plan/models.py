@@ -1,0 +1,98 @@
+"""Tiny models for the planner's tests, and a real step under the same recorder; nothing here asserts anything."""
+
+import gc
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from ftkit.config import ModelConfig, RunConfig
+from ftkit.engine.plain import PlainEngine
+from ftkit.model import build_empty_model, set_training
+from ftkit.plan.tape import LOAD, Recorder, Tape
+from ftkit.plan.trace import LocalProcess, Shape, batch_tensors, layer_names, make_batches, record_steps, see_model
+
+NUM_LAYERS = 4
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+TASKS = {"llama": "causal-lm", "gpt2": "sequence-classification", "bert": "sequence-classification"}
+
+
+def architecture(family: str, num_layers: int = NUM_LAYERS, width: int = 64) -> Any:
+    """Return a tiny configuration, with the dropout that the family comes with."""
+    if family == "gpt2":
+        ends = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+        return transformers.GPT2Config(
+            n_embd=width, n_layer=num_layers, n_head=4, vocab_size=500, use_cache=False, **ends
+        )
+    shape = {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": 4,
+        "vocab_size": 512,
+        "pad_token_id": 0,
+        "use_cache": False,
+    }
+    if family == "bert":
+        return transformers.BertConfig(**shape)
+    return transformers.LlamaConfig(num_key_value_heads=2, **shape)
+
+
+def run_config(family: str, method: Any, share: float = 0.0, **sections: Any) -> RunConfig:
+    """Return a configuration of a tiny model."""
+    model = ModelConfig(name=family, gradient_checkpointing=share)
+    return RunConfig.model_validate({"task": TASKS[family], "model": model, "method": method, **sections})
+
+
+def shape(family: str) -> Shape:
+    """Return two micro-batches; the classifiers' sequences are padded."""
+    return Shape(2, 32, 2, is_padded=family != "llama")
+
+
+def real_model(config: RunConfig, model_config: Any, dtype: torch.dtype) -> nn.Module:
+    """Return the module of a configuration with random weights on the CPU."""
+    torch.manual_seed(0)
+    model = build_empty_model(config, model_config, dtype)
+    made: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                module._parameters[name] = made.setdefault(id(parameter), _weight(parameter, module))  # type: ignore[assignment]
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None and buffer.is_meta:
+                module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)
+    return model
+
+
+def measure(config: RunConfig, model_config: Any, dtype: torch.dtype, sizes: Shape) -> Tape:
+    """Run two real steps under a recorder."""
+    model = real_model(config, model_config, dtype)
+    recorder, layers = Recorder(), layer_names(model)
+    gc.collect()
+    gc.disable()
+    try:
+        with recorder.inside(model, layers):
+            see_model(recorder, model, layers)
+            engine = PlainEngine(config, model, LocalProcess(), dtype)
+            set_training(model, True)
+            recorder.mark(LOAD)
+            micro_batches = make_batches(config.task, sizes)
+            recorder.see(batch_tensors(micro_batches), "input")
+            return record_steps(engine, micro_batches, recorder)
+    finally:
+        gc.enable()
+
+
+def _weight(parameter: Any, module: nn.Module) -> Any:
+    values = torch.randn(parameter.shape, dtype=parameter.dtype) * 0.02
+    if type(parameter).__name__ != "Params4bit":
+        return nn.Parameter(values, requires_grad=parameter.requires_grad)
+    return type(parameter)(
+        values,
+        requires_grad=False,
+        compress_statistics=parameter.compress_statistics,
+        quant_type=parameter.quant_type,
+        quant_storage=parameter.quant_storage,
+        module=module,
+    ).to("cpu")

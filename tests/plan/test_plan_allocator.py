@@ -1,0 +1,75 @@
+"""The model of the caching allocator."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ftkit.plan.allocator import CachingAllocator, replay, round_size, segment_size
+
+MIB = 2**20
+
+
+def test_a_small_request_reserves_a_segment_of_two_mebibytes_that_the_next_one_shares():
+    allocator = CachingAllocator()
+    allocator.allocate(1)
+    allocator.allocate(MIB)
+
+    assert (allocator.active_bytes, allocator.reserved_bytes) == (512 + MIB, 2 * MIB)
+
+
+def test_requests_below_ten_mebibytes_share_segments_of_twenty_and_larger_ones_have_their_own():
+    assert [segment_size(round_size(size)) for size in (MIB, MIB + 1, 10 * MIB - 1, 10 * MIB, 11 * MIB)] == [
+        2 * MIB,
+        20 * MIB,
+        10 * MIB,
+        10 * MIB,
+        12 * MIB,
+    ]
+
+
+def test_the_rest_of_a_large_block_is_split_off_only_above_one_mebibyte():
+    allocator = CachingAllocator()
+    first = allocator.allocate(19 * MIB + 512)
+    allocator.release(first)
+    allocator.allocate(19 * MIB)
+
+    assert allocator.active_bytes == 20 * MIB
+
+
+def test_the_smallest_free_block_that_is_large_enough_is_taken():
+    allocator = CachingAllocator()
+    large, small = allocator.allocate(40 * MIB), allocator.allocate(30 * MIB)
+    allocator.release(large)
+    allocator.release(small)
+
+    assert allocator.allocate(30 * MIB) == small
+
+
+def test_empty_segments_are_given_back_before_a_device_is_full():
+    events = [(0, 30 * MIB), (0, -1), (1, 40 * MIB)]
+
+    assert replay(events, capacity=50 * MIB).fits
+    assert not replay([*events, (2, 20 * MIB)], capacity=50 * MIB).fits
+
+
+def test_expandable_segments_grow_by_what_is_missing():
+    events = [(0, 30 * MIB), (0, -1), (1, 40 * MIB)]
+
+    assert replay(events).peak_reserved_bytes == 70 * MIB
+    assert replay(events, expandable=True).peak_reserved_bytes == 40 * MIB
+
+
+@given(st.lists(st.tuples(st.integers(1, 64 * MIB), st.booleans()), max_size=60), st.booleans())
+def test_reserved_bytes_never_fall_short_of_active_ones_and_all_is_free_in_the_end(requests, expandable):
+    allocator = CachingAllocator(expandable=expandable)
+    live: list[int] = []
+    for size, frees in requests:
+        live.append(allocator.allocate(size))
+        assert allocator.reserved_bytes >= allocator.active_bytes >= round_size(size)
+        assert len(set(live)) == len(live)
+        if frees:
+            allocator.release(live.pop(0))
+    for address in live:
+        allocator.release(address)
+
+    assert allocator.active_bytes == 0
+    assert allocator.peak_reserved_bytes >= allocator.peak_active_bytes

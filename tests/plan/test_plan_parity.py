@@ -1,0 +1,24 @@
+"""The fake trace against a real run, counted by the same dispatch mode: equal to the byte."""
+
+import pytest
+
+from ftkit.config import FeatureExtraction, Full, Lora, Qlora
+from ftkit.plan.trace import trace
+from tests.plan import models
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("method", [FeatureExtraction(), Lora(), Qlora(), Full()], ids=lambda method: method.name)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+def test_a_plan_counts_the_bytes_of_a_real_step_on_a_cpu_after_every_phase_and_at_the_peak(
+    family, method, share, precision
+):
+    config, architecture = models.run_config(family, method, share), models.architecture(family)
+    dtype, sizes = models.DTYPES[precision], models.shape(family)
+
+    planned = trace(config, architecture, dtype, sizes, device_type="cpu")
+    real = models.measure(config, architecture, dtype, sizes)
+
+    assert planned.at_marks() == real.at_marks()
+    assert planned.peak_bytes() == real.peak_bytes()
