@@ -134,6 +134,11 @@ def resolve_precision(precision: Precision, device: "torch.device") -> "torch.dt
     return names["bf16" if has_bf16 else "fp16"] if precision == "auto" else names[precision]
 
 
+def precision_name(dtype: "torch.dtype") -> str:
+    """Return `fp16`, `bf16` or `fp32` for a dtype."""
+    return {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}[str(dtype).removeprefix("torch.")]
+
+
 def _cpu_has_bf16() -> bool:
     cpuinfo = Path("/proc/cpuinfo")
     return cpuinfo.is_file() and any(flag in cpuinfo.read_text() for flag in ("avx512_bf16", "amx_bf16"))

@@ -19,7 +19,7 @@ from ftkit.batching import GlobalBatch, check_cut, collate, count_steps, cut, gl
 from ftkit.config import RunConfig
 from ftkit.config_io import dump_config
 from ftkit.data import PreparedData, TokenSplit, prepare_data
-from ftkit.distributed import ProcessContext, join, leave, resolve_precision
+from ftkit.distributed import ProcessContext, join, leave, precision_name, resolve_precision
 from ftkit.engine import Engine, build_engine, wants_deepspeed
 from ftkit.errors import CheckpointError, DivergedError, DoesNotFitError
 from ftkit.evaluate import evaluate
@@ -386,14 +386,13 @@ def _measure(job: Job, progress: Progress) -> Measurement:
 
 
 def _run_line(job: Job) -> RunLine:
-    names = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
     return RunLine(
         name=job.folder.name,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         config=job.config.model_dump(mode="json"),
         versions=results.versions(),
         engine=job.engine.name,
-        precision=names[job.engine.dtype],
+        precision=precision_name(job.engine.dtype),
         world_size=job.process.world_size,
         device=results.device_name(job.engine.device),
         num_steps=job.num_steps,

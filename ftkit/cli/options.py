@@ -125,6 +125,25 @@ def user_errors(rank: int = 0) -> Iterator[None]:
         sys.exit(141)
 
 
+def quieten() -> None:
+    """Turn down the chatter of libraries; FTKIT_VERBOSE=1 leaves it as it is."""
+    import logging
+    import os
+    import warnings
+
+    if os.environ.get("FTKIT_VERBOSE"):
+        return
+    os.environ.setdefault("DS_ACCELERATOR_QUIET", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    for name in ("bitsandbytes", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
 def _fail(error: FtkitError, rank: int) -> NoReturn:
     """Say what was wrong. Other ranks wait a moment: where the first has said the same, the launcher ends them."""
     if rank:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ftkit.cli.options import config_options, read_config, user_errors
+from ftkit.cli.options import config_options, quieten, read_config, user_errors
 from ftkit.config_io import dump_config
 from ftkit.units import format_bytes, format_count, format_seconds
 
@@ -47,6 +47,7 @@ def plan(  # noqa: PLR0913  # one parameter a flag
     """
     with user_errors():
         config = read_config(flags)
+        quieten()
         from ftkit.plan.place import find_place
         from ftkit.plan.predict import predict
 

@@ -142,20 +142,13 @@ def _command(trial: Trial, place: Path, rest: list[str]) -> list[str]:
 
 def _predict(trial: Trial) -> Prediction | None:
     """Return what the plan says, or None where it cannot say anything."""
-    import torch
-
-    from ftkit.distributed import ProcessContext, resolve_precision
     from ftkit.plan.place import find_place
     from ftkit.plan.predict import predict
 
     if trial.config is None:
         return None
     try:
-        # `auto` is decided by this machine, which runs the trial, and not by what a plan would take for any CPU.
-        dtype = resolve_precision(trial.config.model.precision, ProcessContext().device)
-        names = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-        model = trial.config.model.model_copy(update={"precision": names[dtype]})
-        return predict(trial.config.model_copy(update={"model": model}), find_place(num_devices=trial.world_size))
+        return predict(trial.config, find_place(num_devices=trial.world_size))
     except FtkitError as error:
         click.echo(f"no prediction for {trial.name}: {error}", err=True)
         return None

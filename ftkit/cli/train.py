@@ -7,7 +7,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from ftkit.cli.options import config_options, read_config, user_errors
+from ftkit.cli.options import config_options, quieten, read_config, user_errors
 from ftkit.distributed import ProcessContext
 
 
@@ -33,7 +33,7 @@ def train(resume: Path | None, *, overwrite: bool, as_json: bool, local_rank: in
             flags["settings"] = (*flags["settings"], "output.overwrite=true")
         config = read_config(flags)
         _bound_memory()
-        _quieten()
+        quieten()
         from ftkit.cli.report import write_run_page
         from ftkit.loop import train_run
         from ftkit.progress import ConsoleReporter
@@ -54,22 +54,3 @@ def _bound_memory() -> None:
     import os
 
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-
-
-def _quieten() -> None:
-    """Turn down the chatter of libraries; FTKIT_VERBOSE=1 leaves it as it is."""
-    import logging
-    import os
-    import warnings
-
-    if os.environ.get("FTKIT_VERBOSE"):
-        return
-    os.environ.setdefault("DS_ACCELERATOR_QUIET", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    for name in ("bitsandbytes", "torch.distributed"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()

@@ -12,14 +12,13 @@ from torch import distributed, nn
 
 from ftkit.batching import MicroBatch
 from ftkit.config import OptimizerConfig, RunConfig
-from ftkit.distributed import ProcessContext
+from ftkit.distributed import ProcessContext, precision_name
 from ftkit.ds_config import Sizes, deepspeed_dict
 from ftkit.engine import Tensors
 from ftkit.errors import ConfigError, DependencyError, DeviceError
 from ftkit.model import trainable_parameters
 from ftkit.optim import build_optimizer, parameter_groups
 
-_PRECISIONS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -38,7 +37,7 @@ class DeepSpeedEngine:
         deepspeed = _import()
         self.process, self.device, self.dtype, self.model = process, process.device, dtype, model
         sizes = measure_sizes(model)
-        self.settings = deepspeed_dict(config, _PRECISIONS[dtype], process.world_size, self.device.type, sizes)
+        self.settings = deepspeed_dict(config, precision_name(dtype), process.world_size, self.device.type, sizes)
         self._is_partitioned = self.settings["zero_optimization"]["stage"] == 3
         with _explained():
             if self._is_partitioned:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ftkit.config import Precision
+from ftkit.distributed import precision_name, resolve_precision
 from ftkit.errors import ConfigError, FtkitError
 from ftkit.hardware import CUDA_CONTEXT_BYTES, Gpu, find_gpu, parse_budget, this_machine
 from ftkit.plan.speed import Device, cpu_device, gpu_device
@@ -45,16 +47,14 @@ class Place:
         """Return the speed of one device."""
         return cpu_device(self.num_cpus) if self.gpu is None else gpu_device(self.gpu, precision)
 
-    def resolve_precision(self, precision: str) -> str:
+    def resolve_precision(self, precision: Precision) -> str:
         """Return `fp16`, `bf16` or `fp32`, as training would choose on this device.
 
         Raises:
-            ConfigError: the device has no such precision.
+            FtkitError: the device has no such precision.
         """
         if self.gpu is None:
-            if precision == "fp16":
-                raise ConfigError("fp16 on a CPU is slower than fp32 by orders of magnitude; choose bf16, fp32 or auto")
-            return "fp32" if precision == "auto" else precision
+            return precision_name(resolve_precision(precision, torch.device("cpu")))
         if precision == "bf16" and not self.gpu.has_bf16:
             raise ConfigError(f"{self.gpu.name} has no bf16; choose fp16 or auto")
         return ("bf16" if self.gpu.has_bf16 else "fp16") if precision == "auto" else precision

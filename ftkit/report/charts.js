@@ -142,7 +142,7 @@
       hovertemplate: `${kind} %{y:.1f} ${unit}<extra></extra>`,
     }));
     const starts = line.phases.map((phase, i) => i).filter((i) => i === 0 || line.phases[i] !== line.phases[i - 1]);
-    const many = starts.length > 12; // micro-batches go to and fro
+    const many = starts.length > 12; // phases alternate between micro-batches
     const shapes = many ? [] : starts.slice(1).map((i) => ({ type: "line", x0: line.events[i], x1: line.events[i], yref: "paper", y0: 0, y1: 1, line: { color: css("--soft"), width: 1, dash: "dot" } }));
     const phases = many ? [] : starts.map((i) => ({ x: line.events[i], yref: "paper", y: 1, yanchor: "bottom", xanchor: "left", text: line.phases[i], showarrow: false, font: { color: css("--soft"), size: 12 } }));
     const peak = { x: line.events[line.peak], y: totals[line.peak] / by, text: `<b>peak ${(totals[line.peak] / by).toFixed(1)} ${unit}</b>`, ax: line.peak > line.events.length / 2 ? -56 : 56, ay: -20, arrowcolor: css("--ink"), bgcolor: css("--card"), bordercolor: css("--line"), borderpad: 3 };
