@@ -1,0 +1,207 @@
+"""`ftkit train` as a user runs it, on tiny models and files."""
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import transformers
+from click.testing import CliRunner
+from sklearn.metrics import accuracy_score, f1_score
+
+from ftkit.cli import main
+from ftkit.records import read_record
+from tests.helpers import WORDS, save_tiny_model
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A tiny BERT and a Llama, and a file of texts whose label is whether 'good' or 'bad' is in them."""
+    folder = tmp_path_factory.mktemp("work")
+    save_tiny_model(folder / "bert", "bert")
+    save_tiny_model(folder / "llama", "llama")
+    random = np.random.default_rng(0)
+    rows = ["text,label"]
+    for number in range(160):
+        words = list(random.choice(WORDS[2:], size=random.integers(3, 12)))
+        words.insert(int(random.integers(len(words))), WORDS[number % 2])
+        rows.append(f"{' '.join(words)},{('yes', 'no')[number % 2]}")
+    (folder / "texts.csv").write_text("\n".join(dict.fromkeys(rows)) + "\n")
+    return folder
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, ["train", *map(str, arguments)])
+
+
+def flags(work, output, *more):
+    start = ["--model", work / "bert", "--dataset", work / "texts.csv", "--output", output, "--precision", "fp32"]
+    return [*start, "--epochs", 4, "--global-batch-size", 16, "--set", "training.log_every=2", *more]
+
+
+def losses(folder):
+    return {line.step: line.loss for line in read_record(folder).steps}
+
+
+@pytest.fixture(scope="module")
+def trained(work):
+    done = run(*flags(work, work / "out", "--learning-rate", 0.01))
+    assert done.exit_code == 0, done.output
+    return work / "out", done
+
+
+def test_a_run_learns_scores_and_leaves_a_whole_result_folder(trained):
+    folder, done = trained
+    record = read_record(folder)
+    assert record.result.status == "completed"
+    assert record.last_evaluation("test").accuracy > 0.9
+    assert record.result.measurement.peak_process_bytes > 2**20
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"config.yaml", "record.jsonl", "checkpoints", "model", "README.md"}
+    assert "Labels: no, yes." in (folder / "README.md").read_text()
+    assert str(folder / "model") in done.output
+
+
+def test_the_saved_model_predicts_with_plain_peft_what_the_record_says(trained, work):
+    from peft import PeftModel
+
+    folder, _ = trained
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(work / "bert", num_labels=2)
+    model = PeftModel.from_pretrained(base, folder / "model").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "model")
+    texts = ["good film", "bad film", "the plot of one good actor", "not a bad scene"]
+    found = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.argmax(-1).tolist()
+    assert found == [1, 0, 1, 0]  # label names are sorted: no, yes
+
+
+def test_the_scores_are_those_of_scikit_learn(trained):
+    scores = read_record(trained[0]).last_evaluation("test")
+    pairs = [(t, p) for t, row in enumerate(scores.confusion) for p, count in enumerate(row) for _ in range(count)]
+    true, predicted = zip(*pairs, strict=True)
+    assert scores.accuracy == pytest.approx(accuracy_score(true, predicted))
+    assert scores.f1_macro == pytest.approx(f1_score(true, predicted, average="macro"))
+    assert scores.f1_weighted == pytest.approx(f1_score(true, predicted, average="weighted"))
+
+
+def test_a_filled_folder_is_not_overwritten_unless_asked(trained, work):
+    again = run(*flags(work, trained[0]))
+    assert again.exit_code == 2
+    assert "holds a run" in again.output
+    assert read_record(trained[0]).result is not None
+
+
+def test_a_run_killed_without_warning_goes_on_as_if_never_stopped(work):
+    """The data has 8 steps an epoch; the process is killed once its first checkpoint is there."""
+    whole, cut = work / "whole", work / "cut"
+    more = [
+        "--set",
+        "training.checkpoint_every=5",
+        "--set",
+        "model.gradient_checkpointing=1",
+        "--set",
+        "method.dropout=0.1",
+    ]
+    assert run(*flags(work, whole, *more)).exit_code == 0
+    code = "from ftkit.cli import main; main()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, "train", *map(str, flags(work, cut, *more))], stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not list((cut / "checkpoints").glob("step-*[0-9]")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    child.kill()
+    child.wait()
+    resumed = run("--resume", cut)
+    assert resumed.exit_code in (0, 5), resumed.output
+    if resumed.exit_code == 5:  # it was quicker than the kill
+        pytest.skip("the run ended before it was killed")
+    assert losses(cut) == losses(whole)
+
+
+def test_training_stops_early_and_keeps_the_best_model(work):
+    done = run(*flags(work, work / "early", "--early-stopping-patience", 1, "--learning-rate", 0.5, "--eval-every", 2))
+    assert done.exit_code == 0, done.output
+    record = read_record(work / "early")
+    assert record.result.status == "stopped early"
+    assert record.result.num_steps < record.run.num_steps
+    best = min((line for line in record.evaluations if line.split == "validation"), key=lambda line: line.loss)
+    assert record.result.best_step == best.step
+
+
+def test_a_language_model_trains_on_completions_and_reports_its_perplexity(work):
+    prompts = [f"the {one} {other}" for one in WORDS for other in WORDS[:8]]
+    rows = [json.dumps({"prompt": prompt, "completion": "very good"}) for prompt in prompts]
+    (work / "pairs.jsonl").write_text("\n".join(rows))
+    arguments = ["--model", work / "llama", "--dataset", work / "pairs.jsonl", "--task", "causal-lm", "--epochs", 4]
+    settings = ["--set", "data.test_share=0", "--precision", "fp32", "--output", work / "lm", "--global-batch-size", 8]
+    done = run(*arguments, *settings, "--learning-rate", 0.02)
+    assert done.exit_code == 0, done.output
+    assert read_record(work / "lm").last_evaluation("validation").perplexity < 1.5
+
+
+def test_json_prints_the_record_and_nothing_else(work):
+    done = run(*flags(work, work / "json", "--max-steps", 2, "--json"))
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["result"]["num_steps"] == 2
+
+
+def test_a_warm_up_above_a_third_of_the_steps_is_warned_of(work):
+    done = run(*flags(work, work / "warm", "--max-steps", 4, "--warmup-steps", 3))
+    assert "3 of 4 steps warm up, more than a third" in done.output
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_a_sentence(work):
+    done = run(*flags(work, work / "nan", "--method", "full", "--learning-rate", 1e30))
+    assert done.exit_code == 9
+    assert "lower optimizer.learning_rate" in done.output
+
+
+FAULTS = [
+    (["--method", "lra"], "lra"),
+    (["--task", "regression"], "regression"),
+    (["--epochs", "many"], "many"),
+    (["--epochs", "-1"], "greater than 0"),
+    (["--set", "training.epoch=1"], "did you mean 'epochs'"),
+    (["--set", "trainng.epochs=1"], "did you mean 'training'"),
+    (["--set", "training"], "has no '='"),
+    (["--set", "training.seed=[1"], "no valid YAML"),
+    (["--set", "method.name=lorra"], "unknown method 'lorra'"),
+    (["--set", "method.rank=0"], "method.rank=0"),
+    (["--method", "full", "--rank", "4"], "unknown key 'method.rank'"),
+    (["--micro-batch-size", "4", "--micro-batch-tokens", "64"], "both cut the batch"),
+    (["--micro-batch-tokens", "4"], "below the longest sequence"),
+    (["--precision", "fp16"], "fp16 on a CPU"),
+    (["--precision", "fp8"], "fp8"),
+    (["--engine", "plain", "--zero-stage", "2"], "ZeRO, offload and templates are DeepSpeed's"),
+    (["--engine", "deepspeed", "--zero-stage", "0"], "stage 0 partitions nothing"),
+    (["--zero-stage", "2", "--offload-parameters", "cpu"], "needs zero_stage=3"),
+    (["--zero-stage", "3", "--offload-optimizer", "nvme"], "needs nvme_path"),
+    (["--zero-stage", "2", "--optimizer", "adamw_8bit"], "plain engine only"),
+    (["--ds-config", "zero9"], "no DeepSpeed template"),
+    (["--gradient-checkpointing", "some"], "no share of the layers"),
+    (["--gradient-checkpointing", "1.5"], "less than or equal to 1"),
+    (["--config", "absent.yaml"], "cannot read absent.yaml"),
+    (["--preset", "nothing"], "nothing"),
+    (["--resume", "absent"], "cannot read"),
+    (["--dataset", "absent.csv"], "absent.csv"),
+    (["--label-column", "lable"], "lable"),
+    (["--text-column", "txt"], "txt"),
+    (["--model", "./absent"], "no model at"),
+    (["--target", "c_fc"], "no linear module is called 'c_fc'"),
+    (["--output", "/dev/null/x"], "cannot make the result folder"),
+    (["--target", "query", "--set", "method.layers=[9]"], "the targets lie in layers 0 to 1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"), FAULTS, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_a_mistake_is_one_sentence_and_a_non_zero_exit(arguments, sentence, work, tmp_path):
+    done = run(*flags(work, tmp_path / "out", *arguments))
+    assert done.exit_code not in (0, 1), done.output
+    assert sentence in " ".join(done.output.split())
+    assert "Traceback" not in done.output

@@ -1,0 +1,57 @@
+"""The command line is quick to help, and its help says what the configuration says."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from ftkit.cli import main
+
+
+def test_help_imports_no_heavy_library():
+    code = "import sys; from ftkit.cli import main; main(['--help'], standalone_mode=False); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert not loaded & {"torch", "transformers", "deepspeed", "peft", "datasets", "pydantic", "rich"}
+    assert "train" in done.stdout
+
+
+@pytest.mark.parametrize("command", [["train"], ["plan"], ["profile"], ["report"], ["config"], ["config", "show"]])
+def test_the_help_of_each_command_needs_no_torch(command):
+    call = f"main({[*command, '--help']!r}, standalone_mode=False)"
+    code = f"import sys; from ftkit.cli import main; {call}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & {"torch", "transformers", "deepspeed", "peft", "datasets"}
+
+
+def test_show_prints_the_configuration_that_the_same_flags_would_run():
+    flags = [
+        "--method",
+        "qlora",
+        "--rank",
+        "4",
+        "--gradient-checkpointing",
+        "all",
+        "--target",
+        "query",
+        "--target",
+        "key",
+    ]
+    shown = yaml.safe_load(CliRunner().invoke(main, ["config", "show", *flags]).output)
+    assert shown["method"]["name"] == "qlora"
+    assert (shown["method"]["rank"], shown["method"]["targets"]) == (4, ["query", "key"])
+    assert shown["model"]["gradient_checkpointing"] == 1.0
+
+
+def test_another_method_keeps_of_a_preset_what_it_has_a_field_for():
+    flags = ["--preset", "gpt2-lora-wished", "--method", "qlora"]
+    shown = yaml.safe_load(CliRunner().invoke(main, ["config", "show", *flags]).output)
+    assert (shown["method"]["name"], shown["method"]["rank"]) == ("qlora", 16)
+
+
+def test_presets_are_listed_with_what_they_are():
+    output = CliRunner().invoke(main, ["config", "presets"]).output
+    assert "gpt2-lora-wished" in output
+    assert len(output.splitlines()) >= 5
