@@ -164,7 +164,8 @@ def _sentence(problem: dict[str, Any]) -> str:
         given = problem["input"].get("name") if isinstance(problem["input"], dict) else problem["input"]
         return f"unknown method {given!r}; {nearest(str(given), METHODS)}"
     message = str(problem["msg"]).removeprefix("Value error, ")
-    message = message if message[1:2].isupper() else message[:1].lower() + message[1:]
+    if message.split()[0][1:].islower():  # a word, and no name such as ZeRO
+        message = message[:1].lower() + message[1:]
     given = problem["input"]
     if problem["type"] == "value_error" or isinstance(given, dict):
         return f"{key}: {message}"

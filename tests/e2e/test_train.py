@@ -138,7 +138,7 @@ def test_a_language_model_trains_on_completions_and_reports_its_perplexity(work)
     (work / "pairs.jsonl").write_text("\n".join(rows))
     arguments = ["--model", work / "llama", "--dataset", work / "pairs.jsonl", "--task", "causal-lm", "--epochs", 4]
     settings = ["--set", "data.test_share=0", "--precision", "fp32", "--output", work / "lm", "--global-batch-size", 8]
-    done = run(*arguments, *settings, "--learning-rate", 0.02)
+    done = run(*arguments, *settings, "--method", "full", "--learning-rate", 0.01)
     assert done.exit_code == 0, done.output
     assert read_record(work / "lm").last_evaluation("validation").perplexity < 1.5
 
