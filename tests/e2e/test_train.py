@@ -166,7 +166,7 @@ FAULTS = [
     (["--epochs", "many"], "many"),
     (["--epochs", "-1"], "greater than 0"),
     (["--set", "training.epoch=1"], "did you mean 'epochs'"),
-    (["--set", "trainng.epochs=1"], "did you mean 'training'"),
+    (["--set", "trainer.epochs=1"], "did you mean 'training'"),
     (["--set", "training"], "has no '='"),
     (["--set", "training.seed=[1"], "no valid YAML"),
     (["--set", "method.name=lorra"], "unknown method 'lorra'"),
