@@ -12,7 +12,7 @@ from torch import distributed, nn
 
 from ftkit.batching import MicroBatch
 from ftkit.config import OptimizerConfig, RunConfig
-from ftkit.distributed import ProcessContext, precision_name
+from ftkit.distributed import ProcessContext, local_rank_in_environment, precision_name
 from ftkit.ds_config import Sizes, deepspeed_dict
 from ftkit.engine import Tensors
 from ftkit.errors import ConfigError, DependencyError, DeviceError
@@ -39,7 +39,7 @@ class DeepSpeedEngine:
         sizes = measure_sizes(model)
         self.settings = deepspeed_dict(config, precision_name(dtype), process.world_size, self.device.type, sizes)
         self._is_partitioned = self.settings["zero_optimization"]["stage"] == 3
-        with _explained():
+        with _explained(), local_rank_in_environment(process):
             if self._is_partitioned:
                 deepspeed.init_distributed(dist_init_required=False)  # Init asks it for the number of ranks
                 # One weight after another goes to its owners, so that no device ever holds the model whole.
