@@ -1,8 +1,7 @@
 """The place of this process in a job; the only reader of RANK, WORLD_SIZE and LOCAL_RANK."""
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -91,6 +90,7 @@ def join(process: ProcessContext) -> None:
     if process.world_size > 1:
         distributed.init_process_group(backend)
     else:
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it even where nothing was launched
         store = distributed.HashStore()  # type: ignore[attr-defined]  # documented, but not in its __all__
         distributed.init_process_group(backend, store=store, rank=0, world_size=1)
 
@@ -101,23 +101,8 @@ def leave() -> None:
 
     if distributed.is_initialized():
         distributed.destroy_process_group()
-
-
-@contextmanager
-def local_rank_in_environment(process: ProcessContext) -> Iterator[None]:
-    """Set LOCAL_RANK for a library that asks for it even where nothing was launched, and take it away again.
-
-    Args:
-        process: the place of this process.
-    """
-    if "LOCAL_RANK" in os.environ:
-        yield
-        return
-    os.environ["LOCAL_RANK"] = str(process.local_rank)
-    try:
-        yield
-    finally:
-        del os.environ["LOCAL_RANK"]
+    if "RANK" not in os.environ:  # so it is `join` that set the other
+        os.environ.pop("LOCAL_RANK", None)
 
 
 def resolve_precision(precision: Precision, device: "torch.device") -> "torch.dtype":

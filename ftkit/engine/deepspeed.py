@@ -1,6 +1,7 @@
 """ZeRO stages 1 to 3 with offload; the only importer of deepspeed."""
 
 import contextlib
+import io
 import logging
 import os
 import warnings
@@ -12,7 +13,7 @@ from torch import distributed, nn
 
 from ftkit.batching import MicroBatch
 from ftkit.config import OptimizerConfig, RunConfig
-from ftkit.distributed import ProcessContext, local_rank_in_environment, precision_name
+from ftkit.distributed import ProcessContext, precision_name
 from ftkit.ds_config import Sizes, deepspeed_dict
 from ftkit.engine import Tensors
 from ftkit.errors import ConfigError, DependencyError, DeviceError
@@ -39,7 +40,8 @@ class DeepSpeedEngine:
         sizes = measure_sizes(model)
         self.settings = deepspeed_dict(config, precision_name(dtype), process.world_size, self.device.type, sizes)
         self._is_partitioned = self.settings["zero_optimization"]["stage"] == 3
-        with _explained(), local_rank_in_environment(process):
+        _forget_ended_groups(deepspeed)
+        with _explained(), _hushed():
             if self._is_partitioned:
                 deepspeed.init_distributed(dist_init_required=False)  # Init asks it for the number of ranks
                 # One weight after another goes to its owners, so that no device ever holds the model whole.
@@ -210,15 +212,35 @@ def _whole(value: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
 def _import() -> Any:
     """Import DeepSpeed with its chatter turned down; FTKIT_VERBOSE=1 leaves it as it is."""
     if not os.environ.get("FTKIT_VERBOSE"):
-        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        # A filter: the level is set anew by the import, which already has something to say.
+        logging.getLogger("DeepSpeed").addFilter(_is_error)
         warnings.filterwarnings("ignore", module=r"deepspeed|torch\.distributed")
     try:
         import deepspeed
     except ImportError as error:
         raise DependencyError(f"ZeRO needs DeepSpeed ({error}): pip install deepspeed") from None
-    if not os.environ.get("FTKIT_VERBOSE"):
-        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     return deepspeed
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep what DeepSpeed prints while it compiles and loads its operations; FTKIT_VERBOSE=1 lets it through."""
+    with contextlib.nullcontext() if os.environ.get("FTKIT_VERBOSE") else contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def _forget_ended_groups(deepspeed: Any) -> None:
+    """Let a second run in one process start anew: DeepSpeed remembers its first process group for ever."""
+    groups = deepspeed.utils.groups
+    try:
+        if groups._WORLD_GROUP is not None:
+            distributed.get_rank(groups._WORLD_GROUP)
+    except ValueError:  # a group that has been destroyed
+        groups._WORLD_GROUP = deepspeed.comm.comm.cdb = None
 
 
 @contextlib.contextmanager

@@ -1,9 +1,11 @@
 """`ftkit train` as a user runs it, on tiny models and files."""
 
 import json
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,6 +122,30 @@ def test_a_run_killed_without_warning_goes_on_as_if_never_stopped(work):
     if resumed.exit_code == 5:  # it was quicker than the kill
         pytest.skip("the run ended before it was killed")
     assert losses(cut) == losses(whole)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_one_process_under_zero_gives_the_losses_of_the_plain_engine(stage, trained, work):
+    folder = work / f"zero{stage}"
+    done = run(*flags(work, folder, "--learning-rate", 0.01, "--zero-stage", stage, "--max-steps", 6))
+    assert done.exit_code == 0, done.output
+    assert read_record(folder).run.engine == "deepspeed"
+    plain = work / "plain"
+    assert run(*flags(work, plain, "--learning-rate", 0.01, "--max-steps", 6, "--overwrite")).exit_code == 0
+    assert losses(folder) == pytest.approx(losses(plain), rel=1e-6)
+    assert "LOCAL_RANK" not in os.environ  # DeepSpeed wanted it; whoever runs next in this process does not
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/usr/include/libaio.h").exists(), reason="offload to NVMe compiles against libaio-dev")
+def test_weights_and_moments_on_a_disk_give_the_losses_of_the_plain_engine(work):
+    """The first start compiles CPU Adam and asynchronous I/O for up to five minutes."""
+    start = ["--method", "full", "--learning-rate", 0.01, "--max-steps", 6]
+    disk = ["--offload-optimizer", "nvme", "--offload-parameters", "nvme", "--set", f"engine.nvme_path={work / 'disk'}"]
+    for name, more in (("on-disk", ["--zero-stage", 3, *disk]), ("in-memory", [])):
+        done = run(*flags(work, work / name, *start, *more))
+        assert done.exit_code == 0, done.output
+    assert losses(work / "on-disk") == pytest.approx(losses(work / "in-memory"), rel=1e-5)  # CPU Adam fuses its sums
 
 
 def test_training_stops_early_and_keeps_the_best_model(work):
