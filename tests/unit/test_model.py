@@ -7,7 +7,7 @@ import torch
 from ftkit import adapters, batching, model
 from ftkit.config import Lora, ModelConfig
 from ftkit.config_io import load_config
-from ftkit.errors import ModelError
+from ftkit.errors import ConfigError, ModelError
 from tests.helpers import FAMILIES, ragged_split, save_tiny_model
 
 
@@ -186,3 +186,17 @@ def test_truncated_weights_are_one_sentence(tmp_path):
     weights.write_bytes(weights.read_bytes()[:2000])
     with pytest.raises(ModelError, match="cannot load weights"):
         built(folder)
+
+
+@pytest.mark.parametrize(("family", "limit"), [("gpt2", 64), ("roberta", 78)])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_sequence_beyond_the_table_of_positions_is_refused(family, limit, method, folders):
+    """RoBERTa's table of 80 starts behind the padding token, which is number 1."""
+    made = built(folders[family], f"method.name={method}")
+    model.check_positions(made, limit)
+    with pytest.raises(ConfigError, match=f"{limit + 1} tokens.*--max-length {limit}"):
+        model.check_positions(made, limit + 1)
+
+
+def test_rotary_positions_have_no_end(folders):
+    model.check_positions(built(folders["llama"]), 10**6)
