@@ -1,18 +1,27 @@
 """The place of this process in a job; the only reader of RANK, WORLD_SIZE and LOCAL_RANK."""
 
 import os
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from ftkit.config import Precision
-from ftkit.errors import DeviceError
+from ftkit.errors import DeviceError, PeerLostError
 
 if TYPE_CHECKING:
     import torch
 
 Launcher = Literal["none", "deepspeed", "torchrun"]
+
+PEER_LOST = re.compile(
+    r"closed by peer|reset by peer|Broken pipe|remote process exited|NCCL communicator was aborted|"
+    r"another rank of this job ended"
+)
+"""What gloo, NCCL and `PeerLostError` say where another rank is gone."""
 
 
 @dataclass(frozen=True)
@@ -95,14 +104,65 @@ def join(process: ProcessContext) -> None:
         distributed.init_process_group(backend, store=store, rank=0, world_size=1)
 
 
-def leave() -> None:
-    """End the process group, if there is one."""
+def leave(*, together: bool = True) -> None:
+    """End the process group, if there is one.
+
+    Args:
+        together: wait for the other ranks first: a rank that goes while another still talks to it breaks that one's
+            connection. A rank that failed does not wait, since the others will never come.
+    """
     from torch import distributed
 
     if distributed.is_initialized():
+        if together and distributed.get_world_size() > 1:
+            distributed.barrier()
         distributed.destroy_process_group()
     if "RANK" not in os.environ:  # so it is `join` that set the other
         os.environ.pop("LOCAL_RANK", None)
+
+
+@contextmanager
+def joined(process: ProcessContext) -> Iterator[None]:
+    """Be in the process group of the job.
+
+    Args:
+        process: the place of this process.
+
+    Raises:
+        PeerLostError: another rank ended while this one worked with it.
+    """
+    join(process)
+    try:
+        yield
+    except RuntimeError as error:
+        leave(together=False)
+        if PEER_LOST.search(str(error)):
+            raise PeerLostError("another rank of this job ended early; its own message says why") from error
+        raise
+    except BaseException:
+        leave(together=False)
+        raise
+    leave()
+
+
+def is_one_of_several(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether a launcher started this process beside others."""
+    return environment.get("WORLD_SIZE", "1") != "1"
+
+
+def end_now(code: int) -> NoReturn:
+    """End this process of several at once, without the interpreter's clean-up.
+
+    DeepSpeed and the model's parameters hold the process group, so its threads are alive to the very end. One that
+    lets go of a tensor while the interpreter shuts down asks for its lock and is ended for it, which aborts the
+    process: "terminate called without an active exception", exit code -6, in place of the code that tells why.
+
+    Args:
+        code: what the process exits with.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def resolve_precision(precision: Precision, device: "torch.device") -> "torch.dtype":

@@ -8,7 +8,8 @@
     ├── DependencyError       a package that this configuration needs is missing
     ├── DeviceError           this machine cannot do what was asked (precision, accelerator, disk)
     ├── DoesNotFitError       the configuration needs more memory than there is
-    └── DivergedError         the loss is no number any more
+    ├── DivergedError         the loss is no number any more
+    └── PeerLostError         another rank of the job ended early
 
 Anything else that escapes is our own mistake and keeps its traceback.
 """
@@ -71,6 +72,12 @@ class DivergedError(FtkitError):
     """The loss is no number any more."""
 
     exit_code = 9
+
+
+class PeerLostError(FtkitError):
+    """Another rank of the job ended early."""
+
+    exit_code = 10
 
 
 def nearest(given: str, known: Iterable[str]) -> str:

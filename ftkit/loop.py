@@ -19,7 +19,7 @@ from ftkit.batching import GlobalBatch, check_cut, collate, count_steps, cut, gl
 from ftkit.config import RunConfig
 from ftkit.config_io import dump_config
 from ftkit.data import PreparedData, TokenSplit, prepare_data
-from ftkit.distributed import ProcessContext, join, leave, precision_name, resolve_precision
+from ftkit.distributed import ProcessContext, joined, precision_name, resolve_precision
 from ftkit.engine import Engine, build_engine, wants_deepspeed
 from ftkit.errors import CheckpointError, DivergedError, DoesNotFitError
 from ftkit.evaluate import evaluate
@@ -137,15 +137,11 @@ def train_run(config: RunConfig, process: ProcessContext, reporter: Reporter, *,
         FtkitError: naming what was given, what was wanted and what to try.
     """
     started = time.perf_counter()
-    with _explained_memory(config):
-        try:
-            join(process)
-            job = prepare(config, process, reporter, resume=resume)
-            log = RecordWriter(job.folder / results.RECORD) if process.is_main else None
-            record = _Recorder(log, reporter if process.is_main else None)
-            return _train(job, record, started, resume=resume)
-        finally:
-            leave()
+    with _explained_memory(config), joined(process):
+        job = prepare(config, process, reporter, resume=resume)
+        log = RecordWriter(job.folder / results.RECORD) if process.is_main else None
+        record = _Recorder(log, reporter if process.is_main else None)
+        return _train(job, record, started, resume=resume)
 
 
 def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, resume: bool = False) -> Job:

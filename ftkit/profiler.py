@@ -4,6 +4,7 @@ First two steps under the planner's recorder, which counts the live bytes of eve
 timed steps under the meter of `ftkit/meter.py`, and one evaluation.
 """
 
+import gc
 import statistics
 import time
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from ftkit import results, step
 from ftkit.batching import MicroBatch
 from ftkit.config import RunConfig
 from ftkit.counted import largest_at_peak, phase_peaks, timeline
-from ftkit.distributed import ProcessContext, join, leave, resolve_precision
+from ftkit.distributed import ProcessContext, joined, resolve_precision
 from ftkit.engine import Engine, build_engine, wants_deepspeed
 from ftkit.meter import Meter, MeteredEngine, gather, memory_figures
 from ftkit.model import (
@@ -34,7 +35,15 @@ from ftkit.plan.architectures import NUM_LABELS
 from ftkit.plan.predict import plan_shape
 from ftkit.plan.tape import LOAD, Recorder, Tape
 from ftkit.plan.timeline import find_peak
-from ftkit.plan.trace import Shape, batch_tensors, layer_names, make_batches, record_steps, see_model
+from ftkit.plan.trace import (
+    Shape,
+    batch_tensors,
+    layer_names,
+    make_batches,
+    quiet_collector,
+    record_steps,
+    see_model,
+)
 from ftkit.records import LiveTensor, Measurement, MemoryBreakdown, Prediction, RecordWriter, ResultLine, RunLine
 
 _COUNTED_STEPS = 2
@@ -78,8 +87,7 @@ def profile_run(
         FtkitError: the configuration cannot be run here.
     """
     started = time.perf_counter()
-    join(process)
-    try:
+    with joined(process):
         dtype = resolve_precision(config.model.precision, process.device)
         log = RecordWriter(folder / results.RECORD) if process.is_main else None
         if log:
@@ -108,8 +116,6 @@ def profile_run(
                     measurement=measurement,
                 )
             )
-    finally:
-        leave()
 
 
 def _count(
@@ -123,10 +129,11 @@ def _count(
     counts = count_parameters(model), sum(one.numel() for one in trainable_parameters(model).values())
     layers = layer_names(model)
     recorder = Recorder()
-    with recorder.inside(model, layers):
+    with quiet_collector(), recorder.inside(model, layers):
         see_model(recorder, model, layers)
         engine = build_engine(config, model, process, dtype)
         set_training(engine.model, True)
+        gc.collect()  # what building left in cycles would count as held
         recorder.mark(LOAD)
         meter.enter(_COUNTING)
         micro_batches = _micro_batches(config, shape, engine.device)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ftkit.config import RunConfig
+from ftkit.distributed import PEER_LOST
 from ftkit.errors import ConfigError, DataError, DoesNotFitError
 from ftkit.records import Measurement, Prediction, RecordWriter, ResultLine, RunLine, RunRecord, read_record
 
@@ -28,6 +29,8 @@ Settings = dict[str, str]
 _OUT_OF_MEMORY = re.compile(
     r"OutOfMemoryError|CUDA out of memory|can't allocate memory|MemoryError|std::bad_alloc|Cannot allocate memory"
 )
+_SAID = re.compile(r"error(?: on rank \d+)?: (.*)")
+_ERROR = re.compile(r"(\[rank\d+\]: )?[\w.]*(Error|Exception)\b")
 _KILLED = {-signal.SIGKILL, 128 + signal.SIGKILL, 256 - signal.SIGKILL}
 """How a process ends that the system's out-of-memory killer took; the last as a launcher passes it on."""
 
@@ -243,16 +246,21 @@ def explain_failure(code: int, output: str) -> tuple[Failure, str]:
     for line in reversed(lines):
         if _OUT_OF_MEMORY.search(line):
             return "out of memory", line[:300]
-    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    said = _causes(found[1] for line in lines if (found := _SAID.match(line)))
     if said:
         kind: Failure = "out of memory" if code == DoesNotFitError.exit_code else "refused"
         return kind, said[-1][:300]
     if code in _KILLED:
         return "out of memory", "killed by the system, as it does where memory runs out"
-    errors = [line for line in lines if re.match(r"(\[rank\d+\]: )?[\w.]*(Error|Exception)\b", line)]
+    errors = _causes(line for line in lines if _ERROR.match(line))
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     last = (errors or lines or [""])[-1][:300]
     return "crash", f"{how}: {last}" if last else how
+
+
+def _causes(lines: Iterable[str]) -> list[str]:
+    """Return the lines that say why, without those that only say that another rank is gone."""
+    return [line for line in lines if not PEER_LOST.search(line)]
 
 
 def _write_failure(trial: Trial, place: Path, prediction: Prediction | None, failure: Failure, reason: str) -> None:

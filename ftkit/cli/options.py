@@ -1,5 +1,6 @@
 """Flags that fill a RunConfig; each is one key of the configuration and takes its help from there."""
 
+import os
 import sys
 import time
 import traceback
@@ -12,7 +13,8 @@ import click
 
 from ftkit.config import METHODS, RunConfig, Task
 from ftkit.config_io import load_config, preset_names
-from ftkit.errors import FtkitError
+from ftkit.distributed import end_now, is_one_of_several
+from ftkit.errors import FtkitError, PeerLostError
 
 _KEYS = {
     "--model": "model.name",
@@ -123,12 +125,16 @@ def user_errors(rank: int = 0) -> Iterator[None]:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)
+    except Exception:
+        if not is_one_of_several():
+            raise
+        traceback.print_exc()
+        end_now(1)
 
 
 def quieten() -> None:
     """Turn down the chatter of libraries; FTKIT_VERBOSE=1 leaves it as it is."""
     import logging
-    import os
     import warnings
 
     if os.environ.get("FTKIT_VERBOSE"):
@@ -145,13 +151,18 @@ def quieten() -> None:
 
 
 def _fail(error: FtkitError, rank: int) -> NoReturn:
-    """Say what was wrong. Other ranks wait a moment: where the first has said the same, the launcher ends them."""
-    if rank:
-        time.sleep(3)
+    """Say what was wrong.
+
+    Other ranks than the first wait a moment: where the first has said the same, the launcher ends them. Who has only
+    lost another rank waits longer, for that one to say why.
+    """
+    if is_one_of_several():
+        time.sleep(5 if isinstance(error, PeerLostError) else 3 if rank else 0)
     click.echo(f"{'error' if rank == 0 else f'error on rank {rank}'}: {error}", err=True)
     if click.get_current_context().obj == "debug":
         traceback.print_exc()
-    sys.stderr.flush()
+    if is_one_of_several():
+        end_now(error.exit_code)
     sys.exit(error.exit_code)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -55,6 +56,7 @@ def profile(  # noqa: PLR0913  # one parameter is one flag
     The flags of `ftkit train` say what all have in common. A configuration that fails is a row with its reason. The
     same command goes on with a sweep that was stopped. The report goes into the folder of --output (runs/profile).
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # on the way out the child's processes are ended too
     with user_errors():
         folder = Path(flags.pop("output__folder") or "runs/profile")
         axes = [*(read_axes(read_yaml(sweep_file)) if sweep_file else []), *(parse_axis(text) for text in sweeps)]

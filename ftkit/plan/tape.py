@@ -221,7 +221,7 @@ class Recorder(TorchDispatchMode):
 
     @contextmanager
     def inside(self, model: nn.Module, layers: dict[str, int]) -> Iterator["Recorder"]:
-        """Follow the forwards of `model` by hooks, and its backwards by hooks on the layers' outputs.
+        """Follow the forwards of `model` by hooks, its backwards by hooks on the layers' outputs; then close the tape.
 
         Args:
             model: whose modules are named on the tape.
@@ -237,6 +237,8 @@ class Recorder(TorchDispatchMode):
         finally:
             for handle in handles:
                 handle.remove()
+            # What dies from here on is no part of the tape; it would go on growing under whoever reads it.
+            self._live.clear()
 
     def _name_hooks(self, names: dict[nn.Module, str]) -> Iterator[Any]:
         stack: list[str] = []

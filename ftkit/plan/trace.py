@@ -158,7 +158,7 @@ def trace(  # noqa: PLR0913  # what decides a step
     model = materialize(build_empty_model(config, architecture, dtype), mode)
     recorder = Recorder(cuda.storage_size, cuda.scratch_size) if on_cuda else Recorder()
     with contextlib.ExitStack() as stack:
-        for context in (_quiet_collector(), mode, cuda.unpacked_batches()):
+        for context in (quiet_collector(), mode, cuda.unpacked_batches()):
             stack.enter_context(context)
         if on_cuda:
             stack.enter_context(cuda.cuda_semantics(gpu))
@@ -226,7 +226,7 @@ def batch_tensors(micro_batches: Sequence[MicroBatch]) -> list[tuple[str, torch.
 
 
 @contextlib.contextmanager
-def _quiet_collector() -> Iterator[None]:
+def quiet_collector() -> Iterator[None]:
     """Keep the cycle collector from freeing tensors at moments of its own."""
     gc.collect()
     was_enabled = gc.isenabled()

@@ -1,0 +1,65 @@
+"""What a tape of real tensors says of its peak and its steps, on a program of a few tensors in sight."""
+
+import torch
+from torch import nn
+
+from ftkit.counted import largest_at_peak, phase_peaks, timeline
+from ftkit.plan.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Recorder
+
+KIB = 1024
+
+
+def zeros(kibibytes: int) -> torch.Tensor:
+    return torch.zeros(kibibytes * KIB, dtype=torch.uint8)
+
+
+def two_steps() -> tuple[Recorder, torch.Tensor]:
+    """Weights of 8 KiB; each step an activation of 4 and a gradient of 2; the first leaves a moment of 1 and a KiB."""
+    recorder, weights = Recorder(), zeros(8)
+    with recorder.inside(nn.Linear(1, 1), {}):
+        recorder.see([("weights", weights)], "parameter")
+        recorder.mark(LOAD)
+        moments = []
+        for step in (1, 2):
+            recorder.step = step
+            recorder.phase = FORWARD
+            activation = zeros(4)
+            recorder.mark(FORWARD)
+            recorder.phase = BACKWARD
+            gradient = zeros(2)
+            del activation
+            recorder.mark(BACKWARD)
+            recorder.phase = OPTIMIZER
+            if step == 1:
+                moments.append(zeros(1))
+            del gradient
+            recorder.mark(OPTIMIZER)
+    return recorder, weights
+
+
+def test_each_phase_has_its_own_peak():
+    tape = two_steps()[0].tape
+    assert phase_peaks(tape) == {LOAD: 8 * KIB, FORWARD: 13 * KIB, BACKWARD: 15 * KIB, OPTIMIZER: 11 * KIB}
+
+
+def test_the_largest_at_the_peak_are_those_that_live_then_with_their_kind_and_operator():
+    largest = largest_at_peak(two_steps()[0].tape)
+    assert [(one.num_bytes, one.kind) for one in largest] == [
+        (8 * KIB, "parameter"), (4 * KIB, "activation"), (2 * KIB, "gradient"), (1 * KIB, "optimizer"),
+    ]  # fmt: skip
+    assert largest[1].op.startswith("zeros")
+
+
+def test_the_timeline_of_a_step_ends_with_it_and_its_highest_moment_is_the_peak():
+    tape = two_steps()[0].tape
+    line = timeline(tape, 2, rank=0)
+    totals = [sum(parts) for parts in zip(*line.live_bytes.values(), strict=True)]
+    assert max(totals) == 15 * KIB
+    assert set(line.phases) == {FORWARD, BACKWARD, OPTIMIZER}
+
+
+def test_what_dies_after_the_recording_is_no_part_of_the_tape():
+    recorder, weights = two_steps()
+    before = list(recorder.tape.events)
+    del weights
+    assert recorder.tape.events == before
