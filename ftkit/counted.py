@@ -6,7 +6,7 @@ The tape is the planner's (`ftkit/plan/tape.py`), so that a plan and a profile c
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ftkit.plan.tape import Tape
+from ftkit.plan.tape import BACKWARD, FORWARD, Tape
 from ftkit.plan.timeline import kinds
 from ftkit.records import LiveTensor, TimelineLine
 
@@ -78,9 +78,22 @@ def largest_at_peak(tape: Tape) -> list[LiveTensor]:
             kind=names[storage],
             module=tape.births[storage].module,
             op=tape.births[storage].op,
+            shape=tape.births[storage].shape,
+            dtype=tape.births[storage].dtype,
         )
         for storage in largest
     ]
+
+
+def model_flops(tape: Tape, step: int) -> int:
+    """Return the FLOPs of one step's forwards and backwards, without what checkpointing computes a second time."""
+    counted = sum(
+        flops * times
+        for (phase, at, _), costs in tape.costs.items()
+        if at == step and phase in (FORWARD, BACKWARD)
+        for (_, flops, _, _), times in costs.items()
+    )
+    return counted - tape.recomputed_flops[step]
 
 
 def timeline(tape: Tape, step: int, rank: int) -> TimelineLine:

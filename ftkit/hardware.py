@@ -8,6 +8,7 @@ cuBLAS computes in. A card of two dies counts as one die, since that is what one
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,6 +154,11 @@ _ALIASES = {
 }
 
 
+_SIZE = re.compile(r"\d+gb")
+_HARMLESS = re.compile(r"nvidia|geforce|tesla|amd|instinct|generation|pcie?|sxm\d?|hbm\d\w?|\d+gb|oam|nvl")
+"""Words of a driver's name that do not tell cards of the table apart."""
+
+
 def gpus() -> dict[str, Gpu]:
     """Return every known GPU by its short name: lower case, no blanks (`rtx3090`, `v100-16gb`)."""
     table = {}
@@ -190,6 +196,34 @@ def find_gpu(name: str) -> Gpu:
         f"unknown GPU {name!r}; {nearest(short, table)} "
         "(any other card: --memory-budget with its memory, such as --memory-budget 12GiB)"
     )
+
+
+def device_flops(name: str, precision: str) -> float | None:
+    """Return the dense FLOP/s of a device in a precision; None where the table has no such device.
+
+    Args:
+        name: as the driver gives it, such as `Tesla T4`.
+        precision: `fp16`, `bf16` or `fp32`.
+    """
+    gpu = recognize_gpu(name)
+    return gpu.flops(precision) if gpu else None
+
+
+def recognize_gpu(name: str) -> Gpu | None:
+    """Return the row of the table that a driver's name means, such as `NVIDIA A100 80GB PCIe`; None where none does.
+
+    Every word of the row must be said, a size only where the driver says one; and nothing may be left over that could
+    make it another card, such as `Ti` or `Laptop`.
+    """
+    said = set(re.split(r"[\s-]+", name.lower()))
+    fitting = []
+    for gpu in gpus().values():
+        words = set(re.split(r"[\s-]+", gpu.name.lower()))
+        asked = words if any(map(_SIZE.fullmatch, said)) else {word for word in words if not _SIZE.fullmatch(word)}
+        left = {word for word in said - words if not _HARMLESS.fullmatch(word)}
+        if asked <= said and not left:
+            fitting.append((len(words & said), gpu.name, gpu))
+    return max(fitting)[2] if fitting else None
 
 
 def this_machine() -> Machine:

@@ -1,5 +1,6 @@
 """What the system says of this process's memory; a figure that cannot be taken is None."""
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,19 +20,66 @@ def peak_resident_bytes() -> int | None:
 
 
 def peak_allocator_bytes(device: "torch.device") -> tuple[int | None, int | None]:
-    """Return the peaks of live tensors and of the caching allocator's segments, in bytes; None on a CPU."""
+    """Return the peaks of live tensors and of the caching allocator's segments, in bytes.
+
+    Args:
+        device: of any kind.
+
+    Returns:
+        (live, segments); None on a CPU, and on an accelerator whose allocator keeps no statistics.
+    """
+    import torch
+
+    if not _has_statistics(device):
+        return None, None
+    return torch.accelerator.max_memory_allocated(device), torch.accelerator.max_memory_reserved(device)
+
+
+def device_process_bytes(device: "torch.device") -> int | None:
+    """Return what the driver says that this process holds of a GPU now (NVML), in bytes.
+
+    It is the figure of nvidia-smi: context, libraries and segments too. None where the driver is not asked (no NVIDIA
+    GPU, no nvidia-ml-py) or does not know this process, as in a container with process numbers of its own.
+    """
+    if device.type != "cuda":
+        return None
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(_uuid(device))
+        found = [one for one in pynvml.nvmlDeviceGetComputeRunningProcesses(handle) if one.pid == os.getpid()]
+        return int(found[0].usedGpuMemory) if found and found[0].usedGpuMemory else None
+    except pynvml.NVMLError:
+        return None
+
+
+def _uuid(device: "torch.device") -> str:
+    """Return what NVML calls a device; its own numbering does not follow CUDA_VISIBLE_DEVICES."""
+    import torch
+
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+
+
+def _has_statistics(device: "torch.device") -> bool:
     import torch
 
     if device.type == "cpu":
-        return None, None
-    return torch.accelerator.max_memory_allocated(device), torch.accelerator.max_memory_reserved(device)
+        return False
+    try:
+        torch.accelerator.max_memory_allocated(device)
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
 
 
 def reset_peaks(device: "torch.device") -> None:
     """Let the peaks start anew from what is held now."""
     import torch
 
-    if device.type != "cpu":
+    if _has_statistics(device):
         torch.accelerator.reset_peak_memory_stats(device)
-    elif _CLEAR.is_file():
+    if device.type == "cpu" and _CLEAR.is_file():
         _CLEAR.write_text("5")

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _FIRST_STEPS = 3
 """The first step has no optimizer state yet, the second grows what the allocator holds, the third is like the rest."""
 
+_PROCESS_SOURCES = {True: "resident set", False: "NVML, read at the end of each phase"}
+"""Whether the device is a CPU, to how the bytes of the process are taken; a caching allocator gives little back."""
+
 TRAINING = "training"
 """The phase of steps whose phases are not told apart."""
 
@@ -108,7 +111,8 @@ class Meter:
 
     def _read(self) -> None:
         active, reserved = memory.peak_allocator_bytes(self._device)
-        process = memory.peak_resident_bytes() if self._device.type == "cpu" else None
+        on_cpu = self._device.type == "cpu"
+        process = memory.peak_resident_bytes() if on_cpu else memory.device_process_bytes(self._device)
         reading = Reading(active, reserved, process)
         self.peaks[self._phase] = reading.larger(self.peaks.get(self._phase, Reading()))
 
@@ -164,7 +168,7 @@ def memory_figures(ranks: list[RankPeaks], device: "torch.device") -> dict[str, 
         "peak_reserved_bytes": whole.reserved_bytes,
         "peak_process_bytes": whole.process_bytes,
         "active_source": None if whole.active_bytes is None else "allocator statistics",
-        "process_source": None if whole.process_bytes is None else "resident set",
+        "process_source": None if whole.process_bytes is None else _PROCESS_SOURCES[device.type == "cpu"],
         "peak_phase": _peak_phase(ranks),
         "host_bytes": sum(host for host in hosts if host is not None) if all(hosts) else None,
         "phases": tuple(phase for rank in ranks for phase in rank.phases),

@@ -18,9 +18,10 @@ from torch import distributed
 from ftkit import results, step
 from ftkit.batching import MicroBatch
 from ftkit.config import RunConfig
-from ftkit.counted import largest_at_peak, phase_peaks, timeline
-from ftkit.distributed import ProcessContext, joined, resolve_precision
+from ftkit.counted import largest_at_peak, model_flops, phase_peaks, timeline
+from ftkit.distributed import ProcessContext, joined, precision_name, resolve_precision
 from ftkit.engine import Engine, build_engine, wants_deepspeed
+from ftkit.hardware import device_flops
 from ftkit.meter import Meter, MeteredEngine, gather, memory_figures
 from ftkit.model import (
     build_model,
@@ -62,6 +63,7 @@ class Counted:
     breakdown: MemoryBreakdown
     phases: dict[str, int]
     largest: list[LiveTensor]
+    model_flops: int
 
 
 def profile_run(
@@ -104,7 +106,8 @@ def profile_run(
         measurement = _measurement(memory_figures(ranks, process.device), _all_ranks(counted, process), process)
         measurement = measurement.model_copy(
             update={**_speed_figures(shape, process, seconds), "num_parameters": counts[0],
-                    "num_trainable_parameters": counts[1]}
+                    "num_trainable_parameters": counts[1],
+                    "model_flops_utilization": _utilization(counted.model_flops, seconds, dtype, process.device)}
         )  # fmt: skip
         if log:
             log.write(
@@ -134,6 +137,7 @@ def _count(
         engine = build_engine(config, model, process, dtype)
         set_training(engine.model, True)
         gc.collect()  # what building left in cycles would count as held
+        recorder.rename(getattr(engine, "held_tensors", tuple)())
         recorder.mark(LOAD)
         meter.enter(_COUNTING)
         micro_batches = _micro_batches(config, shape, engine.device)
@@ -176,7 +180,14 @@ def _time(
 
 def _summary(tape: Tape) -> Counted:
     peak = find_peak(tape, int)
-    return Counted(peak.active_bytes, peak.phase, peak.breakdown, phase_peaks(tape), largest_at_peak(tape))
+    return Counted(
+        active_bytes=peak.active_bytes,
+        phase=peak.phase,
+        breakdown=peak.breakdown,
+        phases=phase_peaks(tape),
+        largest=largest_at_peak(tape),
+        model_flops=model_flops(tape, _COUNTED_STEPS),
+    )
 
 
 def _all_ranks(counted: Counted, process: ProcessContext) -> list[Counted]:
@@ -219,6 +230,12 @@ def _speed_figures(shape: Shape, process: ProcessContext, seconds: list[float]) 
     }
 
 
+def _utilization(flops: int, seconds: list[float], dtype: torch.dtype, device: torch.device) -> float | None:
+    """Return the share of the device's peak that the model's own FLOPs took; None where the peak is not known."""
+    peak = device_flops(results.device_name(device), precision_name(dtype))
+    return None if peak is None or not flops else flops / statistics.median(seconds) / peak
+
+
 def _run_line(
     config: RunConfig,
     process: ProcessContext,
@@ -227,14 +244,13 @@ def _run_line(
     prediction: Prediction | None,
     num_steps: int,
 ) -> RunLine:
-    names = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
     return RunLine(
         name=folder.name,
         started=datetime.now(UTC).isoformat(timespec="milliseconds"),
         config=config.model_dump(mode="json"),
         versions=results.versions(),
         engine="deepspeed" if wants_deepspeed(config, process) else "plain",
-        precision=names[dtype],
+        precision=precision_name(dtype),
         world_size=process.world_size,
         device=results.device_name(process.device),
         num_steps=num_steps,

@@ -122,6 +122,9 @@ class LiveTensor(Record):
     """The module whose code made it."""
     op: str = ""
     """The operator that made it; empty for what was there before."""
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    """Such as `bfloat16`."""
 
 
 class Measurement(Figures):

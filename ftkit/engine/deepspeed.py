@@ -21,6 +21,8 @@ from ftkit.model import trainable_parameters
 from ftkit.optim import build_optimizer, parameter_groups
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_HELD = {"grad": "gradient", "ipg_bucket": "buffer", "fp32": "optimizer"}
+"""A word in the name of an attribute of DeepSpeed's optimizers, to what its tensors are; the first that fits."""
 
 
 class DeepSpeedEngine:
@@ -128,6 +130,15 @@ class DeepSpeedEngine:
         if "loss_scale/" in state and self.dtype == torch.float16:
             zero.loss_scaler.cur_scale = float(state["loss_scale/"])
 
+    def held_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield what is held between steps, each with the part of a breakdown that DeepSpeed's name for it says."""
+        for parameter in self.model.parameters():
+            yield "parameter", getattr(parameter, "ds_tensor", parameter)
+        for name, value in vars(self._engine.optimizer).items():
+            kind = next((kind for word, kind in _HELD.items() if word in name), None)
+            if kind is not None:
+                yield from ((kind, tensor) for tensor in _tensors(value))
+
     def full_state(self) -> Tensors:
         """Return all weights, gathered one by one."""
         from deepspeed import zero
@@ -202,6 +213,17 @@ def measure_sizes(model: nn.Module) -> Sizes:
     layers = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks]
     alone = [parameter.numel() for parameter in model.parameters()]
     return Sizes(sum(trainable), max(trainable), max([*layers, *alone]))
+
+
+def _tensors(value: object) -> Iterator[torch.Tensor]:
+    """Yield the tensors in nested containers, and in DeepSpeed's own records of buckets."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(one)
+    elif type(value).__name__.startswith("IPGBucket"):
+        yield from _tensors(list(vars(value).values()))
 
 
 def _whole(value: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:

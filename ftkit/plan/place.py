@@ -6,8 +6,8 @@ import torch
 
 from ftkit.config import Precision
 from ftkit.distributed import precision_name, resolve_precision
-from ftkit.errors import ConfigError, FtkitError
-from ftkit.hardware import CUDA_CONTEXT_BYTES, Gpu, find_gpu, parse_budget, this_machine
+from ftkit.errors import ConfigError
+from ftkit.hardware import CUDA_CONTEXT_BYTES, Gpu, find_gpu, parse_budget, recognize_gpu, this_machine
 from ftkit.plan.speed import Device, cpu_device, gpu_device
 
 TYPICAL_GPU = "rtx3060"
@@ -102,7 +102,4 @@ def _here(num_devices: int, ram: int | None) -> Place:
 
 def _row(name: str) -> Gpu:
     """Return the table's row for a name that the driver gives, such as `NVIDIA A100-SXM4-40GB`."""
-    try:
-        return find_gpu(name)
-    except FtkitError:
-        return find_gpu(TYPICAL_GPU)
+    return recognize_gpu(name) or find_gpu(TYPICAL_GPU)

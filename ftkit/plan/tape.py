@@ -34,6 +34,8 @@ class Birth:
         recomputed: born in a forward that ran during the backward.
         role: `parameter`, `buffer` or `input` where somebody said so, else empty.
         op: the operator that made it.
+        shape: of the first tensor that was seen on it; empty where there was none.
+        dtype: of that tensor, such as `bfloat16`.
     """
 
     size: int
@@ -45,6 +47,8 @@ class Birth:
     recomputed: bool = False
     role: str = ""
     op: str = ""
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
 
 
 @dataclass
@@ -56,12 +60,14 @@ class Tape:
         events: (storage, layer at work) for a birth, (~storage, layer at work) for a death.
         marks: (position in `events`, name): the ends of phases.
         costs: (phase, step, layer) to how often each operator ran.
+        recomputed_flops: step to the FLOPs of forwards that ran again during its backward.
     """
 
     births: list[Birth] = field(default_factory=list)
     events: list[tuple[int, int | None]] = field(default_factory=list)
     marks: list[tuple[int, str]] = field(default_factory=list)
     costs: dict[tuple[str, int, int | None], Counter[OpKey]] = field(default_factory=dict)
+    recomputed_flops: Counter[int] = field(default_factory=Counter)
 
     def live_bytes(self, round_to: Callable[[int], int] = int) -> Iterator[int]:
         """Yield the live bytes after each event; `round_to` is what the allocator makes of a request."""
@@ -145,7 +151,14 @@ class Recorder(TorchDispatchMode):
             storage = tensor.untyped_storage()
             if storage._cdata not in self._live:
                 birth = Birth(storage.nbytes(), self.phase, self.step, self.micro_batch, name, layer, role=role)
-                self._born(storage, birth)
+                self._born(storage, birth, tensor)
+
+    def rename(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Give a role to tensors that are on the tape already: pairs of role and tensor."""
+        for role, tensor in tensors:
+            entry = self._live.get(tensor.untyped_storage()._cdata)
+            if entry is not None:
+                self.tape.births[entry[1]].role = role
 
     def mark(self, name: str) -> None:
         """End a phase."""
@@ -165,14 +178,19 @@ class Recorder(TorchDispatchMode):
         size = storage.nbytes() if self._sizes is None else self._sizes(func.__name__, number, tensor)
         layer = self.layer if self._is_positional else self._inherited(number, args)
         self._last = layer
-        recomputed = self.phase == BACKWARD and self._depth > 0
-        birth = Birth(size, self.phase, self.step, self.micro_batch, self.module, layer, recomputed, op=func.__name__)
-        self._born(storage, birth)
+        birth = Birth(
+            size, self.phase, self.step, self.micro_batch, self.module, layer, self._is_recomputing, op=func.__name__
+        )
+        self._born(storage, birth, tensor)
 
     @property
     def _is_positional(self) -> bool:
         """Forward and backward go through the layers; loading and the optimizer go through lists of parameters."""
         return self.phase in (FORWARD, BACKWARD)
+
+    @property
+    def _is_recomputing(self) -> bool:
+        return self.phase == BACKWARD and self._depth > 0
 
     def _inherited(self, number: int, args: tuple[Any, ...]) -> int | None:
         for argument in args:
@@ -184,7 +202,8 @@ class Recorder(TorchDispatchMode):
         # A counter made of nothing, between the moments of one parameter and those of the next.
         return self._last if self.phase == OPTIMIZER else None
 
-    def _born(self, storage: Any, birth: Birth) -> None:
+    def _born(self, storage: Any, birth: Birth, tensor: torch.Tensor) -> None:
+        birth.shape, birth.dtype = tuple(tensor.shape), _dtype_name(tensor)
         number = len(self.tape.births)
         self.tape.births.append(birth)
         key = storage._cdata
@@ -205,7 +224,10 @@ class Recorder(TorchDispatchMode):
 
     def _cost(self, func: Any, args: tuple[Any, ...], out: Any) -> None:
         if self._is_positional:
-            self._add_cost(self.layer, _op_key(func.__name__, args, out))
+            key = _op_key(func.__name__, args, out)
+            self._add_cost(self.layer, key)
+            if self._is_recomputing:
+                self.tape.recomputed_flops[self.step] += key[1]
             return
         # Lists of parameters are told one by one, each to the layer that its parameter belongs to.
         lists = [argument for argument in (*args, out) if isinstance(argument, (list, tuple)) and argument]
@@ -279,6 +301,10 @@ class Recorder(TorchDispatchMode):
         yield layer.register_forward_hook(leave)
 
 
+def _dtype_name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
 def _needs_grad(tensor: object) -> bool:
     return isinstance(tensor, torch.Tensor) and tensor.requires_grad
 
@@ -302,7 +328,7 @@ def _op_key(name: str, args: tuple[Any, ...], out: Any) -> OpKey:
         for tensor in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(tensor, torch.Tensor):
                 moved += tensor.numel() * tensor.element_size()
-                dtype = dtype or (str(tensor.dtype)[6:] if tensor.is_floating_point() else "")
+                dtype = dtype or (_dtype_name(tensor) if tensor.is_floating_point() else "")
     return name, _flops(name, args), moved, dtype
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ftkit.config import METHODS, RunConfig
-from ftkit.records import MemoryBreakdown, TimelineLine
+from ftkit.records import LiveTensor, MemoryBreakdown, TimelineLine
 from ftkit.report import words
 from ftkit.report.collect import Run
 from ftkit.report.columns import COLUMNS, MEMORY_FIGURES
@@ -145,9 +145,9 @@ def _details(run: Run) -> list[Plain]:
         tables.append(
             {
                 "title": "Largest tensors at the peak",
-                "head": ["Size", "Kind", "Made in", "By"],
+                "head": ["Size", "Kind", "Shape", "Made in", "By"],
                 "rows": [
-                    [words.size(tensor.num_bytes), tensor.kind, tensor.module, tensor.op]
+                    [words.size(tensor.num_bytes), tensor.kind, _shape(tensor), tensor.module, tensor.op]
                     for tensor in measured.largest_tensors
                 ],
             }
@@ -181,6 +181,10 @@ def _flat(tree: Plain, prefix: str = "") -> list[tuple[str, Any]]:
         else:
             pairs.append((prefix + key, value))
     return pairs
+
+
+def _shape(tensor: LiveTensor) -> str:
+    return f"{' x '.join(map(str, tensor.shape))} {tensor.dtype}".strip()
 
 
 def _size(count: int | None) -> str:

@@ -3,7 +3,7 @@
 import pytest
 
 from ftkit.errors import ConfigError
-from ftkit.hardware import find_gpu, gpus, parse_budget, this_machine
+from ftkit.hardware import device_flops, find_gpu, gpus, parse_budget, recognize_gpu, this_machine
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,26 @@ from ftkit.hardware import find_gpu, gpus, parse_budget, this_machine
 )
 def test_a_gpu_is_found_by_any_usual_name(given, name):
     assert find_gpu(given).name == name
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("NVIDIA A100 80GB PCIe", "A100-80GB"),
+        ("Tesla V100-SXM2-16GB", "V100-16GB"),
+        ("Tesla P100-PCIE-16GB", "P100"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA GeForce RTX 4060 Ti", "RTX 4060 Ti 16GB"),
+        ("NVIDIA GeForce RTX 3080 Ti", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("cpu", None),
+    ],
+)
+def test_a_driver_s_name_is_recognized_and_never_taken_for_another_card(given, name):
+    found = recognize_gpu(given)
+    assert (found and found.name) == name
+    assert device_flops(given, "fp16") == (found and found.half_flops)
 
 
 def test_an_unknown_gpu_is_refused_with_the_nearest_names():
