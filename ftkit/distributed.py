@@ -104,17 +104,16 @@ def join(process: ProcessContext) -> None:
         distributed.init_process_group(backend, store=store, rank=0, world_size=1)
 
 
-def leave(*, together: bool = True) -> None:
+def leave() -> None:
     """End the process group, if there is one.
 
-    Args:
-        together: wait for the other ranks first: a rank that goes while another still talks to it breaks that one's
-            connection. A rank that failed does not wait, since the others will never come.
+    The ranks go together: one that goes while another still talks to it breaks that one's connection. A rank on which
+    an exception is on its way does not wait, since the others will never come.
     """
     from torch import distributed
 
     if distributed.is_initialized():
-        if together and distributed.get_world_size() > 1:
+        if sys.exc_info()[0] is None and distributed.get_world_size() > 1:
             distributed.barrier()
         distributed.destroy_process_group()
     if "RANK" not in os.environ:  # so it is `join` that set the other
@@ -135,12 +134,12 @@ def joined(process: ProcessContext) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        leave(together=False)
+        leave()
         if PEER_LOST.search(str(error)):
             raise PeerLostError("another rank of this job ended early; its own message says why") from error
         raise
     except BaseException:
-        leave(together=False)
+        leave()
         raise
     leave()
 
