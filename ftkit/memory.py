@@ -44,7 +44,7 @@ def device_process_bytes(device: "torch.device") -> int | None:
     if device.type != "cuda":
         return None
     try:
-        import pynvml  # type: ignore[import-not-found]  # it need not be there
+        import pynvml
     except ImportError:
         return None
     try:
