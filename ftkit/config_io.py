@@ -13,6 +13,7 @@ from ftkit.config import METHODS, RunConfig
 from ftkit.errors import ConfigError, nearest
 
 Tree = dict[str, Any]
+_UNICODE_BREAKS = {"\x85", "\u2028", "\u2029"}
 
 
 def load_config(
@@ -71,7 +72,11 @@ def build_config(tree: Mapping[str, Any]) -> RunConfig:
 
 def dump_config(config: RunConfig) -> str:
     """Return the whole configuration as YAML that `load_config` reads back to the same."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    if not _UNICODE_BREAKS & set(text):
+        return text
+    # PyYAML writes them as they are and reads a line break; escaped, they come back.
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=False)
 
 
 def json_schema() -> str:

@@ -101,6 +101,13 @@ def test_what_is_dumped_loads_back_to_the_same(config, tmp_path_factory):
     assert load_config(file=file) == config
 
 
+@pytest.mark.parametrize("name", ["a\x85b", "\x85", "a\u2028b", "\u2029", "schön", "否"])
+def test_a_name_outside_ascii_is_dumped_and_loads_back(name, tmp_path):
+    config = RunConfig(data={"text_column": name})
+    (tmp_path / "run.yaml").write_text(dump_config(config), encoding="utf-8")
+    assert load_config(file=tmp_path / "run.yaml") == config
+
+
 @given(config=configs)
 def test_what_is_dumped_is_plain_yaml_in_the_order_of_the_sections(config):
     assert list(yaml.safe_load(dump_config(config))) == list(RunConfig.model_fields)
