@@ -134,14 +134,11 @@ def joined(process: ProcessContext) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        leave()
         if PEER_LOST.search(str(error)):
             raise PeerLostError("another rank of this job ended early; its own message says why") from error
         raise
-    except BaseException:
+    finally:
         leave()
-        raise
-    leave()
 
 
 def is_one_of_several(environment: Mapping[str, str] = os.environ) -> bool:

@@ -1,9 +1,11 @@
 """What a tape of real tensors says of its peak and its steps, on a program of a few tensors in sight."""
 
+import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from ftkit.counted import largest_at_peak, phase_peaks, timeline
+from ftkit.counted import largest_at_peak, model_flops, phase_peaks, timeline
 from ftkit.plan.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Recorder
 
 KIB = 1024
@@ -63,3 +65,18 @@ def test_what_dies_after_the_recording_is_no_part_of_the_tape():
     before = list(recorder.tape.events)
     del weights
     assert recorder.tape.events == before
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_the_flops_of_a_model_are_those_of_its_matrices_however_often_they_are_computed(recomputes):
+    """Three samples through 8 x 16 and 16 x 4; the backward has both weights' gradients and one input's."""
+    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4))
+    first, second = 2 * 3 * 8 * 16, 2 * 3 * 16 * 4
+    recorder, batch = Recorder(), torch.ones(3, 8)
+    with recorder.inside(model, {"0": 0, "1": 1}):
+        recorder.step, recorder.phase = 2, FORWARD
+        out = checkpoint(model, batch, use_reentrant=False) if recomputes else model(batch)
+        recorder.phase = BACKWARD
+        out.sum().backward()
+    assert (recorder.tape.recomputed_flops[2] > 0) == recomputes
+    assert model_flops(recorder.tape, 2) == (first + second) + (first + 2 * second)
