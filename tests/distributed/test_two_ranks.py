@@ -1,7 +1,9 @@
 """One launch of two ranks under DeepSpeed runs every case; here each is held against one plain process."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +28,11 @@ UNCUT = "batch.micro_batch_tokens=4096"
 TOLERANCE = {"fp32": 1e-6, "bf16": 1e-2, "fp16": 2e-3}
 
 
+def shared_buffers():
+    """What DeepSpeed has left in the machine's shared memory."""
+    return set(Path("/dev/shm").glob("deepspeed_*"))
+
+
 @pytest.fixture(scope="session")
 def launch(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two-ranks")
@@ -34,8 +41,23 @@ def launch(tmp_path_factory):
     environment["PATH"] = f"{tools}{os.pathsep}{environment['PATH']}"
     worker = str(Path(__file__).with_name("worker.py"))
     command = [str(tools / "deepspeed"), "--quiet", "--num_accelerators", "2", "--no_local_rank", worker, str(folder)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    before = shared_buffers()
+    started = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        said, _ = started.communicate()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)  # a time limit must not leave two ranks at work
+    assert started.returncode == 0, said[-6000:]
+    assert shared_buffers() <= before
     return folder, json.loads((folder / "found.json").read_text())
 
 
