@@ -133,8 +133,8 @@ def resumable_part(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = json.loads(json.dumps({key: value for key, value in config.items() if key not in ("engine", "output")}))
     kept["batch"] = {"global_batch_size": kept["batch"]["global_batch_size"]}
     kept["model"].pop("gradient_checkpointing")
-    for key in ("log_every", "eval_every", "checkpoint_every"):
-        kept["training"].pop(key)
+    for key in ("log_every", "eval_every", "checkpoint_every", "plan_first"):
+        kept["training"].pop(key, None)
     return dict(kept)
 
 

@@ -142,8 +142,9 @@ class BatchConfig(Section):
     """Sequences in one optimizer step over all ranks."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Sequences in one forward on one rank."""
-    micro_batch_tokens: int | None = Field(default=None, ge=1)
-    """Padded tokens in one forward on one rank; the default cut, of 4096, when neither is named."""
+    micro_batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    """Padded tokens in one forward on one rank; the default cut, of 4096, when neither is named. `auto`: the planner
+    chooses the fastest that fits this machine, and the result's configuration has the number."""
 
     default_micro_batch_tokens: ClassVar[int] = 4096
 
@@ -157,10 +158,11 @@ class BatchConfig(Section):
 
     @property
     def token_limit(self) -> int | None:
-        """Padded tokens of one micro-batch, or None where sequences are counted."""
+        """Padded tokens of one micro-batch, None where sequences are counted; the default until `auto` is settled."""
         if self.micro_batch_size is not None:
             return None
-        return self.micro_batch_tokens or self.default_micro_batch_tokens
+        chosen = self.micro_batch_tokens
+        return chosen if isinstance(chosen, int) else self.default_micro_batch_tokens
 
 
 class OptimizerConfig(Section):
@@ -249,6 +251,8 @@ class TrainingConfig(Section):
     """Passes over the training split."""
     max_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps after which training ends, before `epochs` do."""
+    plan_first: bool = True
+    """Predict memory before training, refuse a run that would not fit, and keep the prediction in the record."""
     seed: int = Field(default=0, ge=0)
     """Decides the order of the data, the new weights and dropout."""
     log_every: int = Field(default=10, ge=1)

@@ -1,6 +1,8 @@
 """YAML files, presets and `section.field=value` settings in, a RunConfig out; and back."""
 
+import contextlib
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -79,6 +81,20 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=False)
 
 
+def changed_settings(config: RunConfig) -> list[str]:
+    """Return what a configuration changes of the defaults, as `key=value` that `load_config` reads back to the same."""
+    default = RunConfig(method=type(config.method)()).model_dump(mode="json")
+    found = [] if config.method.name == RunConfig().method.name else [f"method.name={config.method.name}"]
+    for section, fields in config.model_dump(mode="json").items():
+        own = fields if isinstance(fields, dict) else {"": fields}
+        old = default[section] if isinstance(fields, dict) else {"": default[section]}
+        for name, value in own.items():
+            if value != old[name]:
+                key = f"{section}.{name}" if name else section
+                found.append(f"{key}={_as_text(key, value)}")
+    return found
+
+
 def json_schema() -> str:
     """Return the JSON schema of the configuration, for editors."""
     return json.dumps(RunConfig.model_json_schema(), indent=2)
@@ -126,6 +142,15 @@ def _parse_value(key: str, text: str) -> object:
     except yaml.YAMLError:
         raise ConfigError(f"--set {key}={text!r}: the value is no valid YAML; quote it") from None
     return value
+
+
+def _as_text(key: str, value: object) -> str:
+    """Return what `_parse_value` reads back to a value: the value itself where that is enough, else quoted."""
+    if isinstance(value, str):
+        with contextlib.suppress(ConfigError):
+            if _parse_value(key, value) == value:
+                return value
+    return yaml.safe_dump([value], default_flow_style=True, width=sys.maxsize)[1:-2]
 
 
 def _normal(tree: Tree) -> Tree:

@@ -3,19 +3,20 @@
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast
 
 from ftkit.config import Precision
-from ftkit.errors import DeviceError, PeerLostError
+from ftkit.errors import DeviceError, FtkitError, PeerLostError
 
 if TYPE_CHECKING:
     import torch
 
 Launcher = Literal["none", "deepspeed", "torchrun"]
+Choice = TypeVar("Choice")
 
 PEER_LOST = re.compile(
     r"closed by peer|reset by peer|Broken pipe|remote process exited|NCCL communicator was aborted|"
@@ -32,6 +33,8 @@ class ProcessContext:
     world_size: int = 1
     local_rank: int = 0
     launcher: Launcher = "none"
+    local_world_size: int = 1
+    """Processes of the job on this machine."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "ProcessContext":
@@ -54,11 +57,15 @@ class ProcessContext:
         try:
             rank, world_size = int(environment["RANK"]), int(environment.get("WORLD_SIZE", "1"))
             local_rank = int(environment.get("LOCAL_RANK", "0"))
+            # torchrun's name, and that of the deepspeed launcher
+            here = environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or str(world_size)
+            local_world_size = int(here)
         except ValueError as error:
             raise DeviceError(f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers ({error}); unset them") from None
         if not 0 <= rank < world_size:
             raise DeviceError(f"RANK={rank} is not below WORLD_SIZE={world_size}; start ftkit through a launcher")
-        return cls(rank, world_size, local_rank, "deepspeed" if "CROSS_SIZE" in environment else "torchrun")
+        launcher: Launcher = "deepspeed" if "CROSS_SIZE" in environment else "torchrun"
+        return cls(rank, world_size, local_rank, launcher, local_world_size)
 
     @property
     def is_main(self) -> bool:
@@ -139,6 +146,36 @@ def joined(process: ProcessContext) -> Iterator[None]:
         raise
     finally:
         leave()
+
+
+def first_decides(process: ProcessContext, choose: Callable[[], Choice]) -> Choice:
+    """Return on every rank what the first one chooses.
+
+    Args:
+        process: the place of this process; every process of the job calls this.
+        choose: called on the first rank only.
+
+    Returns:
+        The choice.
+
+    Raises:
+        FtkitError: what `choose` raised, on every rank.
+    """
+    if process.world_size == 1:
+        return choose()
+    from torch import distributed
+
+    said: list[Any] = [None, None]
+    if process.is_main:
+        try:
+            said[0] = choose()
+        except FtkitError as error:  # the others wait for a word
+            said[1] = error
+    distributed.broadcast_object_list(said, src=0)
+    choice, mistake = said
+    if mistake is not None:
+        raise mistake
+    return cast("Choice", choice)
 
 
 def is_one_of_several(environment: Mapping[str, str] = os.environ) -> bool:

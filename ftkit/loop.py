@@ -19,7 +19,7 @@ from ftkit.batching import GlobalBatch, check_cut, collate, count_steps, cut, gl
 from ftkit.config import RunConfig
 from ftkit.config_io import dump_config
 from ftkit.data import PreparedData, TokenSplit, prepare_data
-from ftkit.distributed import ProcessContext, joined, precision_name, resolve_precision
+from ftkit.distributed import ProcessContext, first_decides, joined, precision_name, resolve_precision
 from ftkit.engine import Engine, build_engine, wants_deepspeed
 from ftkit.errors import CheckpointError, DivergedError, DoesNotFitError
 from ftkit.evaluate import evaluate
@@ -36,9 +36,12 @@ from ftkit.model import (
     trainable_parameters,
 )
 from ftkit.optim import learning_rate_at
+from ftkit.plan.first import plan_first
+from ftkit.plan.predict import Sequences
 from ftkit.records import (
     EvaluationLine,
     Measurement,
+    Prediction,
     Record,
     RecordWriter,
     ResultLine,
@@ -86,6 +89,7 @@ class Job:
     num_parameters: int
     num_trainable_parameters: int
     meter: Meter
+    prediction: Prediction | None
 
     @property
     def num_labels(self) -> int | None:
@@ -156,21 +160,25 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     for line in data.report.lines():
         note(line)
     longest = int(max(split.lengths.max() for split in _splits(data)))
+    architecture = load_config(source, data.label_names, tokenizer.pad_token_id)
+    sequences = Sequences(
+        len(data.train), longest, are_equal=all(split.lengths.min() == longest for split in _splits(data))
+    )
+    config, prediction = plan_first(config, process, architecture, sequences, note)
     check_cut(config.batch, longest)
     training = config.training
     num_steps = count_steps(len(data.train), config.batch.global_batch_size, training.epochs, training.max_steps)
     num_warmup = config.schedule.num_warmup_steps(num_steps)
     if num_warmup > _WARMUP_WARNING * num_steps:
         note(f"warning: {num_warmup} of {num_steps} steps warm up, more than a third; the peak rate is hardly used")
-    folder = _shared(process, lambda: results.open_folder(config, is_resumed=resume))
-    architecture = load_config(source, data.label_names, tokenizer.pad_token_id)
+    folder = first_decides(process, lambda: results.open_folder(config, is_resumed=resume))
     model = build_model(config, source, architecture, dtype)
     check_positions(model, longest)
     counts = count_parameters(model), sum(one.numel() for one in trainable_parameters(model).values())
     if wants_deepspeed(config, process):
         note("starting DeepSpeed; the first time, it compiles for a minute or more (offload: for up to five)")
     engine = cast(Engine, MeteredEngine(build_engine(config, model, process, dtype), meter))
-    return Job(config, process, folder, tokenizer, data, engine, num_steps, *counts, meter)
+    return Job(config, process, folder, tokenizer, data, engine, num_steps, *counts, meter, prediction)
 
 
 class _Recorder:
@@ -395,6 +403,7 @@ def _run_line(job: Job) -> RunLine:
         world_size=job.process.world_size,
         device=results.device_name(job.engine.device),
         num_steps=job.num_steps,
+        prediction=job.prediction,
     )
 
 
@@ -404,14 +413,6 @@ def _is_due(batch: GlobalBatch, every: int | None) -> bool:
 
 def _splits(data: PreparedData) -> Iterator[TokenSplit]:
     yield from (split for split in (data.train, data.validation, data.test) if split is not None)
-
-
-def _shared(process: ProcessContext, choose: Any) -> Path:
-    """Return what the first rank chooses, on every rank."""
-    chosen = [str(choose()) if process.is_main else ""]
-    if process.world_size > 1:
-        distributed.broadcast_object_list(chosen, src=0)
-    return Path(chosen[0])
 
 
 def _meet(process: ProcessContext) -> None:

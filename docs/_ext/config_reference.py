@@ -4,6 +4,11 @@
     ```
 
 One table for each section of `RunConfig`: key, type, default, and what the field's own docstring says it does.
+
+    ```{ftkit-rules}
+    ```
+
+The combinations that the planner rules out, from the rules themselves.
 """
 
 import typing
@@ -18,6 +23,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from ftkit import config
 from ftkit.config import METHODS, RunConfig
+from ftkit.plan import rules
 
 WORDS: dict[object, str] = {str: "text", int: "integer", float: "number", bool: "`true` or `false`", NoneType: "none"}
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
@@ -32,6 +38,18 @@ class ConfigReference(SphinxDirective):
         """Return the sections."""
         self.env.note_dependency(str(config.__file__))
         return self.parse_text_to_nodes(reference(), allow_section_headings=True)
+
+
+class RuleTable(SphinxDirective):
+    """The table of combinations that do not go together."""
+
+    has_content: ClassVar[bool] = False
+
+    def run(self) -> list[nodes.Node]:
+        """Return the table."""
+        self.env.note_dependency(str(rules.__file__))
+        rows = [f"| {rule.what} | {rule.reason} | {rule.remedy} |" for rule in rules.RULES]
+        return self.parse_text_to_nodes("\n".join(["| ruled out | because | instead |", "|---|---|---|", *rows]))
 
 
 def reference() -> str:
@@ -127,4 +145,5 @@ def _is_section(field: FieldInfo) -> bool:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Tell Sphinx of the directive."""
     app.add_directive("ftkit-config", ConfigReference)
+    app.add_directive("ftkit-rules", RuleTable)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

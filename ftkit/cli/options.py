@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import click
 
@@ -186,10 +186,19 @@ def _help(key: str) -> str:
 
 def _type(key: str) -> Any:
     """Return click's type for a field: a choice, a number or text; pydantic checks the rest."""
-    annotation = _field(key).annotation
-    choices = [value for value in get_args(annotation) if not isinstance(value, type) and value is not None]
-    inner = [value for one in choices for value in get_args(one)] or choices
-    if inner:
-        return click.Choice(inner)
-    kinds = [kind for kind in (int, float) if kind is annotation or kind in get_args(annotation)]
+    leaves = [leaf for leaf in _leaves(_field(key).annotation) if leaf not in (type(None), ...)]
+    kinds = [leaf for leaf in leaves if leaf in (int, float)]
+    literals = [leaf for leaf in leaves if not isinstance(leaf, type)]
+    if literals:
+        return str if kinds else click.Choice(literals)
     return kinds[0] if kinds else str
+
+
+def _leaves(annotation: Any) -> list[Any]:
+    """Return the types and the literal values that a union, however nested, is made of."""
+    inner = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return list(inner)
+    if get_origin(annotation) is Annotated:
+        return _leaves(inner[0])
+    return [leaf for one in inner for leaf in _leaves(one)] if inner else [annotation]

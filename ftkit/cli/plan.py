@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
-from ftkit.config_io import dump_config
+from ftkit.config_io import changed_settings, dump_config
 from ftkit.units import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
     from ftkit.config import RunConfig
     from ftkit.plan.place import Place
+    from ftkit.plan.predict import Sequences
     from ftkit.plan.search import Candidate
     from ftkit.records import Prediction
 
@@ -48,20 +49,24 @@ def plan(  # noqa: PLR0913  # one parameter a flag
     with user_errors():
         config = read_config(flags)
         quieten()
+        from ftkit.plan.architectures import find_architecture
         from ftkit.plan.place import find_place
-        from ftkit.plan.predict import predict
+        from ftkit.plan.predict import Sequences, predict
+        from ftkit.plan.search import settled
 
+        sequences = None if samples is None else Sequences.unseen(config, samples)
         place = find_place(gpu, gpus, memory_budget, ram_budget)
+        config = settled(config, place, find_architecture(config), sequences)
         if is_search:
-            _search(config, place, samples, write)
+            _search(config, place, sequences, write)
             return
-        prediction = predict(config, place, num_samples=samples, exact=exact)
+        prediction = predict(config, place, sequences=sequences, exact=exact)
         if as_json:
             click.echo(prediction.model_dump_json())
         else:
             click.echo("\n".join(prediction_lines(prediction, gpus)))
             if not prediction.fits:
-                _show_cures(config, place, samples)
+                _show_cures(config, place, sequences)
     if not prediction.fits:
         click.get_current_context().exit(8)
 
@@ -130,46 +135,38 @@ def _time_rows(prediction: "Prediction") -> list[tuple[str, str]]:
     return rows
 
 
-def _show_cures(config: "RunConfig", place: "Place", samples: int | None) -> None:
-    from ftkit.plan.search import cures
+def _show_cures(config: "RunConfig", place: "Place", sequences: "Sequences | None") -> None:
+    from ftkit.plan.search import as_flags, cures
 
-    found = cures(config, place, num_samples=samples)
+    found = cures(config, place, sequences=sequences)
     click.echo(
         "what would fit:" if found else "nothing that ftkit can change makes it fit; choose a smaller model or length"
     )
     for candidate in found:
-        click.echo(f"  {_flags(candidate)}: {_cost(candidate)}")
+        click.echo(f"  {as_flags(candidate.changes)}: {_cost(candidate)}")
 
 
-def _search(config: "RunConfig", place: "Place", samples: int | None, write: Path | None) -> None:
+def _search(config: "RunConfig", place: "Place", sequences: "Sequences | None", write: Path | None) -> None:
     from ftkit.errors import DoesNotFitError
     from ftkit.plan.predict import predict
-    from ftkit.plan.search import search
+    from ftkit.plan.search import as_flags, search
 
-    found = search(config, place, num_samples=samples)
+    found = search(config, place, sequences=sequences)
     if not found:
         raise DoesNotFitError(
             f"nothing fits on {place.name}; choose a smaller model, a shorter data.max_length or 4 bits"
         )
     for number, candidate in enumerate(found[:10], start=1):
-        click.echo(f"{number:2}. {_cost(candidate)}  {_flags(candidate)}")
+        click.echo(f"{number:2}. {_cost(candidate)}  {as_flags(candidate.changes)}")
     best = found[0]
-    checked = predict(best.config, place, num_samples=samples, exact=True)
+    checked = predict(best.config, place, sequences=sequences, exact=True)
     click.echo("\n".join(prediction_lines(checked, place.num_devices)))
     if write is not None:
         write.write_text(dump_config(best.config), encoding="utf-8")
         click.echo(f"ftkit train --config {shlex.quote(str(write))}")
     else:
-        click.echo(
-            f"ftkit train --model {shlex.quote(config.model.name)} --method {best.config.method.name} {_flags(best)}"
-        )
-
-
-def _flags(candidate: "Candidate") -> str:
-    return " ".join(
-        f"--method {value}" if key == "method.name" else f"--set {key}={value}"
-        for key, value in candidate.changes.items()
-    )
+        settings = (f"--set {shlex.quote(setting)}" for setting in changed_settings(best.config))
+        click.echo(" ".join(("ftkit train", *settings)))
 
 
 def _cost(candidate: "Candidate") -> str:

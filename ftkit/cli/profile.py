@@ -123,7 +123,12 @@ def _builder(flags: dict[str, Any]) -> Any:
             base.append(f"{name.replace('__', '.')}={json.dumps(value)}")
 
     def build(settings: list[str]) -> RunConfig:
-        return load_config(file, preset, [*base, *settings])
+        config = load_config(file, preset, [*base, *settings])
+        if config.batch.micro_batch_tokens == "auto":
+            raise ConfigError(
+                "batch.micro_batch_tokens=auto has no shape to measure; give a number (`ftkit plan` shows its choice)"
+            )
+        return config
 
     return build
 

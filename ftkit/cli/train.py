@@ -16,9 +16,18 @@ from ftkit.hub import work_offline_if_unreachable
 @config_options
 @click.option("--resume", type=click.Path(path_type=Path), metavar="FOLDER", help="Go on with the run in this folder.")
 @click.option("--overwrite", is_flag=True, help="Empty an output folder that another run has filled.")
+@click.option("--no-plan", is_flag=True, help="Train without predicting memory first (training.plan_first=false).")
 @click.option("--json", "as_json", is_flag=True, help="Print nothing but the record of the run, as JSON, at the end.")
 @click.option("--local_rank", "--local-rank", type=int, hidden=True, help="Given by the deepspeed launcher; not used.")
-def train(resume: Path | None, *, overwrite: bool, as_json: bool, local_rank: int | None, **flags: Any) -> None:  # noqa: ARG001  # LOCAL_RANK says the same
+def train(  # one parameter a flag
+    resume: Path | None,
+    *,
+    overwrite: bool,
+    no_plan: bool,
+    as_json: bool,
+    local_rank: int | None,  # noqa: ARG001  # LOCAL_RANK says the same
+    **flags: Any,
+) -> None:
     """Fine-tune a model on texts, score it on the test split, and leave a result folder.
 
     With no flags: LoRA on the embedded demo, MiniLM on movie reviews. Under a launcher (deepspeed, torchrun) the same
@@ -32,6 +41,8 @@ def train(resume: Path | None, *, overwrite: bool, as_json: bool, local_rank: in
             flags["output__folder"] = str(resume)
         if overwrite:
             flags["settings"] = (*flags["settings"], "output.overwrite=true")
+        if no_plan:
+            flags["settings"] = (*flags["settings"], "training.plan_first=false")
         config = read_config(flags)
         _bound_memory()
         work_offline_if_unreachable((config.model.name, config.data.dataset))

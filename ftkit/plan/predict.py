@@ -2,6 +2,7 @@
 
 import logging
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,38 @@ TRACED_MICRO_BATCHES = 2
 
 
 @dataclass(frozen=True)
+class Sequences:
+    """What a plan has to know of the data that will train.
+
+    Attributes:
+        num: of the training split; None: unknown.
+        longest: tokens of the longest of any split.
+        are_equal: whether all are as long as that, so that nothing is padded.
+    """
+
+    num: int | None
+    longest: int
+    are_equal: bool
+
+    @classmethod
+    def unseen(cls, config: RunConfig, num: int | None = None) -> "Sequences":
+        """Return what data that is not at hand can be at worst: all as long as `data.max_length`.
+
+        Args:
+            config: the run.
+            num: training sequences; None: unknown.
+
+        Returns:
+            The sequences.
+        """
+        data = config.data
+        is_packed = config.task == "causal-lm" and not (
+            data.completion_column or data.messages_column or data.prompt_column
+        )
+        return cls(num, data.max_length, is_packed)
+
+
+@dataclass(frozen=True)
 class Counts:
     """Weights of the deep model.
 
@@ -54,7 +87,7 @@ def predict(
     place: Place,
     architecture: Any = None,
     *,
-    num_samples: int | None = None,
+    sequences: Sequences | None = None,
     exact: bool = False,
     tapes: Tapes | None = None,
 ) -> Prediction:
@@ -64,7 +97,7 @@ def predict(
         config: the run.
         place: the devices.
         architecture: of the model; found by its name when None.
-        num_samples: training sequences, for the number of steps; None: unknown, unless `max_steps` says it.
+        sequences: the data; None: not at hand.
         exact: trace every layer.
         tapes: what was traced before and is looked up here first; this call's tape is put in.
 
@@ -78,9 +111,10 @@ def predict(
     with _quiet():
         architecture = find_architecture(config) if architecture is None else architecture
         precision = place.resolve_precision(config.model.precision)
-        shape = plan_shape(config, place.num_devices)
+        sequences = sequences or Sequences.unseen(config)
+        shape = plan_shape(config, place.num_devices, sequences)
         counts = count_weights(config, architecture, DTYPES[precision])
-        steps = num_steps(config, num_samples)
+        steps = num_steps(config, sequences.num)
         try:
             tape, basis = _known_tape(
                 config, architecture, precision, shape, place, exact, {} if tapes is None else tapes
@@ -137,25 +171,22 @@ def _by_formula(  # noqa: PLR0913  # what a traced prediction has too
     )
 
 
-def plan_shape(config: RunConfig, world_size: int) -> Shape:
-    """Return the worst micro-batch of a configuration: all sequences as long as `data.max_length`.
+def plan_shape(config: RunConfig, world_size: int, sequences: Sequences) -> Shape:
+    """Return the worst micro-batch of a configuration: as many of the longest sequences as the cut allows.
 
     Args:
         config: the run.
         world_size: ranks.
+        sequences: the data.
 
     Returns:
         The shape of the micro-batches of one rank.
     """
-    length = config.data.max_length
-    share = math.ceil(config.batch.global_batch_size / world_size)
+    share = math.ceil(min(config.batch.global_batch_size, sequences.num or sys.maxsize) / world_size)
     limit = config.batch.token_limit
-    batch = config.batch.micro_batch_size if limit is None else max(1, limit // length)
+    batch = config.batch.micro_batch_size if limit is None else max(1, limit // sequences.longest)
     batch = min(batch or 1, share)
-    is_packed = config.task == "causal-lm" and not (
-        config.data.completion_column or config.data.messages_column or config.data.prompt_column
-    )
-    return Shape(batch, length, math.ceil(share / batch), is_padded=not is_packed and batch > 1)
+    return Shape(batch, sequences.longest, math.ceil(share / batch), is_padded=not sequences.are_equal and batch > 1)
 
 
 def count_weights(config: RunConfig, architecture: Any, dtype: torch.dtype) -> Counts:

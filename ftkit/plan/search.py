@@ -5,6 +5,7 @@ bits, partitioning, offloading. The cut of the batch never changes the mathemati
 """
 
 import itertools
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +16,15 @@ from ftkit.config import Lora, Qlora, RunConfig
 from ftkit.errors import ConfigError
 from ftkit.plan.architectures import find_architecture
 from ftkit.plan.place import Place
-from ftkit.plan.predict import Tapes, plan_shape, predict
+from ftkit.plan.predict import Sequences, Tapes, plan_shape, predict
 from ftkit.plan.rules import broken_rule
 from ftkit.records import Prediction
 
 SHARES = (0.0, 0.5, 1.0)
 TIGHT = 0.95
 """A recommendation leaves a twentieth of the device free: for other processes' contexts and libraries' workspaces."""
+NOTABLY = 1.02
+"""A step that takes no more than this many times as long is as good, if it needs less memory."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,16 @@ class Candidate:
     @property
     def has_room(self) -> bool:
         """Whether it fits with something to spare."""
-        needed, budget = self.prediction.peak_process_bytes or 0, self.prediction.budget_bytes or 0
-        return bool(self.prediction.fits) and needed <= TIGHT * budget
+        return bool(self.prediction.fits) and self.needed_bytes <= TIGHT * (self.prediction.budget_bytes or 0)
+
+    @property
+    def needed_bytes(self) -> int:
+        """What the process is seen to hold at its peak."""
+        return self.prediction.peak_process_bytes or 0
 
 
 def search(
-    config: RunConfig, place: Place, architecture: Any = None, num_samples: int | None = None, limit: int = 100
+    config: RunConfig, place: Place, architecture: Any = None, sequences: Sequences | None = None, limit: int = 100
 ) -> list[Candidate]:
     """Predict what can be changed without changing what is learned, and rank what fits by speed.
 
@@ -54,42 +61,91 @@ def search(
         config: where the search starts; model, data, method's targets and global batch stay.
         place: the devices.
         architecture: of the model; found by its name when None.
-        num_samples: for the number of steps.
+        sequences: the data; None: not at hand.
         limit: configurations that are predicted at most.
 
     Returns:
         Those that fit, fastest first; among equals the one with more room.
     """
-    candidates = _predict_all(_grid(config, place), config, place, architecture, num_samples, limit)
+    candidates = _predict_all(_grid(config, place, sequences), config, place, architecture, sequences, limit)
     fitting = [candidate for candidate in candidates if candidate.has_room]
-    return sorted(fitting, key=lambda one: (one.prediction.step_seconds or 0.0, one.prediction.peak_process_bytes or 0))
+    return sorted(fitting, key=lambda one: (one.prediction.step_seconds or 0.0, one.needed_bytes))
 
 
-def cures(config: RunConfig, place: Place, architecture: Any = None, num_samples: int | None = None) -> list[Candidate]:
+def cures(
+    config: RunConfig, place: Place, architecture: Any = None, sequences: Sequences | None = None
+) -> list[Candidate]:
     """Return the changes, fewest and fastest first, that make a configuration fit.
 
     Args:
         config: what does not fit.
         place: the devices.
         architecture: of the model; found by its name when None.
-        num_samples: for the number of steps.
+        sequences: the data; None: not at hand.
 
     Returns:
         At most three candidates; none where nothing helps.
     """
-    singles = _steps_down(config, place)
+    singles = _steps_down(config, place, sequences)
     pairs = [first | second for first, second in itertools.combinations(singles, 2) if not first.keys() & second.keys()]
     found: list[Candidate] = []
     tapes: Tapes = {}
     for changes in (singles, pairs):
         found = [
             one
-            for one in _predict_all(changes, config, place, architecture, num_samples, 24, tapes)
+            for one in _predict_all(changes, config, place, architecture, sequences, 24, tapes)
             if one.prediction.fits
         ]
         if found:
             break
     return sorted(found, key=lambda one: one.prediction.step_seconds or 0.0)[:3]
+
+
+def settled(config: RunConfig, place: Place, architecture: Any, sequences: Sequences | None = None) -> RunConfig:
+    """Settle `micro_batch_tokens: auto`: the smallest micro-batch among the fastest that fit.
+
+    Bytes grow with the micro-batch almost along a line, so two small ones tell how large one may be.
+
+    Args:
+        config: the run.
+        place: the devices.
+        architecture: of the model.
+        sequences: the data; None: not at hand.
+
+    Returns:
+        The run with a number; one sequence at a time where nothing fits.
+    """
+    if config.batch.micro_batch_tokens != "auto":
+        return config
+    sequences = sequences or Sequences.unseen(config)
+    share = -(-min(config.batch.global_batch_size, sequences.num or sys.maxsize) // place.num_devices)
+
+    def tried(size: int) -> Candidate:
+        changes = {"batch.micro_batch_tokens": size * sequences.longest}
+        new = changed(config, changes)
+        return Candidate(new, predict(new, place, architecture, sequences=sequences), changes)
+
+    best = tried(1)
+    if share == 1 or not best.has_room:
+        return best.config
+    slope = max(1, tried(2).needed_bytes - best.needed_bytes)
+    largest = min(share, 1 + (int(TIGHT * place.memory_bytes) - best.needed_bytes) // slope)
+    fitting = (one for one in map(tried, _halves(largest)) if one.has_room)
+    fastest: float | None = None
+    for one in fitting:
+        seconds = one.prediction.step_seconds or 0.0
+        fastest = seconds if fastest is None else fastest
+        if seconds > NOTABLY * fastest:
+            break
+        best = one
+    return best.config
+
+
+def as_flags(changes: dict[str, Any]) -> str:
+    """Return changes as flags of the command line."""
+    return " ".join(
+        f"--method {value}" if key == "method.name" else f"--set {key}={value}" for key, value in changes.items()
+    )
 
 
 def changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
@@ -122,7 +178,7 @@ def _predict_all(  # noqa: PLR0913  # a search has many ends
     config: RunConfig,
     place: Place,
     architecture: Any,
-    num_samples: int | None,
+    sequences: Sequences | None,
     limit: int,
     tapes: Tapes | None = None,
 ) -> Iterator[Candidate]:
@@ -137,11 +193,11 @@ def _predict_all(  # noqa: PLR0913  # a search has many ends
         if broken_rule(new, place) is None:
             sound.append((new, changes))
     for new, changes in sound[:limit]:
-        yield Candidate(new, predict(new, place, architecture, num_samples=num_samples, tapes=tapes), changes)
+        yield Candidate(new, predict(new, place, architecture, sequences=sequences, tapes=tapes), changes)
 
 
-def _steps_down(config: RunConfig, place: Place) -> list[dict[str, Any]]:
-    batch = plan_shape(config, place.num_devices).batch
+def _steps_down(config: RunConfig, place: Place, sequences: Sequences | None) -> list[dict[str, Any]]:
+    batch = plan_shape(config, place.num_devices, sequences or Sequences.unseen(config)).batch
     steps: list[dict[str, Any]] = [{"batch.micro_batch_size": size} for size in _halves(batch)[1:]]
     steps += [
         {"model.gradient_checkpointing": share} for share in SHARES if share > config.model.gradient_checkpointing
@@ -153,9 +209,9 @@ def _steps_down(config: RunConfig, place: Place) -> list[dict[str, Any]]:
     return steps + [change for change in _sharing(place) if change]
 
 
-def _grid(config: RunConfig, place: Place) -> list[dict[str, Any]]:
+def _grid(config: RunConfig, place: Place, sequences: Sequences | None) -> list[dict[str, Any]]:
     """Return combinations, those that change least first."""
-    batch = plan_shape(config, place.num_devices).batch
+    batch = plan_shape(config, place.num_devices, sequences or Sequences.unseen(config)).batch
     whole = -(-config.batch.global_batch_size // place.num_devices)
     sizes = sorted({*_halves(batch), *_halves(whole)}, reverse=True)[:6]
     methods: list[dict[str, Any]] = [{}]

@@ -1,7 +1,9 @@
 """`ftkit train` as a user runs it, on tiny models and files."""
 
+import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,7 +15,9 @@ import transformers
 from click.testing import CliRunner
 from sklearn.metrics import accuracy_score, f1_score
 
+from ftkit import hardware
 from ftkit.cli import main
+from ftkit.plan.predict import RUNTIME_BYTES
 from ftkit.records import read_record
 from tests.helpers import WORDS, save_tiny_model
 
@@ -87,6 +91,55 @@ def test_the_scores_are_those_of_scikit_learn(trained):
     assert scores.accuracy == pytest.approx(accuracy_score(true, predicted))
     assert scores.f1_macro == pytest.approx(f1_score(true, predicted, average="macro"))
     assert scores.f1_weighted == pytest.approx(f1_score(true, predicted, average="weighted"))
+
+
+def test_the_run_was_planned_and_the_plan_is_in_its_record(trained):
+    record = read_record(trained[0])
+    assert "plan: fits" in trained[1].output
+    prediction = record.run.prediction
+    assert prediction.fits
+    assert prediction.basis.startswith("traced")
+    assert prediction.num_trainable_parameters == record.result.measurement.num_trainable_parameters
+    assert prediction.num_steps == record.run.num_steps
+
+
+@pytest.fixture
+def small_machine(monkeypatch):
+    """A machine with room for a process and few sequences of the tiny model."""
+    machine = hardware.this_machine()
+    little = dataclasses.replace(machine, memory_bytes=RUNTIME_BYTES + 3 * 2**20)
+    monkeypatch.setattr("ftkit.plan.place.this_machine", lambda: little)
+
+
+def test_what_is_predicted_not_to_fit_is_refused_with_a_cure_that_works(work, small_machine):
+    more = ["--max-steps", 2, "--global-batch-size", 64]
+    refused = run(*flags(work, work / "refused", *more))
+    assert refused.exit_code == 8
+    assert "Traceback" not in refused.output
+    assert not (work / "refused").exists()
+    cure = re.search(r"what would fit: --set (\S+)", refused.output)[1]
+    done = run(*flags(work, work / "cured", *more, "--set", cure))
+    assert done.exit_code == 0, done.output
+    assert read_record(work / "cured").run.prediction.fits
+
+
+def test_no_plan_trains_what_would_be_refused_to_the_same_losses(work, small_machine, monkeypatch):
+    more = ["--max-steps", 2, "--global-batch-size", 64, "--set", "training.log_every=1"]
+    assert run(*flags(work, work / "unplanned", *more, "--no-plan")).exit_code == 0
+    assert read_record(work / "unplanned").run.prediction is None
+    monkeypatch.undo()
+    assert run(*flags(work, work / "planned", *more)).exit_code == 0
+    assert losses(work / "planned") == losses(work / "unplanned")
+
+
+def test_auto_takes_micro_batches_that_fit(work, small_machine):
+    more = ["--max-steps", 2, "--global-batch-size", 64, "--micro-batch-tokens", "auto"]
+    done = run(*flags(work, work / "auto", *more))
+    assert done.exit_code == 0, done.output
+    run_line = read_record(work / "auto").run
+    assert isinstance(run_line.config["batch"]["micro_batch_tokens"], int)
+    assert run_line.prediction.fits
+    assert 1 <= run_line.prediction.micro_batch_size < 64
 
 
 def test_a_filled_folder_is_not_overwritten_unless_asked(trained, work):

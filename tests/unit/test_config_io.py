@@ -20,7 +20,7 @@ from ftkit.config import (
     ScheduleConfig,
     TrainingConfig,
 )
-from ftkit.config_io import build_config, dump_config, json_schema, load_config
+from ftkit.config_io import build_config, changed_settings, dump_config, json_schema, load_config
 from ftkit.errors import ConfigError
 
 # Texts that YAML likes to take for something else, beside any others.
@@ -46,7 +46,7 @@ methods = st.one_of(
 )
 batches = st.one_of(
     st.builds(BatchConfig, global_batch_size=counts, micro_batch_size=st.none() | counts),
-    st.builds(BatchConfig, global_batch_size=counts, micro_batch_tokens=st.none() | counts),
+    st.builds(BatchConfig, global_batch_size=counts, micro_batch_tokens=st.none() | st.just("auto") | counts),
 )
 engines = st.one_of(
     st.builds(EngineConfig, name=st.sampled_from(["auto", "deepspeed"]), zero_stage=st.sampled_from([None, 1, 2, 3])),
@@ -99,6 +99,15 @@ def test_what_is_dumped_loads_back_to_the_same(config, tmp_path_factory):
     file = tmp_path_factory.mktemp("dumped") / "run.yaml"
     file.write_text(dump_config(config), encoding="utf-8")
     assert load_config(file=file) == config
+
+
+@given(config=configs)
+def test_what_differs_from_the_defaults_loads_back_to_the_same(config):
+    assert load_config(settings=changed_settings(config)) == config
+
+
+def test_the_defaults_need_no_settings():
+    assert changed_settings(RunConfig()) == []
 
 
 @pytest.mark.parametrize("name", ["a\x85b", "\x85", "a\u2028b", "\u2029", "schön", "否"])

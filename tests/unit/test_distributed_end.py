@@ -11,10 +11,14 @@ from ftkit.sweep import explain_failure
 PROGRAM = """
 import sys, time, click, torch
 from ftkit.cli.options import user_errors
-from ftkit.distributed import ProcessContext, joined
+from ftkit.distributed import ProcessContext, first_decides, joined
 from ftkit.errors import DataError
 
 process = ProcessContext.from_environment()
+
+def choose():
+    if sys.argv[1] == "refused": raise DataError("refused by the first")
+    return ["chosen"]
 
 def work(index):
     if process.rank == 1 and index == 3:
@@ -29,6 +33,7 @@ def work(index):
 @click.argument("how")
 def run(how):
     with user_errors(process.rank), joined(process):
+        assert first_decides(process, choose) == ["chosen"]
         for index in range(6): work(index)
     print("whole")
 
@@ -61,6 +66,13 @@ def free_port() -> int:
 @pytest.mark.distributed
 def test_a_rank_that_is_late_is_waited_for():
     assert [code for code, _ in launch("late", free_port())] == [0, 0]
+
+
+@pytest.mark.distributed
+def test_what_the_first_rank_refuses_all_refuse():
+    ranks = launch("refused", free_port())
+    assert [code for code, _ in ranks] == [3, 3]
+    assert all("refused by the first" in said for _, said in ranks)
 
 
 @pytest.mark.distributed
