@@ -22,7 +22,7 @@ extensions = [
     "sphinx_click",
     "config_reference",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "sweep"]
 nitpicky = False  # the types of torch and pydantic have no inventory here
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
@@ -34,6 +34,7 @@ autodoc_typehints_description_target = "documented"
 napoleon_numpy_docstring = False
 
 html_theme = "furo"
+html_extra_path = ["_build/extra"]  # scripts/docs makes it
 html_title = f"ftkit {release}"
 
 

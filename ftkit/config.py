@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Task = Literal["sequence-classification", "causal-lm"]
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
+Tracker = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
 Offload = Literal["none", "cpu", "nvme"]
 
 DEMO = "demo"
@@ -274,6 +275,8 @@ class OutputConfig(Section):
     """The result folder; a new one below `runs/` when not named."""
     overwrite: bool = False
     """Empty a result folder that another run has filled."""
+    trackers: tuple[Tracker, ...] = ()
+    """Experiment trackers that are sent every figure; none by default, since most of them talk to a server."""
 
 
 class RunConfig(Section):

@@ -62,7 +62,7 @@ class Reporter(Protocol):
     def note(self, text: str) -> None:
         """Say something."""
 
-    def start(self, run: RunLine) -> None:
+    def start(self, run: RunLine, folder: Path) -> None:
         """Training begins."""
 
     def step(self, line: StepLine, peak_bytes: int | None) -> None:
@@ -200,7 +200,7 @@ def _train(job: Job, record: _Recorder, started: float, *, resume: bool) -> RunR
         (job.folder / results.CONFIG).write_text(dump_config(job.config), encoding="utf-8")
         record.write(run)
     if record.reporter:
-        record.reporter.start(run)
+        record.reporter.start(run, job.folder)
     status = _run_steps(job, progress, record)
     if progress.best_step not in (None, progress.step):
         job.engine.load_trainable_state(checkpoint.load_best(job.folder / results.CHECKPOINTS))

@@ -1,6 +1,8 @@
 """What a training run shows: a live line on a terminal, plain lines elsewhere, a summary at the end."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -29,7 +31,7 @@ class ConsoleReporter:
         style = "yellow" if text.startswith("warning") else "dim"
         self._console.print(escape(text), style=style, soft_wrap=True)
 
-    def start(self, run: RunLine) -> None:
+    def start(self, run: RunLine, folder: Path) -> None:  # noqa: ARG002  # the end of the run names it
         """Show what trains, and open the live line."""
         self._num_steps = run.num_steps
         method = run.config["method"]["name"]
@@ -88,3 +90,20 @@ class ConsoleReporter:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class Reporters:
+    """Several reporters as one."""
+
+    def __init__(self, *reporters: Any) -> None:
+        """Tell all of them, in this order."""
+        self._reporters = reporters
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        """Return what tells each reporter the same."""
+
+        def tell(*what: Any) -> None:
+            for reporter in self._reporters:
+                getattr(reporter, name)(*what)
+
+        return tell

@@ -83,6 +83,14 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--target", _variable("method.targets"), multiple=True, help=f"LoRA: {_help('method.targets')}"),
         click.option(
+            "--tracker",
+            _variable("output.trackers"),
+            multiple=True,
+            metavar="NAME",
+            callback=lambda _, __, names: tuple(name for one in names for name in one.split(",")),
+            help=_help("output.trackers"),
+        ),
+        click.option(
             "--gradient-checkpointing",
             _variable("model.gradient_checkpointing"),
             type=Share(),

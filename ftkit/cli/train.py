@@ -1,8 +1,9 @@
 """`ftkit train`, which `deepspeed launch/train.py` runs too."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -10,6 +11,9 @@ from rich.console import Console
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
 from ftkit.distributed import ProcessContext
 from ftkit.hub import work_offline_if_unreachable
+
+if TYPE_CHECKING:
+    from ftkit.config import RunConfig
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -49,17 +53,27 @@ def train(  # one parameter a flag
         quieten()
         from ftkit.cli.report import write_run_page
         from ftkit.loop import train_run
-        from ftkit.progress import ConsoleReporter
+        from ftkit.progress import ConsoleReporter, Reporters
 
         reporter = ConsoleReporter(Console(quiet=as_json))
+        all_reporters = Reporters(reporter, *_tracking(config))
         try:
-            record = train_run(config, process, reporter, resume=resume is not None)
+            record = train_run(config, process, all_reporters, resume=resume is not None)
         finally:
-            reporter.close()
+            all_reporters.close()
         if reporter.folder is not None:
             reporter.note(f"the report: {write_run_page(reporter.folder)}")
         if as_json and process.is_main:
             sys.stdout.write(record.model_dump_json() + "\n")
+
+
+def _tracking(config: "RunConfig") -> Iterator[Any]:
+    """Yield who tells the trackers, if there are any."""
+    if config.output.trackers:
+        from ftkit.trackers import TrackerReporter, check_trackers
+
+        check_trackers(config.output.trackers)
+        yield TrackerReporter(config.output.trackers)
 
 
 def _bound_memory() -> None:

@@ -229,6 +229,42 @@ def test_a_language_model_trains_on_completions_and_reports_its_perplexity(work)
     assert read_record(work / "lm").last_evaluation("validation").perplexity < 1.5
 
 
+def figures_of(file):
+    """Read what TensorBoard's files hold: frames of (length, its checksum, an event, its checksum)."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    data = file.read_bytes()
+    found: dict[tuple[str, int], float] = {}
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + length])
+        found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+        data = data[12 + length + 4 :]
+    return found
+
+
+def test_a_tracker_is_told_the_figures_of_the_record(work):
+    done = run(*flags(work, work / "tracked", "--max-steps", 4, "--tracker", "tensorboard"))
+    assert done.exit_code == 0, done.output
+    record = read_record(work / "tracked")
+    told: dict[tuple[str, int], float] = {}
+    for file in (work / "tracked" / "tracking").rglob("events*"):
+        told |= figures_of(file)
+    for line in record.steps:
+        assert told["train/loss", line.step] == pytest.approx(line.loss)
+        assert told["train/tokens_per_second", line.step] == pytest.approx(line.tokens_per_second)
+    assert told["test/accuracy", 4] == pytest.approx(record.last_evaluation("test").accuracy)
+    assert told["run/peak_process_bytes", 4] == pytest.approx(record.result.measurement.peak_process_bytes)
+
+
+def test_a_tracker_whose_package_is_missing_stops_before_anything_trains(work):
+    done = run(*flags(work, work / "untracked", "--tracker", "tensorboard,clearml"))
+    assert done.exit_code != 0
+    assert "pip install clearml" in done.output
+    assert "Traceback" not in done.output
+    assert not (work / "untracked").exists()
+
+
 def test_json_prints_the_record_and_nothing_else(work):
     done = run(*flags(work, work / "json", "--max-steps", 2, "--json"))
     assert done.exit_code == 0, done.output
