@@ -134,7 +134,7 @@ def resumable_part(config: Mapping[str, Any]) -> dict[str, Any]:
     kept["batch"] = {"global_batch_size": kept["batch"]["global_batch_size"]}
     kept["model"].pop("gradient_checkpointing")
     for key in ("log_every", "eval_every", "checkpoint_every", "plan_first"):
-        kept["training"].pop(key, None)
+        kept["training"].pop(key)
     return dict(kept)
 
 

@@ -81,17 +81,34 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=False)
 
 
-def changed_settings(config: RunConfig) -> list[str]:
+def as_settings(config: RunConfig) -> list[str]:
     """Return what a configuration changes of the defaults, as `key=value` that `load_config` reads back to the same."""
-    default = RunConfig(method=type(config.method)()).model_dump(mode="json")
-    found = [] if config.method.name == RunConfig().method.name else [f"method.name={config.method.name}"]
-    for section, fields in config.model_dump(mode="json").items():
-        own = fields if isinstance(fields, dict) else {"": fields}
-        old = default[section] if isinstance(fields, dict) else {"": default[section]}
-        for name, value in own.items():
-            if value != old[name]:
-                key = f"{section}.{name}" if name else section
-                found.append(f"{key}={_as_text(key, value)}")
+    changed = changed_values(config.model_dump(mode="json"))
+    if config.method.name != RunConfig().method.name:
+        changed = {"method.name": config.method.name} | changed
+    return [f"{key}={_as_text(key, value)}" for key, value in changed.items()]
+
+
+def changed_values(tree: Tree) -> dict[str, Any]:
+    """Return what is not as ftkit would have chosen, given the method.
+
+    Args:
+        tree: a dumped RunConfig, perhaps of another schema.
+
+    Returns:
+        Dotted key to value.
+    """
+    chosen = METHODS.get((tree.get("method") or {}).get("name", ""))
+    defaults = RunConfig(method=chosen()) if chosen else RunConfig()
+    usual = flat(defaults.model_dump(mode="json"))
+    return {key: value for key, value in flat(tree).items() if key not in usual or usual[key] != value}
+
+
+def flat(tree: Tree, prefix: str = "") -> dict[str, Any]:
+    """Return a tree's values by dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
 
 

@@ -33,7 +33,7 @@ from ftkit.model import (
     trainable_parameters,
 )
 from ftkit.plan.architectures import NUM_LABELS
-from ftkit.plan.predict import Sequences, plan_shape
+from ftkit.plan.predict import plan_shape
 from ftkit.plan.tape import LOAD, Recorder, Tape
 from ftkit.plan.timeline import find_peak
 from ftkit.plan.trace import (
@@ -95,7 +95,7 @@ def profile_run(
         if log:
             log.write(_run_line(config, process, folder, dtype, prediction, num_warmup + num_timed))
         meter = Meter(process.device, every=1)
-        shape = plan_shape(config, process.world_size, Sequences.unseen(config))
+        shape = plan_shape(config, process.world_size)
         engine, tape, counts = _count(config, process, dtype, shape, meter)
         if log:
             log.write(timeline(tape, _COUNTED_STEPS, process.rank))

@@ -1,13 +1,14 @@
 """Sends a run's figures to experiment trackers; the only importer of accelerate, whose tracker classes do it."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
 
 from ftkit.config import Tracker
+from ftkit.config_io import flat
 from ftkit.errors import DependencyError
 from ftkit.records import EvaluationLine, RunLine, RunRecord, StepLine
 
@@ -53,7 +54,7 @@ class TrackerReporter:
                 run.name if needs_folder else _PROJECT, *([str(folder / "tracking")] if needs_folder else [])
             )
             tracker.start()
-            tracker.store_init_configuration(dict(_leaves(run.config)))
+            tracker.store_init_configuration({key: _plain(value) for key, value in flat(run.config).items()})
             self._trackers.append(tracker)
 
     def step(self, line: StepLine, peak_bytes: int | None) -> None:
@@ -93,10 +94,6 @@ def _figures(prefix: str, line: Any) -> dict[str, float]:
     }
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys with values that every tracker takes: numbers, booleans and texts."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, bool | int | float | str) else str(value)
+def _plain(value: Any) -> Any:
+    """Return what every tracker takes: a number, a boolean or a text."""
+    return value if isinstance(value, bool | int | float | str) else str(value)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
-from ftkit.config_io import changed_settings, dump_config
+from ftkit.config_io import as_settings, dump_config
 from ftkit.units import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
@@ -51,16 +51,18 @@ def plan(  # noqa: PLR0913  # one parameter a flag
         quieten()
         from ftkit.plan.architectures import find_architecture
         from ftkit.plan.place import find_place
-        from ftkit.plan.predict import Sequences, predict
+        from ftkit.plan.predict import Sequences, Tapes, predict
         from ftkit.plan.search import settled
 
         sequences = None if samples is None else Sequences.unseen(config, samples)
         place = find_place(gpu, gpus, memory_budget, ram_budget)
-        config = settled(config, place, find_architecture(config), sequences)
+        architecture = find_architecture(config)
+        tapes: Tapes = {}
+        config = settled(config, place, architecture, sequences, tapes)
         if is_search:
             _search(config, place, sequences, write)
             return
-        prediction = predict(config, place, sequences=sequences, exact=exact)
+        prediction = predict(config, place, architecture, sequences=sequences, exact=exact, tapes=tapes)
         if as_json:
             click.echo(prediction.model_dump_json())
         else:
@@ -165,7 +167,7 @@ def _search(config: "RunConfig", place: "Place", sequences: "Sequences | None", 
         write.write_text(dump_config(best.config), encoding="utf-8")
         click.echo(f"ftkit train --config {shlex.quote(str(write))}")
     else:
-        settings = (f"--set {shlex.quote(setting)}" for setting in changed_settings(best.config))
+        settings = (f"--set {shlex.quote(setting)}" for setting in as_settings(best.config))
         click.echo(" ".join(("ftkit train", *settings)))
 
 

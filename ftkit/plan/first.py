@@ -12,7 +12,7 @@ from ftkit.distributed import ProcessContext, first_decides
 from ftkit.engine import wants_deepspeed
 from ftkit.errors import DoesNotFitError
 from ftkit.plan.place import Place, find_place
-from ftkit.plan.predict import Sequences, predict
+from ftkit.plan.predict import Sequences, Tapes, predict
 from ftkit.plan.search import as_flags, cures, settled
 from ftkit.records import Prediction
 from ftkit.units import format_bytes
@@ -53,9 +53,10 @@ def _plan(
     planned = config.model_copy(update={"engine": config.engine.model_copy(update={"name": engine})})
     place, refusal = _place(process), None
     try:
-        planned = settled(planned, place, architecture, sequences)
+        tapes: Tapes = {}
+        planned = settled(planned, place, architecture, sequences, tapes)
         config = config.model_copy(update={"batch": planned.batch})
-        prediction = predict(planned, place, architecture, sequences=sequences)
+        prediction = predict(planned, place, architecture, sequences=sequences, tapes=tapes)
         if config.training.plan_first:
             refusal = _refusal(planned, place, architecture, sequences, prediction)
     except Exception as error:  # a planner that fails on an unusual model must not stop its training

@@ -171,18 +171,24 @@ def _by_formula(  # noqa: PLR0913  # what a traced prediction has too
     )
 
 
-def plan_shape(config: RunConfig, world_size: int, sequences: Sequences) -> Shape:
+def rank_share(config: RunConfig, world_size: int, sequences: Sequences) -> int:
+    """Return the most sequences of a global batch that one rank gets."""
+    return math.ceil(min(config.batch.global_batch_size, sequences.num or sys.maxsize) / world_size)
+
+
+def plan_shape(config: RunConfig, world_size: int, sequences: Sequences | None = None) -> Shape:
     """Return the worst micro-batch of a configuration: as many of the longest sequences as the cut allows.
 
     Args:
         config: the run.
         world_size: ranks.
-        sequences: the data.
+        sequences: the data; None: not at hand.
 
     Returns:
         The shape of the micro-batches of one rank.
     """
-    share = math.ceil(min(config.batch.global_batch_size, sequences.num or sys.maxsize) / world_size)
+    sequences = sequences or Sequences.unseen(config)
+    share = rank_share(config, world_size, sequences)
     limit = config.batch.token_limit
     batch = config.batch.micro_batch_size if limit is None else max(1, limit // sequences.longest)
     batch = min(batch or 1, share)

@@ -5,7 +5,6 @@ bits, partitioning, offloading. The cut of the batch never changes the mathemati
 """
 
 import itertools
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from ftkit.config import Lora, Qlora, RunConfig
 from ftkit.errors import ConfigError
 from ftkit.plan.architectures import find_architecture
 from ftkit.plan.place import Place
-from ftkit.plan.predict import Sequences, Tapes, plan_shape, predict
+from ftkit.plan.predict import Sequences, Tapes, plan_shape, predict, rank_share
 from ftkit.plan.rules import broken_rule
 from ftkit.records import Prediction
 
@@ -101,7 +100,13 @@ def cures(
     return sorted(found, key=lambda one: one.prediction.step_seconds or 0.0)[:3]
 
 
-def settled(config: RunConfig, place: Place, architecture: Any, sequences: Sequences | None = None) -> RunConfig:
+def settled(
+    config: RunConfig,
+    place: Place,
+    architecture: Any,
+    sequences: Sequences | None = None,
+    tapes: Tapes | None = None,
+) -> RunConfig:
     """Settle `micro_batch_tokens: auto`: the smallest micro-batch among the fastest that fit.
 
     Bytes grow with the micro-batch almost along a line, so two small ones tell how large one may be.
@@ -111,6 +116,7 @@ def settled(config: RunConfig, place: Place, architecture: Any, sequences: Seque
         place: the devices.
         architecture: of the model.
         sequences: the data; None: not at hand.
+        tapes: takes what was traced, so that a prediction of the choice need not trace again.
 
     Returns:
         The run with a number; one sequence at a time where nothing fits.
@@ -118,12 +124,13 @@ def settled(config: RunConfig, place: Place, architecture: Any, sequences: Seque
     if config.batch.micro_batch_tokens != "auto":
         return config
     sequences = sequences or Sequences.unseen(config)
-    share = -(-min(config.batch.global_batch_size, sequences.num or sys.maxsize) // place.num_devices)
+    share = rank_share(config, place.num_devices, sequences)
+    tapes = {} if tapes is None else tapes
 
     def tried(size: int) -> Candidate:
         changes = {"batch.micro_batch_tokens": size * sequences.longest}
         new = changed(config, changes)
-        return Candidate(new, predict(new, place, architecture, sequences=sequences), changes)
+        return Candidate(new, predict(new, place, architecture, sequences=sequences, tapes=tapes), changes)
 
     best = tried(1)
     if share == 1 or not best.has_room:
@@ -197,7 +204,7 @@ def _predict_all(  # noqa: PLR0913  # a search has many ends
 
 
 def _steps_down(config: RunConfig, place: Place, sequences: Sequences | None) -> list[dict[str, Any]]:
-    batch = plan_shape(config, place.num_devices, sequences or Sequences.unseen(config)).batch
+    batch = plan_shape(config, place.num_devices, sequences).batch
     steps: list[dict[str, Any]] = [{"batch.micro_batch_size": size} for size in _halves(batch)[1:]]
     steps += [
         {"model.gradient_checkpointing": share} for share in SHARES if share > config.model.gradient_checkpointing
@@ -211,7 +218,7 @@ def _steps_down(config: RunConfig, place: Place, sequences: Sequences | None) ->
 
 def _grid(config: RunConfig, place: Place, sequences: Sequences | None) -> list[dict[str, Any]]:
     """Return combinations, those that change least first."""
-    batch = plan_shape(config, place.num_devices, sequences or Sequences.unseen(config)).batch
+    batch = plan_shape(config, place.num_devices, sequences).batch
     whole = -(-config.batch.global_batch_size // place.num_devices)
     sizes = sorted({*_halves(batch), *_halves(whole)}, reverse=True)[:6]
     methods: list[dict[str, Any]] = [{}]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ftkit.config import METHODS, RunConfig
+from ftkit.config_io import changed_values
 from ftkit.records import LiveTensor, MemoryBreakdown, TimelineLine
 from ftkit.report import words
 from ftkit.report.collect import Run
@@ -166,21 +166,7 @@ def changed_settings(config: Plain) -> list[list[str]]:
     Returns:
         Pairs of dotted key and value.
     """
-    method = config.get("method") or {}
-    chosen = METHODS.get(method.get("name", ""))
-    defaults = RunConfig(method=chosen()) if chosen else RunConfig()
-    usual = dict(_flat(defaults.model_dump(mode="json")))
-    return [[key, str(value)] for key, value in _flat(config) if key not in usual or usual[key] != value]
-
-
-def _flat(tree: Plain, prefix: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            pairs += _flat(value, f"{prefix}{key}.")
-        else:
-            pairs.append((prefix + key, value))
-    return pairs
+    return [[key, str(value)] for key, value in changed_values(config).items()]
 
 
 def _shape(tensor: LiveTensor) -> str:

@@ -20,7 +20,7 @@ from ftkit.config import (
     ScheduleConfig,
     TrainingConfig,
 )
-from ftkit.config_io import build_config, changed_settings, dump_config, json_schema, load_config
+from ftkit.config_io import as_settings, build_config, dump_config, json_schema, load_config
 from ftkit.errors import ConfigError
 
 # Texts that YAML likes to take for something else, beside any others.
@@ -103,11 +103,11 @@ def test_what_is_dumped_loads_back_to_the_same(config, tmp_path_factory):
 
 @given(config=configs)
 def test_what_differs_from_the_defaults_loads_back_to_the_same(config):
-    assert load_config(settings=changed_settings(config)) == config
+    assert load_config(settings=as_settings(config)) == config
 
 
 def test_the_defaults_need_no_settings():
-    assert changed_settings(RunConfig()) == []
+    assert as_settings(RunConfig()) == []
 
 
 @pytest.mark.parametrize("name", ["a\x85b", "\x85", "a\u2028b", "\u2029", "schön", "否"])
