@@ -28,7 +28,7 @@ def parse_bytes(text: str) -> int:
         raise ConfigError(f"{text!r} is no size in bytes; write a number and a unit, such as 8GiB or 500MB")
     number, prefix, binary = match.groups()
     decimal = not binary and text.strip().lower().endswith("b")
-    return int(float(number) * (_DECIMAL if decimal else _BINARY)[prefix.lower()])
+    return round(float(number) * (_DECIMAL if decimal else _BINARY)[prefix.lower()])
 
 
 def format_bytes(count: float) -> str:

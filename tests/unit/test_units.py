@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ftkit.errors import ConfigError
@@ -46,8 +46,9 @@ def test_whole_binary_units_are_exact(number, unit):
 
 
 @given(st.integers(min_value=0, max_value=2**50))
+@example(1152)  # just between two hundredths of a KiB
 def test_a_formatted_size_reads_back_within_its_two_digits(count):
-    # Two digits after the point of a number of at least 1: half a hundredth, and one byte of truncation.
+    # Two digits after the point of a number of at least 1: half a hundredth, and the rounding to a byte.
     assert parse_bytes(format_bytes(count)) == pytest.approx(count, rel=0.005, abs=1)
 
 
