@@ -19,7 +19,8 @@ from ftkit.data import prepare_data
 from ftkit.distributed import ProcessContext, resolve_precision
 from ftkit.engine import Engine, build_engine
 from ftkit.meter import Meter, MeteredEngine
-from ftkit.model import build_model, load_config, load_tokenizer, own_label_names, resolve_source, set_training
+from ftkit.model import build_model, set_training
+from ftkit.source import load_config, load_tokenizer, own_label_names, resolve_source
 from ftkit.step import train_step
 
 

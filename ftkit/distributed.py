@@ -1,4 +1,4 @@
-"""The place of this process in a job; the only reader of RANK, WORLD_SIZE and LOCAL_RANK."""
+"""The place of this process in a job; the only reader of what a launcher sets (RANK, WORLD_SIZE, MASTER_ADDR ...)."""
 
 import os
 import re
@@ -181,6 +181,15 @@ def first_decides(process: ProcessContext, choose: Callable[[], Choice]) -> Choi
 def is_one_of_several(environment: Mapping[str, str] = os.environ) -> bool:
     """Return whether a launcher started this process beside others."""
     return environment.get("WORLD_SIZE", "1") != "1"
+
+
+def rendezvous(environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
+    """Return the address and the port where the ranks of this job met.
+
+    Args:
+        environment: variables to values; a launcher of several ranks has set MASTER_ADDR and MASTER_PORT.
+    """
+    return environment["MASTER_ADDR"], environment["MASTER_PORT"]
 
 
 def end_now(code: int) -> NoReturn:

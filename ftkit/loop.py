@@ -24,17 +24,7 @@ from ftkit.engine import Engine, build_engine, wants_deepspeed
 from ftkit.errors import CheckpointError, DivergedError, DoesNotFitError
 from ftkit.evaluate import evaluate
 from ftkit.meter import Meter, MeteredEngine, gather, memory_figures
-from ftkit.model import (
-    build_model,
-    check_positions,
-    count_parameters,
-    load_config,
-    load_tokenizer,
-    own_label_names,
-    resolve_source,
-    set_training,
-    trainable_parameters,
-)
+from ftkit.model import build_model, check_positions, count_parameters, set_training, trainable_parameters
 from ftkit.optim import learning_rate_at
 from ftkit.plan.first import plan_first
 from ftkit.plan.predict import Sequences
@@ -51,6 +41,7 @@ from ftkit.records import (
     StepLine,
     read_record,
 )
+from ftkit.source import load_config, load_tokenizer, own_label_names, resolve_source
 from ftkit.step import StepResult, train_step
 
 _WARMUP_WARNING = 1 / 3
@@ -424,16 +415,23 @@ def _silent(text: str) -> None:
     """Say nothing: not the first rank."""
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether an accelerator's allocator, torch's on a CPU, or Python itself ran out."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
 @contextmanager
 def _explained_memory(config: RunConfig) -> Iterator[None]:
     """Turn an out-of-memory into the cures, cheapest first."""
     try:
         with warnings.catch_warnings():
             yield
-    except torch.OutOfMemoryError as error:
-        limit = config.batch.token_limit
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        said, limit = " ".join(str(error).split())[:200], config.batch.token_limit
         cut_cure = f"batch.micro_batch_tokens below {limit}" if limit else "batch.micro_batch_size lower"
         raise DoesNotFitError(
-            f"out of memory: {str(error).splitlines()[0]} Try {cut_cure} (the mathematics stays the same), then "
+            f"out of memory: {said}. Try {cut_cure} (the mathematics stays the same), then "
             "model.gradient_checkpointing=1, then method qlora, then a higher engine.zero_stage or offload"
         ) from error

@@ -23,15 +23,7 @@ from ftkit.distributed import ProcessContext, joined, precision_name, resolve_pr
 from ftkit.engine import Engine, build_engine, wants_deepspeed
 from ftkit.hardware import device_flops
 from ftkit.meter import Meter, MeteredEngine, gather, memory_figures
-from ftkit.model import (
-    build_model,
-    count_parameters,
-    load_config,
-    load_tokenizer,
-    resolve_source,
-    set_training,
-    trainable_parameters,
-)
+from ftkit.model import build_model, count_parameters, set_training, trainable_parameters
 from ftkit.plan.architectures import NUM_LABELS
 from ftkit.plan.predict import plan_shape
 from ftkit.plan.tape import LOAD, Recorder, Tape
@@ -46,6 +38,7 @@ from ftkit.plan.trace import (
     see_model,
 )
 from ftkit.records import LiveTensor, Measurement, MemoryBreakdown, Prediction, RecordWriter, ResultLine, RunLine
+from ftkit.source import load_config, load_tokenizer, resolve_source
 
 _COUNTED_STEPS = 2
 """The first step has no optimizer state yet; the second is like the rest."""

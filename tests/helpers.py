@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from ftkit import batching, config_io, distributed
 from ftkit import model as ftkit_model
+from ftkit import source as ftkit_source
 from ftkit.data import TokenSplit
 from ftkit.engine import Engine, build_engine
 from ftkit.step import train_step
@@ -95,9 +96,9 @@ def build(
 ) -> tuple[RunConfig, Engine]:
     """Build the engine of a configuration over a saved tiny model with three classes."""
     config = config_io.load_config(settings=[f"model.name={model}", *settings])
-    source = ftkit_model.resolve_source(config.model, config.task)
+    source = ftkit_source.resolve_source(config.model, config.task)
     labels = ("a", "b", "c") if config.task == "sequence-classification" else None
-    architecture = ftkit_model.load_config(source, labels, pad_token_id=1)
+    architecture = ftkit_source.load_config(source, labels, pad_token_id=1)
     module = ftkit_model.build_model(config, source, architecture, dtype)
     return config, build_engine(config, module, process, dtype)
 

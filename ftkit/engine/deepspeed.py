@@ -14,7 +14,7 @@ from torch import distributed, nn
 
 from ftkit.batching import MicroBatch
 from ftkit.config import OptimizerConfig, RunConfig
-from ftkit.distributed import ProcessContext, precision_name
+from ftkit.distributed import ProcessContext, precision_name, rendezvous
 from ftkit.ds_config import Sizes, deepspeed_dict
 from ftkit.engine import Tensors
 from ftkit.errors import ConfigError, DependencyError, DeviceError
@@ -275,7 +275,7 @@ def _unlink_shared_memory(process: ProcessContext) -> None:
     """
     if process.world_size > 1 and process.device.type == "cpu":
         distributed.barrier()  # every rank has opened the buffers of the others
-        address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+        address, port = rendezvous()
         name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{process.rank}"
         Path("/dev/shm", name).unlink(missing_ok=True)
 

@@ -125,7 +125,7 @@ def _from_table(key: str) -> Any:
 def _from_folder_or_hub(config: RunConfig) -> Any:
     from transformers import AutoConfig
 
-    from ftkit.model import resolve_source
+    from ftkit.source import resolve_source
 
     name = config.model.name
     if name.endswith("config.json") and Path(name).is_file():

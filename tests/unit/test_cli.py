@@ -55,3 +55,8 @@ def test_presets_are_listed_with_what_they_are():
     output = CliRunner().invoke(main, ["config", "presets"]).output
     assert "gpt2-lora-wished" in output
     assert len(output.splitlines()) >= 5
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "ftkit", "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Usage: ftkit")

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ftkit import adapters, batching, model
+from ftkit import source as ftkit_source
 from ftkit.config import Lora, ModelConfig
 from ftkit.config_io import load_config
 from ftkit.errors import ConfigError, ModelError
@@ -18,10 +19,10 @@ def folders(tmp_path_factory):
 
 def built(folder, *settings, dtype=torch.float32, empty=False):
     config = load_config(settings=[f"model.name={folder}", *settings])
-    source = model.resolve_source(config.model, config.task)
-    tokenizer = model.load_tokenizer(source)
+    source = ftkit_source.resolve_source(config.model, config.task)
+    tokenizer = ftkit_source.load_tokenizer(source)
     labels = ("a", "b", "c") if config.task == "sequence-classification" else None
-    architecture = model.load_config(source, labels, tokenizer.pad_token_id)
+    architecture = ftkit_source.load_config(source, labels, tokenizer.pad_token_id)
     if empty:
         return model.build_empty_model(config, architecture, dtype)
     return model.build_model(config, source, architecture, dtype)
@@ -128,7 +129,9 @@ def test_a_sequence_gets_the_same_logits_alone_and_padded_beside_longer_ones(fam
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_a_tokenizer_without_a_pad_token_pads_with_its_end_token_on_the_right(family, folders):
-    tokenizer = model.load_tokenizer(model.resolve_source(ModelConfig(name=str(folders[family])), "causal-lm"))
+    tokenizer = ftkit_source.load_tokenizer(
+        ftkit_source.resolve_source(ModelConfig(name=str(folders[family])), "causal-lm")
+    )
     assert tokenizer.pad_token == "[END]"
     assert tokenizer.padding_side == "right"
 
