@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ftkit import bnb
 from ftkit.config import Lora
 from ftkit.errors import ModelError, nearest
 
@@ -30,6 +31,7 @@ def add_adapters(model: nn.Module, method: Lora, head: Iterable[str], dtype: tor
     Raises:
         ModelError: no module matches the targets.
     """
+    bnb.preload()
     from peft import LoraConfig, get_peft_model
 
     names = tuple(head)

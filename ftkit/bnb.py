@@ -1,7 +1,9 @@
 """4-bit weights and 8-bit or paged AdamW; the only importer of bitsandbytes."""
 
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache, wraps
 from types import ModuleType
 from typing import Any, cast
 
@@ -167,9 +169,41 @@ def _linear_4bit(module: nn.Module, method: Qlora, dtype: torch.dtype) -> nn.Mod
     return cast(nn.Module, new if weight.is_meta else new.to(weight.device))
 
 
+def preload() -> None:
+    """Import bitsandbytes, if it is there, before somebody else does so slowly; see `_compiling_later`."""
+    with contextlib.suppress(DependencyError):
+        _library()
+
+
 def _library() -> ModuleType:
     try:
-        import bitsandbytes
+        with _compiling_later():
+            import bitsandbytes
     except ImportError:
         raise DependencyError("4-bit weights and 8-bit AdamW need bitsandbytes: pip install bitsandbytes") from None
     return bitsandbytes
+
+
+@contextmanager
+def _compiling_later() -> Iterator[None]:
+    """Let functions be compiled when they are first called.
+
+    bitsandbytes decorates its fallback kernels with torch.compile, which loads the whole compiler at once: a second of
+    every start, for kernels that most runs never call (bitsandbytes/backends/default/ops.py).
+    """
+    compile_now = torch.compile
+
+    def compile_later(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+        compiled = cache(lambda: compile_now(function, **settings))
+
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return compiled()(*args, **kwargs)
+
+        return call
+
+    torch.compile = cast(Any, compile_later)
+    try:
+        yield
+    finally:
+        torch.compile = compile_now

@@ -1,5 +1,6 @@
 """`ftkit plan`: what a configuration needs, before any of it runs."""
 
+import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,16 @@ from ftkit.config_io import as_settings, dump_config
 from ftkit.units import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ftkit.config import RunConfig
     from ftkit.plan.place import Place
     from ftkit.plan.predict import Sequences
     from ftkit.plan.search import Candidate
     from ftkit.records import Prediction
+
+SHOWN = 10
+"""Candidates of a search that are printed; --json has all of them."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -60,7 +66,7 @@ def plan(  # noqa: PLR0913  # one parameter a flag
         tapes: Tapes = {}
         config = settled(config, place, architecture, sequences, tapes)
         if is_search:
-            _search(config, place, sequences, write)
+            _search(config, place, sequences, write, as_json=as_json)
             return
         prediction = predict(config, place, architecture, sequences=sequences, exact=exact, tapes=tapes)
         if as_json:
@@ -148,27 +154,49 @@ def _show_cures(config: "RunConfig", place: "Place", sequences: "Sequences | Non
         click.echo(f"  {as_flags(candidate.changes)}: {_cost(candidate)}")
 
 
-def _search(config: "RunConfig", place: "Place", sequences: "Sequences | None", write: Path | None) -> None:
+def _search(
+    config: "RunConfig", place: "Place", sequences: "Sequences | None", write: Path | None, *, as_json: bool
+) -> None:
     from ftkit.errors import DoesNotFitError
     from ftkit.plan.predict import predict
-    from ftkit.plan.search import as_flags, search
+    from ftkit.plan.search import search
 
     found = search(config, place, sequences=sequences)
     if not found:
         raise DoesNotFitError(
             f"nothing fits on {place.name}; choose a smaller model, a shorter data.max_length or 4 bits"
         )
-    for number, candidate in enumerate(found[:10], start=1):
-        click.echo(f"{number:2}. {_cost(candidate)}  {as_flags(candidate.changes)}")
     best = found[0]
+    if write is not None:
+        write.write_text(dump_config(best.config), encoding="utf-8")
+    if as_json:
+        rows = [{"changes": one.changes, "prediction": one.prediction.model_dump(mode="json")} for one in found]
+        click.echo(json.dumps(rows))
+        return
+    for line in search_lines(found[:SHOWN]):
+        click.echo(line)
     checked = predict(best.config, place, sequences=sequences, exact=True)
     click.echo("\n".join(prediction_lines(checked, place.num_devices)))
     if write is not None:
-        write.write_text(dump_config(best.config), encoding="utf-8")
         click.echo(f"ftkit train --config {shlex.quote(str(write))}")
     else:
         settings = (f"--set {shlex.quote(setting)}" for setting in as_settings(best.config))
         click.echo(" ".join(("ftkit train", *settings)))
+
+
+def search_lines(found: "Sequence[Candidate]") -> list[str]:
+    """Return candidates as lines of text, each with what it costs and what it leaves free beside the fastest."""
+    from ftkit.plan.search import as_flags
+
+    fastest = found[0].prediction.step_seconds or 1.0
+    lines = [f"{'':4}{'peak':>10}  {'a step':>9}  {'slower':>7}  changes"]
+    for number, candidate in enumerate(found, start=1):
+        seconds = candidate.prediction.step_seconds or 0.0
+        lines.append(
+            f"{number:2}. {format_bytes(candidate.needed_bytes):>10}  {seconds:7.3g} s  {seconds / fastest - 1:7.1%}  "
+            f"{as_flags(candidate.changes) or 'as it is'}"
+        )
+    return lines
 
 
 def _cost(candidate: "Candidate") -> str:

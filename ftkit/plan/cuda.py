@@ -11,6 +11,7 @@ right here by calling the operator that CUDA would call:
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from typing import Any
 from unittest import mock
 
@@ -46,6 +47,9 @@ def cuda_semantics(gpu: Gpu | None = None) -> Iterator[None]:
         stack.enter_context(mock.patch.object(functional, "dropout", _dropout))
         stack.enter_context(mock.patch.object(torch, "dropout", lambda x, p, train: _dropout(x, p, train)))
         stack.enter_context(mock.patch.object(functional, "scaled_dot_product_attention", attention))
+        # The fused optimizer, which CUDA has, is refused on `meta` by name; torch.optim hides the module's own name.
+        adam = import_module("torch.optim.adam")
+        stack.enter_context(mock.patch.object(adam, "_device_dtype_check_for_fused", _accept))
         yield
 
 
@@ -95,6 +99,10 @@ def cublas_workspace(gpu: Gpu | None) -> int:
     if gpu is not None and gpu.vendor == "nvidia" and gpu.capability[0] == 9:
         return 32 * 2**20
     return 8 * 16 * 2**10 + 2 * 4096 * 2**10
+
+
+def _accept(*_: Any, **__: Any) -> None:
+    """Refuse nothing."""
 
 
 def _dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:

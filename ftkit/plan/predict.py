@@ -127,7 +127,8 @@ def predict(
     events = allocator_events(sharing.tape)
     reserved = replay(events).peak_reserved_bytes
     room = place.memory_bytes - place.context_bytes
-    fits = replay(events, room).fits if on_cuda else peak.active_bytes <= room
+    # What fits without asking for anything back needs no second replay.
+    fits = (reserved <= room or replay(events, room).fits) if on_cuda else peak.active_bytes <= room
     host = _host_bytes(counts, place, peak.active_bytes) + sharing.host_bytes * place.num_devices
     time = step_time(tape, place.device(precision), shape.num_micro_batches, _traced(shape))
     pinned = sharing.pinned_bytes * place.num_devices

@@ -5,6 +5,7 @@ bits, partitioning, offloading. The cut of the batch never changes the mathemati
 """
 
 import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +15,14 @@ from pydantic import ValidationError
 from ftkit.config import Lora, Qlora, RunConfig
 from ftkit.errors import ConfigError
 from ftkit.plan.architectures import find_architecture
+from ftkit.plan.between import between
 from ftkit.plan.place import Place
 from ftkit.plan.predict import Sequences, Tapes, plan_shape, predict, rank_share
 from ftkit.plan.rules import broken_rule
+from ftkit.plan.trace import Shape
 from ftkit.records import Prediction
 
+_SIZE = "batch.micro_batch_size"
 SHARES = (0.0, 0.5, 1.0)
 TIGHT = 0.95
 """A recommendation leaves a twentieth of the device free: for other processes' contexts and libraries' workspaces."""
@@ -46,6 +50,11 @@ class Candidate:
         return bool(self.prediction.fits) and self.needed_bytes <= TIGHT * (self.prediction.budget_bytes or 0)
 
     @property
+    def is_between(self) -> bool:
+        """Whether it was read off between two that were traced."""
+        return (self.prediction.basis or "").startswith("between")
+
+    @property
     def needed_bytes(self) -> int:
         """What the process is seen to hold at its peak."""
         return self.prediction.peak_process_bytes or 0
@@ -64,11 +73,15 @@ def search(
         limit: configurations that are predicted at most.
 
     Returns:
-        Those that fit, fastest first; among equals the one with more room.
+        Those that fit, fastest first; among equals the one with more room. The first is traced.
     """
-    candidates = _predict_all(_grid(config, place, sequences), config, place, architecture, sequences, limit)
-    fitting = [candidate for candidate in candidates if candidate.has_room]
-    return sorted(fitting, key=lambda one: (one.prediction.step_seconds or 0.0, one.needed_bytes))
+    options = _options(config, place, architecture, sequences)
+    ranked = options.price(config, _grid(config, place, sequences), limit)
+    while True:
+        ranked = sorted((one for one in ranked if one.has_room), key=_rank)
+        if not ranked or not ranked[0].is_between:
+            return ranked
+        ranked[0] = options.confirm(ranked[0])
 
 
 def cures(
@@ -87,17 +100,12 @@ def cures(
     """
     singles = _steps_down(config, place, sequences)
     pairs = [first | second for first, second in itertools.combinations(singles, 2) if not first.keys() & second.keys()]
-    found: list[Candidate] = []
-    tapes: Tapes = {}
+    options = _options(config, place, architecture, sequences)
     for changes in (singles, pairs):
-        found = [
-            one
-            for one in _predict_all(changes, config, place, architecture, sequences, 24, tapes)
-            if one.prediction.fits
-        ]
+        found = [one for one in options.price(config, changes, 24) if one.prediction.fits]
         if found:
-            break
-    return sorted(found, key=lambda one: one.prediction.step_seconds or 0.0)[:3]
+            return [options.confirm(one) if one.is_between else one for one in sorted(found, key=_rank)[:3]]
+    return []
 
 
 def settled(
@@ -148,6 +156,15 @@ def settled(
     return best.config
 
 
+def _options(config: RunConfig, place: Place, architecture: Any, sequences: Sequences | None) -> "_Options":
+    architecture = find_architecture(config) if architecture is None else architecture
+    return _Options(place, architecture, sequences or Sequences.unseen(config), {})
+
+
+def _rank(candidate: Candidate) -> tuple[float, int]:
+    return candidate.prediction.step_seconds or 0.0, candidate.needed_bytes
+
+
 def as_flags(changes: dict[str, Any]) -> str:
     """Return changes as flags of the command line."""
     return " ".join(
@@ -172,7 +189,7 @@ def changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
     for key, value in changes.items():
         section, _, name = key.partition(".")
         tree[section][name] = value
-        if key == "batch.micro_batch_size":
+        if key == _SIZE:
             tree["batch"]["micro_batch_tokens"] = None
     try:
         return RunConfig.model_validate(tree)
@@ -180,32 +197,63 @@ def changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
         raise ConfigError(str(error)) from None
 
 
-def _predict_all(  # noqa: PLR0913  # a search has many ends
-    options: Iterable[dict[str, Any]],
-    config: RunConfig,
-    place: Place,
-    architecture: Any,
-    sequences: Sequences | None,
-    limit: int,
-    tapes: Tapes | None = None,
-) -> Iterator[Candidate]:
-    architecture = find_architecture(config) if architecture is None else architecture
-    tapes = {} if tapes is None else tapes
-    sound = []
-    for changes in options:
-        try:
-            new = changed(config, changes)
-        except ConfigError:
-            continue
-        if broken_rule(new, place) is None:
-            sound.append((new, changes))
-    for new, changes in sound[:limit]:
-        yield Candidate(new, predict(new, place, architecture, sequences=sequences, tapes=tapes), changes)
+@dataclass(frozen=True)
+class _Options:
+    """What a search may choose among, at its place."""
+
+    place: Place
+    architecture: Any
+    sequences: Sequences
+    tapes: Tapes
+
+    def price(self, config: RunConfig, options: Iterable[dict[str, Any]], limit: int) -> list[Candidate]:
+        """Predict the sound ones of some changes, `limit` at most.
+
+        Those that differ in the size of the micro-batch alone are a family: its ends are traced, the others lie
+        between.
+        """
+        families: dict[str, list[tuple[Shape, RunConfig, dict[str, Any]]]] = defaultdict(list)
+        for changes, new in itertools.islice(self._sound(config, options), limit):
+            key = repr({name: value for name, value in changes.items() if name != _SIZE})
+            families[key].append((plan_shape(new, self.place.num_devices, self.sequences), new, changes))
+        return [candidate for family in families.values() for candidate in self._family(family)]
+
+    def confirm(self, candidate: Candidate) -> Candidate:
+        """Return a candidate whose prediction was traced and not read off between two others."""
+        return Candidate(candidate.config, self.predict(candidate.config), candidate.changes)
+
+    def predict(self, config: RunConfig) -> Prediction:
+        """Predict a configuration."""
+        return predict(config, self.place, self.architecture, sequences=self.sequences, tapes=self.tapes)
+
+    def _sound(
+        self, config: RunConfig, options: Iterable[dict[str, Any]]
+    ) -> Iterator[tuple[dict[str, Any], RunConfig]]:
+        for changes in options:
+            try:
+                new = changed(config, changes)
+            except ConfigError:
+                continue  # a choice that the rest of the configuration does not go with
+            if broken_rule(new, self.place) is None:
+                yield {key: value for key, value in changes.items() if value_of(config, key) != value}, new
+
+    def _family(self, family: list[tuple[Shape, RunConfig, dict[str, Any]]]) -> Iterator[Candidate]:
+        family.sort(key=lambda member: member[0].batch)
+        ends = {shape.batch: self.predict(new) for shape, new, _ in (family[0], family[-1])}
+        small, large = ends[family[0][0].batch], ends[family[-1][0].batch]
+        for shape, new, changes in family:
+            yield Candidate(new, ends.get(shape.batch) or between(small, large, shape), changes)
+
+
+def value_of(config: RunConfig, key: str) -> Any:
+    """Return what a configuration says under a dotted key."""
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)
 
 
 def _steps_down(config: RunConfig, place: Place, sequences: Sequences | None) -> list[dict[str, Any]]:
     batch = plan_shape(config, place.num_devices, sequences).batch
-    steps: list[dict[str, Any]] = [{"batch.micro_batch_size": size} for size in _halves(batch)[1:]]
+    steps: list[dict[str, Any]] = [{_SIZE: size} for size in _halves(batch)[1:]]
     steps += [
         {"model.gradient_checkpointing": share} for share in SHARES if share > config.model.gradient_checkpointing
     ]
@@ -231,9 +279,7 @@ def _grid(config: RunConfig, place: Place, sequences: Sequences | None) -> list[
     for method, optimizer, sharing, share, size in itertools.product(
         methods, optimizers, [{}, *_sharing(place)], SHARES, sizes
     ):
-        grid.append(
-            {"batch.micro_batch_size": size, "model.gradient_checkpointing": share} | method | optimizer | sharing
-        )
+        grid.append({_SIZE: size, "model.gradient_checkpointing": share} | method | optimizer | sharing)
     return sorted(grid, key=len)
 
 

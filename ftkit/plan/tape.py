@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+_DEVICE_OF = torch.ops.prim.device.default
 LOAD, FORWARD, BACKWARD, OPTIMIZER = "load", "forward", "backward", "optimizer"
 OpKey = tuple[str, int, int, str]
 """An operator's name, its FLOPs, the bytes that it reads and writes, and the dtype it computes in."""
@@ -121,6 +123,9 @@ class Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operator and write down what it made."""
+        if func is _DEVICE_OF and isinstance(args[0], FakeTensor):
+            # Autograd asks for the device of each gradient, two thirds of all calls; the answer needs no dispatch.
+            return args[0].fake_device
         out = func(*args, **(kwargs or {}))
         kind = _KINDS.get(func)
         if kind is None:
@@ -137,6 +142,11 @@ class Recorder(TorchDispatchMode):
                 if isinstance(tensor, torch.Tensor):
                     self._see(tensor, func, number, args)
         return out
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Say that nothing here is compiled: torch need not wrap each call in what keeps its compiler out."""
+        return False
 
     def see(self, tensors: Iterable[tuple[str, torch.Tensor]], role: str, layers: dict[str, int] | None = None) -> None:
         """Write down tensors that were there before.
