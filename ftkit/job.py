@@ -12,6 +12,7 @@ from ftkit.config import RunConfig
 from ftkit.data import PreparedData, TokenSplit, prepare_data
 from ftkit.distributed import ProcessContext, first_decides, resolve_precision
 from ftkit.engine import Engine, build_engine, wants_deepspeed
+from ftkit.gguf import as_safetensors
 from ftkit.meter import Meter, MeteredEngine
 from ftkit.model import build_model, check_positions, count_parameters, trainable_parameters
 from ftkit.plan.first import plan_first
@@ -128,9 +129,9 @@ class Window:
 def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, resume: bool = False) -> Job:
     """Load data and model and put them onto the engine; raises as `train_run` does."""
     note = reporter.note if process.is_main else _silent
-    meter = Meter(process.device)
     dtype = resolve_precision(config.model.precision, process.device)
-    source = resolve_source(config.model, config.task)
+    source = as_safetensors(resolve_source(config.model, config.task), note)
+    meter = Meter(process.device)
     tokenizer = load_tokenizer(source)
     own_labels = own_label_names(source) if config.task == "sequence-classification" else None
     data = prepare_data(config.data, config.task, tokenizer, config.training.seed, own_labels)

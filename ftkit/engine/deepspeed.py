@@ -2,9 +2,7 @@
 
 import contextlib
 import io
-import logging
 import os
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -234,20 +232,11 @@ def _whole(value: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
 
 
 def _import() -> Any:
-    """Import DeepSpeed with its chatter turned down; FTKIT_VERBOSE=1 leaves it as it is."""
-    if not os.environ.get("FTKIT_VERBOSE"):
-        # A filter: the level is set anew by the import, which already has something to say.
-        logging.getLogger("DeepSpeed").addFilter(_is_error)
-        warnings.filterwarnings("ignore", module=r"deepspeed|torch\.distributed")
     try:
         import deepspeed
     except ImportError as error:
         raise DependencyError(f"ZeRO needs DeepSpeed ({error}): pip install deepspeed") from None
     return deepspeed
-
-
-def _is_error(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR
 
 
 @contextlib.contextmanager
