@@ -15,6 +15,7 @@ from ftkit.config import OptimizerConfig, RunConfig
 from ftkit.distributed import ProcessContext, precision_name, rendezvous
 from ftkit.ds_config import Sizes, deepspeed_dict
 from ftkit.engine import Tensors
+from ftkit.engine.compiling import watched_compiling
 from ftkit.errors import ConfigError, DependencyError, DeviceError
 from ftkit.model import trainable_parameters
 from ftkit.optim import build_optimizer, parameter_groups
@@ -42,7 +43,8 @@ class DeepSpeedEngine:
         self.settings = deepspeed_dict(config, precision_name(dtype), process.world_size, self.device.type, sizes)
         self._is_partitioned = self.settings["zero_optimization"]["stage"] == 3
         _forget_ended_groups(deepspeed)
-        with _explained(), _hushed():
+        watch = watched_compiling() if process.local_rank == 0 else contextlib.nullcontext()
+        with _explained(), _hushed(), watch:
             if self._is_partitioned:
                 deepspeed.init_distributed(dist_init_required=False)  # Init asks it for the number of ranks
                 # One weight after another goes to its owners, so that no device ever holds the model whole.

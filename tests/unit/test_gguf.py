@@ -1,86 +1,20 @@
 """A model in GGUF is dequantized once, into a folder that loads as any other."""
 
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from gguf import GGMLQuantizationType, GGUFWriter
-from gguf.quants import dequantize, quantize
+from gguf import GGMLQuantizationType
 
 from ftkit.config import ModelConfig
 from ftkit.errors import DeviceError, ModelError
 from ftkit.gguf import as_safetensors, if_converted
-from ftkit.source import load_config, load_tokenizer, resolve_source
-from tests.helpers import WORDS, logits_of, ragged_split, tiny_config
-
-NAMES = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "post_attention_layernorm": "ffn_norm",
-    "input_layernorm": "attn_norm",
-    "model.layers.": "blk.",
-}
-"""As transformers and llama.cpp call the same tensors of a Llama."""
-
-
-def gguf_name(name):
-    for ours, theirs in NAMES.items():
-        name = name.replace(ours, theirs)
-    return name
-
-
-def interleaved(weight, num_heads):
-    """llama.cpp rotates neighbours, transformers two halves: the rows of each head of q and k change places."""
-    return weight.reshape(num_heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
-
-
-def write_gguf(path, kind):
-    """Write a tiny random Llama as GGUF; returns it in transformers' form, with the weights that the file holds."""
-    torch.manual_seed(7)
-    config = tiny_config("llama")
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    writer = GGUFWriter(path, "llama")
-    writer.add_name("tiny")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    words = ["<unk>", "<pad>", "<end>", *sorted(set("".join(WORDS))), "Ġ", "go", "od", "good"]
-    writer.add_token_list([*words, *(f"<{number}>" for number in range(config.vocab_size - len(words)))])
-    writer.add_token_merges(["g o", "o d", "go od"])
-    writer.add_eos_token_id(2)
-    for name, weight in model.state_dict().items():
-        array = weight.numpy()
-        if array.ndim < 2:
-            writer.add_tensor(gguf_name(name), array)
-            continue
-        packed = quantize(array, kind)
-        weight.copy_(torch.from_numpy(dequantize(packed, kind).copy()))
-        if "q_proj" in name or "k_proj" in name:
-            packed = interleaved(packed, config.num_attention_heads if "q_proj" in name else config.num_key_value_heads)
-        writer.add_tensor(gguf_name(name), packed, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return model
+from ftkit.source import Source, load_config, load_tokenizer, resolve_source
+from tests.helpers import logits_of, ragged_split
+from tests.made_gguf import interleaved, write_gguf
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +58,8 @@ def test_what_is_converted_has_the_weights_of_the_file_and_loads_plainly(kind, d
 def test_a_file_is_converted_once_whatever_its_name_and_however_many_ask_at_once(tmp_path, cache):
     write_gguf(tmp_path / "tiny.gguf", GGMLQuantizationType.Q8_0)
     (tmp_path / "copy.gguf").write_bytes((tmp_path / "tiny.gguf").read_bytes())
-    said, found = [], []
+    said: list[str] = []
+    found: list[Source] = []
     ask = [
         threading.Thread(target=lambda name=name: found.append(as_safetensors(source_of(tmp_path / name), said.append)))
         for name in ("tiny.gguf", "copy.gguf", "tiny.gguf")
@@ -169,3 +104,13 @@ def test_the_interleaving_undoes_what_transformers_does():
     weight = np.arange(64 * 4.0, dtype=np.float32).reshape(64, 4)
     undone = LlamaTensorProcessor()._reverse_permute_weights(interleaved(weight, 2), 2, 2)
     assert np.array_equal(undone, weight)
+
+
+@pytest.mark.slow
+def test_the_embedded_language_model_knows_its_english(tmp_path):
+    source = as_safetensors(resolve_source(ModelConfig(), "causal-lm"), lambda _: None)
+    tokenizer = load_tokenizer(source)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(source.name)
+    asked = tokenizer("The capital of France is", return_tensors="pt")
+    said = tokenizer.decode(model.generate(**asked, max_new_tokens=2, do_sample=False)[0])
+    assert said.startswith("The capital of France is Paris")
