@@ -1,6 +1,8 @@
 """Folders that are whole or not there: written aside, flushed, renamed; and the place of what can be made anew."""
 
+import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,10 @@ from safetensors import SafetensorError
 from ftkit.errors import DeviceError
 
 CACHE_VARIABLE = "FTKIT_CACHE"
+
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+"""As safetensors quotes the system."""
 
 
 def cache_folder() -> Path:
@@ -51,6 +57,27 @@ def written_aside(target: Path, elsewhere: str) -> Iterator[Path]:
         raise DeviceError(f"cannot write {target}: {error}; free some space or {elsewhere}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def explained_writing(folder: Path, cure: str) -> Iterator[None]:
+    """Turn what the system says of a disk that is full or not writable into one sentence.
+
+    Args:
+        folder: what is being written.
+        cure: what the user could do beside freeing space.
+
+    Raises:
+        DeviceError: naming folder, reason and cure. Other errors pass.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        quoted = _OS_ERROR.search(str(error))
+        number = int(quoted[1]) if quoted else getattr(error, "errno", None)
+        if number not in _UNWRITABLE:
+            raise
+        raise DeviceError(f"cannot write {folder}: {os.strerror(number)}; free some space, {cure}") from error
 
 
 def _flush(path: Path) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import numpy as np
+
 from ftkit import checkpoint, results
 from ftkit.batching import GlobalBatch, check_cut, count_steps
 from ftkit.config import RunConfig
@@ -96,6 +98,19 @@ class Progress:
     step_seconds: list[float] = field(default_factory=list)
     num_tokens: int = 0
     num_samples: int = 0
+
+    def speed(self) -> dict[str, Any]:
+        """Return the figures of a `Measurement` that time gives; none of a run that had no step left to take."""
+        seconds, timed = sum(self.step_seconds), self.step_seconds
+        if not timed:
+            return {}
+        return {
+            "step_seconds": float(np.median(timed)),
+            "step_seconds_spread": float(np.subtract(*np.percentile(timed, [75, 25]))),
+            "num_timed_steps": len(timed),
+            "tokens_per_second": self.num_tokens / seconds,
+            "samples_per_second": self.num_samples / seconds,
+        }
 
 
 class Window:

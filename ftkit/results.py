@@ -9,6 +9,7 @@ report.html     the page of `ftkit report`
 """
 
 import shutil
+import tempfile
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ import torch
 from ftkit import adapters
 from ftkit.config import DEMO, RunConfig
 from ftkit.engine import Engine
-from ftkit.errors import ConfigError
-from ftkit.records import RunRecord, Scores
+from ftkit.errors import CheckpointError, ConfigError
+from ftkit.records import RunRecord, Scores, read_record
 from ftkit.units import format_bytes, format_count, format_seconds
 
 RECORD, CONFIG, CHECKPOINTS, MODEL, CARD = "record.jsonl", "config.yaml", "checkpoints", "model", "README.md"
@@ -37,7 +38,8 @@ def open_folder(config: RunConfig, *, is_resumed: bool) -> Path:
         The folder.
 
     Raises:
-        ConfigError: another run has filled it, or it cannot be made.
+        ConfigError: another run has filled it, or it cannot be made or written to.
+        CheckpointError: the run that would go on is finished.
     """
     named = config.output.folder
     folder = Path(named) if named else _free_folder(config)
@@ -46,15 +48,18 @@ def open_folder(config: RunConfig, *, is_resumed: bool) -> Path:
         raise ConfigError(
             f"{folder} holds a run; go on with --resume {folder}, empty it with --overwrite, or name another"
         )
+    if is_resumed and holds_run and read_record(folder).result is not None:
+        raise CheckpointError(f"the run in {folder} is finished; start another, with another --output")
     try:
         if holds_run and not is_resumed:
             for name in (RECORD, CONFIG, CHECKPOINTS, MODEL, CARD, PAGE):
                 path = folder / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ConfigError(
-            f"cannot make the result folder {folder}: {error.strerror}; name another with --output"
+            f"cannot write to the result folder {folder}: {error.strerror}; name another with --output"
         ) from None
     return folder
 

@@ -9,44 +9,17 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import transformers
-from click.testing import CliRunner
 from sklearn.metrics import accuracy_score, f1_score
 
 from ftkit import hardware
-from ftkit.cli import main
 from ftkit.plan.predict import RUNTIME_BYTES
 from ftkit.records import read_record
-from tests.helpers import WORDS, save_tiny_model
+from tests.e2e.command import flags, run
+from tests.helpers import WORDS
 
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    """A tiny BERT and a Llama, and a file of texts whose label is whether 'good' or 'bad' is in them."""
-    folder = tmp_path_factory.mktemp("work")
-    save_tiny_model(folder / "bert", "bert")
-    save_tiny_model(folder / "llama", "llama")
-    random = np.random.default_rng(0)
-    rows = ["text,label"]
-    for number in range(160):
-        words = list(random.choice(WORDS[2:], size=random.integers(3, 12)))
-        words.insert(int(random.integers(len(words))), WORDS[number % 2])
-        rows.append(f"{' '.join(words)},{('yes', 'no')[number % 2]}")
-    (folder / "texts.csv").write_text("\n".join(dict.fromkeys(rows)) + "\n")
-    return folder
-
-
-def run(*arguments):
-    return CliRunner().invoke(main, ["train", *map(str, arguments)])
-
-
-def flags(work, output, *more):
-    start = ["--model", work / "bert", "--dataset", work / "texts.csv", "--output", output, "--precision", "fp32"]
-    return [*start, "--epochs", 4, "--global-batch-size", 16, "--set", "training.log_every=2", *more]
 
 
 def losses(folder):
@@ -280,50 +253,3 @@ def test_a_loss_that_is_no_number_stops_the_run_with_a_sentence(work):
     done = run(*flags(work, work / "nan", "--method", "full", "--learning-rate", 1e30))
     assert done.exit_code == 9
     assert "lower optimizer.learning_rate" in done.output
-
-
-FAULTS = [
-    (["--method", "lra"], "lra"),
-    (["--task", "regression"], "regression"),
-    (["--epochs", "many"], "many"),
-    (["--epochs", "-1"], "greater than 0"),
-    (["--set", "training.epoch=1"], "did you mean 'epochs'"),
-    (["--set", "trainer.epochs=1"], "did you mean 'training'"),
-    (["--set", "training"], "has no '='"),
-    (["--set", "training.seed=[1"], "no valid YAML"),
-    (["--set", "method.name=lorra"], "unknown method 'lorra'"),
-    (["--set", "method.rank=0"], "method.rank=0"),
-    (["--method", "full", "--rank", "4"], "unknown key 'method.rank'"),
-    (["--micro-batch-size", "4", "--micro-batch-tokens", "64"], "both cut the batch"),
-    (["--micro-batch-tokens", "4"], "below the longest sequence"),
-    (["--precision", "fp16"], "fp16 on a CPU"),
-    (["--precision", "fp8"], "fp8"),
-    (["--engine", "plain", "--zero-stage", "2"], "ZeRO, offload and templates are DeepSpeed's"),
-    (["--engine", "deepspeed", "--zero-stage", "0"], "stage 0 partitions nothing"),
-    (["--zero-stage", "2", "--offload-parameters", "cpu"], "needs zero_stage=3"),
-    (["--zero-stage", "3", "--offload-optimizer", "nvme"], "needs nvme_path"),
-    (["--zero-stage", "2", "--optimizer", "adamw_8bit"], "plain engine only"),
-    (["--ds-config", "zero9"], "no DeepSpeed template"),
-    (["--gradient-checkpointing", "some"], "no share of the layers"),
-    (["--gradient-checkpointing", "1.5"], "less than or equal to 1"),
-    (["--config", "absent.yaml"], "cannot read absent.yaml"),
-    (["--preset", "nothing"], "nothing"),
-    (["--resume", "absent"], "cannot read"),
-    (["--dataset", "absent.csv"], "absent.csv"),
-    (["--label-column", "lable"], "lable"),
-    (["--text-column", "txt"], "txt"),
-    (["--model", "./absent"], "no model at"),
-    (["--target", "c_fc"], "no linear module is called 'c_fc'"),
-    (["--output", "/dev/null/x"], "cannot make the result folder"),
-    (["--target", "query", "--set", "method.layers=[9]"], "the targets lie in layers 0 to 1"),
-]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"), FAULTS, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
-)
-def test_a_mistake_is_one_sentence_and_a_non_zero_exit(arguments, sentence, work, tmp_path):
-    done = run(*flags(work, tmp_path / "out", *arguments))
-    assert done.exit_code not in (0, 1), done.output
-    assert sentence in " ".join(done.output.split())
-    assert "Traceback" not in done.output
