@@ -16,6 +16,8 @@ from pathlib import Path
 from ftkit.units import format_seconds
 
 _POLL_SECONDS = 1.0
+_LOADING_SECONDS = 3.0
+"""A lock that is held for longer is a compilation; what is compiled already is locked while it loads."""
 _NETWORK = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "afs", "9p", "fuse")
 """File systems on which another machine may hold a lock, by the beginnings of their names."""
 
@@ -24,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def watched_compiling(every_seconds: float = 60.0) -> Iterator[None]:
-    """While the block runs, log what is compiled, when it begins and each minute, and remove locks of the dead.
+    """While the block runs, log what is compiled, soon after it begins and each minute, and remove locks of the dead.
 
     A lock is of the dead when no process of this machine has it open, as its owner does until it is done. Where another
     machine or another user may hold it, it stays, and the log says how to be rid of it.
@@ -68,7 +70,7 @@ class _Watch:
                 _log.warning("removed %s, which a compilation that was killed had left", lock)
             return
         begun = self.begun.setdefault(number, now)
-        if number in self.said and now - self.said[number] < self.every_seconds:
+        if now - self.said.get(number, begun - self.every_seconds + _LOADING_SECONDS) < self.every_seconds:
             return
         since = f", since {format_seconds(now - begun)}" if number in self.said else ""
         self.said[number] = now

@@ -25,6 +25,7 @@ time.sleep(float(sys.argv[2]))
 def lock(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setattr(compiling, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(compiling, "_LOADING_SECONDS", 0.1)
     monkeypatch.setattr(compiling, "_NETWORK", ())
     (tmp_path / "shm_comm").mkdir()
     return tmp_path / "shm_comm" / "lock"
@@ -64,6 +65,17 @@ def test_the_lock_of_a_compilation_at_work_stays_and_what_it_compiles_is_said_ag
     first, second = (record.getMessage() for record in caplog.records[:2])
     assert first == "compiling DeepSpeed's shm_comm; later starts need not"
     assert second.startswith("compiling DeepSpeed's shm_comm, since 0.")
+
+
+def test_what_is_only_loaded_is_not_called_compiling(lock, caplog, monkeypatch):
+    monkeypatch.setattr(compiling, "_LOADING_SECONDS", 30.0)
+    child = start(lock)
+    wait_until(lock.exists)
+    with compiling.watched_compiling():
+        time.sleep(0.5)
+    child.kill()
+    child.wait()
+    assert not caplog.records
 
 
 def test_a_lock_on_a_disk_of_several_machines_stays_and_the_cure_is_said(lock, caplog, monkeypatch):
