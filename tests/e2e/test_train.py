@@ -181,6 +181,17 @@ def test_weights_and_moments_on_a_disk_give_the_losses_of_the_plain_engine(work)
     assert losses(work / "on-disk") == pytest.approx(losses(work / "in-memory"), rel=1e-5)  # CPU Adam fuses its sums
 
 
+@pytest.mark.parametrize("stops", [1, 2])
+def test_a_run_that_stops_early_stops_at_the_validation_that_was_one_too_many(stops, work):
+    more = ["--early-stopping-patience", stops, "--learning-rate", 0.5, "--eval-every", 2]
+    done = run(*flags(work, work / f"early-{stops}", *more))
+    assert done.exit_code == 0, done.output
+    record = read_record(work / f"early-{stops}")
+    validations = [line.step for line in record.evaluations if line.split == "validation"]
+    assert record.result.num_steps == validations[-1]
+    assert validations.index(record.result.best_step) == len(validations) - 1 - stops
+
+
 def test_training_stops_early_and_keeps_the_best_model(work):
     done = run(*flags(work, work / "early", "--early-stopping-patience", 1, "--learning-rate", 0.5, "--eval-every", 2))
     assert done.exit_code == 0, done.output
@@ -236,6 +247,21 @@ def test_a_tracker_whose_package_is_missing_stops_before_anything_trains(work):
     assert "pip install clearml" in done.output
     assert "Traceback" not in done.output
     assert not (work / "untracked").exists()
+
+
+@pytest.mark.parametrize("preset", ["gpt2-feature-extraction", "gpt2-lora-mlp", "gpt2-lora-wished"])
+def test_a_preset_of_gpt2_runs_on_a_tiny_one(preset, work):
+    """Conv1D and all; fp16 is refused on a CPU, so that one preset gets another precision."""
+    more = ["--model", work / "gpt2", "--dataset", work / "texts.csv", "--precision", "fp32"]
+    done = run("--preset", preset, *more, "--output", work / preset)
+    assert done.exit_code == 0, done.output
+    record = read_record(work / preset)
+    assert (
+        record.result.num_steps
+        == record.run.num_steps
+        == 5 * -(-128 // record.run.config["batch"]["global_batch_size"])
+    )
+    assert ("500 of" in done.output) == (preset != "gpt2-lora-wished")  # a warm-up longer than the run is warned of
 
 
 def test_json_prints_the_record_and_nothing_else(work):
