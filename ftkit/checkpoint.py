@@ -20,7 +20,7 @@ from ftkit.errors import CheckpointError
 
 WEIGHTS, MOMENTS, STATE = "trainable.safetensors", "optimizer.safetensors", "state.json"
 _KEPT = 2
-_ELSEWHERE = "choose another output.folder"
+_ELSEWHERE = "choose another output.folder; the last checkpoint that is there goes on with --resume"
 
 
 class TrainingState(BaseModel):

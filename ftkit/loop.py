@@ -103,7 +103,7 @@ def _train(job: Job, record: _Recorder, started: float, *, resume: bool) -> RunR
     if not job.process.is_main:
         return RunRecord(run=run, result=result)
     whole = read_record(job.folder)
-    results.write_card(job.folder, job.config, whole, job.data.label_names)
+    results.write_card(job.folder, job.config, whole, job.data.label_names, job.tokenizer.pad_token_id)
     if record.reporter:
         record.reporter.finish(whole, job.folder)
     return whole

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
@@ -18,6 +19,7 @@ from ftkit.plan.predict import RUNTIME_BYTES
 from ftkit.records import read_record
 from tests.e2e.command import flags, run
 from tests.helpers import WORDS
+from tests.made_gguf import write_gguf
 
 pytestmark = pytest.mark.e2e
 
@@ -55,6 +57,24 @@ def test_the_saved_model_predicts_with_plain_peft_what_the_record_says(trained, 
     texts = ["good film", "bad film", "the plot of one good actor", "not a bad scene"]
     found = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.argmax(-1).tolist()
     assert found == [1, 0, 1, 0]  # label names are sorted: no, yes
+
+
+@pytest.mark.parametrize(
+    ("method", "family"), [("lora", "gpt2"), ("qlora", "gpt2"), ("qlora", "bert"), ("full", "llama")]
+)
+def test_the_program_on_the_card_loads_the_model_as_it_was_scored(method, family, work, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    done = run(*flags(work, folder, "--model", work / family, "--method", method, "--learning-rate", 0.01))
+    assert done.exit_code == 0, done.output
+    assert read_record(folder).last_evaluation("test").accuracy > 0.9
+    program = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    exec(program, names)
+    texts = ["good film", "bad film", "the plot of one good actor", "not a bad scene"]  # of three lengths, so padded
+    model = names["model"].eval()
+    found = model(**names["tokenizer"](texts, padding=True, return_tensors="pt")).logits.argmax(-1).tolist()
+    assert [model.config.id2label[number] for number in found] == ["yes", "no", "yes", "no"]
 
 
 def test_the_scores_are_those_of_scikit_learn(trained):
@@ -211,6 +231,26 @@ def test_a_language_model_trains_on_completions_and_reports_its_perplexity(work)
     done = run(*arguments, *settings, "--method", "full", "--learning-rate", 0.01)
     assert done.exit_code == 0, done.output
     assert read_record(work / "lm").last_evaluation("validation").perplexity < 1.5
+
+
+@pytest.mark.parametrize("task", ["causal-lm", "sequence-classification"])
+def test_a_gguf_file_trains_and_its_adapter_loads_plainly(task, work, tmp_path, monkeypatch):
+    from gguf import GGMLQuantizationType
+    from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
+
+    monkeypatch.setenv("FTKIT_CACHE", str(tmp_path / "cache"))
+    write_gguf(tmp_path / "tiny.gguf", GGMLQuantizationType.Q8_0)
+    more = ["--model", tmp_path / "tiny.gguf", "--task", task, "--max-steps", 4, "--max-length", 32]
+    done = run(*flags(work, tmp_path / "out", *more))
+    assert done.exit_code == 0, done.output
+    assert done.output.count("converting tiny.gguf") == 1
+    kind = AutoPeftModelForCausalLM if task == "causal-lm" else AutoPeftModelForSequenceClassification
+    extra = {} if task == "causal-lm" else {"num_labels": 2}
+    model = kind.from_pretrained(tmp_path / "out" / "model", **extra)
+    assert str(tmp_path / "cache") in model.peft_config["default"].base_model_name_or_path
+    again = run(*flags(work, tmp_path / "again", *more))
+    assert "converting" not in again.output
+    assert losses(tmp_path / "again") == losses(tmp_path / "out")
 
 
 def figures_of(file):
