@@ -40,6 +40,9 @@ class Reporter(Protocol):
     def start(self, run: RunLine, folder: Path) -> None:
         """Training begins."""
 
+    def advance(self, step: int) -> None:
+        """A step was taken; its figures have not been read."""
+
     def step(self, line: StepLine, peak_bytes: int | None) -> None:
         """A step was logged."""
 

@@ -124,6 +124,8 @@ def _run_steps(job: Job, progress: Progress, record: _Recorder) -> Any:
         progress.step, progress.epoch = batch.step, batch.epoch
         is_end = batch.step == job.num_steps
         window.add(job.data.train, batch)
+        if record.reporter:
+            record.reporter.advance(batch.step)
         if is_end or batch.step % training.log_every == 0:
             _log_step(job, progress, record, result, window)
         if is_end or _is_due(batch, training.eval_every):

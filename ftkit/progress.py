@@ -50,6 +50,11 @@ class ConsoleReporter:
             self._task = self._bar.add_task("", total=run.num_steps, figures="starting")
             self._bar.start()
 
+    def advance(self, step: int) -> None:
+        """Move the live line on, which else would stand still between two steps that are logged."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
     def step(self, line: StepLine, peak_bytes: int | None) -> None:
         """Show a logged step."""
         figures = (

@@ -53,6 +53,9 @@ class TrackerReporter:
             tracker.store_init_configuration({key: _plain(value) for key, value in flat(run.config).items()})
             self._trackers.append(tracker)
 
+    def advance(self, step: int) -> None:
+        """Do nothing: a step that is not logged has no figures."""
+
     def step(self, line: StepLine, peak_bytes: int | None) -> None:
         """Send the figures of a step."""
         figures = _figures("train", line)

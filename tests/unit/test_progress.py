@@ -39,6 +39,16 @@ def test_a_step_shows_loss_rate_speed_peak_and_time_left(shown, record):
     assert ("left" in text) != is_terminal  # the live line counts the time down as a clock
 
 
+def test_the_live_line_moves_on_between_steps_that_are_logged(record, tmp_path):
+    reporter = ConsoleReporter(Console(file=io.StringIO(), force_terminal=True, width=200))
+    reporter.start(record.run, tmp_path)
+    reporter.step(record.steps[0], None)
+    reporter.advance(record.steps[0].step + 3)
+    assert reporter._bar.tasks[0].completed == record.steps[0].step + 3
+    assert f"loss {record.steps[0].loss:.4f}" in reporter._bar.tasks[0].fields["figures"]
+    reporter.close()
+
+
 def test_only_a_terminal_is_sent_control_sequences(shown):
     is_terminal, text = shown
     assert ("\x1b[" in text) == is_terminal
