@@ -101,7 +101,7 @@ def test_two_ranks_of_zero_2_that_are_killed_go_on_alone_on_the_plain_engine(wor
     assert done.exit_code == 0, done.output
     assert read_record(folder).run.engine == "plain"
     # fp32; two ranks sum in another order, and 32 updates by Adam carry that on.
-    assert losses(folder) == pytest.approx(whole, rel=1e-4)
+    assert losses(folder) == pytest.approx(whole, rel=1e-5)
 
 
 def test_one_process_that_is_killed_goes_on_as_two_ranks_of_zero_3(work, whole, tmp_path):
@@ -112,7 +112,7 @@ def test_one_process_that_is_killed_goes_on_as_two_ranks_of_zero_3(work, whole, 
     finish([*torchrun(2), "--resume", folder, "--zero-stage", 3], folder)
     record = read_record(folder)
     assert (record.run.engine, record.run.world_size) == ("deepspeed", 2)
-    assert losses(folder) == pytest.approx(whole, rel=1e-4)
+    assert losses(folder) == pytest.approx(whole, rel=1e-5)
 
 
 def test_a_launcher_and_deepspeed_say_nothing_of_their_own(work, tmp_path):
