@@ -5,10 +5,8 @@ draws are seeded by the step and the data order by the epoch, so no generator ne
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ftkit.errors import CheckpointError, DeviceError
+from ftkit.disk import written_aside
+from ftkit.errors import CheckpointError
 
 WEIGHTS, MOMENTS, STATE = "trainable.safetensors", "optimizer.safetensors", "state.json"
 _KEPT = 2
+_ELSEWHERE = "choose another output.folder; the last checkpoint that is there goes on with --resume"
 
 
 class TrainingState(BaseModel):
@@ -59,7 +59,7 @@ def save_checkpoint(folder: Path, state: TrainingState, weights: Tensors, moment
         DeviceError: the disk is full or not writable.
     """
     target = folder / f"step-{state.step:08d}"
-    with _written_aside(target) as aside:
+    with written_aside(target, _ELSEWHERE) as aside:
         save_file(dict(weights), aside / WEIGHTS)
         save_file(dict(moments), aside / MOMENTS)
         (aside / STATE).write_text(state.model_dump_json(indent=2), encoding="utf-8")
@@ -70,7 +70,7 @@ def save_checkpoint(folder: Path, state: TrainingState, weights: Tensors, moment
 
 def save_best(folder: Path, weights: Tensors) -> None:
     """Keep the weights of the best validation so far; raises as `save_checkpoint` does."""
-    with _written_aside(folder / "best") as aside:
+    with written_aside(folder / "best", _ELSEWHERE) as aside:
         save_file(dict(weights), aside / WEIGHTS)
 
 
@@ -136,35 +136,6 @@ def resumable_part(config: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("log_every", "eval_every", "checkpoint_every", "plan_first"):
         kept["training"].pop(key)
     return dict(kept)
-
-
-@contextmanager
-def _written_aside(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `target` when all of it is on the disk."""
-    aside = target.with_suffix(".tmp")
-    try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        yield aside
-        for file in (*aside.iterdir(), aside):
-            _flush(file)
-        old = target.with_suffix(".old")
-        if target.exists():
-            target.rename(old)
-        aside.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-        _flush(target.parent)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise DeviceError(f"cannot write {target}: {error}; free some space or choose another output.folder") from error
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import numpy as np
+
 from ftkit import checkpoint, results
 from ftkit.batching import GlobalBatch, check_cut, count_steps
 from ftkit.config import RunConfig
 from ftkit.data import PreparedData, TokenSplit, prepare_data
 from ftkit.distributed import ProcessContext, first_decides, resolve_precision
 from ftkit.engine import Engine, build_engine, wants_deepspeed
+from ftkit.gguf import as_safetensors
 from ftkit.meter import Meter, MeteredEngine
 from ftkit.model import build_model, check_positions, count_parameters, trainable_parameters
 from ftkit.plan.first import plan_first
@@ -36,6 +39,9 @@ class Reporter(Protocol):
 
     def start(self, run: RunLine, folder: Path) -> None:
         """Training begins."""
+
+    def advance(self, step: int) -> None:
+        """A step was taken; its figures have not been read."""
 
     def step(self, line: StepLine, peak_bytes: int | None) -> None:
         """A step was logged."""
@@ -96,6 +102,19 @@ class Progress:
     num_tokens: int = 0
     num_samples: int = 0
 
+    def speed(self) -> dict[str, Any]:
+        """Return the figures of a `Measurement` that time gives; none of a run that had no step left to take."""
+        seconds, timed = sum(self.step_seconds), self.step_seconds
+        if not timed:
+            return {}
+        return {
+            "step_seconds": float(np.median(timed)),
+            "step_seconds_spread": float(np.subtract(*np.percentile(timed, [75, 25]))),
+            "num_timed_steps": len(timed),
+            "tokens_per_second": self.num_tokens / seconds,
+            "samples_per_second": self.num_samples / seconds,
+        }
+
 
 class Window:
     """The steps since the last line of the log: their time and their tokens."""
@@ -128,9 +147,9 @@ class Window:
 def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, resume: bool = False) -> Job:
     """Load data and model and put them onto the engine; raises as `train_run` does."""
     note = reporter.note if process.is_main else _silent
-    meter = Meter(process.device)
     dtype = resolve_precision(config.model.precision, process.device)
-    source = resolve_source(config.model, config.task)
+    source = as_safetensors(resolve_source(config.model, config.task), note)
+    meter = Meter(process.device)
     tokenizer = load_tokenizer(source)
     own_labels = own_label_names(source) if config.task == "sequence-classification" else None
     data = prepare_data(config.data, config.task, tokenizer, config.training.seed, own_labels)

@@ -17,6 +17,7 @@ from ftkit.batching import GlobalBatch, collate, cut, global_batches
 from ftkit.config import RunConfig
 from ftkit.config_io import dump_config
 from ftkit.data import TokenSplit
+from ftkit.disk import explained_writing
 from ftkit.distributed import ProcessContext, joined, precision_name
 from ftkit.errors import CheckpointError, DivergedError, DoesNotFitError
 from ftkit.evaluate import evaluate
@@ -57,9 +58,10 @@ def train_run(config: RunConfig, process: ProcessContext, reporter: Reporter, *,
     started = time.perf_counter()
     with _explained_memory(config), joined(process):
         job = prepare(config, process, reporter, resume=resume)
-        log = RecordWriter(job.folder / results.RECORD) if process.is_main else None
-        record = _Recorder(log, reporter if process.is_main else None)
-        return _train(job, record, started, resume=resume)
+        with explained_writing(job.folder, f"then go on with --resume {job.folder}"):
+            log = RecordWriter(job.folder / results.RECORD) if process.is_main else None
+            record = _Recorder(log, reporter if process.is_main else None)
+            return _train(job, record, started, resume=resume)
 
 
 class _Recorder:
@@ -101,7 +103,7 @@ def _train(job: Job, record: _Recorder, started: float, *, resume: bool) -> RunR
     if not job.process.is_main:
         return RunRecord(run=run, result=result)
     whole = read_record(job.folder)
-    results.write_card(job.folder, job.config, whole, job.data.label_names)
+    results.write_card(job.folder, job.config, whole, job.data.label_names, job.tokenizer.pad_token_id)
     if record.reporter:
         record.reporter.finish(whole, job.folder)
     return whole
@@ -114,12 +116,16 @@ def _run_steps(job: Job, progress: Progress, record: _Recorder) -> Any:
     batches = global_batches(
         len(job.data.train), job.config.batch.global_batch_size, training.seed, job.num_steps, progress.step + 1
     )
-    window = Window()
+    window, patience = Window(), training.early_stopping_patience
     for batch in batches:
+        if patience is not None and progress.num_without_improvement >= patience:
+            return "stopped early"
         result = _take_step(job, batch)
         progress.step, progress.epoch = batch.step, batch.epoch
         is_end = batch.step == job.num_steps
         window.add(job.data.train, batch)
+        if record.reporter:
+            record.reporter.advance(batch.step)
         if is_end or batch.step % training.log_every == 0:
             _log_step(job, progress, record, result, window)
         if is_end or _is_due(batch, training.eval_every):
@@ -134,9 +140,6 @@ def _run_steps(job: Job, progress: Progress, record: _Recorder) -> Any:
                 window.close(progress)
             _save(job, progress)
             window = Window()
-        patience = training.early_stopping_patience
-        if patience is not None and progress.num_without_improvement >= patience and not is_end:
-            return "stopped early"
     return "completed"
 
 
@@ -221,8 +224,6 @@ def _resume(job: Job) -> Progress:
         raise CheckpointError(f"no checkpoint in {folder}; start without --resume")
     saved, weights, moments = checkpoint.load_checkpoint(found[-1])
     checkpoint.check_resumable(found[-1], saved, job.state(Progress()).config, job.data.fingerprint)
-    if saved.step >= job.num_steps:
-        raise CheckpointError(f"{found[-1]} is at the last step already, {saved.step} of {job.num_steps}")
     job.engine.load_trainable_state(weights)
     job.engine.load_optimizer_state(moments)
     return Progress(
@@ -236,17 +237,12 @@ def _resume(job: Job) -> Progress:
 
 def _measure(job: Job, progress: Progress) -> Measurement:
     device = job.engine.device
-    seconds = sum(progress.step_seconds)
     return Measurement(
         device=results.device_name(device),
         **memory_figures(gather(job.meter, job.process), device),
         num_parameters=job.num_parameters,
         num_trainable_parameters=job.num_trainable_parameters,
-        step_seconds=float(np.median(progress.step_seconds)),
-        step_seconds_spread=float(np.subtract(*np.percentile(progress.step_seconds, [75, 25]))),
-        num_timed_steps=len(progress.step_seconds),
-        tokens_per_second=progress.num_tokens / seconds,
-        samples_per_second=progress.num_samples / seconds,
+        **progress.speed(),
     )
 
 

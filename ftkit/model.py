@@ -192,12 +192,10 @@ def _load(config: RunConfig, source: Source, architecture: Any, dtype: torch.dty
             dtype=dtype,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            use_safetensors=True,
             **source.arguments,
-            **({} if source.gguf_file else {"use_safetensors": True}),
             **_attention(config.model),
         )
-    if source.gguf_file:
-        model = _forget_gguf(model, architecture, config.task)
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     missing = set(info["missing_keys"]) | mismatched
     if missing and not _classifies(model):
@@ -211,21 +209,6 @@ def _load(config: RunConfig, source: Source, architecture: Any, dtype: torch.dty
             f"{source.name} holds no weight of {type(model).__name__}; is its config.json of another model?"
         )
     return model.eval(), missing
-
-
-def _forget_gguf(model: Any, architecture: Any, task: Task) -> Any:
-    """Move dequantized weights into a fresh model: one loaded from GGUF believes that it is quantized."""
-    state = model.state_dict()
-    if hasattr(architecture, "quantization_config"):
-        del architecture.quantization_config
-    with torch.device("meta"):
-        fresh = _auto_class(task).from_config(architecture, dtype=model.dtype)
-    fresh.to_empty(device="cpu")
-    for name, buffer in model.named_buffers():
-        fresh.get_buffer(name).copy_(buffer)
-    fresh.load_state_dict(state, assign=True)
-    fresh.tie_weights()
-    return fresh
 
 
 def _train_head_only(model: nn.Module, head: tuple[str, ...]) -> nn.Module:

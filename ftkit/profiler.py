@@ -21,6 +21,7 @@ from ftkit.config import RunConfig
 from ftkit.counted import largest_at_peak, model_flops, phase_peaks, timeline
 from ftkit.distributed import ProcessContext, joined, precision_name, resolve_precision
 from ftkit.engine import Engine, build_engine, wants_deepspeed
+from ftkit.gguf import as_safetensors
 from ftkit.hardware import device_flops
 from ftkit.meter import Meter, MeteredEngine, gather, memory_figures
 from ftkit.model import build_model, count_parameters, set_training, trainable_parameters
@@ -38,7 +39,7 @@ from ftkit.plan.trace import (
     see_model,
 )
 from ftkit.records import LiveTensor, Measurement, MemoryBreakdown, Prediction, RecordWriter, ResultLine, RunLine
-from ftkit.source import load_config, load_tokenizer, resolve_source
+from ftkit.source import Source, load_config, load_tokenizer, resolve_source
 
 _COUNTED_STEPS = 2
 """The first step has no optimizer state yet; the second is like the rest."""
@@ -87,9 +88,10 @@ def profile_run(
         log = RecordWriter(folder / results.RECORD) if process.is_main else None
         if log:
             log.write(_run_line(config, process, folder, dtype, prediction, num_warmup + num_timed))
+        source = as_safetensors(resolve_source(config.model, config.task), lambda _: None)
         meter = Meter(process.device, every=1)
         shape = plan_shape(config, process.world_size)
-        engine, tape, counts = _count(config, process, dtype, shape, meter)
+        engine, tape, counts = _count(config, source, process, dtype, shape, meter)
         if log:
             log.write(timeline(tape, _COUNTED_STEPS, process.rank))
         counted = _summary(tape)
@@ -115,10 +117,9 @@ def profile_run(
 
 
 def _count(
-    config: RunConfig, process: ProcessContext, dtype: torch.dtype, shape: Shape, meter: Meter
+    config: RunConfig, source: Source, process: ProcessContext, dtype: torch.dtype, shape: Shape, meter: Meter
 ) -> tuple[Engine, Tape, tuple[int, int]]:
     """Build model and engine and run two steps, all under the recorder."""
-    source = resolve_source(config.model, config.task)
     names = [str(number) for number in range(NUM_LABELS)] if config.task == "sequence-classification" else None
     architecture = load_config(source, names, load_tokenizer(source).pad_token_id)
     model = build_model(config, source, architecture, dtype)

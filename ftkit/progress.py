@@ -50,11 +50,16 @@ class ConsoleReporter:
             self._task = self._bar.add_task("", total=run.num_steps, figures="starting")
             self._bar.start()
 
+    def advance(self, step: int) -> None:
+        """Move the live line on, which else would stand still between two steps that are logged."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
     def step(self, line: StepLine, peak_bytes: int | None) -> None:
         """Show a logged step."""
         figures = (
             f"loss {line.loss:.4f}  lr {line.learning_rate:.2e}  {format_count(line.tokens_per_second)} tokens/s  "
-            f"{'' if peak_bytes is None else format_bytes(peak_bytes)}"
+            f"{'' if peak_bytes is None else f'peak {format_bytes(peak_bytes)}'}"
         )
         if self._bar is not None:
             self._bar.update(self._task, completed=line.step, figures=figures)
@@ -84,6 +89,10 @@ class ConsoleReporter:
         self._console.print(table)
         for name, what in ((MODEL, "the model"), (RECORD, "all figures"), (CARD, "the model card")):
             self._console.print(f"{what}: {folder / name}", highlight=False, soft_wrap=True)
+        self._console.print(
+            f"next: the card says how to load the model; ftkit report {folder} OTHER sets it beside another run",
+            highlight=False, soft_wrap=True, markup=False,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Remove the live line, if there is one."""

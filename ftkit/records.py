@@ -261,13 +261,19 @@ class RecordWriter:
     """Append lines to a record as they happen, each flushed whole."""
 
     def __init__(self, path: Path) -> None:
-        """Open `path` for appending; its folder exists."""
-        self._file = path.open("a", encoding="utf-8")
+        """Open `path` for appending; its folder exists. A last line that was not written whole is ended."""
+        self._file = path.open("a+b", buffering=0)  # nothing is held back that a full disk would lose at the end
+        self._file.seek(max(path.stat().st_size - 1, 0))
+        if self._file.read() not in (b"", b"\n"):
+            self._append(b"\n")
 
     def write(self, line: Record) -> None:
         """Append one line."""
-        self._file.write(line.model_dump_json() + "\n")
-        self._file.flush()
+        self._append(line.model_dump_json().encode() + b"\n")
+
+    def _append(self, data: bytes) -> None:
+        while data:
+            data = data[self._file.write(data) :]
 
     def close(self) -> None:
         """Close the file."""

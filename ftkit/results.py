@@ -8,7 +8,9 @@ README.md       the model card
 report.html     the page of `ftkit report`
 """
 
+import json
 import shutil
+import tempfile
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,16 @@ from typing import Any
 import torch
 
 from ftkit import adapters
-from ftkit.config import DEMO, RunConfig
+from ftkit.config import DEMO, Lora, Qlora, RunConfig
 from ftkit.engine import Engine
-from ftkit.errors import ConfigError
-from ftkit.records import RunRecord, Scores
+from ftkit.errors import CheckpointError, ConfigError
+from ftkit.records import RunRecord, Scores, read_record
 from ftkit.units import format_bytes, format_count, format_seconds
 
 RECORD, CONFIG, CHECKPOINTS, MODEL, CARD = "record.jsonl", "config.yaml", "checkpoints", "model", "README.md"
 PAGE = "report.html"
+
+Labels = tuple[str, ...] | None
 
 
 def open_folder(config: RunConfig, *, is_resumed: bool) -> Path:
@@ -37,7 +41,8 @@ def open_folder(config: RunConfig, *, is_resumed: bool) -> Path:
         The folder.
 
     Raises:
-        ConfigError: another run has filled it, or it cannot be made.
+        ConfigError: another run has filled it, or it cannot be made or written to.
+        CheckpointError: the run that would go on is finished.
     """
     named = config.output.folder
     folder = Path(named) if named else _free_folder(config)
@@ -46,15 +51,18 @@ def open_folder(config: RunConfig, *, is_resumed: bool) -> Path:
         raise ConfigError(
             f"{folder} holds a run; go on with --resume {folder}, empty it with --overwrite, or name another"
         )
+    if is_resumed and holds_run and read_record(folder).result is not None:
+        raise CheckpointError(f"the run in {folder} is finished; start another, with another --output")
     try:
         if holds_run and not is_resumed:
             for name in (RECORD, CONFIG, CHECKPOINTS, MODEL, CARD, PAGE):
                 path = folder / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ConfigError(
-            f"cannot make the result folder {folder}: {error.strerror}; name another with --output"
+            f"cannot write to the result folder {folder}: {error.strerror}; name another with --output"
         ) from None
     return folder
 
@@ -80,7 +88,7 @@ def save_model(engine: Engine, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
-def write_card(folder: Path, config: RunConfig, record: RunRecord, label_names: tuple[str, ...] | None) -> None:
+def write_card(folder: Path, config: RunConfig, record: RunRecord, label_names: Labels, pad_token_id: int) -> None:
     """Write the model card: what it is, how it scores, how to load it.
 
     Args:
@@ -88,6 +96,7 @@ def write_card(folder: Path, config: RunConfig, record: RunRecord, label_names: 
         config: the run.
         record: its figures so far.
         label_names: the classes, or None.
+        pad_token_id: the tokenizer's.
     """
     lines = [
         f"# {folder.name}",
@@ -108,7 +117,7 @@ def write_card(folder: Path, config: RunConfig, record: RunRecord, label_names: 
         *(f"- {name}: {value}" for name, value in summary_rows(record)),
         "",
         "```python",
-        *_loading(config),
+        *_loading(folder, config, record, label_names, pad_token_id),
         "```",
     ]
     (folder / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -160,17 +169,42 @@ def _free_folder(config: RunConfig) -> Path:
     )
 
 
-def _loading(config: RunConfig) -> list[str]:
+def _loading(folder: Path, config: RunConfig, record: RunRecord, label_names: Labels, pad_token_id: int) -> list[str]:
+    """Return a program that loads the model as it was scored; transformers keeps all of it, PEFT the adapter alone."""
     task = "SequenceClassification" if config.task == "sequence-classification" else "CausalLM"
-    kind = "AutoPeftModelFor" if config.method.name in ("lora", "qlora") else "AutoModelFor"
-    library = "peft" if kind.startswith("AutoPeft") else "transformers"
+    is_adapted = isinstance(config.method, Lora)
+    kind = f"AutoPeftModelFor{task}" if is_adapted else f"AutoModelFor{task}"
+    given, imports = [], []
+    if is_adapted and label_names is not None:
+        given += [f"id2label={dict(enumerate(label_names))}", f"pad_token_id={pad_token_id}"]
+    if isinstance(config.method, Qlora):
+        imports = ["import torch", "from transformers import BitsAndBytesConfig"]
+        given.append(_quantization(folder, config.method, record.run.precision))
     return [
-        f"from {library} import {kind}{task}",
+        *imports,
+        f"from {'peft' if is_adapted else 'transformers'} import {kind}",
         "from transformers import AutoTokenizer",
         "",
-        f'model = {kind}{task}.from_pretrained("{MODEL}")',
+        f"model = {kind}.from_pretrained(",
+        f'    "{MODEL}",',
+        *(f"    {argument}," for argument in given),
+        ")",
         f'tokenizer = AutoTokenizer.from_pretrained("{MODEL}")',
     ]
+
+
+def _quantization(folder: Path, method: Qlora, precision: str) -> str:
+    """Return the argument that packs the frozen weights as they were packed in training: the head stays whole."""
+    adapter = json.loads((folder / MODEL / "adapter_config.json").read_text(encoding="utf-8"))
+    dtype = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision]
+    settings = [
+        "load_in_4bit=True",
+        f'bnb_4bit_quant_type="{method.quantization}"',
+        f"bnb_4bit_use_double_quant={method.double_quantization}",
+        f"bnb_4bit_compute_dtype=torch.{dtype}",
+        f"llm_int8_skip_modules={[*(adapter['modules_to_save'] or []), 'lm_head']}",
+    ]
+    return f"quantization_config=BitsAndBytesConfig({', '.join(settings)})"
 
 
 def versions() -> dict[str, str]:

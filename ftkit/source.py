@@ -92,6 +92,8 @@ def load_tokenizer(source: Source) -> Any:
 
     with explained_loading(source, "a tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source.name, **source.arguments)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without a tokenizer
+        raise ModelError(f"{source.name} has no tokenizer, or one without words; save the model's own there")
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token

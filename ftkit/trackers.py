@@ -1,11 +1,10 @@
 """Sends a run's figures to experiment trackers; the only importer of accelerate, whose tracker classes do it."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from ftkit.config import Tracker
 from ftkit.config_io import flat
@@ -25,12 +24,9 @@ def check_trackers(names: Sequence[Tracker]) -> None:
     Raises:
         DependencyError: the package of one is not installed.
     """
+    available = {str(name) for name in get_available_trackers()}
     for name in names:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # A folder that nothing is written to: without one, those that log to files are refused.
-            found = filter_trackers([name], logging_dir=".")
-        if not found:
+        if name not in available:
             raise DependencyError(f"--tracker {name} needs its package, which is not installed: pip install {name}")
 
 
@@ -56,6 +52,9 @@ class TrackerReporter:
             tracker.start()
             tracker.store_init_configuration({key: _plain(value) for key, value in flat(run.config).items()})
             self._trackers.append(tracker)
+
+    def advance(self, step: int) -> None:
+        """Do nothing: a step that is not logged has no figures."""
 
     def step(self, line: StepLine, peak_bytes: int | None) -> None:
         """Send the figures of a step."""

@@ -147,11 +147,13 @@ def quieten() -> None:
 
     if os.environ.get("FTKIT_VERBOSE"):
         return
-    os.environ.setdefault("DS_ACCELERATOR_QUIET", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", module=r"deepspeed|torch\.distributed")
     for name in ("bitsandbytes", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # A filter: importing DeepSpeed, which transformers does too, sets its level anew and already has something to say.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

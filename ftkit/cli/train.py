@@ -10,6 +10,7 @@ from rich.console import Console
 
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
 from ftkit.distributed import ProcessContext
+from ftkit.errors import ConfigError
 from ftkit.hub import work_offline_if_unreachable
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def train(  # one parameter a flag
         process = ProcessContext.from_environment()
     with user_errors(process.rank):
         if resume is not None:
+            _check_resumed(resume)
             flags["file"] = flags["file"] or resume / "config.yaml"
             flags["output__folder"] = str(resume)
         if overwrite:
@@ -65,6 +67,12 @@ def train(  # one parameter a flag
             reporter.note(f"the report: {write_run_page(reporter.folder)}")
         if as_json and process.is_main:
             sys.stdout.write(record.model_dump_json() + "\n")
+
+
+def _check_resumed(folder: Path) -> None:
+    """Refuse a folder that no run has begun in."""
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"--resume {folder}: no run has begun there (no config.yaml); give the folder of its results")
 
 
 def _tracking(config: "RunConfig") -> Iterator[Any]:

@@ -2,9 +2,7 @@
 
 import contextlib
 import io
-import logging
 import os
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +15,7 @@ from ftkit.config import OptimizerConfig, RunConfig
 from ftkit.distributed import ProcessContext, precision_name, rendezvous
 from ftkit.ds_config import Sizes, deepspeed_dict
 from ftkit.engine import Tensors
+from ftkit.engine.compiling import watched_compiling
 from ftkit.errors import ConfigError, DependencyError, DeviceError
 from ftkit.model import trainable_parameters
 from ftkit.optim import build_optimizer, parameter_groups
@@ -44,7 +43,8 @@ class DeepSpeedEngine:
         self.settings = deepspeed_dict(config, precision_name(dtype), process.world_size, self.device.type, sizes)
         self._is_partitioned = self.settings["zero_optimization"]["stage"] == 3
         _forget_ended_groups(deepspeed)
-        with _explained(), _hushed():
+        watch = watched_compiling() if process.local_rank == 0 else contextlib.nullcontext()
+        with _explained(), _hushed(), watch:
             if self._is_partitioned:
                 deepspeed.init_distributed(dist_init_required=False)  # Init asks it for the number of ranks
                 # One weight after another goes to its owners, so that no device ever holds the model whole.
@@ -234,20 +234,11 @@ def _whole(value: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
 
 
 def _import() -> Any:
-    """Import DeepSpeed with its chatter turned down; FTKIT_VERBOSE=1 leaves it as it is."""
-    if not os.environ.get("FTKIT_VERBOSE"):
-        # A filter: the level is set anew by the import, which already has something to say.
-        logging.getLogger("DeepSpeed").addFilter(_is_error)
-        warnings.filterwarnings("ignore", module=r"deepspeed|torch\.distributed")
     try:
         import deepspeed
     except ImportError as error:
         raise DependencyError(f"ZeRO needs DeepSpeed ({error}): pip install deepspeed") from None
     return deepspeed
-
-
-def _is_error(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR
 
 
 @contextlib.contextmanager

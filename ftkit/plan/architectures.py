@@ -125,12 +125,13 @@ def _from_table(key: str) -> Any:
 def _from_folder_or_hub(config: RunConfig) -> Any:
     from transformers import AutoConfig
 
+    from ftkit.gguf import if_converted
     from ftkit.source import resolve_source
 
     name = config.model.name
     if name.endswith("config.json") and Path(name).is_file():
         return AutoConfig.from_pretrained(Path(name).parent)
-    source = resolve_source(config.model, config.task)
+    source = if_converted(resolve_source(config.model, config.task))
     try:
         return AutoConfig.from_pretrained(source.name, **source.arguments)
     except (OSError, ValueError) as error:

@@ -41,13 +41,13 @@ def cases() -> list[dict[str, Any]]:
         for method in ("lora", "qlora")
         for stage in (0, 2, 3)
     ]
-    offload = ["engine.offload_optimizer=cpu"]
-    both = [*offload, "engine.offload_parameters=cpu"]
-    for stage, settings in ((1, offload), (2, offload), (3, offload), (3, both)):
-        for method in ("lora", "full"):
-            found.append(
-                {"model": "gpt2", "method": method, "stage": stage, "dtype": "fp32", "settings": settings, **classify}
-            )
+    moments, weights = ["engine.offload_optimizer=cpu"], ["engine.offload_parameters=cpu"]
+    found += [
+        {"model": "gpt2", "method": method, "stage": stage, "dtype": dtype, "settings": settings, **classify}
+        for stage, settings in ((1, moments), (2, moments), (3, moments), (3, weights), (3, [*moments, *weights]))
+        for method in ("lora", "qlora", "full")
+        for dtype in (("fp32", "bf16") if method == "qlora" else ("fp32",))
+    ]
     found += [{"model": "gpt2", "method": "lora", "stage": stage, "dtype": "fp16", **classify} for stage in (1, 2, 3)]
     checkpointing = ["model.gradient_checkpointing=1"]
     found.append(

@@ -169,3 +169,15 @@ def test_planned_and_observed_share_the_fields_of_figures():
 def test_the_parts_of_a_peak_add_up(parts):
     breakdown = MemoryBreakdown(**dict(zip(MemoryBreakdown.model_fields, parts, strict=True)))
     assert breakdown.total_bytes == sum(parts)
+
+
+@pytest.mark.parametrize("kept", [1, 10, -1])
+def test_a_line_that_was_cut_short_does_not_swallow_what_is_appended(kept, tmp_path):
+    path = write(tmp_path / "record.jsonl", RUN, step_line(1))
+    whole = path.read_bytes()
+    start = whole.index(b"\n") + 1
+    path.write_bytes(whole[:start] + whole[start:][:kept])
+    write(path, step_line(1, loss=2.0), RESULT)
+    record = read_record(path)
+    assert [line.loss for line in record.steps][-1] == 2.0
+    assert record.result == RESULT

@@ -1,0 +1,16 @@
+"""`ftkit train` as a user types it."""
+
+from click.testing import CliRunner
+
+from ftkit.cli import main
+
+
+def run(*arguments):
+    """Run `ftkit train` in this process."""
+    return CliRunner().invoke(main, ["train", *map(str, arguments)])
+
+
+def flags(work, output, *more):
+    """Return the flags of a run of some seconds; what comes later wins."""
+    start = ["--model", work / "bert", "--dataset", work / "texts.csv", "--output", output, "--precision", "fp32"]
+    return [*start, "--epochs", 4, "--global-batch-size", 16, "--set", "training.log_every=2", *more]
