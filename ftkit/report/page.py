@@ -64,6 +64,7 @@ def html_page(runs: Sequence[Run], title: str = "ftkit report", budget_bytes: in
         scales=_scales(runs, columns),
         shared=shared_words(runs[0], shared) if shared else "",
         runs=runs,
+        names=names,
         contest=contest_cells(lines) if lines else None,
         contest_markdown=comparison_markdown(lines) if lines else "",
         contest_latex=comparison_latex(lines) if lines else "",
