@@ -70,11 +70,11 @@ def parse_axis(text: str, short: Mapping[str, str] | None = None) -> list[Settin
     return places
 
 
-def read_axes(tree: Mapping[str, Any], short: Mapping[str, str] | None = None) -> list[list[Settings]]:
+def read_axes(tree: object, short: Mapping[str, str] | None = None) -> list[list[Settings]]:
     """Read the axes of a sweep file.
 
     Args:
-        tree: key to a list of values; `configurations` to a list of mappings, each a place on one axis.
+        tree: key to a list of values; `configurations`, or the whole, a list of mappings, each a place on one axis.
         short: other names of keys.
 
     Returns:
@@ -83,6 +83,12 @@ def read_axes(tree: Mapping[str, Any], short: Mapping[str, str] | None = None) -
     Raises:
         ConfigError: an unknown key, or something that is no list.
     """
+    if isinstance(tree, list):
+        tree = {"configurations": tree}
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            "sweep file: write keys with lists of values, such as method: [lora, full], or a list of both"
+        )
     axes = []
     for key, values in tree.items():
         if not isinstance(values, list) or not values:

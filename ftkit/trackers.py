@@ -1,11 +1,11 @@
 """Sends a run's figures to experiment trackers; the only importer of accelerate, whose tracker classes do it."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import LoggerType
 
 from ftkit.config import Tracker
 from ftkit.config_io import flat
@@ -26,11 +26,7 @@ def check_trackers(names: Sequence[Tracker]) -> None:
         DependencyError: the package of one is not installed.
     """
     for name in names:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # A folder that nothing is written to: without one, those that log to files are refused.
-            found = filter_trackers([name], logging_dir=".")
-        if not found:
+        if LoggerType(name) not in get_available_trackers():
             raise DependencyError(f"--tracker {name} needs its package, which is not installed: pip install {name}")
 
 

@@ -13,7 +13,7 @@ from ftkit.axes import Settings, Trial, make_trials, parse_axis, read_axes
 from ftkit.cli.options import config_options, quieten, short_names, user_errors
 from ftkit.cli.sweep_progress import SweepProgress
 from ftkit.config import RunConfig
-from ftkit.config_io import load_config, read_yaml
+from ftkit.config_io import load_config, load_yaml
 from ftkit.distributed import ProcessContext
 from ftkit.errors import ConfigError, FtkitError
 from ftkit.hub import work_offline_if_unreachable
@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     "world_size is the number of ranks.",
 )
 @click.option(
-    "--sweep-file", type=click.Path(path_type=Path), help="Axes from YAML: each key with a list, or `configurations`."
+    "--sweep-file",
+    type=click.Path(path_type=Path),
+    help="Axes from YAML: each key with a list, or a list of configurations.",
 )
 @click.option(
     "--steps", default=5, show_default=True, type=click.IntRange(1), help="Timed steps of each configuration."
@@ -105,7 +107,7 @@ def profile(  # noqa: PLR0913  # one parameter is one flag
 
 def _axes(sweeps: tuple[str, ...], sweep_file: Path | None) -> list[list[Settings]]:
     short = short_names()
-    from_file = read_axes(read_yaml(sweep_file), short) if sweep_file else []
+    from_file = read_axes(load_yaml(sweep_file), short) if sweep_file else []
     return [*from_file, *(parse_axis(text, short) for text in sweeps)]
 
 

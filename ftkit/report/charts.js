@@ -37,7 +37,7 @@
       font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: css("--ink") },
       margin: { l: 56, r: 18, t: 18, b: 48 },
       hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { color: css("--ink") }, align: "left" },
-      legend: { x: 1.01, y: 1 }, height: narrow() ? 400 : 460, ...more,
+      legend: { x: 1.01, y: 1, traceorder: "grouped" }, height: narrow() ? 400 : 460, ...more,
     };
   }
 
@@ -48,7 +48,7 @@
     const plot = 300;
     made.margin = { ...made.margin, b: 62 + 21 * rows };
     made.height = made.margin.t + plot + made.margin.b;
-    made.legend = { orientation: "h", x: 0, yref: "container", y: 0.01, yanchor: "bottom" };
+    made.legend = { orientation: "h", x: 0, yref: "container", y: 0.01, yanchor: "bottom", traceorder: "grouped" };
     return made;
   }
 

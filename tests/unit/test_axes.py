@@ -50,6 +50,10 @@ def test_a_file_says_the_same_as_flags_and_takes_a_list_of_configurations():
     from_file = read_axes({"rank": [4, 16], "model.gradient_checkpointing": ["none", "all"]}, short_names())
     from_flags = [parse_axis(text, short_names()) for text in ("rank=4,16", "gradient-checkpointing=none,all")]
     assert [t.config for t in make_trials(from_file, build)] == [t.config for t in make_trials(from_flags, build)]
+    places = [{"rank": 4, "gradient-checkpointing": "all"}, {"method": "full", "zero-stage": 2}]
+    found = make_trials(read_axes(places, short_names()), build)
+    assert [(t.config.method.name, t.config.engine.zero_stage) for t in found] == [("lora", None), ("full", 2)]
+    assert found == make_trials(read_axes({"configurations": places}, short_names()), build)
     listed = read_axes({"method": ["lora", "full"], "configurations": [{"training.seed": 1}, {"training.seed": 2}]})
     assert len(make_trials(listed, build)) == 4
 
@@ -64,6 +68,12 @@ def test_an_axis_of_adapters_does_not_multiply_the_methods_without_adapters():
 def test_an_axis_that_cannot_be_read_is_refused(text):
     with pytest.raises(ConfigError, match="--sweep"):
         parse_axis(text, short_names())
+
+
+@pytest.mark.parametrize("tree", [None, "method", {"method": "lora"}, {"rank": []}, ["lora"], {"configurations": [1]}])
+def test_a_file_that_holds_no_axes_is_refused(tree):
+    with pytest.raises(ConfigError, match="sweep file"):
+        read_axes(tree, short_names())
 
 
 @pytest.mark.parametrize(
