@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import LoggerType
 
 from ftkit.config import Tracker
 from ftkit.config_io import flat
@@ -25,8 +24,9 @@ def check_trackers(names: Sequence[Tracker]) -> None:
     Raises:
         DependencyError: the package of one is not installed.
     """
+    available = {str(name) for name in get_available_trackers()}
     for name in names:
-        if LoggerType(name) not in get_available_trackers():
+        if name not in available:
             raise DependencyError(f"--tracker {name} needs its package, which is not installed: pip install {name}")
 
 

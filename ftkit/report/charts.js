@@ -4,6 +4,7 @@
 (() => {
   const holders = [...document.querySelectorAll(".chart")];
   if (!holders.length) return;
+  const FAR = 3; // times the largest peak: a budget beyond is named, not drawn
   const MOST_RUNS = 40; // more bars or curves than this cannot be told apart
   const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "pentagon", "star", "triangle-down", "hexagon"];
   const methods = [...new Set(page.runs.map((run) => run.method))].sort();
@@ -80,7 +81,7 @@
 
   drawings.tradeoff = () => {
     const known = shown().filter((n) => page.runs[n].measured[memory] && page.runs[n].tokensPerSecond);
-    const { by, unit } = scale([...known.map((n) => page.runs[n].measured[memory]), page.budget ?? 0]);
+    const { by, unit } = scale(known.map((n) => page.runs[n].measured[memory]));
     const point = (n) => {
       const run = page.runs[n];
       const x = run.measured[memory] / by;
@@ -103,12 +104,18 @@
       customdata: failed, cliponaxis: false, text: failed.map((n) => `<b>${escape(page.runs[n].label)}</b><br>${page.runs[n].status}`), hovertemplate: "%{text}<extra></extra>",
       marker: { symbol: "x-thin", size: 10, line: { width: 2.2, color: css("--bad") } }, visible: failed.length > 0,
     };
-    const budget = page.budget === null ? {} : {
-      shapes: [{ type: "line", x0: page.budget / by, x1: page.budget / by, yref: "paper", y0: 0, y1: 1, line: { color: css("--bad"), width: 1.6, dash: "dash" } }],
-      annotations: [{ x: page.budget / by, yref: "paper", y: 1, text: `budget ${(page.budget / by).toFixed(1)} ${unit}`, showarrow: false, xanchor: "right", xshift: -5, font: { color: css("--bad") } }],
-    };
+    const most = Math.max(...known.map((n) => page.runs[n].measured[memory]), ...failed.map((n) => page.runs[n].predicted[memory]), 0) / by;
+    const limit = page.budget === null ? null : page.budget / by;
+    const isNear = limit !== null && limit <= FAR * most; // a line far away would press all points together
+    const own = scale([page.budget ?? 0]);
+    const budgetName = `budget ${((page.budget ?? 0) / own.by).toFixed(1)} ${own.unit}`;
+    const note = { yref: "paper", y: 1, showarrow: false, xanchor: "right", font: { color: css("--bad") } };
+    const budget = limit === null ? {} : isNear ? {
+      shapes: [{ type: "line", x0: limit, x1: limit, yref: "paper", y0: 0, y1: 1, line: { color: css("--bad"), width: 1.6, dash: "dash" } }],
+      annotations: [{ ...note, x: limit, xshift: -5, text: budgetName }],
+    } : { annotations: [{ ...note, xref: "paper", x: 1, text: `${budgetName} →` }] };
     return { traces: [line, ...byMethod(known, point), cross], layout: below(layout({
-      xaxis: axis(`${heading()}, ${unit}`, { rangemode: "tozero" }), yaxis: axis("tokens per second", { rangemode: "tozero" }), ...budget,
+      xaxis: axis(`${heading()}, ${unit}`, { range: [0, 1.06 * Math.max(most, isNear ? limit : 0)] }), yaxis: axis("tokens per second", { rangemode: "tozero" }), ...budget,
     }), 1 + (failed.length > 0)) };
   };
 

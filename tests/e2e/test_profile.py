@@ -192,7 +192,9 @@ def test_an_interrupted_sweep_leaves_no_process_and_says_how_it_goes_on(model, t
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_two_ranks_under_zero_are_measured_each_and_predicted_within_two_percent(model, tmp_path):
-    done = run(model, tmp_path, "--sweep", "zero-stage:world_size=2:2,3:2", "--json")
+    # The embedded model: in a tiny one a few buffers of fixed size would be all that there is to predict.
+    shape = ["--model", "demo", "--max-length", 128, "--global-batch-size", 32]
+    done = run(model, tmp_path, *shape, "--sweep", "zero-stage:world_size=2:2,3:2", "--json")
     assert done.returncode == 0, done.stderr
     for row in json.loads(done.stdout):
         assert row["status"] == "completed", row["reason"]
@@ -200,5 +202,4 @@ def test_two_ranks_under_zero_are_measured_each_and_predicted_within_two_percent
             (rank, phase) for rank in (0, 1) for phase in PHASES
         ]
         assert row["host_bytes"] > row["peak_process_bytes"]
-    # A tiny model is all fixed costs under ZeRO-3; tests/plan holds that stage to its figures.
-    assert json.loads(done.stdout)[0]["peak_active_bytes_error"] == pytest.approx(0, abs=0.02)
+        assert row["peak_active_bytes_error"] == pytest.approx(0, abs=0.02)

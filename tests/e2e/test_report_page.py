@@ -184,6 +184,18 @@ def test_the_efficient_front_is_marked_and_the_budget_drawn(opened):
     assert "budget 600.0 MiB" in drawn["layout"]["annotations"][0]["text"]
 
 
+def test_a_budget_far_above_every_peak_is_named_and_leaves_the_points_where_they_are(browser, report, tmp_path):
+    folder = write_runs(tmp_path / "runs", 6)
+    path = tmp_path / "far.html"
+    path.write_text(html_page(collect_runs([folder]), budget_bytes=64 * 2**30), encoding="utf-8")
+    opened = Opened(browser, path, viewport={"width": 1300, "height": 850})
+    layout = chart(opened, "tradeoff")["layout"]
+    assert "shapes" not in layout
+    assert layout["annotations"][0]["text"] == "budget 64.0 GiB →"
+    assert layout["xaxis"]["range"][1] < 1000
+    opened.page.context.close()
+
+
 def test_the_timeline_is_stacked_by_kind_and_its_peak_explained(opened):
     drawn = chart(opened, "timeline")
     stacked = [trace for trace in drawn["data"] if trace.get("stackgroup")]

@@ -11,14 +11,14 @@ from rich.console import Console
 
 from ftkit.cli import main
 from ftkit.errors import DataError
-from ftkit.records import Measurement, ResultLine, RunLine, RunRecord
+from ftkit.records import Measurement, Prediction, ResultLine, RunLine, RunRecord
 from ftkit.report import text, words
 from ftkit.report.chart_data import changed_settings
 from ftkit.report.collect import Run, collect_runs
 from ftkit.report.columns import filled_columns, relative_error, split_shared
 from ftkit.report.compare import efficient_front, labels
 from ftkit.report.contest import contest, contest_cells
-from ftkit.report.page import html_page
+from ftkit.report.page import html_page, shared_budget
 from tests.made_records import write_run, write_runs
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>|&"
@@ -179,6 +179,16 @@ def test_the_page_escapes_every_text_and_names_no_other_address(tmp_path):
     assert 'src="http' not in page
     assert "connect-src" not in page
     assert "default-src 'none'" in page
+
+
+def test_the_budget_is_the_one_that_all_runs_were_planned_for():
+    def planned(budget):
+        line = bare_run(1, 1).record.run.model_copy(update={"prediction": Prediction(budget_bytes=budget)})
+        return Run("run", RunRecord(run=line))
+
+    assert shared_budget([planned(8), planned(8), bare_run(1, 1)]) == 8
+    assert shared_budget([planned(8), planned(9)]) is None
+    assert shared_budget([bare_run(1, 1)]) is None
 
 
 def test_a_page_of_one_unfinished_run_without_figures_is_still_a_page():
