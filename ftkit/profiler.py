@@ -7,6 +7,7 @@ without it, warm-up and timed steps under the meter of `ftkit/meter.py`, and an 
 import gc
 import statistics
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,8 +89,9 @@ def profile_run(
         FtkitError: the configuration cannot be run here.
     """
     started = time.perf_counter()
-    with joined(process):
-        snapshot = Snapshot(process.device) if config.output.memory_snapshot else None
+    with joined(process), ExitStack() as at_the_end:
+        if config.output.memory_snapshot:  # written when memory runs out, too
+            at_the_end.callback(Snapshot(process.device).write, folder / results.SNAPSHOT.format(rank=process.rank))
         dtype = resolve_precision(config.model.precision, process.device)
         log = RecordWriter(folder / results.RECORD) if process.is_main else None
         if log:
@@ -100,8 +102,6 @@ def profile_run(
         if log:
             log.write(line)
         seconds = _time(engine, meter, config, shape, num_warmup, num_timed)
-        if snapshot:
-            snapshot.write(folder / results.SNAPSHOT.format(rank=process.rank))
         ranks = gather(meter, process)
         measurement = _measurement(memory_figures(ranks, process.device), _all_ranks(counted, process), process)
         measurement = measurement.model_copy(
