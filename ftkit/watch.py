@@ -89,7 +89,7 @@ def recorded(
     with quiet_collector(), recorder.inside(model, layers):
         see_model(recorder, model, layers)
         for role, tensor in engine.held_tensors():
-            recorder.see([("", tensor)], role)
+            recorder.see([("held by the engine", tensor)], role)
         recorder.mark(LOAD)
         recorder.step = step
         recorder.see(batch_tensors(micro_batches), "input")

@@ -90,4 +90,4 @@ def _words(record: RunRecord) -> str:
     if predicted and predicted.peak_active_bytes and measured.peak_active_bytes:
         error = predicted.peak_active_bytes / measured.peak_active_bytes - 1
         parts.append(f"predicted {error * 100:+.2f} %" if error else "predicted to the byte")
-    return ", ".join(parts)
+    return ", ".join(parts) or "completed"

@@ -133,6 +133,14 @@ def test_csv_and_json_hold_base_units_and_leave_empty_what_was_not_taken(runs):
     assert json.loads(text.as_json(runs))[0]["peak_reserved_bytes"] is None
 
 
+def test_what_failed_before_its_first_step_took_no_time_that_anybody_measured():
+    line = bare_run(1, 1).record.run
+    end = ResultLine(status="failed", failure="refused", num_steps=0, train_seconds=0, total_seconds=0,
+                     measurement=Measurement())  # fmt: skip
+    (row,) = json.loads(text.as_json([Run("refused", RunRecord(run=line, result=end))]))
+    assert (row["train_seconds"], row["total_seconds"], row["num_steps"]) == (None, None, None)
+
+
 def test_markdown_escapes_what_would_end_a_cell(tmp_path):
     write_run(tmp_path / "one", {}, random.Random(0), name=HOSTILE)
     table = text.markdown(collect_runs([tmp_path]))
