@@ -152,11 +152,16 @@ class Recorder(TorchDispatchMode):
             layer = next((number for prefix, number in (layers or {}).items() if name.startswith(f"{prefix}.")), None)
             storage = tensor.untyped_storage()
             entry = self._live.get(storage._cdata)
+            if self._is_elsewhere(tensor):
+                continue
             if entry is None:
                 birth = Birth(storage.nbytes(), self.phase, self.step, self.micro_batch, name, layer, role=role)
                 self._born(storage, birth, tensor)
             elif not self.tape.births[entry[1]].role:  # made under the recorder, and named only now
                 self.tape.births[entry[1]].role = role
+
+    def _is_elsewhere(self, tensor: torch.Tensor) -> bool:
+        return self._device_type not in (None, tensor.device.type)
 
     def rename(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Give a role to tensors that are on the tape already: pairs of role and tensor."""
@@ -182,7 +187,7 @@ class Recorder(TorchDispatchMode):
 
     def _see(self, tensor: torch.Tensor, func: Any, number: int, args: tuple[Any, ...]) -> None:
         storage = tensor.untyped_storage()
-        if storage._cdata in self._live:
+        if storage._cdata in self._live or self._is_elsewhere(tensor):
             return
         size = storage.nbytes() if self._sizes is None else self._sizes(func.__name__, number, tensor)
         layer = self.layer if self._is_positional else self._inherited(number, args)
@@ -222,8 +227,6 @@ class Recorder(TorchDispatchMode):
         return ""
 
     def _born(self, storage: Any, birth: Birth, tensor: torch.Tensor) -> None:
-        if self._device_type not in (None, tensor.device.type):
-            return
         birth.shape, birth.dtype = tuple(tensor.shape), _dtype_name(tensor)
         number = len(self.tape.births)
         self.tape.births.append(birth)
