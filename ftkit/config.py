@@ -275,6 +275,10 @@ class OutputConfig(Section):
     """The result folder; a new one below `runs/` when not named."""
     overwrite: bool = False
     """Empty a result folder that another run has filled."""
+    memory_timeline: bool = False
+    """Record the live bytes by kind through the second step; the report draws them."""
+    memory_snapshot: bool = False
+    """CUDA: write torch's own snapshot of the first two steps, for its viewer."""
     trackers: tuple[Tracker, ...] = ()
     """Experiment trackers that are sent every figure; none by default, since most of them talk to a server."""
 

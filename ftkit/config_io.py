@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, cast, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -140,17 +140,26 @@ def read_yaml(file: Path) -> Tree:
     Raises:
         ConfigError: no such file, no valid YAML, or no mapping.
     """
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {file}: {error.strerror}; give the path of a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is no valid YAML: {' '.join(str(error).split())}") from None
+    tree = load_yaml(file)
     if tree is None:
         raise ConfigError(f"{file} is empty; write sections such as 'training:' with fields below them")
     if not isinstance(tree, dict):
         raise ConfigError(f"{file} holds a {type(tree).__name__}; write sections such as 'training:' with fields below")
     return _normal(tree)
+
+
+def load_yaml(file: Path) -> object:
+    """Read YAML of any form safely.
+
+    Raises:
+        ConfigError: no such file, or no valid YAML.
+    """
+    try:
+        return cast(object, yaml.safe_load(file.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}; give the path of a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is no valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _parse_value(key: str, text: str) -> object:

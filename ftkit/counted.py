@@ -3,12 +3,12 @@
 The tape is the planner's (`ftkit/plan/tape.py`), so that a plan and a profile count by the same rules.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ftkit.plan.tape import BACKWARD, FORWARD, Tape
-from ftkit.plan.timeline import kinds
-from ftkit.records import LiveTensor, TimelineLine
+from ftkit.plan.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Tape
+from ftkit.plan.timeline import kinds, live_at
+from ftkit.records import LiveTensor, MemoryBreakdown, TimelineLine
 
 _POINTS = 600
 _LARGEST = 10
@@ -52,37 +52,64 @@ def moments(tape: Tape, names: Sequence[str], order: Sequence[str]) -> Iterator[
         yield Moment(place, ends[current][1], tuple(live))
 
 
-def phase_peaks(tape: Tape) -> dict[str, int]:
-    """Return the most live bytes of each phase, over all steps."""
-    peaks: dict[str, int] = {}
-    names = kinds(tape)
-    for moment in moments(tape, names, sorted(set(names))):
-        peaks[moment.phase] = max(peaks.get(moment.phase, 0), moment.total)
-    return peaks
+@dataclass(frozen=True)
+class CountedPeak:
+    """The moment of a phase at which most bytes live, the first of several.
+
+    Attributes:
+        active_bytes: how many.
+        breakdown: what they are.
+        largest: the ten largest storages then, the largest first.
+    """
+
+    active_bytes: int
+    breakdown: MemoryBreakdown
+    largest: tuple[LiveTensor, ...]
 
 
-def largest_at_peak(tape: Tape) -> list[LiveTensor]:
-    """Return the ten largest storages that live when most bytes do, the largest first."""
+def phase_peaks(tape: Tape, layers: Mapping[str, int]) -> dict[str, CountedPeak]:
+    """Return the peak of each phase, over all steps.
+
+    Args:
+        tape: of whole steps.
+        layers: module name of a layer to its number on the tape.
+
+    Returns:
+        Phase to its peak, in the order in which the phases began.
+    """
     names = kinds(tape)
-    peak = max(moments(tape, names, sorted(set(names))), key=lambda moment: moment.total, default=None)
-    alive: set[int] = set()
-    for event, _ in tape.events[: peak.place + 1 if peak else 0]:
-        if event >= 0:
-            alive.add(event)
-        else:
-            alive.discard(~event)
-    largest = sorted(alive, key=lambda storage: (-tape.births[storage].size, storage))[:_LARGEST]
-    return [
+    order = sorted(set(names))
+    highest: dict[str, Moment] = {}
+    for moment in moments(tape, names, order):
+        known = highest.get(moment.phase)
+        if known is None or moment.total > known.total:
+            highest[moment.phase] = moment
+    return {
+        phase: CountedPeak(
+            moment.total,
+            MemoryBreakdown(**{f"{kind}_bytes": size for kind, size in zip(order, moment.by_kind, strict=True)}),
+            _largest(tape, names, moment.place, layers),
+        )
+        for phase, moment in highest.items()
+    }
+
+
+def _largest(tape: Tape, names: Sequence[str], place: int, layers: Mapping[str, int]) -> tuple[LiveTensor, ...]:
+    """Return the largest storages that live after the event at `place`."""
+    modules = {number: name for name, number in layers.items()}
+    largest = sorted(live_at(tape, place), key=lambda storage: (-tape.births[storage].size, storage))[:_LARGEST]
+    return tuple(
         LiveTensor(
-            num_bytes=tape.births[storage].size,
+            num_bytes=birth.size,
             kind=names[storage],
-            module=tape.births[storage].module,
-            op=tape.births[storage].op,
-            shape=tape.births[storage].shape,
-            dtype=tape.births[storage].dtype,
+            module=birth.module or modules.get(-1 if birth.layer is None else birth.layer, "outside the layers"),
+            op=birth.op,
+            shape=birth.shape,
+            dtype=birth.dtype,
         )
         for storage in largest
-    ]
+        for birth in [tape.births[storage]]
+    )
 
 
 def model_flops(tape: Tape, step: int) -> int:
@@ -96,21 +123,23 @@ def model_flops(tape: Tape, step: int) -> int:
     return counted - tape.recomputed_flops[step]
 
 
-def timeline(tape: Tape, step: int, rank: int) -> TimelineLine:
-    """Return one step of a tape, thinned to what a screen can show; the highest moment of each stretch is kept.
+def timeline(tape: Tape, step: int, rank: int, layers: Mapping[str, int]) -> TimelineLine:
+    """Return the last step of a tape, thinned to what a screen can show; the highest moment of each stretch is kept.
 
     Args:
-        tape: of whole steps.
-        step: which one, from 1.
+        tape: of whole steps; what it has of loading is left out.
+        step: what that step is called, from 1.
         rank: of this process.
+        layers: module name of a layer to its number on the tape.
 
     Returns:
         The live bytes by kind.
     """
     names = kinds(tape)
     order = sorted(set(names))
-    steps_end = [place for place, name in tape.marks if name == "optimizer"]
-    begin, end = steps_end[step - 2] if step > 1 else 0, steps_end[step - 1]
+    ends = [place for place, name in tape.marks if name == OPTIMIZER]
+    begins = [place for place, name in tape.marks if name in (LOAD, OPTIMIZER) and place < ends[-1]]
+    begin, end = max(begins, default=0), ends[-1]
     within = [moment for moment in moments(tape, names, order) if begin <= moment.place < end]
     stride = max(1, len(within) // _POINTS)
     stretches = [within[first : first + stride] for first in range(0, len(within), stride)]
@@ -121,4 +150,5 @@ def timeline(tape: Tape, step: int, rank: int) -> TimelineLine:
         events=tuple(moment.place - begin for moment in kept),
         phases=tuple(moment.phase for moment in kept),
         live_bytes={kind: tuple(moment.by_kind[index] for moment in kept) for index, kind in enumerate(order)},
+        largest_tensors=_largest(tape, names, max(within, key=lambda moment: moment.total).place, layers),
     )

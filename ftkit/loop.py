@@ -4,7 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,6 +22,7 @@ from ftkit.distributed import ProcessContext, joined, precision_name
 from ftkit.errors import CheckpointError, DivergedError, DoesNotFitError
 from ftkit.evaluate import evaluate
 from ftkit.job import Job, Progress, Reporter, Window, prepare
+from ftkit.memory import Snapshot
 from ftkit.meter import gather, memory_figures
 from ftkit.model import set_training
 from ftkit.optim import learning_rate_at
@@ -38,6 +39,7 @@ from ftkit.records import (
     read_record,
 )
 from ftkit.step import StepResult, train_step
+from ftkit.watch import Watch
 
 
 def train_run(config: RunConfig, process: ProcessContext, reporter: Reporter, *, resume: bool = False) -> RunRecord:
@@ -57,11 +59,12 @@ def train_run(config: RunConfig, process: ProcessContext, reporter: Reporter, *,
     """
     started = time.perf_counter()
     with _explained_memory(config), joined(process):
+        snapshot = Snapshot(process.device) if config.output.memory_snapshot else None
         job = prepare(config, process, reporter, resume=resume)
         with explained_writing(job.folder, f"then go on with --resume {job.folder}"):
             log = RecordWriter(job.folder / results.RECORD) if process.is_main else None
             record = _Recorder(log, reporter if process.is_main else None)
-            return _train(job, record, started, resume=resume)
+            return _train(job, record, started, snapshot, resume=resume)
 
 
 class _Recorder:
@@ -75,7 +78,7 @@ class _Recorder:
             self._log.write(line)
 
 
-def _train(job: Job, record: _Recorder, started: float, *, resume: bool) -> RunRecord:
+def _train(job: Job, record: _Recorder, started: float, snapshot: Snapshot | None, *, resume: bool) -> RunRecord:
     """Run all steps, restore the best weights, score the test split, save."""
     progress = _resume(job) if resume else Progress()
     run = _run_line(job)
@@ -84,7 +87,8 @@ def _train(job: Job, record: _Recorder, started: float, *, resume: bool) -> RunR
         record.write(run)
     if record.reporter:
         record.reporter.start(run, job.folder)
-    status = _run_steps(job, progress, record)
+    with closing(_watch(job, progress, record, snapshot)) as watch:
+        status = _run_steps(job, progress, record, watch)
     if progress.best_step not in (None, progress.step):
         job.engine.load_trainable_state(checkpoint.load_best(job.folder / results.CHECKPOINTS))
     if job.data.test is not None:
@@ -109,7 +113,13 @@ def _train(job: Job, record: _Recorder, started: float, *, resume: bool) -> RunR
     return whole
 
 
-def _run_steps(job: Job, progress: Progress, record: _Recorder) -> Any:
+def _watch(job: Job, progress: Progress, record: _Recorder, snapshot: Snapshot | None) -> Watch:
+    at = min(progress.step + 2, job.num_steps)
+    wants_timeline = job.config.output.memory_timeline and job.process.is_main
+    return Watch(job.engine, at, record.write if wants_timeline else None, snapshot, job.folder)
+
+
+def _run_steps(job: Job, progress: Progress, record: _Recorder, watch: Watch) -> Any:
     """Take optimizer steps until the end or an early stop; return how it ended."""
     training, engine = job.config.training, job.engine
     set_training(engine.model, True)
@@ -120,7 +130,7 @@ def _run_steps(job: Job, progress: Progress, record: _Recorder) -> Any:
     for batch in batches:
         if patience is not None and progress.num_without_improvement >= patience:
             return "stopped early"
-        result = _take_step(job, batch)
+        result = _take_step(job, batch, watch)
         progress.step, progress.epoch = batch.step, batch.epoch
         is_end = batch.step == job.num_steps
         window.add(job.data.train, batch)
@@ -143,18 +153,19 @@ def _run_steps(job: Job, progress: Progress, record: _Recorder) -> Any:
     return "completed"
 
 
-def _take_step(job: Job, batch: GlobalBatch) -> StepResult:
-    config, engine, train = job.config, job.engine, job.data.train
+def _take_step(job: Job, batch: GlobalBatch, watch: Watch) -> StepResult:
+    config, train = job.config, job.data.train
     shares = cut(train.lengths[batch.indices], config.batch, job.process.world_size)
     pad = job.tokenizer.pad_token_id
-    micro_batches = [collate(train, batch.indices[share], pad, engine.device) for share in shares[job.process.rank]]
+    micro_batches = [collate(train, batch.indices[share], pad, job.engine.device) for share in shares[job.process.rank]]
     num_targets = int(train.num_targets[batch.indices].sum())
     rate = learning_rate_at(batch.step, job.num_steps, config.schedule, config.learning_rate)
     # Dropout's draws depend on step and rank alone, so a resumed run draws what the first would have drawn.
     torch.manual_seed(
         int(np.random.SeedSequence((config.training.seed, batch.step, job.process.rank)).generate_state(1)[0])
     )
-    return train_step(engine, micro_batches, max(num_targets, 1), rate)
+    with watch.over(batch.step, micro_batches) as engine:
+        return train_step(engine, micro_batches, max(num_targets, 1), rate)
 
 
 def _log_step(job: Job, progress: Progress, record: _Recorder, result: StepResult, window: Window) -> None:

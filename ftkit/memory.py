@@ -5,10 +5,14 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ftkit.errors import DeviceError
+
 if TYPE_CHECKING:
     import torch
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_MOST_ENTRIES = 100_000
+"""Allocations and releases that a snapshot remembers, the last ones; torch says "several KB" for each."""
 
 
 def peak_resident_bytes() -> int | None:
@@ -81,5 +85,53 @@ def reset_peaks(device: "torch.device") -> None:
 
     if _has_statistics(device):
         torch.accelerator.reset_peak_memory_stats(device)
-    if device.type == "cpu" and _CLEAR.is_file():
+    if _CLEAR.is_file():
         _CLEAR.write_text("5")
+
+
+class Snapshot:
+    """torch's own record of what a CUDA allocator did and for whom, for the viewer at https://pytorch.org/memory_viz.
+
+    It is a pickle, which is how torch writes it; ftkit reads none.
+    """
+
+    def __init__(self, device: "torch.device") -> None:
+        """Record from here on.
+
+        Args:
+            device: must be a CUDA device.
+
+        Raises:
+            DeviceError: it is none.
+        """
+        check_snapshot(device)
+        import torch
+
+        self._is_open = True
+        torch.cuda.memory._record_memory_history(max_entries=_MOST_ENTRIES, stacks="python")
+
+    def write(self, path: Path) -> None:
+        """Write what was recorded and record no more; a second call does nothing."""
+        if not self._is_open:
+            return
+        import torch
+
+        self._is_open = False
+        torch.cuda.memory._dump_snapshot(str(path))
+        torch.cuda.memory._record_memory_history(enabled=None)
+
+
+def check_snapshot(device: "torch.device") -> None:
+    """See that torch can write a snapshot.
+
+    Args:
+        device: of any kind.
+
+    Raises:
+        DeviceError: its allocator is not CUDA's.
+    """
+    if device.type != "cuda":
+        raise DeviceError(
+            f"a memory snapshot is torch's record of its CUDA allocator, and this run computes on {device.type}; leave "
+            "--memory-snapshot out: --memory-timeline counts live tensors on any device"
+        )

@@ -34,6 +34,7 @@ class Reading:
     active_bytes: int | None = None
     reserved_bytes: int | None = None
     process_bytes: int | None = None
+    host_bytes: int | None = None
 
     def larger(self, other: "Reading") -> "Reading":
         """Return the larger of each figure."""
@@ -41,6 +42,7 @@ class Reading:
             _larger(self.active_bytes, other.active_bytes),
             _larger(self.reserved_bytes, other.reserved_bytes),
             _larger(self.process_bytes, other.process_bytes),
+            _larger(self.host_bytes, other.host_bytes),
         )
 
 
@@ -104,6 +106,7 @@ class Meter:
                 peak_active_bytes=reading.active_bytes,
                 peak_reserved_bytes=reading.reserved_bytes,
                 peak_process_bytes=reading.process_bytes,
+                host_bytes=reading.host_bytes,
             )
             for phase, reading in self.peaks.items()
             if phase != TRAINING
@@ -111,9 +114,9 @@ class Meter:
 
     def _read(self) -> None:
         active, reserved = memory.peak_allocator_bytes(self._device)
-        on_cpu = self._device.type == "cpu"
-        process = memory.peak_resident_bytes() if on_cpu else memory.device_process_bytes(self._device)
-        reading = Reading(active, reserved, process)
+        host = memory.peak_resident_bytes()
+        process = host if self._device.type == "cpu" else memory.device_process_bytes(self._device)
+        reading = Reading(active, reserved, process, host)
         self.peaks[self._phase] = reading.larger(self.peaks.get(self._phase, Reading()))
 
 
@@ -122,7 +125,6 @@ class RankPeaks:
     """What one rank reached."""
 
     whole: Reading
-    host_bytes: int | None
     phases: list[PhaseMeasurement]
 
 
@@ -136,7 +138,7 @@ def gather(meter: Meter, process: ProcessContext) -> list[RankPeaks]:
     Returns:
         One entry for each rank, in their order.
     """
-    own = RankPeaks(meter.overall(), memory.peak_resident_bytes(), meter.phases(process.rank))
+    own = RankPeaks(meter.overall(), meter.phases(process.rank))
     if process.world_size == 1:
         return [own]
     from torch import distributed
@@ -159,10 +161,7 @@ def memory_figures(ranks: list[RankPeaks], device: "torch.device") -> dict[str, 
     whole = Reading()
     for rank in ranks:
         whole = whole.larger(rank.whole)
-    if device.type == "cpu":  # the resident set was reset at each phase, so the peak is the meter's
-        hosts = [rank.whole.process_bytes for rank in ranks]
-    else:
-        hosts = [rank.host_bytes for rank in ranks]
+    hosts = [rank.whole.host_bytes for rank in ranks]
     return {
         "peak_active_bytes": whole.active_bytes,
         "peak_reserved_bytes": whole.reserved_bytes,

@@ -1,12 +1,13 @@
 """A configuration for a few real steps on the worst batch that is planned, measured every way that this machine can.
 
-First two steps under the planner's recorder, which counts the live bytes of every tensor; then, without it, warm-up and
-timed steps under the meter of `ftkit/meter.py`, and one evaluation.
+First two steps and an evaluation under the planner's recorder, which counts the live bytes of every tensor; then,
+without it, warm-up and timed steps under the meter of `ftkit/meter.py`, and an evaluation.
 """
 
 import gc
 import statistics
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,17 +19,17 @@ from torch import distributed
 from ftkit import results, step
 from ftkit.batching import MicroBatch
 from ftkit.config import RunConfig
-from ftkit.counted import largest_at_peak, model_flops, phase_peaks, timeline
+from ftkit.counted import CountedPeak, model_flops, phase_peaks, timeline
 from ftkit.distributed import ProcessContext, joined, precision_name, resolve_precision
 from ftkit.engine import Engine, build_engine, wants_deepspeed
 from ftkit.gguf import as_safetensors
 from ftkit.hardware import device_flops
+from ftkit.memory import Snapshot
 from ftkit.meter import Meter, MeteredEngine, gather, memory_figures
 from ftkit.model import build_model, count_parameters, set_training, trainable_parameters
 from ftkit.plan.architectures import NUM_LABELS
 from ftkit.plan.predict import plan_shape
-from ftkit.plan.tape import LOAD, Recorder, Tape
-from ftkit.plan.timeline import find_peak
+from ftkit.plan.tape import EVALUATION, LOAD, Recorder
 from ftkit.plan.trace import (
     Shape,
     batch_tensors,
@@ -38,7 +39,7 @@ from ftkit.plan.trace import (
     record_steps,
     see_model,
 )
-from ftkit.records import LiveTensor, Measurement, MemoryBreakdown, Prediction, RecordWriter, ResultLine, RunLine
+from ftkit.records import Measurement, PhaseMeasurement, Prediction, RecordWriter, ResultLine, RunLine, TimelineLine
 from ftkit.source import Source, load_config, load_tokenizer, resolve_source
 
 _COUNTED_STEPS = 2
@@ -52,12 +53,18 @@ _COUNTING = "counting"
 class Counted:
     """What the recorder counted on one rank."""
 
-    active_bytes: int
-    phase: str
-    breakdown: MemoryBreakdown
-    phases: dict[str, int]
-    largest: list[LiveTensor]
+    phases: dict[str, CountedPeak]
     model_flops: int
+
+    @property
+    def worst(self) -> str:
+        """The phase with the highest peak."""
+        return max(self.phases, key=lambda phase: self.phases[phase].active_bytes)
+
+    @property
+    def peak(self) -> CountedPeak:
+        """Its peak."""
+        return self.phases[self.worst]
 
 
 def profile_run(
@@ -83,7 +90,9 @@ def profile_run(
         FtkitError: the configuration cannot be run here.
     """
     started = time.perf_counter()
-    with joined(process):
+    with joined(process), ExitStack() as at_the_end:
+        if config.output.memory_snapshot:  # written when memory runs out, too
+            at_the_end.callback(Snapshot(process.device).write, folder / results.SNAPSHOT.format(rank=process.rank))
         dtype = resolve_precision(config.model.precision, process.device)
         log = RecordWriter(folder / results.RECORD) if process.is_main else None
         if log:
@@ -91,11 +100,9 @@ def profile_run(
         source = as_safetensors(resolve_source(config.model, config.task), lambda _: None)
         meter = Meter(process.device, every=1)
         shape = plan_shape(config, process.world_size)
-        engine, tape, counts = _count(config, source, process, dtype, shape, meter)
+        engine, counted, line, counts = _count(config, source, process, dtype, shape, meter)
         if log:
-            log.write(timeline(tape, _COUNTED_STEPS, process.rank))
-        counted = _summary(tape)
-        del tape
+            log.write(line)
         seconds = _time(engine, meter, config, shape, num_warmup, num_timed)
         ranks = gather(meter, process)
         measurement = _measurement(memory_figures(ranks, process.device), _all_ranks(counted, process), process)
@@ -118,27 +125,39 @@ def profile_run(
 
 def _count(
     config: RunConfig, source: Source, process: ProcessContext, dtype: torch.dtype, shape: Shape, meter: Meter
-) -> tuple[Engine, Tape, tuple[int, int]]:
-    """Build model and engine and run two steps, all under the recorder."""
+) -> tuple[Engine, Counted, TimelineLine, tuple[int, int]]:
+    """Build model and engine, run two steps and an evaluation, all under the recorder."""
     names = [str(number) for number in range(NUM_LABELS)] if config.task == "sequence-classification" else None
     architecture = load_config(source, names, load_tokenizer(source).pad_token_id)
     model = build_model(config, source, architecture, dtype)
     counts = count_parameters(model), sum(one.numel() for one in trainable_parameters(model).values())
     layers = layer_names(model)
-    recorder = Recorder()
+    recorder = Recorder(device_type=process.device.type)
     with quiet_collector(), recorder.inside(model, layers):
         see_model(recorder, model, layers)
         engine = build_engine(config, model, process, dtype)
         set_training(engine.model, True)
         gc.collect()  # what building left in cycles would count as held
-        recorder.rename(getattr(engine, "held_tensors", tuple)())
+        recorder.rename(engine.held_tensors())
         recorder.mark(LOAD)
         meter.enter(_COUNTING)
         micro_batches = _micro_batches(config, shape, engine.device)
         recorder.see(batch_tensors(micro_batches), "input")
         tape = record_steps(engine, micro_batches, recorder, _COUNTED_STEPS)
+        recorder.phase = EVALUATION
+        _evaluate(engine, micro_batches)
+        recorder.mark(EVALUATION)
+    set_training(engine.model, True)
     meter.discard(_COUNTING)
-    return engine, tape, counts
+    counted = Counted(phase_peaks(tape, layers), model_flops(tape, _COUNTED_STEPS))
+    return engine, counted, timeline(tape, _COUNTED_STEPS, process.rank, layers), counts
+
+
+def _evaluate(engine: Engine, micro_batches: list[MicroBatch]) -> None:
+    """Run a forward as an evaluation does; the engine is left in evaluation mode."""
+    set_training(engine.model, False)
+    with torch.no_grad():
+        engine.forward(micro_batches[0])
 
 
 def _micro_batches(config: RunConfig, shape: Shape, device: torch.device) -> list[MicroBatch]:
@@ -166,22 +185,8 @@ def _time(
         float(result.loss)  # waits for the device
         if number >= num_warmup:
             seconds.append(time.perf_counter() - begin)
-    set_training(engine.model, False)
-    with torch.no_grad():
-        metered.forward(micro_batches[0])
+    _evaluate(metered, micro_batches)
     return seconds
-
-
-def _summary(tape: Tape) -> Counted:
-    peak = find_peak(tape, int)
-    return Counted(
-        active_bytes=peak.active_bytes,
-        phase=peak.phase,
-        breakdown=peak.breakdown,
-        phases=phase_peaks(tape),
-        largest=largest_at_peak(tape),
-        model_flops=model_flops(tape, _COUNTED_STEPS),
-    )
 
 
 def _all_ranks(counted: Counted, process: ProcessContext) -> list[Counted]:
@@ -194,21 +199,33 @@ def _all_ranks(counted: Counted, process: ProcessContext) -> list[Counted]:
 
 def _measurement(figures: dict[str, Any], counted: list[Counted], process: ProcessContext) -> Measurement:
     """Join what the system's counters say with what the recorder counted; an allocator's own figure wins."""
-    worst = max(counted, key=lambda rank: rank.active_bytes)
-    phases = tuple(
-        phase
-        if phase.peak_active_bytes is not None
-        else phase.model_copy(update={"peak_active_bytes": counted[phase.rank].phases.get(phase.phase)})
-        for phase in figures["phases"]
-    )
+    worst = max(counted, key=lambda rank: rank.peak.active_bytes)
     if figures["peak_active_bytes"] is None:
         figures |= {
-            "peak_active_bytes": worst.active_bytes,
+            "peak_active_bytes": worst.peak.active_bytes,
             "active_source": "counted storages",
-            "peak_phase": worst.phase,
+            "peak_phase": worst.worst,
         }
-    figures |= {"phases": phases, "peak_breakdown": worst.breakdown, "largest_tensors": tuple(worst.largest)}
+    figures |= {
+        "phases": tuple(_joined(phase, counted[phase.rank].phases.get(phase.phase)) for phase in figures["phases"]),
+        "peak_breakdown": worst.peak.breakdown,
+        "largest_tensors": worst.peak.largest,
+    }
     return Measurement(device=results.device_name(process.device), **figures)
+
+
+def _joined(phase: PhaseMeasurement, counted: CountedPeak | None) -> PhaseMeasurement:
+    """Add to a phase what was counted of it."""
+    if counted is None:
+        return phase
+    active = counted.active_bytes if phase.peak_active_bytes is None else phase.peak_active_bytes
+    return phase.model_copy(
+        update={
+            "peak_active_bytes": active,
+            "peak_breakdown": counted.breakdown,
+            "largest_tensors": counted.largest,
+        }
+    )
 
 
 def _speed_figures(shape: Shape, process: ProcessContext, seconds: list[float]) -> dict[str, Any]:

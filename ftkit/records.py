@@ -101,6 +101,21 @@ class Prediction(Figures):
     """All steps, without loading and evaluation."""
 
 
+class LiveTensor(Record):
+    """A storage that was alive at a peak."""
+
+    num_bytes: int
+    kind: str
+    """`parameter`, `gradient`, `optimizer`, `activation`, `temporary` or `buffer`."""
+    module: str
+    """The module whose code made it; of what a backward makes, the layer that it went through."""
+    op: str = ""
+    """The operator that made it; empty for what was there before."""
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    """Such as `bfloat16`."""
+
+
 class PhaseMeasurement(Record):
     """The peaks of one phase on one rank; a figure that was not taken is None."""
 
@@ -110,21 +125,12 @@ class PhaseMeasurement(Record):
     peak_active_bytes: int | None = None
     peak_reserved_bytes: int | None = None
     peak_process_bytes: int | None = None
-
-
-class LiveTensor(Record):
-    """A storage that was alive at the peak."""
-
-    num_bytes: int
-    kind: str
-    """`parameter`, `gradient`, `optimizer`, `activation`, `temporary` or `buffer`."""
-    module: str
-    """The module whose code made it."""
-    op: str = ""
-    """The operator that made it; empty for what was there before."""
-    shape: tuple[int, ...] = ()
-    dtype: str = ""
-    """Such as `bfloat16`."""
+    host_bytes: int | None = None
+    """Resident host memory of this rank's process at its most."""
+    peak_breakdown: MemoryBreakdown | None = None
+    """The parts of what was counted when most was live."""
+    largest_tensors: tuple[LiveTensor, ...] = ()
+    """The ten largest then."""
 
 
 class Measurement(Figures):
@@ -140,7 +146,7 @@ class Measurement(Figures):
     """The steps behind `step_seconds`, warm-up left out."""
     phases: tuple[PhaseMeasurement, ...] = ()
     largest_tensors: tuple[LiveTensor, ...] = ()
-    """The ten largest at the peak of the rank that has most."""
+    """The ten largest at the peak of the rank that has most; the phases have their own."""
 
 
 class RunLine(Record):
@@ -218,6 +224,8 @@ class TimelineLine(Record):
     phases: tuple[str, ...]
     live_bytes: dict[str, tuple[int, ...]]
     """Kind of memory, such as `activation`, to its bytes."""
+    largest_tensors: tuple[LiveTensor, ...] = ()
+    """The ten largest when most was live."""
 
 
 class ResultLine(Record):

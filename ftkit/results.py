@@ -6,6 +6,7 @@ checkpoints/    what a run needs to go on
 model/          adapters or weights as plain PEFT or transformers load them, and the tokenizer
 README.md       the model card
 report.html     the page of `ftkit report`
+memory_snapshot_rank0.pickle   where it was asked for, what torch's viewer of a GPU's memory opens
 """
 
 import json
@@ -26,6 +27,7 @@ from ftkit.units import format_bytes, format_count, format_seconds
 
 RECORD, CONFIG, CHECKPOINTS, MODEL, CARD = "record.jsonl", "config.yaml", "checkpoints", "model", "README.md"
 PAGE = "report.html"
+SNAPSHOT = "memory_snapshot_rank{rank}.pickle"
 
 Labels = tuple[str, ...] | None
 
@@ -208,19 +210,24 @@ def _quantization(folder: Path, method: Qlora, precision: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what decides the figures."""
+    """Return the versions of what decides the figures; those of Python, CUDA or ROCm too."""
+    import platform
     from importlib import metadata
 
     names = ("ftkit", "torch", "transformers", "peft", "deepspeed", "bitsandbytes", "accelerate", "datasets")
-    found = {}
+    found = {"python": platform.python_version()}
     for name in names:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    toolkits = {"cuda": torch.version.cuda, "rocm": torch.version.hip}
+    return found | {name: version for name, version in toolkits.items() if version}
 
 
 def device_name(device: torch.device) -> str:
     """Return what computes, such as `NVIDIA T4` or `cpu`."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    if device.type == "cpu":
+        return "cpu"
+    name = getattr(torch.get_device_module(device), "get_device_name", None)  # MPS has none
+    return str(name(device)) if name else device.type

@@ -1,30 +1,26 @@
 """Many configurations, each in a process of its own: what fails is a row with its reason, and the sweep goes on."""
 
 import contextlib
-import itertools
-import json
 import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from ftkit.config import RunConfig
+from ftkit.axes import Trial
+from ftkit.config_io import changed_values, dump_config
 from ftkit.distributed import PEER_LOST
 from ftkit.errors import ConfigError, DataError, DoesNotFitError
 from ftkit.records import Measurement, Prediction, RecordWriter, ResultLine, RunLine, RunRecord, read_record
 
-RECORD, OUTPUT = "record.jsonl", "output.txt"
-WORLD_SIZE = "world_size"
-"""The one axis that is no key of a configuration: the ranks."""
+RECORD, OUTPUT, CONFIG, PREDICTION = "record.jsonl", "output.txt", "config.yaml", "prediction.json"
 
 Failure = Literal["out of memory", "crash", "time limit", "refused"]
-Settings = dict[str, str]
-"""Dotted key to its value as YAML."""
 
 _OUT_OF_MEMORY = re.compile(
     r"OutOfMemoryError|CUDA out of memory|can't allocate memory|MemoryError|std::bad_alloc|Cannot allocate memory"
@@ -35,177 +31,114 @@ _KILLED = {-signal.SIGKILL, 128 + signal.SIGKILL, 256 - signal.SIGKILL}
 """How a process ends that the system's out-of-memory killer took; the last as a launcher passes it on."""
 
 
+def _nothing(_: Trial) -> None:
+    """Tell nobody."""
+
+
+def _never(_: RunRecord) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
-class Trial:
-    """One configuration of a sweep.
+class Runner:
+    """How the trials of a sweep are run.
 
     Attributes:
-        name: its folder's name.
-        settings: what the axes say of it.
-        world_size: ranks.
-        config: the checked configuration, or None where it cannot be.
-        refusal: why it cannot be.
+        command: a trial and its folder to the command line of its process.
+        predict: a trial to what the plan says of it, or None.
+        time_limit: seconds after which a trial is ended.
+        begin: told of each trial that is about to run.
+        is_stale: whether the record of an earlier run of the very configuration is to be made anew.
     """
 
-    name: str
-    settings: Settings
-    world_size: int = 1
-    config: RunConfig | None = None
-    refusal: str | None = None
+    command: Callable[[Trial, Path], list[str]]
+    predict: Callable[[Trial], Prediction | None]
+    time_limit: float
+    begin: Callable[[Trial], None] = _nothing
+    is_stale: Callable[[RunRecord], bool] = _never
 
 
-def parse_axis(text: str) -> list[Settings]:
-    """Read one `--sweep`.
-
-    Args:
-        text: `key=a,b,c`; keys joined by `:` move together, `engine.zero_stage:world_size=null:1,2:2`.
-
-    Returns:
-        The settings of each place on the axis.
-
-    Raises:
-        ConfigError: no `=`, or a place with another number of values than keys.
-    """
-    keys_text, separator, values_text = text.partition("=")
-    keys = [key.strip() for key in keys_text.split(":")]
-    if not separator or not all(keys) or not values_text.strip():
-        raise ConfigError(f"--sweep {text!r}: write key=value,value, such as engine.zero_stage=1,2,3")
-    places = []
-    for value in _split(values_text, ","):
-        parts = _split(value, ":") if len(keys) > 1 else [value]
-        if len(parts) != len(keys):
-            raise ConfigError(
-                f"--sweep {text!r}: {value!r} must have {len(keys)} values joined by ':', one for each key"
-            )
-        places.append(dict(zip(keys, (part.strip() for part in parts), strict=True)))
-    return places
-
-
-def read_axes(tree: Mapping[str, Any]) -> list[list[Settings]]:
-    """Read the axes of a sweep file.
-
-    Args:
-        tree: key to a list of values; `configurations` to a list of mappings, each a place on one axis.
-
-    Returns:
-        The axes.
-
-    Raises:
-        ConfigError: something that is no list.
-    """
-    axes = []
-    for key, values in tree.items():
-        if not isinstance(values, list) or not values:
-            raise ConfigError(f"sweep file: {key} must be a list of values, such as [1, 2, 3]")
-        if key == "configurations":
-            if not all(isinstance(one, dict) for one in values):
-                raise ConfigError("sweep file: each of configurations must map keys to values")
-            axes.append([{name: json.dumps(value) for name, value in one.items()} for one in values])
-        else:
-            axes.append([{key: json.dumps(value)} for value in values])
-    return axes
-
-
-def make_trials(axes: Sequence[Sequence[Settings]], build: Callable[[list[str]], RunConfig]) -> list[Trial]:
-    """Return the product of the axes, the last one varying fastest.
-
-    Args:
-        axes: places of each axis.
-        build: settings `key=value` to a configuration; raises a ConfigError where there can be none.
-
-    Returns:
-        The trials; the same product gets the same names again.
-    """
-    trials = []
-    for number, places in enumerate(itertools.product(*axes), start=1):
-        settings: Settings = {}
-        for place in places:
-            settings |= place
-        words = [re.sub(r"[^A-Za-z0-9.+-]+", "_", value.strip('"')).strip("_") for value in settings.values()]
-        name = "-".join([f"{number:03d}", *(word for word in words if word)])[:100]
-        trials.append(_trial(name, settings, build))
-    return trials
-
-
-def run_sweep(
-    trials: Iterable[Trial],
-    folder: Path,
-    command: Callable[[Trial, Path], list[str]],
-    predict: Callable[[Trial], Prediction | None],
-    time_limit: float,
-) -> Iterator[tuple[Trial, RunRecord, bool]]:
+def run_sweep(trials: Iterable[Trial], folder: Path, runner: Runner) -> Iterator[tuple[Trial, RunRecord, bool]]:
     """Run each trial that has not been run yet.
 
     Args:
         trials: what to run.
         folder: gets a folder for each trial.
-        command: a trial and its folder to the command line of its process.
-        predict: a trial to what the plan says of it, or None.
-        time_limit: seconds after which a trial is ended.
+        runner: how.
 
     Yields:
         The trial, its record, and whether it had been run before.
     """
     for trial in trials:
         place = folder / trial.name
-        done = _done(trial, place)
-        yield trial, done or _run(trial, place, command, predict, time_limit), done is not None
+        earlier = _earlier(trial, place)
+        if earlier is not None and earlier.result is not None and not runner.is_stale(earlier):
+            yield trial, earlier, True
+        else:
+            runner.begin(trial)
+            yield trial, _run(trial, place, runner), False
 
 
-def _trial(name: str, settings: Settings, build: Callable[[list[str]], RunConfig]) -> Trial:
-    given = dict(settings)
-    ranks = given.pop(WORLD_SIZE, "1")
-    if not ranks.isdigit() or int(ranks) < 1:
-        raise ConfigError(f"world_size={ranks} is no number of ranks; give 1 or more")
-    if given.get("model.gradient_checkpointing") in ("none", "all"):
-        given["model.gradient_checkpointing"] = {"none": "0", "all": "1"}[given["model.gradient_checkpointing"]]
+def check_folder(trials: Iterable[Trial], folder: Path) -> None:
+    """See that no trial would write over the record of another configuration.
+
+    Args:
+        trials: of a sweep.
+        folder: of the sweep.
+
+    Raises:
+        ConfigError: one would.
+    """
+    for trial in trials:
+        if (folder / trial.name / RECORD).is_file() and _earlier(trial, folder / trial.name) is None:
+            raise ConfigError(
+                f"{folder / trial.name} holds a measurement of another configuration; name another folder with "
+                "--output, or measure anew with --overwrite"
+            )
+
+
+def _earlier(trial: Trial, place: Path) -> RunRecord | None:
+    """Return the record of an earlier run of this very configuration, however far it came."""
     try:
-        config = build([f"{key}={value}" for key, value in given.items()])
-    except ConfigError as error:
-        return Trial(name, settings, int(ranks), None, str(error))
-    return Trial(name, settings, int(ranks), config)
-
-
-def _done(trial: Trial, place: Path) -> RunRecord | None:
-    """Return the record of a trial that came to an end earlier, if it was of this very configuration."""
-    try:
-        record = read_record(place)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what a stopped run cut short is run again
+            record = read_record(place)
     except (DataError, OSError):
         return None
-    same = trial.config is None or record.run.config == trial.config.model_dump(mode="json")
-    return record if same and record.result is not None else None
+    is_same = changed_values(record.run.config) == changed_values(trial.asked())
+    return record if is_same and record.run.world_size == trial.world_size else None
 
 
-def _run(
-    trial: Trial,
-    place: Path,
-    command: Callable[[Trial, Path], list[str]],
-    predict: Callable[[Trial], Prediction | None],
-    time_limit: float,
-) -> RunRecord:
+def _run(trial: Trial, place: Path, runner: Runner) -> RunRecord:
     place.mkdir(parents=True, exist_ok=True)
-    (place / RECORD).unlink(missing_ok=True)
-    prediction = None
-    if trial.config is not None:
-        from ftkit.config_io import dump_config
-
-        (place / "config.yaml").write_text(dump_config(trial.config), encoding="utf-8")
-        prediction = predict(trial)
+    for name in (RECORD, PREDICTION):
+        (place / name).unlink(missing_ok=True)
+    if trial.config is None:
+        _write_failure(trial, place, None, "refused", str(trial.refusal))
+        return read_record(place)
+    (place / CONFIG).write_text(dump_config(trial.config), encoding="utf-8")
+    prediction = runner.predict(trial)
     if prediction is not None:
-        (place / "prediction.json").write_text(prediction.model_dump_json(), encoding="utf-8")
-    failure = (
-        ("refused", str(trial.refusal)) if trial.config is None else _attend(command(trial, place), place, time_limit)
-    )
+        (place / PREDICTION).write_text(prediction.model_dump_json(), encoding="utf-8")
+    failure = _attend(trial, runner.command(trial, place), place, runner.time_limit)
     if failure is not None:
-        _write_failure(trial, place, prediction, failure[0], failure[1])  # type: ignore[arg-type]  # a Failure
+        _write_failure(trial, place, prediction, *failure)
     return read_record(place)
 
 
-def _attend(command: list[str], place: Path, time_limit: float) -> tuple[str, str] | None:
+def _attend(trial: Trial, command: list[str], place: Path, time_limit: float) -> tuple[Failure, str] | None:
     """Run a command to its end or its time; return the kind and the reason of its failure, or None."""
+    environment = dict(os.environ)
+    if trial.world_size > 1:  # the ranks of one machine share its cores
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // trial.world_size)))
     with (place / OUTPUT).open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env=environment,
         )
         try:
             code = process.wait(time_limit)
@@ -272,12 +205,12 @@ def _write_failure(trial: Trial, place: Path, prediction: Prediction | None, fai
         is_begun = False
     writer = RecordWriter(place / RECORD)
     if not is_begun:
-        config = trial.config.model_dump(mode="json") if trial.config else _nested(trial.settings)
+        config = trial.asked()
         wants_deepspeed = trial.config is not None and (trial.config.engine.wants_deepspeed or trial.world_size > 1)
         writer.write(
             RunLine(
                 name=trial.name, started=datetime.now(UTC).isoformat(timespec="milliseconds"), config=config,
-                engine="deepspeed" if wants_deepspeed else "plain", precision=str(_at(config, "model", "precision")),
+                engine="deepspeed" if wants_deepspeed else "plain", precision=_precision(config),
                 world_size=trial.world_size, device="unknown", num_steps=0, prediction=prediction, purpose="profile",
             )
         )  # fmt: skip
@@ -290,29 +223,6 @@ def _write_failure(trial: Trial, place: Path, prediction: Prediction | None, fai
     writer.close()
 
 
-def _nested(settings: Settings) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for key, value in settings.items():
-        *sections, name = ["method", "name"] if key == "method" else key.split(".")
-        node = tree
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[name] = value
-    return tree
-
-
-def _at(tree: Mapping[str, Any], section: str, key: str) -> Any:
-    found = tree.get(section)
-    return found.get(key, "unknown") if isinstance(found, dict) else "unknown"
-
-
-def _split(text: str, separator: str) -> list[str]:
-    """Split at a separator that stands in no brackets."""
-    parts, depth = [""], 0
-    for letter in text:
-        depth += (letter in "[{(") - (letter in "]})")
-        if letter == separator and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return parts
+def _precision(config: dict[str, Any]) -> str:
+    section = config.get("model")
+    return str(section.get("precision", "unknown")) if isinstance(section, dict) else "unknown"

@@ -11,6 +11,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads and the forks of a
 for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
     os.environ.pop(name, None)  # a test is one process unless it starts others
 
+
+def pytest_addoption(parser):
+    """Let the golden texts be written anew; see tests/golden/conftest.py."""
+    parser.addoption("--regenerate", action="store_true", help="write the texts of tests/golden anew")
+
+
 # A busy machine is no failure, so no deadline.
 settings.register_profile("ftkit", deadline=None)
 settings.load_profile("ftkit")

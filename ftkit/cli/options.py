@@ -102,6 +102,13 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def short_names() -> dict[str, str]:
+    """Return the names of flags without their dashes, and the keys that they fill."""
+    keys = _KEYS | {flag: key for flag, (key, _) in _METHOD_KEYS.items()}
+    keys |= {"--target": "method.targets", "--gradient-checkpointing": "model.gradient_checkpointing"}
+    return {flag.removeprefix("--"): key for flag, key in keys.items()}
+
+
 def read_config(flags: dict[str, Any]) -> RunConfig:
     """Take the configuration's flags out of what a command received, and build it.
 

@@ -1,23 +1,27 @@
 """`ftkit profile`: what configurations really take, each in a process of its own."""
 
 import json
-import os
 import signal
 import socket
 import sys
-import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ftkit.cli.options import config_options, user_errors
+from ftkit.axes import Settings, Trial, make_trials, parse_axis, read_axes
+from ftkit.cli.options import config_options, quieten, short_names, user_errors
+from ftkit.cli.sweep_progress import SweepProgress
 from ftkit.config import RunConfig
-from ftkit.config_io import load_config, read_yaml
+from ftkit.config_io import load_config, load_yaml
+from ftkit.distributed import ProcessContext
 from ftkit.errors import ConfigError, FtkitError
-from ftkit.records import Prediction, RunRecord
-from ftkit.sweep import Trial, make_trials, parse_axis, read_axes, run_sweep
-from ftkit.units import format_bytes, format_seconds, parse_bytes
+from ftkit.hub import work_offline_if_unreachable
+from ftkit.sweep import Runner, check_folder, run_sweep
+from ftkit.units import parse_bytes
+
+if TYPE_CHECKING:
+    from ftkit.records import Prediction, RunRecord
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -27,19 +31,32 @@ from ftkit.units import format_bytes, format_seconds, parse_bytes
     "sweeps",
     multiple=True,
     metavar="KEY=A,B,C",
-    help="An axis, such as method=lora,qlora; the sweep is the product of all axes. Keys joined by ':' move together: "
-    "engine.zero_stage:world_size=null:1,2:2. world_size is the number of ranks.",
+    help="An axis, such as method=lora,qlora or rank=4,8; the sweep is the product of all axes. Any key of the "
+    "configuration, or the name of its flag. Keys joined by ':' move together: zero-stage:world_size=null:1,2:2. "
+    "world_size is the number of ranks.",
 )
 @click.option(
-    "--sweep-file", type=click.Path(path_type=Path), help="Axes from YAML: each key with a list, or `configurations`."
+    "--sweep-file",
+    type=click.Path(path_type=Path),
+    help="Axes from YAML: each key with a list, or a list of configurations.",
 )
 @click.option(
     "--steps", default=5, show_default=True, type=click.IntRange(1), help="Timed steps of each configuration."
 )
 @click.option("--warmup", default=1, show_default=True, type=click.IntRange(0), help="Steps before the timed ones.")
-@click.option("--time-limit", default=600.0, show_default=True, help="Seconds after which a configuration is ended.")
+@click.option(
+    "--time-limit",
+    default=600.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds after which a configuration is ended.",
+)
 @click.option("--memory-limit", metavar="SIZE", help="Host memory that each process may allocate, such as 4GiB.")
+@click.option("--memory-snapshot", is_flag=True, help="CUDA: write torch's own snapshot of each, for its viewer.")
 @click.option("--no-plan", is_flag=True, help="Leave the prediction out.")
+@click.option("--retry", is_flag=True, help="Run again what failed before.")
+@click.option("--overwrite", is_flag=True, help="Measure anew what is measured already.")
+@click.option("--json", "as_json", is_flag=True, help="Print nothing but the rows, as `ftkit report --json` does.")
 def profile(  # noqa: PLR0913  # one parameter is one flag
     sweeps: tuple[str, ...],
     sweep_file: Path | None,
@@ -48,7 +65,11 @@ def profile(  # noqa: PLR0913  # one parameter is one flag
     time_limit: float,
     memory_limit: str | None,
     *,
+    memory_snapshot: bool,
     no_plan: bool,
+    retry: bool,
+    overwrite: bool,
+    as_json: bool,
     **flags: Any,
 ) -> None:
     """Run each configuration of a sweep for a few steps on its worst batch and measure memory and speed.
@@ -59,68 +80,78 @@ def profile(  # noqa: PLR0913  # one parameter is one flag
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # on the way out the child's processes are ended too
     with user_errors():
         folder = Path(flags.pop("output__folder") or "runs/profile")
-        axes = [*(read_axes(read_yaml(sweep_file)) if sweep_file else []), *(parse_axis(text) for text in sweeps)]
-        trials = make_trials(axes, _builder(flags))
+        trials = make_trials(_axes(sweeps, sweep_file), _builder(flags, memory_snapshot=memory_snapshot))
         limit = [] if memory_limit is None else ["--memory-limit", str(parse_bytes(memory_limit))]
-        rest = ["--warmup", str(warmup), "--steps", str(steps), *limit]
-        if trials and all(trial.config is None for trial in trials):
-            raise ConfigError(str(trials[0].refusal))
-        _run_all(trials, folder, rest, time_limit, with_plan=not no_plan)
-        _conclude(folder)
+        _check(trials, folder, memory_snapshot=memory_snapshot, overwrite=overwrite)
+
+        def is_stale(record: "RunRecord") -> bool:
+            assert record.result is not None
+            failed = record.result.status == "failed"
+            return overwrite or (retry if failed else record.result.measurement.num_timed_steps != steps)
+
+        progress = SweepProgress(len(trials), is_quiet=as_json)
+        runner = Runner(
+            command=lambda trial, place: _command(
+                trial, place, ["--warmup", str(warmup), "--steps", str(steps), *limit]
+            ),
+            predict=lambda trial: None if no_plan else _predict(trial, progress),
+            time_limit=time_limit,
+            begin=progress.begin,
+            is_stale=is_stale,
+        )
+        with progress:
+            for trial, record, was_done in run_sweep(trials, folder, runner):
+                progress.end(trial, record, was_done=was_done)
+        _conclude([folder / trial.name for trial in trials], folder, as_json=as_json)
 
 
-def _run_all(trials: list[Trial], folder: Path, rest: list[str], time_limit: float, *, with_plan: bool) -> None:
-    """Run what has not been run, a line for each."""
-    started, num_run = time.perf_counter(), 0
-
-    def command(trial: Trial, place: Path) -> list[str]:
-        return _command(trial, place, rest)
-
-    def predict(trial: Trial) -> Prediction | None:
-        return _predict(trial) if with_plan else None
-
-    outcomes = run_sweep(trials, folder, command, predict, time_limit)
-    for number, (trial, record, was_done) in enumerate(outcomes, start=1):
-        num_run += not was_done
-        left = (time.perf_counter() - started) / num_run * (len(trials) - number) if num_run else 0.0
-        note = "done before" if was_done else f"{format_seconds(left)} left" if number < len(trials) else ""
-        click.echo(f"[{number}/{len(trials)}] {trial.name}: {_words(record)}" + (f" ({note})" if note else ""))
+def _axes(sweeps: tuple[str, ...], sweep_file: Path | None) -> list[list[Settings]]:
+    short = short_names()
+    from_file = read_axes(load_yaml(sweep_file), short) if sweep_file else []
+    return [*from_file, *(parse_axis(text, short) for text in sweeps)]
 
 
-def _conclude(folder: Path) -> None:
-    """Print the table, write the page, and count what failed."""
+def _check(trials: list[Trial], folder: Path, *, memory_snapshot: bool, overwrite: bool) -> None:
+    """Refuse what cannot be before anything runs, and let the hub's client know whether there is a hub."""
+    if all(trial.config is None for trial in trials):
+        raise ConfigError(str(trials[0].refusal))
+    if not overwrite:
+        check_folder(trials, folder)
+    work_offline_if_unreachable({trial.config.model.name for trial in trials if trial.config})
+    quieten()
+    if memory_snapshot:
+        from ftkit.memory import check_snapshot
+
+        check_snapshot(ProcessContext().device)
+
+
+def _conclude(places: list[Path], folder: Path, *, as_json: bool) -> None:
+    """Print the rows, write the page, and count what failed."""
     from rich.console import Console
 
     from ftkit.cli.report import write_page
+    from ftkit.report import text
     from ftkit.report.collect import collect_runs
-    from ftkit.report.text import print_table
 
-    runs = collect_runs([folder])
-    print_table(runs, Console())
+    runs = collect_runs(places)
+    page = write_page(places, folder / "report.html", folder.name)
+    if as_json:
+        sys.stdout.write(text.as_json(runs) + "\n")
+        return
+    text.print_table(runs, Console())
     failed = [run for run in runs if run.reason is not None]
-    page = write_page([folder], folder / "report.html", folder.name)
-    click.echo(f"{len(runs)} configurations, {len(failed)} failed; the report: {page}")
+    what = "1 configuration" if len(runs) == 1 else f"{len(runs)} configurations"
+    click.echo(f"{what}, {len(failed)} failed; the report: {page}")
 
 
-def _words(record: RunRecord) -> str:
-    result = record.result
-    if result is None or result.status == "failed":
-        return f"{result.failure}: {result.reason}" if result else "unfinished"
-    measured = result.measurement
-    parts = [format_bytes(measured.peak_active_bytes or 0), f"{measured.tokens_per_second or 0:,.0f} tokens/s"]
-    predicted = record.run.prediction
-    if predicted and predicted.peak_active_bytes and measured.peak_active_bytes:
-        error = predicted.peak_active_bytes / measured.peak_active_bytes - 1
-        parts.append(f"predicted {error * 100:+.2f} %" if error else "predicted to the byte")
-    return ", ".join(parts)
-
-
-def _builder(flags: dict[str, Any]) -> Any:
+def _builder(flags: dict[str, Any], *, memory_snapshot: bool) -> Any:
     """Return what makes a configuration of an axis's settings: they are laid over the flags, these over --set."""
     file, preset, base = flags.pop("file"), flags.pop("preset"), list(flags.pop("settings"))
     for name, value in flags.items():
         if value is not None and value != ():
             base.append(f"{name.replace('__', '.')}={json.dumps(value)}")
+    if memory_snapshot:
+        base.append("output.memory_snapshot=true")
 
     def build(settings: list[str]) -> RunConfig:
         config = load_config(file, preset, [*base, *settings])
@@ -138,8 +169,6 @@ def _command(trial: Trial, place: Path, rest: list[str]) -> list[str]:
     own = ["ftkit.cli.profile_one", str(place), *rest]
     if trial.world_size == 1:
         return [sys.executable, "-m", *own]
-    threads = max(1, (os.cpu_count() or 1) // trial.world_size)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # ranks of one machine share its cores
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -147,7 +176,7 @@ def _command(trial: Trial, place: Path, rest: list[str]) -> list[str]:
     return [*launcher, "--master_port", str(port), "--module", *own]
 
 
-def _predict(trial: Trial) -> Prediction | None:
+def _predict(trial: Trial, progress: SweepProgress) -> "Prediction | None":
     """Return what the plan says, or None where it cannot say anything."""
     from ftkit.plan.place import find_place
     from ftkit.plan.predict import predict
@@ -157,5 +186,5 @@ def _predict(trial: Trial) -> Prediction | None:
     try:
         return predict(trial.config, find_place(num_devices=trial.world_size))
     except FtkitError as error:
-        click.echo(f"no prediction for {trial.name}: {error}", err=True)
+        progress.note(f"no prediction for {trial.name}: {error}")
         return None

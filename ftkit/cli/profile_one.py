@@ -5,12 +5,11 @@ from pathlib import Path
 
 import click
 
-from ftkit.cli.options import user_errors
+from ftkit.cli.options import quieten, user_errors
 from ftkit.config_io import load_config
 from ftkit.distributed import ProcessContext
 from ftkit.records import Prediction
-
-CONFIG, PREDICTION = "config.yaml", "prediction.json"
+from ftkit.sweep import CONFIG, PREDICTION
 
 
 @click.command()
@@ -24,6 +23,7 @@ def profile_one(folder: Path, warmup: int, steps: int, memory_limit: int | None,
     with user_errors():
         process = ProcessContext.from_environment()
     with user_errors(process.rank):
+        quieten()
         from ftkit.profiler import profile_run
 
         if memory_limit is not None:

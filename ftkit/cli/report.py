@@ -34,7 +34,12 @@ _FORMATS = {".html": "html", ".md": "markdown", ".tex": "latex", ".csv": "csv", 
     show_default=True,
     help="What is printed where no --output is named.",
 )
-@click.option("--budget", metavar="SIZE", help="The memory that there is, such as 8GiB: a line in the page's plot.")
+@click.option("--json", "form", flag_value="json", help="The same as --format json.")
+@click.option(
+    "--budget",
+    metavar="SIZE",
+    help="The memory that there is, such as 8GiB, for the page's plot; that of the plans when not named.",
+)
 @click.option("--sort", metavar="COLUMN", help="Order by a column of the CSV; -COLUMN: the largest first.")
 @click.option("--title", default="ftkit report", show_default=True, help="The page's heading.")
 def report(

@@ -22,13 +22,17 @@ if TYPE_CHECKING:
 @click.option("--resume", type=click.Path(path_type=Path), metavar="FOLDER", help="Go on with the run in this folder.")
 @click.option("--overwrite", is_flag=True, help="Empty an output folder that another run has filled.")
 @click.option("--no-plan", is_flag=True, help="Train without predicting memory first (training.plan_first=false).")
+@click.option("--memory-timeline", is_flag=True, help="Record the live bytes by kind through one step, the second.")
+@click.option("--memory-snapshot", is_flag=True, help="CUDA: write torch's own snapshot of two steps for its viewer.")
 @click.option("--json", "as_json", is_flag=True, help="Print nothing but the record of the run, as JSON, at the end.")
 @click.option("--local_rank", "--local-rank", type=int, hidden=True, help="Given by the deepspeed launcher; not used.")
-def train(  # one parameter a flag
+def train(  # noqa: PLR0913  # one parameter is one flag
     resume: Path | None,
     *,
     overwrite: bool,
     no_plan: bool,
+    memory_timeline: bool,
+    memory_snapshot: bool,
     as_json: bool,
     local_rank: int | None,  # noqa: ARG001  # LOCAL_RANK says the same
     **flags: Any,
@@ -45,10 +49,13 @@ def train(  # one parameter a flag
             _check_resumed(resume)
             flags["file"] = flags["file"] or resume / "config.yaml"
             flags["output__folder"] = str(resume)
-        if overwrite:
-            flags["settings"] = (*flags["settings"], "output.overwrite=true")
-        if no_plan:
-            flags["settings"] = (*flags["settings"], "training.plan_first=false")
+        said = {
+            "output.overwrite=true": overwrite,
+            "training.plan_first=false": no_plan,
+            "output.memory_timeline=true": memory_timeline,
+            "output.memory_snapshot=true": memory_snapshot,
+        }
+        flags["settings"] = (*flags["settings"], *(setting for setting, is_wanted in said.items() if is_wanted))
         config = read_config(flags)
         _bound_memory()
         work_offline_if_unreachable((config.model.name, config.data.dataset))

@@ -1,6 +1,6 @@
 """How training is distributed: one small protocol, two engines; nobody above asks which one it has."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -46,6 +46,9 @@ class Engine(Protocol):
 
     def load_optimizer_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take back what `optimizer_state` returned."""
+
+    def held_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield what lives between two steps, each with the part of a breakdown that it is, such as `optimizer`."""
 
     def full_state(self) -> Tensors:
         """Return all weights, trained and frozen, whole, in the compute dtype, on the CPU of every rank."""

@@ -133,13 +133,15 @@ class DeepSpeedEngine:
             zero.loss_scaler.cur_scale = float(state["loss_scale/"])
 
     def held_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield what is held between steps, each with the part of a breakdown that DeepSpeed's name for it says."""
+        """Yield what lives between two steps, each with the part of a breakdown that DeepSpeed's name for it says."""
         for parameter in self.model.parameters():
             yield "parameter", getattr(parameter, "ds_tensor", parameter)
         for name, value in vars(self._engine.optimizer).items():
             kind = next((kind for word, kind in _HELD.items() if word in name), None)
             if kind is not None:
                 yield from ((kind, tensor) for tensor in _tensors(value))
+        for state in self._engine.optimizer.optimizer.state.values():
+            yield from (("optimizer", tensor) for tensor in _tensors(state))
 
     def full_state(self) -> Tensors:
         """Return all weights, gathered one by one."""

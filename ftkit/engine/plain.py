@@ -4,7 +4,7 @@ In half precision the trainable weights have fp32 masters, gradients are summed 
 DeepSpeed's half-precision optimizers do, so that both engines agree and one plan predicts both.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -98,6 +98,15 @@ class PlainEngine:
             }
         if "loss_scale/" in state and self._scaler.is_enabled():
             self._scaler.load_state_dict(self._scaler.state_dict() | {"scale": state["loss_scale/"].item()})
+
+    def held_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the masters and the moments; a weight that is its own master is a weight."""
+        for name, master in self._masters.items():
+            if self._parameters[name] is not master:
+                yield "optimizer", master
+            for value in self._optimizer.state.get(master, {}).values():
+                if isinstance(value, torch.Tensor):
+                    yield "optimizer", value
 
     def full_state(self) -> Tensors:
         """Return all weights."""

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _DEVICE_OF = torch.ops.prim.device.default
-LOAD, FORWARD, BACKWARD, OPTIMIZER = "load", "forward", "backward", "optimizer"
+LOAD, FORWARD, BACKWARD, OPTIMIZER, EVALUATION = "load", "forward", "backward", "optimizer", "evaluation"
 OpKey = tuple[str, int, int, str]
 """An operator's name, its FLOPs, the bytes that it reads and writes, and the dtype it computes in."""
 
@@ -101,6 +101,7 @@ class Recorder(TorchDispatchMode):
         self,
         sizes: Callable[[str, int, torch.Tensor], int] | None = None,
         scratch: Callable[[str, tuple[Any, ...]], int] | None = None,
+        device_type: str | None = None,
     ) -> None:
         """Start an empty tape.
 
@@ -108,13 +109,14 @@ class Recorder(TorchDispatchMode):
             sizes: (operator, number of the output, output) to the bytes of its storage where another device than
                 this one would make it larger or smaller; None: as they are.
             scratch: (operator, arguments) to the bytes that it needs while it runs; None: nothing.
+            device_type: whose storages are written down, such as `cuda`; None: those of any device.
         """
         super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.tape = Tape()
         self.phase, self.step, self.micro_batch = LOAD, 0, 0
         self.module = ""
         self.layer: int | None = None
-        self._sizes, self._scratch = sizes, scratch
+        self._sizes, self._scratch, self._device_type = sizes, scratch, device_type
         self._live: dict[int, tuple[weakref.ref[Any], int]] = {}
         self._depth = 0
         self._last: int | None = None
@@ -149,7 +151,7 @@ class Recorder(TorchDispatchMode):
         return False
 
     def see(self, tensors: Iterable[tuple[str, torch.Tensor]], role: str, layers: dict[str, int] | None = None) -> None:
-        """Write down tensors that were there before.
+        """Write down tensors that were there before, and say what they are of those that were not.
 
         Args:
             tensors: names and tensors.
@@ -159,9 +161,17 @@ class Recorder(TorchDispatchMode):
         for name, tensor in tensors:
             layer = next((number for prefix, number in (layers or {}).items() if name.startswith(f"{prefix}.")), None)
             storage = tensor.untyped_storage()
-            if storage._cdata not in self._live:
+            entry = self._live.get(storage._cdata)
+            if self._is_elsewhere(tensor):
+                continue
+            if entry is None:
                 birth = Birth(storage.nbytes(), self.phase, self.step, self.micro_batch, name, layer, role=role)
                 self._born(storage, birth, tensor)
+            elif not self.tape.births[entry[1]].role:  # made under the recorder, and named only now
+                self.tape.births[entry[1]].role = role
+
+    def _is_elsewhere(self, tensor: torch.Tensor) -> bool:
+        return self._device_type not in (None, tensor.device.type)
 
     def rename(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Give a role to tensors that are on the tape already: pairs of role and tensor."""
@@ -176,27 +186,32 @@ class Recorder(TorchDispatchMode):
 
     def layer_of(self, tensor: object) -> int | None:
         """Return the layer that a tensor's storage belongs to."""
+        birth = self._birth_of(tensor)
+        return None if birth is None else birth.layer
+
+    def _birth_of(self, tensor: object) -> Birth | None:
         if not isinstance(tensor, torch.Tensor):
             return None
         entry = self._live.get(tensor.untyped_storage()._cdata)
-        return None if entry is None else self.tape.births[entry[1]].layer
+        return None if entry is None else self.tape.births[entry[1]]
 
     def _see(self, tensor: torch.Tensor, func: Any, number: int, args: tuple[Any, ...]) -> None:
         storage = tensor.untyped_storage()
-        if storage._cdata in self._live:
+        if storage._cdata in self._live or self._is_elsewhere(tensor):
             return
         size = storage.nbytes() if self._sizes is None else self._sizes(func.__name__, number, tensor)
         layer = self.layer if self._is_positional else self._inherited(number, args)
         self._last = layer
+        module = self.module or ("" if self._is_positional else self._parent_module(number, args))
         birth = Birth(
-            size, self.phase, self.step, self.micro_batch, self.module, layer, self._is_recomputing, op=func.__name__
+            size, self.phase, self.step, self.micro_batch, module, layer, self._is_recomputing, op=func.__name__
         )
         self._born(storage, birth, tensor)
 
     @property
     def _is_positional(self) -> bool:
-        """Forward and backward go through the layers; loading and the optimizer go through lists of parameters."""
-        return self.phase in (FORWARD, BACKWARD)
+        """The passes go through the layers; loading and the optimizer go through lists of parameters."""
+        return self.phase in (FORWARD, BACKWARD, EVALUATION)
 
     @property
     def _is_recomputing(self) -> bool:
@@ -211,6 +226,15 @@ class Recorder(TorchDispatchMode):
                 return layer
         # A counter made of nothing, between the moments of one parameter and those of the next.
         return self._last if self.phase == OPTIMIZER else None
+
+    def _parent_module(self, number: int, args: tuple[Any, ...]) -> str:
+        """Return the module of what a tensor is made from: a master of its weight, a moment of its master."""
+        for argument in args:
+            parent = argument[number] if isinstance(argument, (list, tuple)) and number < len(argument) else argument
+            birth = self._birth_of(parent)
+            if birth is not None and birth.module:
+                return birth.module
+        return ""
 
     def _born(self, storage: Any, birth: Birth, tensor: torch.Tensor) -> None:
         birth.shape, birth.dtype = tuple(tensor.shape), _dtype_name(tensor)
@@ -301,11 +325,10 @@ class Recorder(TorchDispatchMode):
 
         def leave(_: nn.Module, __: Any, out: Any) -> None:
             hidden = out[0] if isinstance(out, tuple) else out
-            if self.phase == FORWARD:
-                if _needs_grad(hidden):
-                    hidden.register_hook(move)
-                if is_last:
-                    self.layer = None
+            if self.phase == FORWARD and _needs_grad(hidden):
+                hidden.register_hook(move)
+            if self.phase in (FORWARD, EVALUATION) and is_last:
+                self.layer = None
 
         yield layer.register_forward_pre_hook(enter)
         yield layer.register_forward_hook(leave)

@@ -60,7 +60,7 @@ def find_peak(tape: Tape, rounding: Callable[[int], int] = round_size) -> Peak:
             worst, at = live, place
     parts = dict.fromkeys(MemoryBreakdown.model_fields, 0)
     names = kinds(tape)
-    for storage in _live_at(tape, at):
+    for storage in live_at(tape, at):
         parts[f"{names[storage]}_bytes"] += rounding(tape.births[storage].size)
     if at < 0:
         return Peak(0, MemoryBreakdown(), LOAD, 0, "", None)
@@ -105,7 +105,8 @@ def _kind(number: int, birth: Birth, survived: set[int]) -> str:
     return {BACKWARD: "gradient", OPTIMIZER: "optimizer"}.get(birth.phase, "temporary")
 
 
-def _live_at(tape: Tape, place: int) -> set[int]:
+def live_at(tape: Tape, place: int) -> set[int]:
+    """Return the storages that live after the event at `place`."""
     live: set[int] = set()
     for event, _ in tape.events[: place + 1]:
         if event >= 0:

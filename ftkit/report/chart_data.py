@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ftkit.config_io import changed_values
-from ftkit.records import LiveTensor, MemoryBreakdown, TimelineLine
+from ftkit.records import LiveTensor, MemoryBreakdown, PhaseMeasurement, TimelineLine
 from ftkit.report import words
 from ftkit.report.collect import Run
 from ftkit.report.columns import COLUMNS, MEMORY_FIGURES
@@ -118,7 +118,7 @@ def explain_peak(line: TimelineLine, run: Run, peak: int) -> str:
     total = sum(size for size, _ in parts)
     shares = [f"{kind} {words.size(size)} ({100 * size / total:.0f} %)" for size, kind in parts if size > 0.02 * total]
     said = f"Step {line.step} peaks at {words.size(total)} in the {line.phases[peak]}: {', '.join(shares)}."
-    largest = run.measured.largest_tensors
+    largest = line.largest_tensors or run.measured.largest_tensors
     if largest:
         first = largest[0]
         said += f" The largest tensor, {words.size(first.num_bytes)} of {first.kind}, was made in {first.module}."
@@ -131,16 +131,7 @@ def _details(run: Run) -> list[Plain]:
     figures = [[column.heading, shown] for column in COLUMNS if column.key != "name" and (shown := column.show(run))]
     tables = [{"title": "Figures", "rows": figures}]
     if measured.phases:
-        tables.append(
-            {
-                "title": "Peaks by phase",
-                "head": ["Rank", "Phase", "Live", "Reserved", "Process"],
-                "rows": [
-                    [str(phase.rank), phase.phase, *(_size(getattr(phase, field)) for field in MEMORY_FIGURES)]
-                    for phase in measured.phases
-                ],
-            }
-        )
+        tables.append(_phases(measured.phases))
     if measured.largest_tensors:
         tables.append(
             {
@@ -155,6 +146,18 @@ def _details(run: Run) -> list[Plain]:
     tables.append({"title": "Settings that differ from the defaults", "rows": changed_settings(line.config)})
     tables.append({"title": "Versions", "rows": [list(pair) for pair in line.versions.items()]})
     return [table for table in tables if table["rows"]]
+
+
+def _phases(phases: Sequence[PhaseMeasurement]) -> Plain:
+    """Return the peaks of each rank and phase, without the columns that nobody took."""
+    fields = {"peak_active_bytes": "Live", "peak_reserved_bytes": "Reserved", "peak_process_bytes": "Process"}
+    fields |= {"host_bytes": "Host"}
+    taken = [field for field in fields if any(getattr(phase, field) is not None for phase in phases)]
+    return {
+        "title": "Peaks by phase",
+        "head": ["Rank", "Phase", *(fields[field] for field in taken)],
+        "rows": [[str(one.rank), one.phase, *(_size(getattr(one, field)) for field in taken)] for one in phases],
+    }
 
 
 def changed_settings(config: Plain) -> list[list[str]]:

@@ -4,6 +4,7 @@
 (() => {
   const holders = [...document.querySelectorAll(".chart")];
   if (!holders.length) return;
+  const FAR = 3; // times the largest peak: a budget beyond is named, not drawn
   const MOST_RUNS = 40; // more bars or curves than this cannot be told apart
   const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "pentagon", "star", "triangle-down", "hexagon"];
   const methods = [...new Set(page.runs.map((run) => run.method))].sort();
@@ -20,7 +21,8 @@
 
   function scale(values) {
     const most = Math.max(...values, 0);
-    return most >= 2 ** 30 ? { by: 2 ** 30, unit: "GiB" } : { by: 2 ** 20, unit: "MiB" };
+    const [unit, power] = most >= 2 ** 30 ? ["GiB", 30] : most >= 2 ** 20 ? ["MiB", 20] : ["KiB", 10];
+    return { by: 2 ** power, unit };
   }
 
   function axis(title, more = {}) {
@@ -36,9 +38,19 @@
       font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: css("--ink") },
       margin: { l: 56, r: 18, t: 18, b: 48 },
       hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { color: css("--ink") }, align: "left" },
-      legend: narrow() ? { orientation: "h", y: -0.22, yanchor: "top" } : { x: 1.01, y: 1 },
-      height: narrow() ? 400 : 460, ...more,
+      legend: { x: 1.01, y: 1, traceorder: "grouped" }, height: narrow() ? 400 : 460, ...more,
     };
+  }
+
+  // On a phone the legend of methods and engines stands below the plot, and the page makes room for all of it.
+  function below(made, alone) {
+    if (!narrow()) return made;
+    const rows = alone + 1 + Math.max(methods.length, engines.length > 1 ? engines.length : 0);
+    const plot = 300;
+    made.margin = { ...made.margin, b: 62 + 21 * rows };
+    made.height = made.margin.t + plot + made.margin.b;
+    made.legend = { orientation: "h", x: 0, yref: "container", y: 0.01, yanchor: "bottom", traceorder: "grouped" };
+    return made;
   }
 
   // A trace for each method, and hollow ones that explain the symbols of the engines.
@@ -69,7 +81,7 @@
 
   drawings.tradeoff = () => {
     const known = shown().filter((n) => page.runs[n].measured[memory] && page.runs[n].tokensPerSecond);
-    const { by, unit } = scale([...known.map((n) => page.runs[n].measured[memory]), page.budget ?? 0]);
+    const { by, unit } = scale(known.map((n) => page.runs[n].measured[memory]));
     const point = (n) => {
       const run = page.runs[n];
       const x = run.measured[memory] / by;
@@ -92,13 +104,19 @@
       customdata: failed, cliponaxis: false, text: failed.map((n) => `<b>${escape(page.runs[n].label)}</b><br>${page.runs[n].status}`), hovertemplate: "%{text}<extra></extra>",
       marker: { symbol: "x-thin", size: 10, line: { width: 2.2, color: css("--bad") } }, visible: failed.length > 0,
     };
-    const budget = page.budget === null ? {} : {
-      shapes: [{ type: "line", x0: page.budget / by, x1: page.budget / by, yref: "paper", y0: 0, y1: 1, line: { color: css("--bad"), width: 1.6, dash: "dash" } }],
-      annotations: [{ x: page.budget / by, yref: "paper", y: 1, text: `budget ${(page.budget / by).toFixed(1)} ${unit}`, showarrow: false, xanchor: "right", xshift: -5, font: { color: css("--bad") } }],
-    };
-    return { traces: [line, ...byMethod(known, point), cross], layout: layout({
-      xaxis: axis(`${heading()}, ${unit}`, { rangemode: "tozero" }), yaxis: axis("tokens per second", { rangemode: "tozero" }), ...budget,
-    }) };
+    const most = Math.max(...known.map((n) => page.runs[n].measured[memory]), ...failed.map((n) => page.runs[n].predicted[memory]), 0) / by;
+    const limit = page.budget === null ? null : page.budget / by;
+    const isNear = limit !== null && limit <= FAR * most; // a line far away would press all points together
+    const own = scale([page.budget ?? 0]);
+    const budgetName = `budget ${((page.budget ?? 0) / own.by).toFixed(1)} ${own.unit}`;
+    const note = { yref: "paper", y: 1, showarrow: false, xanchor: "right", font: { color: css("--bad") } };
+    const budget = limit === null ? {} : isNear ? {
+      shapes: [{ type: "line", x0: limit, x1: limit, yref: "paper", y0: 0, y1: 1, line: { color: css("--bad"), width: 1.6, dash: "dash" } }],
+      annotations: [{ ...note, x: limit, xshift: -5, text: budgetName }],
+    } : { annotations: [{ ...note, xref: "paper", x: 1, text: `${budgetName} →` }] };
+    return { traces: [line, ...byMethod(known, point), cross], layout: below(layout({
+      xaxis: axis(`${heading()}, ${unit}`, { range: [0, 1.06 * Math.max(most, isNear ? limit : 0)] }), yaxis: axis("tokens per second", { rangemode: "tozero" }), ...budget,
+    }), 1 + (failed.length > 0)) };
   };
 
   drawings.breakdown = () => {
@@ -109,8 +127,10 @@
     const { by, unit } = scale(numbers.map((n) => sum(parts(n))));
     const palette = colours("--kinds");
     const names = numbers.map((n) => page.runs[n].label + (page.runs[n].breakdown ? "" : " (predicted only)"));
-    const most = narrow() ? 22 : 60;
-    const ticks = names.map((name) => escape(name.length > most ? `${name.slice(0, most - 1)}…` : name));
+    const short = (name, most) => escape(name.length > most ? `${name.slice(0, most - 1)}…` : name);
+    const above = narrow(); // there is no room beside the bars: each has its name above it
+    const ticks = above ? [] : names.map((name) => short(name, 60));
+    const captions = !above ? [] : names.map((name, i) => ({ xref: "paper", x: 0, y: i + 0.26, xanchor: "left", yanchor: "bottom", showarrow: false, text: short(name, 52), font: { size: 11, color: css("--soft") } }));
     const traces = page.kinds.map((kind, index) => ({
       type: "bar", orientation: "h", name: kind, y: numbers.map((_, i) => i), x: numbers.map((n) => parts(n)[index] / by),
       text: names.map(escape), textposition: "none", hovertemplate: `<b>%{text}</b><br>${kind} %{x:.2f} ${unit}<extra></extra>`,
@@ -122,11 +142,12 @@
       text: both.map(([, i]) => escape(names[i])), hovertemplate: `<b>%{text}</b><br>predicted %{x:.2f} ${unit}<extra></extra>`,
       marker: { symbol: "diamond", size: 9, color: css("--ink"), line: { color: css("--card"), width: 1 } },
     });
-    const note = known.length > MOST_RUNS ? [{ xref: "paper", yref: "paper", x: 1, y: 0, xanchor: "right", yanchor: "bottom", showarrow: false, text: `the first ${MOST_RUNS} of ${known.length}`, font: { color: css("--soft") } }] : [];
+    const note = known.length <= MOST_RUNS ? [] : [{ xref: "paper", yref: "paper", x: 1, y: 0, xanchor: "right", yanchor: "bottom", showarrow: false, text: `the first ${MOST_RUNS} of ${known.length}`, font: { color: css("--soft") } }];
     return { traces, layout: layout({
-      barmode: "stack", bargap: 0.3, height: Math.max(260, 120 + 26 * numbers.length), annotations: note,
-      xaxis: axis(unit), yaxis: axis("", { tickvals: numbers.map((_, i) => i), ticktext: ticks, showgrid: false, range: [-0.6, numbers.length - 0.4] }),
-      legend: { orientation: "h", y: 1.01, yanchor: "bottom", x: 0, traceorder: "normal" },
+      barmode: "stack", bargap: above ? 0.56 : 0.3, height: Math.max(260, 120 + (above ? 36 : 26) * numbers.length), annotations: [...captions, ...note],
+      margin: above ? { l: 10, r: 10, t: 84, b: 44 } : { l: 56, r: 18, t: 18, b: 48 },
+      xaxis: axis(unit), yaxis: axis("", { tickvals: numbers.map((_, i) => i), ticktext: ticks, showticklabels: !above, showgrid: false, range: [-0.6, numbers.length - 0.4] }),
+      legend: above ? { orientation: "h", yref: "container", y: 0.995, yanchor: "top", x: 0, traceorder: "normal" } : { orientation: "h", y: 1.01, yanchor: "bottom", x: 0, traceorder: "normal" },
     }) };
   };
 
@@ -141,16 +162,24 @@
       line: { width: 0.4, color: palette[page.kinds.indexOf(kind)], shape: "hv" }, fillcolor: palette[page.kinds.indexOf(kind)],
       hovertemplate: `${kind} %{y:.1f} ${unit}<extra></extra>`,
     }));
+    traces.push({
+      type: "scatter", mode: "lines", name: "all", x: line.events, y: totals.map((value) => value / by), text: line.phases, showlegend: false,
+      line: { width: 1, color: css("--ink"), shape: "hv" }, hovertemplate: `<b>all %{y:.1f} ${unit}</b>, %{text}<extra></extra>`,
+    });
     const starts = line.phases.map((phase, i) => i).filter((i) => i === 0 || line.phases[i] !== line.phases[i - 1]);
     const many = starts.length > 12; // phases alternate between micro-batches
     const shapes = many ? [] : starts.slice(1).map((i) => ({ type: "line", x0: line.events[i], x1: line.events[i], yref: "paper", y0: 0, y1: 1, line: { color: css("--soft"), width: 1, dash: "dot" } }));
-    const phases = many ? [] : starts.map((i) => ({ x: line.events[i], yref: "paper", y: 1, yanchor: "bottom", xanchor: "left", text: line.phases[i], showarrow: false, font: { color: css("--soft"), size: 12 } }));
+    const [first, last] = [line.events[0], line.events[line.events.length - 1]];
+    const pixels = (document.querySelector("[data-chart=timeline]").clientWidth - 84) / (last - first || 1);
+    const named = starts.map((i, place) => ({ i, from: line.events[i], to: place + 1 < starts.length ? line.events[starts[place + 1]] : last }));
+    const phases = many ? [] : named.filter(({ i, from, to }) => (to - from) * pixels > 7 * line.phases[i].length)
+      .map(({ i, from, to }) => ({ x: (from + to) / 2, yref: "paper", y: 1, yanchor: "bottom", xanchor: "center", text: line.phases[i], showarrow: false, font: { color: css("--soft"), size: 12 } }));
     const peak = { x: line.events[line.peak], y: totals[line.peak] / by, text: `<b>peak ${(totals[line.peak] / by).toFixed(1)} ${unit}</b>`, ax: line.peak > line.events.length / 2 ? -56 : 56, ay: -20, arrowcolor: css("--ink"), bgcolor: css("--card"), bordercolor: css("--line"), borderpad: 3 };
     document.getElementById("explanation").textContent = line.explanation;
     return { traces, layout: layout({
-      hovermode: "x unified", shapes, annotations: [...phases, peak], margin: { l: 56, r: 18, t: 34, b: 48 },
+      hovermode: "x unified", shapes, annotations: [...phases, peak], margin: { l: 56, r: 18, t: 34, b: narrow() ? 116 : 84 },
       xaxis: axis("allocations and releases of the step", { showgrid: false }), yaxis: axis(unit, { rangemode: "tozero", range: [0, 1.14 * totals[line.peak] / by] }),
-      legend: { orientation: "h", y: -0.18, yanchor: "top", traceorder: "normal" },
+      legend: { orientation: "h", yref: "container", y: 0.01, yanchor: "bottom", x: 0, traceorder: "normal" },
     }) };
   };
 
@@ -212,9 +241,9 @@
     return { traces: [
       line(0.95), line(1.05, { fill: "tonexty", fillcolor: veil("--accent", 0.12) }),
       line(1, { line: { color: css("--accent"), width: 1.6, dash: "dot" } }), ...byMethod(known, point),
-    ], layout: layout({
+    ], layout: below(layout({
       xaxis: axis(`measured, ${unit}`, { range: [0, most] }), yaxis: axis(`predicted, ${unit}`, { range: [0, most] }),
-    }) };
+    }), 0) };
   };
 
   function draw(holder) {

@@ -120,7 +120,15 @@ def _scored(field: str) -> Callable[[Run], Value]:
 
 
 def _ended(field: str) -> Callable[[Run], Value]:
-    return lambda run: getattr(run.record.result, field, None)
+    def value(run: Run) -> Value:
+        """Return a figure of the end; nothing was taken of what failed before its first step."""
+        result = run.record.result
+        if result is None or (result.status == "failed" and not result.num_steps):
+            return None
+        found: Value = getattr(result, field)
+        return found
+
+    return value
 
 
 def _trio(field: str, heading: str, group: Group, shown: Words, note: str, detail: bool = False) -> list[Column]:

@@ -40,7 +40,8 @@ def html_page(runs: Sequence[Run], title: str = "ftkit report", budget_bytes: in
     Args:
         runs: the rows, in order; at least one.
         title: the page's heading.
-        budget_bytes: the memory that there is, drawn as a line; None: no line.
+        budget_bytes: the memory that there is, drawn as a line; None: what the plans of all runs went by, if it is
+            the same.
 
     Returns:
         A document that asks the network for nothing and whose texts are all escaped.
@@ -52,7 +53,7 @@ def html_page(runs: Sequence[Run], title: str = "ftkit report", budget_bytes: in
         loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    data = chart_data(runs, names, budget_bytes)
+    data = chart_data(runs, names, budget_bytes or shared_budget(runs))
     return environment.get_template("page.html.jinja").render(
         title=title,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -64,6 +65,7 @@ def html_page(runs: Sequence[Run], title: str = "ftkit report", budget_bytes: in
         scales=_scales(runs, columns),
         shared=shared_words(runs[0], shared) if shared else "",
         runs=runs,
+        names=names,
         contest=contest_cells(lines) if lines else None,
         contest_markdown=comparison_markdown(lines) if lines else "",
         contest_latex=comparison_latex(lines) if lines else "",
@@ -85,6 +87,12 @@ def lead(runs: Sequence[Run]) -> str:
     what = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
     where = f" on {devices}" if devices else ""
     return f"{what}{where}: {good} completed" + (f", {rest}." if rest else ".")
+
+
+def shared_budget(runs: Sequence[Run]) -> int | None:
+    """Return the memory of the device that every run was planned for; None where they differ or nothing was planned."""
+    budgets = {run.predicted.budget_bytes for run in runs if run.record.run.prediction}
+    return budgets.pop() if len(budgets) == 1 else None
 
 
 def tiles(runs: Sequence[Run], names: Sequence[str]) -> list[Tile]:

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
 
 from rich import box
 from rich.console import Console, JustifyMethod
@@ -13,14 +15,14 @@ from rich.text import Text
 
 from ftkit.report.collect import Run
 from ftkit.report.columns import COLUMNS, Column, filled_columns, split_shared
-from ftkit.report.compare import labels
 from ftkit.report.contest import Cell, Contest, contest, contest_cells
 
 _UNBOUNDED = 10_000  # columns of a terminal that fits everything
+_NAME = 30  # columns that a run's name gets at least
 
 
 def print_table(runs: Sequence[Run], console: Console) -> None:
-    """Print the runs: in one table, in one each for memory, speed and quality, or line by line, as the width allows.
+    """Print the runs in as few tables as the width allows, the run's name first in each.
 
     Args:
         runs: the rows, in order.
@@ -29,15 +31,8 @@ def print_table(runs: Sequence[Run], console: Console) -> None:
     columns, shared = split_shared(runs, [column for column in filled_columns(runs) if column.key != "reason"])
     if shared:
         console.print(Text("Same in all: " + shared_words(runs[0], shared), style="dim"))
-    names = labels(runs, columns)
-    groups = [[column for column in columns if column.group == group] for group in ("memory", "speed", "quality")]
-    for tables in ([_grid(runs, columns)], [_grid(runs, group, names) for group in groups if group]):
-        if all(_width(table, console) <= console.width for table in tables):
-            console.print(*tables)
-            break
-    else:
-        for run in runs:
-            _print_card(run, columns, console)
+    for part in _parts(runs, [column for column in columns if column.key != "name"], console):
+        console.print(_grid(runs, part))
     for run in runs:
         if run.reason:
             console.print(Text(f"{run.name}: {run.status}: {run.reason}", style=_status_style(run)))
@@ -94,35 +89,54 @@ def as_csv(runs: Sequence[Run]) -> str:
 
 
 def as_json(runs: Sequence[Run]) -> str:
-    """Return every column of every run as a JSON list in base units; a value that was not taken is null."""
-    return json.dumps(
-        [{column.key: column.value(run) for column in COLUMNS} for run in runs], indent=2, ensure_ascii=False
-    )
+    """Return everything that is known of every run but its steps, as a JSON list in base units.
+
+    Every column, under its own key; then what has parts: phases, largest tensors, breakdowns, scores, versions and the
+    configuration. A value that was not taken is null.
+    """
+    return json.dumps([_whole(run) for run in runs], indent=2, ensure_ascii=False)
 
 
-def _grid(runs: Sequence[Run], columns: Sequence[Column], names: Sequence[str] | None = None) -> Table:
-    """Return a table; with `names` as its first column where it is one part of several."""
+def _whole(run: Run) -> dict[str, Any]:
+    measured, predicted = run.measured.model_dump(mode="json"), run.predicted.model_dump(mode="json")
+    parts = {key: measured[key] for key in ("peak_breakdown", "phases", "largest_tensors")}
+    return {
+        **{column.key: column.value(run) for column in COLUMNS},
+        **parts,
+        "evaluations": [line.model_dump(mode="json", exclude={"kind"}) for line in run.record.evaluations],
+        "prediction": predicted if run.record.run.prediction else None,
+        "versions": run.record.run.versions,
+        "started": run.record.run.started,
+        "purpose": run.record.run.purpose,
+        "config": run.record.run.config,
+    }
+
+
+def _parts(runs: Sequence[Run], columns: Sequence[Column], console: Console) -> list[list[Column]]:
+    """Cut the columns into tables that fit the console; what belongs to one figure stays together."""
+    parts: list[list[Column]] = [[]]
+    for _, members in groupby(columns, key=lambda column: column.heading.partition(", ")[0]):
+        figure = list(members)
+        if parts[-1] and _width(_grid(runs, [*parts[-1], *figure], _NAME), console) > console.width:
+            parts.append([])
+        parts[-1] += figure
+    return parts
+
+
+def _grid(runs: Sequence[Run], columns: Sequence[Column], name_width: int | None = None) -> Table:
+    """Return a table of some columns; a name longer than `name_width`, or than the room that is left, is folded."""
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    if names:
-        table.add_column(columns[0].group.title(), overflow="fold")
+    table.add_column("Run", overflow="fold", max_width=name_width)
     for column in columns:
         side: JustifyMethod = "right" if column.is_number else "left"
         table.add_column(column.heading.replace(", ", "\n"), justify=side, no_wrap=True)
-    for position, run in enumerate(runs):
-        first = [Text(names[position], style=_status_style(run))] if names else []
-        table.add_row(*first, *(_cell(column, run) for column in columns))
+    for run in runs:
+        table.add_row(Text(run.name, style=_status_style(run)), *(_cell(column, run) for column in columns))
     return table
 
 
 def _width(table: Table, console: Console) -> int:
     return Measurement.get(console, console.options.update(max_width=_UNBOUNDED), table).maximum
-
-
-def _print_card(run: Run, columns: Sequence[Column], console: Console) -> None:
-    console.print(Text(run.name, style="bold"))
-    for column in columns:
-        if column.key != "name" and (shown := column.show(run)):
-            console.print(Text(f"  {column.heading}: {shown}"))
 
 
 def _cell(column: Column, run: Run) -> Text:

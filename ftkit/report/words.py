@@ -43,9 +43,9 @@ def percent(value: Value) -> str:
 
 
 def signed_percent(value: Value) -> str:
-    """Return an error such as `+0.42 %`; an exact zero has no sign."""
+    """Return an error such as `+0.42 %`; an exact zero has no sign, and nothing else is rounded to one."""
     share = float(value or 0) * 100
-    return "0 %" if share == 0 else f"{share:+.2f} %"
+    return "0 %" if share == 0 else f"{share:+.2f} %" if abs(share) >= 0.005 else f"{share:+.1g} %"
 
 
 def score(value: Value) -> str:

@@ -1,11 +1,13 @@
 """The report's page in a real browser: headless Chromium, driven by Playwright."""
 
+import itertools
 import random
 import shutil
 import time
 
 import pytest
 
+from ftkit.report.chart_data import MEMORY_KINDS
 from ftkit.report.collect import collect_runs
 from ftkit.report.page import html_page
 from tests.made_records import write_run, write_runs
@@ -142,6 +144,132 @@ def test_hovering_over_a_point_tells_its_run_and_a_click_shows_its_row(opened):
     assert "tokens/s" in label.text_content()
     opened.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     opened.page.locator("#runs tr.lit").wait_for()
+
+
+def test_the_table_has_prediction_measurement_and_error_side_by_side(opened):
+    keys = opened.page.eval_on_selector_all("#runs thead th[data-key]", "all => all.map(e => e.dataset.key)")
+    place = keys.index("peak_active_bytes")
+    assert keys[place - 1 : place + 2] == [
+        "predicted_peak_active_bytes",
+        "peak_active_bytes",
+        "peak_active_bytes_error",
+    ]
+
+
+def chart(opened, name):
+    """Return the traces and the layout of a chart, as the plotting library has them."""
+    opened.draw_all()
+    return opened.page.evaluate(
+        f"(({{data, layout}}) => ({{data, layout}}))(document.querySelector('[data-chart={name}]'))"
+    )
+
+
+def test_the_efficient_front_is_marked_and_the_budget_drawn(opened):
+    drawn = chart(opened, "tradeoff")
+    front = next(trace for trace in drawn["data"] if trace["name"] == "efficient front")
+    points = list(zip(front["x"], front["y"], strict=True))
+    assert points == sorted(points)
+    assert all(slow < fast for (_, slow), (_, fast) in itertools.pairwise(points))
+    others = [
+        (x, y)
+        for trace in drawn["data"]
+        if trace.get("legendgroup") == "method"
+        for x, y in zip(trace["x"], trace["y"], strict=True)
+        if x is not None
+    ]
+    assert set(points) <= set(others)
+    assert not [one for one in others if one not in points and all(one[0] < x or one[1] > y for x, y in points)]
+    (budget,) = drawn["layout"]["shapes"]
+    assert budget["x0"] == budget["x1"] == pytest.approx(600)  # MiB, as the axis
+    assert "budget 600.0 MiB" in drawn["layout"]["annotations"][0]["text"]
+
+
+def test_a_budget_far_above_every_peak_is_named_and_leaves_the_points_where_they_are(browser, report, tmp_path):
+    folder = write_runs(tmp_path / "runs", 6)
+    path = tmp_path / "far.html"
+    path.write_text(html_page(collect_runs([folder]), budget_bytes=64 * 2**30), encoding="utf-8")
+    opened = Opened(browser, path, viewport={"width": 1300, "height": 850})
+    layout = chart(opened, "tradeoff")["layout"]
+    assert "shapes" not in layout
+    assert layout["annotations"][0]["text"] == "budget 64.0 GiB →"
+    assert layout["xaxis"]["range"][1] < 1000
+    opened.page.context.close()
+
+
+def test_the_timeline_is_stacked_by_kind_and_its_peak_explained(opened):
+    drawn = chart(opened, "timeline")
+    stacked = [trace for trace in drawn["data"] if trace.get("stackgroup")]
+    assert [trace["name"] for trace in stacked] == list(MEMORY_KINDS)
+    totals = [sum(parts) for parts in zip(*(trace["y"] for trace in stacked), strict=True)]
+    peak = next(note for note in drawn["layout"]["annotations"] if "peak" in note["text"])
+    assert peak["y"] == pytest.approx(max(totals))
+    explanation = opened.page.locator("#explanation")
+    before = explanation.inner_text()
+    assert "peaks at" in before
+    assert "The largest tensor" in before
+    opened.page.select_option("#timeline-run", index=3)
+    assert explanation.inner_text() != before
+
+
+def test_the_curves_of_runs_are_laid_over_one_another_against_epochs_or_steps(opened):
+    drawn = chart(opened, "curves")
+    titles = [note["text"] for note in drawn["layout"]["annotations"]]
+    names = ("Training loss", "Validation loss", "Validation accuracy", "Validation F1 (macro)")
+    assert titles == [f"<b>{name}</b>" for name in names]
+    completed = opened.page.locator(".status.completed").count()
+    assert [sum(trace["xaxis"] == axis for trace in drawn["data"]) for axis in ("x", "x2", "x3", "x4")] == [
+        completed
+    ] * 4
+    assert max(drawn["data"][0]["x"]) == 3
+    opened.page.select_option("#curves-x", "step")
+    assert max(chart(opened, "curves")["data"][0]["x"]) == 40
+
+
+def test_predicted_stands_against_measured_with_a_line_where_they_are_equal(opened):
+    drawn = chart(opened, "prediction")
+    line = drawn["data"][2]
+    assert line["x"] == line["y"]
+    rows = opened.page.evaluate("page.runs.map(r => [r.measured.peak_active_bytes, r.predicted.peak_active_bytes])")
+    expected = {(measured / 2**20, predicted / 2**20) for measured, predicted in rows if measured and predicted}
+    found = {
+        (x, y)
+        for trace in drawn["data"]
+        if trace.get("legendgroup") == "method"
+        for x, y in zip(trace["x"], trace["y"], strict=True)
+        if x is not None
+    }
+    assert found == expected
+
+
+def test_the_comparison_of_methods_is_a_papers_table_that_can_be_copied(opened):
+    heads = opened.page.locator(".paper thead th").all_inner_texts()
+    wanted = {"Accuracy", "F1 macro", "Final train loss", "Time", "Peak live", "Trainable"}
+    assert wanted <= set(heads)
+    assert opened.page.locator(".paper td strong").count() >= 3
+    opened.page.locator(".copy", has_text="LaTeX").click()
+    opened.page.locator(".copy", has_text="Copied").wait_for()
+    assert opened.page.locator("#contest-latex").input_value().startswith("\\begin{tabular}")
+
+
+def test_on_a_phone_figures_stand_beside_the_name_and_legends_below_the_plots(browser, report):
+    opened = Opened(browser, report, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    opened.draw_all()
+    page = opened.page
+    assert not page.locator("#runs thead th[data-key=engine]").is_visible()
+    assert page.locator("#runs tbody small").first.is_visible()
+    first = page.locator("#runs td[data-value]:not(.told)").first.bounding_box()
+    assert first["x"] + first["width"] <= 390, "a figure is in sight without scrolling sideways"
+    for name in ("tradeoff", "timeline", "prediction"):
+        boxes = page.evaluate(
+            f"""(() => {{ const chart = document.querySelector('[data-chart={name}]');
+            const box = (part) => chart.querySelector(part).getBoundingClientRect();
+            const end = chart.getBoundingClientRect().bottom;
+            return [box('.xtitle').bottom, box('.legend').top, box('.legend').bottom, end] }})()"""
+        )
+        assert boxes == sorted(boxes), f"the legend of {name} lies over something"
+    page.locator(".unfold").first.click()
+    assert page.locator(".sheet").bounding_box()["width"] <= 390
+    page.context.close()
 
 
 def test_a_row_unfolds_to_its_phases_tensors_settings_and_versions(opened):

@@ -99,8 +99,7 @@ def test_an_engine_that_is_metered_is_still_the_engine(meter):
 def ranks_of(*sizes):
     return [
         RankPeaks(
-            Reading(process_bytes=size),
-            size,
+            Reading(process_bytes=size, host_bytes=size),
             [PhaseMeasurement(phase="backward", rank=rank, peak_process_bytes=size),
              PhaseMeasurement(phase="load", rank=rank, peak_process_bytes=size // 2)],
         )
@@ -119,7 +118,7 @@ def test_the_figures_are_of_the_rank_that_has_most_and_of_the_host_of_all():
 
 def test_a_host_figure_that_one_rank_lacks_stays_empty():
     ranks = ranks_of(300, 500)
-    ranks[1] = RankPeaks(Reading(), None, [])
+    ranks[1] = RankPeaks(Reading(), [])
     assert memory_figures(ranks, CPU)["host_bytes"] is None
 
 

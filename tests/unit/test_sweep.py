@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from ftkit.axes import make_trials, parse_axis
 from ftkit.config_io import load_config
 from ftkit.errors import ConfigError
 from ftkit.records import Measurement, RecordWriter, ResultLine, RunLine
-from ftkit.sweep import make_trials, parse_axis, read_axes, run_sweep
+from ftkit.sweep import Runner, check_folder, run_sweep
 
 BODIES = {
     "1": "raise MemoryError('planted')",
@@ -44,38 +45,53 @@ def build(settings):
     return load_config(settings=settings)
 
 
-def test_a_planted_out_of_memory_crash_and_hang_leave_five_rows_and_are_not_run_again(tmp_path, monkeypatch):
+def rows(trials, folder, time_limit=10.0, **more):
+    runner = Runner(command=command, predict=lambda trial: None, time_limit=time_limit, **more)
+    return list(run_sweep(trials, folder, runner))
+
+
+@pytest.fixture
+def importable(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+
+
+def test_a_planted_out_of_memory_crash_and_hang_leave_five_rows_and_are_not_run_again(tmp_path, importable):
     trials = make_trials([parse_axis("training.seed=0,1,2,3,4")], build)
-    rows = list(run_sweep(trials, tmp_path, command, lambda trial: None, time_limit=30 / 3))
-    ends = [record.result.failure or record.result.status for _, record, _ in rows]
+    found = rows(trials, tmp_path)
+    ends = [record.result.failure or record.result.status for _, record, _ in found]
     assert ends == ["completed", "out of memory", "crash", "time limit", "completed"]
-    assert all(record.result.reason for _, record, _ in rows[1:4])
-    again = list(run_sweep(trials, tmp_path, command, lambda trial: None, time_limit=10))
-    assert [was_done for _, _, was_done in again] == [True] * 5
+    assert all(record.result.reason for _, record, _ in found[1:4])
+    assert [was_done for _, _, was_done in rows(trials, tmp_path)] == [True] * 5
+
+
+def test_what_is_stale_is_run_again_and_whoever_asked_is_told_of_what_begins(tmp_path, importable):
+    trials = make_trials([parse_axis("training.seed=0,2,4")], build)
+    rows(trials, tmp_path)
+    begun: list[object] = []
+    again = rows(trials, tmp_path, begin=begun.append, is_stale=lambda record: record.result.status == "failed")
+    assert [was_done for _, _, was_done in again] == [True, False, True]
+    assert begun == [trials[1]]
+
+
+def test_a_configuration_whose_record_breaks_off_is_run_again(tmp_path, importable):
+    trials = make_trials([parse_axis("training.seed=0,4")], build)
+    rows(trials, tmp_path)
+    path = tmp_path / trials[1].name / "record.jsonl"
+    path.write_text(path.read_text().splitlines()[0] + '\n{"kind": "result", "sta')
+    assert [was_done for _, _, was_done in rows(trials, tmp_path)] == [True, False]
+
+
+def test_the_measurement_of_another_configuration_is_never_written_over(tmp_path, importable):
+    rows(make_trials([parse_axis("training.seed=0")], build), tmp_path)
+    other = make_trials([parse_axis("training.seed=0")], lambda settings: build([*settings, "method.rank=4"]))
+    with pytest.raises(ConfigError, match=r"holds a measurement of another configuration.*--output"):
+        check_folder(other, tmp_path)
+    check_folder(make_trials([parse_axis("training.seed=0")], build), tmp_path)
 
 
 def test_a_configuration_that_cannot_be_is_a_row_with_its_reason(tmp_path):
     trials = make_trials([parse_axis("engine.name=plain"), parse_axis("engine.zero_stage=3")], build)
-    ((_, record, _),) = run_sweep(trials, tmp_path, command, lambda trial: None, time_limit=10)
+    ((_, record, _),) = rows(trials, tmp_path)
     assert record.result.failure == "refused"
     assert "choose engine.name=deepspeed" in record.result.reason
-
-
-def test_a_sweep_is_the_product_of_its_axes_and_joined_keys_move_together():
-    axes = [parse_axis("method=lora,full"), parse_axis("engine.zero_stage:world_size=null:1,2:2")]
-    trials = make_trials(axes, build)
-    assert [(t.config.method.name, t.config.engine.zero_stage, t.world_size) for t in trials] == [
-        ("lora", None, 1), ("lora", 2, 2), ("full", None, 1), ("full", 2, 2),
-    ]  # fmt: skip
-
-
-def test_a_sweep_file_has_axes_and_a_list_of_configurations():
-    axes = read_axes({"method": ["lora", "full"], "configurations": [{"training.seed": 1}, {"training.seed": 2}]})
-    assert len(make_trials(axes, build)) == 4
-
-
-@pytest.mark.parametrize("text", ["method", "=1", "a:b=1", "method="])
-def test_an_axis_that_cannot_be_read_is_refused(text):
-    with pytest.raises(ConfigError, match="--sweep"):
-        parse_axis(text)
+    assert [was_done for _, _, was_done in rows(trials, tmp_path)] == [True]

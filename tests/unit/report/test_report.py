@@ -11,14 +11,14 @@ from rich.console import Console
 
 from ftkit.cli import main
 from ftkit.errors import DataError
-from ftkit.records import Measurement, ResultLine, RunLine, RunRecord
+from ftkit.records import Measurement, Prediction, ResultLine, RunLine, RunRecord
 from ftkit.report import text, words
 from ftkit.report.chart_data import changed_settings
 from ftkit.report.collect import Run, collect_runs
 from ftkit.report.columns import filled_columns, relative_error, split_shared
 from ftkit.report.compare import efficient_front, labels
 from ftkit.report.contest import contest, contest_cells
-from ftkit.report.page import html_page
+from ftkit.report.page import html_page, shared_budget
 from tests.made_records import write_run, write_runs
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>|&"
@@ -133,6 +133,14 @@ def test_csv_and_json_hold_base_units_and_leave_empty_what_was_not_taken(runs):
     assert json.loads(text.as_json(runs))[0]["peak_reserved_bytes"] is None
 
 
+def test_what_failed_before_its_first_step_took_no_time_that_anybody_measured():
+    line = bare_run(1, 1).record.run
+    end = ResultLine(status="failed", failure="refused", num_steps=0, train_seconds=0, total_seconds=0,
+                     measurement=Measurement())  # fmt: skip
+    (row,) = json.loads(text.as_json([Run("refused", RunRecord(run=line, result=end))]))
+    assert (row["train_seconds"], row["total_seconds"], row["num_steps"]) == (None, None, None)
+
+
 def test_markdown_escapes_what_would_end_a_cell(tmp_path):
     write_run(tmp_path / "one", {}, random.Random(0), name=HOSTILE)
     table = text.markdown(collect_runs([tmp_path]))
@@ -158,6 +166,13 @@ def test_sizes_have_three_digits(count, shown):
     assert words.size(count) == shown
 
 
+@pytest.mark.parametrize(
+    ("share", "shown"), [(0.0, "0 %"), (0.0042, "+0.42 %"), (-0.353, "-35.30 %"), (-0.00003, "-0.003 %")]
+)
+def test_only_an_exact_prediction_has_an_error_of_zero(share, shown):
+    assert words.signed_percent(share) == shown
+
+
 def test_only_settings_that_differ_from_the_defaults_are_listed(runs):
     run = next(run for run in runs if run.setting("engine.zero_stage") == 2)
     assert ["engine.zero_stage", "2"] in changed_settings(run.record.run.config)
@@ -172,6 +187,16 @@ def test_the_page_escapes_every_text_and_names_no_other_address(tmp_path):
     assert 'src="http' not in page
     assert "connect-src" not in page
     assert "default-src 'none'" in page
+
+
+def test_the_budget_is_the_one_that_all_runs_were_planned_for():
+    def planned(budget):
+        line = bare_run(1, 1).record.run.model_copy(update={"prediction": Prediction(budget_bytes=budget)})
+        return Run("run", RunRecord(run=line))
+
+    assert shared_budget([planned(8), planned(8), bare_run(1, 1)]) == 8
+    assert shared_budget([planned(8), planned(9)]) is None
+    assert shared_budget([bare_run(1, 1)]) is None
 
 
 def test_a_page_of_one_unfinished_run_without_figures_is_still_a_page():
@@ -214,3 +239,43 @@ def test_sorting_leaves_what_was_not_taken_for_last(tmp_path):
     taken = [speed for speed in speeds if speed is not None]
     assert taken == sorted(taken, reverse=True)
     assert speeds[len(taken) :] == [None]
+
+
+def test_the_command_reads_old_and_broken_records_as_far_as_they_go_and_names_file_and_line(tmp_path):
+    old = write_run(tmp_path / "old", {}, random.Random(0)) / "record.jsonl"
+    first, *rest = old.read_text().splitlines()
+    old.write_text("\n".join([json.dumps(json.loads(first) | {"schema_version": 0, "prediction": "512 MiB"}), *rest]))
+    broken = write_run(tmp_path / "broken", {}, random.Random(1)) / "record.jsonl"
+    whole = broken.read_text()
+    broken.write_text(whole[: whole.rindex('{"kind":"result"') + 40])
+    done = CliRunner().invoke(main, ["report", str(tmp_path), "--json"])
+    assert done.exit_code == 0
+    rows = {row["name"]: row for row in json.loads(done.stdout)}
+    assert rows["old"]["status"] == "completed"
+    assert rows["old"]["prediction"] is None
+    assert rows["broken"]["status"] == "unfinished"
+    assert rows["broken"]["validation_loss"] is not None
+    number = len(broken.read_text().splitlines())
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 3
+    assert f"{old}:1: schema 0" in done.stderr
+    assert f"{old}:1: left out prediction" in done.stderr
+    assert f"{broken}:{number}: this line is not read" in done.stderr
+
+
+def test_json_has_every_part_of_a_measurement(runs):
+    for run, row in zip(runs, json.loads(text.as_json(runs)), strict=True):
+        measured = run.measured.model_dump(mode="json")
+        assert {key: row[key] for key in ("phases", "largest_tensors", "peak_breakdown")} == {
+            key: measured[key] for key in ("phases", "largest_tensors", "peak_breakdown")
+        }
+        assert row["config"] == run.record.run.config
+        assert row["versions"] == {"torch": "2.13.0"}
+        assert len(row["evaluations"]) == len(run.record.evaluations)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_no_line_of_the_terminal_is_wider_than_the_terminal(runs, width):
+    file = io.StringIO()
+    text.print_table(runs, Console(width=width, file=file))
+    assert max(len(line) for line in file.getvalue().splitlines()) <= width
