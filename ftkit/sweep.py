@@ -71,42 +71,51 @@ def run_sweep(trials: Iterable[Trial], folder: Path, runner: Runner) -> Iterator
     """
     for trial in trials:
         place = folder / trial.name
-        earlier = _earlier(trial, place)
-        if earlier is not None and earlier.result is not None and not runner.is_stale(earlier):
+        earlier = _record(place)
+        if earlier and earlier.result and _is_of(earlier, trial) and not runner.is_stale(earlier):
             yield trial, earlier, True
         else:
             runner.begin(trial)
             yield trial, _run(trial, place, runner), False
 
 
-def check_folder(trials: Iterable[Trial], folder: Path) -> None:
-    """See that no trial would write over the record of another configuration.
+def open_folder(trials: Iterable[Trial], folder: Path, *, overwrite: bool) -> None:
+    """Make the folder of a sweep, or find it again.
 
     Args:
-        trials: of a sweep.
+        trials: of the sweep.
         folder: of the sweep.
+        overwrite: whether a trial may write over the record of another configuration.
 
     Raises:
-        ConfigError: one would.
+        ConfigError: one would and may not, or the folder cannot be made.
     """
-    for trial in trials:
-        if (folder / trial.name / RECORD).is_file() and _earlier(trial, folder / trial.name) is None:
+    for trial in () if overwrite else trials:
+        earlier = _record(folder / trial.name)
+        if earlier and not _is_of(earlier, trial):
             raise ConfigError(
                 f"{folder / trial.name} holds a measurement of another configuration; name another folder with "
                 "--output, or measure anew with --overwrite"
             )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make {folder}: {error.strerror}; name another folder with --output") from None
 
 
-def _earlier(trial: Trial, place: Path) -> RunRecord | None:
-    """Return the record of an earlier run of this very configuration, however far it came."""
+def _record(place: Path) -> RunRecord | None:
+    """Return what an earlier run left, however far it came."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what a stopped run cut short is run again
-            record = read_record(place)
+            return read_record(place)
     except (DataError, OSError):
         return None
+
+
+def _is_of(record: RunRecord, trial: Trial) -> bool:
     is_same = changed_values(record.run.config) == changed_values(trial.asked())
-    return record if is_same and record.run.world_size == trial.world_size else None
+    return is_same and record.run.world_size == trial.world_size
 
 
 def _run(trial: Trial, place: Path, runner: Runner) -> RunRecord:

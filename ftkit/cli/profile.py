@@ -17,7 +17,7 @@ from ftkit.config_io import load_config, load_yaml
 from ftkit.distributed import ProcessContext
 from ftkit.errors import ConfigError, FtkitError
 from ftkit.hub import work_offline_if_unreachable
-from ftkit.sweep import Runner, check_folder, run_sweep
+from ftkit.sweep import Runner, open_folder, run_sweep
 from ftkit.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -115,14 +115,13 @@ def _check(trials: list[Trial], folder: Path, *, memory_snapshot: bool, overwrit
     """Refuse what cannot be before anything runs, and let the hub's client know whether there is a hub."""
     if all(trial.config is None for trial in trials):
         raise ConfigError(str(trials[0].refusal))
-    if not overwrite:
-        check_folder(trials, folder)
     work_offline_if_unreachable({trial.config.model.name for trial in trials if trial.config})
     quieten()
     if memory_snapshot:
         from ftkit.memory import check_snapshot
 
         check_snapshot(ProcessContext().device)
+    open_folder(trials, folder, overwrite=overwrite)
 
 
 def _conclude(places: list[Path], folder: Path, *, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from ftkit.axes import make_trials, parse_axis
 from ftkit.config_io import load_config
 from ftkit.errors import ConfigError
 from ftkit.records import Measurement, RecordWriter, ResultLine, RunLine
-from ftkit.sweep import Runner, check_folder, run_sweep
+from ftkit.sweep import Runner, open_folder, run_sweep
 
 BODIES = {
     "1": "raise MemoryError('planted')",
@@ -85,8 +85,18 @@ def test_the_measurement_of_another_configuration_is_never_written_over(tmp_path
     rows(make_trials([parse_axis("training.seed=0")], build), tmp_path)
     other = make_trials([parse_axis("training.seed=0")], lambda settings: build([*settings, "method.rank=4"]))
     with pytest.raises(ConfigError, match=r"holds a measurement of another configuration.*--output"):
-        check_folder(other, tmp_path)
-    check_folder(make_trials([parse_axis("training.seed=0")], build), tmp_path)
+        open_folder(other, tmp_path, overwrite=False)
+    open_folder(other, tmp_path, overwrite=True)
+    same = make_trials([parse_axis("training.seed=0")], build)
+    open_folder(same, tmp_path, overwrite=False)
+    (tmp_path / same[0].name / "record.jsonl").write_text("")  # killed before its first line
+    open_folder(same, tmp_path, overwrite=False)
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"cannot make .*; name another folder with --output"):
+        open_folder([], tmp_path / "file" / "sweep", overwrite=False)
 
 
 def test_a_configuration_that_cannot_be_is_a_row_with_its_reason(tmp_path):
