@@ -17,6 +17,7 @@ from ftkit.config import OptimizerConfig, RunConfig
 from ftkit.distributed import ProcessContext, precision_name, rendezvous
 from ftkit.ds_config import Sizes, deepspeed_dict
 from ftkit.engine import Tensors
+from ftkit.engine.released import ReleasedWeights
 from ftkit.errors import ConfigError, DependencyError, DeviceError
 from ftkit.model import trainable_parameters
 from ftkit.optim import build_optimizer, parameter_groups
@@ -54,12 +55,14 @@ class DeepSpeedEngine:
             self._engine, *_ = deepspeed.initialize(
                 model=model, optimizer=optimizer, config=self.settings, dist_init_required=False
             )
+        self._saving = ReleasedWeights(model) if self._is_partitioned else contextlib.nullcontext()
         _unlink_shared_memory(process)
 
     def forward(self, micro_batch: MicroBatch, *, is_last: bool = True) -> torch.Tensor:
         """Return logits."""
         self._engine.set_gradient_accumulation_boundary(is_last)
-        logits: torch.Tensor = self._engine(**micro_batch.inputs()).logits
+        with self._saving:
+            logits: torch.Tensor = self._engine(**micro_batch.inputs()).logits
         return logits
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
@@ -214,7 +217,7 @@ def measure_sizes(model: nn.Module) -> Sizes:
     blocks = [module for stack in model.modules() if isinstance(stack, nn.ModuleList) for module in stack]
     layers = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks]
     alone = [parameter.numel() for parameter in model.parameters()]
-    return Sizes(sum(trainable), max(trainable), max([*layers, *alone]))
+    return Sizes(sum(trainable), max(trainable), max(layers or alone))
 
 
 def _tensors(value: object) -> Iterator[torch.Tensor]:

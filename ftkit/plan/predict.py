@@ -222,7 +222,8 @@ def _known_tape(  # noqa: PLR0913  # the parts of a key
 ) -> tuple[Tape, str]:
     """Trace, unless the same step was traced before: ZeRO and the number of ranks leave it as it is."""
     sections = (config.model, config.method, config.optimizer.name)
-    key = (config.task, *(str(section) for section in sections), precision, _trace_shape(shape), place.gpu, exact)
+    visits = zero.partitions_weights(config)
+    key = (config.task, *(str(one) for one in sections), precision, _trace_shape(shape), place.gpu, exact, visits)
     if key not in tapes:
         tapes[key] = _tape(config, architecture, precision, shape, place, exact)
     return tapes[key]

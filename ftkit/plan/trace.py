@@ -28,6 +28,8 @@ from ftkit.model import build_empty_model, set_training
 from ftkit.plan import cuda
 from ftkit.plan.fake import hidden_tensors, materialize
 from ftkit.plan.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Recorder, Tape
+from ftkit.plan.visits import Visits
+from ftkit.plan.zero import partitions_weights
 
 
 @dataclass(frozen=True)
@@ -172,9 +174,12 @@ def trace(  # noqa: PLR0913  # what decides a step
             see_model(recorder, model, layers)
             size = cuda.cublas_workspace(gpu)
             workspaces = [torch.empty(size, dtype=torch.uint8) for _ in range(cuda.NUM_WORKSPACES if on_cuda else 0)]
+            visits = Visits(recorder, model, layers) if partitions_weights(config) else None
             recorder.see([("cuBLAS workspace", workspace) for workspace in workspaces], "buffer")
             vars(model)["to"] = lambda _: model  # fake tensors are where they belong, and cannot be moved
             engine = PlainEngine(config, model, LocalProcess(), dtype)
+            if visits is not None:
+                visits.engine_is_built()
             set_training(model, True)
             recorder.mark(LOAD)
             micro_batches = make_batches(config.task, shape)
@@ -190,7 +195,7 @@ def see_model(recorder: Recorder, model: nn.Module, layers: dict[str, int]) -> N
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     recorder.see(trainable, "trainable", layers)
     recorder.see(model.named_parameters(), "parameter", layers)
-    recorder.see(hidden_tensors(model).items(), "parameter", layers)
+    recorder.see(hidden_tensors(model).items(), "constant", layers)
     recorder.see(model.named_buffers(), "buffer", layers)
 
 
