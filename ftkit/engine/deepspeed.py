@@ -45,7 +45,7 @@ class DeepSpeedEngine:
         self.settings = deepspeed_dict(config, precision_name(dtype), process.world_size, self.device.type, sizes)
         self._is_partitioned = self.settings["zero_optimization"]["stage"] == 3
         _forget_ended_groups(deepspeed)
-        with _explained(), _hushed():
+        with _explained(), _hushed(), _own_linear():
             if self._is_partitioned:
                 deepspeed.init_distributed(dist_init_required=False)  # Init asks it for the number of ranks
                 # One weight after another goes to its owners, so that no device ever holds the model whole.
@@ -258,6 +258,16 @@ def _hushed() -> Iterator[None]:
     """Keep what DeepSpeed prints while it compiles and loads its operations; FTKIT_VERBOSE=1 lets it through."""
     with contextlib.nullcontext() if os.environ.get("FTKIT_VERBOSE") else contextlib.redirect_stdout(io.StringIO()):
         yield
+
+
+@contextlib.contextmanager
+def _own_linear() -> Iterator[None]:
+    """Keep torch's linear layer, which DeepSpeed replaces for the whole process; see `ftkit/engine/released.py`."""
+    linear = nn.functional.linear
+    try:
+        yield
+    finally:
+        nn.functional.linear = linear
 
 
 def _forget_ended_groups(deepspeed: Any) -> None:

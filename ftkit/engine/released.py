@@ -2,8 +2,9 @@
 
 A linear layer keeps its weight for the backward as a view (`weight.t()`), so the gathered whole would live on from the
 forward to the backward of every layer, and stage 3 would save nothing. DeepSpeed's own remedy replaces
-`torch.nn.functional.linear` for the whole process, rounds otherwise and knows no other operator
-(deepspeed/runtime/zero/linear.py); here a note of whose view it was takes the place of any such view.
+`torch.nn.functional.linear` for the whole process: it rounds otherwise than torch's, knows no other operator, and keeps
+the input of every frozen layer too (deepspeed/runtime/zero/linear.py). Here a note of whose view it was takes the place
+of any such view, and the rest is torch's.
 """
 
 from dataclasses import dataclass

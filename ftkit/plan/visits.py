@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ftkit.plan.tape import Birth, Recorder
+from ftkit.plan.tape import FORWARD, Birth, Recorder
 
 ENTER, LEAVE = "enters forward", "leaves forward"
 ENTER_BACKWARD, LEAVE_BACKWARD = "enters backward", "leaves backward"
 GRADIENT, SUMMED = "has a gradient", "has added it"
+TOUCH = "touches a weight"
 
 
 @dataclass(slots=True)
@@ -44,6 +45,7 @@ class Visits:
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         for name, module in model.named_modules():
             self._watch(name, module)
+            module._parameters = _Watched(module._parameters, name, self._touch)
         self._hear_gradients(GRADIENT)
 
     def engine_is_built(self) -> None:
@@ -54,6 +56,11 @@ class Visits:
         for name, parameter in self._model.named_parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(self._teller(moment, name, (name,)))
+
+    def _touch(self, owner: str, parameter: nn.Parameter) -> None:
+        """Tell of a weight that a module asks another one for: DeepSpeed gathers it for the one that asks."""
+        if self._recorder.phase == FORWARD and self._recorder.module != owner:
+            self._tell(TOUCH, self._recorder.module, (self._names[id(parameter)],))
 
     def _watch(self, name: str, module: nn.Module) -> None:
         weights = tuple(self._names[id(one)] for one in module._parameters.values() if one is not None)
@@ -105,6 +112,20 @@ class Visits:
                 holds=holds,
             )
         )
+
+
+class _Watched(dict[str, nn.Parameter | None]):
+    """A module's parameters, which tell when one is asked for (parameter_offload.py, ZeROOrderedDict)."""
+
+    def __init__(self, parameters: Any, owner: str, touch: Callable[[str, nn.Parameter], None]) -> None:
+        super().__init__(parameters)
+        self._owner, self._touch = owner, touch
+
+    def __getitem__(self, key: str) -> nn.Parameter | None:
+        parameter = super().__getitem__(key)
+        if parameter is not None:
+            self._touch(self._owner, parameter)
+        return parameter
 
 
 class _Identity(torch.autograd.Function):

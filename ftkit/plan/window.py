@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ftkit.plan.tape import BACKWARD
-from ftkit.plan.visits import ENTER, ENTER_BACKWARD, GRADIENT, LEAVE, LEAVE_BACKWARD, SUMMED, Visit
+from ftkit.plan.visits import ENTER, ENTER_BACKWARD, GRADIENT, LEAVE, LEAVE_BACKWARD, SUMMED, TOUCH, Visit
 
 FP32 = 4
 _NEVER = -1
@@ -124,12 +124,18 @@ class Window:
         self._kept: list[int] = []
         self._gradients: list[Weight] = []
         self._filled = self._seen_gradients = 0
+        self._own: dict[Any, list[Weight]] = {}
         self._known_releases: dict[tuple[Any, int], set[Weight]] = {}
 
     def visit(self, visit: Visit) -> None:
         """Do what DeepSpeed's hook does at this moment."""
-        own = [self._weight(visit, name) for name in visit.weights]
         module = (visit.layer, visit.module)
+        if visit.op in (TOUCH, GRADIENT, SUMMED):
+            own = [self._weight(visit, name) for name in visit.weights]
+        elif module in self._own:
+            own = self._own[module]
+        else:
+            own = self._own[module] = [self._weight(visit, name) for name in visit.weights]
         if visit.op == ENTER and visit.is_root:
             self._begin_pass()
         if visit.op in (ENTER, ENTER_BACKWARD):
@@ -137,6 +143,8 @@ class Window:
             self._fetch(module, own, visit)
         elif visit.op in (LEAVE, LEAVE_BACKWARD):
             self._leave(module, own, visit)
+        elif visit.op == TOUCH:
+            self._touch(self._own[module], own[0])
         elif visit.op == GRADIENT:
             self._take_gradient(own[0])
         elif visit.op == SUMMED and self._seen_gradients == self._num_gradients[visit.step, visit.micro_batch]:
@@ -274,6 +282,14 @@ class Window:
         if gathering.waiting == 0:
             for storage in gathering.flat:
                 self._storages.died(storage)
+
+    def _touch(self, own: list[Weight], weight: Weight) -> None:
+        """Gather another module's weight, which from now on comes and goes with this module's own."""
+        if weight.state == "away":
+            own.append(weight)
+            weight.state = "here"
+            if self._limits.ranks > 1 or self._limits.weights_come:
+                weight.storage = self._storages.born(self._padded(weight) * weight.itemsize)
 
     def _leave(self, module: Any, own: list[Weight], visit: Visit) -> None:
         release = self._to_release(module, own) if self._mode == "known" else set(own)
