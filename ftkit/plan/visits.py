@@ -27,13 +27,14 @@ class Visit(Birth):
     Attributes:
         weights: names of the parameters that are its own, or of the one that has a gradient.
         is_root: of the whole model.
-        holds: its backward holds on to its weight until the graph is gone, as bitsandbytes' product of 4-bit weights
-            does.
+        needs_grad: a forward whose input needs a gradient, so that autograd keeps the weight.
+        is_packed: its weight is in 4 bits.
     """
 
     weights: tuple[str, ...] = ()
     is_root: bool = False
-    holds: bool = False
+    needs_grad: bool = False
+    is_packed: bool = False
 
 
 class Visits:
@@ -69,7 +70,7 @@ class Visits:
 
         def enter(_: nn.Module, inputs: tuple[Any, ...]) -> Any:
             needs_grad = any(isinstance(one, torch.Tensor) and one.requires_grad for one in inputs)
-            self._tell(ENTER, name, weights, holds=packed and needs_grad)
+            self._tell(ENTER, name, weights, needs_grad=needs_grad, is_packed=packed)
             remaining[0] = 0
             return _over_tensors(after, inputs)
 
@@ -92,7 +93,7 @@ class Visits:
     def _teller(self, moment: str, name: str, weights: tuple[str, ...]) -> Callable[..., None]:
         return lambda *_: self._tell(moment, name, weights)
 
-    def _tell(self, moment: str, name: str, weights: tuple[str, ...], *, holds: bool = False) -> None:
+    def _tell(self, moment: str, name: str, weights: tuple[str, ...], **more: bool) -> None:
         recorder = self._recorder
         parts = name.split(".")
         homes = (self._layers.get(".".join(parts[:end])) for end in range(len(parts), 0, -1))
@@ -109,7 +110,7 @@ class Visits:
                 op=moment,
                 weights=weights,
                 is_root=not name,
-                holds=holds,
+                **more,
             )
         )
 

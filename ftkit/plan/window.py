@@ -13,7 +13,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ftkit.plan.tape import BACKWARD
+from ftkit.plan.tape import BACKWARD, FORWARD
 from ftkit.plan.visits import ENTER, ENTER_BACKWARD, GRADIENT, LEAVE, LEAVE_BACKWARD, SUMMED, TOUCH, Visit
 
 FP32 = 4
@@ -44,19 +44,23 @@ class Weight:
         users: modules in whose forward or backward it is.
         gathering: on its way, and not yet waited for by its module.
         fetched_for: the step of the pass that it was last fetched for.
+        is_matrix: it has more dimensions than one.
         is_held: something keeps its storage until the graph is gone.
+        viewed_by: the module whose backward is to come, and keeps its storage until then.
     """
 
     numel: int
     itemsize: int
     order: int
     trains: bool
+    is_matrix: bool
     state: str = "away"
     storage: int | None = None
     users: set[Any] = field(default_factory=set)
     gathering: "_Gathering | None" = None
     fetched_for: int = _NEVER
     is_held: bool = False
+    viewed_by: Any = None
 
 
 @dataclass(eq=False)
@@ -121,7 +125,7 @@ class Window:
         self._step = self._num_available = 0
         self._backwards: dict[Any, list[Weight]] = {}
         self._recomputed: dict[Any, set[Weight]] = {}
-        self._kept: list[int] = []
+        self._kept: dict[Any, list[int]] = {}
         self._gradients: list[Weight] = []
         self._filled = self._seen_gradients = 0
         self._own: dict[Any, list[Weight]] = {}
@@ -159,9 +163,8 @@ class Window:
                     self._release(weight)
         self._backwards.clear()
         self._seen_gradients = 0
-        for storage in self._kept:
-            self._storages.died(storage)
-        self._kept.clear()
+        for module in list(self._kept):
+            self._drop_kept(module)
 
     def end_step(self) -> None:
         """Release all, as before an update."""
@@ -224,10 +227,24 @@ class Window:
                 weight.users.add(user)
             if weight.gathering is not None:
                 self._wait(weight)
-            weight.is_held |= visit.holds
+        if visit.needs_grad:
+            self._keep(module, [self._weight(visit, name) for name in visit.weights], visit)
         if self._mode == "known":
             self._look_ahead(own)
         self._step += 1
+
+    def _keep(self, module: Any, own: list[Weight], visit: Visit) -> None:
+        """Note which storages outlive their release.
+
+        bitsandbytes' product keeps a 4-bit weight as long as its graph (autograd/_functions.py, MatMul4Bit), and a
+        recomputed graph is gone at once; a recomputed linear layer keeps a view of its weight until its backward, since
+        checkpointing's own hooks come before those of `ftkit/engine/released.py`.
+        """
+        for weight in own:
+            if visit.is_packed:
+                weight.is_held |= visit.phase == FORWARD
+            elif visit.phase == BACKWARD and weight.is_matrix:
+                weight.viewed_by = module
 
     def _look_ahead(self, own: list[Weight]) -> None:
         missing = {weight for weight in own if weight.fetched_for < self._step}
@@ -299,10 +316,17 @@ class Window:
             release |= {weight for weight in recomputed if not self._persists(weight)}
             touched |= recomputed
             self._backwards.pop(module, None)
+            self._drop_kept(module)
+            for weight in own:
+                weight.viewed_by = None if weight.viewed_by == module else weight.viewed_by
         for weight in sorted(touched, key=lambda one: one.order):
             weight.users.discard(module)
             if weight in release:
                 self._release(weight)
+
+    def _drop_kept(self, module: Any) -> None:
+        for storage in self._kept.pop(module, ()):
+            self._storages.died(storage)
 
     def _to_release(self, module: Any, own: list[Weight]) -> set[Weight]:
         """Return what is not used again soon; DeepSpeed decides once for each step of a pass (an lru_cache)."""
@@ -324,10 +348,12 @@ class Window:
         self._num_available -= weight.numel
         if weight.storage is not None:
             if weight.is_held:
-                self._kept.append(weight.storage)
+                self._kept.setdefault(None, []).append(weight.storage)
+            elif weight.viewed_by is not None:
+                self._kept.setdefault(weight.viewed_by, []).append(weight.storage)
             else:
                 self._storages.died(weight.storage)
-        weight.storage, weight.is_held = None, False
+        weight.storage, weight.is_held, weight.viewed_by = None, False, None
 
     def _take_gradient(self, weight: Weight) -> None:
         if self._gradients and self._filled + weight.numel > self._limits.bucket:

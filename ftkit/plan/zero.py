@@ -283,7 +283,11 @@ def _add_stage_3(changes: Changes, shares: _Shares) -> None:
 def _window(shares: _Shares, storages: Storages) -> Window:
     weights = {
         (birth.layer, birth.module): Weight(
-            _elements(birth), birth.size // max(1, _elements(birth)), number, birth.role == "trainable"
+            _elements(birth),
+            birth.size // max(1, _elements(birth)),
+            number,
+            birth.role == "trainable",
+            len(birth.shape) > 1,
         )
         for number, birth in enumerate(shares.weights)
     }
