@@ -19,6 +19,7 @@ from typing import Any
 
 from ftkit.config import RunConfig
 from ftkit.ds_config import Sizes, deepspeed_dict, read_template
+from ftkit.engine.plain import BUCKET_ELEMENTS
 from ftkit.plan.place import Place
 from ftkit.plan.rewrite import Changes, rewrite
 from ftkit.plan.tape import Birth, Tape
@@ -80,12 +81,24 @@ def share_out(tape: Tape, config: RunConfig, precision: str, place: Place, num_t
     """
     ranks = place.num_devices
     if not uses_deepspeed(config):
+        changes = Changes(before_update=[FP32 * _largest_bucket(tape)] if ranks > 1 else [])
         # A ring sends each element twice but for one share; gradients are fp32.
-        return Sharing(tape, wire_bytes=2 * (ranks - 1) / ranks * FP32 * num_trainable)
+        return Sharing(rewrite(tape, changes), wire_bytes=2 * (ranks - 1) / ranks * FP32 * num_trainable)
     sizes = tape_sizes(tape)
     settings = deepspeed_dict(config, precision, ranks, place.device_type, sizes)
     changes, sharing = plan_changes(tape, settings, _ITEMSIZE[precision], ranks, sizes, place.device_type)
     return Sharing(rewrite(tape, changes), **sharing)
+
+
+def _largest_bucket(tape: Tape) -> int:
+    """Return the elements of the largest flat bucket in which the plain engine sums gradients over ranks."""
+    largest = filled = 0
+    for birth in tape.births:
+        if birth.role == "trainable":
+            filled += _elements(birth)
+            largest = max(largest, filled)
+            filled = filled if filled < BUCKET_ELEMENTS else 0
+    return largest
 
 
 def partitions_weights(config: RunConfig) -> bool:
