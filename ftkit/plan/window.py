@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from ftkit.plan.tape import BACKWARD, FORWARD
 from ftkit.plan.visits import ENTER, ENTER_BACKWARD, GRADIENT, LEAVE, LEAVE_BACKWARD, SUMMED, TOUCH, Visit
 
-FP32 = 4
+FP32, FP64 = 4, 8
 _NEVER = -1
 
 
@@ -87,6 +87,7 @@ class Limits:
         copies: how many more storages as large as the bucket a reduction takes: gloo sums a copy, NCCL does not.
         weights_come: partitions of weights are in another memory, and come to the device to be gathered.
         sums_come: partitions of gradients are, and come to be added to.
+        norms_early: each partition's norm is taken, in fp64, when it has been reduced; else before the update.
     """
 
     ranks: int
@@ -98,6 +99,7 @@ class Limits:
     copies: int
     weights_come: bool = False
     sums_come: bool = False
+    norms_early: bool = False
 
 
 class Window:
@@ -367,8 +369,8 @@ class Window:
         size = FP32 * sum(self._padded(weight) for weight in self._gradients)
         is_alone = len(self._gradients) == 1 and self._gradients[0].numel % self._limits.ranks == 0
         sizes = [size] * (self._limits.copies + (not is_alone))
-        if self._limits.sums_come:
-            sizes.append(FP32 * max(self._padded(weight) for weight in self._gradients) // self._limits.ranks)
+        largest = max(self._padded(weight) for weight in self._gradients) // self._limits.ranks
+        sizes += [FP32 * largest] * self._limits.sums_come + [FP64 * largest] * self._limits.norms_early
         self._pass_by(*sizes)
         self._gradients.clear()
         self._filled = 0

@@ -25,9 +25,8 @@ from ftkit.plan.rewrite import Changes, rewrite
 from ftkit.plan.tape import Birth, Tape
 from ftkit.plan.timeline import kinds
 from ftkit.plan.visits import GRADIENT, Visit
-from ftkit.plan.window import FP32, Limits, Storages, Weight, Window
+from ftkit.plan.window import FP32, FP64, Limits, Storages, Weight, Window
 
-FP64 = 8
 WEIGHTS = ("parameter", "trainable")
 """The roles of what is a weight; the constants of 4-bit weights are none."""
 _ITEMSIZE = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -270,6 +269,7 @@ def _add_stage_1(changes: Changes, shares: _Shares) -> None:
         changes.at_backward_end = FP32 * shares.trained
     else:
         changes.until_update.append(("gradient", FP32 * shares.trained + FP32 * shares.bucket))
+        changes.at_backward_end = FP32 * shares.part  # its sums, while the reduced bucket takes the place of the whole
 
 
 def _add_stage_2(changes: Changes, shares: _Shares) -> None:
@@ -320,6 +320,7 @@ def _window(shares: _Shares, storages: Storages) -> Window:
         copies=0 if is_far else 1,
         weights_come=is_far and shares.weights_away,
         sums_come=is_far and not shares.on_device,
+        norms_early=not shares.on_device,
     )
     return Window(weights, gradients, limits, storages)
 
