@@ -47,7 +47,7 @@ class ReleasedWeights(saved_tensors_hooks):
         # An old address may belong to something else by now.
         if owner is None or owner.untyped_storage()._cdata != storage or owner.dtype != tensor.dtype:
             return tensor
-        return _View(owner, tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
+        return _View(owner, tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
 
     def _unpack(self, saved: Any) -> torch.Tensor:
         if not isinstance(saved, _View):

@@ -99,6 +99,8 @@ class _Writer:
             self._hold("load", self.changes.at_load)
             self.step = 1
         if name == BACKWARD:
+            self._hold("backward", self.changes.in_backward)  # where only what is above the layers has a gradient
+            self._hold("sums", self.changes.until_update)
             if self.changes.at_backward_end:
                 self.died(self.born(self.changes.at_backward_end))
             self._drop("backward")

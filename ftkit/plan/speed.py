@@ -20,7 +20,7 @@ from ftkit.plan.tape import OPTIMIZER, OpKey, Tape
 LAUNCH_SECONDS = 5e-6
 """One eager operator on the host: Python, dispatch and launch, about 5 microseconds."""
 _MATRIX, _COPIED_BYTES, _LAUNCHES, _ROUNDS = 512, 2**24, 200, 6
-"""What a CPU is timed with: past the caches of a small core, and a tenth of a second in all."""
+"""What a CPU is timed with: past the caches of a small core, and a fifth of a second in all."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def gpu_device(gpu: Gpu, precision: str) -> Device:
 
 @functools.cache
 def cpu_device(num_threads: int) -> Device:
-    """Return the speed of this machine's CPU as it is now, measured in a tenth of a second.
+    """Return the speed of this machine's CPU as it is now, measured in a fifth of a second.
 
     Args:
         num_threads: of one rank.

@@ -93,7 +93,9 @@ class Visits:
     def _teller(self, moment: str, name: str, weights: tuple[str, ...]) -> Callable[..., None]:
         return lambda *_: self._tell(moment, name, weights)
 
-    def _tell(self, moment: str, name: str, weights: tuple[str, ...], **more: bool) -> None:
+    def _tell(
+        self, moment: str, name: str, weights: tuple[str, ...], *, needs_grad: bool = False, is_packed: bool = False
+    ) -> None:
         recorder = self._recorder
         parts = name.split(".")
         homes = (self._layers.get(".".join(parts[:end])) for end in range(len(parts), 0, -1))
@@ -110,7 +112,8 @@ class Visits:
                 op=moment,
                 weights=weights,
                 is_root=not name,
-                **more,
+                needs_grad=needs_grad,
+                is_packed=is_packed,
             )
         )
 
