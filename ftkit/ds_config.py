@@ -45,7 +45,8 @@ class Sizes:
     Attributes:
         num_trainable_parameters: elements that train.
         largest_trainable: elements of the largest tensor that trains.
-        largest_layer: elements of the largest layer, trained or frozen (for ZeRO-3's windows).
+        largest_layer: elements of the largest layer, trained or frozen (for ZeRO-3's windows); of the largest tensor
+            where there are no layers.
     """
 
     num_trainable_parameters: int
@@ -183,7 +184,8 @@ def _size_buckets(zero: dict[str, Any], sizes: Sizes) -> None:
     zero.setdefault("stage3_prefetch_bucket_size", min(sizes.largest_layer, _PREFETCH_MAXIMUM))
     zero.setdefault("stage3_param_persistence_threshold", 0)
     zero.setdefault("stage3_max_live_parameters", 2 * sizes.largest_layer)
-    zero.setdefault("stage3_max_reuse_distance", sizes.largest_layer)
+    # A layer that is computed again comes back in its backward: a forward and a backward of it away at most.
+    zero.setdefault("stage3_max_reuse_distance", 2 * sizes.largest_layer)
 
 
 def _find_auto(tree: dict[str, Any], path: str = "") -> str | None:

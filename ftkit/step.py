@@ -45,5 +45,6 @@ def train_step(
         total += loss.detach()
         del logits  # the largest tensor of a language model's step; its gradient takes its place
         engine.backward(loss, is_last=is_last)
+        del loss  # and with it the graph, which holds 4-bit weights that ZeRO-3 gathered (bitsandbytes MatMul4Bit)
     grad_norm = engine.apply_gradients(learning_rate)
     return StepResult(engine.sum_over_ranks(total), grad_norm)

@@ -16,6 +16,7 @@ from ftkit.distributed import ProcessContext, precision_name, rendezvous
 from ftkit.ds_config import Sizes, deepspeed_dict
 from ftkit.engine import Tensors
 from ftkit.engine.compiling import watched_compiling
+from ftkit.engine.released import ReleasedWeights
 from ftkit.errors import ConfigError, DependencyError, DeviceError
 from ftkit.model import trainable_parameters
 from ftkit.optim import build_optimizer, parameter_groups
@@ -44,7 +45,7 @@ class DeepSpeedEngine:
         self._is_partitioned = self.settings["zero_optimization"]["stage"] == 3
         _forget_ended_groups(deepspeed)
         watch = watched_compiling() if process.local_rank == 0 else contextlib.nullcontext()
-        with _explained(), _hushed(), watch:
+        with _explained(), _hushed(), _own_linear(), watch:
             if self._is_partitioned:
                 deepspeed.init_distributed(dist_init_required=False)  # Init asks it for the number of ranks
                 # One weight after another goes to its owners, so that no device ever holds the model whole.
@@ -54,12 +55,14 @@ class DeepSpeedEngine:
             self._engine, *_ = deepspeed.initialize(
                 model=model, optimizer=optimizer, config=self.settings, dist_init_required=False
             )
+        self._saving = ReleasedWeights(model) if self._is_partitioned else contextlib.nullcontext()
         _unlink_shared_memory(process)
 
     def forward(self, micro_batch: MicroBatch, *, is_last: bool = True) -> torch.Tensor:
         """Return logits."""
         self._engine.set_gradient_accumulation_boundary(is_last)
-        logits: torch.Tensor = self._engine(**micro_batch.inputs()).logits
+        with self._saving:
+            logits: torch.Tensor = self._engine(**micro_batch.inputs()).logits
         return logits
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
@@ -216,7 +219,7 @@ def measure_sizes(model: nn.Module) -> Sizes:
     blocks = [module for stack in model.modules() if isinstance(stack, nn.ModuleList) for module in stack]
     layers = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks]
     alone = [parameter.numel() for parameter in model.parameters()]
-    return Sizes(sum(trainable), max(trainable), max([*layers, *alone]))
+    return Sizes(sum(trainable), max(trainable), max(layers or alone))
 
 
 def _tensors(value: object) -> Iterator[torch.Tensor]:
@@ -248,6 +251,16 @@ def _hushed() -> Iterator[None]:
     """Keep what DeepSpeed prints while it compiles and loads its operations; FTKIT_VERBOSE=1 lets it through."""
     with contextlib.nullcontext() if os.environ.get("FTKIT_VERBOSE") else contextlib.redirect_stdout(io.StringIO()):
         yield
+
+
+@contextlib.contextmanager
+def _own_linear() -> Iterator[None]:
+    """Keep torch's linear layer, which DeepSpeed replaces for the whole process; see `ftkit/engine/released.py`."""
+    linear = nn.functional.linear
+    try:
+        yield
+    finally:
+        nn.functional.linear = linear
 
 
 def _forget_ended_groups(deepspeed: Any) -> None:

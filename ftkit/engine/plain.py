@@ -17,7 +17,7 @@ from ftkit.engine import Tensors
 from ftkit.model import trainable_parameters
 from ftkit.optim import build_optimizer
 
-_BUCKET_ELEMENTS = 2**24
+BUCKET_ELEMENTS = 2**24
 """Gradients that are summed over ranks at once: 64 MiB in fp32."""
 
 
@@ -139,7 +139,7 @@ class PlainEngine:
         bucket: list[torch.Tensor] = []
         for number, gradient in enumerate(gradients, start=1):
             bucket.append(gradient)
-            if number == len(gradients) or sum(one.numel() for one in bucket) >= _BUCKET_ELEMENTS:
+            if number == len(gradients) or sum(one.numel() for one in bucket) >= BUCKET_ELEMENTS:
                 flat = torch.cat([one.flatten() for one in bucket])
                 distributed.all_reduce(flat)
                 for one, part in zip(bucket, flat.split([one.numel() for one in bucket]), strict=True):

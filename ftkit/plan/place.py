@@ -45,7 +45,9 @@ class Place:
 
     def device(self, precision: str) -> Device:
         """Return the speed of one device."""
-        return cpu_device(self.num_cpus) if self.gpu is None else gpu_device(self.gpu, precision)
+        if self.gpu is not None:
+            return gpu_device(self.gpu, precision)
+        return cpu_device(max(1, min(torch.get_num_threads(), self.num_cpus // self.num_devices)))
 
     def resolve_precision(self, precision: Precision) -> str:
         """Return `fp16`, `bf16` or `fp32`, as training would choose on this device.

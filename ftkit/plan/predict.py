@@ -18,7 +18,7 @@ from ftkit.plan.allocator import replay
 from ftkit.plan.architectures import Depth, find_architecture, shallow
 from ftkit.plan.place import Place
 from ftkit.plan.speed import StepTime, step_time
-from ftkit.plan.tape import Tape
+from ftkit.plan.tape import LOAD, Tape
 from ftkit.plan.timeline import Peak, allocator_events, find_peak
 from ftkit.plan.trace import Shape, UntraceableModelError, layer_names, trace
 from ftkit.plan.unroll import NotAlikeError, unroll
@@ -28,9 +28,16 @@ from ftkit.units import format_bytes
 Tapes = dict[tuple[Any, ...], tuple[Tape, str]]
 """Traces of one model, by what decides them."""
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-RUNTIME_BYTES = 2**30
-"""Host memory of one process before any weight: Python, torch, transformers, peft, data (about 0.8 GiB resident on a
-CPU build, seen in /proc/self/status)."""
+RUNTIME_BYTES = 520 * 10**6
+"""Resident memory of one process on a CPU before any weight: Python, torch, transformers, peft, and what a step
+compiles (seen in /proc/self/status after a step, weights and free heap taken off)."""
+DEEPSPEED_RUNTIME_BYTES = 50 * 10**6
+"""What DeepSpeed and the process group add to it."""
+HEAP_BYTES = 300 * 10**6
+"""The C library keeps freed blocks below 32 MiB for later: as much again as comes and goes in a step, and about this
+much at most (seen as what malloc_trim gives back after three steps)."""
+CUDA_HOST_BYTES = 2**30
+"""Host memory of one process with CUDA's libraries; a guess, since none has been measured."""
 TRACED_MICRO_BATCHES = 2
 """A step of many micro-batches is like a step of two: in the second the first one's gradients are there."""
 
@@ -129,7 +136,8 @@ def predict(
     room = place.memory_bytes - place.context_bytes
     # What fits without asking for anything back needs no second replay.
     fits = (reserved <= room or replay(events, room).fits) if on_cuda else peak.active_bytes <= room
-    host = _host_bytes(counts, place, peak.active_bytes) + sharing.host_bytes * place.num_devices
+    process = _process_bytes(config, place, peak, reserved, sharing, counts)
+    host = place.num_devices * (CUDA_HOST_BYTES + counts.load_bytes + sharing.host_bytes if on_cuda else process)
     time = step_time(tape, place.device(precision), shape.num_micro_batches, _traced(shape))
     pinned = sharing.pinned_bytes * place.num_devices
     reason = _reason(place, fits, max(reserved, peak.active_bytes), host, pinned)
@@ -138,7 +146,7 @@ def predict(
         fits=reason is None,
         reason=reason,
         **_size_figures(steps, shape, place, precision, counts),
-        **_memory_figures(place, peak, reserved, host),
+        **_memory_figures(place, peak, reserved, process, host),
         pinned_bytes=pinned,
         nvme_bytes=sharing.nvme_bytes * place.num_devices,
         **_speed_figures(config, shape, place, precision, _with_wire(time, sharing, place), steps),
@@ -161,14 +169,15 @@ def _by_formula(  # noqa: PLR0913  # what a traced prediction has too
         config, architecture, shape.batch, shape.length, itemsize, (counts.total, counts.trainable)
     )
     peak = Peak(parts.total_bytes, parts, "backward", 2, "", None)
-    host = _host_bytes(counts, place, peak.active_bytes)
+    process = _process_bytes(config, place, peak, peak.active_bytes, None, counts)
+    host = place.num_devices * (CUDA_HOST_BYTES + counts.load_bytes if place.device_type == "cuda" else process)
     reason = _reason(place, peak.active_bytes <= place.memory_bytes - place.context_bytes, peak.active_bytes, host, 0)
     return Prediction(
         basis=f"by formula (Korthikanti et al. 2022): {why}",
         fits=reason is None,
         reason=reason,
         **_size_figures(steps, shape, place, precision, counts),
-        **_memory_figures(place, peak, peak.active_bytes, host),
+        **_memory_figures(place, peak, peak.active_bytes, process, host),
     )
 
 
@@ -223,7 +232,8 @@ def _known_tape(  # noqa: PLR0913  # the parts of a key
 ) -> tuple[Tape, str]:
     """Trace, unless the same step was traced before: ZeRO and the number of ranks leave it as it is."""
     sections = (config.model, config.method, config.optimizer.name)
-    key = (config.task, *(str(section) for section in sections), precision, _trace_shape(shape), place.gpu, exact)
+    visits = zero.partitions_weights(config)
+    key = (config.task, *(str(one) for one in sections), precision, _trace_shape(shape), place.gpu, exact, visits)
     if key not in tapes:
         tapes[key] = _tape(config, architecture, precision, shape, place, exact)
     return tapes[key]
@@ -260,11 +270,18 @@ def _traced(shape: Shape) -> int:
     return min(shape.num_micro_batches, TRACED_MICRO_BATCHES)
 
 
-def _host_bytes(counts: Counts, place: Place, active: int) -> int:
-    """Every rank loads the weights into host memory before they go to its device."""
-    if place.device_type == "cpu":
-        return place.num_devices * (RUNTIME_BYTES + max(active, counts.load_bytes))
-    return place.num_devices * (RUNTIME_BYTES + counts.load_bytes)
+def _process_bytes(  # what each device's figure is made of
+    config: RunConfig, place: Place, peak: Peak, reserved: int, sharing: zero.Sharing | None, counts: Counts
+) -> int:
+    """Return what one process is seen to hold at its peak: of the device, or on a CPU resident."""
+    if place.device_type == "cuda":
+        return reserved + place.context_bytes
+    runtime = RUNTIME_BYTES + (DEEPSPEED_RUNTIME_BYTES if zero.uses_deepspeed(config) else 0)
+    if sharing is None:
+        return runtime + max(peak.active_bytes, counts.load_bytes)
+    comes_and_goes = peak.active_bytes - dict(sharing.tape.at_marks()[:1]).get(LOAD, 0)
+    kept = min(HEAP_BYTES, comes_and_goes)
+    return runtime + max(peak.active_bytes + sharing.host_bytes + kept, counts.load_bytes)
 
 
 def _with_wire(time: StepTime, sharing: zero.Sharing, place: Place) -> StepTime:
@@ -295,12 +312,12 @@ def num_steps(config: RunConfig, num_samples: int | None) -> int | None:
     return count_steps(num_samples, config.batch.global_batch_size, config.training.epochs, config.training.max_steps)
 
 
-def _memory_figures(place: Place, peak: Peak, reserved: int, host: int) -> dict[str, Any]:
+def _memory_figures(place: Place, peak: Peak, reserved: int, process: int, host: int) -> dict[str, Any]:
     on_cuda = place.device_type == "cuda"
     return {
         "peak_active_bytes": peak.active_bytes,
         "peak_reserved_bytes": reserved if on_cuda else None,
-        "peak_process_bytes": reserved + place.context_bytes if on_cuda else RUNTIME_BYTES + peak.active_bytes,
+        "peak_process_bytes": process,
         "peak_breakdown": peak.breakdown,
         "peak_phase": peak.phase,
         "peak_module": peak.module or None,

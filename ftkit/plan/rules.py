@@ -49,6 +49,24 @@ RULES = (
         ),
     ),
     Rule(
+        "offloading to the host's memory on a CPU",
+        "the device's memory is the host's, so nothing is saved, and each update is copied",
+        "leave offload out, or offload to nvme",
+        lambda config, place: (
+            place.device_type == "cpu" and "cpu" in (config.engine.offload_optimizer, config.engine.offload_parameters)
+        ),
+    ),
+    Rule(
+        "offloading the optimizer alone where adapters or a head train",
+        "their masters and moments are a small part of what is held, and each update is copied",
+        "leave offload out, or offload the weights too with ZeRO-3",
+        lambda config, _: (
+            config.method.name != "full"
+            and config.engine.offload_optimizer != "none"
+            and config.engine.offload_parameters == "none"
+        ),
+    ),
+    Rule(
         "bf16 on a GPU before Ampere",
         "the hardware does not multiply bf16",
         "model.precision=fp16 or auto",

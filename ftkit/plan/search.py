@@ -261,7 +261,7 @@ def _steps_down(config: RunConfig, place: Place, sequences: Sequences | None) ->
         steps.append({"optimizer.name": "adamw_8bit"})
     if isinstance(config.method, Lora) and not isinstance(config.method, Qlora):
         steps.append({"method.name": "qlora"})
-    return steps + [change for change in _sharing(place) if change]
+    return steps + _sharing()
 
 
 def _grid(config: RunConfig, place: Place, sequences: Sequences | None) -> list[dict[str, Any]]:
@@ -277,20 +277,18 @@ def _grid(config: RunConfig, place: Place, sequences: Sequences | None) -> list[
         optimizers.append({"optimizer.name": "adamw_8bit"})
     grid = []
     for method, optimizer, sharing, share, size in itertools.product(
-        methods, optimizers, [{}, *_sharing(place)], SHARES, sizes
+        methods, optimizers, [{}, *_sharing()], SHARES, sizes
     ):
         grid.append({_SIZE: size, "model.gradient_checkpointing": share} | method | optimizer | sharing)
     return sorted(grid, key=len)
 
 
-def _sharing(place: Place) -> list[dict[str, Any]]:
-    offload: dict[str, Any] = {"engine.zero_stage": 2, "engine.offload_optimizer": "cpu"}
-    if place.num_devices == 1:
-        return [
-            offload,
-            {"engine.zero_stage": 3, "engine.offload_optimizer": "cpu", "engine.offload_parameters": "cpu"},
-        ]
-    return [{"engine.zero_stage": 2}, {"engine.zero_stage": 3}, offload]
+def _sharing() -> list[dict[str, Any]]:
+    """Return the ways to share a step out, the least first; the rules say which of them make sense at a place."""
+    stages: list[dict[str, Any]] = [{"engine.zero_stage": stage} for stage in (1, 2, 3)]
+    optimizer = {"engine.zero_stage": 2, "engine.offload_optimizer": "cpu"}
+    both = {"engine.zero_stage": 3, "engine.offload_optimizer": "cpu", "engine.offload_parameters": "cpu"}
+    return [*stages, optimizer, both]
 
 
 def _halves(number: int) -> list[int]:

@@ -5,18 +5,22 @@ longer, and never less than a launch. These are upper bounds of the speed: real 
 them, so a prediction orders configurations rather than promising a time. No constant here is fitted.
 """
 
+import functools
+import math
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import torch
 
 from ftkit.hardware import Gpu
 from ftkit.plan.tape import OPTIMIZER, OpKey, Tape
 
 LAUNCH_SECONDS = 5e-6
 """One eager operator on the host: Python, dispatch and launch, about 5 microseconds."""
-CPU_FLOPS_PER_CORE = 50e9
-"""Two 256-bit fused multiply-adds of fp32 in each of 1.6e9 cycles, what a small cloud core sustains."""
-CPU_BANDWIDTH = 10e9
-"""One or two cores of a shared server move about this many bytes per second."""
+_MATRIX, _COPIED_BYTES, _LAUNCHES, _ROUNDS = 512, 2**24, 200, 6
+"""What a CPU is timed with: past the caches of a small core, and a fifth of a second in all."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,43 @@ def gpu_device(gpu: Gpu, precision: str) -> Device:
     return Device(gpu.fp32_flops, gpu.flops(precision), gpu.bandwidth, LAUNCH_SECONDS)
 
 
-def cpu_device(num_cpus: int) -> Device:
-    """Return the speed of a CPU, roughly."""
-    flops = CPU_FLOPS_PER_CORE * num_cpus
-    return Device(flops, flops, CPU_BANDWIDTH, LAUNCH_SECONDS)
+@functools.cache
+def cpu_device(num_threads: int) -> Device:
+    """Return the speed of this machine's CPU as it is now, measured in a fifth of a second.
+
+    Args:
+        num_threads: of one rank.
+
+    Returns:
+        The rate of a product of matrices in fp32 and bf16, of a copy, and of a small operator; the best of some rounds,
+        since others may be at work.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        fp32, half = (_matmul_flops(dtype) for dtype in (torch.float32, torch.bfloat16))
+        source = torch.zeros(_COPIED_BYTES, dtype=torch.uint8)
+        target, small = torch.ones_like(source), torch.ones(8)
+        bandwidth = 2 * _COPIED_BYTES / _best_seconds(lambda: target.copy_(source))
+        launch = _best_seconds(lambda: [small.add(1.0) for _ in range(_LAUNCHES)]) / _LAUNCHES
+    finally:
+        torch.set_num_threads(before)
+    return Device(fp32, half, bandwidth, launch)
+
+
+def _matmul_flops(dtype: torch.dtype) -> float:
+    left = torch.ones(_MATRIX, _MATRIX, dtype=dtype)
+    right = torch.ones(_MATRIX, _MATRIX, dtype=dtype)
+    return float(2 * _MATRIX**3 / _best_seconds(lambda: left @ right))
+
+
+def _best_seconds(work: Callable[[], object]) -> float:
+    best = math.inf
+    for _ in range(_ROUNDS):
+        begin = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - begin)
+    return best
 
 
 def step_time(tape: Tape, device: Device, num_micro_batches: int, traced_micro_batches: int) -> StepTime:

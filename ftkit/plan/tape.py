@@ -137,7 +137,9 @@ class Recorder(TorchDispatchMode):
         if kind != "view":
             self._cost(func, args, out)
             if self._scratch is not None and (size := self._scratch(func.__name__, args)):
-                self._pass_by(size, func.__name__)
+                self.pass_by(
+                    Birth(size, self.phase, self.step, self.micro_batch, self.module, self.layer, op=func.__name__)
+                )
         outputs = (out,) if isinstance(out, torch.Tensor) else out
         if isinstance(outputs, (tuple, list)):
             for number, tensor in enumerate(outputs):
@@ -204,7 +206,7 @@ class Recorder(TorchDispatchMode):
         self._last = layer
         module = self.module or ("" if self._is_positional else self._parent_module(number, args))
         birth = Birth(
-            size, self.phase, self.step, self.micro_batch, module, layer, self._is_recomputing, op=func.__name__
+            size, self.phase, self.step, self.micro_batch, module, layer, self.is_recomputing, op=func.__name__
         )
         self._born(storage, birth, tensor)
 
@@ -214,7 +216,8 @@ class Recorder(TorchDispatchMode):
         return self.phase in (FORWARD, BACKWARD, EVALUATION)
 
     @property
-    def _is_recomputing(self) -> bool:
+    def is_recomputing(self) -> bool:
+        """Whether a forward runs inside the backward."""
         return self.phase == BACKWARD and self._depth > 0
 
     def _inherited(self, number: int, args: tuple[Any, ...]) -> int | None:
@@ -251,16 +254,17 @@ class Recorder(TorchDispatchMode):
             layer = self.layer if self._is_positional else self.tape.births[number].layer
             self.tape.events.append((~number, layer))
 
-    def _pass_by(self, size: int, op: str) -> None:
+    def pass_by(self, birth: Birth) -> None:
+        """Write down what is gone as soon as it is there."""
         number = len(self.tape.births)
-        self.tape.births.append(Birth(size, self.phase, self.step, self.micro_batch, self.module, self.layer, op=op))
+        self.tape.births.append(birth)
         self.tape.events += [(number, self.layer), (~number, self.layer)]
 
     def _cost(self, func: Any, args: tuple[Any, ...], out: Any) -> None:
         if self._is_positional:
             key = _op_key(func.__name__, args, out)
             self._add_cost(self.layer, key)
-            if self._is_recomputing:
+            if self.is_recomputing:
                 self.tape.recomputed_flops[self.step] += key[1]
             return
         # Lists of parameters are told one by one, each to the layer that its parameter belongs to.

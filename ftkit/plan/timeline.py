@@ -29,7 +29,7 @@ class Peak:
     layer: int | None
 
 
-_ROLES = {"trainable": "parameter", "input": "buffer"}
+_ROLES = {"trainable": "parameter", "constant": "parameter", "input": "buffer"}
 """What was named on the tape, and the part of a breakdown that it is; any other name is one already."""
 
 

@@ -28,6 +28,8 @@ from ftkit.model import build_empty_model, set_training
 from ftkit.plan import cuda
 from ftkit.plan.fake import hidden_tensors, materialize, taken_for_fake
 from ftkit.plan.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Recorder, Tape
+from ftkit.plan.visits import Visits
+from ftkit.plan.zero import partitions_weights
 
 
 @dataclass(frozen=True)
@@ -185,9 +187,12 @@ def trace(  # noqa: PLR0913  # what decides a step
             stack.enter_context(recorder.inside(model, layers))
             see_model(recorder, model, layers)
             held = workspaces(gpu) if on_cuda else []
+            visits = Visits(recorder, model, layers) if partitions_weights(config) else None
             recorder.see(held, "buffer")
             vars(model)["to"] = lambda _: model  # tensors without values are where they belong, and cannot be moved
             engine = PlainEngine(config, model, tensors.process, dtype)
+            if visits is not None:
+                visits.engine_is_built()
             set_training(model, True)
             recorder.mark(LOAD)
             micro_batches = make_batches(config.task, shape)
@@ -237,7 +242,7 @@ def see_model(recorder: Recorder, model: nn.Module, layers: dict[str, int]) -> N
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     recorder.see(trainable, "trainable", layers)
     recorder.see(model.named_parameters(), "parameter", layers)
-    recorder.see(hidden_tensors(model).items(), "parameter", layers)
+    recorder.see(hidden_tensors(model).items(), "constant", layers)
     recorder.see(model.named_buffers(), "buffer", layers)
 
 

@@ -13,16 +13,22 @@ Offloading moves masters, moments and sums into host memory, and offloaded param
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 from ftkit.config import RunConfig
-from ftkit.ds_config import Sizes, deepspeed_dict
+from ftkit.ds_config import Sizes, deepspeed_dict, read_template
+from ftkit.engine.plain import BUCKET_ELEMENTS
 from ftkit.plan.place import Place
-from ftkit.plan.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Birth, Tape
+from ftkit.plan.rewrite import Changes, rewrite
+from ftkit.plan.tape import Birth, Tape
 from ftkit.plan.timeline import kinds
+from ftkit.plan.visits import GRADIENT, Visit
+from ftkit.plan.window import FP32, FP64, Limits, Storages, Weight, Window
 
-FP32 = 4
+WEIGHTS = ("parameter", "trainable")
+"""The roles of what is a weight; the constants of 4-bit weights are none."""
 _ITEMSIZE = {"fp32": 4, "fp16": 2, "bf16": 2}
 PCIE_BYTES_PER_SECOND = 12e9
 """What pinned copies over PCIe 3.0 x16 reach of its 16 GB/s (NVIDIA's bandwidthTest)."""
@@ -51,29 +57,6 @@ class Sharing:
     offload_seconds: float = 0.0
 
 
-@dataclass
-class _Changes:
-    """What is added to a tape, and how its own storages shrink.
-
-    Attributes:
-        scale: storage to the factor of its size; 0 takes it out.
-        at_load: (role, bytes) held from the start.
-        in_passes: (role, bytes) held during every forward and backward.
-        in_backward: (role, bytes) held during every backward.
-        until_update: (role, bytes) held from the first gradient of a step to its update.
-        at_backward_end: bytes that the last reduction needs for a moment.
-        from_first_update: (role, bytes) made by the first step and kept.
-    """
-
-    scale: dict[int, float] = field(default_factory=dict)
-    at_load: list[tuple[str, int]] = field(default_factory=list)
-    in_passes: list[tuple[str, int]] = field(default_factory=list)
-    in_backward: list[tuple[str, int]] = field(default_factory=list)
-    until_update: list[tuple[str, int]] = field(default_factory=list)
-    at_backward_end: int = 0
-    from_first_update: list[tuple[str, int]] = field(default_factory=list)
-
-
 def uses_deepspeed(config: RunConfig) -> bool:
     """Return whether a plan is for DeepSpeed: asked for by name or by a setting of its own."""
     return config.engine.name == "deepspeed" or (config.engine.name == "auto" and config.engine.wants_deepspeed)
@@ -97,38 +80,50 @@ def share_out(tape: Tape, config: RunConfig, precision: str, place: Place, num_t
     """
     ranks = place.num_devices
     if not uses_deepspeed(config):
+        changes = Changes(before_update=[FP32 * _largest_bucket(tape)] if ranks > 1 else [])
         # A ring sends each element twice but for one share; gradients are fp32.
-        return Sharing(tape, wire_bytes=2 * (ranks - 1) / ranks * FP32 * num_trainable)
-    sizes = tape_sizes(tape, _ITEMSIZE[precision])
+        return Sharing(rewrite(tape, changes), wire_bytes=2 * (ranks - 1) / ranks * FP32 * num_trainable)
+    sizes = tape_sizes(tape)
     settings = deepspeed_dict(config, precision, ranks, place.device_type, sizes)
-    changes, sharing = plan_changes(tape, settings, _ITEMSIZE[precision], ranks, sizes)
-    return Sharing(_Writer(tape, changes).write(), **sharing)
+    changes, sharing = plan_changes(tape, settings, _ITEMSIZE[precision], ranks, sizes, place.device_type)
+    return Sharing(rewrite(tape, changes), **sharing)
 
 
-def tape_sizes(tape: Tape, itemsize: int) -> Sizes:
-    """Return what DeepSpeed's buckets are sized to, from a tape (as `engine.deepspeed.measure_sizes`).
-
-    Args:
-        tape: with roles.
-        itemsize: bytes of the compute dtype.
-    """
-    layers: dict[int, int] = {}
-    largest = largest_trainable = trainable = 0
+def _largest_bucket(tape: Tape) -> int:
+    """Return the elements of the largest flat bucket in which the plain engine sums gradients over ranks."""
+    largest = filled = 0
     for birth in tape.births:
-        if birth.role in ("parameter", "trainable"):
-            elements = birth.size // itemsize
-            largest = max(largest, elements)
-            if birth.layer is not None:
-                layers[birth.layer] = layers.get(birth.layer, 0) + elements
-            if birth.role == "trainable":
-                trainable += elements
-                largest_trainable = max(largest_trainable, elements)
-    return Sizes(trainable, largest_trainable, max([largest, *layers.values()]))
+        if birth.role == "trainable":
+            filled += _elements(birth)
+            largest = max(largest, filled)
+            filled = filled if filled < BUCKET_ELEMENTS else 0
+    return largest
 
 
-def plan_changes(
-    tape: Tape, settings: dict[str, Any], itemsize: int, ranks: int, sizes: Sizes
-) -> tuple[_Changes, dict[str, Any]]:
+def partitions_weights(config: RunConfig) -> bool:
+    """Return whether a run's weights are partitioned, so that its step has to be traced with its modules' visits.
+
+    Raises:
+        ConfigError: the DeepSpeed template is not usable.
+    """
+    return uses_deepspeed(config) and read_template(config.engine)["zero_optimization"]["stage"] == 3
+
+
+def tape_sizes(tape: Tape) -> Sizes:
+    """Return what DeepSpeed's buckets are sized to, from a tape (as `engine.deepspeed.measure_sizes`)."""
+    layers: Counter[int] = Counter()
+    weights = [birth for birth in tape.births if birth.role in WEIGHTS]
+    for birth in weights:
+        if birth.layer is not None:
+            layers[birth.layer] += _elements(birth)
+    trained = [_elements(birth) for birth in weights if birth.role == "trainable"]
+    largest = max(layers.values(), default=0) or max(map(_elements, weights))
+    return Sizes(sum(trained), max(trained), largest)
+
+
+def plan_changes(  # what decides them
+    tape: Tape, settings: dict[str, Any], itemsize: int, ranks: int, sizes: Sizes, device_type: str
+) -> tuple[Changes, dict[str, Any]]:
     """Compute what a stage changes on one rank.
 
     Args:
@@ -137,165 +132,202 @@ def plan_changes(
         itemsize: bytes of the compute dtype.
         ranks: W.
         sizes: element counts.
+        device_type: `cuda` or `cpu`.
 
     Returns:
         The changes of the tape, and the other figures of a Sharing.
     """
     zero = settings["zero_optimization"]
-    stage = zero["stage"]
-    trained = sizes.num_trainable_parameters
-    part = math.ceil(trained / ranks)
-    changes = _Changes()
-    offload = zero.get("offload_optimizer", {}).get("device", "none")
-    for number, (birth, kind) in enumerate(zip(tape.births, kinds(tape), strict=True)):
-        if kind == "optimizer":
-            changes.scale[number] = 0.0
-        elif kind == "gradient":
-            changes.scale[number] = _sum_share(stage, itemsize, ranks, offload)
-        elif stage == 3 and birth.role in ("parameter", "trainable") and ".absmax" not in birth.module:
-            changes.scale[number] = 1 / ranks
-    on_device = offload == "none"
-    if on_device:
-        changes.at_load.append(("optimizer", FP32 * part))
-        changes.from_first_update.append(("optimizer", 2 * FP32 * part))
-    elif stage < 3:
-        changes.at_load.append(("buffer", FP32 * sizes.largest_trainable))
-    # Masters, two moments, two sums of gradients in fp32; below stage 3 a copy of them in the compute dtype.
-    host = 0 if on_device else (5 * FP32 + (itemsize if stage < 3 else 0)) * part
-    _add_buffers(changes, zero, itemsize, trained, part, on_device)
-    if zero.get("offload_param", {}).get("device", "none") != "none":
-        weights = sum(birth.size for birth in tape.births if birth.role in ("parameter", "trainable")) // ranks
-        host += weights
-        for number, birth in enumerate(tape.births):
-            if birth.role in ("parameter", "trainable"):
-                changes.scale[number] = 0.0
-    pinned = host if zero.get("offload_optimizer", zero.get("offload_param", {})).get("pin_memory") else 0
-    on_disk = offload == "nvme" or zero.get("offload_param", {}).get("device") == "nvme"
-    wire = _wire(stage, ranks, trained, itemsize, tape)
-    seconds = (
-        0.0 if on_device else 2 * FP32 * part / PCIE_BYTES_PER_SECOND + 7 * FP32 * part / CPU_ADAM_BYTES_PER_SECOND
+    optimizer_at, weights_at = (_offload(zero, key) for key in ("offload_optimizer", "offload_param"))
+    shares = _Shares(
+        tape, zero, zero["stage"], itemsize, ranks, sizes, optimizer_at == "none", weights_at != "none", device_type
     )
-    figures = {
+    changes = _scales(shares)
+    {1: _add_stage_1, 2: _add_stage_2, 3: _add_stage_3}[shares.stage](changes, shares)
+    host = shares.host_bytes
+    pinned = host if zero.get("offload_optimizer", zero.get("offload_param", {})).get("pin_memory") else 0
+    on_disk = "nvme" in (optimizer_at, weights_at)
+    moved = 0 if shares.on_device else shares.part
+    return changes, {
         "host_bytes": 0 if on_disk else host,
         "pinned_bytes": 0 if on_disk else pinned,
         "nvme_bytes": host if on_disk else 0,
-        "wire_bytes": wire,
-        "offload_seconds": seconds,
+        "wire_bytes": _wire(shares),
+        "offload_seconds": 2 * FP32 * moved / PCIE_BYTES_PER_SECOND + 7 * FP32 * moved / CPU_ADAM_BYTES_PER_SECOND,
     }
-    return changes, figures
 
 
-def _sum_share(stage: int, itemsize: int, ranks: int, offload: str) -> float:
+@dataclass(frozen=True)
+class _Shares:
+    """What the arithmetic of a stage is made of.
+
+    Attributes:
+        tape: of the plain engine.
+        zero: the section `zero_optimization`.
+        stage: 1, 2 or 3.
+        itemsize: bytes of the compute dtype.
+        ranks: W.
+        sizes: element counts.
+        on_device: masters, moments and sums are on the device.
+        weights_away: partitions of weights are not.
+        device_type: `cuda` or `cpu`.
+    """
+
+    tape: Tape
+    zero: dict[str, Any]
+    stage: int
+    itemsize: int
+    ranks: int
+    sizes: Sizes
+    on_device: bool
+    weights_away: bool
+    device_type: str
+
+    @property
+    def trained(self) -> int:
+        """P_t."""
+        return self.sizes.num_trainable_parameters
+
+    @property
+    def part(self) -> int:
+        """P_t / W."""
+        return math.ceil(self.trained / self.ranks)
+
+    @property
+    def bucket(self) -> int:
+        """Elements of the bucket."""
+        return int(self.zero["reduce_bucket_size"])
+
+    @property
+    def filled(self) -> int:
+        """Elements that are in the bucket at most."""
+        return min(self.bucket, self.trained)
+
+    @property
+    def weights(self) -> list[Birth]:
+        """What is partitioned at stage 3: the constants of 4-bit weights are not."""
+        return [birth for birth in self.tape.births if birth.role in WEIGHTS]
+
+    @property
+    def host_bytes(self) -> int:
+        """Masters, two moments, two sums of gradients in fp32; below stage 3 a copy of them in the compute dtype."""
+        states = 0 if self.on_device else (5 * FP32 + (self.itemsize if self.stage < 3 else 0)) * self.part
+        return states + (sum(birth.size for birth in self.weights) // self.ranks if self.weights_away else 0)
+
+    @property
+    def largest_share(self) -> int:
+        """Elements of the largest partition of a trained tensor."""
+        return math.ceil(self.sizes.largest_trainable / self.ranks)
+
+
+def _offload(zero: dict[str, Any], key: str) -> str:
+    return str(zero.get(key, {}).get("device", "none"))
+
+
+def _elements(birth: Birth) -> int:
+    return math.prod(birth.shape)
+
+
+def _scales(shares: _Shares) -> Changes:
+    """Shrink what the plain engine has of its own."""
+    changes = Changes()
+    for number, (birth, kind) in enumerate(zip(shares.tape.births, kinds(shares.tape), strict=True)):
+        if kind == "optimizer":
+            changes.scale[number] = 0.0
+        elif kind == "gradient" and shares.stage == 3:
+            changes.gradients.add(number)
+        elif kind == "gradient":
+            changes.scale[number] = _sum_share(shares)
+        elif shares.stage == 3 and birth.role in WEIGHTS:
+            changes.parts[number] = 0 if shares.weights_away else math.ceil(birth.size / shares.ranks)
+            if shares.device_type != "cpu":
+                changes.scale[number] = 0.0
+    return changes
+
+
+def _sum_share(shares: _Shares) -> float:
     """Return what is left of the plain engine's fp32 gradient sums: half gradients, a partition, or nothing of them."""
-    if stage == 1:
-        return itemsize / FP32 if offload == "none" else 0.0
-    return 1 / ranks if stage == 2 else 0.0
+    if shares.stage == 1:
+        return shares.itemsize / FP32 if shares.on_device else 0.0
+    return 1 / shares.ranks
 
 
-def _add_buffers(
-    changes: _Changes, zero: dict[str, Any], itemsize: int, trained: int, part: int, on_device: bool
-) -> None:
-    """Add gradient sums, buckets and windows of a stage."""
-    stage, bucket = zero["stage"], int(zero["reduce_bucket_size"])
-    filled = min(bucket, trained)
-    if stage == 1:
-        if on_device:
-            changes.at_load.append(("gradient", FP32 * trained))
-            changes.at_backward_end = FP32 * trained
-        else:
-            changes.until_update.append(("gradient", FP32 * trained + FP32 * bucket))
-    elif stage == 2:
-        if on_device:
-            changes.at_load.append(("buffer", FP32 * part))
-        changes.in_backward.append(("buffer", bucket * itemsize))
-        changes.at_backward_end = (FP32 + itemsize) * filled
+def _add_states(changes: Changes, shares: _Shares) -> None:
+    """Add masters and moments, or the buffer through which gradients of stages 1 and 2 leave."""
+    if shares.on_device:
+        if shares.stage < 3 or shares.itemsize != FP32:  # stage 3 updates fp32 weights where they are
+            changes.at_load.append(("optimizer", FP32 * shares.part))
+        changes.from_first_update.append(("optimizer", 2 * FP32 * shares.part))
+    elif shares.stage < 3:
+        changes.at_load.append(("buffer", FP32 * shares.sizes.largest_trainable))
+
+
+def _add_stage_1(changes: Changes, shares: _Shares) -> None:
+    _add_states(changes, shares)
+    if shares.on_device:
+        changes.at_load.append(("gradient", FP32 * shares.trained))
+        changes.at_backward_end = FP32 * shares.trained
     else:
-        if on_device:
-            changes.at_load.append(("gradient", FP32 * part))
-        changes.at_load.append(("buffer", bucket * FP32))
-        changes.in_passes.append(("buffer", int(zero["stage3_max_live_parameters"]) * itemsize))
-        changes.at_backward_end = 2 * FP32 * filled
+        changes.until_update.append(("gradient", FP32 * shares.trained + FP32 * shares.bucket))
+        changes.at_backward_end = FP32 * shares.part  # its sums, while the reduced bucket takes the place of the whole
 
 
-def _wire(stage: int, ranks: int, trained: int, itemsize: int, tape: Tape) -> float:
+def _add_stage_2(changes: Changes, shares: _Shares) -> None:
+    _add_states(changes, shares)
+    if shares.on_device:
+        changes.at_load.append(("buffer", FP32 * shares.part))
+    changes.in_backward.append(("buffer", shares.bucket * shares.itemsize))
+    changes.at_backward_end = (FP32 + shares.itemsize) * shares.filled
+
+
+def _add_stage_3(changes: Changes, shares: _Shares) -> None:
+    _add_states(changes, shares)
+    changes.at_load.append(("buffer", FP32 * shares.bucket))
+    if shares.on_device:
+        changes.at_load.append(("gradient", FP32 * shares.part))
+        # Norms are taken in fp64 (zero/utils.py, get_norm_dtype), and each group's gradients are made one flat tensor.
+        changes.before_update.append(FP64 * shares.largest_share)
+        decays = sum(_elements(birth) for birth in shares.weights if birth.role == "trainable" and len(birth.shape) > 1)
+        flat = max(decays, shares.trained - decays) / shares.ranks
+        changes.in_update.append(("gradient", FP32 * math.ceil(flat)))
+    changes.window = lambda storages: _window(shares, storages)
+
+
+def _window(shares: _Shares, storages: Storages) -> Window:
+    weights = {
+        (birth.layer, birth.module): Weight(
+            _elements(birth),
+            birth.size // max(1, _elements(birth)),
+            number,
+            birth.role == "trainable",
+            len(birth.shape) > 1,
+        )
+        for number, birth in enumerate(shares.weights)
+    }
+    gradients = Counter(
+        (birth.step, birth.micro_batch)
+        for birth in shares.tape.births
+        if isinstance(birth, Visit) and birth.op == GRADIENT
+    )
+    is_far = shares.device_type != "cpu"
+    limits = Limits(
+        ranks=shares.ranks,
+        prefetch=int(shares.zero["stage3_prefetch_bucket_size"]),
+        live=int(shares.zero["stage3_max_live_parameters"]),
+        reuse=int(shares.zero["stage3_max_reuse_distance"]),
+        persist=int(shares.zero["stage3_param_persistence_threshold"]),
+        bucket=shares.bucket,
+        copies=0 if is_far else 1,
+        weights_come=is_far and shares.weights_away,
+        sums_come=is_far and not shares.on_device,
+        norms_early=not shares.on_device,
+    )
+    return Window(weights, gradients, limits, storages)
+
+
+def _wire(shares: _Shares) -> float:
     """Return the bytes that one rank sends: gradients are reduced in fp32, weights gathered in the compute dtype."""
-    ring = (ranks - 1) / ranks
-    if stage < 3:
-        return ring * trained * (2 * FP32 if stage == 1 else FP32 + itemsize)
-    weights = sum(birth.size for birth in tape.births if birth.role in ("parameter", "trainable"))
-    return ring * (2 * weights + FP32 * trained)
-
-
-class _Writer:
-    """Writes a tape anew with the changes."""
-
-    def __init__(self, tape: Tape, changes: _Changes) -> None:
-        self.old, self.changes = tape, changes
-        self.new = Tape(costs=tape.costs)
-        self.names: dict[int, int] = {}
-        self.held: dict[str, list[int]] = {}
-        self.step = 0
-
-    def write(self) -> Tape:
-        """Return the new tape."""
-        marks = [*self.old.marks, (-1, "")]
-        turn = 0
-        for place in range(len(self.old.events) + 1):
-            while place == marks[turn][0]:
-                self._end_phase(marks[turn][1])
-                turn += 1
-                if marks[turn][1] == FORWARD:
-                    self._hold("passes", self.changes.in_passes, FORWARD)
-            if place < len(self.old.events):
-                if _is_first_gradient(self.old, place):
-                    self._hold("backward", self.changes.in_backward, BACKWARD)
-                    self._hold("sums", self.changes.until_update, BACKWARD)
-                self._copy(place)
-        return self.new
-
-    def _end_phase(self, name: str) -> None:
-        if name == LOAD:
-            self._hold("load", self.changes.at_load, LOAD)
-            self.step = 1
-        if name == BACKWARD:
-            self._drop("passes")
-            self._hold("end", [("buffer", self.changes.at_backward_end)], BACKWARD)
-            self._drop("end")
-            self._drop("backward")
-        if name == OPTIMIZER:
-            self._drop("sums")
-            self._hold("moments", self.changes.from_first_update, OPTIMIZER)
-            self.step += 1
-        self.new.marks.append((len(self.new.events), name))
-
-    def _hold(self, name: str, entries: list[tuple[str, int]], phase: str) -> None:
-        """Give birth to what a change adds, unless it lives already."""
-        if name not in self.held:
-            births = [Birth(size, phase, self.step, 0, "", None, role=role) for role, size in entries]
-            self.held[name] = [self._born(birth, None) for birth in births]
-
-    def _drop(self, name: str) -> None:
-        self.new.events += [(~number, None) for number in self.held.pop(name, [])]
-
-    def _born(self, birth: Birth, layer: int | None) -> int:
-        self.new.births.append(birth)
-        self.new.events.append((len(self.new.births) - 1, layer))
-        return len(self.new.births) - 1
-
-    def _copy(self, place: int) -> None:
-        event, layer = self.old.events[place]
-        storage = event if event >= 0 else ~event
-        factor = self.changes.scale.get(storage, 1.0)
-        if factor == 0.0:
-            return
-        if event < 0:
-            self.new.events.append((~self.names.pop(storage), layer))
-            return
-        birth = self.old.births[storage]
-        self.names[storage] = self._born(replace(birth, size=math.ceil(birth.size * factor)), layer)
-
-
-def _is_first_gradient(tape: Tape, place: int) -> bool:
-    """Return whether the backward is in the layers: the loss's own backward makes no gradient of a weight."""
-    event, layer = tape.events[place]
-    return layer is not None and event >= 0 and tape.births[event].phase == BACKWARD
+    ring = (shares.ranks - 1) / shares.ranks
+    if shares.stage < 3:
+        return ring * shares.trained * (2 * FP32 if shares.stage == 1 else FP32 + shares.itemsize)
+    return ring * (2 * sum(birth.size for birth in shares.weights) + FP32 * shares.trained)

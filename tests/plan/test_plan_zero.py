@@ -13,15 +13,14 @@ import torch
 from ftkit.plan.place import Place
 from ftkit.plan.timeline import find_peak
 from ftkit.plan.trace import trace
-from ftkit.plan.zero import share_out
-from tests.plan import models
-from tests.plan.zero_cases import CASES, case_config
+from ftkit.plan.zero import Sharing, share_out
+from tests.plan.zero_cases import FEW, MANY, Case
 
 RANKS = 2
 MOMENT_BYTES = 8
 
 
-def run_ranks() -> dict[tuple, dict]:
+def run_ranks(which: str) -> dict[Case, dict]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -29,7 +28,7 @@ def run_ranks() -> dict[tuple, dict]:
     root = Path(__file__).parents[2]
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "tests.plan.zero_worker"],
+            [sys.executable, "-W", "ignore", "-m", "tests.plan.zero_worker", which],
             cwd=root,
             env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": str(root)},
             stdout=subprocess.PIPE,
@@ -38,27 +37,46 @@ def run_ranks() -> dict[tuple, dict]:
         )
         for rank in range(RANKS)
     ]
-    outputs = [rank.communicate()[0] for rank in ranks]
+    try:
+        outputs = [rank.communicate()[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()  # a time limit must not leave ranks at work
     assert all(rank.returncode == 0 for rank in ranks), outputs[0][-3000:]
     lines = [json.loads(line) for line in outputs[0].splitlines() if line.startswith('{"case"')]
-    return {tuple(line["case"]): line for line in lines}
+    return {Case(*line["case"]): line for line in lines}
+
+
+def plan(case: Case) -> tuple[Sharing, int]:
+    tape = trace(case.config, case.architecture, torch.bfloat16, case.shape, device_type="cpu")
+    trained = sum(birth.size // 2 for birth in tape.births if birth.role == "trainable")
+    return share_out(tape, case.config, "bf16", Place("cpu", "cpu", None, 2**40, RANKS), trained), trained
+
+
+def compare(cases: tuple[Case, ...], measured: dict[Case, dict]) -> list[str]:
+    """Return the cases that are more than 2 % off, after loading or at the peak."""
+    wrong = []
+    for case in cases:
+        sharing, trained = plan(case)
+        # On a CPU, what is offloaded is counted with the rest; the moments come with the first step.
+        moments = MOMENT_BYTES * trained // RANKS if sharing.host_bytes else 0
+        planned = {
+            "load": sharing.tape.at_marks()[0][1] + sharing.host_bytes - moments,
+            "peak": find_peak(sharing.tape, int).active_bytes + sharing.host_bytes,
+        }
+        errors = {name: planned[name] / measured[case][name] - 1 for name in planned}
+        sys.stdout.write(f"{case}: load {errors['load']:+.2%}, peak {errors['peak']:+.2%}\n")
+        wrong += [f"{case}: {name} {error:+.1%}" for name, error in errors.items() if abs(error) > 0.02]
+    return wrong
+
+
+@pytest.mark.distributed
+def test_live_bytes_of_two_real_ranks_are_within_two_percent_of_the_plan():
+    assert compare(FEW, run_ranks("few")) == []
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.timeout(1200)
-def test_live_bytes_of_real_ranks_are_within_two_percent_of_the_plan_after_loading_and_at_the_peak():
-    measured = run_ranks()
-
-    for case in CASES:
-        config, architecture = case_config(*case), models.architecture("llama", width=128)
-        tape = trace(config, architecture, torch.bfloat16, models.shape("llama"), device_type="cpu")
-        trained = sum(birth.size // 2 for birth in tape.births if birth.role == "trainable")
-        sharing = share_out(tape, config, "bf16", Place("cpu", "cpu", None, 2**40, RANKS), trained)
-        # On a CPU, what is offloaded is counted with the rest; the moments come with the first step.
-        moments = MOMENT_BYTES * trained // RANKS if sharing.host_bytes else 0
-        load = sharing.tape.at_marks()[0][1] + sharing.host_bytes - moments
-        peak = find_peak(sharing.tape, int).active_bytes + sharing.host_bytes
-
-        assert load == pytest.approx(measured[case]["load"], rel=0.02), case
-        assert peak == pytest.approx(measured[case]["peak"], rel=0.02), case
+@pytest.mark.timeout(3600)
+def test_live_bytes_are_within_two_percent_for_every_method_stage_and_offload_on_a_tiny_and_on_a_real_model():
+    assert compare(MANY, run_ranks("many")) == []

@@ -1,4 +1,4 @@
-"""One of two ranks: real DeepSpeed steps under the recorder; rank 0 prints what lived after loading and at the peak."""
+"""One of two ranks: real steps under the recorder; rank 0 prints what lived after loading and at the peak."""
 
 import gc
 import json
@@ -9,35 +9,34 @@ import torch
 from ftkit.distributed import ProcessContext, join, leave
 from ftkit.engine import build_engine
 from ftkit.model import set_training
-from ftkit.plan.tape import LOAD, Recorder
+from ftkit.plan.tape import LOAD, Recorder, Tape
 from ftkit.plan.timeline import find_peak
-from ftkit.plan.trace import batch_tensors, layer_names, make_batches, record_steps, see_model
-from tests.plan import models
-from tests.plan.zero_cases import CASES, case_config
+from ftkit.plan.trace import batch_tensors, layer_names, make_batches, quiet_collector, record_steps, see_model
+from tests.plan.zero_cases import SETS, Case
+
+
+def measure(case: Case, process: ProcessContext) -> Tape:
+    model = case.build(torch.bfloat16)
+    layers, recorder = layer_names(model), Recorder()
+    with quiet_collector(), recorder.inside(model, layers):
+        see_model(recorder, model, layers)
+        engine = build_engine(case.config, model, process, torch.bfloat16)
+        set_training(model, True)
+        gc.collect()
+        recorder.mark(LOAD)
+        micro_batches = make_batches(case.config.task, case.shape)
+        recorder.see(batch_tensors(micro_batches), "input")
+        return record_steps(engine, micro_batches, recorder)
+
 
 torch.set_num_threads(1)
-process = ProcessContext.from_environment()
-join(process)
-for case in CASES:
-    config = case_config(*case)
-    architecture = models.architecture("llama", width=128)
-    model = models.real_model(config, architecture, torch.bfloat16)
-    layers, recorder = layer_names(model), Recorder()
+rank = ProcessContext.from_environment()
+join(rank)
+for one in SETS[sys.argv[1]]:
+    tape = measure(one, rank)
     gc.collect()
-    gc.disable()
-    with recorder.inside(model, layers):
-        see_model(recorder, model, layers)
-        engine = build_engine(config, model, process, torch.bfloat16)
-        set_training(model, True)
-        recorder.mark(LOAD)
-        micro_batches = make_batches(config.task, models.shape("llama"))
-        recorder.see(batch_tensors(micro_batches), "input")
-        tape = record_steps(engine, micro_batches, recorder)
-    gc.enable()
-    if process.is_main:
+    if rank.is_main:
         found = {"load": tape.at_marks()[0][1], "peak": find_peak(tape, int).active_bytes}
-        sys.stdout.write(json.dumps({"case": case, **found}) + "\n")
+        sys.stdout.write(json.dumps({"case": one, **found}) + "\n")
         sys.stdout.flush()
-    del engine, model, recorder, tape
-    gc.collect()
 leave()
