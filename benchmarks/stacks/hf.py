@@ -1,0 +1,113 @@
+"""What the stacks on top of transformers and PEFT share: a row's model, built on `meta`, and its adapters."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.stacks import Row
+
+KINDS = {
+    "Llama": "llama",
+    "Mistral": "mistral",
+    "Mixtral": "mixtral",
+    "Phi": "phi",
+    "Phi3": "phi3",
+    "Qwen2": "qwen2",
+    "Qwen3": "qwen3",
+    "Gemma": "gemma",
+    "Gemma2": "gemma2",
+    "GPTNeoX": "gpt_neox",
+    "GPT2": "gpt2",
+    "Falcon": "falcon",
+    "Bert": "bert",
+    "Roberta": "roberta",
+    "DistilBert": "distilbert",
+}
+"""The class of a model, without its head, to what transformers calls its type."""
+RENAMED = {
+    "gpt2": {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"},
+    "distilbert": {
+        "hidden_size": "dim",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "intermediate_size": "hidden_dim",
+    },
+}
+"""Fields that a type calls otherwise."""
+
+
+def architecture(row: Row) -> Any:
+    """Return the transformers configuration of a row, made of what its `arch` says."""
+    import transformers
+
+    arch = row["arch"]
+    kind = model_type(row)
+    fields = {
+        "hidden_size": arch["hidden"],
+        "num_hidden_layers": arch["layers"],
+        "num_attention_heads": arch["heads"],
+        "num_key_value_heads": arch.get("kv_heads") or arch["heads"],
+        "intermediate_size": arch["intermediate"],
+        "vocab_size": arch["vocab"],
+        "tie_word_embeddings": bool(arch.get("tie_embeddings")),
+        "use_cache": False,
+        "pad_token_id": 0,
+    }
+    if kind == "phi":
+        fields["partial_rotary_factor"] = 0.5
+    if kind in ("bert", "roberta", "distilbert", "gpt2", "gpt_neox"):
+        fields.pop("num_key_value_heads")
+    if arch.get("head_dim") and kind in ("qwen3", "gemma", "gemma2", "mistral"):
+        fields["head_dim"] = arch["head_dim"]
+    if arch.get("num_labels"):
+        fields["num_labels"] = arch["num_labels"]
+    fields = {RENAMED.get(kind, {}).get(name, name): value for name, value in fields.items()}
+    return transformers.AutoConfig.for_model(kind, **fields)
+
+
+def model_type(row: Row) -> str:
+    """Return what transformers calls the type of a row's model; it may not know it."""
+    name = row["arch"]["arch_class"].removesuffix("ForCausalLM").removesuffix("ForSequenceClassification")
+    return KINDS.get(name.removesuffix("LMHeadModel"), name.lower())
+
+
+def classifies(row: Row) -> bool:
+    """Return whether a row's head classifies sequences."""
+    return "classification" in (row["loss_head"] or "").lower()
+
+
+def build(row: Row, dtype: torch.dtype, attention: str) -> Any:
+    """Build a row's model on `meta`.
+
+    Args:
+        row: says which.
+        dtype: of its weights.
+        attention: transformers' name of an implementation.
+    """
+    import transformers
+
+    heads = transformers.AutoModelForSequenceClassification, transformers.AutoModelForCausalLM
+    kind = heads[0] if classifies(row) else heads[1]
+    with torch.device("meta"):
+        model = kind.from_config(architecture(row), torch_dtype=dtype, attn_implementation=attention)
+    return model.train()
+
+
+def targets(row: Row, model: nn.Module) -> list[str]:
+    """Return the names of the linear layers that a row says it adapts."""
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    wanted = row["lora_target_modules"].partition("(")[0]
+    return sorted(set(wanted.replace(",", " ").split()) & names)
+
+
+def flash_attention() -> None:
+    """Let the model call the flash kernel as the flash-attn package does: keys and values not repeated."""
+    from transformers import modeling_utils
+
+    def attention(module: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
+        del module
+        out = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, True)[0]
+        return out.transpose(1, 2), None
+
+    modeling_utils.ALL_ATTENTION_FUNCTIONS["sdpa"] = attention
