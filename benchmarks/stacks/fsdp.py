@@ -233,9 +233,6 @@ def rank_of(num_ranks: int) -> Iterator[Device]:
         if before:
             device.resized(tensor)
 
-    def same_storage(one: torch.Tensor, other: torch.Tensor) -> bool:
-        return one.untyped_storage()._cdata == other.untyped_storage()._cdata
-
     def attributes(handle: Any) -> None:
         device.attributes(handle)
 
@@ -254,7 +251,7 @@ def rank_of(num_ranks: int) -> Iterator[Device]:
             mock.patch.object(_flat_param, "_alloc_storage", allocate),
             mock.patch.object(_flat_param, "_free_storage", release),
             # Fake tensors have no address: they would all be the same.
-            mock.patch.object(_flat_param, "_same_storage", same_storage),
+            mock.patch.object(_flat_param, "_same_storage", _same_storage),
             mock.patch.object(_flat_param, "_no_dispatch_record_stream", device.record_stream),
             mock.patch.object(_runtime_utils, "_no_dispatch_record_stream", device.record_stream),
             mock.patch.object(handle_type, "from_device", handle_of),
@@ -290,13 +287,17 @@ def _allow(_: list[torch.Tensor]) -> None:
     """Let tensors of the CPU be sent: here it is the device."""
 
 
+def _same_storage(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.untyped_storage()._cdata == other.untyped_storage()._cdata
+
+
 def _to_device(handle: Any) -> bool:
     """Copy an offloaded shard to the device, as FSDP does where host and device are two.
 
     Here both are the CPU, and FSDP would see that nothing has to move (_flat_param.py, pre_unshard).
     """
     ran: bool = _pre_unshard(handle)
-    if handle._offload_params and not ran:
+    if handle._offload_params and not ran and _same_storage(handle.flat_param, handle.flat_param._local_shard):
         handle.flat_param.data = handle.flat_param.data.clone()
         return True
     return ran

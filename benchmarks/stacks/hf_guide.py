@@ -132,10 +132,13 @@ def _optimizer(row: Row, model: nn.Module) -> Iterator[Any]:
 @contextmanager
 def _without_kernels() -> Iterator[Callable[..., Any]]:
     """Import bitsandbytes' Adam, whose kernels work in place and take nothing."""
-    # Its native library asks the driver for its version as soon as it is imported.
+    # As soon as it is imported it loads its native library, and asks the card, a V100, what it can.
     library: Any = ModuleType("bitsandbytes.cextension")
     library.COMPILED_WITH_CUDA, library.lib = True, mock.MagicMock()
-    with mock.patch.dict(sys.modules, {library.__name__: library}):
+    with (
+        mock.patch.dict(sys.modules, {library.__name__: library}),
+        mock.patch.object(torch.cuda, "get_device_capability", return_value=(7, 0)),
+    ):
         from bitsandbytes import functional
         from bitsandbytes.optim.adam import Adam8bit
 

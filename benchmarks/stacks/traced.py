@@ -21,6 +21,9 @@ from ftkit.plan.allocator import replay
 from ftkit.plan.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Recorder, Tape
 from ftkit.plan.timeline import allocator_events, find_peak
 
+NCCL_BYTES = 544 * 2**20
+"""What a communicator of two GPUs takes beside torch's allocator (measured in NVIDIA/nccl issue 964)."""
+
 
 @contextmanager
 def computing() -> Iterator[None]:
@@ -172,7 +175,8 @@ def figure(row: Row, found: Tape | int) -> int:
 def reserved_peak(row: Row, events: Sequence[tuple[int, int] | tuple[int, int, int]]) -> int:
     """Return what the caching allocator reserves at most on a row's card, which makes it give back when it is full."""
     card = recognize_gpu(re.sub(r"^\d+x ", "", row["gpu"] or ""))
-    capped = replay(events, None if card is None else card.memory_bytes - CUDA_CONTEXT_BYTES)
+    others = CUDA_CONTEXT_BYTES + (NCCL_BYTES if row["n_gpus"] > 1 else 0)
+    capped = replay(events, None if card is None else card.memory_bytes - others)
     # The run did fit; where the model of the allocator says otherwise, it is told without the card.
     return (capped if capped.fits else replay(events)).peak_reserved_bytes
 
