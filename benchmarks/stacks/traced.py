@@ -176,9 +176,8 @@ def reserved_peak(row: Row, events: Sequence[tuple[int, int] | tuple[int, int, i
     """Return what the caching allocator reserves at most on a row's card, which makes it give back when it is full."""
     card = recognize_gpu(re.sub(r"^\d+x ", "", row["gpu"] or ""))
     others = CUDA_CONTEXT_BYTES + (NCCL_BYTES if row["n_gpus"] > 1 else 0)
-    capped = replay(events, None if card is None else card.memory_bytes - others)
-    # The run did fit; where the model of the allocator says otherwise, it is told without the card.
-    return (capped if capped.fits else replay(events)).peak_reserved_bytes
+    # A published run did fit: where the model of the allocator runs out of memory, the card's end is what it comes to.
+    return replay(events, None if card is None else card.memory_bytes - others).peak_reserved_bytes
 
 
 @contextmanager
