@@ -1,0 +1,45 @@
+"""The stacks whose published peaks are held against traces of what they did, one file for each.
+
+A stack's file has
+
+- `GROUPS`: prefixes of the `group` of the rows that are its own,
+- `REQUIREMENTS`: exact pins of the versions that were measured; `truth.py setup` installs them beside this project's
+  torch, without their dependencies, so those that are needed are named too,
+- `reason_not_traced(row)`: why a row cannot be reproduced, or None,
+- `trace_row(row)`: the tape of what the stack did, or the bytes of what the row measured where a tape is not enough,
+
+and may have `HIDDEN`, names of packages that its old versions must not find. It imports its libraries inside functions:
+whoever asks for its groups and reasons need not have them.
+"""
+
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def names() -> list[str]:
+    """Return the names of the stacks."""
+    return [one.name for one in pkgutil.iter_modules(__path__) if hasattr(load(one.name), "GROUPS")]
+
+
+def load(name: str) -> ModuleType:
+    """Return the file of a stack."""
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def stack_of(row: Row) -> str | None:
+    """Return the name of the stack that a row is of: that with the longest prefix of its group; None: of none."""
+    found = [(len(prefix), name) for name in names() for prefix in load(name).GROUPS if row["group"].startswith(prefix)]
+    return max(found)[1] if found else None
+
+
+def reason_not_traced(row: Row) -> str | None:
+    """Return why a row cannot be reproduced here, or None."""
+    name = stack_of(row)
+    if name is None:
+        return "what this stack does is not written down in benchmarks/stacks"
+    reason: str | None = load(name).reason_not_traced(row)
+    return reason

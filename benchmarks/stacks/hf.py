@@ -1,0 +1,146 @@
+"""What the stacks on top of transformers and PEFT share: a row's model, built on `meta`, and its adapters."""
+
+import json
+from importlib import resources
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+
+from benchmarks.stacks import Row
+
+KINDS = {
+    "Llama": "llama",
+    "Mistral": "mistral",
+    "Mixtral": "mixtral",
+    "Phi": "phi",
+    "Phi3": "phi3",
+    "Qwen2": "qwen2",
+    "Qwen3": "qwen3",
+    "Gemma": "gemma",
+    "Gemma2": "gemma2",
+    "GPTNeoX": "gpt_neox",
+    "GPT2": "gpt2",
+    "Falcon": "falcon",
+    "Bert": "bert",
+    "Roberta": "roberta",
+    "DistilBert": "distilbert",
+}
+"""The class of a model, without its head, to what transformers calls its type."""
+RENAMED = {
+    "gpt2": {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"},
+    "distilbert": {
+        "hidden_size": "dim",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "intermediate_size": "hidden_dim",
+    },
+}
+"""Fields that a type calls otherwise."""
+
+
+def architecture(row: Row) -> Any:
+    """Return the transformers configuration of a row, made of what its `arch` says."""
+    import transformers
+
+    arch = row["arch"]
+    kind = model_type(row)
+    fields = {
+        "hidden_size": arch["hidden"],
+        "num_hidden_layers": arch["layers"],
+        "num_attention_heads": arch["heads"],
+        "num_key_value_heads": arch.get("kv_heads") or arch["heads"],
+        "intermediate_size": arch["intermediate"],
+        "vocab_size": arch["vocab"],
+        "tie_word_embeddings": bool(arch.get("tie_embeddings")),
+        "use_cache": False,
+        "pad_token_id": 0,
+    }
+    if kind == "phi":
+        fields["partial_rotary_factor"] = 0.5
+    if kind in ("bert", "roberta", "distilbert", "gpt2", "gpt_neox"):
+        fields.pop("num_key_value_heads")
+    if arch.get("head_dim") and kind in ("qwen3", "gemma", "gemma2", "mistral"):
+        fields["head_dim"] = arch["head_dim"]
+    if arch.get("num_labels"):
+        fields["num_labels"] = arch["num_labels"]
+    if kind != "distilbert" and (positions := max_positions(row)):
+        fields["max_position_embeddings"] = positions
+    fields = {RENAMED.get(kind, {}).get(name, name): value for name, value in fields.items()}
+    return transformers.AutoConfig.for_model(kind, **fields)
+
+
+def max_positions(row: Row) -> int | None:
+    """Return the positions of a row's model, which old versions keep tables of: its own, or the planner's table's."""
+    if row["arch"].get("max_pos"):
+        return int(row["arch"]["max_pos"])
+    table = json.loads((resources.files("ftkit.plan") / "architectures.json").read_text(encoding="utf-8"))
+    name = row["model_id"].rsplit("/", 1)[-1].lower()
+    found = max((key for key in table if name.startswith(key)), key=len, default=None)
+    return table[found]["config"].get("max_position_embeddings") if found else None
+
+
+def model_type(row: Row) -> str:
+    """Return what transformers calls the type of a row's model; it may not know it."""
+    name = row["arch"]["arch_class"].removesuffix("ForCausalLM").removesuffix("ForSequenceClassification")
+    return KINDS.get(name.removesuffix("LMHeadModel"), name.lower())
+
+
+def classifies(row: Row) -> bool:
+    """Return whether a row's head classifies sequences."""
+    return "classification" in (row["loss_head"] or "").lower()
+
+
+def build(row: Row, dtype: torch.dtype, attention: str | None) -> Any:
+    """Build a row's model on `meta`.
+
+    Args:
+        row: says which.
+        dtype: of its weights.
+        attention: transformers' name of an implementation; None: of a version that has but one.
+    """
+    import transformers
+
+    heads = transformers.AutoModelForSequenceClassification, transformers.AutoModelForCausalLM
+    kind = heads[0] if classifies(row) else heads[1]
+    options = {} if attention is None else {"torch_dtype": dtype, "attn_implementation": attention}
+    with torch.device("meta"):
+        model = kind.from_config(architecture(row), **options)
+    return model.train()
+
+
+def targets(row: Row, model: nn.Module) -> list[str]:
+    """Return the names of the linear layers that a row says it adapts."""
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    wanted = row["lora_target_modules"].partition("(")[0]
+    return sorted(set(wanted.replace(",", " ").split()) & names)
+
+
+def targets_of_all(model: nn.Module) -> list[str]:
+    """Return the names of all linear layers but the head."""
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return sorted(names - {"lm_head", "score", "classifier"})
+
+
+def use_flash_attention(model: Any) -> Any:
+    """Let a model call flash-attn's function, which keeps keys and values of grouped heads as they are.
+
+    Args:
+        model: of a transformers that looks attention up when it is called (since 4.48).
+
+    Returns:
+        A patch to enter.
+    """
+    from transformers.integrations import flash_attention
+
+    model.config._attn_implementation = "flash_attention_2"
+
+    def flash(query: Any, key: Any, value: Any, *_: Any, target_dtype: Any = None, **__: Any) -> torch.Tensor:
+        dtype = target_dtype if query.dtype == torch.float32 and target_dtype is not None else query.dtype
+        heads_first = [tensor.to(dtype).transpose(1, 2) for tensor in (query, key, value)]
+        out: torch.Tensor = torch.ops.aten._scaled_dot_product_flash_attention(*heads_first, 0.0, True)[0]
+        return out.transpose(1, 2)
+
+    # What it does with masks and packed sequences depends on values; here there is one whole sequence in a row.
+    return mock.patch.object(flash_attention, "_flash_attention_forward", flash)

@@ -1,0 +1,189 @@
+"""What the stacks share: a model without values, two recorded steps, and the metric of a row read off a tape."""
+
+import gc
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.optim import optimizer as torch_optimizer
+from torch.utils import _foreach_utils
+
+from benchmarks.stacks import Row
+from ftkit import bnb
+from ftkit.hardware import CUDA_CONTEXT_BYTES, recognize_gpu
+from ftkit.plan import cuda
+from ftkit.plan.allocator import replay
+from ftkit.plan.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Recorder, Tape
+from ftkit.plan.timeline import allocator_events, find_peak
+
+NCCL_BYTES = 544 * 2**20
+"""What a communicator of two GPUs takes beside torch's allocator (measured in NVIDIA/nccl issue 964)."""
+
+
+@contextmanager
+def computing() -> Iterator[None]:
+    """Compute without values, as CUDA would."""
+    gc.collect()
+    gc.disable()
+    try:
+        with (
+            FakeTensorMode(allow_non_fake_inputs=True),
+            cuda.unpacked_batches(),
+            cuda.cuda_semantics(),
+            foreach_by_default(),
+        ):
+            yield
+    finally:
+        gc.enable()
+
+
+def recorder() -> Recorder:
+    """Return a recorder of what CUDA would make."""
+    return Recorder(cuda.storage_size, cuda.scratch_size)
+
+
+@contextmanager
+def recording() -> Iterator[Recorder]:
+    """Compute without values, as CUDA would, under a recorder from the beginning."""
+    with computing(), recorder() as one:
+        yield one
+
+
+@contextmanager
+def foreach_by_default() -> Iterator[None]:
+    """Let torch's optimizers and its clipping take lists of tensors at once, their default on CUDA."""
+    kinds = [torch.Tensor, nn.Parameter, FakeTensor]
+    with patched(
+        mock.patch.object(torch_optimizer, "_get_foreach_kernels_supported_devices", return_value=["cpu"]),
+        mock.patch.object(torch_optimizer, "_foreach_supported_types", kinds),
+        mock.patch.object(_foreach_utils, "_foreach_supported_types", kinds),
+    ):
+        yield
+
+
+def fake(model: nn.Module) -> None:
+    """Put fake tensors in the place of those on `meta`; inside `computing`.
+
+    Tied weights stay tied; 4-bit weights of bitsandbytes become packed ones with their constants.
+    """
+    made: dict[int, Any] = {}
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for name, tensor in list(table.items()):
+                if tensor is not None:
+                    if id(tensor) not in made:
+                        made[id(tensor)] = _fake(tensor)
+                    table[name] = made[id(tensor)]  # type: ignore[index]  # one of two tables
+
+
+def _fake(tensor: torch.Tensor) -> torch.Tensor:
+    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+    if bnb.is_packed_type(tensor):
+        return bnb.pack_without_values(tensor, empty)
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def hidden(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Return the constants of a model's 4-bit weights, which are neither parameters nor buffers."""
+    states = [module.quant_state for module in model.modules() if getattr(module, "quant_state", None) is not None]
+    return [(name, tensor) for state in states for name, tensor in bnb.state_tensors(state).items()]
+
+
+def see(recorder: Recorder, model: nn.Module, *, workspaces: bool = True) -> None:
+    """Write a model's tensors on the tape, and end the phase of loading.
+
+    Args:
+        recorder: watches.
+        model: of fake tensors.
+        workspaces: write those of cuBLAS too, which torch allocates since 1.11.
+    """
+    if workspaces:
+        see_workspaces(recorder)
+    recorder.see(model.named_parameters(), "parameter")
+    recorder.see(hidden(model), "parameter")
+    recorder.see(model.named_buffers(), "buffer")
+    recorder.mark(LOAD)
+
+
+def see_workspaces(recorder: Recorder) -> None:
+    """Write cuBLAS's workspaces on the tape; they live as long as the process."""
+    spaces = [torch.empty(cuda.cublas_workspace(None), dtype=torch.uint8) for _ in range(cuda.NUM_WORKSPACES)]
+    vars(recorder)["workspaces"] = spaces
+    recorder.see([("workspace", one) for one in spaces], "buffer")
+
+
+def two_steps(
+    recorder: Recorder,
+    loss_of: Callable[[], torch.Tensor],
+    update: Callable[[], Any],
+    *,
+    micro_batches: int = 1,
+    backward: Callable[[torch.Tensor], Any] = torch.Tensor.backward,
+) -> None:
+    """Run two optimizer steps; the first has no optimizer state yet.
+
+    Args:
+        recorder: watches.
+        loss_of: makes a batch and returns its loss.
+        update: what follows the last backward of a step: clipping, the optimizer, the end of the gradients.
+        micro_batches: in each step.
+        backward: of a loss.
+    """
+    for step in (1, 2):
+        recorder.step = step
+        for _ in range(micro_batches):
+            recorder.phase = FORWARD
+            loss = loss_of()
+            recorder.mark(FORWARD)
+            recorder.phase = BACKWARD
+            backward(loss)
+            del loss
+            recorder.mark(BACKWARD)
+        recorder.phase = OPTIMIZER
+        update()
+        recorder.mark(OPTIMIZER)
+
+
+def token_ids(recorder: Recorder, row: Row) -> torch.Tensor:
+    """Return a batch of tokens of a row's shape, written on the tape."""
+    ids = torch.ones(row["micro_batch"], row["seq_len"], dtype=torch.int64)
+    recorder.see([("ids", ids)], "input")
+    return ids
+
+
+def figure(row: Row, found: Tape | int) -> int:
+    """Return the prediction of what a row measured, in bytes.
+
+    Args:
+        row: names its metric.
+        found: a tape, or the bytes themselves.
+    """
+    if isinstance(found, int):
+        return found
+    if row["metric_class"] in ("allocated_peak", "active_peak"):
+        return find_peak(found).active_bytes
+    reserved = reserved_peak(row, allocator_events(found))
+    context = (row["extra_metrics"] or {}).get("nvml_after_cuda_context_MiB", 0) * 2**20
+    return reserved + (context if row["metric_class"] == "nvml_device" else 0)
+
+
+def reserved_peak(row: Row, events: Sequence[tuple[int, int] | tuple[int, int, int]]) -> int:
+    """Return what the caching allocator reserves at most on a row's card, which makes it give back when it is full."""
+    card = recognize_gpu(re.sub(r"^\d+x ", "", row["gpu"] or ""))
+    others = CUDA_CONTEXT_BYTES + (NCCL_BYTES if row["n_gpus"] > 1 else 0)
+    # A published run did fit: where the model of the allocator runs out of memory, the card's end is what it comes to.
+    return replay(events, None if card is None else card.memory_bytes - others).peak_reserved_bytes
+
+
+@contextmanager
+def patched(*patches: Any) -> Iterator[None]:
+    """Enter several patches at once."""
+    with ExitStack() as stack:
+        for one in patches:
+            stack.enter_context(one)
+        yield

@@ -1,0 +1,163 @@
+"""The page of published peaks beside the planner's: statistics, a table for each group, and what is not reproduced."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Row = dict[str, Any]
+Pair = tuple[Row, Row]
+"""A published row and what a trace said of it."""
+METRICS = {
+    "allocated_peak": "max_memory_allocated",
+    "active_peak": "active bytes",
+    "reserved_peak": "max_memory_reserved",
+    "nvml_device": "NVML, whole card",
+    "unspecified": "not said",
+}
+
+
+def error(pair: Pair) -> float:
+    """Return the relative error of a prediction; positive: too much."""
+    row, found = pair
+    return float(found["predicted_bytes"] / row["value_bytes"] - 1)
+
+
+def counted_once(pairs: Sequence[Pair]) -> list[float]:
+    """Return absolute errors; of rows that print the same measurement, the worst."""
+    worst: dict[str, float] = {}
+    for pair in pairs:
+        key = pair[0]["dup_group"] or pair[0]["id"]
+        worst[key] = max(worst.get(key, 0.0), abs(error(pair)))
+    return list(worst.values())
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the value that `share` of the sorted values do not exceed, interpolated as numpy does."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def by_group(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
+    """Return the pairs of each group."""
+    groups: dict[str, list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        groups[pair[0]["group"]].append(pair)
+    return dict(groups)
+
+
+def page(rows: Sequence[Row], found: dict[str, Row], reason: Callable[[Row], str | None]) -> str:
+    """Return the page in Markdown.
+
+    Args:
+        rows: published.
+        found: id of a row to what its trace said.
+        reason: why a row is not reproduced, or None.
+    """
+    pairs = [(row, found[row["id"]]) for row in rows if row["id"] in found]
+    high = [pair for pair in pairs if pair[0]["confidence"] == "high"]
+    medium = [pair for pair in pairs if pair[0]["confidence"] != "high"]
+    missing = [row for row in rows if row["id"] not in found]
+    lines = [*_head(), *_statistics(high), ""]
+    for group, members in by_group(high).items():
+        lines += _group(group, members)
+    if medium:
+        lines += ["## Of medium confidence", "", "With one or two unknowns; not counted above.", ""]
+        for group, members in by_group(medium).items():
+            lines += _group(group, members, level="###")
+    return "\n".join([*lines, *_missing(missing, reason)])
+
+
+def _head() -> list[str]:
+    return [
+        "# Published peaks and the planner's",
+        "",
+        "Peaks of memory that others measured on GPUs and published, beside what a trace says of the same run. Each",
+        "row is traced without a GPU, with the versions of the libraries that its stack had where they are named",
+        "below, and with this project's torch; the files in `benchmarks/stacks` say in code what each stack did. No",
+        "constant is fitted.",
+        "",
+        "An allocated peak is that of live tensors. A reserved peak is what the model of torch's caching allocator",
+        "comes to when it is given the births and deaths of those tensors, each on its stream. It hands cached memory",
+        "back when the card is full: the card's memory less a context (400 MB) and, with several GPUs, less one",
+        "communicator of NCCL (544 MiB, NVIDIA/nccl issue 964). These runs did fit, so no prediction is beyond that.",
+        "What NVML shows is the reserved peak and the context, as the row gives it.",
+        "",
+        "```console",
+        "$ python benchmarks/truth.py setup                  # each stack's own versions, under runs/truth",
+        "$ python benchmarks/truth.py trace public.jsonl     # fills benchmarks/truth.jsonl; half a minute a row",
+        "$ python benchmarks/truth.py table public.jsonl     # writes this page",
+        "```",
+        "",
+    ]
+
+
+def _statistics(pairs: Sequence[Pair]) -> list[str]:
+    groups = by_group(pairs)
+    medians, worst = [], []
+    lines = ["| group | rows | what was read | median | worst | worst row |", "|---|---:|---|---:|---:|---|"]
+    for group, members in groups.items():
+        sizes = counted_once(members)
+        last = max(members, key=lambda pair: abs(error(pair)))
+        medians.append(statistics.median(sizes))
+        worst.append(max(sizes))
+        metrics = ", ".join(sorted({METRICS[row["metric_class"]] for row, _ in members}))
+        lines.append(f"| {group} | {len(sizes)} | {metrics} | {medians[-1]:.2%} | {worst[-1]:.2%} | {last[0]['id']} |")
+    if not pairs:
+        return lines
+    every = counted_once(pairs)
+    lines += [
+        "",
+        "Errors are absolute; a measurement that is printed twice counts once.",
+        "",
+        "| | median | 95th percentile |",
+        "|---|---:|---:|",
+        f"| over the groups, each by its median | {statistics.median(medians):.2%} | {percentile(medians, 0.95):.2%} |",
+        f"| over the groups, each by its worst row | {statistics.median(worst):.2%} | {percentile(worst, 0.95):.2%} |",
+        f"| over all {len(every)} rows | {statistics.median(every):.2%} | {percentile(every, 0.95):.2%} |",
+    ]
+    own = counted_once([pair for pair in pairs if pair[1]["versions"]])
+    if own:
+        lines.append(
+            f"| over the {len(own)} rows traced with their stack's own versions | {statistics.median(own):.2%} "
+            f"| {percentile(own, 0.95):.2%} |"
+        )
+    return lines
+
+
+def _group(group: str, pairs: Sequence[Pair], level: str = "##") -> list[str]:
+    sources = sorted({f"{row['source']['repo']}, {row['source']['file']}" for row, _ in pairs})
+    versions = sorted({", ".join(f"{name} {one}" for name, one in found["versions"].items()) for _, found in pairs})
+    lines = [f"{level} {group}", "", f"Source: {'; '.join(sources)}.", ""]
+    lines += [f"Traced with {'; '.join(versions)}." if any(versions) else "Traced with this project's versions.", ""]
+    lines += ["| row | run | measured GB | predicted GB | error |", "|---|---|---:|---:|---:|"]
+    for pair in pairs:
+        row, found = pair
+        sizes = f"{row['value_bytes'] / 1e9:.3f} | {found['predicted_bytes'] / 1e9:.3f}"
+        lines.append(f"| {row['id']} | {_run(row)} | {sizes} | {error(pair):+.2%} |")
+    return [*lines, ""]
+
+
+def _run(row: Row) -> str:
+    """Say a run in a few words."""
+    words = [row["model_id"].rsplit("/", 1)[-1], row["method"], f"{row['micro_batch']} x {row['seq_len']}"]
+    if row["n_gpus"] > 1:
+        words.append(f"{row['n_gpus']} GPUs, {row['parallel'].partition(',')[0]}")
+    if row["offload"] not in (None, "none"):
+        words.append("offloaded")
+    return ", ".join(words)
+
+
+def _missing(rows: Sequence[Row], reason: Callable[[Row], str | None]) -> list[str]:
+    """Return the rows that are not reproduced, by reason."""
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        if row["confidence"] == "high" or reason(row) is None:
+            reasons[reason(row) or "not run"].append(row["id"])
+    if not reasons:
+        return []
+    lines = ["## Not reproduced, and why", "", "| reason | rows |", "|---|---|"]
+    return [*lines, *(f"| {why} | {', '.join(ids)} |" for why, ids in reasons.items()), ""]

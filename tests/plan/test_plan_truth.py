@@ -1,0 +1,56 @@
+import pytest
+
+from benchmarks import stacks, truth_table
+
+
+def _pair(name, measured, predicted, group="g", dup=None):
+    row = {
+        "id": name,
+        "group": group,
+        "dup_group": dup,
+        "confidence": "high",
+        "value_bytes": measured,
+        "metric_class": "allocated_peak",
+        "model_id": "org/model",
+        "method": "full",
+        "micro_batch": 1,
+        "seq_len": 8,
+        "n_gpus": 1,
+        "offload": "none",
+        "source": {"repo": "org/repo", "file": "table.md"},
+    }
+    return row, {"id": name, "predicted_bytes": predicted, "versions": {}}
+
+
+def test_a_measurement_that_is_printed_twice_counts_once_and_with_its_worst_error():
+    pairs = [_pair("a", 100, 101, dup="same"), _pair("b", 100, 103, dup="same"), _pair("c", 100, 90)]
+    assert sorted(truth_table.counted_once(pairs)) == pytest.approx([0.03, 0.10])
+
+
+def test_the_percentile_lies_between_the_neighbours_that_its_share_falls_between():
+    assert truth_table.percentile([4.0, 0.0, 1.0, 3.0, 2.0], 0.95) == pytest.approx(3.8)
+    assert truth_table.percentile([7.0], 0.95) == 7.0
+
+
+def test_the_page_names_each_groups_worst_row_and_every_row_that_is_missing_with_its_reason():
+    pairs = [_pair("a", 100, 101), _pair("b", 100, 80), _pair("c", 100, 100, group="h")]
+    lost, _ = _pair("d", 100, 100)
+    rows = [row for row, _ in pairs] + [lost]
+    page = truth_table.page(rows, {row["id"]: found for row, found in pairs}, lambda _: "no such library")
+    assert "| g | 2 | max_memory_allocated | 10.50% | 20.00% | b |" in page
+    assert "| over the groups, each by its worst row | 10.00% | 19.00% |" in page
+    assert "| no such library | d |" in page
+
+
+def test_a_row_of_a_stack_that_nobody_wrote_down_has_a_reason():
+    assert "not written down" in stacks.reason_not_traced({"group": "somebody/else", "framework": "in Fortran"})
+
+
+def test_every_stack_says_its_groups_its_exact_versions_and_reasons_without_its_libraries():
+    assert stacks.names()
+    for name in stacks.names():
+        stack = stacks.load(name)
+        assert all(pin.count("==") == 1 for pin in stack.REQUIREMENTS)
+        assert all(stack.GROUPS)
+        assert callable(stack.reason_not_traced)
+        assert callable(stack.trace_row)
