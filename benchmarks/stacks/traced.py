@@ -16,7 +16,7 @@ from benchmarks.stacks import Row
 from ftkit.plan import cuda
 from ftkit.plan.allocator import replay
 from ftkit.plan.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Recorder, Tape
-from ftkit.plan.timeline import allocator_events, find_peak
+from ftkit.plan.timeline import allocator_events
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def fake(model: nn.Module) -> None:
     for module in model.modules():
         for table in (module._parameters, module._buffers):
             for name, tensor in list(table.items()):
-                if tensor is None:
+                if tensor is None or tensor.device.type != "meta":
                     continue
                 if id(tensor) not in made:
                     empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
@@ -123,7 +123,7 @@ def figure(row: Row, found: Tape | int) -> int:
     if isinstance(found, int):
         return found
     if row["metric_class"] in ("allocated_peak", "active_peak"):
-        return find_peak(found).active_bytes
+        return replay(allocator_events(found)).peak_active_bytes
     reserved = replay(allocator_events(found)).peak_reserved_bytes
     context = (row["extra_metrics"] or {}).get("nvml_after_cuda_context_MiB", 0) * 2**20
     return reserved + (context if row["metric_class"] == "nvml_device" else 0)

@@ -1,0 +1,169 @@
+"""LitGPT: its own model code, precision plugins and loops; the tables of resources of October 2023.
+
+Source: Lightning-AI/litgpt, tutorials/resource-tables.md, finetune/lora.py, full.py and adapter.py. The first version
+on the package index is of April 2024; its code keeps the tensors that the code of the tables kept, but for RMSNorm,
+which multiplied by its weight before it went back to bf16 (lit_gpt/rmsnorm.py): said here.
+The loops keep the logits and the loss, and with it the graph, until the next iteration has its own.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+
+from benchmarks.stacks import Row, packed, traced
+from ftkit.plan.tape import BACKWARD, FORWARD, OPTIMIZER, Recorder, Tape
+
+GROUPS = ("litgpt/resource-tables",)
+REQUIREMENTS = ("litgpt==0.2.0", "lightning==2.2.5", "bitsandbytes==0.41.1", "setuptools==69.5.1")
+
+CHUNK_TOKENS = 128
+"""`lm_head_chunk_size` of every loop but that of full fine-tuning (litgpt/finetune/lora.py)."""
+TARGETS = ("query", "key", "value", "projection", "mlp", "head")
+PAGED_FROM = 100_000
+"""Elements from which a paged optimizer keeps its moments in managed memory, which the caching allocator does not
+count (bitsandbytes/optim/optimizer.py, get_state_buffer: below 1e5 `torch.zeros_like`, else `get_paged`)."""
+METHODS = ("lora", "qlora", "full", "llama_adapter_v1", "llama_adapter_v2")
+
+
+def reason_not_traced(row: Row) -> str | None:
+    """Return why a row cannot be reproduced, or None."""
+    if row["n_gpus"] > 1:
+        return f"its sharding is not traced ({row['parallel']})"
+    if "mixed" in row["compute_dtype"]:
+        return "autocast, which CPU and CUDA cast by different lists"
+    if row["method"] not in METHODS:
+        return f"its method ({row['method']}) is not written down here"
+    if row["quant"] and not row["quant"].startswith(("bnb.nf4", "bnb.fp4")):
+        return f"its quantization ({row['quant']}) is not written down here"
+    return None
+
+
+def trace_row(row: Row) -> Tape:
+    """Trace the iteration with the longest sample, then the optimizer's first step."""
+    model = build(row)
+    if row["quant"]:
+        packed.replace_linear(model, torch.bfloat16, double="-dq" in row["base_dtype"], kind=row["quant"][4:7])
+    with traced.recording() as recorder, packed_if(row), tensor_max(), norms_of_the_time(row):
+        if row["quant"]:
+            for _ in range(2):  # at first what was initialized, then what was loaded
+                recorder.see(packed.quantize(model, torch.float16), "parameter")
+        traced.fake(model)
+        model.max_seq_length = row["seq_len"]  # makes the rotary tables anew, in fp32
+        traced.see(recorder, model)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        iterate(recorder, row, model, optimizer(row, trained))
+    return recorder.tape
+
+
+def build(row: Row) -> Any:
+    """Build a row's model on `meta`, in bf16."""
+    module, fields = kind(row)
+    config = module.Config.from_name(row["model_id"].rsplit("/", 1)[-1], **fields)
+    with torch.device("meta"):
+        model = module.GPT(config).to(torch.bfloat16)
+    freeze = {
+        "lora": "mark_only_lora_as_trainable",
+        "qlora": "mark_only_lora_as_trainable",
+        "llama_adapter_v1": "mark_only_adapter_as_trainable",
+        "llama_adapter_v2": "mark_only_adapter_v2_as_trainable",
+    }.get(row["method"])
+    if freeze:
+        getattr(module, freeze)(model)
+    return model.train()
+
+
+def kind(row: Row) -> tuple[Any, dict[str, Any]]:
+    """Return LitGPT's module for a method, and what the row says of its configuration."""
+    if row["method"] in ("lora", "qlora"):
+        from litgpt import lora
+
+        named = row["lora_target_modules"].partition("(")[0].replace(" ", "").split(",")
+        fields = {f"lora_{name}": name in named for name in TARGETS}
+        return lora, fields | {"lora_r": row["lora_r"], "lora_alpha": 16, "lora_dropout": 0.05}
+    from litgpt import adapter, adapter_v2, model
+
+    return {"llama_adapter_v1": adapter, "llama_adapter_v2": adapter_v2}.get(row["method"], model), {}
+
+
+def packed_if(row: Row) -> Any:
+    """Let 4-bit layers compute without a library, where a row has some."""
+    return packed.no_library() if row["quant"] else traced.patched()
+
+
+@contextmanager
+def tensor_max() -> Iterator[None]:
+    """Answer `max(1, number of targets)` in LitGPT's loss without reading the number."""
+    from litgpt import utils
+
+    with mock.patch.object(utils, "max", lambda _, count: count, create=True):
+        yield
+
+
+def norms_of_the_time(row: Row) -> Any:
+    """Let RMSNorm compute as in 2023, where a row is of then."""
+    from litgpt.model import RMSNorm
+
+    return mock.patch.object(RMSNorm, "forward", _norm) if row["date"] < "2024" else traced.patched()
+
+
+def _norm(self: Any, x: torch.Tensor) -> torch.Tensor:
+    wide = x.float()
+    scale = torch.rsqrt(torch.mean(wide * wide, dim=self.dim, keepdim=True) + self.eps)
+    normed: torch.Tensor = self.weight * (wide * scale)
+    return normed.to(x.dtype)
+
+
+def iterate(recorder: Recorder, row: Row, model: Any, update: Any) -> None:
+    """Run one iteration of the loop and an optimizer step."""
+    from litgpt.utils import chunked_cross_entropy
+
+    recorder.step = 1
+    ids = traced.token_ids(recorder, row)
+    targets = torch.ones_like(ids)
+    recorder.phase = FORWARD
+    if row["method"] == "full":
+        logits = in_fp32(model(ids))
+        loss = chunked_cross_entropy(logits[..., :-1, :], targets[..., 1:])
+    else:
+        logits = in_fp32(model(ids, lm_head_chunk_size=CHUNK_TOKENS))
+        logits[-1] = logits[-1][..., :-1, :]
+        loss = chunked_cross_entropy(logits, targets[..., 1:])
+    recorder.mark(FORWARD)
+    recorder.phase = BACKWARD
+    (loss / 8).backward()
+    recorder.mark(BACKWARD)
+    recorder.phase = OPTIMIZER
+    update()
+    recorder.mark(OPTIMIZER)
+
+
+def in_fp32(logits: Any) -> Any:
+    """Return what Fabric's wrapper of the model returns: floating outputs in the default dtype."""
+    from lightning.fabric.plugins.precision.half import HalfPrecision
+
+    return HalfPrecision("bf16-true").convert_output(logits)
+
+
+def optimizer(row: Row, trained: list[nn.Parameter]) -> Any:
+    """Return the step of torch's AdamW, or of bitsandbytes' paged one with 4-bit weights."""
+    if not row["quant"]:
+        adamw = torch.optim.AdamW(trained, lr=3e-4, weight_decay=0.01)
+
+        def update() -> None:
+            adamw.step()
+            adamw.zero_grad()
+
+        return update
+    moments: list[torch.Tensor] = []
+
+    def paged() -> None:
+        small = [parameter for parameter in trained if parameter.numel() < PAGED_FROM]
+        moments.extend(torch.zeros_like(one, dtype=torch.float32) for one in small for _ in range(2))
+        for parameter in trained:
+            parameter.grad = None
+
+    return paged
