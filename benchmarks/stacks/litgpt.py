@@ -23,9 +23,6 @@ REQUIREMENTS = ("litgpt==0.2.0", "lightning==2.2.5", "bitsandbytes==0.41.1", "se
 CHUNK_TOKENS = 128
 """`lm_head_chunk_size` of every loop but that of full fine-tuning (litgpt/finetune/lora.py)."""
 TARGETS = ("query", "key", "value", "projection", "mlp", "head")
-PAGED_FROM = 100_000
-"""Elements from which a paged optimizer keeps its moments in managed memory, which the caching allocator does not
-count (bitsandbytes/optim/optimizer.py, get_state_buffer: below 1e5 `torch.zeros_like`, else `get_paged`)."""
 METHODS = ("lora", "qlora", "full", "llama_adapter_v1", "llama_adapter_v2")
 
 
@@ -117,7 +114,7 @@ def _norm(self: Any, x: torch.Tensor) -> torch.Tensor:
     return normed.to(x.dtype)
 
 
-def iterate(recorder: Recorder, row: Row, model: Any, update: Any) -> None:
+def iterate(recorder: Recorder, row: Row, model: Any, adamw: torch.optim.Optimizer) -> None:
     """Run one iteration of the loop and an optimizer step."""
     from litgpt.utils import chunked_cross_entropy
 
@@ -137,7 +134,8 @@ def iterate(recorder: Recorder, row: Row, model: Any, update: Any) -> None:
     (loss / 8).backward()
     recorder.mark(BACKWARD)
     recorder.phase = OPTIMIZER
-    update()
+    adamw.step()
+    adamw.zero_grad()
     recorder.mark(OPTIMIZER)
 
 
@@ -148,22 +146,6 @@ def in_fp32(logits: Any) -> Any:
     return HalfPrecision("bf16-true").convert_output(logits)
 
 
-def optimizer(row: Row, trained: list[nn.Parameter]) -> Any:
-    """Return the step of torch's AdamW, or of bitsandbytes' paged one with 4-bit weights."""
-    if not row["quant"]:
-        adamw = torch.optim.AdamW(trained, lr=3e-4, weight_decay=0.01)
-
-        def update() -> None:
-            adamw.step()
-            adamw.zero_grad()
-
-        return update
-    moments: list[torch.Tensor] = []
-
-    def paged() -> None:
-        small = [parameter for parameter in trained if parameter.numel() < PAGED_FROM]
-        moments.extend(torch.zeros_like(one, dtype=torch.float32) for one in small for _ in range(2))
-        for parameter in trained:
-            parameter.grad = None
-
-    return paged
+def optimizer(row: Row, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return torch's AdamW, or bitsandbytes' paged one with 4-bit weights."""
+    return packed.PagedAdamW(trained) if row["quant"] else torch.optim.AdamW(trained, lr=3e-4, weight_decay=0.01)

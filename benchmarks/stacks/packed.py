@@ -111,3 +111,24 @@ def _second_state(functional: Any, scales: torch.Tensor, table: torch.Tensor, sh
             scales, shape, code=table, blocksize=STATISTICS_BLOCK, dtype=torch.float32, quant_type=None
         )
     return [scales, table, STATISTICS_BLOCK, False, torch.float32, None, None]
+
+
+PAGED_FROM = 100_000
+"""Elements from which a paged optimizer keeps its moments in managed memory, which the caching allocator does not
+count (bitsandbytes/optim/optimizer.py, get_state_buffer: below 1e5 `torch.zeros_like`, else `get_paged`)."""
+
+
+class PagedAdamW(torch.optim.Optimizer):
+    """bitsandbytes' paged AdamW as the caching allocator sees it: the moments of small parameters, in fp32."""
+
+    def __init__(self, parameters: Any) -> None:
+        """Start without moments."""
+        super().__init__(parameters, {})
+
+    def step(self, *_: Any) -> None:
+        """Make the moments that are not there yet."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter.numel() < PAGED_FROM and not self.state[parameter]:
+                    moments = (torch.zeros_like(parameter, dtype=torch.float32) for _ in range(2))
+                    self.state[parameter] = dict(enumerate(moments))

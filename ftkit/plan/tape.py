@@ -9,11 +9,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
 
 LOAD, FORWARD, BACKWARD, OPTIMIZER = "load", "forward", "backward", "optimizer"
 OpKey = tuple[str, int, int, str]
@@ -121,6 +122,8 @@ class Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operator and write down what it made."""
+        if any(map(_wraps, types)):
+            return NotImplemented  # the tensors inside it are seen when its own code computes with them
         out = func(*args, **(kwargs or {}))
         kind = _KINDS.get(func)
         if kind is None:
@@ -299,6 +302,12 @@ class Recorder(TorchDispatchMode):
 
         yield layer.register_forward_pre_hook(enter)
         yield layer.register_forward_hook(leave)
+
+
+@cache
+def _wraps(kind: type) -> bool:
+    """Return whether tensors of a type hold other tensors, such as torchao's 4-bit ones."""
+    return bool(is_traceable_wrapper_subclass_type(kind))
 
 
 def _dtype_name(tensor: torch.Tensor) -> str:
