@@ -204,7 +204,7 @@ class _CompiledCrossEntropy(torch.autograd.Function):
         return torch.empty((), dtype=torch.float32)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, *_: torch.Tensor) -> tuple[torch.Tensor, None]:
         """Return the gradient of the logits."""
         return torch.empty_like(ctx.saved_tensors[0]), None
 

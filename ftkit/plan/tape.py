@@ -4,6 +4,7 @@ The same mode watches fake tensors (a plan) and real ones (a test, a profile), s
 other to the byte. Storages are counted, not tensors: a view has no bytes of its own.
 """
 
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -134,6 +135,9 @@ class Recorder(TorchDispatchMode):
             self._cost(func, args, out)
             if self._scratch is not None and (size := self._scratch(func.__name__, args)):
                 self._pass_by(size, func.__name__)
+        if func is _ADD and self.phase == BACKWARD and _is_last_reference(args) and _is_from_engine():
+            self._take_over(args[0], out)
+            return out
         outputs = (out,) if isinstance(out, torch.Tensor) else out
         if isinstance(outputs, (tuple, list)):
             for number, tensor in enumerate(outputs):
@@ -185,6 +189,20 @@ class Recorder(TorchDispatchMode):
             size, self.phase, self.step, self.micro_batch, self.module, layer, self._is_recomputing, op=func.__name__
         )
         self._born(storage, birth, tensor)
+
+    def _take_over(self, old: torch.Tensor, new: torch.Tensor) -> None:
+        """Let a sum of gradients live where its first summand lived.
+
+        Autograd adds in place where it holds the last reference, but not under a dispatch mode such as this one
+        (torch/csrc/autograd/input_buffer.cpp, can_accumulate_inplace).
+        """
+        entry = self._live.pop(old.untyped_storage()._cdata, None)
+        storage = new.untyped_storage()
+        if entry is None:
+            self._see(new, _ADD, 0, (old,))
+        else:
+            key = storage._cdata
+            self._live[key] = (weakref.ref(storage, lambda _: self._died(key)), entry[1])
 
     @property
     def _is_positional(self) -> bool:
@@ -302,6 +320,27 @@ class Recorder(TorchDispatchMode):
 
         yield layer.register_forward_pre_hook(enter)
         yield layer.register_forward_hook(leave)
+
+
+_ADD = torch.ops.aten.add.Tensor
+
+
+def _is_last_reference(args: tuple[Any, ...]) -> bool:
+    """Return whether the first of two tensors alike is dense and nobody else has its storage."""
+    first, second = args
+    if not isinstance(second, torch.Tensor) or first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    storage = first.untyped_storage()
+    # One reference is the tensor's, one is `storage`.
+    return bool(torch._C._storage_Use_Count(storage._cdata) == 2) and storage.nbytes() == first.nbytes
+
+
+def _is_from_engine() -> bool:
+    """Return whether autograd itself called the operator, and not code that it runs, such as a recomputation."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_code.co_name in ("_fn", "inner"):  # torch's wrappers of every mode
+        frame = frame.f_back
+    return frame.f_code.co_name == "_engine_run_backward"
 
 
 @cache
