@@ -1,6 +1,7 @@
 """What the stacks on top of transformers and PEFT share: a row's model, built on `meta`, and its adapters."""
 
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -101,13 +102,30 @@ def targets(row: Row, model: nn.Module) -> list[str]:
     return sorted(set(wanted.replace(",", " ").split()) & names)
 
 
-def flash_attention() -> None:
-    """Let the model call the flash kernel as the flash-attn package does: keys and values not repeated."""
-    from transformers import modeling_utils
+def targets_of_all(model: nn.Module) -> list[str]:
+    """Return the names of all linear layers but the head."""
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return sorted(names - {"lm_head", "score", "classifier"})
 
-    def attention(module: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
-        del module
-        out = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, True)[0]
-        return out.transpose(1, 2), None
 
-    modeling_utils.ALL_ATTENTION_FUNCTIONS["sdpa"] = attention
+def use_flash_attention(model: Any) -> Any:
+    """Let a model call flash-attn's function, which keeps keys and values of grouped heads as they are.
+
+    Args:
+        model: of a transformers that looks attention up when it is called (since 4.48).
+
+    Returns:
+        A patch to enter.
+    """
+    from transformers.integrations import flash_attention
+
+    model.config._attn_implementation = "flash_attention_2"
+
+    def flash(query: Any, key: Any, value: Any, *_: Any, target_dtype: Any = None, **__: Any) -> torch.Tensor:
+        dtype = target_dtype if query.dtype == torch.float32 and target_dtype is not None else query.dtype
+        heads_first = [tensor.to(dtype).transpose(1, 2) for tensor in (query, key, value)]
+        out: torch.Tensor = torch.ops.aten._scaled_dot_product_flash_attention(*heads_first, 0.0, True)[0]
+        return out.transpose(1, 2)
+
+    # What it does with masks and packed sequences depends on values; here there is one whole sequence in a row.
+    return mock.patch.object(flash_attention, "_flash_attention_forward", flash)

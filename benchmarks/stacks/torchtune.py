@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from benchmarks.stacks import Row, packed, traced
-from ftkit.plan.tape import LOAD, Tape
+from ftkit.plan.tape import Tape
 
 GROUPS = ("torchtune/README_flags",)
 REQUIREMENTS = (
@@ -55,7 +55,7 @@ def trace_row(row: Row) -> Tape:
     with traced.recording() as recorder, computing_of_the_time():
         model = build(row)
         offloading = training.get_act_offloading_ctx_manager(model, "activations" in (row["offload"] or ""))
-        recorder.mark(LOAD)
+        traced.see(recorder, nn.Module())  # the model was made under the recorder, and is on the tape
         update = optimizer(row, model)
         loss_of = loss_step(row, model, offloading, lambda: traced.token_ids(recorder, row))
         traced.two_steps(recorder, loss_of, update)

@@ -13,6 +13,7 @@ from torch.optim import optimizer as torch_optimizer
 from torch.utils import _foreach_utils
 
 from benchmarks.stacks import Row
+from ftkit import bnb
 from ftkit.plan import cuda
 from ftkit.plan.allocator import replay
 from ftkit.plan.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Recorder, Tape
@@ -20,23 +21,32 @@ from ftkit.plan.timeline import allocator_events
 
 
 @contextmanager
-def recording(*, num_workspaces: int = cuda.NUM_WORKSPACES) -> Iterator[Recorder]:
-    """Compute without values as CUDA would, under a Recorder.
-
-    Args:
-        num_workspaces: of cuBLAS: one for each pair of a thread and a stream that multiplies.
-    """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    recorder = Recorder(cuda.storage_size, cuda.scratch_size)
+def computing() -> Iterator[None]:
+    """Compute without values, as CUDA would."""
     gc.collect()
     gc.disable()
     try:
-        with mode, cuda.unpacked_batches(), cuda.cuda_semantics(), foreach_by_default(), recorder:
-            spaces = [torch.empty(cuda.cublas_workspace(None), dtype=torch.uint8) for _ in range(num_workspaces)]
-            recorder.see([("workspace", one) for one in spaces], "buffer")
-            yield recorder
+        with (
+            FakeTensorMode(allow_non_fake_inputs=True),
+            cuda.unpacked_batches(),
+            cuda.cuda_semantics(),
+            foreach_by_default(),
+        ):
+            yield
     finally:
         gc.enable()
+
+
+def recorder() -> Recorder:
+    """Return a recorder of what CUDA would make."""
+    return Recorder(cuda.storage_size, cuda.scratch_size)
+
+
+@contextmanager
+def recording() -> Iterator[Recorder]:
+    """Compute without values, as CUDA would, under a recorder from the beginning."""
+    with computing(), recorder() as one:
+        yield one
 
 
 @contextmanager
@@ -52,24 +62,40 @@ def foreach_by_default() -> Iterator[None]:
 
 
 def fake(model: nn.Module) -> None:
-    """Put fake tensors in the place of those on `meta`; tied weights stay tied. Inside `recording`."""
+    """Put fake tensors in the place of those on `meta`; inside `computing`.
+
+    Tied weights stay tied; 4-bit weights of bitsandbytes become packed ones with their constants.
+    """
     made: dict[int, Any] = {}
     for module in model.modules():
         for table in (module._parameters, module._buffers):
             for name, tensor in list(table.items()):
-                if tensor is None or tensor.device.type != "meta":
-                    continue
-                if id(tensor) not in made:
-                    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
-                    made[id(tensor)] = (
-                        nn.Parameter(empty, tensor.requires_grad) if table is module._parameters else empty
-                    )
-                table[name] = made[id(tensor)]  # type: ignore[index]  # one of two tables
+                if tensor is not None and tensor.device.type == "meta":
+                    if id(tensor) not in made:
+                        made[id(tensor)] = _fake(tensor)
+                    table[name] = made[id(tensor)]  # type: ignore[index]  # one of two tables
+
+
+def _fake(tensor: torch.Tensor) -> torch.Tensor:
+    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+    if bnb.is_packed_type(tensor):
+        return bnb.pack_without_values(tensor, empty)
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def hidden(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Return the constants of a model's 4-bit weights, which are neither parameters nor buffers."""
+    states = [module.quant_state for module in model.modules() if getattr(module, "quant_state", None) is not None]
+    return [(name, tensor) for state in states for name, tensor in bnb.state_tensors(state).items()]
 
 
 def see(recorder: Recorder, model: nn.Module) -> None:
-    """Write a model's tensors on the tape, and end the phase of loading."""
+    """Write a model's tensors and cuBLAS's workspaces on the tape, and end the phase of loading."""
+    spaces = [torch.empty(cuda.cublas_workspace(None), dtype=torch.uint8) for _ in range(cuda.NUM_WORKSPACES)]
+    vars(recorder)["workspaces"] = spaces  # they live as long as the process
+    recorder.see([("workspace", one) for one in spaces], "buffer")
     recorder.see(model.named_parameters(), "parameter")
+    recorder.see(hidden(model), "parameter")
     recorder.see(model.named_buffers(), "buffer")
     recorder.mark(LOAD)
 

@@ -11,6 +11,7 @@ right here by calling the operator that CUDA would call:
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from typing import Any
 from unittest import mock
 
@@ -56,11 +57,11 @@ def unpacked_batches() -> Iterator[None]:
     With fake tensors it supposes that they may be, and then makes a mask that training does not have
     (transformers/masking_utils.py, find_packed_sequence_indices).
     """
-    try:
-        from transformers import masking_utils
-    except ImportError:  # before 4.53, which did not ask
+    if find_spec("transformers.masking_utils") is None:  # before 4.53, which did not ask
         yield
         return
+    from transformers import masking_utils
+
     # A function and no return_value: a Mock would keep the tensors that it was called with alive.
     with mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda _: None):  # noqa: PT008  # as said
         yield

@@ -38,6 +38,7 @@ class Birth:
         op: the operator that made it.
         shape: of the first tensor that was seen on it; empty where there was none.
         dtype: of that tensor, such as `bfloat16`.
+        stream: the CUDA stream whose memory it is from; 0: the default one.
     """
 
     size: int
@@ -51,6 +52,7 @@ class Birth:
     op: str = ""
     shape: tuple[int, ...] = ()
     dtype: str = ""
+    stream: int = 0
 
 
 @dataclass
@@ -94,7 +96,7 @@ class Recorder(TorchDispatchMode):
 
     Attributes:
         tape: the record so far.
-        phase, step, micro_batch: said by whoever drives the step.
+        phase, step, micro_batch, stream: said by whoever drives the step.
     """
 
     def __init__(
@@ -111,7 +113,7 @@ class Recorder(TorchDispatchMode):
         """
         super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.tape = Tape()
-        self.phase, self.step, self.micro_batch = LOAD, 0, 0
+        self.phase, self.step, self.micro_batch, self.stream = LOAD, 0, 0, 0
         self.module = ""
         self.layer: int | None = None
         self._sizes, self._scratch = sizes, scratch
@@ -166,6 +168,19 @@ class Recorder(TorchDispatchMode):
             entry = self._live.get(tensor.untyped_storage()._cdata)
             if entry is not None:
                 self.tape.births[entry[1]].role = role
+
+    def resized(self, tensor: torch.Tensor) -> None:
+        """Write down that a tensor's storage was given another size, which no operator does: the old one has died."""
+        storage = tensor.untyped_storage()
+        self._died(storage._cdata)
+        if size := storage.nbytes():
+            birth = Birth(size, self.phase, self.step, self.micro_batch, self.module, self.layer, op="resize")
+            self._born(storage, birth, tensor)
+
+    def number_of(self, tensor: torch.Tensor) -> int | None:
+        """Return the number of a tensor's storage on the tape; None: it is not there."""
+        entry = self._live.get(tensor.untyped_storage()._cdata)
+        return None if entry is None else entry[1]
 
     def mark(self, name: str) -> None:
         """End a phase."""
@@ -224,7 +239,7 @@ class Recorder(TorchDispatchMode):
         return self._last if self.phase == OPTIMIZER else None
 
     def _born(self, storage: Any, birth: Birth, tensor: torch.Tensor) -> None:
-        birth.shape, birth.dtype = tuple(tensor.shape), _dtype_name(tensor)
+        birth.shape, birth.dtype, birth.stream = tuple(tensor.shape), _dtype_name(tensor), self.stream
         number = len(self.tape.births)
         self.tape.births.append(birth)
         key = storage._cdata

@@ -1,0 +1,248 @@
+"""torch's own FullyShardedDataParallel on one rank of many, without the others, without values and without a GPU.
+
+Nothing of FSDP is told again here: its code runs, over a process group that answers without sending anything. What it
+asks of the device is answered as CUDA would: storages that it resizes are written on the tape; streams and events are
+kept, because memory belongs to the stream that asked for it, and what another stream used is free again only when that
+stream is done.
+
+    with traced.computing():
+        with fsdp.rank_of(2) as device:
+            model = FullyShardedDataParallel(model, device_id=device.index, ...)
+            with traced.recorder() as recorder, device.told_to(recorder):
+                ...
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import _common_utils, _flat_param, _runtime_utils
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from benchmarks.stacks.traced import patched
+from ftkit.plan.tape import Recorder, Tape
+
+CPU = torch.device("cpu")
+
+
+class DeviceStream:
+    """A CUDA stream: a number."""
+
+    def __init__(self, device: "Device", number: int) -> None:
+        """Name a stream of `device`."""
+        self.device, self.number = device, number
+
+    def wait_stream(self, other: "DeviceStream") -> None:
+        """Wait on the device; the host does not."""
+
+    def wait_event(self, event: "DeviceEvent") -> None:
+        """Wait on the device; the host does not."""
+
+    def synchronize(self) -> None:
+        """Let the host wait for everything; a wait for one stream alone would be shorter, and is not told apart."""
+        self.device.synchronize()
+
+    def record_event(self, event: "DeviceEvent | None" = None) -> "DeviceEvent":
+        """Return an event at what was asked for until now."""
+        event = event or DeviceEvent(self.device)
+        event.record()
+        return event
+
+
+class DeviceEvent:
+    """A CUDA event: a place on the tape."""
+
+    def __init__(self, device: "Device") -> None:
+        """Belong to `device`."""
+        self.device, self.place = device, 0
+
+    def record(self, stream: DeviceStream | None = None) -> None:
+        """Stand at what was asked for until now."""
+        del stream
+        self.place = self.device.place
+
+    def synchronize(self) -> None:
+        """Let the host wait until the device has come here."""
+        self.device.waited.append((self.device.place, self.place))
+
+    def query(self) -> bool:
+        """Say that it is reached."""
+        return True
+
+
+class Device:
+    """What FSDP asks of torch.cuda, and what it says of streams.
+
+    Attributes:
+        waited: (place on the tape, place that the device had surely come to by then).
+        used_elsewhere: numbers of the storages that a stream other than their own used.
+    """
+
+    def __init__(self) -> None:
+        """Start with the default stream."""
+        self.recorder: Recorder | None = None
+        self.waited: list[tuple[int, int]] = []
+        self.used_elsewhere: set[int] = set()
+        self._streams = [DeviceStream(self, 0)]
+        self._current = self._streams[0]
+
+    @property
+    def place(self) -> int:
+        """The number of events on the tape."""
+        return len(self.recorder.tape.events) if self.recorder is not None else 0
+
+    def Stream(self, *_: Any, **__: Any) -> DeviceStream:  # noqa: N802  # torch.cuda's name
+        """Return a new stream."""
+        self._streams.append(DeviceStream(self, len(self._streams)))
+        return self._streams[-1]
+
+    def Event(self, *_: Any, **__: Any) -> DeviceEvent:  # noqa: N802  # torch.cuda's name
+        """Return a new event."""
+        return DeviceEvent(self)
+
+    def current_stream(self, *_: Any) -> DeviceStream:
+        """Return the stream that is asked."""
+        return self._current
+
+    @contextmanager
+    def stream(self, stream: DeviceStream | None) -> Iterator[None]:
+        """Ask another stream."""
+        before = self._current
+        self._enter(stream or before)
+        try:
+            yield
+        finally:
+            self._enter(before)
+
+    def _enter(self, stream: DeviceStream) -> None:
+        self._current = stream
+        if self.recorder is not None:
+            self.recorder.stream = stream.number
+
+    def synchronize(self, *_: Any) -> None:
+        """Let the host wait for everything."""
+        self.waited.append((self.place, self.place))
+
+    def current_device(self) -> torch.device:
+        """Return the device of fake tensors."""
+        return CPU
+
+    def is_available(self) -> bool:
+        """Say that there is one."""
+        return True
+
+    def device_count(self) -> int:
+        """Say that there is one."""
+        return 1
+
+    def record_stream(self, tensor: torch.Tensor, stream: DeviceStream) -> None:
+        """Remember that `stream` uses a tensor."""
+        if self.recorder is None:
+            return
+        number = self.recorder.number_of(tensor)
+        if number is not None and self.recorder.tape.births[number].stream != stream.number:
+            self.used_elsewhere.add(number)
+
+    def resized(self, tensor: torch.Tensor) -> None:
+        """Tell the recorder of a storage that has another size."""
+        if self.recorder is not None:
+            self.recorder.resized(tensor)
+
+    @contextmanager
+    def told_to(self, recorder: Recorder) -> Iterator[None]:
+        """Write what happens on the tape of `recorder`."""
+        self.recorder = recorder
+        try:
+            yield
+        finally:
+            self.recorder = None
+
+    def allocator_events(self, tape: Tape) -> list[tuple[int, int, int]]:
+        """Return a tape as the allocator sees it: (storage, bytes or -1, stream).
+
+        What another stream used dies when the host has waited for the device; until then the device is supposed to be
+        behind the host, which asks faster than it computes.
+        """
+        events: list[tuple[int, int, int]] = []
+        pending: list[tuple[int, int]] = []
+        waits = iter([*self.waited, (len(tape.events) + 1, 0)])
+        wait = next(waits)
+        for place, (event, _) in enumerate(tape.events):
+            while wait[0] <= place:
+                done = [storage for at, storage in pending if at <= wait[1]]
+                events += [(storage, -1, tape.births[storage].stream) for storage in done]
+                pending = [one for one in pending if one[0] > wait[1]]
+                wait = next(waits)
+            birth = tape.births[event if event >= 0 else ~event]
+            if not birth.size:
+                continue
+            if event < 0 and ~event in self.used_elsewhere:
+                pending.append((place, ~event))
+            else:
+                events.append((event, birth.size, birth.stream) if event >= 0 else (~event, -1, birth.stream))
+        return events
+
+
+@contextmanager
+def rank_of(num_ranks: int) -> Iterator[Device]:
+    """Be the first of `num_ranks` ranks; the others answer without being there.
+
+    Args:
+        num_ranks: GPUs of the run.
+    """
+    device = Device()
+    alloc, free = _flat_param._alloc_storage, _flat_param._free_storage
+    handle_type = _common_utils._FSDPDeviceHandle
+
+    def allocate(tensor: torch.Tensor, size: torch.Size) -> None:
+        before = tensor.untyped_storage().nbytes()
+        alloc(tensor, size)
+        if tensor.untyped_storage().nbytes() != before:
+            device.resized(tensor)
+
+    def release(tensor: torch.Tensor) -> None:
+        before = tensor.untyped_storage().nbytes()
+        free(tensor)
+        if before:
+            device.resized(tensor)
+
+    def same_storage(one: torch.Tensor, other: torch.Tensor) -> bool:
+        return one.untyped_storage()._cdata == other.untyped_storage()._cdata
+
+    def handle(_: torch.device) -> Any:
+        return handle_type(CPU, device)
+
+    dist.init_process_group("fake", rank=0, world_size=num_ranks, store=FakeStore())
+    try:
+        with patched(
+            mock.patch.object(_flat_param, "_alloc_storage", allocate),
+            mock.patch.object(_flat_param, "_free_storage", release),
+            # Fake tensors have no address: they would all be the same.
+            mock.patch.object(_flat_param, "_same_storage", same_storage),
+            mock.patch.object(_flat_param, "_no_dispatch_record_stream", device.record_stream),
+            mock.patch.object(_runtime_utils, "_no_dispatch_record_stream", device.record_stream),
+            mock.patch.object(handle_type, "from_device", handle),
+            mock.patch.object(_flat_param.FlatParamHandle, "pre_unshard", _to_device),
+            mock.patch.object(torch.Tensor, "pin_memory", lambda tensor, *_: tensor),
+        ):
+            yield device
+    finally:
+        dist.destroy_process_group()
+
+
+_pre_unshard = _flat_param.FlatParamHandle.pre_unshard
+
+
+def _to_device(handle: Any) -> bool:
+    """Copy an offloaded shard to the device, as FSDP does where host and device are two.
+
+    Here both are the CPU, and FSDP would see that nothing has to move (_flat_param.py, pre_unshard).
+    """
+    ran: bool = _pre_unshard(handle)
+    if handle._offload_params and not ran:
+        handle.flat_param.data = handle.flat_param.data.clone()
+        return True
+    return ran
