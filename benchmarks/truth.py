@@ -30,6 +30,8 @@ from benchmarks.stacks import Row  # noqa: E402
 INSTALLED = ROOT / "runs" / "truth"
 RESULTS = ROOT / "benchmarks" / "truth.jsonl"
 OUT = ROOT / "docs" / "truth.md"
+SAID_OF_A_MEASUREMENT = {"id", "value", "value_bytes", "unit", "date", "throughput", "notes", "gpu"}
+"""Fields in which two rows may differ whose runs do alike: they are traced once."""
 
 
 def setup(names: list[str]) -> None:
@@ -83,14 +85,17 @@ def child(name: str, results: Path) -> int:
         sys.modules[hidden] = None  # type: ignore[assignment]  # how Python is told that there is no such module
     versions = {pin.partition("==")[0]: metadata.version(pin.partition("==")[0]) for pin in stack.REQUIREMENTS}
     failed = 0
+    known: dict[str, int] = {}
     for row in map(json.loads, sys.stdin.read().splitlines()):
+        run = json.dumps([row[key] for key in sorted(row.keys() - SAID_OF_A_MEASUREMENT)])
         try:
-            predicted = figure(row, stack.trace_row(row))
+            predicted = known.get(run) or figure(row, stack.trace_row(row))
         except Exception:  # the other rows are still wanted; the exit status says that one failed
             traceback.print_exc()
             print(f"{row['id']:44} failed", flush=True)
             failed += 1
             continue
+        known[run] = predicted
         keep(results, {"id": row["id"], "stack": name, "predicted_bytes": predicted, "versions": versions})
         sizes = f"{row['value_bytes'] / 1e9:8.3f} GB  {predicted / 1e9:8.3f} GB"
         print(f"{row['id']:44} {sizes}  {predicted / row['value_bytes'] - 1:+.2%}", flush=True)

@@ -32,8 +32,6 @@ CAST = (
     "rms_norm",
     "cosine_similarity",
     "logsumexp",
-    "dist",
-    "cdist",
 )
 """Operators whose floating arguments CUDA's autocast makes fp32 (`rms_norm`: since torch 2.8)."""
 WITH_DTYPE = ("sum", "sum.dim_IntList", "cumsum", "cumprod")

@@ -19,7 +19,7 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import _common_utils, _flat_param, _runtime_utils
+from torch.distributed.fsdp import _common_utils, _flat_param, _init_utils, _runtime_utils
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.stacks.traced import patched
@@ -146,6 +146,30 @@ class Device:
         if number is not None and self.recorder.tape.births[number].stream != stream.number:
             self.used_elsewhere.add(number)
 
+    def move(self, params: list[Any], buffers: list[torch.Tensor], _: Any) -> None:
+        """Move what is on the host to the device, while somebody watches: a copy is made (_move_states_to_device)."""
+        if self.recorder is None:
+            return
+        with torch.no_grad():
+            for parameter in params:
+                for state, name in _constants(parameter):
+                    setattr(state, name, getattr(state, name).clone())
+                parameter.data = parameter.data.clone()
+            for buffer in buffers:
+                buffer.data = buffer.data.clone()
+
+    def handle(self, state: Any, params: list[Any], module: torch.nn.Module) -> None:
+        """Make a unit's flat parameter; offloaded, it goes to the host at once."""
+        _init_handle(state, params, module)
+        if self.recorder is not None and state._handle is not None and state._handle._offload_params:
+            self.recorder.leave(state._handle.flat_param)
+
+    def attributes(self, handle: Any) -> None:
+        """Make a unit's buffers; of an offloaded one the sharded gradient is on the host."""
+        _init_attributes(handle)
+        if self.recorder is not None and handle._offload_params:
+            self.recorder.leave(handle.flat_param._cpu_grad)
+
     def resized(self, tensor: torch.Tensor) -> None:
         """Tell the recorder of a storage that has another size."""
         if self.recorder is not None:
@@ -212,7 +236,16 @@ def rank_of(num_ranks: int) -> Iterator[Device]:
     def same_storage(one: torch.Tensor, other: torch.Tensor) -> bool:
         return one.untyped_storage()._cdata == other.untyped_storage()._cdata
 
-    def handle(_: torch.device) -> Any:
+    def attributes(handle: Any) -> None:
+        device.attributes(handle)
+
+    def shard(handle: Any) -> None:
+        whole = handle.flat_param.data
+        _shard(handle)
+        if not whole.untyped_storage().nbytes():
+            device.resized(whole)
+
+    def handle_of(_: torch.device) -> Any:
         return handle_type(CPU, device)
 
     dist.init_process_group("fake", rank=0, world_size=num_ranks, store=FakeStore())
@@ -224,8 +257,13 @@ def rank_of(num_ranks: int) -> Iterator[Device]:
             mock.patch.object(_flat_param, "_same_storage", same_storage),
             mock.patch.object(_flat_param, "_no_dispatch_record_stream", device.record_stream),
             mock.patch.object(_runtime_utils, "_no_dispatch_record_stream", device.record_stream),
-            mock.patch.object(handle_type, "from_device", handle),
+            mock.patch.object(handle_type, "from_device", handle_of),
             mock.patch.object(_flat_param.FlatParamHandle, "pre_unshard", _to_device),
+            mock.patch.object(_flat_param.FlatParamHandle, "init_flat_param_attributes", attributes),
+            mock.patch.object(_flat_param.FlatParamHandle, "shard", shard),
+            mock.patch.object(_init_utils, "_move_states_to_device", device.move),
+            mock.patch.object(_init_utils, "_init_param_handle_from_params", device.handle),
+            mock.patch.object(_init_utils, "_check_module_states_for_sync_module_states", _allow),
             mock.patch.object(torch.Tensor, "pin_memory", lambda tensor, *_: tensor),
         ):
             yield device
@@ -234,6 +272,22 @@ def rank_of(num_ranks: int) -> Iterator[Device]:
 
 
 _pre_unshard = _flat_param.FlatParamHandle.pre_unshard
+_init_attributes = _flat_param.FlatParamHandle.init_flat_param_attributes
+_shard = _flat_param.FlatParamHandle.shard
+_init_handle = _init_utils._init_param_handle_from_params
+
+
+def _constants(parameter: Any) -> Iterator[tuple[Any, str]]:
+    """Yield where the constants of a 4-bit weight are kept, which move with it (bitsandbytes, QuantState.to)."""
+    state = getattr(parameter, "quant_state", None)
+    if state is not None:
+        yield from ((state, "code"), (state, "absmax"))
+        if state.nested:
+            yield from ((state, "offset"), (state.state2, "absmax"), (state.state2, "code"))
+
+
+def _allow(_: list[torch.Tensor]) -> None:
+    """Let tensors of the CPU be sent: here it is the device."""
 
 
 def _to_device(handle: Any) -> bool:

@@ -1,5 +1,7 @@
 """What the stacks on top of transformers and PEFT share: a row's model, built on `meta`, and its adapters."""
 
+import json
+from importlib import resources
 from typing import Any
 from unittest import mock
 
@@ -63,8 +65,20 @@ def architecture(row: Row) -> Any:
         fields["head_dim"] = arch["head_dim"]
     if arch.get("num_labels"):
         fields["num_labels"] = arch["num_labels"]
+    if kind != "distilbert" and (positions := max_positions(row)):
+        fields["max_position_embeddings"] = positions
     fields = {RENAMED.get(kind, {}).get(name, name): value for name, value in fields.items()}
     return transformers.AutoConfig.for_model(kind, **fields)
+
+
+def max_positions(row: Row) -> int | None:
+    """Return the positions of a row's model, which old versions keep tables of: its own, or the planner's table's."""
+    if row["arch"].get("max_pos"):
+        return int(row["arch"]["max_pos"])
+    table = json.loads((resources.files("ftkit.plan") / "architectures.json").read_text(encoding="utf-8"))
+    name = row["model_id"].rsplit("/", 1)[-1].lower()
+    found = max((key for key in table if name.startswith(key)), key=len, default=None)
+    return table[found]["config"].get("max_position_embeddings") if found else None
 
 
 def model_type(row: Row) -> str:
@@ -78,20 +92,21 @@ def classifies(row: Row) -> bool:
     return "classification" in (row["loss_head"] or "").lower()
 
 
-def build(row: Row, dtype: torch.dtype, attention: str) -> Any:
+def build(row: Row, dtype: torch.dtype, attention: str | None) -> Any:
     """Build a row's model on `meta`.
 
     Args:
         row: says which.
         dtype: of its weights.
-        attention: transformers' name of an implementation.
+        attention: transformers' name of an implementation; None: of a version that has but one.
     """
     import transformers
 
     heads = transformers.AutoModelForSequenceClassification, transformers.AutoModelForCausalLM
     kind = heads[0] if classifies(row) else heads[1]
+    options = {} if attention is None else {"torch_dtype": dtype, "attn_implementation": attention}
     with torch.device("meta"):
-        model = kind.from_config(architecture(row), torch_dtype=dtype, attn_implementation=attention)
+        model = kind.from_config(architecture(row), **options)
     return model.train()
 
 

@@ -174,8 +174,8 @@ def iterate(recorder: Recorder, row: Row, model: Any, adamw: torch.optim.Optimiz
 def lengths(row: Row) -> list[int]:
     """Return the tokens of the iterations: the longest sample, and on several GPUs one more.
 
-    The longest of those that are drawn later is not published: between one token and as many as the longest of all. Half
-    of that is the least wrong; with Llama 2 7B, one sample at a time, it moves the peak by 1 % either way.
+    The longest of those that are drawn later is not published: between one token and as many as the longest of all.
+    Half of that is the least wrong; with Llama 2 7B, one sample at a time, it moves the peak by 1 % either way.
     """
     return [row["seq_len"]] if row["n_gpus"] == 1 else [row["seq_len"], row["seq_len"] // 2]
 

@@ -1,7 +1,8 @@
 """What the stacks share: a model without values, two recorded steps, and the metric of a row read off a tape."""
 
 import gc
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -14,6 +15,7 @@ from torch.utils import _foreach_utils
 
 from benchmarks.stacks import Row
 from ftkit import bnb
+from ftkit.hardware import CUDA_CONTEXT_BYTES, recognize_gpu
 from ftkit.plan import cuda
 from ftkit.plan.allocator import replay
 from ftkit.plan.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Recorder, Tape
@@ -89,15 +91,27 @@ def hidden(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [(name, tensor) for state in states for name, tensor in bnb.state_tensors(state).items()]
 
 
-def see(recorder: Recorder, model: nn.Module) -> None:
-    """Write a model's tensors and cuBLAS's workspaces on the tape, and end the phase of loading."""
-    spaces = [torch.empty(cuda.cublas_workspace(None), dtype=torch.uint8) for _ in range(cuda.NUM_WORKSPACES)]
-    vars(recorder)["workspaces"] = spaces  # they live as long as the process
-    recorder.see([("workspace", one) for one in spaces], "buffer")
+def see(recorder: Recorder, model: nn.Module, *, workspaces: bool = True) -> None:
+    """Write a model's tensors on the tape, and end the phase of loading.
+
+    Args:
+        recorder: watches.
+        model: of fake tensors.
+        workspaces: write those of cuBLAS too, which torch allocates since 1.11.
+    """
+    if workspaces:
+        see_workspaces(recorder)
     recorder.see(model.named_parameters(), "parameter")
     recorder.see(hidden(model), "parameter")
     recorder.see(model.named_buffers(), "buffer")
     recorder.mark(LOAD)
+
+
+def see_workspaces(recorder: Recorder) -> None:
+    """Write cuBLAS's workspaces on the tape; they live as long as the process."""
+    spaces = [torch.empty(cuda.cublas_workspace(None), dtype=torch.uint8) for _ in range(cuda.NUM_WORKSPACES)]
+    vars(recorder)["workspaces"] = spaces
+    recorder.see([("workspace", one) for one in spaces], "buffer")
 
 
 def two_steps(
@@ -150,9 +164,17 @@ def figure(row: Row, found: Tape | int) -> int:
         return found
     if row["metric_class"] in ("allocated_peak", "active_peak"):
         return replay(allocator_events(found)).peak_active_bytes
-    reserved = replay(allocator_events(found)).peak_reserved_bytes
+    reserved = reserved_peak(row, allocator_events(found))
     context = (row["extra_metrics"] or {}).get("nvml_after_cuda_context_MiB", 0) * 2**20
     return reserved + (context if row["metric_class"] == "nvml_device" else 0)
+
+
+def reserved_peak(row: Row, events: Sequence[tuple[int, int] | tuple[int, int, int]]) -> int:
+    """Return what the caching allocator reserves at most on a row's card, which makes it give back when it is full."""
+    card = recognize_gpu(re.sub(r"^\d+x ", "", row["gpu"] or ""))
+    capped = replay(events, None if card is None else card.memory_bytes - CUDA_CONTEXT_BYTES)
+    # The run did fit; where the model of the allocator says otherwise, it is told without the card.
+    return (capped if capped.fits else replay(events)).peak_reserved_bytes
 
 
 @contextmanager

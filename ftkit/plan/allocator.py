@@ -2,12 +2,13 @@
 
 The rules are those of torch's c10/cuda/CUDACachingAllocator.cpp, told in its documentation ("Memory management" in
 torch's CUDA notes): sizes are rounded to 512 bytes; requests of at most 1 MiB share 2 MiB segments, those below 10 MiB
-share 20 MiB segments, larger ones get a segment of their own, rounded to 2 MiB; a free block is found by best fit and
-split where the rest is worth keeping; neighbours merge when freed; when the device is full, empty segments are handed
+share 20 MiB segments, larger ones get a segment of their own, rounded to 2 MiB; a segment serves the stream that asked
+for it and no other; a free block is found by best fit and split where the rest is worth keeping; neighbours merge when freed; when the device is full, empty segments are handed
 back and the request is tried once more. With expandable segments each pool is one range that grows by whole pages.
 """
 
 from bisect import bisect_left, insort
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -33,13 +34,17 @@ def segment_size(rounded: int) -> int:
     return -(-rounded // OWN_SEGMENT_STEP) * OWN_SEGMENT_STEP
 
 
+_Pool = tuple[bool, int]
+"""Whether it is that of small requests, and the stream that it serves."""
+
+
 @dataclass(slots=True, eq=False)
 class _Block:
     """A stretch of one segment; `before` and `after` are its neighbours there."""
 
     address: int
     size: int
-    small: bool
+    pool: "_Pool"
     free: bool = True
     before: "_Block | None" = None
     after: "_Block | None" = None
@@ -72,18 +77,19 @@ class CachingAllocator:
         """
         self._capacity = capacity
         self._expandable = expandable
-        self._free: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+        self._free: dict[_Pool, list[tuple[int, int]]] = defaultdict(list)
         self._blocks: dict[int, _Block] = {}
-        self._tails: dict[bool, _Block] = {}
+        self._tails: dict[_Pool, _Block] = {}
         self._next_address = 0
         self.active_bytes = self.reserved_bytes = 0
         self.peak_active_bytes = self.peak_reserved_bytes = 0
 
-    def allocate(self, size: int) -> int:
+    def allocate(self, size: int, stream: int = 0) -> int:
         """Place a request.
 
         Args:
             size: bytes, before rounding.
+            stream: the stream that asks; memory of one is not given to another.
 
         Returns:
             The address, which `release` takes.
@@ -92,8 +98,8 @@ class CachingAllocator:
             OutOfMemory: not even without the empty segments is there room.
         """
         rounded = round_size(size)
-        small = rounded <= SMALL_REQUEST
-        block = self._best_fit(rounded, small) or self._reserve(rounded, small)
+        pool = rounded <= SMALL_REQUEST, stream
+        block = self._best_fit(rounded, pool) or self._reserve(rounded, pool)
         self._split(block, rounded)
         block.free = False
         self.active_bytes += block.size
@@ -112,41 +118,42 @@ class CachingAllocator:
         if block.after is not None and block.after.free:
             self._unlist(block.after)
             block = self._join(block, block.after)
-        insort(self._free[block.small], block.key)
+        insort(self._free[block.pool], block.key)
 
-    def _best_fit(self, rounded: int, small: bool) -> _Block | None:
-        free = self._free[small]
+    def _best_fit(self, rounded: int, pool: _Pool) -> _Block | None:
+        free = self._free[pool]
         place = bisect_left(free, (rounded, -1))
         if place == len(free):
             return None
         return self._blocks[free.pop(place)[1]]
 
-    def _reserve(self, rounded: int, small: bool) -> _Block:
+    def _reserve(self, rounded: int, pool: _Pool) -> _Block:
         if self._expandable:
-            return self._extend(rounded, small)
+            return self._extend(rounded, pool)
         size = segment_size(rounded)
         self._take(size)
-        block = _Block(self._next_address, size, small)
+        block = _Block(self._next_address, size, pool)
         self._next_address += size
         self._blocks[block.address] = block
         return block
 
-    def _extend(self, rounded: int, small: bool) -> _Block:
+    def _extend(self, rounded: int, pool: _Pool) -> _Block:
         """Grow the pool's range by pages, together with what is free at its end."""
-        tail = self._tails.get(small)
-        page = SMALL_SEGMENT if small else LARGE_SEGMENT
+        tail = self._tails.get(pool)
+        page = SMALL_SEGMENT if pool[0] else LARGE_SEGMENT
         spare = tail.size if tail is not None and tail.free else 0
         size = -(-(rounded - spare) // page) * page
         self._take(size)
-        address = (tail.address + tail.size) if tail is not None else (0 if small else 2**60)
-        block = _Block(address, size, small, before=tail)
+        # Each pool's range begins where no other one comes to.
+        address = (tail.address + tail.size) if tail is not None else len(self._tails) * 2**60
+        block = _Block(address, size, pool, before=tail)
         self._blocks[address] = block
         if tail is not None:
             tail.after = block
             if tail.free:
                 self._unlist(tail)
                 block = self._join(tail, block)
-        self._tails[small] = block
+        self._tails[pool] = block
         return block
 
     def _take(self, size: int) -> None:
@@ -168,20 +175,20 @@ class CachingAllocator:
 
     def _split(self, block: _Block, rounded: int) -> None:
         rest = block.size - rounded
-        worth = rest >= MIN_BLOCK if block.small or self._expandable else rest > SMALL_REQUEST
+        worth = rest >= MIN_BLOCK if block.pool[0] or self._expandable else rest > SMALL_REQUEST
         if not worth:
             return
-        other = _Block(block.address + rounded, rest, block.small, before=block, after=block.after)
+        other = _Block(block.address + rounded, rest, block.pool, before=block, after=block.after)
         if block.after is not None:
             block.after.before = other
         block.after, block.size = other, rounded
         self._blocks[other.address] = other
-        if self._tails.get(block.small) is block:
-            self._tails[block.small] = other
-        insort(self._free[other.small], other.key)
+        if self._tails.get(block.pool) is block:
+            self._tails[block.pool] = other
+        insort(self._free[other.pool], other.key)
 
     def _unlist(self, block: _Block) -> None:
-        free = self._free[block.small]
+        free = self._free[block.pool]
         free.pop(bisect_left(free, block.key))
 
     def _join(self, left: _Block, right: _Block) -> _Block:
@@ -190,8 +197,8 @@ class CachingAllocator:
         if right.after is not None:
             right.after.before = left
         del self._blocks[right.address]
-        if self._tails.get(left.small) is right:
-            self._tails[left.small] = left
+        if self._tails.get(left.pool) is right:
+            self._tails[left.pool] = left
         return left
 
 
@@ -210,11 +217,13 @@ class Replay:
     fits: bool
 
 
-def replay(events: Iterable[tuple[int, int]], capacity: int | None = None, *, expandable: bool = False) -> Replay:
+def replay(
+    events: Iterable[tuple[int, int] | tuple[int, int, int]], capacity: int | None = None, *, expandable: bool = False
+) -> Replay:
     """Replay births and deaths.
 
     Args:
-        events: (storage, bytes) for a birth, (storage, -1) for its death, in their order.
+        events: (storage, bytes) for a birth, (storage, -1) for its death, in their order; a third number is the stream.
         capacity: bytes for segments; None: no end.
         expandable: model `expandable_segments:True`.
 
@@ -225,11 +234,11 @@ def replay(events: Iterable[tuple[int, int]], capacity: int | None = None, *, ex
     addresses: dict[int, int] = {}
     fits = True
     try:
-        for storage, size in events:
+        for storage, size, *stream in events:
             if size < 0:
                 allocator.release(addresses.pop(storage))
             else:
-                addresses[storage] = allocator.allocate(size)
+                addresses[storage] = allocator.allocate(size, *stream)
     except OutOfMemory:
         fits = False
     return Replay(allocator.peak_active_bytes, allocator.peak_reserved_bytes, fits)

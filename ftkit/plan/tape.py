@@ -172,10 +172,14 @@ class Recorder(TorchDispatchMode):
     def resized(self, tensor: torch.Tensor) -> None:
         """Write down that a tensor's storage was given another size, which no operator does: the old one has died."""
         storage = tensor.untyped_storage()
-        self._died(storage._cdata)
+        self.leave(tensor)
         if size := storage.nbytes():
             birth = Birth(size, self.phase, self.step, self.micro_batch, self.module, self.layer, op="resize")
             self._born(storage, birth, tensor)
+
+    def leave(self, tensor: torch.Tensor) -> None:
+        """Write down that a tensor's storage is on the device no longer, such as one that was moved to the host."""
+        self._died(tensor.untyped_storage()._cdata)
 
     def number_of(self, tensor: torch.Tensor) -> int | None:
         """Return the number of a tensor's storage on the tape; None: it is not there."""

@@ -1,0 +1,128 @@
+"""answerdotai/fsdp_qlora: a training loop of its own around transformers, PEFT, bitsandbytes and torch's FSDP.
+
+Source: AnswerDotAI/fsdp_qlora, train.py; its README asks for transformers before 4.38 or after 4.39.
+"""
+
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.stacks import Row, fourbit, fsdp, hf, traced
+from ftkit.plan.tape import LOAD, Recorder
+
+GROUPS = ("answerdotai/fsdp_qlora",)
+REQUIREMENTS = (
+    "transformers==4.37.2",
+    "peft==0.9.0",
+    "bitsandbytes==0.43.0",
+    "accelerate==0.27.2",
+    "tokenizers==0.15.2",
+    "huggingface_hub==0.21.4",
+)
+
+
+def reason_not_traced(row: Row) -> str | None:
+    """Return why a row cannot be reproduced, or None."""
+    del row
+    return None
+
+
+def trace_row(row: Row) -> int:
+    """Trace loading, wrapping and two steps; return what the caching allocator had reserved at the worst moment."""
+    model = build(row)
+    with ExitStack() as stack:
+        for context in (traced.computing(), fourbit.unpacking()):
+            stack.enter_context(context)
+        traced.fake(model)
+        device = stack.enter_context(fsdp.rank_of(row["n_gpus"]))
+        recorder = stack.enter_context(traced.recorder())
+        stack.enter_context(device.told_to(recorder))
+        model = shard(row, model)
+        traced.see_workspaces(recorder)
+        recorder.mark(LOAD)
+        steps(row, model, recorder, device)
+    return traced.reserved_peak(row, device.allocator_events(recorder.tape))
+
+
+def build(row: Row) -> Any:
+    """Build the model on `meta`, quantized, with adapters in the model's dtype."""
+    import peft
+
+    # Quantized models are built in fp32 and their weights loaded in bf16: buffers stay in fp32.
+    model = hf.build(row, torch.float32 if row["quant"] else torch.bfloat16, "sdpa")
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    if row["quant"]:
+        options = {"compute_dtype": torch.bfloat16, "quant_type": "nf4", "quant_storage": torch.bfloat16}
+        fourbit.quantize(model, **options)
+        model.is_loaded_in_4bit = True
+    with torch.device("meta"):
+        config = peft.LoraConfig(
+            r=row["lora_r"],
+            lora_alpha=16,
+            lora_dropout=0.1,
+            target_modules=hf.targets(row, model),
+            task_type="CAUSAL_LM",
+        )
+        adapted = peft.get_peft_model(model, config)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    return adapted.train()
+
+
+def shard(row: Row, model: Any) -> Any:
+    """Wrap each decoder layer and each adapter's matrix, then checkpoint the layers (train.py, get_wrapping_policy)."""
+    from peft.utils.other import fsdp_auto_wrap_policy
+    from torch.distributed.algorithms._checkpoint import checkpoint_wrapper as wrapper
+    from torch.distributed.fsdp import CPUOffload, FullyShardedDataParallel, ShardingStrategy
+
+    layer = type(next(module for module in model.modules() if type(module).__name__.endswith("DecoderLayer")))
+    strategy = ShardingStrategy.NO_SHARD if "NO_SHARD" in row["parallel"] else ShardingStrategy.FULL_SHARD
+    wrapped = FullyShardedDataParallel(
+        model,
+        sharding_strategy=strategy,
+        auto_wrap_policy=fsdp_auto_wrap_policy(model),
+        use_orig_params=False,
+        cpu_offload=CPUOffload(offload_params=offloads(row)),
+        limit_all_gathers=True,
+        device_id=fsdp.CPU,
+        sync_module_states=True,
+    )
+    wrapped.enable_input_require_grads()
+    reentrant = partial(wrapper.checkpoint_wrapper, checkpoint_impl=wrapper.CheckpointImpl.REENTRANT)
+    wrapper.apply_activation_checkpointing(
+        wrapped, checkpoint_wrapper_fn=reentrant, check_fn=lambda module: isinstance(module, layer)
+    )
+    return wrapped
+
+
+def offloads(row: Row) -> bool:
+    """Return whether a row keeps its weights on the host."""
+    return "CPU offload" in (row["offload"] or "")
+
+
+def steps(row: Row, model: nn.Module, recorder: Recorder, device: fsdp.Device) -> None:
+    """Run two steps of train.py's loop, which keeps the model's output until the step is over."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.1)
+    kept: list[Any] = []
+
+    def loss_of() -> torch.Tensor:
+        ids = traced.token_ids(recorder, row)
+        labels = torch.ones_like(ids)
+        output = model(ids, labels=labels, attention_mask=None)
+        loss: torch.Tensor = output.loss / 1
+        kept.extend((output, loss))
+        return loss
+
+    def update() -> None:
+        device.synchronize()  # the loss is read
+        if not offloads(row):
+            optimizer.step()
+        optimizer.zero_grad()
+        kept.clear()
+
+    traced.two_steps(recorder, loss_of, update)
