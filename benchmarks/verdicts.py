@@ -61,7 +61,6 @@ def judge(name: str, row: Row) -> dict[str, Any]:
     """Return what one judge says of a row: bytes, and whether they fit."""
     from benchmarks.stacks.traced import allocator_events
     from ftkit.plan.allocator import replay
-    from ftkit.plan.speed import gpu_device, step_time
 
     gpu = card(row)
     assert gpu is not None
@@ -73,23 +72,10 @@ def judge(name: str, row: Row) -> dict[str, Any]:
         return {"reserved_bytes": found, "fits": found <= space}
     events = allocator_events(found)
     free, capped = replay(events), replay(events, space)
-    last = max(step for _, step, _ in found.costs)
-    seconds = step_time(found, gpu_device(gpu, "bf16"), 1, 1).seconds
-    Path(f"/tmp/tb/costs/{row['id']}.json").write_text(
-        json.dumps(
-            [
-                [phase, *key, count]
-                for (phase, step, _), counter in found.costs.items()
-                if step == last
-                for key, count in counter.items()
-            ]
-        )
-    )
     return {
         "active_bytes": free.peak_active_bytes,
         "reserved_bytes": free.peak_reserved_bytes,
         "fits": capped.fits,
-        "seconds": round(seconds, 6),
     }
 
 

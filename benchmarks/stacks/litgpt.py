@@ -142,18 +142,18 @@ def _norm(self: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def iterate(recorder: Recorder, row: Row, model: Any, adamw: torch.optim.Optimizer) -> None:
-    """Run iterations of the loop after which gradients are not yet summed over ranks, and a step.
+    """Run iterations of the loop, each with the optimizer's step where it ends an accumulation.
 
-    What the first leaves behind, gradients and logits, is there in the next one: that matters where a rank keeps the
-    whole gradients of its units until they are summed over ranks, and so there are two iterations then.
+    What an iteration leaves behind, gradients, moments and logits, is there in the next one: that matters where a rank
+    keeps the whole gradients of its units until they are summed over ranks.
     """
     recorder.step = 1
     logits = loss = None
-    for tokens in lengths(row):
+    for tokens, ends in iterations(row):
         ids = torch.ones(row["micro_batch"], tokens, dtype=torch.int64)
         targets = torch.ones_like(ids)
         recorder.phase = FORWARD
-        with model.no_sync() if row["n_gpus"] > 1 else traced.patched():
+        with traced.patched() if ends or row["n_gpus"] == 1 else model.no_sync():
             with torch.autocast("cpu", torch.bfloat16, enabled=mixed(row)):
                 made = model(ids) if row["method"] == "full" else model(ids, lm_head_chunk_size=CHUNK_TOKENS)
             logits = in_fp32(made)
@@ -163,21 +163,27 @@ def iterate(recorder: Recorder, row: Row, model: Any, adamw: torch.optim.Optimiz
             recorder.phase = BACKWARD
             (loss / 8).backward()
             recorder.mark(BACKWARD)
-    recorder.phase = OPTIMIZER
-    if row["n_gpus"] == 1:
-        adamw.step()
-        adamw.zero_grad()
-    recorder.mark(OPTIMIZER)
+        if ends:
+            recorder.phase = OPTIMIZER
+            adamw.step()
+            adamw.zero_grad()
+            recorder.mark(OPTIMIZER)
     del logits, loss
 
 
-def lengths(row: Row) -> list[int]:
-    """Return the tokens of the iterations: the longest sample, and on several GPUs one more.
+def iterations(row: Row) -> list[tuple[int, bool]]:
+    """Return tokens, and whether an accumulation of gradients ends, of the iterations that decide a peak.
 
-    The longest of those that are drawn later is not published: between one token and as many as the longest of all.
-    Half of that is the least wrong; with Llama 2 7B, one sample at a time, it moves the peak by 1 % either way.
+    On one GPU that is the longest sample's. On several it is a later one, and of those the longest is not published:
+    between one token and as many as the longest of all. Half of that is the least wrong; with Llama 2 7B, one sample at
+    a time, it moves the peak by 1 % either way. In full fine-tuning the moments are there too, after the first step.
     """
-    return [row["seq_len"]] if row["n_gpus"] == 1 else [row["seq_len"], row["seq_len"] // 2]
+    longest = row["seq_len"]
+    if row["n_gpus"] == 1:
+        return [(longest, True)]
+    if row["method"] == "full":
+        return [(longest, True), (longest, False), (longest, False)]
+    return [(longest, False), (longest // 2, False)]
 
 
 def loss_of(logits: Any, targets: torch.Tensor) -> torch.Tensor:
