@@ -12,8 +12,9 @@ stream is done.
                 ...
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -196,9 +197,9 @@ class Device:
         wait = next(waits)
         for place, (event, _) in enumerate(tape.events):
             while wait[0] <= place:
-                done = [storage for at, storage in pending if at <= wait[1]]
+                done = [storage for at, storage in pending if at < wait[1]]
                 events += [(storage, -1, tape.births[storage].stream) for storage in done]
-                pending = [one for one in pending if one[0] > wait[1]]
+                pending = [one for one in pending if one[0] >= wait[1]]
                 wait = next(waits)
             birth = tape.births[event if event >= 0 else ~event]
             if not birth.size:
@@ -218,57 +219,44 @@ def rank_of(num_ranks: int) -> Iterator[Device]:
         num_ranks: GPUs of the run.
     """
     device = Device()
-    alloc, free = _flat_param._alloc_storage, _flat_param._free_storage
-    handle_type = _common_utils._FSDPDeviceHandle
-
-    def allocate(tensor: torch.Tensor, size: torch.Size) -> None:
-        before = tensor.untyped_storage().nbytes()
-        alloc(tensor, size)
-        if tensor.untyped_storage().nbytes() != before:
-            device.resized(tensor)
-
-    def release(tensor: torch.Tensor) -> None:
-        before = tensor.untyped_storage().nbytes()
-        free(tensor)
-        if before:
-            device.resized(tensor)
-
-    def same_storage(one: torch.Tensor, other: torch.Tensor) -> bool:
-        return one.untyped_storage()._cdata == other.untyped_storage()._cdata
-
-    def attributes(handle: Any) -> None:
-        device.attributes(handle)
-
-    def shard(handle: Any) -> None:
-        whole = handle.flat_param.data
-        _shard(handle)
-        if not whole.untyped_storage().nbytes():
-            device.resized(whole)
-
-    def handle_of(_: torch.device) -> Any:
-        return handle_type(CPU, device)
-
-    dist.init_process_group("fake", rank=0, world_size=num_ranks, store=FakeStore())
+    is_ours = not dist.is_initialized()  # a test brings real ranks
+    if is_ours:
+        dist.init_process_group("fake", rank=0, world_size=num_ranks, store=FakeStore())
     try:
-        with patched(
-            mock.patch.object(_flat_param, "_alloc_storage", allocate),
-            mock.patch.object(_flat_param, "_free_storage", release),
-            # Fake tensors have no address: they would all be the same.
-            mock.patch.object(_flat_param, "_same_storage", same_storage),
-            mock.patch.object(_flat_param, "_no_dispatch_record_stream", device.record_stream),
-            mock.patch.object(_runtime_utils, "_no_dispatch_record_stream", device.record_stream),
-            mock.patch.object(handle_type, "from_device", handle_of),
-            mock.patch.object(_flat_param.FlatParamHandle, "pre_unshard", _to_device),
-            mock.patch.object(_flat_param.FlatParamHandle, "init_flat_param_attributes", attributes),
-            mock.patch.object(_flat_param.FlatParamHandle, "shard", shard),
-            mock.patch.object(_init_utils, "_move_states_to_device", device.move),
-            mock.patch.object(_init_utils, "_init_param_handle_from_params", device.handle),
-            mock.patch.object(_init_utils, "_check_module_states_for_sync_module_states", _allow),
-            mock.patch.object(torch.Tensor, "pin_memory", lambda tensor, *_: tensor),
-        ):
+        with patched(*_patches(device)):
             yield device
     finally:
-        dist.destroy_process_group()
+        if is_ours:
+            dist.destroy_process_group()
+
+
+def _patches(device: Device) -> Iterator[Any]:
+    """Yield what lets FSDP ask `device` and tell it."""
+    handle, told = _flat_param.FlatParamHandle, _common_utils._FSDPDeviceHandle
+    yield mock.patch.object(told, "from_device", return_value=told(CPU, device))
+    yield mock.patch.object(_flat_param, "_alloc_storage", partial(_told_after, device, _flat_param._alloc_storage))
+    yield mock.patch.object(_flat_param, "_free_storage", partial(_told_after, device, _flat_param._free_storage))
+    # Fake tensors have no address: they would all be the same.
+    yield mock.patch.object(_flat_param, "_same_storage", _same_storage)
+    for module in (_flat_param, _runtime_utils):
+        yield mock.patch.object(module, "_no_dispatch_record_stream", device.record_stream)
+    yield mock.patch.object(handle, "pre_unshard", _to_device)
+    yield mock.patch.object(handle, "init_flat_param_attributes", lambda one: device.attributes(one))
+    yield mock.patch.object(
+        handle, "shard", lambda one: _told_after(device, lambda _: _shard(one), one.flat_param.data)
+    )
+    yield mock.patch.object(_init_utils, "_move_states_to_device", device.move)
+    yield mock.patch.object(_init_utils, "_init_param_handle_from_params", device.handle)
+    yield mock.patch.object(_init_utils, "_check_module_states_for_sync_module_states", _allow)
+    yield mock.patch.object(torch.Tensor, "pin_memory", lambda tensor, *_: tensor)
+
+
+def _told_after(device: Device, call: Callable[..., Any], tensor: torch.Tensor, *arguments: Any) -> None:
+    """Tell `device` if a call gives a tensor's storage another size."""
+    before = tensor.untyped_storage().nbytes()
+    call(tensor, *arguments)
+    if tensor.untyped_storage().nbytes() != before:
+        device.resized(tensor)
 
 
 _pre_unshard = _flat_param.FlatParamHandle.pre_unshard
@@ -290,13 +278,17 @@ def _allow(_: list[torch.Tensor]) -> None:
     """Let tensors of the CPU be sent: here it is the device."""
 
 
+def _same_storage(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.untyped_storage()._cdata == other.untyped_storage()._cdata
+
+
 def _to_device(handle: Any) -> bool:
     """Copy an offloaded shard to the device, as FSDP does where host and device are two.
 
     Here both are the CPU, and FSDP would see that nothing has to move (_flat_param.py, pre_unshard).
     """
     ran: bool = _pre_unshard(handle)
-    if handle._offload_params and not ran:
+    if handle._offload_params and not ran and _same_storage(handle.flat_param, handle.flat_param._local_shard):
         handle.flat_param.data = handle.flat_param.data.clone()
         return True
     return ran

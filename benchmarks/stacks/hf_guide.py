@@ -1,13 +1,16 @@
 """The guide "Performance and Scalability" of transformers, January 2022: the Trainer of 4.16 on torch 1.10 and a V100.
 
 Source: huggingface/transformers, docs/source/performance.mdx; transformers 4.16.2, trainer.py and optimization.py. What
-torch 1.10 did otherwise than the torch that traces: gradients are made zero and kept (zero_grad), and cuBLAS has its
-own workspace outside of torch's allocator.
+torch 1.10 did otherwise than the torch that traces: gradients are made zero and kept (zero_grad), cuBLAS has its own
+workspace outside of torch's allocator, and softmax keeps its input beside its result for the backward
+(derivatives.yaml of 1.10: `_softmax_backward_data(grad, result, dim, self)`, where 1.11 has `self.scalar_type()`).
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -41,7 +44,7 @@ def trace_row(row: Row) -> Tape:
     if row["grad_checkpointing"]:
         model.gradient_checkpointing_enable()
     with ExitStack() as stack:
-        for context in (traced.computing(), autocast.cuda_lists(), _reentrant(), recording := traced.recorder()):
+        for context in (traced.computing(), autocast.cuda_lists(), _torch_1_10(), recording := traced.recorder()):
             stack.enter_context(context)
         traced.fake(model)
         traced.see(recording, model, workspaces=False)
@@ -73,10 +76,36 @@ def _steps(row: Row, model: Any, optimizer: Any, recorder: Recorder) -> None:
     traced.two_steps(recorder, loss_of, update, micro_batches=accumulated, backward=backward)
 
 
+class _Softmax(torch.autograd.Function):
+    """Softmax as torch had it before 1.11."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, dim: int) -> torch.Tensor:
+        """Keep input and result."""
+        out: torch.Tensor = torch.ops.aten._softmax(x, dim, x.dtype == torch.float16)
+        ctx.save_for_backward(x, out)
+        ctx.dim = dim
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        """Read the type of the input alone."""
+        x, out = ctx.saved_tensors
+        return torch.ops.aten._softmax_backward_data(grad, out, ctx.dim, x.dtype), None
+
+
+def _softmax(x: torch.Tensor, dim: int, **_: Any) -> torch.Tensor:
+    out: torch.Tensor = _Softmax.apply(x, dim)
+    return out
+
+
 @contextmanager
-def _reentrant() -> Iterator[None]:
-    """Checkpoint in the way that was the only one."""
-    with mock.patch.object(checkpoint, "checkpoint", partial(checkpoint.checkpoint, use_reentrant=True)):
+def _torch_1_10() -> Iterator[None]:
+    """Checkpoint in the way that was the only one; let softmax keep its input."""
+    with traced.patched(
+        mock.patch.object(checkpoint, "checkpoint", partial(checkpoint.checkpoint, use_reentrant=True)),
+        mock.patch.object(nn.functional, "softmax", _softmax),
+    ):
         yield
 
 
@@ -103,8 +132,15 @@ def _optimizer(row: Row, model: nn.Module) -> Iterator[Any]:
 @contextmanager
 def _without_kernels() -> Iterator[Callable[..., Any]]:
     """Import bitsandbytes' Adam, whose kernels work in place and take nothing."""
-    from bitsandbytes import functional
-    from bitsandbytes.optim.adam import Adam8bit
+    # As soon as it is imported it loads its native library, and asks the card, a V100, what it can.
+    library: Any = ModuleType("bitsandbytes.cextension")
+    library.COMPILED_WITH_CUDA, library.lib = True, mock.MagicMock()
+    with (
+        mock.patch.dict(sys.modules, {library.__name__: library}),
+        mock.patch.object(torch.cuda, "get_device_capability", return_value=(7, 0)),
+    ):
+        from bitsandbytes import functional
+        from bitsandbytes.optim.adam import Adam8bit
 
     def nothing(*_: Any, **__: Any) -> None:
         """Stand in for a kernel; no Mock, which would keep its arguments."""

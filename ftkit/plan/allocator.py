@@ -3,8 +3,9 @@
 The rules are those of torch's c10/cuda/CUDACachingAllocator.cpp, told in its documentation ("Memory management" in
 torch's CUDA notes): sizes are rounded to 512 bytes; requests of at most 1 MiB share 2 MiB segments, those below 10 MiB
 share 20 MiB segments, larger ones get a segment of their own, rounded to 2 MiB; a segment serves the stream that asked
-for it and no other; a free block is found by best fit and split where the rest is worth keeping; neighbours merge when freed; when the device is full, empty segments are handed
-back and the request is tried once more. With expandable segments each pool is one range that grows by whole pages.
+for it and no other; a free block is found by best fit and split where the rest is worth keeping; neighbours merge when
+freed; when the device is full, empty segments are handed back and the request is tried once more. With expandable
+segments each pool is one range that grows by whole pages.
 """
 
 from bisect import bisect_left, insort

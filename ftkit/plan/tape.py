@@ -118,6 +118,7 @@ class Recorder(TorchDispatchMode):
         self.layer: int | None = None
         self._sizes, self._scratch = sizes, scratch
         self._live: dict[int, tuple[weakref.ref[Any], int]] = {}
+        self._elsewhere: dict[int, weakref.ref[Any]] = {}
         self._depth = 0
         self._last: int | None = None
 
@@ -172,14 +173,17 @@ class Recorder(TorchDispatchMode):
     def resized(self, tensor: torch.Tensor) -> None:
         """Write down that a tensor's storage was given another size, which no operator does: the old one has died."""
         storage = tensor.untyped_storage()
-        self.leave(tensor)
+        self._died(storage._cdata)
         if size := storage.nbytes():
             birth = Birth(size, self.phase, self.step, self.micro_batch, self.module, self.layer, op="resize")
             self._born(storage, birth, tensor)
 
     def leave(self, tensor: torch.Tensor) -> None:
         """Write down that a tensor's storage is on the device no longer, such as one that was moved to the host."""
-        self._died(tensor.untyped_storage()._cdata)
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        self._died(key)
+        self._elsewhere[key] = weakref.ref(storage, lambda _: self._elsewhere.pop(key, None))
 
     def number_of(self, tensor: torch.Tensor) -> int | None:
         """Return the number of a tensor's storage on the tape; None: it is not there."""
@@ -199,7 +203,7 @@ class Recorder(TorchDispatchMode):
 
     def _see(self, tensor: torch.Tensor, func: Any, number: int, args: tuple[Any, ...]) -> None:
         storage = tensor.untyped_storage()
-        if storage._cdata in self._live:
+        if storage._cdata in self._live or storage._cdata in self._elsewhere:
             return
         size = storage.nbytes() if self._sizes is None else self._sizes(func.__name__, number, tensor)
         layer = self.layer if self._is_positional else self._inherited(number, args)
@@ -301,6 +305,7 @@ class Recorder(TorchDispatchMode):
                 handle.remove()
             # What dies from here on is no part of the tape; it would go on growing under whoever reads it.
             self._live.clear()
+            self._elsewhere.clear()
 
     def _name_hooks(self, names: dict[nn.Module, str]) -> Iterator[Any]:
         stack: list[str] = []

@@ -73,3 +73,13 @@ def test_reserved_bytes_never_fall_short_of_active_ones_and_all_is_free_in_the_e
 
     assert allocator.active_bytes == 0
     assert allocator.peak_reserved_bytes >= allocator.peak_active_bytes
+
+
+def test_memory_of_one_stream_is_not_given_to_another_with_or_without_expandable_segments():
+    for expandable in (False, True):
+        allocator = CachingAllocator(expandable=expandable)
+        allocator.release(allocator.allocate(20 * MIB, stream=1))
+        allocator.allocate(20 * MIB, stream=1)
+        assert allocator.reserved_bytes == 20 * MIB
+        allocator.allocate(20 * MIB)
+        assert allocator.reserved_bytes == 40 * MIB

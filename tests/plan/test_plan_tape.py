@@ -1,50 +1,37 @@
-"""The recorder's own rules: what autograd adds in place on a GPU, and tensors that hold other tensors."""
+"""What a tape is told that no operator says."""
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.testing._internal.two_tensor import TwoTensor
 
-from ftkit.plan.tape import BACKWARD, FORWARD, Recorder
+from ftkit.plan.tape import Recorder
 
 
-def gradients_of_a_sum(recorder: Recorder) -> torch.Tensor:
-    weight = torch.nn.Parameter(torch.empty(256, 256))
-    with recorder:
-        recorder.phase = FORWARD
-        # Three uses of one weight: its gradient is a sum of three.
-        loss = sum((torch.ones(8, 256) @ weight).sum() for _ in range(3))
-        recorder.phase = BACKWARD
-        assert isinstance(loss, torch.Tensor)
-        loss.backward()
-    assert weight.grad is not None
-    return weight.grad
-
-
-def test_a_sum_of_gradients_lives_where_its_first_summand_lived():
-    with FakeTensorMode():
-        recorder = Recorder()
-        grad = gradients_of_a_sum(recorder)
-        kept = recorder.number_of(grad)
-    assert kept is not None
-    made = [birth for birth in recorder.tape.births if birth.phase == BACKWARD and birth.size == 256 * 256 * 4]
-    assert len(made) == 3  # one of each product, and none of a sum
-    sizes = list(recorder.tape.live_bytes())
-    assert max(sizes) < 3 * 256 * 256 * 4
-
-
-def test_real_and_fake_gradients_are_summed_alike():
-    with FakeTensorMode():
-        recorder = Recorder()
-        gradients_of_a_sum(recorder)
-    real = Recorder()
-    gradients_of_a_sum(real)
-    assert real.tape.peak_bytes() == recorder.tape.peak_bytes()
-
-
-def test_the_tensors_inside_a_tensor_are_seen_and_not_the_one_around_them():
+def test_a_storage_of_another_size_dies_and_is_born_again():
     recorder = Recorder()
-    outer = TwoTensor(torch.ones(64), torch.ones(64))
     with recorder:
-        doubled = outer * 2
-    assert isinstance(doubled, TwoTensor)
-    assert [birth.size for birth in recorder.tape.births] == [64 * 4, 64 * 4]
+        weight = torch.zeros(8)
+        weight.untyped_storage().resize_(0)
+        recorder.resized(weight)
+        weight.untyped_storage().resize_(64)
+        recorder.resized(weight)
+    assert list(recorder.tape.live_bytes()) == [32, 0, 64]
+
+
+def test_what_went_to_the_host_is_not_born_again_when_an_operator_reads_it():
+    recorder = Recorder()
+    with recorder:
+        weight = torch.zeros(8)
+        recorder.leave(weight)
+        view, made = weight.detach(), weight + 1
+    assert list(recorder.tape.live_bytes()) == [32, 0, 32]
+    assert recorder.number_of(view) is None
+    assert recorder.number_of(made) == 1
+
+
+def test_a_birth_belongs_to_the_stream_that_was_asked():
+    recorder = Recorder()
+    with recorder:
+        first = torch.zeros(1)
+        recorder.stream = 3
+        second = torch.zeros(1)
+    assert [birth.stream for birth in recorder.tape.births] == [0, 3]
+    del first, second

@@ -43,7 +43,7 @@ def test_the_page_names_each_groups_worst_row_and_every_row_that_is_missing_with
 
 
 def test_a_row_of_a_stack_that_nobody_wrote_down_has_a_reason():
-    assert "not written down" in stacks.reason_not_traced({"group": "somebody/else"})
+    assert "not written down" in stacks.reason_not_traced({"group": "somebody/else", "framework": "in Fortran"})
 
 
 def test_every_stack_says_its_groups_its_exact_versions_and_reasons_without_its_libraries():

@@ -1,0 +1,101 @@
+"""Any other stack on top of transformers: traced with this project's versions, by what the row says of itself.
+
+A stack with a file of its own does better: its versions differ in what they keep. Here are the Trainer's habits:
+adapters in fp32, gradients clipped, autocast around the model, FSDP as accelerate wraps it.
+"""
+
+from contextlib import ExitStack, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.stacks import Row, autocast, fms, fourbit, fsdp, hf, traced
+from ftkit.plan.tape import LOAD, Recorder, Tape
+
+GROUPS = ("",)
+REQUIREMENTS = ()
+LIBRARIES = ("transformers", "trainer", "trl", "peft", "hf ", "hugging", "accelerate", "swift", "axolotl", "factory")
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+
+
+def reason_not_traced(row: Row) -> str | None:
+    """Return why a row cannot be reproduced, or None."""
+    framework = (row.get("framework") or "").lower()
+    if not any(name in framework for name in LIBRARIES):
+        return f"what its library does is not written down in benchmarks/stacks ({row['group']})"
+    if row["n_gpus"] > 1 and "FSDP1" not in row["parallel"] and "DDP" not in row["parallel"]:
+        return f"its sharding is not traced ({row['parallel']})"
+    if row["torch_compile"]:
+        return "compiled: the compiler decides what is kept"
+    if row["fused_kernels"] not in (None, "none"):
+        return f"fused kernels ({row['fused_kernels']}), which have no form without a GPU"
+    if row["quant"] and "nf4" not in row["quant"]:
+        return f"its quantized layers are not traced ({row['quant']})"
+    return None
+
+
+def trace_row(row: Row) -> Tape | int:
+    """Trace two steps."""
+    model = build(row)
+    with ExitStack() as stack:
+        for context in (
+            traced.computing(),
+            autocast.cuda_lists(),
+            fourbit.unpacking() if row["quant"] else nullcontext(),
+        ):
+            stack.enter_context(context)
+        traced.fake(model)
+        device = None
+        if row["n_gpus"] > 1 and "FSDP" in row["parallel"]:
+            device = stack.enter_context(fsdp.rank_of(row["n_gpus"]))
+        recorder = stack.enter_context(traced.recorder())
+        if device is not None:
+            stack.enter_context(device.told_to(recorder))
+            model = fms.shard(row, model)
+            traced.see_workspaces(recorder)
+            recorder.mark(LOAD)
+        else:
+            traced.see(recorder, model)
+        steps(row, model, recorder)
+    if device is not None and row["metric_class"] not in ("allocated_peak", "active_peak"):
+        return traced.reserved_peak(row, device.allocator_events(recorder.tape))
+    return recorder.tape
+
+
+def build(row: Row) -> Any:
+    """Build the model on `meta`, quantized, with adapters and checkpointing."""
+    base = row["base_dtype"] or ""
+    dtype = torch.float32 if "32" in base else torch.float16 if base == "float16" else torch.bfloat16
+    model = hf.build(row, dtype, "eager" if row["attn_impl"] == "eager" else "sdpa")
+    if row["quant"]:
+        fourbit.quantize(model, compute_dtype=dtype, quant_type="nf4", compress_statistics="double" in row["quant"])
+    if row["grad_checkpointing"]:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model if row["lora_r"] is None else fms.adapt(row, model)
+
+
+def steps(row: Row, model: Any, recorder: Recorder) -> None:
+    """Run two steps, two micro-batches in each where gradients were accumulated."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    name = (row["optimizer"] or "adamw").lower().rpartition(".")[2]
+    kind = next((kind for key, kind in OPTIMIZERS.items() if key in name), torch.optim.AdamW)
+    optimizer: Any = kind(trained, lr=1e-4)
+    half = torch.float16 if "fp16" in row["compute_dtype"] or row["compute_dtype"] == "16-mixed" else torch.bfloat16
+    is_mixed = any(word in row["compute_dtype"].replace("no autocast", "") for word in ("autocast", "mixed"))
+
+    def loss_of() -> torch.Tensor:
+        ids = traced.token_ids(recorder, row)
+        labels = torch.zeros(row["micro_batch"], dtype=torch.int64) if hf.classifies(row) else torch.ones_like(ids)
+        with torch.autocast("cpu", half) if is_mixed else nullcontext():
+            loss: torch.Tensor = model(input_ids=ids, labels=labels).loss
+        return loss
+
+    def update() -> None:
+        clip = getattr(model, "clip_grad_norm_", None)
+        clip(1.0) if clip is not None else nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    accumulated = 2 if row["grad_accum"] not in (1, None, "none") else 1
+    traced.two_steps(recorder, loss_of, update, micro_batches=accumulated)
