@@ -21,11 +21,14 @@ free.
 *stack* is the trace of the row's own stack with its own versions; *ftkit* is `ftkit plan`'s prediction of the same
 configuration in ftkit, whose memory is not the other stack's. Lengths of ms-swift's and of LitGPT's recipe rows are
 caps: both judge the cap, the most that the run can have needed. A row is judged where its card is named and its length
-or its cap is known.
+or its cap is known. Of a row of low confidence the collection itself says that the figure is suspect: the two full
+fine-tunings below cannot have kept AdamW's moments, which their recipe asks for.
 """
 
 
-def page(rows: list[Row], found: dict[str, Any], room: Callable[[Row], int | None]) -> str:
+def page(
+    rows: list[Row], found: dict[str, Any], room: Callable[[Row], int | None], why_nobody: Callable[[Row], str]
+) -> str:
     """Return the page as Markdown."""
     lines = [HEAD.format(context=CUDA_CONTEXT_BYTES // 10**6)]
     lines += ["## Published as out of memory", "", *_head()]
@@ -36,10 +39,16 @@ def page(rows: list[Row], found: dict[str, Any], room: Callable[[Row], int | Non
     lines += [_line(row, found, room) for row in wrong] or ["none"]
     lines += ["", "## Published as fitting, by group", ""]
     lines += [
-        "| group | rows | judged by stack | fit | judged by ftkit | fit | by nobody |",
+        "| group | rows | judged by stack | fit | judged by ftkit | fit | not judged |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     lines += _groups(fitted, found)
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        if not _said(row, found):
+            reasons[why_nobody(row)].append(row["id"])
+    lines += ["", "## Not judged, and why", "", "| reason | rows |", "|---|---|"]
+    lines += [f"| {reason} | {', '.join(ids)} |" for reason, ids in reasons.items()]
     return "\n".join([*lines, ""])
 
 
@@ -59,7 +68,8 @@ def _head() -> list[str]:
 
 def _line(row: Row, found: dict[str, Any], room: Callable[[Row], int | None]) -> str:
     said, space = _said(row, found), room(row)
-    cells = [row["id"], row["model_id"].rsplit("/", 1)[-1], f"{row['method']}, {row['micro_batch']} x {row['seq_len']}"]
+    name = row["id"] + (" (low confidence)" if row["confidence"] == "low" else "")
+    cells = [name, row["model_id"].rsplit("/", 1)[-1], f"{row['method']}, {row['micro_batch']} x {row['seq_len']}"]
     cells += [row["gpu"] or "not said", f"{space / GIB:.2f}" if space else "-"]
     for name in ("stack", "ftkit"):
         one = said.get(name)

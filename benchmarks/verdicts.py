@@ -57,6 +57,17 @@ def judges(row: Row) -> list[str]:
     return names + ([OWN] if own_plan.reason_not_planned(row) is None else [])
 
 
+def why_nobody(row: Row) -> str:
+    """Return why nobody says anything of a row."""
+    if card(row) is None:
+        return "its card is not named, or is not in ftkit's table"
+    if row["seq_len"] is None:
+        return "neither its length nor a cap is known"
+    if judges(row):
+        return "not run"
+    return f"stack: {stacks.reason_not_traced(row)}; ftkit: {own_plan.reason_not_planned(row)}"
+
+
 def judge(name: str, row: Row) -> dict[str, Any]:
     """Return what one judge says of a row: bytes, and whether they fit."""
     from benchmarks.stacks.traced import allocator_events
@@ -137,7 +148,7 @@ def main() -> int:
         return int(trace(arguments) > 0)
     if arguments.command == "child":
         return int(child(arguments.name, arguments.results) > 0)
-    page = verdict_table.page(list(rows(arguments.rows)), read_results(arguments.results), room)
+    page = verdict_table.page(list(rows(arguments.rows)), read_results(arguments.results), room, why_nobody)
     arguments.out.write_text(page, encoding="utf-8")
     return 0
 

@@ -35,6 +35,7 @@ def published(size, micro_batch, **more):
         "gpu": "A100-SXM4-40GB",
         "date": "2023-10-20",
         "value_bytes": None,
+        "confidence": "high",
     } | more
 
 
@@ -65,7 +66,8 @@ def test_the_page_shows_a_run_that_fitted_and_was_called_unfit():
         "7b-1 litgpt": {"reserved_bytes": 2**35, "fits": False},
         "7b-4 litgpt": {"reserved_bytes": 2**36, "fits": False},
     }
-    page = verdict_table.page([fitted, published("7b", 4)], said, room)
+    page = verdict_table.page([fitted, published("7b", 4), published("13b", 1)], said, room, lambda _: "not run")
     assert "| 7b-1 | Llama-2-7b-hf | lora, 1 x 1304 | A100-SXM4-40GB |" in page
     assert "| litgpt/resource-tables | 1 | 1 | 0 | 0 | 0 | 0 |" in page
     assert "| 64.00 | does not fit | - | - | out of memory |" in page
+    assert "| not run | 13b-1 |" in page
