@@ -13,6 +13,7 @@ listed with the reason.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import traceback
@@ -39,6 +40,7 @@ def setup(names: list[str]) -> None:
     for name in names:
         if pins := stacks.load(name).REQUIREMENTS:
             target = INSTALLED / name
+            shutil.rmtree(target, ignore_errors=True)  # pip would leave the metadata of another version beside it
             command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target"]
             subprocess.run([*command, str(target), *pins], check=True)
             print(f"{name}: {', '.join(pins)}")

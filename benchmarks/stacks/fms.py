@@ -20,7 +20,7 @@ REQUIREMENTS = (
     "transformers==4.48.1",
     "peft==0.13.2",
     "bitsandbytes==0.43.3",
-    "accelerate==1.0.1",
+    "accelerate==0.34.2",  # the stack had 1.0.1; what is used of it, utils/operations.py, is the same there
     "tokenizers==0.21.0",
     "huggingface_hub==0.27.1",
 )

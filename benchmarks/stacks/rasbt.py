@@ -23,7 +23,7 @@ def reason_not_traced(row: Row) -> str | None:
     if "vit" in row["model_id"]:
         return "an image model"
     if "ZeRO" in row["parallel"]:
-        return "DeepSpeed's optimizer is not traced: its buckets and flat copies come from another version of it"
+        return "DeepSpeed's own optimizer, with its flat copies and buckets, is not traced"
     return None
 
 
