@@ -19,7 +19,7 @@ from ftkit.hardware import CUDA_CONTEXT_BYTES, recognize_gpu
 from ftkit.plan import cuda
 from ftkit.plan.allocator import replay
 from ftkit.plan.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Recorder, Tape
-from ftkit.plan.timeline import allocator_events, find_peak
+from ftkit.plan.timeline import allocator_events
 
 NCCL_BYTES = 544 * 2**20
 """What a communicator of two GPUs takes beside torch's allocator (measured in NVIDIA/nccl issue 964)."""
@@ -75,7 +75,7 @@ def fake(model: nn.Module) -> None:
     for module in model.modules():
         for table in (module._parameters, module._buffers):
             for name, tensor in list(table.items()):
-                if tensor is not None:
+                if tensor is not None and tensor.device.type == "meta":
                     if id(tensor) not in made:
                         made[id(tensor)] = _fake(tensor)
                     table[name] = made[id(tensor)]  # type: ignore[index]  # one of two tables
@@ -166,7 +166,7 @@ def figure(row: Row, found: Tape | int) -> int:
     if isinstance(found, int):
         return found
     if row["metric_class"] in ("allocated_peak", "active_peak"):
-        return find_peak(found).active_bytes
+        return replay(allocator_events(found)).peak_active_bytes
     reserved = reserved_peak(row, allocator_events(found))
     context = (row["extra_metrics"] or {}).get("nvml_after_cuda_context_MiB", 0) * 2**20
     return reserved + (context if row["metric_class"] == "nvml_device" else 0)

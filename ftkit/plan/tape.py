@@ -4,17 +4,19 @@ The same mode watches fake tensors (a plan) and real ones (a test, a profile), s
 other to the byte. Storages are counted, not tensors: a view has no bytes of its own.
 """
 
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
 
 _DEVICE_OF = torch.ops.prim.device.default
 LOAD, FORWARD, BACKWARD, OPTIMIZER, EVALUATION = "load", "forward", "backward", "optimizer", "evaluation"
@@ -131,6 +133,8 @@ class Recorder(TorchDispatchMode):
         if func is _DEVICE_OF and isinstance(args[0], FakeTensor):
             # Autograd asks for the device of each gradient, two thirds of all calls; the answer needs no dispatch.
             return args[0].fake_device
+        if any(map(_wraps, types)):
+            return NotImplemented  # the tensors inside it are seen when its own code computes with them
         out = func(*args, **(kwargs or {}))
         kind = _KINDS.get(func)
         if kind is None:
@@ -138,17 +142,21 @@ class Recorder(TorchDispatchMode):
         if kind == "free":
             return out
         if kind != "view":
-            self._cost(func, args, out)
-            if self._scratch is not None and (size := self._scratch(func.__name__, args)):
-                self.pass_by(
-                    Birth(size, self.phase, self.step, self.micro_batch, self.module, self.layer, op=func.__name__)
-                )
-        outputs = (out,) if isinstance(out, torch.Tensor) else out
-        if isinstance(outputs, (tuple, list)):
-            for number, tensor in enumerate(outputs):
-                if isinstance(tensor, torch.Tensor):
-                    self._see(tensor, func, number, args)
+            self._work(func, args, out)
+        if func is _ADD and self.phase == BACKWARD and _is_last_reference(args) and _is_from_engine():
+            self._take_over(args[0], out)
+            return out
+        for number, tensor in enumerate(out if isinstance(out, (tuple, list)) else (out,)):
+            if isinstance(tensor, torch.Tensor):
+                self._see(tensor, func, number, args)
         return out
+
+    def _work(self, func: Any, args: tuple[Any, ...], out: Any) -> None:
+        """Write down what an operator costs, and what it holds while it runs."""
+        self._cost(func, args, out)
+        if self._scratch is not None and (size := self._scratch(func.__name__, args)):
+            name = func.__name__
+            self.pass_by(Birth(size, self.phase, self.step, self.micro_batch, self.module, self.layer, op=name))
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -235,6 +243,20 @@ class Recorder(TorchDispatchMode):
             size, self.phase, self.step, self.micro_batch, module, layer, self.is_recomputing, op=func.__name__
         )
         self._born(storage, birth, tensor)
+
+    def _take_over(self, old: torch.Tensor, new: torch.Tensor) -> None:
+        """Let a sum of gradients live where its first summand lived.
+
+        Autograd adds in place where it holds the last reference, but not under a dispatch mode such as this one
+        (torch/csrc/autograd/input_buffer.cpp, can_accumulate_inplace).
+        """
+        entry = self._live.pop(old.untyped_storage()._cdata, None)
+        storage = new.untyped_storage()
+        if entry is None:
+            self._see(new, _ADD, 0, (old,))
+        else:
+            key = storage._cdata
+            self._live[key] = (weakref.ref(storage, lambda _: self._died(key)), entry[1])
 
     @property
     def _is_positional(self) -> bool:
@@ -363,6 +385,33 @@ class Recorder(TorchDispatchMode):
 
         yield layer.register_forward_pre_hook(enter)
         yield layer.register_forward_hook(leave)
+
+
+_ADD = torch.ops.aten.add.Tensor
+
+
+def _is_last_reference(args: tuple[Any, ...]) -> bool:
+    """Return whether the first of two tensors alike is dense and nobody else has its storage."""
+    first, second = args
+    if not isinstance(second, torch.Tensor) or first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    storage = first.untyped_storage()
+    # One reference is the tensor's, one is `storage`.
+    return bool(torch._C._storage_Use_Count(storage._cdata) == 2) and storage.nbytes() == first.nbytes
+
+
+def _is_from_engine() -> bool:
+    """Return whether autograd itself called the operator, and not code that it runs, such as a recomputation."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_code.co_name in ("_fn", "inner"):  # torch's wrappers of every mode
+        frame = frame.f_back
+    return frame.f_code.co_name == "_engine_run_backward"
+
+
+@cache
+def _wraps(kind: type) -> bool:
+    """Return whether tensors of a type hold other tensors, such as torchao's 4-bit ones."""
+    return bool(is_traceable_wrapper_subclass_type(kind))
 
 
 def _dtype_name(tensor: torch.Tensor) -> str:

@@ -1,0 +1,239 @@
+"""torchtune: its own builders, losses, checkpointing, offloading and optimizer hooks; its README's ladder of switches.
+
+Source: pytorch/torchtune, README.md and recipes/full_finetune_single_device.py, lora_finetune_single_device.py.
+
+- The table does not say whether AdamW was the fused one. The switch for checkpointing leaves 24.9 GiB, and weights,
+  gradients, moments and the list of temporaries of the other one alone are 29.9: it was the fused one.
+- Packed batches were masked by flex attention, which keeps what the flash kernel keeps.
+- Most rows were compiled. A compiled layer keeps what the compiler decides; with every layer checkpointed only the
+  layers' inputs are kept, compiled or not, and such rows are traced as if not compiled.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+
+from benchmarks.stacks import Row, packed, traced
+from ftkit.plan.tape import Tape
+
+GROUPS = ("torchtune/README_flags",)
+REQUIREMENTS = (
+    "torchtune==0.4.0",
+    "torchao==0.6.1",
+    "omegaconf==2.3.0",
+    "antlr4-python3-runtime==4.9.3",
+    "tiktoken==0.8.0",
+    "sentencepiece==0.2.0",
+    "blobfile==3.0.0",
+)
+MODEL = re.compile(r"(llama|qwen|gemma|mistral|phi)-?(\d(?:\.\d)?)?\b.*?-(\d+(?:\.\d)?b|mini)")
+"""Family, its version and size in the name of a model, such as llama-3.2-3b."""
+ATTENTION = ("q_proj", "k_proj", "v_proj", "output_proj")
+
+
+def reason_not_traced(row: Row) -> str | None:
+    """Return why a row cannot be reproduced, or None."""
+    if row["n_gpus"] > 1:
+        return f"its sharding is not traced ({row['parallel']})"
+    if row["torch_compile"] and not row["grad_checkpointing"]:
+        return "compiled without checkpointing: the compiler decides what is kept"
+    if "not named" in row["optimizer"] or "not stated" in row["optimizer"]:
+        return f"its optimizer is not known ({row['optimizer']})"
+    return None
+
+
+def trace_row(row: Row) -> Tape:
+    """Trace two steps of the recipe."""
+    from torchtune import training
+
+    with traced.recording() as recorder, computing_of_the_time():
+        model = build(row)
+        offloading = training.get_act_offloading_ctx_manager(model, "activations" in (row["offload"] or ""))
+        traced.see(recorder, nn.Module())  # the model was made under the recorder, and is on the tape
+        update = optimizer(row, model)
+        loss_of = loss_step(row, model, offloading, lambda: traced.token_ids(recorder, row))
+        traced.two_steps(recorder, loss_of, update)
+    return recorder.tape
+
+
+@contextmanager
+def computing_of_the_time() -> Iterator[None]:
+    """Answer what torchtune would ask of CUDA, or read from values."""
+    from torchtune.models import llama3_1
+    from torchtune.training import _activation_offloading as offloading
+
+    scaled = llama3_1._position_embeddings.Llama3ScaledRoPE
+
+    with traced.patched(
+        mock.patch.object(offloading, "torch", _TorchWithAHost()),
+        mock.patch.object(torch.Tensor, "record_stream", return_value=None),
+        mock.patch.object(scaled, "apply_scaling", lambda _, frequencies, *__: frequencies),
+    ):
+        yield
+
+
+class _TorchWithAHost:
+    """torch, as activation offloading sees it: what it copies to the host is no storage of the device."""
+
+    cuda = SimpleNamespace(
+        default_stream=lambda: _Stream(), Stream=lambda: _Stream(), stream=lambda _: traced.patched()
+    )
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    @staticmethod
+    def empty_like(tensor: torch.Tensor, **_: Any) -> "_HostTensor":
+        return _HostTensor(tensor.shape, tensor.stride(), tensor.dtype)
+
+
+class _Stream:
+    """A stream of which only the order of what is asked matters here."""
+
+    def wait_stream(self, other: "_Stream") -> None:
+        """Wait."""
+
+    def wait_event(self, event: None) -> None:
+        """Wait."""
+
+    def record_event(self) -> None:
+        """Return no event."""
+
+
+class _HostTensor:
+    """A tensor in the host's memory."""
+
+    def __init__(self, shape: torch.Size, stride: tuple[int, ...], dtype: torch.dtype) -> None:
+        """Keep what it takes to bring it back."""
+        self._made = shape, stride, dtype
+
+    def copy_(self, tensor: torch.Tensor, non_blocking: bool = False) -> None:
+        """Take over the values."""
+
+    def to(self, *_: Any, **__: Any) -> torch.Tensor:
+        """Return a tensor on the device."""
+        shape, stride, dtype = self._made
+        return torch.empty_strided(shape, stride, dtype=dtype)
+
+
+def build(row: Row) -> Any:
+    """Build a row's model in bf16, with its adapters and its checkpointing; inside `recording`."""
+    from torchtune import modules, training
+    from torchtune.modules.peft import get_adapter_params, set_trainable_params
+
+    make, fields = builder(row)
+    with training.set_default_dtype(torch.bfloat16):
+        model = make(**fields)
+    if row["method"] != "full":
+        set_trainable_params(model, get_adapter_params(model))
+    if row["grad_checkpointing"]:
+        training.set_activation_checkpointing(model, auto_wrap_policy={modules.TransformerSelfAttentionLayer})
+    return model.train()
+
+
+def builder(row: Row) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Return torchtune's builder of a row's model, and its arguments; such as `lora_llama3_2_3b`."""
+    from importlib import import_module
+
+    found = MODEL.search(row["model_id"].rsplit("/", 1)[-1].lower())
+    if found is None:
+        raise ValueError(f"torchtune has no builder for {row['model_id']}")
+    family = f"{found[1]}{(found[2] or '').replace('.', '_')}"
+    name = f"{family}_{found[3].replace('.', '_')}"
+    module = import_module(f"torchtune.models.{family}")
+    if row["method"] == "full":
+        return getattr(module, name), {}
+    named = row["lora_target_modules"]
+    every = named.startswith("all")
+    fields = {
+        "lora_attn_modules": [one for one in ATTENTION if every or one in named],
+        "apply_lora_to_mlp": every or "mlp" in named,
+        "lora_rank": row["lora_r"],
+        "lora_alpha": 2 * row["lora_r"],
+    }
+    return getattr(module, f"lora_{name}"), fields | {"quantize_base": row["method"] == "qlora"}
+
+
+def loss_step(row: Row, model: Any, offloading: Any, tokens: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    """Return what the recipe calls its loss step, with the multiplication by the number of tokens after it."""
+    from torchtune.modules.loss import CEWithChunkedOutputLoss
+
+    compute: Any = nn.CrossEntropyLoss()
+    if "Chunked" in row["loss_head"]:
+        compute = CEWithChunkedOutputLoss()
+        if row["torch_compile"]:
+            compute.compute_cross_entropy = compiled_cross_entropy
+        model.set_num_output_chunks(compute.num_output_chunks)
+    ignored = torch.full((row["micro_batch"], 1), compute.ignore_index)
+
+    def loss_of() -> torch.Tensor:
+        ids = tokens()
+        labels = torch.ones_like(ids)
+        places = torch.ones_like(ids) if "packed" in row["seq_kind"] else None
+        count = (labels != compute.ignore_index).sum()
+        with offloading:
+            logits = model(ids, input_pos=places)
+        labels = torch.hstack((labels[..., 1:], ignored))
+        if not isinstance(logits, list):
+            logits, labels = logits.reshape(-1, logits.size(-1)), labels.reshape(-1)
+        loss = compute(logits, labels)
+        del logits
+        return loss * count
+
+    return loss_of
+
+
+class _CompiledCrossEntropy(torch.autograd.Function):
+    """Summed cross-entropy as torch.compile makes it: one kernel over the logits, another for their gradient.
+
+    The forward keeps the logits as they are and two fp32 numbers a token, the largest logit and the logarithm of the
+    sum; no fp32 copy of the logits exists (torch/_functorch/partitioners.py, min-cut over the joint graph).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the sum over tokens."""
+        largest, total = (torch.empty(len(logits), 1, dtype=torch.float32) for _ in range(2))
+        ctx.save_for_backward(logits, labels, largest, total)
+        return torch.empty((), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Return the gradient of the logits."""
+        return torch.empty_like(ctx.saved_tensors[0]), None
+
+
+def compiled_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, normalize: bool = False) -> torch.Tensor:
+    """Stand in for CEWithChunkedOutputLoss.compute_cross_entropy after `torch.compile`."""
+    del normalize
+    loss: torch.Tensor = _CompiledCrossEntropy.apply(logits, labels)
+    return loss
+
+
+def optimizer(row: Row, model: Any) -> Callable[[], None]:
+    """Return the update that follows the backward: none where the optimizer runs in the backward."""
+    from torchtune import training
+
+    def make(parameters: Any) -> torch.optim.Optimizer:
+        if "Paged" in row["optimizer"]:
+            return packed.PagedAdamW(parameters)
+        return torch.optim.AdamW(parameters, lr=2e-5, fused=True)
+
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if "in_bwd" in row["optimizer"]:
+        training.register_optim_in_bwd_hooks(model=model, optim_dict={one: make([one]) for one in trained})
+        return lambda: None
+    adamw = make(trained)
+
+    def update() -> None:
+        training.scale_grads(model, torch.ones(()))
+        adamw.step()
+        adamw.zero_grad(set_to_none=True)
+
+    return update

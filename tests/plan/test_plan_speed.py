@@ -1,0 +1,45 @@
+"""How long a phase takes: the slower of host and GPU, or both on a CPU."""
+
+from collections import Counter
+
+import pytest
+
+from ftkit.plan.speed import Device, step_time
+from ftkit.plan.tape import FORWARD, OPTIMIZER, OpKey, Tape
+
+GPU = Device(fp32_flops=1e12, half_flops=1e13, bandwidth=1e11, host_seconds=1e-5, is_asynchronous=True)
+SMALL: OpKey = ("add", 0, 1000, "bfloat16")
+LARGE: OpKey = ("mm", 10**10, 1000, "bfloat16")
+
+
+def seconds(device: Device, **counts: dict[OpKey, int]) -> float:
+    tape = Tape(costs={(phase, 2, None): Counter(counter) for phase, counter in counts.items()})
+    return step_time(tape, device, 1, 1).seconds
+
+
+def test_many_small_operators_wait_for_the_host():
+    assert seconds(GPU, **{FORWARD: {SMALL: 1000}}) == pytest.approx(1000 * 1e-5)
+
+
+def test_the_host_hides_behind_large_operators():
+    # A millisecond each on the device, a hundredth of it on the host; the small ones between them cost nothing more.
+    assert seconds(GPU, **{FORWARD: {LARGE: 100, SMALL: 1000}}) == pytest.approx(100 * 1e-3, rel=1e-3)
+
+
+def test_a_cpu_asks_and_computes_one_after_the_other():
+    cpu = Device(1e12, 1e13, 1e11, 1e-5, is_asynchronous=False)
+    assert seconds(cpu, **{FORWARD: {LARGE: 100}}) == pytest.approx(100 * (1e-3 + 1e-5))
+
+
+def test_phases_follow_each_other_and_the_layers_of_one_phase_run_together():
+    layers = {
+        (FORWARD, 2, 0): Counter({LARGE: 10}),
+        (FORWARD, 2, 1): Counter({SMALL: 900}),
+        (OPTIMIZER, 2, None): Counter({SMALL: 100}),
+    }
+    # Forward: the device's 10 ms hide 9.1 ms of the host; the optimizer's 1 ms comes after it.
+    assert step_time(Tape(costs=dict(layers)), GPU, 1, 1).seconds == pytest.approx(11e-3, rel=1e-2)
+
+
+def test_a_list_of_parameters_is_one_kernel():
+    assert seconds(GPU, **{OPTIMIZER: {("_fused_foreach_add", 0, 1000, "float32"): 1000}}) == pytest.approx(1e-5)

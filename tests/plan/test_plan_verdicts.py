@@ -1,0 +1,73 @@
+"""A handful of published answers: LitGPT's LoRA on an A100 with 40 GB (tutorials/resource-tables.md, October 2023)."""
+
+import pytest
+
+from benchmarks import own_plan, verdict_table
+from benchmarks.verdicts import card, judges, room
+from ftkit.hardware import CUDA_CONTEXT_BYTES, find_gpu
+
+LLAMA = {"arch_class": "LlamaForCausalLM", "vocab": 32000}
+SIZES = {
+    "7b": {"hidden": 4096, "layers": 32, "heads": 32, "kv_heads": 32, "intermediate": 11008},
+    "13b": {"hidden": 5120, "layers": 40, "heads": 40, "kv_heads": 40, "intermediate": 13824},
+}
+
+
+def published(size, micro_batch, **more):
+    return {
+        "id": f"{size}-{micro_batch}",
+        "group": "litgpt/resource-tables",
+        "model_id": f"meta-llama/Llama-2-{size}-hf",
+        "arch": LLAMA | SIZES[size],
+        "method": "lora",
+        "lora_r": 8,
+        "lora_target_modules": "query,value (lora_query, lora_value of fused attn)",
+        "base_dtype": "bfloat16",
+        "quant": None,
+        "compute_dtype": "bf16-true (no autocast)",
+        "optimizer": "torch.optim.AdamW",
+        "micro_batch": micro_batch,
+        "seq_len": 1304,
+        "grad_checkpointing": False,
+        "torch_compile": False,
+        "offload": "none",
+        "n_gpus": 1,
+        "gpu": "A100-SXM4-40GB",
+        "date": "2023-10-20",
+        "value_bytes": None,
+        "confidence": "high",
+    } | more
+
+
+@pytest.mark.parametrize(("size", "micro_batch", "fits"), [("7b", 1, True), ("7b", 2, True), ("13b", 2, False)])
+def test_the_planner_answers_as_the_published_run_did(size, micro_batch, fits):
+    row = published(size, micro_batch)
+    assert own_plan.judge(row, find_gpu("a100-40gb"))["fits"] is fits
+
+
+def test_a_card_is_found_in_the_words_of_the_tables_and_leaves_room_less_the_context():
+    row = published("7b", 1)
+    assert room(row) == find_gpu("a100-40gb").memory_bytes - CUDA_CONTEXT_BYTES
+    assert card(row | {"gpu": "2x RTX 3090"}) == find_gpu("rtx3090")
+    assert card(row | {"gpu": "A100 (80GB implied)"}) == find_gpu("a100-80gb")
+    assert room(row | {"gpu": None}) is None
+
+
+def test_its_stack_and_ftkit_both_judge_what_both_can_say_and_nobody_a_card_without_a_name():
+    row = published("7b", 1)
+    assert judges(row) == ["litgpt", "ftkit"]
+    assert judges(row | {"torch_compile": True, "offload": "activations"}) == ["litgpt"]
+    assert judges(row | {"gpu": None}) == []
+
+
+def test_the_page_shows_a_run_that_fitted_and_was_called_unfit():
+    fitted = published("7b", 1, value_bytes=21_300_000_000)
+    said = {
+        "7b-1 litgpt": {"reserved_bytes": 2**35, "fits": False},
+        "7b-4 litgpt": {"reserved_bytes": 2**36, "fits": False},
+    }
+    page = verdict_table.page([fitted, published("7b", 4), published("13b", 1)], said, room, lambda _: "not run")
+    assert "| 7b-1 | Llama-2-7b-hf | lora, 1 x 1304 | A100-SXM4-40GB |" in page
+    assert "| litgpt/resource-tables | 1 | 1 | 0 | 0 | 0 | 0 |" in page
+    assert "| 64.00 | does not fit | - | - | out of memory |" in page
+    assert "| not run | 13b-1 |" in page
