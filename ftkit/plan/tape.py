@@ -156,6 +156,7 @@ class Recorder(TorchDispatchMode):
         self._cost(func, args, out)
         if self._scratch is not None and (size := self._scratch(func.__name__, args)):
             name = func.__name__
+            self._add_cost(self.layer, (f"{name} scratch", 0, 2 * size, ""))  # written once and read once
             self.pass_by(Birth(size, self.phase, self.step, self.micro_batch, self.module, self.layer, op=name))
 
     @classmethod
@@ -451,6 +452,8 @@ def _flops(name: str, args: tuple[Any, ...]) -> int:
     if name in ("mm", "bmm", "addmm", "baddbmm"):
         left, right = (args[0], args[1]) if name in ("mm", "bmm") else (args[1], args[2])
         return 2 * int(left.numel()) * int(right.shape[-1])
+    if name.startswith("gemm_4bit"):  # the input, the packed weight, the weight's shape (bitsandbytes/_ops.py)
+        return 2 * int(args[0].numel()) * int(args[2][0])
     if "scaled_dot_product" in name:
         backward = "backward" in name
         query, key = (args[1], args[2]) if backward else (args[0], args[1])

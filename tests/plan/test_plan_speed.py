@@ -4,6 +4,9 @@ from collections import Counter
 
 import pytest
 
+from ftkit.config import DataConfig, Lora, ModelConfig, Qlora, RunConfig
+from ftkit.plan.place import find_place
+from ftkit.plan.predict import predict
 from ftkit.plan.speed import Device, step_time
 from ftkit.plan.tape import FORWARD, OPTIMIZER, OpKey, Tape
 
@@ -43,3 +46,15 @@ def test_phases_follow_each_other_and_the_layers_of_one_phase_run_together():
 
 def test_a_list_of_parameters_is_one_kernel():
     assert seconds(GPU, **{OPTIMIZER: {("_fused_foreach_add", 0, 1000, "float32"): 1000}}) == pytest.approx(1e-5)
+
+
+def test_four_bits_compute_as_much_as_sixteen_and_take_longer():
+    run = RunConfig(task="causal-lm", model=ModelConfig(name="tinyllama-1.1b"), data=DataConfig(max_length=256))
+    plain, unpacking = (
+        predict(run.model_copy(update={"method": one}), find_place("rtx3090")) for one in (Lora(), Qlora())
+    )
+
+    # The same products; a 4-bit weight is unpacked for each of them.
+    plain_flops = plain.model_flops_utilization * plain.step_seconds
+    assert unpacking.model_flops_utilization * unpacking.step_seconds == pytest.approx(plain_flops, rel=0.01)
+    assert unpacking.step_seconds > plain.step_seconds

@@ -52,8 +52,8 @@ def test_what_lies_between_two_predictions_is_as_much_as_traced_or_up_to_a_tenth
 
     # A sequence alone has no padding mask: at the lower end it is missing.
     assert 0.99 <= middle.peak_active_bytes / traced[4].peak_active_bytes < 1.1
-    # Seconds of launches and of arithmetic cross over somewhere in between, and rounding may go either way.
-    assert 0.98 <= middle.step_seconds / traced[4].step_seconds < 1.3
+    # Launches and arithmetic cross over somewhere in between; a sequence alone launches nothing for a mask.
+    assert 0.95 <= middle.step_seconds / traced[4].step_seconds < 1.3
     assert middle.tokens_per_second == pytest.approx(
         traced[4].tokens_per_second * traced[4].step_seconds / middle.step_seconds
     )
