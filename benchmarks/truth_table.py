@@ -80,7 +80,7 @@ def _head() -> list[str]:
         "below, and with this project's torch; the files in `benchmarks/stacks` say in code what each stack did. No",
         "constant is fitted.",
         "",
-        "An allocated peak is that of live tensors. A reserved peak is what the model of torch's caching allocator",
+        "An allocated peak is that of live blocks. A reserved peak is what the model of torch's caching allocator",
         "comes to when it is given the births and deaths of those tensors, each on its stream. It hands cached memory",
         "back when the card is full: the card's memory less a context (400 MB) and, with several GPUs, less one",
         "communicator of NCCL (544 MiB, NVIDIA/nccl issue 964). These runs did fit, so no prediction is beyond that.",
