@@ -9,8 +9,6 @@ the seconds of one forward, backward and optimizer step in benchmarks/speed_rank
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -21,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import stacks  # noqa: E402  # found from the line above
 from benchmarks.stacks import Row  # noqa: E402
-from benchmarks.truth import INSTALLED, keep, read_results  # noqa: E402
+from benchmarks.truth import keep, read_results  # noqa: E402
 from benchmarks.verdicts import card, rows  # noqa: E402
 from ftkit.plan.tape import OPTIMIZER, Tape  # noqa: E402
 
@@ -82,11 +80,7 @@ def trace(arguments: argparse.Namespace) -> int:
     for name in [arguments.stack] if arguments.stack else stacks.names():
         chosen = [row for row in rows([arguments.rows]) if stacks.stack_of(row) == name and table_of(row)]
         if chosen:
-            paths = [str(INSTALLED / name), str(ROOT), os.environ.get("PYTHONPATH", "")]
-            environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
-            command = [sys.executable, "-W", "ignore", __file__, "child", name, str(arguments.results)]
-            text = "\n".join(map(json.dumps, chosen))
-            failed += subprocess.run(command, input=text, text=True, env=environment, check=False).returncode != 0
+            failed += not stacks.run_child(__file__, name, chosen, arguments.results)
     return failed
 
 
@@ -94,9 +88,7 @@ def child(name: str, results: Path) -> None:
     """Time the rows that come in."""
     from ftkit.plan.speed import gpu_device, step_time
 
-    stack = stacks.load(name)
-    for hidden in getattr(stack, "HIDDEN", ()):
-        sys.modules[hidden] = None  # type: ignore[assignment]  # how Python is told that there is no such module
+    stack = stacks.enter(name)
     for row in map(json.loads, sys.stdin.read().splitlines()):
         tape, gpu = stack.trace_row(usual(row)), card(row)
         assert gpu is not None

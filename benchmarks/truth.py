@@ -12,7 +12,6 @@ listed with the reason.
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -70,11 +69,7 @@ def trace(arguments: argparse.Namespace) -> int:
             if arguments.only in row["id"] and stacks.stack_of(row) == name and stacks.reason_not_traced(row) is None
         ]
         if chosen:
-            paths = [str(INSTALLED / name), str(ROOT), os.environ.get("PYTHONPATH", "")]
-            environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
-            command = [sys.executable, __file__, "child", name, str(arguments.results)]
-            text = "\n".join(map(json.dumps, chosen))
-            failed += subprocess.run(command, input=text, text=True, env=environment, check=False).returncode != 0
+            failed += not stacks.run_child(__file__, name, chosen, arguments.results)
     return failed
 
 
@@ -82,9 +77,7 @@ def child(name: str, results: Path) -> int:
     """Trace the rows that come in; return how many failed."""
     from benchmarks.stacks.traced import figure
 
-    stack = stacks.load(name)
-    for hidden in getattr(stack, "HIDDEN", ()):
-        sys.modules[hidden] = None  # type: ignore[assignment]  # how Python is told that there is no such module
+    stack = stacks.enter(name)
     versions = {pin.partition("==")[0]: metadata.version(pin.partition("==")[0]) for pin in stack.REQUIREMENTS}
     failed = 0
     known: dict[str, int] = {}

@@ -12,9 +12,7 @@ ftkit.hardware).
 
 import argparse
 import json
-import os
 import re
-import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
@@ -26,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import own_plan, stacks, verdict_table  # noqa: E402  # found from the line above
 from benchmarks.stacks import Row  # noqa: E402
-from benchmarks.truth import INSTALLED, keep, read_results  # noqa: E402
+from benchmarks.truth import keep, read_results  # noqa: E402
 from ftkit.hardware import CUDA_CONTEXT_BYTES, GIB, Gpu, recognize_gpu  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "verdicts.jsonl"
@@ -96,19 +94,14 @@ def trace(arguments: argparse.Namespace) -> int:
     for name in [arguments.stack] if arguments.stack else [*stacks.names(), OWN]:
         chosen = [row for row in rows(arguments.rows) if arguments.only in row["id"] and name in judges(row)]
         if chosen:
-            paths = [str(INSTALLED / name), str(ROOT), os.environ.get("PYTHONPATH", "")]
-            environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
-            command = [sys.executable, "-W", "ignore", __file__, "child", name, str(arguments.results)]
-            text = "\n".join(map(json.dumps, chosen))
-            failed += subprocess.run(command, input=text, text=True, env=environment, check=False).returncode != 0
+            failed += not stacks.run_child(__file__, name, chosen, arguments.results)
     return failed
 
 
 def child(name: str, results: Path) -> int:
     """Judge the rows that come in; return how many failed."""
     if name != OWN:
-        for hidden in getattr(stacks.load(name), "HIDDEN", ()):
-            sys.modules[hidden] = None  # type: ignore[assignment]  # how Python is told that there is no such module
+        stacks.enter(name)
     failed = 0
     for row in map(json.loads, sys.stdin.read().splitlines()):
         try:

@@ -13,11 +13,20 @@ whoever asks for its groups and reasons need not have them.
 """
 
 import importlib
+import json
+import os
 import pkgutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 Row = dict[str, Any]
+ROOT = Path(__file__).resolve().parents[2]
+INSTALLED = ROOT / "runs" / "truth"
+"""Where `truth.py setup` puts each stack's versions."""
 
 
 def names() -> list[str]:
@@ -28,6 +37,29 @@ def names() -> list[str]:
 def load(name: str) -> ModuleType:
     """Return the file of a stack."""
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def run_child(script: str, name: str, rows: Sequence[Row], results: Path) -> bool:
+    """Run a script's `child NAME RESULTS` over rows, in a process that finds the versions of a stack first.
+
+    Returns:
+        Whether it succeeded.
+    """
+    if name in names() and load(name).REQUIREMENTS and not (INSTALLED / name).is_dir():
+        sys.exit(f"the versions of {name} are not installed; first: python benchmarks/truth.py setup")
+    paths = [str(INSTALLED / name), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-W", "ignore", script, "child", name, str(results)]
+    text = "\n".join(map(json.dumps, rows))
+    return subprocess.run(command, input=text, text=True, env=environment, check=False).returncode == 0
+
+
+def enter(name: str) -> ModuleType:
+    """Return the file of a stack, in the process that traces it: what it must not find is hidden from here on."""
+    stack = load(name)
+    for hidden in getattr(stack, "HIDDEN", ()):
+        sys.modules[hidden] = None  # type: ignore[assignment]  # how Python is told that there is no such module
+    return stack
 
 
 def stack_of(row: Row) -> str | None:
