@@ -152,7 +152,8 @@ class _Writer:
             if storage in self.names:
                 self.new.events.append((~self.names.pop(storage), layer))
             return
-        self.names[storage] = self._born(replace(birth, size=math.ceil(birth.size * factor)), layer)
+        scaled = birth if factor == 1.0 else replace(birth, size=math.ceil(birth.size * factor))
+        self.names[storage] = self._born(scaled, layer)
         if storage in self.changes.gradients:
             self.live_gradients.add(storage)
 

@@ -80,7 +80,9 @@ def share_out(tape: Tape, config: RunConfig, precision: str, place: Place, num_t
     """
     ranks = place.num_devices
     if not uses_deepspeed(config):
-        changes = Changes(before_update=[FP32 * _largest_bucket(tape)] if ranks > 1 else [])
+        if ranks == 1:
+            return Sharing(tape)
+        changes = Changes(before_update=[FP32 * _largest_bucket(tape)])
         # A ring sends each element twice but for one share; gradients are fp32.
         return Sharing(rewrite(tape, changes), wire_bytes=2 * (ranks - 1) / ranks * FP32 * num_trainable)
     sizes = tape_sizes(tape)
