@@ -9,15 +9,17 @@ Dimension letters: B batch, T token.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from ftkit.config import BatchConfig
-from ftkit.data import TokenSplit
 from ftkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ftkit.data import TokenSplit
 
 Indices = npt.NDArray[np.int64]
 
@@ -144,7 +146,7 @@ def cut(lengths: Indices, config: BatchConfig, world_size: int) -> list[list[Ind
     return ranks
 
 
-def collate(split: TokenSplit, rows: Indices, pad_token_id: int, device: torch.device) -> MicroBatch:
+def collate(split: "TokenSplit", rows: Indices, pad_token_id: int, device: torch.device) -> MicroBatch:
     """Return sequences as tensors, padded on the right to the longest of them.
 
     Args:

@@ -1,7 +1,10 @@
 """What the system says of this process's memory; a figure that cannot be taken is None."""
 
+import contextlib
+import gc
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +16,18 @@ if TYPE_CHECKING:
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _MOST_ENTRIES = 100_000
 """Allocations and releases that a snapshot remembers, the last ones; torch says "several KB" for each."""
+
+
+@contextlib.contextmanager
+def quiet_collector() -> Iterator[None]:
+    """Keep the cycle collector from freeing tensors at moments of its own."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def peak_resident_bytes() -> int | None:

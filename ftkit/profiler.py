@@ -24,7 +24,7 @@ from ftkit.distributed import ProcessContext, joined, precision_name, resolve_pr
 from ftkit.engine import Engine, build_engine, wants_deepspeed
 from ftkit.gguf import as_safetensors
 from ftkit.hardware import device_flops
-from ftkit.memory import Snapshot
+from ftkit.memory import Snapshot, quiet_collector
 from ftkit.meter import Meter, MeteredEngine, gather, memory_figures
 from ftkit.model import build_model, count_parameters, set_training, trainable_parameters
 from ftkit.plan.architectures import NUM_LABELS
@@ -35,7 +35,6 @@ from ftkit.plan.trace import (
     batch_tensors,
     layer_names,
     make_batches,
-    quiet_collector,
     record_steps,
     see_model,
 )

@@ -13,9 +13,9 @@ from ftkit import results
 from ftkit.batching import MicroBatch
 from ftkit.counted import timeline
 from ftkit.engine import Engine
-from ftkit.memory import Snapshot
+from ftkit.memory import Snapshot, quiet_collector
 from ftkit.plan.tape import LOAD, Recorder
-from ftkit.plan.trace import WatchedEngine, batch_tensors, layer_names, quiet_collector, see_model
+from ftkit.plan.trace import WatchedEngine, batch_tensors, layer_names, see_model
 from ftkit.records import TimelineLine
 
 

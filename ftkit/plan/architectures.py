@@ -92,8 +92,11 @@ def shallow(config: RunConfig, architecture: Any, *, exact: bool = False) -> Dep
     flags = checkpointed_layers(num_layers, config.model.gradient_checkpointing)
     types = getattr(architecture, "layer_types", None) or [None] * num_layers
     adapted = config.method.layers if isinstance(config.method, Lora) else None
+    # What every recomputation takes, such as the positions, dies with the first layer that recomputes.
+    first = flags.index(True) if any(flags) else 0
     kinds: list[Hashable] = [
-        (types[number], flags[number], adapted is None or number in adapted) for number in range(num_layers)
+        (types[number], flags[number], 0 < number == first, adapted is None or number in adapted)
+        for number in range(num_layers)
     ]
     kept = list(range(num_layers)) if exact else keep_layers(kinds)
     small = copy.deepcopy(architecture)

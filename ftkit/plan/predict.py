@@ -12,7 +12,7 @@ import torch
 
 from ftkit.batching import count_steps
 from ftkit.config import RunConfig
-from ftkit.model import build_empty_model, trainable_parameters
+from ftkit.model import build_empty_model
 from ftkit.plan import formula, zero
 from ftkit.plan.allocator import replay
 from ftkit.plan.architectures import Depth, find_architecture, shallow
@@ -20,7 +20,7 @@ from ftkit.plan.place import Place
 from ftkit.plan.speed import StepTime, step_time
 from ftkit.plan.tape import LOAD, Tape
 from ftkit.plan.timeline import Peak, allocator_events, find_peak
-from ftkit.plan.trace import Shape, UntraceableModelError, layer_names, trace
+from ftkit.plan.trace import Shape, UntraceableModelError, count_weights, trace
 from ftkit.plan.unroll import NotAlikeError, unroll
 from ftkit.records import Prediction
 from ftkit.units import format_bytes
@@ -88,6 +88,12 @@ class Counts:
     trainable: int
     load_bytes: int
 
+    @classmethod
+    def of(cls, weights: dict[int | None, tuple[int, int]], dtype: torch.dtype) -> "Counts":
+        """Add up what `trace.count_weights` found."""
+        total, trainable = map(sum, zip(*weights.values(), strict=True))
+        return cls(total, trainable, total * dtype.itemsize)
+
 
 def predict(
     config: RunConfig,
@@ -120,14 +126,14 @@ def predict(
         precision = place.resolve_precision(config.model.precision)
         sequences = sequences or Sequences.unseen(config)
         shape = plan_shape(config, place.num_devices, sequences)
-        counts = count_weights(config, architecture, DTYPES[precision])
         steps = num_steps(config, sequences.num)
         try:
             tape, basis = _known_tape(
                 config, architecture, precision, shape, place, exact, {} if tapes is None else tapes
             )
         except UntraceableModelError as error:
-            return _by_formula(config, architecture, precision, shape, place, counts, str(error), steps)
+            return _by_formula(config, architecture, precision, shape, place, str(error), steps)
+    counts = Counts.of(tape.weights, DTYPES[precision])
     sharing = zero.share_out(tape, config, precision, place, counts.trainable)
     on_cuda = place.device_type == "cuda"
     peak = find_peak(sharing.tape) if on_cuda else find_peak(sharing.tape, int)
@@ -159,12 +165,13 @@ def _by_formula(  # noqa: PLR0913  # what a traced prediction has too
     precision: str,
     shape: Shape,
     place: Place,
-    counts: Counts,
     why: str,
     steps: int | None,
 ) -> Prediction:
     """Predict memory, not speed, for a model whose code cannot be traced."""
-    itemsize = DTYPES[precision].itemsize
+    dtype = DTYPES[precision]
+    counts = Counts.of(count_weights(build_empty_model(config, architecture, dtype), {}), dtype)
+    itemsize = dtype.itemsize
     parts = formula.breakdown(
         config, architecture, shape.batch, shape.length, itemsize, (counts.total, counts.trainable)
     )
@@ -203,23 +210,6 @@ def plan_shape(config: RunConfig, world_size: int, sequences: Sequences | None =
     batch = config.batch.micro_batch_size if limit is None else max(1, limit // sequences.longest)
     batch = min(batch or 1, share)
     return Shape(batch, sequences.longest, math.ceil(share / batch), is_padded=not sequences.are_equal and batch > 1)
-
-
-def count_weights(config: RunConfig, architecture: Any, dtype: torch.dtype) -> Counts:
-    """Count the weights of the deep model from a shallow one."""
-    depth = shallow(config, architecture)
-    model = build_empty_model(depth.config, depth.architecture, dtype)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    trainable = sum(parameter.numel() for parameter in trainable_parameters(model).values())
-    missing = len(depth.kinds) - len(depth.kept)
-    if missing:
-        layers = {number: model.get_submodule(name) for name, number in layer_names(model).items()}
-        place = {depth.kinds[number]: layers[index] for index, number in enumerate(depth.kept)}
-        left = [place[kind] for number, kind in enumerate(depth.kinds) if number not in set(depth.kept)]
-        rest = [parameter for layer in left for parameter in layer.parameters()]
-        total += sum(parameter.numel() for parameter in rest)
-        trainable += sum(parameter.numel() for parameter in rest if parameter.requires_grad)
-    return Counts(total, trainable, total * dtype.itemsize)
 
 
 def disk_bytes(counts: Counts, itemsize: int) -> int:

@@ -67,6 +67,7 @@ class Tape:
         marks: (position in `events`, name): the ends of phases.
         costs: (phase, step, layer) to how often each operator ran.
         recomputed_flops: step to the FLOPs of forwards that ran again during its backward.
+        weights: layer, or None for outside the layers, to (all weights, those that train).
     """
 
     births: list[Birth] = field(default_factory=list)
@@ -74,6 +75,7 @@ class Tape:
     marks: list[tuple[int, str]] = field(default_factory=list)
     costs: dict[tuple[str, int, int | None], Counter[OpKey]] = field(default_factory=dict)
     recomputed_flops: Counter[int] = field(default_factory=Counter)
+    weights: dict[int | None, tuple[int, int]] = field(default_factory=dict)
 
     def live_bytes(self, round_to: Callable[[int], int] = int) -> Iterator[int]:
         """Yield the live bytes after each event; `round_to` is what the allocator makes of a request."""
@@ -106,6 +108,7 @@ class Recorder(TorchDispatchMode):
         sizes: Callable[[str, int, torch.Tensor], int] | None = None,
         scratch: Callable[[str, tuple[Any, ...]], int] | None = None,
         device_type: str | None = None,
+        call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any] | None = None,
     ) -> None:
         """Start an empty tape.
 
@@ -114,13 +117,14 @@ class Recorder(TorchDispatchMode):
                 this one would make it larger or smaller; None: as they are.
             scratch: (operator, arguments) to the bytes that it needs while it runs; None: nothing.
             device_type: whose storages are written down, such as `cuda`; None: those of any device.
+            call: runs an operator; None: torch does.
         """
         super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.tape = Tape()
         self.phase, self.step, self.micro_batch, self.stream = LOAD, 0, 0, 0
         self.module = ""
         self.layer: int | None = None
-        self._sizes, self._scratch, self._device_type = sizes, scratch, device_type
+        self._sizes, self._scratch, self._device_type, self._call = sizes, scratch, device_type, call
         self._live: dict[int, tuple[weakref.ref[Any], int]] = {}
         self._elsewhere: dict[int, weakref.ref[Any]] = {}
         self._depth = 0
@@ -135,7 +139,7 @@ class Recorder(TorchDispatchMode):
             return args[0].fake_device
         if any(map(_wraps, types)):
             return NotImplemented  # the tensors inside it are seen when its own code computes with them
-        out = func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {})) if self._call is None else self._call(func, args, kwargs or {})
         kind = _KINDS.get(func)
         if kind is None:
             kind = _KINDS[func] = _kind(func)
@@ -173,7 +177,7 @@ class Recorder(TorchDispatchMode):
             layers: module name of a layer to its number, which its tensors get.
         """
         for name, tensor in tensors:
-            layer = next((number for prefix, number in (layers or {}).items() if name.startswith(f"{prefix}.")), None)
+            layer = layer_named(name, layers or {})
             storage = tensor.untyped_storage()
             entry = self._live.get(storage._cdata)
             if self._is_elsewhere(tensor):
@@ -386,6 +390,11 @@ class Recorder(TorchDispatchMode):
 
         yield layer.register_forward_pre_hook(enter)
         yield layer.register_forward_hook(leave)
+
+
+def layer_named(name: str, layers: dict[str, int]) -> int | None:
+    """Return the number of the layer whose module's name begins a name; None: none."""
+    return next((number for prefix, number in layers.items() if name.startswith(f"{prefix}.")), None)
 
 
 _ADD = torch.ops.aten.add.Tensor

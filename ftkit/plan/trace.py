@@ -7,9 +7,9 @@ Dimension letters: B batch, T token.
 """
 
 import contextlib
-import gc
 import traceback
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +24,11 @@ from ftkit.distributed import ProcessContext
 from ftkit.engine.plain import PlainEngine
 from ftkit.errors import ModelError
 from ftkit.hardware import Gpu
+from ftkit.memory import quiet_collector
 from ftkit.model import build_empty_model, set_training
-from ftkit.plan import cuda
+from ftkit.plan import cuda, remembered
 from ftkit.plan.fake import hidden_tensors, materialize, taken_for_fake
-from ftkit.plan.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Recorder, Tape
+from ftkit.plan.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Recorder, Tape, layer_named
 from ftkit.plan.visits import Visits
 from ftkit.plan.zero import partitions_weights
 
@@ -114,6 +115,25 @@ def layer_names(model: nn.Module) -> dict[str, int]:
     return {f"{name}.{number}": number for number in range(len(longest))}
 
 
+def count_weights(model: nn.Module, layers: dict[str, int]) -> dict[int | None, tuple[int, int]]:
+    """Count the weights of a model on `meta`, where 4-bit ones are not packed yet.
+
+    Args:
+        model: as `build_empty_model` returns it.
+        layers: module name of a layer to its number.
+
+    Returns:
+        Layer, or None for outside the layers, to (all weights, those that train).
+    """
+    total: Counter[int | None] = Counter()
+    trainable: Counter[int | None] = Counter()
+    for name, parameter in model.named_parameters():
+        layer = layer_named(name, layers)
+        total[layer] += parameter.numel()
+        trainable[layer] += parameter.numel() if parameter.requires_grad else 0
+    return {layer: (count, trainable[layer]) for layer, count in total.items()}
+
+
 def record_steps(engine: Any, micro_batches: Sequence[MicroBatch], recorder: Recorder, num_steps: int = 2) -> Tape:
     """Run `train_step` under a recorder that is already active.
 
@@ -170,13 +190,16 @@ def trace(  # noqa: PLR0913  # what decides a step
         dtype = torch.bfloat16  # as many bytes; torch's loss scaler reads a flag back, unless the optimizer is fused
 
     def run(tensors: ValuelessTensors) -> Tape:
-        model = materialize(build_empty_model(config, architecture, dtype), tensors.mode, tensors.process.device)
+        model = build_empty_model(config, architecture, dtype)
         layers = layer_names(model)
+        weights = count_weights(model, layers)
+        materialize(model, tensors.mode, tensors.process.device)
         for name, recomputes in zip(layers, checkpointed or (), strict=False):
             # What set_checkpointing sets (transformers.modeling_layers.GradientCheckpointingLayer).
             vars(model.get_submodule(name))["gradient_checkpointing"] = recomputes
         on_cuda = device_type == "cuda"
-        recorder = Recorder(cuda.storage_size, cuda.scratch_size) if on_cuda else Recorder()
+        recorder = Recorder(cuda.storage_size, cuda.scratch_size, call=tensors.call) if on_cuda else Recorder()
+        recorder.tape.weights = weights
         with contextlib.ExitStack() as stack:
             for context in (quiet_collector(), tensors.mode, taken_for_fake(), cuda.unpacked_batches()):
                 stack.enter_context(context)
@@ -215,10 +238,12 @@ class ValuelessTensors:
     Attributes:
         process: whose device they say that they are on.
         mode: the mode or device in which they are made.
+        call: runs an operator on them; None: torch does.
     """
 
     process: ProcessContext
     mode: Any
+    call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any] | None = None
 
 
 def fake_tensors() -> ValuelessTensors:
@@ -228,7 +253,7 @@ def fake_tensors() -> ValuelessTensors:
 
 def meta_tensors() -> ValuelessTensors:
     """Return the kind that is on no device."""
-    return ValuelessTensors(MetaProcess(), torch.device("meta"))
+    return ValuelessTensors(MetaProcess(), torch.device("meta"), remembered.call)
 
 
 def workspaces(gpu: Gpu | None) -> list[tuple[str, torch.Tensor]]:
@@ -275,18 +300,6 @@ def batch_tensors(micro_batches: Sequence[MicroBatch]) -> list[tuple[str, torch.
         for number, micro_batch in enumerate(micro_batches)
         for name, tensor in [*micro_batch.inputs().items(), ("labels", micro_batch.labels)]
     ]
-
-
-@contextlib.contextmanager
-def quiet_collector() -> Iterator[None]:
-    """Keep the cycle collector from freeing tensors at moments of its own."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _explain(name: str, error: BaseException) -> str:

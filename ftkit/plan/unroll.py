@@ -111,6 +111,8 @@ def unroll(tape: Tape, kept: Sequence[int], kinds: Sequence[Hashable]) -> Tape:
             for name in marks.get(run, ()):
                 deep.tape.marks.append((len(deep.tape.events), name))
     deep.tape.costs = _costs(tape, templates)
+    deep.tape.weights = {layer: weights for layer, weights in tape.weights.items() if layer is None}
+    deep.tape.weights |= {layer: tape.weights[template] for layer, template in enumerate(templates)}
     return deep.tape
 
 

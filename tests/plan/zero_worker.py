@@ -8,10 +8,11 @@ import torch
 
 from ftkit.distributed import ProcessContext, join, leave
 from ftkit.engine import build_engine
+from ftkit.memory import quiet_collector
 from ftkit.model import set_training
 from ftkit.plan.tape import LOAD, Recorder, Tape
 from ftkit.plan.timeline import find_peak
-from ftkit.plan.trace import batch_tensors, layer_names, make_batches, quiet_collector, record_steps, see_model
+from ftkit.plan.trace import batch_tensors, layer_names, make_batches, record_steps, see_model
 from tests.plan.zero_cases import SETS, Case
 
 
