@@ -146,7 +146,7 @@ def predict(
     host = place.num_devices * (CUDA_HOST_BYTES + counts.load_bytes + sharing.host_bytes if on_cuda else process)
     time = step_time(tape, place.device(precision), shape.num_micro_batches, _traced(shape))
     pinned = sharing.pinned_bytes * place.num_devices
-    reason = _reason(place, fits, max(reserved, peak.active_bytes), host, pinned)
+    reason = _reason(place, fits, peak, reserved, host, pinned)
     return Prediction(
         basis=basis,
         fits=reason is None,
@@ -178,7 +178,8 @@ def _by_formula(  # noqa: PLR0913  # what a traced prediction has too
     peak = Peak(parts.total_bytes, parts, "backward", 2, "", None)
     process = _process_bytes(config, place, peak, peak.active_bytes, None, counts)
     host = place.num_devices * (CUDA_HOST_BYTES + counts.load_bytes if place.device_type == "cuda" else process)
-    reason = _reason(place, peak.active_bytes <= place.memory_bytes - place.context_bytes, peak.active_bytes, host, 0)
+    fits = peak.active_bytes <= place.memory_bytes - place.context_bytes
+    reason = _reason(place, fits, peak, peak.active_bytes, host, 0)
     return Prediction(
         basis=f"by formula (Korthikanti et al. 2022): {why}",
         fits=reason is None,
@@ -331,10 +332,14 @@ def _speed_figures(
     }
 
 
-def _reason(place: Place, fits: bool, reserved: int, host: int, pinned: int) -> str | None:
+def _reason(place: Place, fits: bool, peak: Peak, reserved: int, host: int, pinned: int) -> str | None:
     if not fits:
-        need, have = format_bytes(reserved + place.context_bytes), format_bytes(place.memory_bytes)
-        return f"needs {need} of the {have} of {place.name}"
+        need = format_bytes(max(reserved, peak.active_bytes) + place.context_bytes)
+        have = f"the {format_bytes(place.memory_bytes)} of {place.name}"
+        weights = peak.breakdown.parameter_bytes
+        if weights > place.memory_bytes - place.context_bytes:
+            return f"its weights alone are {format_bytes(weights)}, more than {have}; with the rest it needs {need}"
+        return f"needs {need} of {have}"
     if place.ram_bytes is not None and host > place.ram_bytes:
         return f"needs {format_bytes(host)} of host memory, and there are {format_bytes(place.ram_bytes)}"
     if place.locked_bytes is not None and pinned > place.locked_bytes:
