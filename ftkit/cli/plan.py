@@ -140,9 +140,10 @@ def _time_rows(prediction: "Prediction") -> list[tuple[str, str]]:
             f"{prediction.step_seconds:.3g} s a step, {format_count(prediction.tokens_per_second)} tokens/s",
         )
     ]
+    time = "give --samples, the number of training sequences"
     if prediction.num_steps is not None and prediction.total_seconds is not None:
-        rows.append(("time, at best", f"{format_seconds(prediction.total_seconds)} for {prediction.num_steps} steps"))
-    return rows
+        time = f"{format_seconds(prediction.total_seconds)} for {prediction.num_steps} steps"
+    return [*rows, ("time, at best", time)]
 
 
 def _show_cures(config: "RunConfig", place: "Place", sequences: "Sequences | None") -> None:
