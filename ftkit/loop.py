@@ -23,7 +23,7 @@ from ftkit.errors import CheckpointError, DivergedError, DoesNotFitError
 from ftkit.evaluate import evaluate
 from ftkit.job import Job, Progress, Reporter, Window, prepare
 from ftkit.memory import Snapshot
-from ftkit.meter import gather, memory_figures
+from ftkit.meter import gather, memory_figures, planned_utilization
 from ftkit.model import set_training
 from ftkit.optim import learning_rate_at
 from ftkit.records import (
@@ -247,13 +247,16 @@ def _resume(job: Job) -> Progress:
 
 
 def _measure(job: Job, progress: Progress) -> Measurement:
-    device = job.engine.device
+    device, speed = job.engine.device, progress.speed()
+    name, precision = results.device_name(device), precision_name(job.engine.dtype)
     return Measurement(
-        device=results.device_name(device),
+        device=name,
         **memory_figures(gather(job.meter, job.process), device),
+        disk_bytes=results.written_bytes(job.folder),
         num_parameters=job.num_parameters,
         num_trainable_parameters=job.num_trainable_parameters,
-        **progress.speed(),
+        model_flops_utilization=planned_utilization(job.prediction, speed.get("tokens_per_second"), name, precision),
+        **speed,
     )
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ftkit import memory
 from ftkit.distributed import ProcessContext
-from ftkit.records import PhaseMeasurement
+from ftkit.hardware import device_flops
+from ftkit.records import PhaseMeasurement, Prediction
 
 if TYPE_CHECKING:
     import torch
@@ -172,6 +173,39 @@ def memory_figures(ranks: list[RankPeaks], device: "torch.device") -> dict[str, 
         "host_bytes": sum(host for host in hosts if host is not None) if all(hosts) else None,
         "phases": tuple(phase for rank in ranks for phase in rank.phases),
     }
+
+
+def known_flops(device: str, precision: str, prediction: Prediction | None) -> float | None:
+    """Return a device's dense FLOP/s: the table's, or of a CPU what the plan timed; None where neither says it.
+
+    Args:
+        device: by name.
+        precision: `fp16`, `bf16` or `fp32`.
+        prediction: of the run on this device.
+    """
+    if device == "cpu" and prediction is not None:
+        return prediction.device_flops
+    return device_flops(device, precision)
+
+
+def planned_utilization(
+    prediction: Prediction | None, tokens_per_second: float | None, device: str, precision: str
+) -> float | None:
+    """Return the model FLOPs utilization of a job: its tokens a second by those at the device's peak (Chowdhery 2022).
+
+    Args:
+        prediction: knows the FLOPs of a token, in sequences of the plan's length.
+        tokens_per_second: real ones, of the whole job.
+        device: by name.
+        precision: `fp16`, `bf16` or `fp32`.
+
+    Returns:
+        A share; None where one of these is not known.
+    """
+    if prediction is None or known_flops(device, precision, prediction) is None:
+        return None
+    rate, share = prediction.tokens_per_second, prediction.model_flops_utilization
+    return tokens_per_second / rate * share if tokens_per_second and rate and share else None
 
 
 class MeteredEngine:

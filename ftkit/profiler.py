@@ -23,9 +23,8 @@ from ftkit.counted import CountedPeak, model_flops, phase_peaks, timeline
 from ftkit.distributed import ProcessContext, joined, precision_name, resolve_precision
 from ftkit.engine import Engine, build_engine, wants_deepspeed
 from ftkit.gguf import as_safetensors
-from ftkit.hardware import device_flops
 from ftkit.memory import Snapshot, quiet_collector
-from ftkit.meter import Meter, MeteredEngine, gather, memory_figures
+from ftkit.meter import Meter, MeteredEngine, gather, known_flops, memory_figures
 from ftkit.model import build_model, count_parameters, set_training, trainable_parameters
 from ftkit.plan.architectures import NUM_LABELS
 from ftkit.plan.predict import plan_shape
@@ -105,10 +104,11 @@ def profile_run(
         seconds = _time(engine, meter, config, shape, num_warmup, num_timed)
         ranks = gather(meter, process)
         measurement = _measurement(memory_figures(ranks, process.device), _all_ranks(counted, process), process)
+        peak = known_flops(results.device_name(process.device), precision_name(dtype), prediction)
         measurement = measurement.model_copy(
             update={**_speed_figures(shape, process, seconds), "num_parameters": counts[0],
                     "num_trainable_parameters": counts[1],
-                    "model_flops_utilization": _utilization(counted.model_flops, seconds, dtype, process.device)}
+                    "model_flops_utilization": _utilization(counted.model_flops, seconds, peak)}
         )  # fmt: skip
         if log:
             log.write(
@@ -240,9 +240,8 @@ def _speed_figures(shape: Shape, process: ProcessContext, seconds: list[float]) 
     }
 
 
-def _utilization(flops: int, seconds: list[float], dtype: torch.dtype, device: torch.device) -> float | None:
+def _utilization(flops: int, seconds: list[float], peak: float | None) -> float | None:
     """Return the share of the device's peak that the model's own FLOPs took; None where the peak is not known."""
-    peak = device_flops(results.device_name(device), precision_name(dtype))
     return None if peak is None or not flops else flops / statistics.median(seconds) / peak
 
 

@@ -57,7 +57,7 @@ class Figures(Record):
     host_bytes: int | None = None
     """Host memory of all ranks of one node."""
     disk_bytes: int | None = None
-    """What a run writes."""
+    """What a run keeps in its folder: checkpoints and the result."""
     num_parameters: int | None = None
     num_trainable_parameters: int | None = None
     step_seconds: float | None = None
@@ -82,6 +82,8 @@ class Prediction(Figures):
     """Tokens of the longest sequence."""
     budget_bytes: int | None = None
     """What the device has."""
+    device_flops: float | None = None
+    """The dense FLOP/s of the device in the precision: of the table, or as this machine's CPU was timed."""
     context_bytes: int | None = None
     """What the driver takes of it for one process."""
     fits: bool | None = None

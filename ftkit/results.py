@@ -90,6 +90,13 @@ def save_model(engine: Engine, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
+def written_bytes(folder: Path) -> int:
+    """Return what a run has written into its folder: the checkpoints that are kept, the result, the record."""
+    roots = [folder / name for name in (RECORD, CONFIG, CHECKPOINTS, MODEL)]
+    files = [file for root in roots for file in (root.rglob("*") if root.is_dir() else [root])]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def write_card(folder: Path, config: RunConfig, record: RunRecord, label_names: Labels, pad_token_id: int) -> None:
     """Write the model card: what it is, how it scores, how to load it.
 

@@ -140,10 +140,7 @@ class PlainEngine:
         for number, gradient in enumerate(gradients, start=1):
             bucket.append(gradient)
             if number == len(gradients) or sum(one.numel() for one in bucket) >= BUCKET_ELEMENTS:
-                flat = torch.cat([one.flatten() for one in bucket])
-                distributed.all_reduce(flat)
-                for one, part in zip(bucket, flat.split([one.numel() for one in bucket]), strict=True):
-                    one.copy_(part.view_as(one))
+                _sum_bucket(bucket)
                 bucket = []
 
     def _publish(self) -> None:
@@ -152,6 +149,14 @@ class PlainEngine:
             for name, master in self._masters.items():
                 if self._parameters[name] is not master:
                     self._parameters[name].copy_(master)
+
+
+def _sum_bucket(bucket: list[torch.Tensor]) -> None:
+    """Sum tensors over ranks as one; it is gone before the next bucket is made."""
+    flat = torch.cat([one.flatten() for one in bucket])
+    distributed.all_reduce(flat)
+    for one, part in zip(bucket, flat.split([one.numel() for one in bucket]), strict=True):
+        one.copy_(part.view_as(one))
 
 
 def _is_fused(optimizer: torch.optim.Optimizer) -> bool:

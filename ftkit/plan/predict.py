@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ftkit.batching import count_steps
-from ftkit.config import RunConfig
+from ftkit.config import Lora, RunConfig
 from ftkit.model import build_empty_model
 from ftkit.plan import formula, zero
 from ftkit.plan.allocator import replay
@@ -151,7 +151,7 @@ def predict(
         basis=basis,
         fits=reason is None,
         reason=reason,
-        **_size_figures(steps, shape, place, precision, counts),
+        **_size_figures(config, steps, shape, place, precision, counts),
         **_memory_figures(place, peak, reserved, process, host),
         pinned_bytes=pinned,
         nvme_bytes=sharing.nvme_bytes * place.num_devices,
@@ -184,7 +184,7 @@ def _by_formula(  # noqa: PLR0913  # what a traced prediction has too
         basis=f"by formula (Korthikanti et al. 2022): {why}",
         fits=reason is None,
         reason=reason,
-        **_size_figures(steps, shape, place, precision, counts),
+        **_size_figures(config, steps, shape, place, precision, counts),
         **_memory_figures(place, peak, peak.active_bytes, process, host),
     )
 
@@ -213,9 +213,13 @@ def plan_shape(config: RunConfig, world_size: int, sequences: Sequences | None =
     return Shape(batch, sequences.longest, math.ceil(share / batch), is_padded=not sequences.are_equal and batch > 1)
 
 
-def disk_bytes(counts: Counts, itemsize: int) -> int:
-    """Return what a run writes: two checkpoints (masters and moments in fp32) and the result in the compute dtype."""
-    return counts.trainable * (2 * 12 + itemsize)
+def disk_bytes(config: RunConfig, counts: Counts, itemsize: int) -> int:
+    """Return what a run keeps: two checkpoints (masters and moments in fp32), the best masters, and the result.
+
+    The result is in the compute dtype: the adapters where there are some, else all weights.
+    """
+    result = counts.trainable if isinstance(config.method, Lora) else counts.total
+    return counts.trainable * (2 * 12 + 4) + result * itemsize
 
 
 def _known_tape(  # noqa: PLR0913  # the parts of a key
@@ -280,7 +284,9 @@ def _with_wire(time: StepTime, sharing: zero.Sharing, place: Place) -> StepTime:
     return StepTime(time.seconds + sharing.wire_bytes / link + sharing.offload_seconds, time.flops)
 
 
-def _size_figures(steps: int | None, shape: Shape, place: Place, precision: str, counts: Counts) -> dict[str, Any]:
+def _size_figures(  # what decides them
+    config: RunConfig, steps: int | None, shape: Shape, place: Place, precision: str, counts: Counts
+) -> dict[str, Any]:
     return {
         "device": place.name,
         "budget_bytes": place.memory_bytes,
@@ -291,7 +297,7 @@ def _size_figures(steps: int | None, shape: Shape, place: Place, precision: str,
         "sequence_length": shape.length,
         "num_parameters": counts.total,
         "num_trainable_parameters": counts.trainable,
-        "disk_bytes": disk_bytes(counts, DTYPES[precision].itemsize),
+        "disk_bytes": disk_bytes(config, counts, DTYPES[precision].itemsize),
         "num_steps": steps,
     }
 
@@ -328,6 +334,7 @@ def _speed_figures(
         "step_seconds": time.seconds,
         "samples_per_second": sequences / time.seconds,
         "tokens_per_second": sequences * shape.length / time.seconds,
+        "device_flops": peak_flops,
         "model_flops_utilization": time.flops / time.seconds / peak_flops,
     }
 

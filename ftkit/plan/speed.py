@@ -2,7 +2,9 @@
 
 An operator takes as long as its arithmetic at the device's peak or its bytes at the device's bandwidth, whichever is
 longer. A GPU is asked for it beforehand: the host goes on while the device computes, and a phase takes as long as the
-slower of the two, so a small model waits for Python. A CPU does both itself, one after the other. These are upper
+slower of the two, so a small model waits for Python. A CPU does both itself, one after the other; there, operators that
+compute much for each byte without being products of matrices (dropout draws a random number, a softmax takes
+exponentials) are timed one by one, as the products are. These are upper
 bounds of the speed: real kernels reach half to nine tenths of them, so a prediction orders configurations rather than
 promising a time. No constant here is fitted to a prediction.
 """
@@ -11,8 +13,9 @@ import functools
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -26,6 +29,8 @@ LAUNCH_SECONDS = 5e-6
 """What asking a GPU for a kernel costs beside: a call of the driver."""
 _MATRIX, _COPIED_BYTES, _LAUNCHES, _ROUNDS = 512, 2**24, 200, 6
 """What a CPU is timed with: past the caches of a small core, and a fifth of a second in all."""
+_ROWS, _COLUMNS, _OPERATOR_ROUNDS = 2**12, 2**8, 3
+"""What each operator of `_operators` is timed with, in another fifth of a second."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Device:
         bandwidth: bytes per second of its memory.
         host_seconds: what an operator costs whoever asks for it.
         is_asynchronous: whether it computes while the host asks for more.
+        rates: name and dtype of an operator to the bytes per second that it moves, where that is not the bandwidth.
     """
 
     fp32_flops: float
@@ -44,6 +50,7 @@ class Device:
     bandwidth: float
     host_seconds: float
     is_asynchronous: bool
+    rates: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,14 +73,14 @@ def gpu_device(gpu: Gpu, precision: str) -> Device:
 
 @functools.cache
 def cpu_device(num_threads: int) -> Device:
-    """Return the speed of this machine's CPU as it is now, measured in a fifth of a second.
+    """Return the speed of this machine's CPU as it is now, measured in less than half a second.
 
     Args:
         num_threads: of one rank.
 
     Returns:
-        The rate of a product of matrices in fp32 and bf16, of a copy, and of a small operator; the best of some rounds,
-        since others may be at work.
+        The rate of a product of matrices in fp32 and bf16, of a copy, of a small operator, and of those that are slower
+        than a copy; the best of some rounds, since others may be at work.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
@@ -83,9 +90,14 @@ def cpu_device(num_threads: int) -> Device:
         target, small = torch.ones_like(source), torch.ones(8)
         bandwidth = 2 * _COPIED_BYTES / _best_seconds(lambda: target.copy_(source))
         launch = _best_seconds(lambda: [small.add(1.0) for _ in range(_LAUNCHES)]) / _LAUNCHES
+        rates = {
+            (operator, str(dtype).removeprefix("torch.")): min(bandwidth, _operator_rate(overload, arguments))
+            for dtype in (torch.float32, torch.bfloat16)
+            for operator, overload, arguments in _operators(dtype)
+        }
     finally:
         torch.set_num_threads(before)
-    return Device(fp32, half, bandwidth, launch, False)
+    return Device(fp32, half, bandwidth, launch, False, rates)
 
 
 def _matmul_flops(dtype: torch.dtype) -> float:
@@ -94,12 +106,48 @@ def _matmul_flops(dtype: torch.dtype) -> float:
     return float(2 * _MATRIX**3 / _best_seconds(lambda: left @ right))
 
 
-def _best_seconds(work: Callable[[], object]) -> float:
+def _operators(dtype: torch.dtype) -> list[tuple[str, Any, tuple[Any, ...]]]:
+    """Return what does more than move bytes: name, overload and arguments."""
+    aten = torch.ops.aten
+    one = torch.full((_ROWS, _COLUMNS), 0.5, dtype=dtype)
+    means = torch.zeros(_ROWS, 1, dtype=dtype)
+    return [
+        ("bernoulli_", aten.bernoulli_.float, (one.clone(), 0.5)),
+        ("_softmax", aten._softmax.default, (one, -1, False)),
+        ("_safe_softmax", aten._safe_softmax.default, (one, -1)),
+        ("_softmax_backward_data", aten._softmax_backward_data.default, (one, one, -1, dtype)),
+        ("_log_softmax", aten._log_softmax.default, (one, -1, False)),
+        ("gelu", aten.gelu.default, (one,)),
+        ("gelu_backward", aten.gelu_backward.default, (one, one)),
+        ("silu", aten.silu.default, (one,)),
+        ("silu_backward", aten.silu_backward.default, (one, one)),
+        ("tanh", aten.tanh.default, (one,)),
+        ("where", aten.where.self, (one > 0, one, one)),
+        ("native_layer_norm", aten.native_layer_norm.default, (one, [_COLUMNS], None, None, 1e-5)),
+        (
+            "native_layer_norm_backward",
+            aten.native_layer_norm_backward.default,
+            (one, one, [_COLUMNS], means, means + 1, None, None, [True, False, False]),
+        ),
+    ]
+
+
+def _operator_rate(overload: Any, arguments: tuple[Any, ...]) -> float:
+    """Return the bytes per second of an operator, counted as a tape counts them: what it is given and what it makes."""
+    made = overload(*arguments)
+    touched = [*arguments, *(made if isinstance(made, tuple) else (made,))]
+    moved = sum(one.nbytes for one in touched if isinstance(one, torch.Tensor))
+    return moved / _best_seconds(lambda: overload(*arguments), _OPERATOR_ROUNDS)
+
+
+def _best_seconds(work: Callable[[], object], rounds: int = _ROUNDS) -> float:
+    # One thread's own clock stands still while others have the core.
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     best = math.inf
-    for _ in range(_ROUNDS):
-        begin = time.perf_counter()
+    for _ in range(rounds):
+        begin = clock()
         work()
-        best = min(best, time.perf_counter() - begin)
+        best = min(best, clock() - begin)
     return best
 
 
@@ -134,7 +182,8 @@ def _phase_time(counter: Counter[OpKey], device: Device) -> StepTime:
     computing = asking = total = 0.0
     for (name, flops, moved, dtype), count in counter.items():
         peak = device.half_flops if dtype in ("bfloat16", "float16") else device.fp32_flops
-        computing += count * max(flops / peak, moved / device.bandwidth)
+        rate = device.rates.get((name.partition(".")[0], dtype), device.bandwidth)
+        computing += count * max(flops / peak, moved / rate)
         # One kernel serves a whole list of parameters.
         asking += 0.0 if name.startswith("_fused") else count * device.host_seconds
         total += count * flops

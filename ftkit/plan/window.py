@@ -368,10 +368,15 @@ class Window:
         """Copy the bucket in the order of its owners, unless it is one gradient that needs no padding, and sum."""
         size = FP32 * sum(self._padded(weight) for weight in self._gradients)
         is_alone = len(self._gradients) == 1 and self._gradients[0].numel % self._limits.ranks == 0
-        sizes = [size] * (self._limits.copies + (not is_alone))
+        flat = None if is_alone else self._storages.born(size)
+        self._pass_by(*[size] * self._limits.copies)
         largest = max(self._padded(weight) for weight in self._gradients) // self._limits.ranks
-        sizes += [FP32 * largest] * self._limits.sums_come + [FP64 * largest] * self._limits.norms_early
-        self._pass_by(*sizes)
+        self._pass_by(
+            *[FP32 * largest] * self._limits.sums_come,
+            *[FP64 * largest] * self._limits.norms_early,
+        )
+        if flat is not None:
+            self._storages.died(flat)
         self._gradients.clear()
         self._filled = 0
 

@@ -5,11 +5,15 @@ and, at stage 3, the weights. Per rank, with P_t trained elements, P all element
 ranks (deepspeed/runtime/{bf16_optimizer, zero/stage_1_and_2, zero/stage3}.py, as allocated by 0.19):
 
     stage 1   flat weights c P_t, fp32 gradient sums 4 P_t, fp32 masters 4 P_t / W, half gradients c P_t until the step
-    stage 2   flat weights c P_t, fp32 masters 4 P_t / W, a gradient buffer of the partition, sums 4 P_t / W, the bucket
+    stage 2   flat weights c P_t, fp32 masters 4 P_t / W, the bucket in each backward, and from the first reduction of a
+              step, which comes when the bucket is full or the backward at its end, to the update, sums 4 P_t / W
     stage 3   weights c P / W, masters 4 P_t / W, sums 4 P_t / W, the bucket in fp32, a window of gathered weights
     moments   8 P_t / W from the first step on, in all of them
 
 Offloading moves masters, moments and sums into host memory, and offloaded parameters' share too; nvme moves them on.
+Below stage 3 the sums of half gradients stay on the device all the same, and the host holds a copy of them. At
+stage 1 a run that is offloaded or not in bf16 has the optimizer of stage 2, which then keeps whole gradients until the
+last micro-batch.
 """
 
 import math
@@ -21,8 +25,8 @@ from ftkit.config import RunConfig
 from ftkit.ds_config import Sizes, deepspeed_dict, read_template
 from ftkit.engine.plain import BUCKET_ELEMENTS
 from ftkit.plan.place import Place
-from ftkit.plan.rewrite import Changes, rewrite
-from ftkit.plan.tape import Birth, Tape
+from ftkit.plan.rewrite import Changes, Reduction, rewrite
+from ftkit.plan.tape import FORWARD, Birth, Tape
 from ftkit.plan.timeline import kinds
 from ftkit.plan.visits import GRADIENT, Visit
 from ftkit.plan.window import FP32, FP64, Limits, Storages, Weight, Window
@@ -142,7 +146,16 @@ def plan_changes(  # what decides them
     zero = settings["zero_optimization"]
     optimizer_at, weights_at = (_offload(zero, key) for key in ("offload_optimizer", "offload_param"))
     shares = _Shares(
-        tape, zero, zero["stage"], itemsize, ranks, sizes, optimizer_at == "none", weights_at != "none", device_type
+        tape,
+        zero,
+        zero["stage"],
+        itemsize,
+        "bf16" in settings,
+        ranks,
+        sizes,
+        optimizer_at == "none",
+        weights_at != "none",
+        device_type,
     )
     changes = _scales(shares)
     {1: _add_stage_1, 2: _add_stage_2, 3: _add_stage_3}[shares.stage](changes, shares)
@@ -168,6 +181,7 @@ class _Shares:
         zero: the section `zero_optimization`.
         stage: 1, 2 or 3.
         itemsize: bytes of the compute dtype.
+        is_bfloat: whether that is bf16.
         ranks: W.
         sizes: element counts.
         on_device: masters, moments and sums are on the device.
@@ -179,6 +193,7 @@ class _Shares:
     zero: dict[str, Any]
     stage: int
     itemsize: int
+    is_bfloat: bool
     ranks: int
     sizes: Sizes
     on_device: bool
@@ -201,20 +216,37 @@ class _Shares:
         return int(self.zero["reduce_bucket_size"])
 
     @property
-    def filled(self) -> int:
-        """Elements that are in the bucket at most."""
-        return min(self.bucket, self.trained)
-
-    @property
     def weights(self) -> list[Birth]:
         """What is partitioned at stage 3: the constants of 4-bit weights are not."""
         return [birth for birth in self.tape.births if birth.role in WEIGHTS]
 
     @property
     def host_bytes(self) -> int:
-        """Masters, two moments, two sums of gradients in fp32; below stage 3 a copy of them in the compute dtype."""
-        states = 0 if self.on_device else (5 * FP32 + (self.itemsize if self.stage < 3 else 0)) * self.part
+        """Masters, two moments, gradients in fp32; a second sum of gradients, or what stages 1 and 2 copy through."""
+        if self.on_device:
+            states = 0
+        elif self.stage == 3:
+            states = 5 * FP32 * self.part
+        else:
+            states = (4 * FP32 + self.itemsize) * self.part + self.itemsize * self.sizes.largest_trainable
+            if self.stage == 2 and not self.is_mixed and self.accumulates:
+                states += FP32 * self.part  # what the earlier micro-batches have left
         return states + (sum(birth.size for birth in self.weights) // self.ranks if self.weights_away else 0)
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether a step has several micro-batches."""
+        return any(birth.phase == FORWARD and birth.micro_batch > 0 for birth in self.tape.births)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the masters are others than the weights."""
+        return self.itemsize != FP32
+
+    @property
+    def sums_gradients_whole(self) -> bool:
+        """Whether DeepSpeed's BF16_Optimizer is at work (engine.py, _do_optimizer_sanity_check)."""
+        return self.stage == 1 and self.is_bfloat and self.on_device
 
     @property
     def largest_share(self) -> int:
@@ -233,13 +265,14 @@ def _elements(birth: Birth) -> int:
 def _scales(shares: _Shares) -> Changes:
     """Shrink what the plain engine has of its own."""
     changes = Changes()
+    sizes = {FP32 * _elements(birth) for birth in shares.weights if birth.role == "trainable"}
     for number, (birth, kind) in enumerate(zip(shares.tape.births, kinds(shares.tape), strict=True)):
         if kind == "optimizer":
             changes.scale[number] = 0.0
-        elif kind == "gradient" and shares.stage == 3:
+        elif kind == "gradient" and shares.sums_gradients_whole:
+            changes.scale[number] = shares.itemsize / FP32  # the half gradients; the sums are there from the start
+        elif kind == "gradient" and (shares.stage == 3 or birth.size in sizes):  # a loss survives a backward too
             changes.gradients.add(number)
-        elif kind == "gradient":
-            changes.scale[number] = _sum_share(shares)
         elif shares.stage == 3 and birth.role in WEIGHTS:
             changes.parts[number] = 0 if shares.weights_away else math.ceil(birth.size / shares.ranks)
             if shares.device_type != "cpu":
@@ -247,39 +280,53 @@ def _scales(shares: _Shares) -> Changes:
     return changes
 
 
-def _sum_share(shares: _Shares) -> float:
-    """Return what is left of the plain engine's fp32 gradient sums: half gradients, a partition, or nothing of them."""
-    if shares.stage == 1:
-        return shares.itemsize / FP32 if shares.on_device else 0.0
-    return 1 / shares.ranks
-
-
 def _add_states(changes: Changes, shares: _Shares) -> None:
     """Add masters and moments, or the buffer through which gradients of stages 1 and 2 leave."""
     if shares.on_device:
-        if shares.stage < 3 or shares.itemsize != FP32:  # stage 3 updates fp32 weights where they are
+        if shares.stage < 3 or shares.is_mixed:  # stage 3 updates fp32 weights where they are
             changes.at_load.append(("optimizer", FP32 * shares.part))
         changes.from_first_update.append(("optimizer", 2 * FP32 * shares.part))
     elif shares.stage < 3:
-        changes.at_load.append(("buffer", FP32 * shares.sizes.largest_trainable))
+        changes.at_load.append(("buffer", shares.itemsize * shares.sizes.largest_trainable))
 
 
 def _add_stage_1(changes: Changes, shares: _Shares) -> None:
+    if not shares.sums_gradients_whole:
+        _add_stage_2(changes, shares)
+        return
     _add_states(changes, shares)
-    if shares.on_device:
-        changes.at_load.append(("gradient", FP32 * shares.trained))
-        changes.at_backward_end = FP32 * shares.trained
-    else:
-        changes.until_update.append(("gradient", FP32 * shares.trained + FP32 * shares.bucket))
-        changes.at_backward_end = FP32 * shares.part  # its sums, while the reduced bucket takes the place of the whole
+    changes.at_load.append(("gradient", FP32 * shares.trained))
+    changes.at_last_backward = FP32 * shares.trained
 
 
 def _add_stage_2(changes: Changes, shares: _Shares) -> None:
+    """Add what stage_1_and_2.py holds, which is also stage 1 where it is offloaded or not in bf16.
+
+    On the last rank: it owns the weights whose gradients come first, and so has its sums before the others.
+    """
     _add_states(changes, shares)
+    is_whole = shares.stage == 1
+    buckets = shares.bucket * (2 if shares.zero.get("overlap_comm") else 1)
+    if is_whole and shares.is_mixed:
+        changes.until_update.append(("buffer", FP32 * buckets))  # gradients become views of it
+    else:
+        changes.in_backward.append(("buffer", shares.itemsize * buckets))
+    norm = FP64 * min(shares.sizes.largest_trainable, shares.part)
+    # A bucket is copied to be sent, and a half one copied to fp32; only 16-bit gradients have sums beside the bucket.
+    changes.reduction = Reduction(
+        bucket=shares.bucket,
+        trained=shares.trained,
+        bytes_per_element=FP32 + (0 if is_whole or not shares.is_mixed else shares.itemsize),
+        sums=FP32 * shares.part if shares.is_mixed or shares.on_device else 0,
+        sums_come_first=shares.is_mixed,
+        later=0 if shares.is_mixed or not shares.on_device else FP32 * shares.part,
+        norm=0 if shares.on_device else norm,
+        at_last=is_whole,
+    )
     if shares.on_device:
-        changes.at_load.append(("buffer", FP32 * shares.part))
-    changes.in_backward.append(("buffer", shares.bucket * shares.itemsize))
-    changes.at_backward_end = (FP32 + shares.itemsize) * shares.filled
+        changes.before_update.append(norm)  # in fp64 (zero/utils.py, get_norm_dtype)
+        if not shares.is_mixed:
+            changes.in_update.append(("gradient", FP32 * shares.part))  # made one flat tensor
 
 
 def _add_stage_3(changes: Changes, shares: _Shares) -> None:

@@ -187,7 +187,7 @@ _MEMORY = [
 ] + [
     Column("peak_phase", "Peak in", "memory", _measured("peak_phase"), words.text, "The phase of the peak."),
     Column("host_bytes", "Host", "memory", _measured("host_bytes"), words.size, "Host memory of a node.", True),
-    Column("disk_bytes", "Disk", "memory", _measured("disk_bytes"), words.size, "What the run wrote.", True),
+    Column("disk_bytes", "Disk", "memory", _measured("disk_bytes"), words.size, "What the run left.", True),
     Column(
         "active_source", "Live tensors from", "memory", _measured("active_source"), words.text, "How taken.", True
     ),

@@ -96,6 +96,17 @@ def test_the_run_was_planned_and_the_plan_is_in_its_record(trained):
     assert prediction.num_steps == record.run.num_steps
 
 
+def test_the_record_says_what_the_folder_holds_and_how_busy_the_device_was(trained):
+    folder, _ = trained
+    record = read_record(folder)
+    measured, prediction = record.result.measurement, record.run.prediction
+    files = {file: file.stat().st_size for file in folder.rglob("*") if file.is_file()}
+    kept = [size for file, size in files.items() if {"checkpoints", "model"} & set(file.parts)]
+    assert sum(kept) <= measured.disk_bytes <= sum(files.values())
+    share = measured.tokens_per_second / prediction.tokens_per_second
+    assert measured.model_flops_utilization == pytest.approx(share * prediction.model_flops_utilization)
+
+
 @pytest.fixture
 def small_machine(monkeypatch):
     """A machine with room for a process and few sequences of the tiny model."""

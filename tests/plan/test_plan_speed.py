@@ -7,7 +7,7 @@ import pytest
 from ftkit.config import DataConfig, Lora, ModelConfig, Qlora, RunConfig
 from ftkit.plan.place import find_place
 from ftkit.plan.predict import predict
-from ftkit.plan.speed import Device, step_time
+from ftkit.plan.speed import Device, cpu_device, step_time
 from ftkit.plan.tape import FORWARD, OPTIMIZER, OpKey, Tape
 
 GPU = Device(fp32_flops=1e12, half_flops=1e13, bandwidth=1e11, host_seconds=1e-5, is_asynchronous=True)
@@ -32,6 +32,20 @@ def test_the_host_hides_behind_large_operators():
 def test_a_cpu_asks_and_computes_one_after_the_other():
     cpu = Device(1e12, 1e13, 1e11, 1e-5, is_asynchronous=False)
     assert seconds(cpu, **{FORWARD: {LARGE: 100}}) == pytest.approx(100 * (1e-3 + 1e-5))
+
+
+def test_what_a_cpu_does_slower_than_it_copies_takes_as_long_as_it_was_timed():
+    dropout: OpKey = ("bernoulli_.float", 0, 10**6, "bfloat16")
+    cpu = Device(1e12, 1e13, 1e11, 0.0, is_asynchronous=False, rates={("bernoulli_", "bfloat16"): 1e8})
+    assert seconds(cpu, **{FORWARD: {dropout: 3}}) == pytest.approx(3 * 1e-2)
+    assert seconds(cpu, **{FORWARD: {(*dropout[:3], "float32"): 3}}) == pytest.approx(3 * 1e-5)
+
+
+def test_a_random_number_costs_this_cpu_more_than_a_copy():
+    cpu = cpu_device(1)
+    # A generator takes some ns a number (three on a fast core); a copy of its bytes takes a tenth of that.
+    assert cpu.rates["bernoulli_", "float32"] < cpu.bandwidth / 2
+    assert all(0 < rate <= cpu.bandwidth for rate in cpu.rates.values())
 
 
 def test_phases_follow_each_other_and_the_layers_of_one_phase_run_together():

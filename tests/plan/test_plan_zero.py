@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from ftkit.plan.place import Place
 from ftkit.plan.timeline import find_peak
@@ -48,13 +47,13 @@ def run_ranks(which: str) -> dict[Case, dict]:
 
 
 def plan(case: Case) -> tuple[Sharing, int]:
-    tape = trace(case.config, case.architecture, torch.bfloat16, case.shape, device_type="cpu")
-    trained = sum(birth.size // 2 for birth in tape.births if birth.role == "trainable")
-    return share_out(tape, case.config, "bf16", Place("cpu", "cpu", None, 2**40, RANKS), trained), trained
+    tape = trace(case.config, case.architecture, case.dtype, case.shape, device_type="cpu")
+    trained = sum(birth.size // case.dtype.itemsize for birth in tape.births if birth.role == "trainable")
+    return share_out(tape, case.config, case.precision, Place("cpu", "cpu", None, 2**40, RANKS), trained), trained
 
 
 def compare(cases: tuple[Case, ...], measured: dict[Case, dict]) -> list[str]:
-    """Return the cases that are more than 2 % off, after loading or at the peak."""
+    """Return the cases that are more than 1 % off, after loading or at the peak: when a cycle's memory goes varies."""
     wrong = []
     for case in cases:
         sharing, trained = plan(case)
@@ -66,17 +65,17 @@ def compare(cases: tuple[Case, ...], measured: dict[Case, dict]) -> list[str]:
         }
         errors = {name: planned[name] / measured[case][name] - 1 for name in planned}
         sys.stdout.write(f"{case}: load {errors['load']:+.2%}, peak {errors['peak']:+.2%}\n")
-        wrong += [f"{case}: {name} {error:+.1%}" for name, error in errors.items() if abs(error) > 0.02]
+        wrong += [f"{case}: {name} {error:+.1%}" for name, error in errors.items() if abs(error) > 0.01]
     return wrong
 
 
 @pytest.mark.distributed
-def test_live_bytes_of_two_real_ranks_are_within_two_percent_of_the_plan():
+def test_live_bytes_of_two_real_ranks_are_within_one_percent_of_the_plan():
     assert compare(FEW, run_ranks("few")) == []
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.timeout(3600)
-def test_live_bytes_are_within_two_percent_for_every_method_stage_and_offload_on_a_tiny_and_on_a_real_model():
+def test_live_bytes_are_within_one_percent_for_every_method_stage_and_offload_on_a_tiny_and_on_a_real_model():
     assert compare(MANY, run_ranks("many")) == []

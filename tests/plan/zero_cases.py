@@ -1,11 +1,13 @@
 """Which configurations are held against real ranks: on a tiny Llama, and on the real MiniLM of the embedded default."""
 
 import itertools
+from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
-from ftkit.config import EngineConfig, FeatureExtraction, Full, Lora, ModelConfig, Qlora, RunConfig
+from ftkit.config import EngineConfig, FeatureExtraction, Full, Lora, ModelConfig, Precision, Qlora, RunConfig
 from ftkit.model import build_model
 from ftkit.plan.trace import Shape
 from ftkit.source import load_config, load_tokenizer, resolve_source
@@ -22,6 +24,8 @@ class Case(NamedTuple):
     offload: str
     method: str
     checkpointed: float
+    num_micro_batches: int = 2
+    precision: Precision = "bf16"
 
     @property
     def config(self) -> RunConfig:
@@ -29,7 +33,7 @@ class Case(NamedTuple):
         engine = EngineConfig(name="deepspeed", zero_stage=self.stage or None, offload_optimizer=self.offload)
         return RunConfig(
             task="causal-lm" if self.model == "llama" else "sequence-classification",
-            model=ModelConfig(name=self.model, precision="bf16", gradient_checkpointing=self.checkpointed),
+            model=ModelConfig(name=self.model, precision=self.precision, gradient_checkpointing=self.checkpointed),
             method=METHODS[self.method],
             engine=engine if self.stage else EngineConfig(name="plain"),
         )
@@ -45,18 +49,30 @@ class Case(NamedTuple):
     @property
     def shape(self) -> Shape:
         """The micro-batches of one rank."""
-        return models.shape("llama") if self.model == "llama" else Shape(4, 64, 2, is_padded=True)
+        shape = models.shape("llama") if self.model == "llama" else Shape(4, 64, is_padded=True)
+        return replace(shape, num_micro_batches=self.num_micro_batches)
 
-    def build(self, dtype: Any) -> nn.Module:
+    @property
+    def dtype(self) -> torch.dtype:
+        """That computes."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    def build(self) -> nn.Module:
         """Return the model with weights: random ones, or those that it comes with."""
         if self.model == "llama":
-            return models.real_model(self.config, self.architecture, dtype)
-        return build_model(self.config, resolve_source(self.config.model, self.config.task), self.architecture, dtype)
+            return models.real_model(self.config, self.architecture, self.dtype)
+        return build_model(
+            self.config, resolve_source(self.config.model, self.config.task), self.architecture, self.dtype
+        )
 
 
 FEW = (
     Case("llama", 0, "none", "full", 0),
     Case("llama", 2, "none", "lora", 0),
+    Case("llama", 2, "none", "full", 0, 1),
+    Case("llama", 2, "none", "full", 1),
+    Case("llama", 1, "none", "full", 0, 2, "fp32"),
+    Case("llama", 2, "none", "full", 0, 2, "fp32"),
     Case("llama", 3, "none", "full", 0),
     Case("llama", 3, "none", "lora", 1),
     Case("llama", 3, "none", "qlora", 1),

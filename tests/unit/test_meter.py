@@ -7,8 +7,17 @@ import torch
 
 from ftkit import memory
 from ftkit.distributed import ProcessContext
-from ftkit.meter import Meter, MeteredEngine, RankPeaks, Reading, gather, memory_figures
-from ftkit.records import PhaseMeasurement
+from ftkit.meter import (
+    Meter,
+    MeteredEngine,
+    RankPeaks,
+    Reading,
+    gather,
+    known_flops,
+    memory_figures,
+    planned_utilization,
+)
+from ftkit.records import PhaseMeasurement, Prediction
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -126,3 +135,19 @@ def test_a_process_alone_gathers_itself(meter):
     (alone,) = gather(meter, ProcessContext())
     assert alone.whole.process_bytes > 0
     assert [phase.phase for phase in alone.phases] == ["load"]
+
+
+def test_the_peak_of_a_card_is_the_tables_and_of_a_cpu_what_the_plan_timed():
+    plan = Prediction(device_flops=5e10)
+    assert known_flops("Tesla T4", "fp16", plan) == 65e12
+    assert known_flops("cpu", "bf16", plan) == 5e10
+    assert known_flops("cpu", "bf16", None) is None
+    assert known_flops("some other card", "fp16", plan) is None
+
+
+def test_utilization_is_the_plans_at_the_rate_of_tokens_that_was_measured():
+    plan = Prediction(device_flops=5e10, tokens_per_second=1000.0, model_flops_utilization=0.8)
+    assert planned_utilization(plan, 500.0, "cpu", "bf16") == pytest.approx(0.4)
+    assert planned_utilization(plan, None, "cpu", "bf16") is None
+    assert planned_utilization(plan, 500.0, "some other card", "bf16") is None
+    assert planned_utilization(None, 500.0, "cpu", "bf16") is None
