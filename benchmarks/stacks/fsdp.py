@@ -89,6 +89,7 @@ class Device:
         self.used_elsewhere: set[int] = set()
         self._streams = [DeviceStream(self, 0)]
         self._current = self._streams[0]
+        self._nccl = DeviceStream(self, -1)
 
     @property
     def place(self) -> int:
@@ -171,6 +172,29 @@ class Device:
         if self.recorder is not None and handle._offload_params:
             self.recorder.leave(handle.flat_param._cpu_grad)
 
+    def pre_unshard(self, handle: Any) -> bool:
+        """Copy an offloaded shard to the device, as FSDP does where host and device are two.
+
+        Here both are the CPU, and FSDP would see that nothing has to move (_flat_param.py, pre_unshard). What it makes
+        of the gradients that the optimizer will read (_writeback_orig_params) is on the host.
+        """
+        ran: bool = _pre_unshard(handle)
+        if not handle._offload_params:
+            return ran
+        if self.recorder is not None and handle.flat_param.grad is not None:
+            self.recorder.leave(handle.flat_param.grad)
+        if not ran or _same_storage(handle.flat_param, handle.flat_param._local_shard):
+            handle.flat_param.data = handle.flat_param.data.clone()
+            return True
+        return ran
+
+    def communicate(self, call: Callable[..., Any], out: torch.Tensor, given: torch.Tensor, **options: Any) -> Any:
+        """Call a collective, whose tensors NCCL uses in a stream of its own (ProcessGroupNCCL.cpp, recordStream)."""
+        work = call(out, given, **options)
+        for tensor in (out, given):
+            self.record_stream(tensor, self._nccl)
+        return work
+
     def resized(self, tensor: torch.Tensor) -> None:
         """Tell the recorder of a storage that has another size."""
         if self.recorder is not None:
@@ -240,7 +264,9 @@ def _patches(device: Device) -> Iterator[Any]:
     yield mock.patch.object(_flat_param, "_same_storage", _same_storage)
     for module in (_flat_param, _runtime_utils):
         yield mock.patch.object(module, "_no_dispatch_record_stream", device.record_stream)
-    yield mock.patch.object(handle, "pre_unshard", _to_device)
+    yield mock.patch.object(handle, "pre_unshard", lambda one: device.pre_unshard(one))
+    for name in ("reduce_scatter_single", "all_gather_single"):
+        yield mock.patch.object(dist, name, partial(device.communicate, getattr(dist, name)))
     yield mock.patch.object(handle, "init_flat_param_attributes", lambda one: device.attributes(one))
     yield mock.patch.object(
         handle, "shard", lambda one: _told_after(device, lambda _: _shard(one), one.flat_param.data)
@@ -280,15 +306,3 @@ def _allow(_: list[torch.Tensor]) -> None:
 
 def _same_storage(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.untyped_storage()._cdata == other.untyped_storage()._cdata
-
-
-def _to_device(handle: Any) -> bool:
-    """Copy an offloaded shard to the device, as FSDP does where host and device are two.
-
-    Here both are the CPU, and FSDP would see that nothing has to move (_flat_param.py, pre_unshard).
-    """
-    ran: bool = _pre_unshard(handle)
-    if handle._offload_params and not ran and _same_storage(handle.flat_param, handle.flat_param._local_shard):
-        handle.flat_param.data = handle.flat_param.data.clone()
-        return True
-    return ran

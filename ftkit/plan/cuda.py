@@ -25,7 +25,12 @@ FLASH_MAX_HEAD = 256
 """Flash attention's widest head (torch, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp)."""
 MASK_ALIGNMENT = 16
 """The memory-efficient kernel wants rows of the mask to be multiples of this many elements (the same file)."""
-
+TILE = 64
+"""Rows that the memory-efficient kernel's backward takes at a time."""
+REGISTER_HEAD = 128
+"""The widest head in half precision whose gradients both kernels keep in registers."""
+HALF_BYTES = 2
+"""Of an element in half precision."""
 
 NUM_WORKSPACES = 2
 """cuBLAS workspaces in training: the thread of the forward has a handle, and autograd's thread has another."""
@@ -84,12 +89,89 @@ def storage_size(op: str, number: int, tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage().nbytes())
 
 
-def scratch_size(op: str, args: tuple[Any, ...]) -> int:
-    """Return the bytes that an operator needs on CUDA beside its results, and gives back at its end."""
-    if op.startswith("gemm_4bit"):
-        rows, columns = args[2]
-        return int(rows * columns * args[0].element_size())
-    return 0
+def scratch_size(op: str, args: tuple[Any, ...]) -> tuple[int, ...]:
+    """Return the bytes of each tensor that an operator holds on CUDA beside its results until its end.
+
+    Args:
+        op: the operator's name.
+        args: its arguments.
+    """
+    find = _SCRATCH.get(op.partition(".")[0])
+    return () if find is None else find(args)
+
+
+def _unpacked_weight(args: tuple[Any, ...]) -> tuple[int, ...]:
+    rows, columns = args[2]
+    return (int(rows * columns * args[0].element_size()),)
+
+
+def _softmax_backward(args: tuple[Any, ...]) -> tuple[int, ...]:
+    """Return the product of gradient and result (torch, aten/src/ATen/native/cuda/SoftMax.cu).
+
+    https://github.com/pytorch/pytorch/blob/v2.9.0/aten/src/ATen/native/cuda/SoftMax.cu, softmax_backward_cuda_out
+    """
+    grad, out = args[:2]
+    return (grad.numel() * max(grad.element_size(), out.element_size()),)
+
+
+def _flash_backward(args: tuple[Any, ...]) -> tuple[int, ...]:
+    """Return what flash attention's backward holds.
+
+    Sums over the rows and the gradient of the query in fp32; gradients of key and value for each head of the query
+    where heads are grouped; the gradient of the result in one piece.
+    https://github.com/pytorch/pytorch/blob/v2.9.0/aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp,
+    mha_bwd
+    """
+    grad, query, key = args[:3]
+    batch, heads, length, width = query.shape
+    rows = batch * heads * _round_up(length, 128)
+    sizes = [4 * rows, 4 * rows * _round_up(width, 32 if width <= REGISTER_HEAD else 64)]
+    if key.shape[1] != heads:
+        sizes += 2 * [key.shape[0] * key.shape[2] * heads * width * key.element_size()]
+    return (*sizes, *_one_piece(grad))
+
+
+def _efficient_backward(args: tuple[Any, ...]) -> tuple[int, ...]:
+    """Return what memory-efficient attention's backward holds.
+
+    Sums over the rows in fp32, of a product in fp32 where the kernel does not make them; the gradient of the query in
+    fp32, in whole tiles; those of key and value for heads too wide for registers; the gradient of the result in one
+    piece. Tiles have 64 rows; columns are those that a tile takes of the key.
+    https://github.com/pytorch/pytorch/blob/v2.9.0/aten/src/ATen/native/transformers/cuda/attention_backward.cu and
+    mem_eff_attention/kernel_backward.h, workspace_size; mem_eff_attention/kernels/generate_kernels.py: which tiles
+    """
+    grad, query, key = args[:3]
+    batch, heads, length, width = query.shape
+    is_half = query.element_size() == HALF_BYTES
+    fits = is_half and width <= REGISTER_HEAD
+    columns = REGISTER_HEAD if fits and width > TILE else TILE
+    per_head = _round_up(length, TILE) * _round_up(width, columns)
+    if is_half and not fits:
+        splits = max(1, min(-(-key.shape[2] // TILE), 200 // (batch * heads)))
+        per_head += 2 * splits * TILE * _round_up(width, TILE)
+    sums = 4 * batch * heads * length
+    workspace = 4 * batch * heads * per_head
+    if is_half:
+        return (sums, workspace, *_one_piece(grad))
+    # The product is gone before the workspace is there.
+    return (sums, max(workspace, sums * args[3].shape[-1]), *_one_piece(grad))
+
+
+def _one_piece(grad: torch.Tensor) -> tuple[int, ...]:
+    """Return the copy of a gradient whose heads of one token are not beside each other."""
+    return () if grad.transpose(1, 2).is_contiguous() else (grad.numel() * grad.element_size(),)
+
+
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+_SCRATCH = {
+    "gemm_4bit": _unpacked_weight,
+    "_softmax_backward_data": _softmax_backward,
+    "_scaled_dot_product_flash_attention_backward": _flash_backward,
+    "_scaled_dot_product_efficient_attention_backward": _efficient_backward,
+}
 
 
 def cublas_workspace(gpu: Gpu | None) -> int:

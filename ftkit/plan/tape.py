@@ -106,7 +106,7 @@ class Recorder(TorchDispatchMode):
     def __init__(
         self,
         sizes: Callable[[str, int, torch.Tensor], int] | None = None,
-        scratch: Callable[[str, tuple[Any, ...]], int] | None = None,
+        scratch: Callable[[str, tuple[Any, ...]], tuple[int, ...]] | None = None,
         device_type: str | None = None,
         call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any] | None = None,
     ) -> None:
@@ -115,7 +115,7 @@ class Recorder(TorchDispatchMode):
         Args:
             sizes: (operator, number of the output, output) to the bytes of its storage where another device than
                 this one would make it larger or smaller; None: as they are.
-            scratch: (operator, arguments) to the bytes that it needs while it runs; None: nothing.
+            scratch: (operator, arguments) to the sizes of what it holds beside its results; None: nothing.
             device_type: whose storages are written down, such as `cuda`; None: those of any device.
             call: runs an operator; None: torch does.
         """
@@ -146,22 +146,23 @@ class Recorder(TorchDispatchMode):
         if kind == "free":
             return out
         if kind != "view":
-            self._work(func, args, out)
+            self._cost(func, args, out)
         if func is _ADD and self.phase == BACKWARD and _is_last_reference(args) and _is_from_engine():
             self._take_over(args[0], out)
             return out
         for number, tensor in enumerate(out if isinstance(out, (tuple, list)) else (out,)):
             if isinstance(tensor, torch.Tensor):
                 self._see(tensor, func, number, args)
+        if self._scratch is not None and kind != "view" and (sizes := self._scratch(func.__name__, args)):
+            self._hold(func.__name__, sizes)
         return out
 
-    def _work(self, func: Any, args: tuple[Any, ...], out: Any) -> None:
-        """Write down what an operator costs, and what it holds while it runs."""
-        self._cost(func, args, out)
-        if self._scratch is not None and (size := self._scratch(func.__name__, args)):
-            name = func.__name__
-            self._add_cost(self.layer, (f"{name} scratch", 0, 2 * size, ""))  # written once and read once
-            self.pass_by(Birth(size, self.phase, self.step, self.micro_batch, self.module, self.layer, op=name))
+    def _hold(self, op: str, sizes: tuple[int, ...]) -> None:
+        """Write down what an operator holds while it runs; its results are there already."""
+        self._add_cost(self.layer, (f"{op} scratch", 0, 2 * sum(sizes), ""))  # written once and read once
+        self.pass_by(
+            *(Birth(size, self.phase, self.step, self.micro_batch, self.module, self.layer, op=op) for size in sizes)
+        )
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -307,11 +308,12 @@ class Recorder(TorchDispatchMode):
             layer = self.layer if self._is_positional else self.tape.births[number].layer
             self.tape.events.append((~number, layer))
 
-    def pass_by(self, birth: Birth) -> None:
-        """Write down what is gone as soon as it is there."""
-        number = len(self.tape.births)
-        self.tape.births.append(birth)
-        self.tape.events += [(number, self.layer), (~number, self.layer)]
+    def pass_by(self, *births: Birth) -> None:
+        """Write down what is gone as soon as all of it is there."""
+        numbers = range(len(self.tape.births), len(self.tape.births) + len(births))
+        self.tape.births += births
+        self.tape.events += [(number, self.layer) for number in numbers]
+        self.tape.events += [(~number, self.layer) for number in numbers]
 
     def _cost(self, func: Any, args: tuple[Any, ...], out: Any) -> None:
         if self._is_positional:

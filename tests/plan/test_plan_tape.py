@@ -35,3 +35,15 @@ def test_a_birth_belongs_to_the_stream_that_was_asked():
         second = torch.zeros(1)
     assert [birth.stream for birth in recorder.tape.births] == [0, 3]
     del first, second
+
+
+def test_what_an_operator_holds_is_there_with_its_result_and_gone_with_its_end():
+    recorder = Recorder(scratch=lambda op, _: (100, 28) if op.startswith("mul") else ())
+    with recorder:
+        one = torch.ones(8)
+        two = one * 2
+    assert list(recorder.tape.live_bytes()) == [32, 64, 164, 192, 92, 64]
+    assert (
+        sum(times for (name, _, moved, _), times in recorder.tape.costs["load", 0, None].items() if moved == 256) == 1
+    )
+    del one, two
