@@ -6,7 +6,7 @@ The tape is the planner's (`ftkit/plan/tape.py`), so that a plan and a profile c
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ftkit.plan.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Tape
+from ftkit.plan.tape import LOAD, OPTIMIZER, Tape
 from ftkit.plan.timeline import kinds, live_at
 from ftkit.records import LiveTensor, MemoryBreakdown, TimelineLine
 
@@ -110,17 +110,6 @@ def _largest(tape: Tape, names: Sequence[str], place: int, layers: Mapping[str, 
         for storage in largest
         for birth in [tape.births[storage]]
     )
-
-
-def model_flops(tape: Tape, step: int) -> int:
-    """Return the FLOPs of one step's forwards and backwards, without what checkpointing computes a second time."""
-    counted = sum(
-        flops * times
-        for (phase, at, _), costs in tape.costs.items()
-        if at == step and phase in (FORWARD, BACKWARD)
-        for (_, flops, _, _), times in costs.items()
-    )
-    return counted - tape.recomputed_flops[step]
 
 
 def timeline(tape: Tape, step: int, rank: int, layers: Mapping[str, int]) -> TimelineLine:

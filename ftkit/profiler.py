@@ -19,7 +19,7 @@ from torch import distributed
 from ftkit import results, step
 from ftkit.batching import MicroBatch
 from ftkit.config import RunConfig
-from ftkit.counted import CountedPeak, model_flops, phase_peaks, timeline
+from ftkit.counted import CountedPeak, phase_peaks, timeline
 from ftkit.distributed import ProcessContext, joined, precision_name, resolve_precision
 from ftkit.engine import Engine, build_engine, wants_deepspeed
 from ftkit.gguf import as_safetensors
@@ -148,7 +148,7 @@ def _count(
         recorder.mark(EVALUATION)
     set_training(engine.model, True)
     meter.discard(_COUNTING)
-    counted = Counted(phase_peaks(tape, layers), model_flops(tape, _COUNTED_STEPS))
+    counted = Counted(phase_peaks(tape, layers), tape.model_flops(_COUNTED_STEPS))
     return engine, counted, timeline(tape, _COUNTED_STEPS, process.rank, layers), counts
 
 

@@ -59,7 +59,7 @@ class StepTime:
 
     Attributes:
         seconds: without communication.
-        flops: of its matrix products.
+        flops: of the model's matrix products, once each.
     """
 
     seconds: float
@@ -169,22 +169,18 @@ def step_time(tape: Tape, device: Device, num_micro_batches: int, traced_micro_b
         if step == last:
             phases[phase] += counter
     repeats = num_micro_batches / traced_micro_batches
-    seconds = flops = 0.0
-    for phase, counter in phases.items():
-        time = _phase_time(counter, device)
-        factor = 1.0 if phase == OPTIMIZER else repeats
-        seconds += factor * time.seconds
-        flops += factor * time.flops
-    return StepTime(seconds, flops)
+    seconds = sum(
+        (1.0 if phase == OPTIMIZER else repeats) * _phase_seconds(counter, device) for phase, counter in phases.items()
+    )
+    return StepTime(seconds, repeats * tape.model_flops(last))
 
 
-def _phase_time(counter: Counter[OpKey], device: Device) -> StepTime:
-    computing = asking = total = 0.0
+def _phase_seconds(counter: Counter[OpKey], device: Device) -> float:
+    computing = asking = 0.0
     for (name, flops, moved, dtype), count in counter.items():
         peak = device.half_flops if dtype in ("bfloat16", "float16") else device.fp32_flops
         rate = device.rates.get((name.partition(".")[0], dtype), device.bandwidth)
         computing += count * max(flops / peak, moved / rate)
         # One kernel serves a whole list of parameters.
         asking += 0.0 if name.startswith("_fused") else count * device.host_seconds
-        total += count * flops
-    return StepTime(max(computing, asking) if device.is_asynchronous else computing + asking, total)
+    return max(computing, asking) if device.is_asynchronous else computing + asking

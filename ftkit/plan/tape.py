@@ -66,7 +66,7 @@ class Tape:
         events: (storage, layer at work) for a birth, (~storage, layer at work) for a death.
         marks: (position in `events`, name): the ends of phases.
         costs: (phase, step, layer) to how often each operator ran.
-        recomputed_flops: step to the FLOPs of forwards that ran again during its backward.
+        recomputed_flops: (step, layer) to the FLOPs of forwards that ran again during the step's backward.
         weights: layer, or None for outside the layers, to (all weights, those that train).
     """
 
@@ -74,7 +74,7 @@ class Tape:
     events: list[tuple[int, int | None]] = field(default_factory=list)
     marks: list[tuple[int, str]] = field(default_factory=list)
     costs: dict[tuple[str, int, int | None], Counter[OpKey]] = field(default_factory=dict)
-    recomputed_flops: Counter[int] = field(default_factory=Counter)
+    recomputed_flops: Counter[tuple[int, int | None]] = field(default_factory=Counter)
     weights: dict[int | None, tuple[int, int]] = field(default_factory=dict)
 
     def live_bytes(self, round_to: Callable[[int], int] = int) -> Iterator[int]:
@@ -89,6 +89,16 @@ class Tape:
         """Return the live bytes after every phase: (name, bytes)."""
         live = [0, *self.live_bytes()]
         return [(name, live[place]) for place, name in self.marks]
+
+    def model_flops(self, step: int) -> int:
+        """Return the FLOPs of a step's forwards and backwards, without what checkpointing computes a second time."""
+        counted = sum(
+            flops * times
+            for (phase, at, _), costs in self.costs.items()
+            if at == step and phase in (FORWARD, BACKWARD)
+            for (_, flops, _, _), times in costs.items()
+        )
+        return counted - sum(flops for (at, _), flops in self.recomputed_flops.items() if at == step)
 
     def peak_bytes(self) -> int:
         """Return the most bytes that were live at once."""
@@ -320,7 +330,7 @@ class Recorder(TorchDispatchMode):
             key = _op_key(func.__name__, args, out)
             self._add_cost(self.layer, key)
             if self.is_recomputing:
-                self.tape.recomputed_flops[self.step] += key[1]
+                self.tape.recomputed_flops[self.step, self.layer] += key[1]
             return
         # Lists of parameters are told one by one, each to the layer that its parameter belongs to.
         lists = [argument for argument in (*args, out) if isinstance(argument, (list, tuple)) and argument]

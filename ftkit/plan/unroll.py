@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from ftkit.plan.tape import OpKey, Tape
+from ftkit.plan.tape import Tape
 
 Label = tuple[str, int, int, str, int]
 """Phase, step, micro-batch and operator of a birth, and which of those in its layer it is."""
@@ -110,9 +110,16 @@ def unroll(tape: Tape, kept: Sequence[int], kinds: Sequence[Hashable]) -> Tape:
         for run in group:
             for name in marks.get(run, ()):
                 deep.tape.marks.append((len(deep.tape.events), name))
-    deep.tape.costs = _costs(tape, templates)
-    deep.tape.weights = {layer: weights for layer, weights in tape.weights.items() if layer is None}
-    deep.tape.weights |= {layer: tape.weights[template] for layer, template in enumerate(templates)}
+    copies: dict[int | None, list[int | None]] = defaultdict(list, {None: [None]})
+    for number, template in enumerate(templates):
+        copies[template].append(number)
+    deep.tape.costs = {
+        (phase, step, to): counter for (phase, step, layer), counter in tape.costs.items() for to in copies[layer]
+    }
+    deep.tape.recomputed_flops = Counter(
+        {(step, to): flops for (step, layer), flops in tape.recomputed_flops.items() for to in copies[layer]}
+    )
+    deep.tape.weights = {to: weights for layer, weights in tape.weights.items() for to in copies[layer]}
     return deep.tape
 
 
@@ -236,15 +243,3 @@ def _mark_runs(tape: Tape, runs: list[_Run]) -> list[tuple[int, list[str]]]:
     for place, name in tape.marks:
         found[ends[place]].append(name)
     return list(found.items())
-
-
-def _costs(tape: Tape, templates: Sequence[int]) -> dict[tuple[str, int, int | None], Counter[OpKey]]:
-    """Return the operators of the deep model: those of each layer, and those outside."""
-    costs: dict[tuple[str, int, int | None], Counter[OpKey]] = {}
-    for (phase, step, layer), counter in tape.costs.items():
-        if layer is None:
-            costs[phase, step, layer] = counter
-        for deep, template in enumerate(templates):
-            if template == layer:
-                costs[phase, step, deep] = counter
-    return costs

@@ -29,6 +29,7 @@ def test_an_unrolled_trace_is_the_whole_trace_to_the_byte(family, method, share)
 
     assert len(depth.kept) < DEEP
     assert unrolled.weights == whole.weights
+    assert unrolled.model_flops(2) == whole.model_flops(2)
     assert unrolled.at_marks() == whole.at_marks()
     assert find_peak(unrolled).active_bytes == find_peak(whole).active_bytes
     assert replay(allocator_events(unrolled)) == replay(allocator_events(whole))
