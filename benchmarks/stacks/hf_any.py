@@ -21,7 +21,7 @@ OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "adam": torch.
 
 def reason_not_traced(row: Row) -> str | None:
     """Return why a row cannot be reproduced, or None."""
-    if "remote code" in row["arch"]["arch_class"]:
+    if "remote code" in (row.get("arch") or {}).get("arch_class", ""):
         return "its model's code is not in transformers"
     framework = (row.get("framework") or "").lower()
     if not any(name in framework for name in LIBRARIES):
