@@ -23,6 +23,10 @@ configuration in ftkit, whose memory is not the other stack's. Lengths of ms-swi
 caps: both judge the cap, the most that the run can have needed. A row is judged where its card is named and its length
 or its cap is known. Of a row of low confidence the collection itself says that the figure is suspect: the two full
 fine-tunings below cannot have kept AdamW's moments, which their recipe asks for.
+
+Under FSDP, what another stream used is held until the host has waited for the device. A card that is full makes torch
+wait at once (CUDACachingAllocator.cpp, synchronize_and_free_events), which the model of the allocator does not know: it
+errs towards "does not fit".
 """
 
 

@@ -21,8 +21,11 @@ OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "adam": torch.
 
 def reason_not_traced(row: Row) -> str | None:
     """Return why a row cannot be reproduced, or None."""
-    if "remote code" in (row.get("arch") or {}).get("arch_class", ""):
+    arch = row.get("arch") or {}
+    if "remote code" in arch.get("arch_class", ""):
         return "its model's code is not in transformers"
+    if arch and not arch.get("vocab"):
+        return "its vocabulary is not known"
     framework = (row.get("framework") or "").lower()
     if not any(name in framework for name in LIBRARIES):
         return f"what its library does is not written down in benchmarks/stacks ({row['group']})"
