@@ -24,6 +24,8 @@ def reason_not_planned(row: Row) -> str | None:
         return "its sharding is not DeepSpeed's"
     if (row["arch"] or {}).get("arch_class") not in KINDS:
         return "its model is not transformers' own"
+    if not row["arch"].get("vocab"):
+        return "its vocabulary is not known"
     if row["quant"] and "nf4" not in row["quant"]:
         return f"its quantization is not ftkit's ({row['quant']})"
     if row["torch_compile"] or row["offload"] not in (None, "none") or "mixed" in row["compute_dtype"]:

@@ -6,8 +6,8 @@
 
 What each stack did is said in benchmarks/stacks, from its own source; nothing is fitted. `setup` installs each stack's
 own versions beside this project's torch; `trace` runs each stack in a process of its own that finds them first, and
-keeps what came out in benchmarks/truth.jsonl; `table` writes docs/truth.md from that. A row that is not reproduced is
-listed with the reason.
+keeps what came out in benchmarks/truth.jsonl, and in benchmarks/verdicts.jsonl whether it fits the row's card; `table`
+writes docs/truth.md from that. A row that is not reproduced is listed with the reason.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -73,24 +73,35 @@ def trace(arguments: argparse.Namespace) -> int:
     return failed
 
 
+def judge(name: str, row: Row, events: Sequence[Any]) -> None:
+    """Keep the verdict of a row whose card is known, so that benchmarks/verdicts.py need not trace it again."""
+    from benchmarks import verdicts
+
+    if name in verdicts.judges(row):
+        keep(verdicts.RESULTS, {"id": f"{row['id']} {name}", **verdicts.verdict(row, events)})
+
+
 def child(name: str, results: Path) -> int:
     """Trace the rows that come in; return how many failed."""
-    from benchmarks.stacks.traced import figure
+    from benchmarks.stacks.traced import Event, events_of, figure
 
     stack = stacks.enter(name)
     versions = {pin.partition("==")[0]: metadata.version(pin.partition("==")[0]) for pin in stack.REQUIREMENTS}
     failed = 0
-    known: dict[str, int] = {}
+    known: dict[str, tuple[int, Sequence[Event]]] = {}
     for row in map(json.loads, sys.stdin.read().splitlines()):
         run = json.dumps([row[key] for key in sorted(row.keys() - SAID_OF_A_MEASUREMENT)])
         try:
-            predicted = known.get(run) or figure(row, stack.trace_row(row))
+            if run not in known:
+                found = stack.trace_row(row)
+                known[run] = figure(row, found), events_of(found)
+            predicted, events = known[run]
+            judge(name, row, events)
         except Exception:  # the other rows are still wanted; the exit status says that one failed
             traceback.print_exc()
             print(f"{row['id']:44} failed", flush=True)
             failed += 1
             continue
-        known[run] = predicted
         keep(results, {"id": row["id"], "stack": name, "predicted_bytes": predicted, "versions": versions})
         sizes = f"{row['value_bytes'] / 1e9:8.3f} GB  {predicted / 1e9:8.3f} GB"
         print(f"{row['id']:44} {sizes}  {predicted / row['value_bytes'] - 1:+.2%}", flush=True)

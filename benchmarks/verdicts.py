@@ -15,7 +15,7 @@ import json
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,19 +68,20 @@ def why_nobody(row: Row) -> str:
 
 def judge(name: str, row: Row) -> dict[str, Any]:
     """Return what one judge says of a row: bytes, and whether they fit."""
-    from benchmarks.stacks.traced import allocator_events
-    from ftkit.plan.allocator import replay
-
     gpu = card(row)
     assert gpu is not None
     if name == OWN:
         return own_plan.judge(row, gpu)
-    space = gpu.memory_bytes - CUDA_CONTEXT_BYTES
-    found = stacks.load(name).trace_row(row)
-    if isinstance(found, int):
-        return {"reserved_bytes": found, "fits": found <= space}
-    events = allocator_events(found)
-    free, capped = replay(events), replay(events, space)
+    from benchmarks.stacks.traced import events_of
+
+    return verdict(row, events_of(stacks.load(name).trace_row(row)))
+
+
+def verdict(row: Row, events: Sequence[Any]) -> dict[str, Any]:
+    """Return the verdict of a stack's trace: its births and deaths."""
+    from ftkit.plan.allocator import replay
+
+    free, capped = replay(events), replay(events, room(row))
     return {
         "active_bytes": free.peak_active_bytes,
         "reserved_bytes": free.peak_reserved_bytes,
@@ -92,7 +93,12 @@ def trace(arguments: argparse.Namespace) -> int:
     """Judge rows, each stack in a process of its own; return how many processes failed."""
     failed = 0
     for name in [arguments.stack] if arguments.stack else [*stacks.names(), OWN]:
-        chosen = [row for row in rows(arguments.rows) if arguments.only in row["id"] and name in judges(row)]
+        known = read_results(arguments.results) if arguments.missing else {}
+        chosen = [
+            row
+            for row in rows(arguments.rows)
+            if arguments.only in row["id"] and name in judges(row) and f"{row['id']} {name}" not in known
+        ]
         if chosen:
             failed += not stacks.run_child(__file__, name, chosen, arguments.results)
     return failed
@@ -135,6 +141,7 @@ def main() -> int:
         command.add_argument("--results", type=Path, default=RESULTS)
     traces.add_argument("--stack", choices=[*stacks.names(), OWN])
     traces.add_argument("--only", default="", help="part of a row's id")
+    traces.add_argument("--missing", action="store_true", help="only what nobody judged before")
     tables.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     if arguments.command == "trace":

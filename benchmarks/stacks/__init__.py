@@ -6,7 +6,7 @@ A stack's file has
 - `REQUIREMENTS`: exact pins of the versions that were measured; `truth.py setup` installs them beside this project's
   torch, without their dependencies, so those that are needed are named too,
 - `reason_not_traced(row)`: why a row cannot be reproduced, or None,
-- `trace_row(row)`: the tape of what the stack did, or the bytes of what the row measured where a tape is not enough,
+- `trace_row(row)`: the tape of what the stack did, or its births and deaths on several streams,
 
 and may have `HIDDEN`, names of packages that its old versions must not find. It imports its libraries inside functions:
 whoever asks for its groups and reasons need not have them.

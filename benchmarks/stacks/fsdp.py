@@ -258,8 +258,8 @@ def _patches(device: Device) -> Iterator[Any]:
     """Yield what lets FSDP ask `device` and tell it."""
     handle, told = _flat_param.FlatParamHandle, _common_utils._FSDPDeviceHandle
     yield mock.patch.object(told, "from_device", return_value=told(CPU, device))
-    yield mock.patch.object(_flat_param, "_alloc_storage", partial(_told_after, device, _flat_param._alloc_storage))
-    yield mock.patch.object(_flat_param, "_free_storage", partial(_told_after, device, _flat_param._free_storage))
+    for name in ("_alloc_storage", "_free_storage"):
+        yield mock.patch.object(_flat_param, name, partial(_told_after, device, getattr(_flat_param, name)))
     # Fake tensors have no address: they would all be the same.
     yield mock.patch.object(_flat_param, "_same_storage", _same_storage)
     for module in (_flat_param, _runtime_utils):
@@ -269,7 +269,9 @@ def _patches(device: Device) -> Iterator[Any]:
         yield mock.patch.object(dist, name, partial(device.communicate, getattr(dist, name)))
     yield mock.patch.object(handle, "init_flat_param_attributes", lambda one: device.attributes(one))
     yield mock.patch.object(
-        handle, "shard", lambda one: _told_after(device, lambda _: _shard(one), one.flat_param.data)
+        handle,
+        "shard",
+        lambda one: _told_after(device, lambda _: _shard(one), one.flat_param.data),  # type: ignore[no-untyped-call]
     )
     yield mock.patch.object(_init_utils, "_move_states_to_device", device.move)
     yield mock.patch.object(_init_utils, "_init_param_handle_from_params", device.handle)
@@ -305,4 +307,4 @@ def _allow(_: list[torch.Tensor]) -> None:
 
 
 def _same_storage(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.untyped_storage()._cdata == other.untyped_storage()._cdata
+    return bool(one.untyped_storage()._cdata == other.untyped_storage()._cdata)

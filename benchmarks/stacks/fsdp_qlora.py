@@ -30,8 +30,8 @@ def reason_not_traced(row: Row) -> str | None:
     return None
 
 
-def trace_row(row: Row) -> int:
-    """Trace loading, wrapping and two steps; return what the caching allocator had reserved at the worst moment."""
+def trace_row(row: Row) -> traced.Found:
+    """Trace loading, wrapping and two steps."""
     model = build(row)
     with ExitStack() as stack:
         for context in (traced.computing(), fourbit.unpacking()):
@@ -44,7 +44,7 @@ def trace_row(row: Row) -> int:
         traced.see_workspaces(recorder)
         recorder.mark(LOAD)
         steps(row, model, recorder, device)
-    return traced.reserved_peak(row, device.allocator_events(recorder.tape))
+    return device.allocator_events(recorder.tape)
 
 
 def build(row: Row) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks.stacks import Row, autocast, fms, fourbit, fsdp, hf, traced
-from ftkit.plan.tape import LOAD, Recorder, Tape
+from ftkit.plan.tape import LOAD, Recorder
 
 GROUPS = ("",)
 REQUIREMENTS = ()
@@ -21,6 +21,11 @@ OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "adam": torch.
 
 def reason_not_traced(row: Row) -> str | None:
     """Return why a row cannot be reproduced, or None."""
+    arch = row.get("arch") or {}
+    if "remote code" in arch.get("arch_class", ""):
+        return "its model's code is not in transformers"
+    if arch and not arch.get("vocab"):
+        return "its vocabulary is not known"
     framework = (row.get("framework") or "").lower()
     if not any(name in framework for name in LIBRARIES):
         return f"what its library does is not written down in benchmarks/stacks ({row['group']})"
@@ -35,7 +40,7 @@ def reason_not_traced(row: Row) -> str | None:
     return None
 
 
-def trace_row(row: Row) -> Tape | int:
+def trace_row(row: Row) -> traced.Found:
     """Trace two steps."""
     model = build(row)
     with ExitStack() as stack:
@@ -59,7 +64,7 @@ def trace_row(row: Row) -> Tape | int:
             traced.see(recorder, model)
         steps(row, model, recorder)
     if device is not None and row["metric_class"] not in ("allocated_peak", "active_peak"):
-        return traced.reserved_peak(row, device.allocator_events(recorder.tape))
+        return device.allocator_events(recorder.tape)
     return recorder.tape
 
 

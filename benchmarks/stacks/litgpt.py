@@ -25,6 +25,9 @@ CHUNK_TOKENS = 128
 TARGETS = ("query", "key", "value", "projection", "mlp", "head")
 METHODS = ("lora", "qlora", "full", "llama_adapter_v1", "llama_adapter_v2")
 
+NAMES = {"TinyLlama-1.1B": "tiny-llama-1.1b"}
+"""Models that LitGPT has under another name."""
+
 
 def reason_not_traced(row: Row) -> str | None:
     """Return why a row cannot be reproduced, or None."""
@@ -89,7 +92,8 @@ def shard(model: Any) -> Any:
 def build(row: Row) -> Any:
     """Build a row's model on `meta`, with its 4-bit layers."""
     module, fields = kind(row)
-    config = module.Config.from_name(row["model_id"].rsplit("/", 1)[-1], **fields)
+    name = row["model_id"].rsplit("/", 1)[-1]
+    config = module.Config.from_name(NAMES.get(name, name), **fields)
     with torch.device("meta"):
         model = module.GPT(config).to(torch.float32 if mixed(row) else torch.bfloat16)
     freeze = {

@@ -21,6 +21,10 @@ from ftkit.plan.allocator import replay
 from ftkit.plan.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Recorder, Tape
 from ftkit.plan.timeline import allocator_events
 
+Event = tuple[int, int] | tuple[int, int, int]
+"""A storage, its bytes or -1 for its death, and the stream that it is from where there are several."""
+Found = Tape | list[tuple[int, int, int]]
+"""What tracing a row leaves: a tape, or its births and deaths where streams delay these."""
 NCCL_BYTES = 544 * 2**20
 """What a communicator of two GPUs takes beside torch's allocator (measured in NVIDIA/nccl issue 964)."""
 
@@ -78,7 +82,7 @@ def fake(model: nn.Module) -> None:
                 if tensor is not None and tensor.device.type == "meta":
                     if id(tensor) not in made:
                         made[id(tensor)] = _fake(tensor)
-                    table[name] = made[id(tensor)]  # type: ignore[index]  # one of two tables
+                    table[name] = made[id(tensor)]
 
 
 def _fake(tensor: torch.Tensor) -> torch.Tensor:
@@ -156,23 +160,27 @@ def token_ids(recorder: Recorder, row: Row) -> torch.Tensor:
     return ids
 
 
-def figure(row: Row, found: Tape | int) -> int:
+def events_of(found: Found) -> Sequence[Event]:
+    """Return what the model of the allocator reads."""
+    return allocator_events(found) if isinstance(found, Tape) else found
+
+
+def figure(row: Row, found: Found) -> int:
     """Return the prediction of what a row measured, in bytes.
 
     Args:
         row: names its metric.
-        found: a tape, or the bytes themselves.
+        found: what tracing it left.
     """
-    if isinstance(found, int):
-        return found
+    events = events_of(found)
     if row["metric_class"] in ("allocated_peak", "active_peak"):
-        return replay(allocator_events(found)).peak_active_bytes
-    reserved = reserved_peak(row, allocator_events(found))
+        return replay(events).peak_active_bytes
+    reserved = reserved_peak(row, events)
     context = (row["extra_metrics"] or {}).get("nvml_after_cuda_context_MiB", 0) * 2**20
     return reserved + (context if row["metric_class"] == "nvml_device" else 0)
 
 
-def reserved_peak(row: Row, events: Sequence[tuple[int, int] | tuple[int, int, int]]) -> int:
+def reserved_peak(row: Row, events: Sequence[Event]) -> int:
     """Return what the caching allocator reserves at most on a row's card, which makes it give back when it is full."""
     card = recognize_gpu(re.sub(r"^\d+x ", "", row["gpu"] or ""))
     others = CUDA_CONTEXT_BYTES + (NCCL_BYTES if row["n_gpus"] > 1 else 0)

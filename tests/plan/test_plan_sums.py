@@ -1,5 +1,8 @@
 """The recorder's own rules: what autograd adds in place on a GPU, and tensors that hold other tensors."""
 
+from contextlib import nullcontext
+
+import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
@@ -30,6 +33,23 @@ def test_a_sum_of_gradients_lives_where_its_first_summand_lived():
     assert len(made) == 3  # one of each product, and none of a sum
     sizes = list(recorder.tape.live_bytes())
     assert max(sizes) < 3 * 256 * 256 * 4
+
+
+@pytest.mark.parametrize("is_fake", [True, False])
+def test_a_summand_that_a_hook_keeps_is_not_added_to_in_place(is_fake):
+    """FSDP's hooks on the inputs of modules keep gradients until all of them are there."""
+    kept = []
+    with FakeTensorMode() if is_fake else nullcontext():
+        start = torch.ones(64, requires_grad=True) * 2
+        recorder = Recorder()
+        branch = start * 3
+        branch.register_hook(lambda grad: kept.append(grad))
+        loss = (start + branch * 1.0).sum()  # the gradient of the sum goes to both branches as it is
+        recorder.phase = BACKWARD
+        with recorder:
+            loss.backward()
+    sums = [birth for birth in recorder.tape.births if birth.op == "add.Tensor"]
+    assert len(sums) == 1
 
 
 def test_real_and_fake_gradients_are_summed_alike():

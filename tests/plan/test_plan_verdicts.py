@@ -71,3 +71,15 @@ def test_the_page_shows_a_run_that_fitted_and_was_called_unfit():
     assert "| litgpt/resource-tables | 1 | 1 | 0 | 0 | 0 | 0 |" in page
     assert "| 64.00 | does not fit | - | - | out of memory |" in page
     assert "| not run | 13b-1 |" in page
+
+
+def test_the_page_says_that_a_run_that_ftkit_could_hold_is_no_verdict_on_the_published_one():
+    row = published("7b", 4)
+    found = {
+        f"{row['id']} litgpt": {"reserved_bytes": 45 * 2**30, "fits": False},
+        f"{row['id']} ftkit": {"reserved_bytes": 38 * 2**30, "fits": True},
+    }
+    page = verdict_table.page([row], found, room, lambda _: "")
+    assert f"\n{row['id']}: the stack's own trace says what was published" in page
+    del found[f"{row['id']} ftkit"]
+    assert "the stack's own trace says what was published" not in verdict_table.page([row], found, room, lambda _: "")

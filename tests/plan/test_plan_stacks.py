@@ -1,0 +1,40 @@
+"""What the stacks' own code is stood in for by, where it cannot run here."""
+
+import torch
+from torch import nn
+
+from benchmarks.stacks.older_adam import Adam
+from benchmarks.stacks.zero2 import Stage2
+from ftkit.plan.tape import LOAD, Recorder
+
+ELEMENTS = 1024
+
+
+def test_the_older_adam_has_two_temporary_lists_beside_two_moments():
+    weight = nn.Parameter(torch.ones(ELEMENTS))
+    weight.grad = torch.ones(ELEMENTS)
+    recorder = Recorder()
+    with recorder:
+        adam = Adam([weight], lr=0.1)
+        adam.step()
+        adam.step()
+    assert recorder.tape.peak_bytes() == 4 * 4 * ELEMENTS
+    assert list(recorder.tape.live_bytes())[-1] == 2 * 4 * ELEMENTS
+    assert float(weight[0].detach()) < 1.0
+
+
+def test_stage_2_holds_flat_weights_masters_and_moments_of_its_share_and_two_buckets_in_the_backward():
+    model = nn.Linear(32, 32, bias=False).half()
+    recorder = Recorder()
+    with recorder:
+        engine = Stage2(model, recorder, ranks=4, bucket_elements=2 * ELEMENTS, lr=0.1)
+        recorder.mark(LOAD)
+        engine.backward(model(torch.ones(1, 32, dtype=torch.float16)).sum())
+        engine.step()
+        recorder.mark("optimizer")
+    share = ELEMENTS // 4
+    (_, loaded), (_, left) = recorder.tape.at_marks()
+    assert loaded == 2 * ELEMENTS + 3 * 4 * share
+    assert left == loaded
+    assert recorder.tape.peak_bytes() >= loaded + 2 * 2 * 2 * ELEMENTS
+    assert {birth.stream for birth in recorder.tape.births} == {0, 1}
