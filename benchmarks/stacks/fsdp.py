@@ -24,6 +24,7 @@ from torch.distributed.fsdp import _common_utils, _flat_param, _init_utils, _run
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.stacks.traced import patched
+from ftkit.plan.allocator import LET_GO
 from ftkit.plan.tape import Recorder, Tape
 
 CPU = torch.device("cpu")
@@ -210,10 +211,10 @@ class Device:
             self.recorder = None
 
     def allocator_events(self, tape: Tape) -> list[tuple[int, int, int]]:
-        """Return a tape as the allocator sees it: (storage, bytes or -1, stream).
+        """Return a tape as the allocator sees it: (storage, bytes or -1 or `LET_GO`, stream).
 
         What another stream used dies when the host has waited for the device; until then the device is supposed to be
-        behind the host, which asks faster than it computes.
+        behind the host, which asks faster than it computes. Where no memory is left the allocator waits itself.
         """
         events: list[tuple[int, int, int]] = []
         pending: list[tuple[int, int]] = []
@@ -230,6 +231,7 @@ class Device:
                 continue
             if event < 0 and ~event in self.used_elsewhere:
                 pending.append((place, ~event))
+                events.append((~event, LET_GO, birth.stream))
             else:
                 events.append((event, birth.size, birth.stream) if event >= 0 else (~event, -1, birth.stream))
         return events

@@ -22,7 +22,7 @@ from ftkit.plan.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Recorder, Tape
 from ftkit.plan.timeline import allocator_events
 
 Event = tuple[int, int] | tuple[int, int, int]
-"""A storage, its bytes or -1 for its death, and the stream that it is from where there are several."""
+"""As `allocator.replay` takes them; the stream where there are several."""
 Found = Tape | list[tuple[int, int, int]]
 """What tracing a row leaves: a tape, or its births and deaths where streams delay these."""
 NCCL_BYTES = 544 * 2**20

@@ -4,13 +4,14 @@ The rules are those of torch's c10/cuda/CUDACachingAllocator.cpp, told in its do
 torch's CUDA notes): sizes are rounded to 512 bytes; requests of at most 1 MiB share 2 MiB segments, those below 10 MiB
 share 20 MiB segments, larger ones get a segment of their own, rounded to 2 MiB; a segment serves the stream that asked
 for it and no other; a free block is found by best fit and split where the rest is worth keeping; neighbours merge when
-freed; when the device is full, empty segments are handed back and the request is tried once more. With expandable
+freed; when the device is full, the host waits for the other streams, so that what they were the last to use is free,
+empty segments are handed back, and the request is tried once more. With expandable
 segments each pool is one range that grows by whole pages.
 """
 
 from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 MIN_BLOCK = 512
@@ -19,6 +20,8 @@ SMALL_SEGMENT = 2 * 2**20
 LARGE_SEGMENT = 20 * 2**20
 OWN_SEGMENT_FROM = 10 * 2**20
 OWN_SEGMENT_STEP = 2 * 2**20
+LET_GO = -2
+"""In the place of a size: the host has no more use for a storage, but a stream that is not its own may have."""
 
 
 def round_size(size: int) -> int:
@@ -69,14 +72,21 @@ class CachingAllocator:
         peak_reserved_bytes: the most that was reserved at once.
     """
 
-    def __init__(self, capacity: int | None = None, *, expandable: bool = False) -> None:
+    def __init__(
+        self,
+        capacity: int | None = None,
+        *,
+        expandable: bool = False,
+        wait: Callable[["CachingAllocator"], None] | None = None,
+    ) -> None:
         """Start empty.
 
         Args:
             capacity: bytes of the device that segments may take; None: no end.
             expandable: model `expandable_segments:True`.
+            wait: releases what other streams have yet to be done with; None: nothing is.
         """
-        self._capacity = capacity
+        self._capacity, self._wait = capacity, wait
         self._expandable = expandable
         self._free: dict[_Pool, list[tuple[int, int]]] = defaultdict(list)
         self._blocks: dict[int, _Block] = {}
@@ -168,6 +178,8 @@ class CachingAllocator:
     def _release_empty_segments(self) -> None:
         if self._expandable:
             return  # pages at the end are unmapped too; what lies between live blocks is not, and that is what is short
+        if self._wait is not None:
+            self._wait(self)
         for block in [block for block in self._blocks.values() if block.free]:
             if block.before is None and block.after is None:
                 self._unlist(block)
@@ -225,19 +237,31 @@ def replay(
 
     Args:
         events: (storage, bytes) for a birth, (storage, -1) for its death, in their order; a third number is the stream.
+            (storage, `LET_GO`): dead, though another stream may use it until its death comes.
         capacity: bytes for segments; None: no end.
         expandable: model `expandable_segments:True`.
 
     Returns:
         Peaks up to the end, or up to the first request that was not met.
     """
-    allocator = CachingAllocator(capacity, expandable=expandable)
     addresses: dict[int, int] = {}
+    let_go: set[int] = set()
+
+    def wait(allocator: CachingAllocator) -> None:
+        for storage in sorted(let_go):
+            allocator.release(addresses.pop(storage))
+        let_go.clear()
+
+    allocator = CachingAllocator(capacity, expandable=expandable, wait=wait)
     fits = True
     try:
         for storage, size, *stream in events:
-            if size < 0:
-                allocator.release(addresses.pop(storage))
+            if size == LET_GO:
+                let_go.add(storage)
+            elif size < 0:
+                if storage in addresses:  # else it was waited for
+                    allocator.release(addresses.pop(storage))
+                    let_go.discard(storage)
             else:
                 addresses[storage] = allocator.allocate(size, *stream)
     except OutOfMemory:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftkit.plan.allocator import CachingAllocator, replay, round_size, segment_size
+from ftkit.plan.allocator import LET_GO, CachingAllocator, replay, round_size, segment_size
 
 MIB = 2**20
 
@@ -49,6 +49,14 @@ def test_empty_segments_are_given_back_before_a_device_is_full():
 
     assert replay(events, capacity=50 * MIB).fits
     assert not replay([*events, (2, 20 * MIB)], capacity=50 * MIB).fits
+
+
+def test_a_full_device_is_waited_for_so_that_what_other_streams_used_is_free():
+    events = [(0, 30 * MIB), (0, LET_GO), (1, 40 * MIB), (0, -1), (2, 1 * MIB)]
+
+    assert replay(events).peak_reserved_bytes == (30 + 40 + 2) * MIB
+    assert replay(events, capacity=50 * MIB).fits
+    assert not replay([(0, 30 * MIB), (1, 40 * MIB), (0, -1)], capacity=50 * MIB).fits
 
 
 def test_expandable_segments_grow_by_what_is_missing():
