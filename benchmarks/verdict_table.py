@@ -27,8 +27,8 @@ fine-tunings below cannot have kept AdamW's moments, which their recipe asks for
 Under FSDP, what another stream used is held until the host has waited for the device, or until the card is full, which
 makes torch wait itself (CUDACachingAllocator.cpp, synchronize_and_free_events). The one row of high confidence that is
 called unfit, fsdpq_4090_Llama-2-7b-hf_qlora_fsdp_off_bs12_2048, holds 16.0 GiB when a request of 2.93 GiB fails: the
-replay has 4.6 GiB free in pieces, one of them a cached segment of 2.93 GiB in which one tensor of 384 MiB was put. The run
-placed that tensor elsewhere; why, is not known.
+replay has 4.6 GiB free in pieces, one of them a cached segment of 2.93 GiB in which one tensor of 384 MiB was put. The
+run placed that tensor elsewhere; why, is not known.
 """
 
 

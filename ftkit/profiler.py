@@ -28,7 +28,8 @@ from ftkit.meter import Meter, MeteredEngine, gather, known_flops, memory_figure
 from ftkit.model import build_model, count_parameters, set_training, trainable_parameters
 from ftkit.plan.architectures import NUM_LABELS
 from ftkit.plan.predict import plan_shape
-from ftkit.plan.tape import EVALUATION, LOAD, Recorder
+from ftkit.plan.recorder import Recorder
+from ftkit.plan.tape import EVALUATION, LOAD
 from ftkit.plan.trace import (
     Shape,
     batch_tensors,

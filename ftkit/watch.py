@@ -14,7 +14,8 @@ from ftkit.batching import MicroBatch
 from ftkit.counted import timeline
 from ftkit.engine import Engine
 from ftkit.memory import Snapshot, quiet_collector
-from ftkit.plan.tape import LOAD, Recorder
+from ftkit.plan.recorder import Recorder
+from ftkit.plan.tape import LOAD
 from ftkit.plan.trace import WatchedEngine, batch_tensors, layer_names, see_model
 from ftkit.records import TimelineLine
 

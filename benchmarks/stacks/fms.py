@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from benchmarks.stacks import Row, autocast, fourbit, fsdp, hf, traced
-from ftkit.plan.tape import Recorder, Tape
+from ftkit.plan.recorder import Recorder
+from ftkit.plan.tape import Tape
 
 GROUPS = ("fms-acceleration/",)
 REQUIREMENTS = (

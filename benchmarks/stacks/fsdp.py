@@ -25,7 +25,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.stacks.traced import patched
 from ftkit.plan.allocator import LET_GO
-from ftkit.plan.tape import Recorder, Tape
+from ftkit.plan.recorder import Recorder
+from ftkit.plan.tape import Tape
 
 CPU = torch.device("cpu")
 

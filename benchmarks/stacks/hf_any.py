@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from benchmarks.stacks import Row, autocast, fms, fourbit, fsdp, hf, traced
-from ftkit.plan.tape import LOAD, Recorder
+from ftkit.plan.recorder import Recorder
+from ftkit.plan.tape import LOAD
 
 GROUPS = ("",)
 REQUIREMENTS = ()

@@ -19,7 +19,8 @@ from torch import nn
 from torch.utils import checkpoint
 
 from benchmarks.stacks import Row, autocast, hf, traced
-from ftkit.plan.tape import Recorder, Tape
+from ftkit.plan.recorder import Recorder
+from ftkit.plan.tape import Tape
 
 GROUPS = ("transformers/performance.mdx",)
 REQUIREMENTS = (

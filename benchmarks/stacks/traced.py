@@ -18,7 +18,8 @@ from ftkit import bnb
 from ftkit.hardware import CUDA_CONTEXT_BYTES, recognize_gpu
 from ftkit.plan import cuda
 from ftkit.plan.allocator import replay
-from ftkit.plan.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Recorder, Tape
+from ftkit.plan.recorder import Recorder
+from ftkit.plan.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Tape
 from ftkit.plan.timeline import allocator_events
 
 Event = tuple[int, int] | tuple[int, int, int]

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from benchmarks.stacks import Row, autocast, fsdp, older_adam, traced
-from ftkit.plan.tape import LOAD, Recorder, Tape
+from ftkit.plan.recorder import Recorder
+from ftkit.plan.tape import LOAD, Tape
 
 CLASSES = 10
 PIXELS = 224

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks.stacks import older_adam
-from ftkit.plan.tape import Recorder
+from ftkit.plan.recorder import Recorder
 
 REDUCTION_STREAM = 1
 

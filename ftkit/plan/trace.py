@@ -28,7 +28,8 @@ from ftkit.memory import quiet_collector
 from ftkit.model import build_empty_model, set_training
 from ftkit.plan import cuda, remembered
 from ftkit.plan.fake import hidden_tensors, materialize, taken_for_fake
-from ftkit.plan.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Recorder, Tape, layer_named
+from ftkit.plan.recorder import Recorder, layer_named
+from ftkit.plan.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Tape
 from ftkit.plan.visits import Visits
 from ftkit.plan.zero import partitions_weights
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ftkit.plan.tape import FORWARD, Birth, Recorder
+from ftkit.plan.recorder import Recorder
+from ftkit.plan.tape import FORWARD, Birth
 
 ENTER, LEAVE = "enters forward", "leaves forward"
 ENTER_BACKWARD, LEAVE_BACKWARD = "enters backward", "leaves backward"

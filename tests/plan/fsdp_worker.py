@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from benchmarks.stacks import fsdp, traced
-from ftkit.plan.tape import Recorder
+from ftkit.plan.recorder import Recorder
 
 
 class Block(nn.Module):

@@ -10,7 +10,8 @@ from torch import nn
 from ftkit.config import ModelConfig, RunConfig
 from ftkit.engine.plain import PlainEngine
 from ftkit.model import build_empty_model, set_training
-from ftkit.plan.tape import LOAD, Recorder, Tape
+from ftkit.plan.recorder import Recorder
+from ftkit.plan.tape import LOAD, Tape
 from ftkit.plan.trace import LocalProcess, Shape, batch_tensors, layer_names, make_batches, record_steps, see_model
 
 NUM_LAYERS = 4

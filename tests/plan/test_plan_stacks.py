@@ -5,7 +5,8 @@ from torch import nn
 
 from benchmarks.stacks.older_adam import Adam
 from benchmarks.stacks.zero2 import Stage2
-from ftkit.plan.tape import LOAD, Recorder
+from ftkit.plan.recorder import Recorder
+from ftkit.plan.tape import LOAD
 
 ELEMENTS = 1024
 

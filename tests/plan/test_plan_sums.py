@@ -7,7 +7,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
-from ftkit.plan.tape import BACKWARD, FORWARD, Recorder
+from ftkit.plan.recorder import Recorder
+from ftkit.plan.tape import BACKWARD, FORWARD
 
 
 def gradients_of_a_sum(recorder: Recorder) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import torch
 
-from ftkit.plan.tape import Recorder
+from ftkit.plan.recorder import Recorder
 
 
 def test_a_storage_of_another_size_dies_and_is_born_again():

@@ -10,7 +10,8 @@ from ftkit.distributed import ProcessContext, join, leave
 from ftkit.engine import build_engine
 from ftkit.memory import quiet_collector
 from ftkit.model import set_training
-from ftkit.plan.tape import LOAD, Recorder, Tape
+from ftkit.plan.recorder import Recorder
+from ftkit.plan.tape import LOAD, Tape
 from ftkit.plan.timeline import find_peak
 from ftkit.plan.trace import batch_tensors, layer_names, make_batches, record_steps, see_model
 from tests.plan.zero_cases import SETS, Case

@@ -6,7 +6,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ftkit.counted import phase_peaks, timeline
-from ftkit.plan.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Recorder
+from ftkit.plan.recorder import Recorder
+from ftkit.plan.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER
 
 KIB = 1024
 
