@@ -50,12 +50,20 @@ class Opened:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(path.as_uri())
-        self.page.wait_for_function("window.Plotly")
+        self.wait_for("() => Boolean(window.Plotly)")
+
+    def wait_for(self, condition, argument=None):
+        """Ask again and again from outside: the page's own policy forbids Playwright's way, which is to evaluate inside."""
+        for _ in range(1500):
+            if self.page.evaluate(condition, argument):
+                return
+            self.page.wait_for_timeout(20)
+        raise AssertionError(f"half a minute without {condition}")
 
     def draw_all(self):
         for chart in self.page.query_selector_all(".chart"):
             chart.scroll_into_view_if_needed()
-            self.page.wait_for_function("chart => chart.dataset.drawn", arg=chart)
+            self.wait_for("chart => Boolean(chart.dataset.drawn)", chart)
 
     def names(self):
         return self.page.eval_on_selector_all(
