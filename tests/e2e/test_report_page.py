@@ -53,7 +53,7 @@ class Opened:
         self.wait_for("() => Boolean(window.Plotly)")
 
     def wait_for(self, condition, argument=None):
-        """Ask again and again from outside: the page's own policy forbids Playwright's way, which is to evaluate inside."""
+        """Ask again and again from outside: the page forbids what Playwright would do inside."""
         for _ in range(1500):
             if self.page.evaluate(condition, argument):
                 return
