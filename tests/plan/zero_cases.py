@@ -66,8 +66,8 @@ class Case(NamedTuple):
         )
 
 
-# Not ZeRO-2 in fp32: gloo's thread lets go of the reduced bucket before the next sums are made, or after; the peak is one
-# partition higher then.
+# Not ZeRO-2 in fp32: gloo's thread lets go of the reduced bucket before the next sums are made, or after; then the peak
+# is one partition higher.
 FEW = (
     Case("llama", 0, "none", "full", 0),
     Case("llama", 2, "none", "lora", 0),
