@@ -193,7 +193,7 @@ def rendezvous(environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
 
 
 def end_now(code: int) -> NoReturn:
-    """End this process of several at once, without the interpreter's clean-up.
+    """End a process of a launcher at once, without the interpreter's clean-up.
 
     DeepSpeed and the model's parameters hold the process group, so its threads are alive to the very end. One that
     lets go of a tensor while the interpreter shuts down asks for its lock and is ended for it, which aborts the
@@ -205,6 +205,12 @@ def end_now(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def end_if_launched(environment: Mapping[str, str] = os.environ) -> None:
+    """End a launcher's process whose work is done, before the interpreter's clean-up can abort it; see `end_now`."""
+    if "RANK" in environment:
+        end_now(0)
 
 
 def resolve_precision(precision: Precision, device: "torch.device") -> "torch.dtype":

@@ -7,7 +7,7 @@ import click
 
 from ftkit.cli.options import quieten, user_errors
 from ftkit.config_io import load_config
-from ftkit.distributed import ProcessContext
+from ftkit.distributed import ProcessContext, end_if_launched
 from ftkit.records import Prediction
 from ftkit.sweep import CONFIG, PREDICTION
 
@@ -32,6 +32,7 @@ def profile_one(folder: Path, warmup: int, steps: int, memory_limit: int | None,
         given = folder / PREDICTION
         prediction = Prediction.model_validate_json(given.read_text(encoding="utf-8")) if given.is_file() else None
         profile_run(config, process, folder, prediction, num_warmup=warmup, num_timed=steps)
+    end_if_launched()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
-from ftkit.distributed import ProcessContext
+from ftkit.distributed import ProcessContext, end_if_launched
 from ftkit.errors import ConfigError
 from ftkit.hub import work_offline_if_unreachable
 
@@ -74,6 +74,7 @@ def train(  # noqa: PLR0913  # one parameter is one flag
             reporter.note(f"the report: {write_run_page(reporter.folder)}")
         if as_json and process.is_main:
             sys.stdout.write(record.model_dump_json() + "\n")
+    end_if_launched()
 
 
 def _check_resumed(folder: Path) -> None:

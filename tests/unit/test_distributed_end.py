@@ -1,6 +1,7 @@
 """How a job of several ranks ends, in real processes."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -89,3 +90,18 @@ def test_a_rank_that_fails_says_why_and_the_other_says_that_it_lost_it(how, code
     kind, reason = explain_failure(1, first_said + second_said)
     assert "planted" in reason
     assert kind == ("refused" if how == "mistake" else "crash")
+
+
+@pytest.mark.parametrize(("place", "code"), [({"RANK": "0"}, 0), ({}, -signal.SIGABRT)], ids=["launched", "alone"])
+def test_a_launched_process_ends_before_the_interpreter_cleans_up(place, code):
+    program = (
+        "import atexit, os\n"
+        "from ftkit.distributed import end_if_launched\n"
+        "atexit.register(os.abort)\n"
+        "print('whole')\n"
+        "end_if_launched()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], env={**os.environ, **place}, text=True, capture_output=True)
+
+    assert ended.returncode == code
+    assert "whole" in ended.stdout or code
