@@ -26,13 +26,12 @@ from ftkit.ds_config import Sizes, deepspeed_dict, read_template
 from ftkit.engine.plain import BUCKET_ELEMENTS
 from ftkit.plan.place import Place
 from ftkit.plan.rewrite import Changes, Reduction, rewrite
-from ftkit.plan.tape import FORWARD, Birth, Tape
+from ftkit.plan.shares import WEIGHTS, Shares, elements
+from ftkit.plan.tape import Tape
 from ftkit.plan.timeline import kinds
 from ftkit.plan.visits import GRADIENT, Visit
 from ftkit.plan.window import FP32, FP64, Limits, Storages, Weight, Window
 
-WEIGHTS = ("parameter", "trainable")
-"""The roles of what is a weight; the constants of 4-bit weights are none."""
 _ITEMSIZE = {"fp32": 4, "fp16": 2, "bf16": 2}
 PCIE_BYTES_PER_SECOND = 12e9
 """What pinned copies over PCIe 3.0 x16 reach of its 16 GB/s (NVIDIA's bandwidthTest)."""
@@ -91,7 +90,7 @@ def share_out(tape: Tape, config: RunConfig, precision: str, place: Place, num_t
         return Sharing(rewrite(tape, changes), wire_bytes=2 * (ranks - 1) / ranks * FP32 * num_trainable)
     sizes = tape_sizes(tape)
     settings = deepspeed_dict(config, precision, ranks, place.device_type, sizes)
-    changes, sharing = plan_changes(tape, settings, _ITEMSIZE[precision], ranks, sizes, place.device_type)
+    changes, sharing = _change(Shares(tape, settings, _ITEMSIZE[precision], ranks, sizes, place.device_type))
     return Sharing(rewrite(tape, changes), **sharing)
 
 
@@ -100,7 +99,7 @@ def _largest_bucket(tape: Tape) -> int:
     largest = filled = 0
     for birth in tape.births:
         if birth.role == "trainable":
-            filled += _elements(birth)
+            filled += elements(birth)
             largest = max(largest, filled)
             filled = filled if filled < BUCKET_ELEMENTS else 0
     return largest
@@ -121,47 +120,20 @@ def tape_sizes(tape: Tape) -> Sizes:
     weights = [birth for birth in tape.births if birth.role in WEIGHTS]
     for birth in weights:
         if birth.layer is not None:
-            layers[birth.layer] += _elements(birth)
-    trained = [_elements(birth) for birth in weights if birth.role == "trainable"]
-    largest = max(layers.values(), default=0) or max(map(_elements, weights))
+            layers[birth.layer] += elements(birth)
+    trained = [elements(birth) for birth in weights if birth.role == "trainable"]
+    largest = max(layers.values(), default=0) or max(map(elements, weights))
     return Sizes(sum(trained), max(trained), largest)
 
 
-def plan_changes(  # what decides them
-    tape: Tape, settings: dict[str, Any], itemsize: int, ranks: int, sizes: Sizes, device_type: str
-) -> tuple[Changes, dict[str, Any]]:
-    """Compute what a stage changes on one rank.
-
-    Args:
-        tape: of the plain engine.
-        settings: what `deepspeed.initialize` receives.
-        itemsize: bytes of the compute dtype.
-        ranks: W.
-        sizes: element counts.
-        device_type: `cuda` or `cpu`.
-
-    Returns:
-        The changes of the tape, and the other figures of a Sharing.
-    """
-    zero = settings["zero_optimization"]
-    optimizer_at, weights_at = (_offload(zero, key) for key in ("offload_optimizer", "offload_param"))
-    shares = _Shares(
-        tape,
-        zero,
-        zero["stage"],
-        itemsize,
-        "bf16" in settings,
-        ranks,
-        sizes,
-        optimizer_at == "none",
-        weights_at != "none",
-        device_type,
-    )
+def _change(shares: Shares) -> tuple[Changes, dict[str, Any]]:
+    """Compute what a stage changes on one rank: the changes of the tape, and the other figures of a Sharing."""
     changes = _scales(shares)
     {1: _add_stage_1, 2: _add_stage_2, 3: _add_stage_3}[shares.stage](changes, shares)
     host = shares.host_bytes
+    zero = shares.zero
     pinned = host if zero.get("offload_optimizer", zero.get("offload_param", {})).get("pin_memory") else 0
-    on_disk = "nvme" in (optimizer_at, weights_at)
+    on_disk = "nvme" in (shares.optimizer_at, shares.weights_at)
     moved = 0 if shares.on_device else shares.part
     return changes, {
         "host_bytes": 0 if on_disk else host,
@@ -172,100 +144,10 @@ def plan_changes(  # what decides them
     }
 
 
-@dataclass(frozen=True)
-class _Shares:
-    """What the arithmetic of a stage is made of.
-
-    Attributes:
-        tape: of the plain engine.
-        zero: the section `zero_optimization`.
-        stage: 1, 2 or 3.
-        itemsize: bytes of the compute dtype.
-        is_bfloat: whether that is bf16.
-        ranks: W.
-        sizes: element counts.
-        on_device: masters, moments and sums are on the device.
-        weights_away: partitions of weights are not.
-        device_type: `cuda` or `cpu`.
-    """
-
-    tape: Tape
-    zero: dict[str, Any]
-    stage: int
-    itemsize: int
-    is_bfloat: bool
-    ranks: int
-    sizes: Sizes
-    on_device: bool
-    weights_away: bool
-    device_type: str
-
-    @property
-    def trained(self) -> int:
-        """P_t."""
-        return self.sizes.num_trainable_parameters
-
-    @property
-    def part(self) -> int:
-        """P_t / W."""
-        return math.ceil(self.trained / self.ranks)
-
-    @property
-    def bucket(self) -> int:
-        """Elements of the bucket."""
-        return int(self.zero["reduce_bucket_size"])
-
-    @property
-    def weights(self) -> list[Birth]:
-        """What is partitioned at stage 3: the constants of 4-bit weights are not."""
-        return [birth for birth in self.tape.births if birth.role in WEIGHTS]
-
-    @property
-    def host_bytes(self) -> int:
-        """Masters, two moments, gradients in fp32; a second sum of gradients, or what stages 1 and 2 copy through."""
-        if self.on_device:
-            states = 0
-        elif self.stage == 3:
-            states = 5 * FP32 * self.part
-        else:
-            states = (4 * FP32 + self.itemsize) * self.part + self.itemsize * self.sizes.largest_trainable
-            if self.stage == 2 and not self.is_mixed and self.accumulates:
-                states += FP32 * self.part  # what the earlier micro-batches have left
-        return states + (sum(birth.size for birth in self.weights) // self.ranks if self.weights_away else 0)
-
-    @property
-    def accumulates(self) -> bool:
-        """Whether a step has several micro-batches."""
-        return any(birth.phase == FORWARD and birth.micro_batch > 0 for birth in self.tape.births)
-
-    @property
-    def is_mixed(self) -> bool:
-        """Whether the masters are others than the weights."""
-        return self.itemsize != FP32
-
-    @property
-    def sums_gradients_whole(self) -> bool:
-        """Whether DeepSpeed's BF16_Optimizer is at work (engine.py, _do_optimizer_sanity_check)."""
-        return self.stage == 1 and self.is_bfloat and self.on_device
-
-    @property
-    def largest_share(self) -> int:
-        """Elements of the largest partition of a trained tensor."""
-        return math.ceil(self.sizes.largest_trainable / self.ranks)
-
-
-def _offload(zero: dict[str, Any], key: str) -> str:
-    return str(zero.get(key, {}).get("device", "none"))
-
-
-def _elements(birth: Birth) -> int:
-    return math.prod(birth.shape)
-
-
-def _scales(shares: _Shares) -> Changes:
+def _scales(shares: Shares) -> Changes:
     """Shrink what the plain engine has of its own."""
     changes = Changes()
-    sizes = {FP32 * _elements(birth) for birth in shares.weights if birth.role == "trainable"}
+    sizes = {FP32 * elements(birth) for birth in shares.weights if birth.role == "trainable"}
     for number, (birth, kind) in enumerate(zip(shares.tape.births, kinds(shares.tape), strict=True)):
         if kind == "optimizer":
             changes.scale[number] = 0.0
@@ -280,7 +162,7 @@ def _scales(shares: _Shares) -> Changes:
     return changes
 
 
-def _add_states(changes: Changes, shares: _Shares) -> None:
+def _add_states(changes: Changes, shares: Shares) -> None:
     """Add masters and moments, or the buffer through which gradients of stages 1 and 2 leave."""
     if shares.on_device:
         if shares.stage < 3 or shares.is_mixed:  # stage 3 updates fp32 weights where they are
@@ -290,7 +172,7 @@ def _add_states(changes: Changes, shares: _Shares) -> None:
         changes.at_load.append(("buffer", shares.itemsize * shares.sizes.largest_trainable))
 
 
-def _add_stage_1(changes: Changes, shares: _Shares) -> None:
+def _add_stage_1(changes: Changes, shares: Shares) -> None:
     if not shares.sums_gradients_whole:
         _add_stage_2(changes, shares)
         return
@@ -299,7 +181,7 @@ def _add_stage_1(changes: Changes, shares: _Shares) -> None:
     changes.at_last_backward = FP32 * shares.trained
 
 
-def _add_stage_2(changes: Changes, shares: _Shares) -> None:
+def _add_stage_2(changes: Changes, shares: Shares) -> None:
     """Add what stage_1_and_2.py holds, which is also stage 1 where it is offloaded or not in bf16.
 
     On the last rank: it owns the weights whose gradients come first, and so has its sums before the others.
@@ -329,24 +211,24 @@ def _add_stage_2(changes: Changes, shares: _Shares) -> None:
             changes.in_update.append(("gradient", FP32 * shares.part))  # made one flat tensor
 
 
-def _add_stage_3(changes: Changes, shares: _Shares) -> None:
+def _add_stage_3(changes: Changes, shares: Shares) -> None:
     _add_states(changes, shares)
     changes.at_load.append(("buffer", FP32 * shares.bucket))
     if shares.on_device:
         changes.at_load.append(("gradient", FP32 * shares.part))
         # Norms are taken in fp64 (zero/utils.py, get_norm_dtype), and each group's gradients are made one flat tensor.
         changes.before_update.append(FP64 * shares.largest_share)
-        decays = sum(_elements(birth) for birth in shares.weights if birth.role == "trainable" and len(birth.shape) > 1)
+        decays = sum(elements(birth) for birth in shares.weights if birth.role == "trainable" and len(birth.shape) > 1)
         flat = max(decays, shares.trained - decays) / shares.ranks
         changes.in_update.append(("gradient", FP32 * math.ceil(flat)))
     changes.window = lambda storages: _window(shares, storages)
 
 
-def _window(shares: _Shares, storages: Storages) -> Window:
+def _window(shares: Shares, storages: Storages) -> Window:
     weights = {
         (birth.layer, birth.module): Weight(
-            _elements(birth),
-            birth.size // max(1, _elements(birth)),
+            elements(birth),
+            birth.size // max(1, elements(birth)),
             number,
             birth.role == "trainable",
             len(birth.shape) > 1,
@@ -374,7 +256,7 @@ def _window(shares: _Shares, storages: Storages) -> Window:
     return Window(weights, gradients, limits, storages)
 
 
-def _wire(shares: _Shares) -> float:
+def _wire(shares: Shares) -> float:
     """Return the bytes that one rank sends: gradients are reduced in fp32, weights gathered in the compute dtype."""
     ring = (shares.ranks - 1) / shares.ranks
     if shares.stage < 3:
