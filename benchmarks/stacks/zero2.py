@@ -1,12 +1,10 @@
 """DeepSpeed's optimizer of stage 2 on the first rank: the tensors that it makes, in its order; nothing is sent.
 
-Source: DeepSpeed 0.9.5, runtime/zero/stage_1_and_2.py, with contiguous gradients and overlapping reduction. Weights lie
-in one flat buffer; each gradient is copied into a bucket as soon as it is there; the bucket is flattened once more to
-be reduced, in a stream of its own; what belongs to the partition is kept, and updates the fp32 partition of the
-weights.
+Source: DeepSpeed 0.9.5, runtime/zero/stage_1_and_2.py, with contiguous gradients, reduce-scatter and overlapping
+communication. Weights lie in one flat buffer; each gradient is copied into a bucket as soon as it is there; slices of
+the bucket are reduced where they are, in a stream of its own; what belongs to the partition is copied out of it, and
+updates the fp32 partition of the weights.
 """
-
-from typing import Any
 
 import torch
 from torch import nn
@@ -61,15 +59,12 @@ class Stage2:
 
     def _reduce(self) -> None:
         """Reduce the bucket, and keep the gradients of the partition (average_tensor, copy_grads_in_partition)."""
-        self._buckets[0].narrow(0, 0, self._filled).div_(self._ranks)
-        gradients: list[Any] = [parameter.grad for parameter in self._parameters]
-        reduced = torch.cat([gradient.view(-1) for gradient in gradients])
-        del reduced
-        touched, offset = [], 0
+        self._buckets[0].div_(self._ranks)
+        first, touched = 0, []
         for parameter in self._parameters:
-            if offset < self._part:
+            if first < self._part:
                 touched.append(parameter)
-            offset += parameter.numel()
+            first += parameter.numel()
         kept = torch.empty(sum(parameter.numel() for parameter in touched), dtype=torch.float16)
         self._mine, offset = [], 0
         for parameter in touched:
