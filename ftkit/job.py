@@ -18,7 +18,7 @@ from ftkit.gguf import as_safetensors
 from ftkit.meter import Meter, MeteredEngine
 from ftkit.model import build_model, check_positions, count_parameters, trainable_parameters
 from ftkit.plan.first import plan_first
-from ftkit.plan.predict import Sequences
+from ftkit.plan.shapes import Sequences
 from ftkit.records import (
     EvaluationLine,
     Prediction,

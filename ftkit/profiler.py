@@ -27,17 +27,10 @@ from ftkit.memory import Snapshot, quiet_collector
 from ftkit.meter import Meter, MeteredEngine, gather, known_flops, memory_figures
 from ftkit.model import build_model, count_parameters, set_training, trainable_parameters
 from ftkit.plan.architectures import NUM_LABELS
-from ftkit.plan.predict import plan_shape
 from ftkit.plan.recorder import Recorder
+from ftkit.plan.shapes import Shape, plan_shape
 from ftkit.plan.tape import EVALUATION, LOAD
-from ftkit.plan.trace import (
-    Shape,
-    batch_tensors,
-    layer_names,
-    make_batches,
-    record_steps,
-    see_model,
-)
+from ftkit.plan.trace import batch_tensors, layer_names, make_batches, record_steps, see_model
 from ftkit.records import Measurement, PhaseMeasurement, Prediction, RecordWriter, ResultLine, RunLine, TimelineLine
 from ftkit.source import Source, load_config, load_tokenizer, resolve_source
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from ftkit.config import RunConfig
     from ftkit.plan.place import Place
-    from ftkit.plan.predict import Sequences
     from ftkit.plan.search import Candidate
+    from ftkit.plan.shapes import Sequences
     from ftkit.records import Prediction
 
 SHOWN = 10
@@ -59,8 +59,9 @@ def plan(  # noqa: PLR0913  # one parameter a flag
         quieten()
         from ftkit.plan.architectures import find_architecture
         from ftkit.plan.place import find_place
-        from ftkit.plan.predict import Sequences, Tapes, predict
+        from ftkit.plan.predict import Tapes, predict
         from ftkit.plan.search import settled
+        from ftkit.plan.shapes import Sequences
 
         sequences = None if samples is None else Sequences.unseen(config, samples)
         place = find_place(gpu, gpus, memory_budget, ram_budget)

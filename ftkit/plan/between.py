@@ -5,7 +5,7 @@ lines, lies below the chord between two of its points: what is read off the chor
 has no padding mask, so a chord that begins there may miss a mask's bytes.)
 """
 
-from ftkit.plan.trace import Shape
+from ftkit.plan.shapes import Shape
 from ftkit.records import MemoryBreakdown, Prediction
 
 

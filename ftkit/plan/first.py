@@ -12,8 +12,9 @@ from ftkit.distributed import ProcessContext, first_decides
 from ftkit.engine import wants_deepspeed
 from ftkit.errors import DoesNotFitError
 from ftkit.plan.place import Place, find_place
-from ftkit.plan.predict import Sequences, Tapes, predict
+from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.search import as_flags, cures, settled
+from ftkit.plan.shapes import Sequences
 from ftkit.records import Prediction
 from ftkit.units import format_bytes
 

@@ -8,9 +8,9 @@ import torch
 from ftkit.plan.tape import OpKey
 
 
-def dtype_name(tensor: torch.Tensor) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     """Return a dtype's name, such as `bfloat16`."""
-    return str(tensor.dtype).removeprefix("torch.")
+    return str(dtype).removeprefix("torch.")
 
 
 @cache
@@ -37,7 +37,7 @@ def op_key(name: str, args: tuple[Any, ...], out: Any) -> OpKey:
         for tensor in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(tensor, torch.Tensor):
                 moved += tensor.numel() * tensor.element_size()
-                dtype = dtype or (dtype_name(tensor) if tensor.is_floating_point() else "")
+                dtype = dtype or (dtype_name(tensor.dtype) if tensor.is_floating_point() else "")
     return name, _flops(name, args), moved, dtype
 
 

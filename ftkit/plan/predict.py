@@ -1,8 +1,6 @@
 """One configuration in, one Prediction out: trace, unroll, apply ZeRO, replay the allocator, take the time."""
 
 import logging
-import math
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,17 +8,17 @@ from typing import Any
 
 import torch
 
-from ftkit.batching import count_steps
 from ftkit.config import Lora, RunConfig
 from ftkit.model import build_empty_model
 from ftkit.plan import formula, zero
 from ftkit.plan.allocator import replay
 from ftkit.plan.architectures import Depth, find_architecture, shallow
 from ftkit.plan.place import Place
+from ftkit.plan.shapes import Sequences, Shape, num_steps, plan_shape
 from ftkit.plan.speed import StepTime, step_time
 from ftkit.plan.tape import LOAD, Tape
 from ftkit.plan.timeline import Peak, allocator_events, find_peak
-from ftkit.plan.trace import Shape, UntraceableModelError, count_weights, trace
+from ftkit.plan.trace import UntraceableModelError, count_weights, trace
 from ftkit.plan.unroll import NotAlikeError, unroll
 from ftkit.records import Prediction
 from ftkit.units import format_bytes
@@ -38,40 +36,6 @@ HEAP_BYTES = 300 * 10**6
 much at most (seen as what malloc_trim gives back after three steps)."""
 CUDA_HOST_BYTES = 2**30
 """Host memory of one process with CUDA's libraries; a guess, since none has been measured."""
-TRACED_MICRO_BATCHES = 2
-"""A step of many micro-batches is like a step of two: in the second the first one's gradients are there."""
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """What a plan has to know of the data that will train.
-
-    Attributes:
-        num: of the training split; None: unknown.
-        longest: tokens of the longest of any split.
-        are_equal: whether all are as long as that, so that nothing is padded.
-    """
-
-    num: int | None
-    longest: int
-    are_equal: bool
-
-    @classmethod
-    def unseen(cls, config: RunConfig, num: int | None = None) -> "Sequences":
-        """Return what data that is not at hand can be at worst: all as long as `data.max_length`.
-
-        Args:
-            config: the run.
-            num: training sequences; None: unknown.
-
-        Returns:
-            The sequences.
-        """
-        data = config.data
-        is_packed = config.task == "causal-lm" and not (
-            data.completion_column or data.messages_column or data.prompt_column
-        )
-        return cls(num, data.max_length, is_packed)
 
 
 @dataclass(frozen=True)
@@ -144,7 +108,7 @@ def predict(
     fits = (reserved <= room or replay(events, room).fits) if on_cuda else peak.active_bytes <= room
     process = _process_bytes(config, place, peak, reserved, sharing, counts)
     host = place.num_devices * (CUDA_HOST_BYTES + counts.load_bytes + sharing.host_bytes if on_cuda else process)
-    time = step_time(tape, place.device(precision), shape.num_micro_batches, _traced(shape))
+    time = step_time(tape, place.device(precision), shape.num_micro_batches, shape.traced.num_micro_batches)
     pinned = sharing.pinned_bytes * place.num_devices
     reason = _reason(place, fits, peak, reserved, host, pinned)
     return Prediction(
@@ -189,30 +153,6 @@ def _by_formula(  # noqa: PLR0913  # what a traced prediction has too
     )
 
 
-def rank_share(config: RunConfig, world_size: int, sequences: Sequences) -> int:
-    """Return the most sequences of a global batch that one rank gets."""
-    return math.ceil(min(config.batch.global_batch_size, sequences.num or sys.maxsize) / world_size)
-
-
-def plan_shape(config: RunConfig, world_size: int, sequences: Sequences | None = None) -> Shape:
-    """Return the worst micro-batch of a configuration: as many of the longest sequences as the cut allows.
-
-    Args:
-        config: the run.
-        world_size: ranks.
-        sequences: the data; None: not at hand.
-
-    Returns:
-        The shape of the micro-batches of one rank.
-    """
-    sequences = sequences or Sequences.unseen(config)
-    share = rank_share(config, world_size, sequences)
-    limit = config.batch.token_limit
-    batch = config.batch.micro_batch_size if limit is None else max(1, limit // sequences.longest)
-    batch = min(batch or 1, share)
-    return Shape(batch, sequences.longest, math.ceil(share / batch), is_padded=not sequences.are_equal and batch > 1)
-
-
 def disk_bytes(config: RunConfig, counts: Counts, itemsize: int) -> int:
     """Return what a run keeps: two checkpoints (masters and moments in fp32), the best masters, and the result.
 
@@ -228,7 +168,7 @@ def _known_tape(  # noqa: PLR0913  # the parts of a key
     """Trace, unless the same step was traced before: ZeRO and the number of ranks leave it as it is."""
     sections = (config.model, config.method, config.optimizer.name)
     visits = zero.partitions_weights(config)
-    key = (config.task, *(str(one) for one in sections), precision, _trace_shape(shape), place.gpu, exact, visits)
+    key = (config.task, *(str(one) for one in sections), precision, shape.traced, place.gpu, exact, visits)
     if key not in tapes:
         tapes[key] = _tape(config, architecture, precision, shape, place, exact)
     return tapes[key]
@@ -242,7 +182,7 @@ def _tape(  # what decides the step
             depth.config,
             depth.architecture,
             DTYPES[precision],
-            _trace_shape(shape),
+            shape.traced,
             place.gpu,
             device_type=place.device_type,
             checkpointed=depth.checkpointed,
@@ -255,14 +195,6 @@ def _tape(  # what decides the step
         depth = shallow(config, architecture, exact=True)
         tape = run(depth)
     return tape, "traced whole" if len(depth.kept) == len(depth.kinds) else "traced"
-
-
-def _trace_shape(shape: Shape) -> Shape:
-    return Shape(shape.batch, shape.length, _traced(shape), shape.is_padded)
-
-
-def _traced(shape: Shape) -> int:
-    return min(shape.num_micro_batches, TRACED_MICRO_BATCHES)
 
 
 def _process_bytes(  # what each device's figure is made of
@@ -300,13 +232,6 @@ def _size_figures(  # what decides them
         "disk_bytes": disk_bytes(config, counts, DTYPES[precision].itemsize),
         "num_steps": steps,
     }
-
-
-def num_steps(config: RunConfig, num_samples: int | None) -> int | None:
-    """Return the optimizer steps of a run; None where neither the data nor `max_steps` says it."""
-    if num_samples is None:
-        return config.training.max_steps
-    return count_steps(num_samples, config.batch.global_batch_size, config.training.epochs, config.training.max_steps)
 
 
 def _memory_figures(place: Place, peak: Peak, reserved: int, process: int, host: int) -> dict[str, Any]:

@@ -4,7 +4,6 @@ The same mode watches tensors without values (a plan) and real ones (a test, a p
 against each other to the byte.
 """
 
-import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
 
 from ftkit.plan.operators import dtype_name, kind_of, op_key
+from ftkit.plan.sums import ADD, autograd_adds_in_place, references_of_the_last
 from ftkit.plan.tape import BACKWARD, EVALUATION, FORWARD, LOAD, OPTIMIZER, Birth, OpKey, Tape
 
 _DEVICE_OF = torch.ops.prim.device.default
@@ -57,7 +57,7 @@ class Recorder(TorchDispatchMode):
         self._elsewhere: dict[int, weakref.ref[Any]] = {}
         self._depth = 0
         self._last: int | None = None
-        _references_of_the_last()  # counted before a backward runs
+        references_of_the_last()  # counted before a backward runs
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -74,7 +74,7 @@ class Recorder(TorchDispatchMode):
             return out
         if kind != "view":
             self._cost(func, args, out)
-        if func is _ADD and self.phase == BACKWARD and _is_last_reference(args) and _is_from_engine():
+        if func is ADD and self.phase == BACKWARD and autograd_adds_in_place(args):
             self._take_over(args[0], out)
             return out
         for number, tensor in enumerate(out if isinstance(out, (tuple, list)) else (out,)):
@@ -178,15 +178,11 @@ class Recorder(TorchDispatchMode):
         self._born(storage, birth, tensor)
 
     def _take_over(self, old: torch.Tensor, new: torch.Tensor) -> None:
-        """Let a sum of gradients live where its first summand lived.
-
-        Autograd adds in place where it holds the last reference, but not under a dispatch mode such as this one
-        (torch/csrc/autograd/input_buffer.cpp, can_accumulate_inplace).
-        """
+        """Let a sum of gradients live where its first summand lived."""
         entry = self._live.pop(old.untyped_storage()._cdata, None)
         storage = new.untyped_storage()
         if entry is None:
-            self._see(new, _ADD, 0, (old,))
+            self._see(new, ADD, 0, (old,))
         else:
             key = storage._cdata
             self._live[key] = (weakref.ref(storage, lambda _: self._died(key)), entry[1])
@@ -221,7 +217,7 @@ class Recorder(TorchDispatchMode):
         return ""
 
     def _born(self, storage: Any, birth: Birth, tensor: torch.Tensor) -> None:
-        birth.shape, birth.dtype, birth.stream = tuple(tensor.shape), dtype_name(tensor), self.stream
+        birth.shape, birth.dtype, birth.stream = tuple(tensor.shape), dtype_name(tensor.dtype), self.stream
         number = len(self.tape.births)
         self.tape.births.append(birth)
         key = storage._cdata
@@ -324,63 +320,6 @@ class Recorder(TorchDispatchMode):
 def layer_named(name: str, layers: dict[str, int]) -> int | None:
     """Return the number of the layer whose module's name begins a name; None: none."""
     return next((number for prefix, number in layers.items() if name.startswith(f"{prefix}.")), None)
-
-
-_ADD = torch.ops.aten.add.Tensor
-
-
-def _is_last_reference(args: tuple[Any, ...]) -> bool:
-    """Return whether the first of two tensors alike is dense and nobody else has it or its storage."""
-    if not isinstance(args[1], torch.Tensor) or args[0].shape != args[1].shape or args[0].dtype != args[1].dtype:
-        return False
-    storage = args[0].untyped_storage()
-    # One reference is the tensor's, one is `storage`.
-    if torch._C._storage_Use_Count(storage._cdata) != 2 or storage.nbytes() != args[0].nbytes:
-        return False
-    return _references(args) == _references_of_the_last()
-
-
-def _references(args: tuple[Any, ...]) -> tuple[int, int]:
-    """Return how many references Python and torch have to the first of some tensors."""
-    return sys.getrefcount(args[0]), int(args[0]._use_count())
-
-
-class _Counting(TorchDispatchMode):
-    """Counts references to the first summands of sums."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's
-        self.counted: list[tuple[int, int]] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is _ADD:
-            self.counted.append(_references(args))
-        return func(*args, **(kwargs or {}))
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
-
-
-@cache
-def _references_of_the_last() -> tuple[int, int]:
-    """Return the references to a summand of gradients that nobody but autograd has: the versions decide how many."""
-    half = torch.ones(1, requires_grad=True) * 2
-    loss = half * 3 + half * 5
-    with _Counting() as counting:
-        loss.backward()
-    counted: tuple[int, int] = counting.counted[0]
-    return counted
-
-
-def _is_from_engine() -> bool:
-    """Return whether autograd itself called the operator, and not code that it runs, such as a recomputation."""
-    frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_code.co_name in ("_fn", "inner"):  # torch's wrappers of every mode
-        frame = frame.f_back
-    return frame.f_code.co_name == "_engine_run_backward"
 
 
 @cache

@@ -17,9 +17,9 @@ from ftkit.errors import ConfigError
 from ftkit.plan.architectures import find_architecture
 from ftkit.plan.between import between
 from ftkit.plan.place import Place
-from ftkit.plan.predict import Sequences, Tapes, plan_shape, predict, rank_share
+from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.rules import broken_rule
-from ftkit.plan.trace import Shape
+from ftkit.plan.shapes import Sequences, Shape, plan_shape, rank_share
 from ftkit.records import Prediction
 
 _SIZE = "batch.micro_batch_size"

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from ftkit.hardware import Gpu
+from ftkit.plan.operators import dtype_name
 from ftkit.plan.tape import OPTIMIZER, OpKey, Tape
 
 HOST_SECONDS = 10e-6
@@ -91,7 +92,7 @@ def cpu_device(num_threads: int) -> Device:
         bandwidth = 2 * _COPIED_BYTES / _best_seconds(lambda: target.copy_(source))
         launch = _best_seconds(lambda: [small.add(1.0) for _ in range(_LAUNCHES)]) / _LAUNCHES
         rates = {
-            (operator, str(dtype).removeprefix("torch.")): min(bandwidth, _operator_rate(overload, arguments))
+            (operator, dtype_name(dtype)): min(bandwidth, _operator_rate(overload, arguments))
             for dtype in (torch.float32, torch.bfloat16)
             for operator, overload, arguments in _operators(dtype)
         }

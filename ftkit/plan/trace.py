@@ -29,26 +29,10 @@ from ftkit.model import build_empty_model, set_training
 from ftkit.plan import cuda, remembered
 from ftkit.plan.fake import hidden_tensors, materialize, taken_for_fake
 from ftkit.plan.recorder import Recorder, layer_named
+from ftkit.plan.shapes import Shape
 from ftkit.plan.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Tape
 from ftkit.plan.visits import Visits
 from ftkit.plan.zero import partitions_weights
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The micro-batches of one step on one rank.
-
-    Attributes:
-        batch: sequences in a micro-batch.
-        length: tokens in a sequence, padding included.
-        num_micro_batches: micro-batches in a step.
-        is_padded: whether the shorter sequences need a mask.
-    """
-
-    batch: int
-    length: int
-    num_micro_batches: int = 1
-    is_padded: bool = False
 
 
 class UntraceableModelError(ModelError):

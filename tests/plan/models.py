@@ -11,8 +11,9 @@ from ftkit.config import ModelConfig, RunConfig
 from ftkit.engine.plain import PlainEngine
 from ftkit.model import build_empty_model, set_training
 from ftkit.plan.recorder import Recorder
+from ftkit.plan.shapes import Shape
 from ftkit.plan.tape import LOAD, Tape
-from ftkit.plan.trace import LocalProcess, Shape, batch_tensors, layer_names, make_batches, record_steps, see_model
+from ftkit.plan.trace import LocalProcess, batch_tensors, layer_names, make_batches, record_steps, see_model
 
 NUM_LAYERS = 4
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

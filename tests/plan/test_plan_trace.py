@@ -7,8 +7,9 @@ from ftkit.config import FeatureExtraction, Full, Lora, Qlora
 from ftkit.plan import trace as tracing
 from ftkit.plan.between import between
 from ftkit.plan.place import find_place
-from ftkit.plan.predict import plan_shape, predict
+from ftkit.plan.predict import predict
 from ftkit.plan.search import changed
+from ftkit.plan.shapes import plan_shape
 from ftkit.plan.trace import trace
 from tests.plan import models
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from ftkit.config import EngineConfig, FeatureExtraction, Full, Lora, ModelConfig, Precision, Qlora, RunConfig
 from ftkit.model import build_model
-from ftkit.plan.trace import Shape
+from ftkit.plan.shapes import Shape
 from ftkit.source import load_config, load_tokenizer, resolve_source
 from tests.plan import models
 

@@ -1,0 +1,96 @@
+"""How a plan's batches are shaped: by the data, or by what data can be at worst, and by how a global batch is cut."""
+
+import math
+import sys
+from dataclasses import dataclass, replace
+
+from ftkit.batching import count_steps
+from ftkit.config import RunConfig
+
+TRACED_MICRO_BATCHES = 2
+"""A step of many micro-batches is like a step of two: in the second the first one's gradients are there."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The micro-batches of one step on one rank.
+
+    Attributes:
+        batch: sequences in a micro-batch.
+        length: tokens in a sequence, padding included.
+        num_micro_batches: micro-batches in a step.
+        is_padded: whether the shorter sequences need a mask.
+    """
+
+    batch: int
+    length: int
+    num_micro_batches: int = 1
+    is_padded: bool = False
+
+    @property
+    def traced(self) -> "Shape":
+        """The same with no more micro-batches than have to be traced."""
+        return replace(self, num_micro_batches=min(self.num_micro_batches, TRACED_MICRO_BATCHES))
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """What a plan has to know of the data that will train.
+
+    Attributes:
+        num: of the training split; None: unknown.
+        longest: tokens of the longest of any split.
+        are_equal: whether all are as long as that, so that nothing is padded.
+    """
+
+    num: int | None
+    longest: int
+    are_equal: bool
+
+    @classmethod
+    def unseen(cls, config: RunConfig, num: int | None = None) -> "Sequences":
+        """Return what data that is not at hand can be at worst: all as long as `data.max_length`.
+
+        Args:
+            config: the run.
+            num: training sequences; None: unknown.
+
+        Returns:
+            The sequences.
+        """
+        data = config.data
+        is_packed = config.task == "causal-lm" and not (
+            data.completion_column or data.messages_column or data.prompt_column
+        )
+        return cls(num, data.max_length, is_packed)
+
+
+def rank_share(config: RunConfig, world_size: int, sequences: Sequences) -> int:
+    """Return the most sequences of a global batch that one rank gets."""
+    return math.ceil(min(config.batch.global_batch_size, sequences.num or sys.maxsize) / world_size)
+
+
+def plan_shape(config: RunConfig, world_size: int, sequences: Sequences | None = None) -> Shape:
+    """Return the worst micro-batch of a configuration: as many of the longest sequences as the cut allows.
+
+    Args:
+        config: the run.
+        world_size: ranks.
+        sequences: the data; None: not at hand.
+
+    Returns:
+        The shape of the micro-batches of one rank.
+    """
+    sequences = sequences or Sequences.unseen(config)
+    share = rank_share(config, world_size, sequences)
+    limit = config.batch.token_limit
+    batch = config.batch.micro_batch_size if limit is None else max(1, limit // sequences.longest)
+    batch = min(batch or 1, share)
+    return Shape(batch, sequences.longest, math.ceil(share / batch), is_padded=not sequences.are_equal and batch > 1)
+
+
+def num_steps(config: RunConfig, num_samples: int | None) -> int | None:
+    """Return the optimizer steps of a run; None where neither the data nor `max_steps` says it."""
+    if num_samples is None:
+        return config.training.max_steps
+    return count_steps(num_samples, config.batch.global_batch_size, config.training.epochs, config.training.max_steps)
