@@ -5,11 +5,10 @@ asks of the device is answered as CUDA would: storages that it resizes are writt
 kept, because memory belongs to the stream that asked for it, and what another stream used is free again only when that
 stream is done.
 
-    with traced.computing():
-        with fsdp.rank_of(2) as device:
-            model = FullyShardedDataParallel(model, device_id=device.index, ...)
-            with traced.recorder() as recorder, device.told_to(recorder):
-                ...
+    with fsdp.recording(model, 2) as (device, recorder):
+        model = FullyShardedDataParallel(model, device_id=fsdp.CPU, ...)
+        ...
+    device.allocator_events(recorder.tape)
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import _common_utils, _flat_param, _init_utils, _runtime_utils
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from benchmarks.stacks.traced import patched
+from benchmarks.stacks import traced
 from ftkit.plan.allocator import LET_GO
 from ftkit.plan.recorder import Recorder
 from ftkit.plan.tape import Tape
@@ -239,6 +238,20 @@ class Device:
 
 
 @contextmanager
+def recording(model: torch.nn.Module, num_ranks: int) -> Iterator[tuple[Device, Recorder]]:
+    """Be the first of `num_ranks` ranks, under a recorder, with a model whose tensors are fake from here on.
+
+    Args:
+        model: on `meta`.
+        num_ranks: GPUs of the run.
+    """
+    with traced.computing():
+        traced.fake(model)
+        with rank_of(num_ranks) as device, traced.recorder() as recorder, device.told_to(recorder):
+            yield device, recorder
+
+
+@contextmanager
 def rank_of(num_ranks: int) -> Iterator[Device]:
     """Be the first of `num_ranks` ranks; the others answer without being there.
 
@@ -250,7 +263,7 @@ def rank_of(num_ranks: int) -> Iterator[Device]:
     if is_ours:
         dist.init_process_group("fake", rank=0, world_size=num_ranks, store=FakeStore())
     try:
-        with patched(*_patches(device)):
+        with traced.patched(*_patches(device)):
             yield device
     finally:
         if is_ours:

@@ -3,7 +3,6 @@
 Source: AnswerDotAI/fsdp_qlora, train.py; its README asks for transformers before 4.38 or after 4.39.
 """
 
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -34,13 +33,7 @@ def reason_not_traced(row: Row) -> str | None:
 def trace_row(row: Row) -> traced.Found:
     """Trace loading, wrapping and two steps."""
     model = build(row)
-    with ExitStack() as stack:
-        for context in (traced.computing(), fourbit.unpacking()):
-            stack.enter_context(context)
-        traced.fake(model)
-        device = stack.enter_context(fsdp.rank_of(row["n_gpus"]))
-        recorder = stack.enter_context(traced.recorder())
-        stack.enter_context(device.told_to(recorder))
+    with fourbit.unpacking(), fsdp.recording(model, row["n_gpus"]) as (device, recorder):
         model = shard(row, model)
         traced.see_workspaces(recorder)
         recorder.mark(LOAD)

@@ -5,7 +5,6 @@ Fabric, strategies/deepspeed.py, strategies/fsdp.py. Under FSDP Fabric had no mi
 (pull request 17807) and made the model on the host (17510).
 """
 
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -40,12 +39,7 @@ def trace_shards(row: Row) -> traced.Found:
     """Trace wrapping and two steps of FSDP."""
     model = hf.build(row, torch.bfloat16, None)
     model.to(torch.bfloat16)
-    with ExitStack() as stack:
-        stack.enter_context(traced.computing())
-        traced.fake(model)
-        device = stack.enter_context(fsdp.rank_of(row["n_gpus"]))
-        recorder = stack.enter_context(traced.recorder())
-        stack.enter_context(device.told_to(recorder))
+    with fsdp.recording(model, row["n_gpus"]) as (device, recorder):
         block = type(next(module for module in model.modules() if type(module).__name__ == "TransformerBlock"))
         model = shard(row, model, block)
         traced.see_workspaces(recorder)

@@ -67,12 +67,7 @@ def trace_shards(row: Row, shard: Any) -> traced.Found:
     from torchvision.models.vision_transformer import EncoderBlock
 
     model = build(torch.float32)
-    with ExitStack() as stack:
-        stack.enter_context(traced.computing())
-        traced.fake(model)
-        device = stack.enter_context(fsdp.rank_of(row["n_gpus"]))
-        recorder = stack.enter_context(traced.recorder())
-        stack.enter_context(device.told_to(recorder))
+    with fsdp.recording(model, row["n_gpus"]) as (device, recorder):
         sharded = shard(row, model, EncoderBlock)
         wrapper.apply_activation_checkpointing(
             sharded,
