@@ -1,9 +1,13 @@
 """What `ftkit plan` says of a published configuration, where ftkit has the same one."""
 
-from typing import Any
+import re
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.stacks import Row
+from benchmarks.stacks import Row, hf
 from ftkit.hardware import Gpu
+
+if TYPE_CHECKING:
+    from ftkit.plan.tape import Tape
 
 KINDS = {
     "LlamaForCausalLM": "llama",
@@ -59,14 +63,58 @@ def judge(row: Row, gpu: Gpu) -> dict[str, Any]:
     return {"reserved_bytes": found.peak_reserved_bytes, "fits": found.fits}
 
 
+def deepspeed_rank(row: Row) -> "Tape":
+    """Trace two steps of one rank under DeepSpeed's ZeRO: the engine is ftkit's too, and buckets are sized as it does.
+
+    Args:
+        row: of any library that gives a transformers model to DeepSpeed, which makes all of it half precision.
+    """
+    import torch
+
+    from ftkit.config import RunConfig
+    from ftkit.plan.place import Place
+    from ftkit.plan.shapes import Shape
+    from ftkit.plan.shares import elements
+    from ftkit.plan.trace import trace
+    from ftkit.plan.zero import share_out
+
+    is_fp16 = "fp16" in row["compute_dtype"] or row["compute_dtype"] == "16-mixed" or row["base_dtype"] == "float16"
+    precision, dtype = ("fp16", torch.float16) if is_fp16 else ("bf16", torch.bfloat16)
+    config = RunConfig.model_validate(configuration(row) | {"engine": deepspeed_engine(row)})
+    shape = Shape(row["micro_batch"], row["seq_len"], min(2, row["grad_accum"] or 1))
+    tape = trace(config, hf.architecture(row), dtype, shape)
+    num_trainable = sum(elements(birth) for birth in tape.births if birth.role == "trainable")
+    place = Place("a GPU", "cuda", None, 2**60, row["n_gpus"])
+    return share_out(tape, config, precision, place, num_trainable).tape
+
+
+def deepspeed_engine(row: Row) -> dict[str, Any]:
+    """Return the engine of a row under ZeRO, such as `ZeRO-3` with `optimizer and params to CPU`."""
+    stage = re.search(r"ZeRO[- ]?(\d)", row["parallel"])
+    assert stage is not None
+    away = (row["offload"] or "none").lower()
+    engine = {"name": "deepspeed", "zero_stage": int(stage[1])}
+    if away != "none":
+        engine["offload_optimizer"] = "cpu"
+    if "param" in away:
+        engine["offload_parameters"] = "cpu"
+    return engine
+
+
 def configuration(row: Row) -> dict[str, Any]:
     """Return a row as ftkit's configuration; sequences as long as its cap."""
-    method: dict[str, Any] = {"name": row["method"], "rank": row["lora_r"] or 8, "targets": targets(row)}
+    method: dict[str, Any] = {"name": "full"}
+    if row["method"] != "full":
+        method = {"name": row["method"], "rank": row["lora_r"] or 8, "targets": targets(row)}
     if row["method"] == "qlora":
         method["double_quantization"] = "-dq" in row["base_dtype"] or "double" in (row["quant"] or "")
     return {
-        "task": "causal-lm",
-        "model": {"precision": "bf16", "gradient_checkpointing": float(bool(row["grad_checkpointing"]))},
+        "task": "sequence-classification" if hf.classifies(row) else "causal-lm",
+        "model": {
+            "precision": "bf16",
+            "gradient_checkpointing": float(bool(row["grad_checkpointing"])),
+            "attention": "eager" if row.get("attn_impl") == "eager" else "auto",
+        },
         "data": {"max_length": row["seq_len"]},
         "method": method,
         "batch": {"global_batch_size": 8 * row["micro_batch"], "micro_batch_size": row["micro_batch"]},

@@ -97,8 +97,9 @@ def adapt(row: Row, model: nn.Module) -> nn.Module:
 
     wanted = set(row["lora_target_modules"].replace(",", " ").split())
     names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    chosen = hf.targets_of_all(model) if "all" in wanted else sorted(wanted & names)
     config = peft.LoraConfig(
-        r=row["lora_r"], lora_alpha=16, lora_dropout=0.1, target_modules=sorted(wanted & names), task_type="CAUSAL_LM"
+        r=row["lora_r"], lora_alpha=16, lora_dropout=0.1, target_modules=chosen, task_type="CAUSAL_LM"
     )
 
     def dispatch(target: nn.Module, adapter_name: str, **kwargs: Any) -> Any:

@@ -1,7 +1,8 @@
 """Any other stack on top of transformers: traced with this project's versions, by what the row says of itself.
 
 A stack with a file of its own does better: its versions differ in what they keep. Here are the Trainer's habits:
-adapters in fp32, gradients clipped, autocast around the model, FSDP as accelerate wraps it.
+adapters in fp32, gradients clipped, autocast around the model, FSDP as accelerate wraps it. Under DeepSpeed the engine
+decides, not the library: such rows are planned as ftkit plans its own runs.
 """
 
 from contextlib import ExitStack, nullcontext
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks import own_plan
 from benchmarks.stacks import Row, autocast, fms, fourbit, fsdp, hf, traced
 from ftkit.plan.recorder import Recorder
 from ftkit.plan.tape import LOAD
@@ -30,8 +32,10 @@ def reason_not_traced(row: Row) -> str | None:
     framework = (row.get("framework") or "").lower()
     if not any(name in framework for name in LIBRARIES):
         return f"what its library does is not written down in benchmarks/stacks ({row['group']})"
-    if row["n_gpus"] > 1 and "FSDP1" not in row["parallel"] and "DDP" not in row["parallel"]:
+    if row["n_gpus"] > 1 and not any(kind in row["parallel"] for kind in ("FSDP1", "DDP", "ZeRO-")):
         return f"its sharding is not traced ({row['parallel']})"
+    if "ZeRO-" in row["parallel"] and row["method"] not in ("lora", "qlora", "full"):
+        return f"its method is not ftkit's ({row['method']})"
     if row["torch_compile"]:
         return "compiled: the compiler decides what is kept"
     if row["fused_kernels"] not in (None, "none"):
@@ -43,6 +47,8 @@ def reason_not_traced(row: Row) -> str | None:
 
 def trace_row(row: Row) -> traced.Found:
     """Trace two steps."""
+    if "ZeRO-" in row["parallel"]:
+        return own_plan.deepspeed_rank(row)
     model = build(row)
     with ExitStack() as stack:
         for context in (

@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks import own_plan, verdict_table
+from benchmarks.stacks import hf_any
 from benchmarks.verdicts import card, judges, room
 from ftkit.hardware import CUDA_CONTEXT_BYTES, find_gpu
 
@@ -25,6 +26,7 @@ def published(size, micro_batch, **more):
         "base_dtype": "bfloat16",
         "quant": None,
         "compute_dtype": "bf16-true (no autocast)",
+        "loss_head": None,
         "optimizer": "torch.optim.AdamW",
         "micro_batch": micro_batch,
         "seq_len": 1304,
@@ -83,3 +85,20 @@ def test_the_page_says_that_a_run_that_ftkit_could_hold_is_no_verdict_on_the_pub
     assert f"\n{row['id']}: the stack's own trace says what was published" in page
     del found[f"{row['id']} ftkit"]
     assert "the stack's own trace says what was published" not in verdict_table.page([row], found, room, lambda _: "")
+
+
+def test_other_libraries_runs_under_deepspeed_are_planned_as_ranks_of_ftkit():
+    sizes = {"hidden": 1024, "layers": 4, "heads": 4, "kv_heads": 4, "intermediate": 4096, "vocab": 256}
+    row = published("7b", 2, arch=LLAMA | sizes, group="else", framework="transformers", seq_len=32)
+    row |= {"method": "full", "attn_impl": "sdpa", "fused_kernels": None, "grad_accum": 4, "n_gpus": 4}
+    peaks = []
+    for stage in (1, 2, 3):
+        sharded = row | {"parallel": f"ZeRO-{stage}"}
+        assert hf_any.reason_not_traced(sharded) is None
+        peaks.append(hf_any.trace_row(sharded).peak_bytes())
+    assert peaks[0] > peaks[1] > peaks[2]
+    assert "tensor parallel" in hf_any.reason_not_traced(row | {"parallel": "tensor parallel"})
+    offloaded = row | {"parallel": "ZeRO-3", "offload": "optimizer and params to CPU"}
+    assert own_plan.deepspeed_engine(offloaded) == {
+        "name": "deepspeed", "zero_stage": 3, "offload_optimizer": "cpu", "offload_parameters": "cpu"
+    }  # fmt: skip
