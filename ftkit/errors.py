@@ -91,7 +91,7 @@ def nearest(given: str, known: Iterable[str]) -> str:
         `did you mean 'x'?` when something is close, else `known: a, b, c` (at most 12).
     """
     words = list(known)
-    close = difflib.get_close_matches(given, words, n=3, cutoff=0.6)
+    close = difflib.get_close_matches(given, words, n=3, cutoff=0.5)
     if close:
         return "did you mean " + " or ".join(repr(word) for word in close) + "?"
     shown = ", ".join(words[:12]) + (", ..." if len(words) > 12 else "")

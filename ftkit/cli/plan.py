@@ -9,6 +9,7 @@ import click
 
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
 from ftkit.config_io import as_settings, dump_config
+from ftkit.hub import work_offline_if_unreachable
 from ftkit.memory import quiet_collector
 from ftkit.units import format_bytes, format_count, format_seconds
 
@@ -56,8 +57,11 @@ def plan(  # noqa: PLR0913  # one parameter a flag
     # The collector would take a sixth of a plan's time, and finds nothing in what the imports bring.
     with user_errors(), quiet_collector(trusts=True):
         config = read_config(flags)
+        from ftkit.plan.architectures import find_architecture, find_row
+
+        if find_row(config.model.name) is None:
+            work_offline_if_unreachable((config.model.name,))
         quieten()
-        from ftkit.plan.architectures import find_architecture
         from ftkit.plan.place import find_place
         from ftkit.plan.predict import Tapes, predict
         from ftkit.plan.search import settled

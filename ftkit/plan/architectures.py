@@ -45,6 +45,13 @@ def table_names() -> list[str]:
     return list(_table())
 
 
+def find_row(name: str) -> str | None:
+    """Return the name by which the table knows a model; None: it does not, or the name is a folder's."""
+    if Path(name).exists():
+        return None
+    return next((one for one in (name.lower(), name.rsplit("/", 1)[-1].lower()) if one in _table()), None)
+
+
 def find_architecture(config: RunConfig, num_labels: int = NUM_LABELS) -> Any:
     """Return the transformers configuration of a run's model.
 
@@ -58,11 +65,8 @@ def find_architecture(config: RunConfig, num_labels: int = NUM_LABELS) -> Any:
     Raises:
         ModelError: neither in the table nor on this machine; the nearest names are said.
     """
-    name = config.model.name
-    short = name.rsplit("/", 1)[-1].lower()
-    key = next((one for one in (name.lower(), short) if one in _table()), None)
-    in_table = key is not None and not Path(name).exists()
-    architecture = _from_table(key or "") if in_table else _from_folder_or_hub(config)
+    key = find_row(config.model.name)
+    architecture = _from_folder_or_hub(config) if key is None else _from_table(key)
     architecture.use_cache = False
     if getattr(architecture, "pad_token_id", None) is None:
         architecture.pad_token_id = 0

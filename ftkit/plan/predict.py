@@ -270,7 +270,10 @@ def _reason(place: Place, fits: bool, peak: Peak, reserved: int, host: int, pinn
         have = f"the {format_bytes(place.memory_bytes)} of {place.name}"
         weights = peak.breakdown.parameter_bytes
         if weights > place.memory_bytes - place.context_bytes:
-            return f"its weights alone are {format_bytes(weights)}, more than {have}; with the rest it needs {need}"
+            taken = f" less the {format_bytes(place.context_bytes)} of CUDA's context" if place.context_bytes else ""
+            return (
+                f"its weights alone are {format_bytes(weights)}, more than {have}{taken}; with the rest it needs {need}"
+            )
         return f"needs {need} of {have}"
     if place.ram_bytes is not None and host > place.ram_bytes:
         return f"needs {format_bytes(host)} of host memory, and there are {format_bytes(place.ram_bytes)}"

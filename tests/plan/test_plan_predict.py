@@ -1,6 +1,10 @@
 """Whole predictions, and the command."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -69,7 +73,7 @@ def test_a_budget_below_the_weights_does_not_fit_and_says_what_is_needed():
     prediction = predict(config("llama-2-7b", Lora(), "causal-lm"), find_place(memory_budget="8GiB"))
 
     assert not prediction.fits
-    assert "weights alone are 12.59 GiB, more than the 8.00 GiB" in prediction.reason
+    assert "weights alone are 12.59 GiB, more than the 8.00 GiB of a GPU with 8GiB less the 381" in prediction.reason
 
 
 def test_what_does_not_fit_comes_with_changes_that_do():
@@ -150,3 +154,15 @@ def test_a_plan_on_a_cpu_says_what_one_process_needs():
     assert prediction.fits
     assert prediction.peak_reserved_bytes is None
     assert UntraceableModelError.exit_code == 4
+
+
+def test_an_unknown_model_is_one_sentence_without_asking_a_hub_that_does_not_answer_again_and_again():
+    with socket.socket() as closed:  # bound and not listening: a connection is refused at once
+        closed.bind(("127.0.0.1", 0))
+        hub = {"HF_ENDPOINT": f"http://127.0.0.1:{closed.getsockname()[1]}", "HF_HUB_OFFLINE": ""}
+        command = [sys.executable, "-m", "ftkit", "plan", "--model", "gpt9", "--gpu", "t4"]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | hub, check=False)
+
+    assert done.returncode == ModelError.exit_code
+    assert done.stderr.count("\n") == 1
+    assert "did you mean 'gpt2'" in done.stderr

@@ -1,5 +1,6 @@
 """The system's and the accelerators' counters, as far as a CPU shows them."""
 
+import gc
 import subprocess
 import sys
 
@@ -10,6 +11,21 @@ from ftkit import memory, results
 from ftkit.errors import DeviceError
 
 CPU, OTHER = torch.device("cpu"), torch.device("xpu", 0)
+
+
+class Thing:
+    pass
+
+
+@pytest.mark.parametrize("trusts", [True, False])
+def test_the_cycle_collector_rests_and_may_take_what_was_made_meanwhile_for_old(trusts):
+    gc.collect()
+    with memory.quiet_collector(trusts=trusts):
+        assert not gc.isenabled()
+        made = Thing()
+        made.itself = made
+    assert gc.isenabled()
+    assert any(one is made for one in gc.get_objects(generation=0)) is not trusts
 
 
 def test_a_cpu_has_no_caching_allocator():
