@@ -47,10 +47,40 @@ def build_empty_model(config: RunConfig, architecture: Any, dtype: torch.dtype) 
 
     Returns:
         A module on `meta` with the names, shapes and dtypes of the real one.
+
+    Raises:
+        ModelError: there is no such model for the task, or the method does not fit it.
     """
+    model = build_bare_model(config, architecture, dtype)
     with torch.device("meta"):
-        model = _auto_class(config.task).from_config(architecture, dtype=dtype, **_attention(config.model))
-        return prepare_model(config, model.eval(), dtype, find_head(model, ()))
+        return prepare_model(config, model, dtype, find_head(model, ()))
+
+
+def build_bare_model(config: RunConfig, architecture: Any, dtype: torch.dtype) -> nn.Module:
+    """Build the transformers model alone, without weights, on `meta`, before the method changes it.
+
+    Args:
+        config: the run.
+        architecture: any transformers configuration.
+        dtype: of its weights.
+
+    Returns:
+        A transformers model in evaluation mode.
+
+    Raises:
+        ModelError: transformers has no such model for the task.
+    """
+    kind = _auto_class(config.task)
+    try:
+        with torch.device("meta"):
+            model: nn.Module = kind.from_config(architecture, dtype=dtype, **_attention(config.model))
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        raise ModelError(
+            f"transformers has no {architecture.model_type} model for {config.task}; choose another model or task"
+        ) from error
+    return model.eval()
 
 
 def prepare_model(config: RunConfig, model: nn.Module, dtype: torch.dtype, head: tuple[str, ...]) -> nn.Module:
@@ -123,9 +153,14 @@ def set_checkpointing(model: nn.Module, share: float) -> None:
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if share > 0 and not layers:
         raise ModelError(f"{type(model).__name__} cannot checkpoint its layers; set model.gradient_checkpointing to 0")
-    for number, layer in enumerate(cast(list[Any], layers)):
-        layer.gradient_checkpointing = math.floor((number + 1) * share) > math.floor(number * share)
+    for layer, recomputes in zip(cast(list[Any], layers), checkpointed_layers(len(layers), share), strict=True):
+        layer.gradient_checkpointing = recomputes
         layer._gradient_checkpointing_func = _checkpoint
+
+
+def checkpointed_layers(num_layers: int, share: float) -> list[bool]:
+    """Return for each layer whether it recomputes: a share of them, evenly spread."""
+    return [math.floor((number + 1) * share) > math.floor(number * share) for number in range(num_layers)]
 
 
 def check_positions(model: nn.Module, longest: int) -> None:

@@ -8,7 +8,7 @@ the score matrix; a layer that recomputes keeps its input, 2 B T D, and one laye
 from typing import Any
 
 from ftkit.config import Full, RunConfig
-from ftkit.plan.architectures import checkpointed_layers
+from ftkit.model import checkpointed_layers
 from ftkit.records import MemoryBreakdown
 
 BYTES_PER_VALUE = 34

@@ -12,7 +12,8 @@ from ftkit.config import Lora, RunConfig
 from ftkit.model import build_empty_model
 from ftkit.plan import formula, zero
 from ftkit.plan.allocator import replay
-from ftkit.plan.architectures import Depth, find_architecture, shallow
+from ftkit.plan.architectures import find_architecture
+from ftkit.plan.depth import Depth, shallow
 from ftkit.plan.place import Place
 from ftkit.plan.shapes import Sequences, Shape, num_steps, plan_shape
 from ftkit.plan.speed import StepTime, step_time

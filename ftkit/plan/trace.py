@@ -9,7 +9,7 @@ Dimension letters: B batch, T token.
 import contextlib
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from ftkit.memory import quiet_collector
 from ftkit.model import build_empty_model, set_training
 from ftkit.plan import cuda, remembered
 from ftkit.plan.fake import hidden_tensors, materialize, taken_for_fake
+from ftkit.plan.operators import dtype_name
 from ftkit.plan.recorder import Recorder, layer_named
 from ftkit.plan.shapes import Shape
 from ftkit.plan.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Tape
@@ -170,6 +171,7 @@ def trace(  # noqa: PLR0913  # what decides a step
 
     Raises:
         UntraceableModelError: the model's code reads values back in its forward; the line is named.
+        ModelError: the model's own code does not compute in `dtype`.
     """
     if dtype == torch.float16 and config.optimizer.name != "adamw":
         dtype = torch.bfloat16  # as many bytes; torch's loss scaler reads a flag back, unless the optimizer is fused
@@ -205,15 +207,27 @@ def trace(  # noqa: PLR0913  # what decides a step
             recorder.mark(LOAD)
             micro_batches = make_batches(config.task, shape)
             recorder.see(batch_tensors(micro_batches), "input")
-            try:
+            with _explained(type(model).__name__, dtype):
                 return record_steps(engine, micro_batches, recorder)
-            except (DataDependentOutputException, DynamicOutputShapeException) as error:
-                raise UntraceableModelError(_explain(type(model).__name__, error)) from error
 
     if device_type == "cuda":
         with contextlib.suppress(RuntimeError):  # no operator for `meta`, or a value that is read: fake tensors tell
             return run(meta_tensors())
     return run(fake_tensors())
+
+
+@contextlib.contextmanager
+def _explained(name: str, dtype: torch.dtype) -> Iterator[None]:
+    """Say of a model's code what it does that a plan cannot follow, or that it cannot do itself."""
+    try:
+        yield
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise UntraceableModelError(_explain(name, error)) from error
+    except RuntimeError as error:
+        if "expected scalar type" not in str(error):
+            raise
+        # Its code makes some weights of a dtype of its own, and transformers loads them so.
+        raise ModelError(f"{name} does not compute in {dtype_name(dtype)} ({error}); try --precision fp32") from error
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from ftkit.config import FeatureExtraction, Full, Lora, Qlora
 from ftkit.plan.allocator import replay
-from ftkit.plan.architectures import shallow
+from ftkit.plan.depth import shallow
 from ftkit.plan.timeline import allocator_events, find_peak
 from ftkit.plan.trace import trace
 from ftkit.plan.unroll import _contexts, keep_layers, unroll

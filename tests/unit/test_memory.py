@@ -3,6 +3,7 @@
 import gc
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -13,17 +14,13 @@ from ftkit.errors import DeviceError
 CPU, OTHER = torch.device("cpu"), torch.device("xpu", 0)
 
 
-class Thing:
-    pass
-
-
 @pytest.mark.parametrize("trusts", [True, False])
 def test_the_cycle_collector_rests_and_may_take_what_was_made_meanwhile_for_old(trusts):
     gc.collect()
     with memory.quiet_collector(trusts=trusts):
         assert not gc.isenabled()
-        made = Thing()
-        made.itself = made
+        made: list[Any] = []
+        made.append(made)
     assert gc.isenabled()
     assert any(one is made for one in gc.get_objects(generation=0)) is not trusts
 
