@@ -29,7 +29,7 @@ def add_adapters(model: nn.Module, method: Lora, head: Iterable[str], dtype: tor
         A PEFT model.
 
     Raises:
-        ModelError: no module matches the targets.
+        ModelError: no module matches the targets, or PEFT puts no adapter beside them.
     """
     bnb.preload()
     from peft import LoraConfig, get_peft_model
@@ -46,7 +46,10 @@ def add_adapters(model: nn.Module, method: Lora, head: Iterable[str], dtype: tor
         use_dora=method.use_dora,
         fan_in_fan_out=any(type(model.get_submodule(name)).__name__ == "Conv1D" for name in chosen),
     )
-    adapted: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=False)
+    try:
+        adapted: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=False)
+    except ValueError as error:  # such as modules that the kernels of a model read themselves
+        raise ModelError(f"PEFT refuses method.targets: {error}") from error
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
@@ -100,6 +103,12 @@ def save_adapters(model: nn.Module, folder: Path, weights: Mapping[str, torch.Te
 def is_adapted(model: nn.Module) -> bool:
     """Return whether `add_adapters` made this model."""
     return hasattr(model, "peft_config") and hasattr(model, "base_model")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model that adapters were added to, or the model itself."""
+    base: nn.Module = model.get_base_model() if is_adapted(model) else model  # type: ignore[operator]  # PEFT's
+    return base
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -68,11 +68,20 @@ def trace_row(row: Row) -> traced.Found:
             traced.see_workspaces(recorder)
             recorder.mark(LOAD)
         else:
+            if row["n_gpus"] > 1:
+                see_buckets(recorder, model)
             traced.see(recorder, model)
         steps(row, model, recorder)
     if device is not None and row["metric_class"] not in ("allocated_peak", "active_peak"):
         return device.allocator_events(recorder.tape)
     return recorder.tape
+
+
+def see_buckets(recorder: Recorder, model: nn.Module) -> None:
+    """Write DistributedDataParallel's buckets on the tape: flat, together as large as the gradients (reducer.cpp)."""
+    buckets = [torch.empty_like(parameter) for parameter in model.parameters() if parameter.requires_grad]
+    vars(recorder)["buckets"] = buckets
+    recorder.see([("bucket", one) for one in buckets], "buffer")
 
 
 def build(row: Row) -> Any:

@@ -58,16 +58,22 @@ def shallow(config: RunConfig, architecture: Any, *, exact: bool = False) -> Dep
     structure = _structure(config, architecture)
     if len(structure) != num_layers:
         return whole
-    types = getattr(architecture, "layer_types", None) or [None] * num_layers
+    lists = _lists(architecture, num_layers)
     adapted = config.method.layers if isinstance(config.method, Lora) else None
     # What every recomputation takes, such as the positions, dies with the first layer that recomputes.
     first = flags.index(True) if any(flags) else 0
     kinds: list[Hashable] = [
-        (structure[number], types[number], flags[number], 0 < number == first, adapted is None or number in adapted)
+        (
+            structure[number],
+            *(repr(one[number]) for one in lists.values()),
+            flags[number],
+            0 < number == first,
+            adapted is None or number in adapted,
+        )
         for number in range(num_layers)
     ]
     kept = keep_layers(kinds)
-    small = _shortened(architecture, kept)
+    small = _shortened(architecture, kept, lists)
     if small is None or _structure(config, small) != [structure[number] for number in kept]:
         return whole
     if adapted is not None:
@@ -90,16 +96,24 @@ def _structure(config: RunConfig, architecture: Any) -> list[Hashable]:
     ]
 
 
-def _shortened(architecture: Any, kept: list[int]) -> Any | None:
+def _lists(architecture: Any, num_layers: int) -> dict[str, list[Any]]:
+    """Return the fields of a configuration that say something of each layer, such as `layer_types`."""
+    return {
+        name: list(value)
+        for name, value in vars(architecture).items()
+        if isinstance(value, (list, tuple)) and len(value) == num_layers
+    }
+
+
+def _shortened(architecture: Any, kept: list[int], lists: dict[str, list[Any]]) -> Any | None:
     """Return the configuration of a model with some of the layers alone; None: its class works the number out itself.
 
     Whether the layers are then those that were meant, the caller sees from the model.
     """
     small = copy.deepcopy(architecture)
-    types = getattr(architecture, "layer_types", None)
     try:
-        if types:
-            small.layer_types = [types[number] for number in kept]
+        for name, values in lists.items():
+            setattr(small, name, [values[number] for number in kept])
         small.num_hidden_layers = len(kept)
     except (AttributeError, NotImplementedError):
         return None

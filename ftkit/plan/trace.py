@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
-from ftkit import bnb, step
+from ftkit import adapters, bnb, step
 from ftkit.batching import MicroBatch
 from ftkit.config import RunConfig
 from ftkit.distributed import ProcessContext
@@ -207,7 +207,7 @@ def trace(  # noqa: PLR0913  # what decides a step
             recorder.mark(LOAD)
             micro_batches = make_batches(config.task, shape)
             recorder.see(batch_tensors(micro_batches), "input")
-            with _explained(type(model).__name__, dtype):
+            with _explained(type(adapters.unwrapped(model)).__name__, dtype):
                 return record_steps(engine, micro_batches, recorder)
 
     if device_type == "cuda":

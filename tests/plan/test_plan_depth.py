@@ -38,7 +38,7 @@ def architecture(kind, **fields):
         ("llama", {"num_hidden_layers": 12, "num_key_value_heads": 2}, False),
         ("gemma3_text", {"num_hidden_layers": 12, "num_key_value_heads": 2, "head_dim": 16}, False),
         ("deepseek_v3", DENSE_FIRST, False),  # its code counts the dense layers from the first
-        ("mamba", {"num_hidden_layers": 8, "state_size": 4}, True),  # works out the types of its layers itself
+        ("mamba", {"num_hidden_layers": 12, "state_size": 4}, False),  # works out the types of its layers itself
     ],
 )
 def test_a_plan_counts_the_weights_that_the_model_has(kind, fields, is_whole):
@@ -50,6 +50,20 @@ def test_a_plan_counts_the_weights_that_the_model_has(kind, fields, is_whole):
     assert prediction.num_parameters == sum(
         parameter.numel() for parameter in build_empty_model(run(), deep, torch.bfloat16).parameters()
     )
+
+
+def test_lists_in_a_configuration_tell_layers_apart_and_are_shortened_with_them():
+    without = [1, 1, 0, 1] * 3
+    deep = architecture("smollm3", num_hidden_layers=12, num_key_value_heads=2, no_rope_layers=without)
+    depth = shallow(run(), deep)
+
+    assert depth.architecture.no_rope_layers == [without[number] for number in depth.kept]
+    assert set(depth.architecture.no_rope_layers) == {0, 1}
+
+
+def test_modules_that_peft_refuses_are_named():
+    with pytest.raises(ModelError, match=r"PEFT refuses method\.targets: .*out_proj"):
+        predict(run(method=Lora()), find_place("t4"), architecture("mamba", num_hidden_layers=2, state_size=4))
 
 
 def test_adapters_on_some_layers_are_named_by_the_places_of_those_layers_in_the_shallow_model():

@@ -90,13 +90,16 @@ def test_the_page_says_that_a_run_that_ftkit_could_hold_is_no_verdict_on_the_pub
 def test_other_libraries_runs_under_deepspeed_are_planned_as_ranks_of_ftkit():
     sizes = {"hidden": 1024, "layers": 4, "heads": 4, "kv_heads": 4, "intermediate": 4096, "vocab": 256}
     row = published("7b", 2, arch=LLAMA | sizes, group="else", framework="transformers", seq_len=32)
-    row |= {"method": "full", "attn_impl": "sdpa", "fused_kernels": None, "grad_accum": 4, "n_gpus": 4}
+    row |= {"method": "full", "lora_r": None, "attn_impl": "sdpa", "fused_kernels": None, "grad_accum": 4, "n_gpus": 4}
     peaks = []
     for stage in (1, 2, 3):
         sharded = row | {"parallel": f"ZeRO-{stage}"}
         assert hf_any.reason_not_traced(sharded) is None
         peaks.append(hf_any.trace_row(sharded).peak_bytes())
     assert peaks[0] > peaks[1] > peaks[2]
+    alone, replicated = (hf_any.trace_row(row | {"n_gpus": one, "parallel": "DDP"}) for one in (1, 2))
+    weights = sum(birth.size for birth in alone.births if birth.role == "parameter")
+    assert replicated.peak_bytes() - alone.peak_bytes() == pytest.approx(weights, rel=0.01)
     assert "tensor parallel" in hf_any.reason_not_traced(row | {"parallel": "tensor parallel"})
     offloaded = row | {"parallel": "ZeRO-3", "offload": "optimizer and params to CPU"}
     assert own_plan.deepspeed_engine(offloaded) == {
