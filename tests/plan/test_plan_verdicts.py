@@ -97,7 +97,8 @@ def test_other_libraries_runs_under_deepspeed_are_planned_as_ranks_of_ftkit():
         assert hf_any.reason_not_traced(sharded) is None
         peaks.append(hf_any.trace_row(sharded).peak_bytes())
     assert peaks[0] > peaks[1] > peaks[2]
-    alone, replicated = (hf_any.trace_row(row | {"n_gpus": one, "parallel": "DDP"}) for one in (1, 2))
+    alone = hf_any.trace_row(row | {"n_gpus": 1, "parallel": "none"})
+    replicated = hf_any.trace_row(row | {"parallel": "DDP"})
     weights = sum(birth.size for birth in alone.births if birth.role == "parameter")
     assert replicated.peak_bytes() - alone.peak_bytes() == pytest.approx(weights, rel=0.01)
     assert "tensor parallel" in hf_any.reason_not_traced(row | {"parallel": "tensor parallel"})
