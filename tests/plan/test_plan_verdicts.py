@@ -6,6 +6,7 @@ from benchmarks import own_plan, verdict_table
 from benchmarks.stacks import hf_any
 from benchmarks.verdicts import card, judges, room
 from ftkit.hardware import CUDA_CONTEXT_BYTES, find_gpu
+from ftkit.plan.tape import Tape
 
 LLAMA = {"arch_class": "LlamaForCausalLM", "vocab": 32000}
 SIZES = {
@@ -99,6 +100,8 @@ def test_other_libraries_runs_under_deepspeed_are_planned_as_ranks_of_ftkit():
     assert peaks[0] > peaks[1] > peaks[2]
     alone = hf_any.trace_row(row | {"n_gpus": 1, "parallel": "none"})
     replicated = hf_any.trace_row(row | {"parallel": "DDP"})
+    assert isinstance(alone, Tape)
+    assert isinstance(replicated, Tape)
     weights = sum(birth.size for birth in alone.births if birth.role == "parameter")
     assert replicated.peak_bytes() - alone.peak_bytes() == pytest.approx(weights, rel=0.01)
     assert "tensor parallel" in hf_any.reason_not_traced(row | {"parallel": "tensor parallel"})
