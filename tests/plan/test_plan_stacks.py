@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from benchmarks.stacks import compiled, traced
 from benchmarks.stacks.older_adam import Adam
 from benchmarks.stacks.zero2 import Stage2
 from ftkit.plan.recorder import Recorder
@@ -39,3 +40,19 @@ def test_stage_2_holds_flat_weights_masters_and_moments_of_its_share_and_two_buc
     assert left == loaded
     assert recorder.tape.peak_bytes() >= loaded + 2 * 2 * 2 * ELEMENTS
     assert {birth.stream for birth in recorder.tape.births} == {0, 1}
+
+
+def test_what_is_compiled_keeps_what_the_partitioner_chose_and_fuses_the_rest():
+    def one_tensor(x):
+        return ((x.exp() + 1).log() * 2).sigmoid()
+
+    with traced.recording() as recorder, compiled.compiling():
+        x = torch.ones(ELEMENTS, requires_grad=True)
+        recorder.mark(LOAD)
+        out = torch.compile(one_tensor)(x)
+        recorder.mark("forward")
+        out.backward(out)
+        recorder.mark("backward")
+    (_, loaded), (_, kept), _ = recorder.tape.at_marks()
+    assert kept - loaded == 4 * ELEMENTS  # the result: its backward begins at the input
+    assert recorder.tape.peak_bytes() - kept == 4 * ELEMENTS  # the gradient
