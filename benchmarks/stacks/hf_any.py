@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks import own_plan
-from benchmarks.stacks import Row, autocast, fms, fourbit, fsdp, hf, traced
+from benchmarks.stacks import Row, autocast, compiled, fms, fourbit, fsdp, hf, traced
 from ftkit.plan.recorder import Recorder
 from ftkit.plan.tape import LOAD
 
@@ -36,8 +36,8 @@ def reason_not_traced(row: Row) -> str | None:
         return f"its sharding is not traced ({row['parallel']})"
     if "ZeRO-" in row["parallel"] and row["method"] not in ("lora", "qlora", "full"):
         return f"its method is not ftkit's ({row['method']})"
-    if row["torch_compile"]:
-        return "compiled: the compiler decides what is kept"
+    if row["torch_compile"] and row["grad_checkpointing"]:
+        return "compiled around checkpoints: the compiler's operator for random states cannot be recorded"
     if row["fused_kernels"] not in (None, "none"):
         return f"fused kernels ({row['fused_kernels']}), which have no form without a GPU"
     if row["quant"] and "nf4" not in row["quant"]:
@@ -55,6 +55,7 @@ def trace_row(row: Row) -> traced.Found:
             traced.computing(),
             autocast.cuda_lists(),
             fourbit.unpacking() if row["quant"] else nullcontext(),
+            compiled.compiling() if row["torch_compile"] else nullcontext(),
         ):
             stack.enter_context(context)
         traced.fake(model)
@@ -93,7 +94,11 @@ def build(row: Row) -> Any:
         fourbit.quantize(model, compute_dtype=dtype, quant_type="nf4", compress_statistics="double" in row["quant"])
     if row["grad_checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model if row["lora_r"] is None else fms.adapt(row, model)
+    if row["lora_r"] is not None:
+        model = fms.adapt(row, model)
+    if row["torch_compile"]:
+        model.compile()
+    return model
 
 
 def steps(row: Row, model: Any, recorder: Recorder) -> None:

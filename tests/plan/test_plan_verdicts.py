@@ -88,7 +88,7 @@ def test_the_page_says_that_a_run_that_ftkit_could_hold_is_no_verdict_on_the_pub
     assert "the stack's own trace says what was published" not in verdict_table.page([row], found, room, lambda _: "")
 
 
-def test_other_libraries_runs_under_deepspeed_are_planned_as_ranks_of_ftkit():
+def test_rows_of_any_library_on_transformers_are_traced_by_what_they_say():
     sizes = {"hidden": 1024, "layers": 4, "heads": 4, "kv_heads": 4, "intermediate": 4096, "vocab": 256}
     row = published("7b", 2, arch=LLAMA | sizes, group="else", framework="transformers", seq_len=32)
     row |= {"method": "full", "lora_r": None, "attn_impl": "sdpa", "fused_kernels": None, "grad_accum": 4, "n_gpus": 4}
@@ -109,3 +109,14 @@ def test_other_libraries_runs_under_deepspeed_are_planned_as_ranks_of_ftkit():
     assert own_plan.deepspeed_engine(offloaded) == {
         "name": "deepspeed", "zero_stage": 3, "offload_optimizer": "cpu", "offload_parameters": "cpu"
     }  # fmt: skip
+
+
+def test_a_compiled_model_keeps_less_than_one_that_is_not():
+    sizes = {"hidden": 64, "layers": 1, "heads": 4, "kv_heads": 4, "intermediate": 256, "vocab": 256}
+    row = published("7b", 4, arch=LLAMA | sizes, group="else", framework="transformers", seq_len=1024, grad_accum=1)
+    row |= {"method": "full", "lora_r": None, "attn_impl": "sdpa", "fused_kernels": None, "parallel": "none"}
+    eager, compiled = (hf_any.trace_row(row | {"torch_compile": is_compiled}) for is_compiled in (False, True))
+    assert isinstance(eager, Tape)
+    assert isinstance(compiled, Tape)
+    assert compiled.peak_bytes() < 0.8 * eager.peak_bytes()
+    assert "checkpoints" in hf_any.reason_not_traced(row | {"torch_compile": True, "grad_checkpointing": True})
