@@ -77,7 +77,7 @@ def choose_targets(model: nn.Module, method: Lora, head: Iterable[str] = ()) -> 
     linear = [
         name
         for name, module in model.named_modules()
-        if _is_linear(module) and not any(name == one or name.startswith(f"{one}.") for one in skipped)
+        if bnb.is_linear(module) and not any(name == one or name.startswith(f"{one}.") for one in skipped)
     ]
     chosen = {name for target in method.targets for name in _matches(linear, target)}
     if method.layers is not None:
@@ -109,11 +109,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """Return the model that adapters were added to, or the model itself."""
     base: nn.Module = model.get_base_model() if is_adapted(model) else model  # type: ignore[operator]  # PEFT's
     return base
-
-
-def _is_linear(module: nn.Module) -> bool:
-    """A linear layer, a 4-bit one, or Conv1D."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def _matches(linear: list[str], target: str) -> list[str]:

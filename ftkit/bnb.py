@@ -13,6 +13,9 @@ from torch import nn
 from ftkit.config import OptimizerConfig, Qlora
 from ftkit.errors import DependencyError, ModelError
 
+_LINEAR = ("Linear4bit", "Conv1D", "FalconLinear")
+"""Classes that do as a linear layer does; GPT-2's Conv1D holds its weight transposed."""
+
 
 def quantize(model: nn.Module, method: Qlora, dtype: torch.dtype, keep: Iterable[str]) -> None:
     """Replace the linear layers of a model, in place, by 4-bit ones.
@@ -45,8 +48,11 @@ def quantize(model: nn.Module, method: Qlora, dtype: torch.dtype, keep: Iterable
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Return whether a module multiplies by one weight matrix: a linear layer, or GPT-2's transposed Conv1D."""
-    return type(module) is nn.Linear or type(module).__name__ == "Conv1D"
+    """Return whether a module multiplies by one weight matrix and adds a bias, in 4 bits or not.
+
+    By the class itself: others that derive from a linear layer do something else, such as choose experts.
+    """
+    return type(module) is nn.Linear or type(module).__name__ in _LINEAR
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:

@@ -27,7 +27,40 @@ def architecture(family: str, num_layers: int = NUM_LAYERS, width: int = 64) -> 
         return transformers.GPT2Config(
             n_embd=width, n_layer=num_layers, n_head=4, vocab_size=500, use_cache=False, **ends
         )
-    shape = {
+    shape = _shape(width, num_layers)
+    if family == "bert":
+        return transformers.BertConfig(**shape)
+    return transformers.LlamaConfig(num_key_value_heads=2, **shape)
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "falcon": {},
+    "gpt_neox": {},
+    "opt": {"ffn_dim": 128, "word_embed_proj_dim": 64},
+    "gemma3_text": {"num_key_value_heads": 2, "head_dim": 16},
+    "mixtral": {"num_key_value_heads": 2, "num_local_experts": 4},
+    "deepseek_v3": {
+        "num_key_value_heads": 4, "first_k_dense_replace": 1, "n_routed_experts": 4, "num_experts_per_tok": 2,
+        "n_group": 1, "topk_group": 1, "moe_intermediate_size": 16, "kv_lora_rank": 8, "q_lora_rank": 8,
+        "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+    },
+    "llama4_text": {"num_key_value_heads": 2, "head_dim": 16, "num_local_experts": 2, "intermediate_size_mlp": 64},
+    "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16},
+    "modernbert": {"global_attn_every_n_layers": 2},
+    "distilbert": {"dim": 64, "n_layers": NUM_LAYERS, "n_heads": 4, "hidden_dim": 128},
+}  # fmt: skip
+"""Other types of transformers, and what makes them tiny beside what `architecture` says of all."""
+CLASSIFIERS = ("deberta-v2", "modernbert", "distilbert")
+
+
+def other(kind: str) -> tuple[str, Any]:
+    """Return the task and the tiny configuration of one of `OTHERS`."""
+    made = transformers.AutoConfig.for_model(kind, **_shape(64, NUM_LAYERS) | OTHERS[kind])
+    return "sequence-classification" if kind in CLASSIFIERS else "causal-lm", made
+
+
+def _shape(width: int, num_layers: int) -> dict[str, Any]:
+    return {
         "hidden_size": width,
         "intermediate_size": 2 * width,
         "num_hidden_layers": num_layers,
@@ -36,9 +69,6 @@ def architecture(family: str, num_layers: int = NUM_LAYERS, width: int = 64) -> 
         "pad_token_id": 0,
         "use_cache": False,
     }
-    if family == "bert":
-        return transformers.BertConfig(**shape)
-    return transformers.LlamaConfig(num_key_value_heads=2, **shape)
 
 
 def run_config(family: str, method: Any, share: float = 0.0, **sections: Any) -> RunConfig:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from ftkit.config import FeatureExtraction, Full, Lora, Qlora
+from ftkit.config import FeatureExtraction, Full, Lora, ModelConfig, Qlora, RunConfig
+from ftkit.plan.shapes import Shape
 from ftkit.plan.trace import trace
 from tests.plan import models
 
@@ -19,6 +20,20 @@ def test_a_plan_counts_the_bytes_of_a_real_step_on_a_cpu_after_every_phase_and_a
 
     planned = trace(config, architecture, dtype, sizes, device_type="cpu")
     real = models.measure(config, architecture, dtype, sizes)
+
+    assert planned.at_marks() == real.at_marks()
+    assert planned.peak_bytes() == real.peak_bytes()
+
+
+@pytest.mark.parametrize("kind", models.OTHERS)
+def test_so_it_does_for_other_architectures(kind):
+    task, architecture = models.other(kind)
+    model = ModelConfig(name=kind, gradient_checkpointing=0.5)
+    config = RunConfig.model_validate({"task": task, "model": model, "method": Qlora()})
+    sizes = Shape(2, 32, 2, is_padded=kind in models.CLASSIFIERS)
+
+    planned = trace(config, architecture, models.DTYPES["bf16"], sizes, device_type="cpu")
+    real = models.measure(config, architecture, models.DTYPES["bf16"], sizes)
 
     assert planned.at_marks() == real.at_marks()
     assert planned.peak_bytes() == real.peak_bytes()
