@@ -16,6 +16,7 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from benchmarks.stacks import fsdp, traced
 from ftkit.plan.recorder import Recorder
+from tests.plan import gloo
 
 
 class Block(nn.Module):
@@ -70,6 +71,7 @@ def live_bytes(num_ranks: int, *, is_fake: bool) -> dict[str, Any]:
 if __name__ == "__main__":
     kind, *numbers = sys.argv[1:]
     if kind == "real":
+        gloo.let_go()
         rank, ranks, place = int(numbers[0]), int(numbers[1]), numbers[2]
         dist.init_process_group("gloo", rank=rank, world_size=ranks, init_method=f"file://{place}")
         found = live_bytes(ranks, is_fake=False)

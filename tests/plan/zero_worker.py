@@ -3,13 +3,8 @@
 import gc
 import json
 import sys
-import time
-from collections.abc import Callable
-from functools import wraps
-from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from ftkit.distributed import ProcessContext, join, leave
 from ftkit.engine import build_engine
@@ -19,21 +14,8 @@ from ftkit.plan.recorder import Recorder
 from ftkit.plan.tape import LOAD, Tape
 from ftkit.plan.timeline import find_peak
 from ftkit.plan.trace import batch_tensors, layer_names, make_batches, record_steps, see_model
+from tests.plan import gloo
 from tests.plan.zero_cases import SETS, Case
-
-LETTING_GO_SECONDS = 0.002
-
-
-def letting_go(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Give gloo's thread the time to let go of what it has sent: else a peak has it, or not, by chance."""
-
-    @wraps(call)
-    def wrapped(*args: Any, **options: Any) -> Any:
-        out = call(*args, **options)
-        time.sleep(LETTING_GO_SECONDS)
-        return out
-
-    return wrapped
 
 
 def measure(case: Case, process: ProcessContext) -> Tape:
@@ -52,8 +34,7 @@ def measure(case: Case, process: ProcessContext) -> Tape:
 
 
 torch.set_num_threads(1)
-for name in ("all_reduce", "reduce", "broadcast", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor"):
-    setattr(dist, name, letting_go(getattr(dist, name)))
+gloo.let_go()
 rank = ProcessContext.from_environment()
 join(rank)
 for one in SETS[sys.argv[1]]:
