@@ -73,8 +73,12 @@ def shallow(config: RunConfig, architecture: Any, *, exact: bool = False) -> Dep
         for number in range(num_layers)
     ]
     kept = keep_layers(kinds)
-    small = _shortened(architecture, kept, lists)
-    if small is None or _structure(config, small) != [structure[number] for number in kept]:
+    try:
+        small = _shortened(architecture, kept, lists)
+        are_meant = _structure(config, small) == [structure[number] for number in kept]
+    except Exception:  # the code of any model may refuse; the whole one is what was asked for
+        return whole
+    if not are_meant:
         return whole
     if adapted is not None:
         places = tuple(place for place, number in enumerate(kept) if number in adapted)
@@ -105,16 +109,13 @@ def _lists(architecture: Any, num_layers: int) -> dict[str, list[Any]]:
     }
 
 
-def _shortened(architecture: Any, kept: list[int], lists: dict[str, list[Any]]) -> Any | None:
-    """Return the configuration of a model with some of the layers alone; None: its class works the number out itself.
+def _shortened(architecture: Any, kept: list[int], lists: dict[str, list[Any]]) -> Any:
+    """Return the configuration of a model with some of the layers alone.
 
     Whether the layers are then those that were meant, the caller sees from the model.
     """
     small = copy.deepcopy(architecture)
-    try:
-        for name, values in lists.items():
-            setattr(small, name, [values[number] for number in kept])
-        small.num_hidden_layers = len(kept)
-    except (AttributeError, NotImplementedError):
-        return None
+    for name, values in lists.items():
+        setattr(small, name, [values[number] for number in kept])
+    small.num_hidden_layers = len(kept)
     return small
