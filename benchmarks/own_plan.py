@@ -74,18 +74,16 @@ def deepspeed_rank(row: Row) -> "Tape":
     from ftkit.config import RunConfig
     from ftkit.plan.place import Place
     from ftkit.plan.shapes import Shape
-    from ftkit.plan.shares import elements
     from ftkit.plan.trace import trace
-    from ftkit.plan.zero import share_out
+    from ftkit.plan.zero import share_out, tape_sizes
 
     is_fp16 = "fp16" in row["compute_dtype"] or row["compute_dtype"] == "16-mixed" or row["base_dtype"] == "float16"
     precision, dtype = ("fp16", torch.float16) if is_fp16 else ("bf16", torch.bfloat16)
     config = RunConfig.model_validate(configuration(row) | {"engine": deepspeed_engine(row)})
-    shape = Shape(row["micro_batch"], row["seq_len"], min(2, row["grad_accum"] or 1))
-    tape = trace(config, hf.architecture(row), dtype, shape)
-    num_trainable = sum(elements(birth) for birth in tape.births if birth.role == "trainable")
+    shape = Shape(row["micro_batch"], row["seq_len"], row["grad_accum"] or 1)
+    tape = trace(config, hf.architecture(row), dtype, shape.traced)
     place = Place("a GPU", "cuda", None, 2**60, row["n_gpus"])
-    return share_out(tape, config, precision, place, num_trainable).tape
+    return share_out(tape, config, precision, place, tape_sizes(tape).num_trainable_parameters).tape
 
 
 def deepspeed_engine(row: Row) -> dict[str, Any]:

@@ -52,30 +52,33 @@ def trace_row(row: Row) -> traced.Found:
     model = build(row)
     with ExitStack() as stack:
         for context in (
-            traced.computing(),
             autocast.cuda_lists(),
             fourbit.unpacking() if row["quant"] else nullcontext(),
             compiled.compiling() if row["torch_compile"] else nullcontext(),
         ):
             stack.enter_context(context)
-        traced.fake(model)
-        device = None
         if row["n_gpus"] > 1 and "FSDP" in row["parallel"]:
-            device = stack.enter_context(fsdp.rank_of(row["n_gpus"]))
+            return sharded(row, model)
+        stack.enter_context(traced.computing())
+        traced.fake(model)
         recorder = stack.enter_context(traced.recorder())
-        if device is not None:
-            stack.enter_context(device.told_to(recorder))
-            model = fms.shard(row, model)
-            traced.see_workspaces(recorder)
-            recorder.mark(LOAD)
-        else:
-            if row["n_gpus"] > 1:
-                see_buckets(recorder, model)
-            traced.see(recorder, model)
+        if row["n_gpus"] > 1:
+            see_buckets(recorder, model)
+        traced.see(recorder, model)
         steps(row, model, recorder)
-    if device is not None and row["metric_class"] not in ("allocated_peak", "active_peak"):
-        return device.allocator_events(recorder.tape)
     return recorder.tape
+
+
+def sharded(row: Row, model: Any) -> traced.Found:
+    """Trace wrapping and two steps of FSDP."""
+    with fsdp.recording(model, row["n_gpus"]) as (device, recorder):
+        model = fms.shard(row, model)
+        traced.see_workspaces(recorder)
+        recorder.mark(LOAD)
+        steps(row, model, recorder)
+    if row["metric_class"] in ("allocated_peak", "active_peak"):
+        return recorder.tape
+    return device.allocator_events(recorder.tape)
 
 
 def see_buckets(recorder: Recorder, model: nn.Module) -> None:
