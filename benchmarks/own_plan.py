@@ -43,7 +43,8 @@ def judge(row: Row, gpu: Gpu) -> dict[str, Any]:
 
     from ftkit.config import RunConfig
     from ftkit.plan.place import Place
-    from ftkit.plan.predict import predict
+    from ftkit.plan.predict import Tapes, predict
+    from ftkit.plan.search import changed
 
     arch = row["arch"]
     model = transformers.AutoConfig.for_model(
@@ -59,8 +60,12 @@ def judge(row: Row, gpu: Gpu) -> dict[str, Any]:
         use_cache=False,
         pad_token_id=0,
     )
-    found = predict(RunConfig.model_validate(configuration(row)), Place(gpu.name, "cuda", gpu, gpu.memory_bytes), model)
-    return {"reserved_bytes": found.peak_reserved_bytes, "fits": found.fits}
+    tapes: Tapes = {}
+    place = Place(gpu.name, "cuda", gpu, gpu.memory_bytes)
+    config = RunConfig.model_validate(configuration(row))
+    grown = changed(config, {"engine.expandable_segments": True})
+    found, if_grown = (predict(one, place, model, tapes=tapes) for one in (config, grown))
+    return {"reserved_bytes": found.peak_reserved_bytes, "fits": found.fits, "fits_grown": if_grown.fits}
 
 
 def deepspeed_rank(row: Row) -> "Tape":

@@ -6,7 +6,7 @@
 Each row is judged by the trace of its own stack where benchmarks/stacks has one (in a process of its own, with its own
 versions), and by `ftkit plan`'s prediction where ftkit can be told the same configuration. A run fits when every
 request of the replayed steps is met in the card's memory less what the driver takes (CUDA_CONTEXT_BYTES of
-ftkit.hardware).
+ftkit.hardware); where segments of fixed size do not meet it, those that grow are tried.
 `trace` keeps what came out in benchmarks/verdicts.jsonl; `table` writes docs/verdicts.md from that.
 """
 
@@ -81,11 +81,12 @@ def verdict(row: Row, events: Sequence[Any]) -> dict[str, Any]:
     """Return the verdict of a stack's trace: its births and deaths."""
     from ftkit.plan.allocator import replay
 
-    free, capped = replay(events), replay(events, room(row))
+    free, capped, grown = replay(events), replay(events, room(row)), replay(events, room(row), expandable=True)
     return {
         "active_bytes": free.peak_active_bytes,
         "reserved_bytes": free.peak_reserved_bytes,
         "fits": capped.fits,
+        "fits_grown": grown.fits,
     }
 
 

@@ -199,7 +199,7 @@ class ScheduleConfig(Section):
 
 
 class EngineConfig(Section):
-    """How training is distributed."""
+    """How training is distributed, and how the device's memory is handed out."""
 
     name: Literal["auto", "plain", "deepspeed"] = "auto"
     """`auto`: DeepSpeed under its launcher or where ZeRO, offload or a template is asked for, else plain."""
@@ -214,6 +214,8 @@ class EngineConfig(Section):
     """The folder on the disk that takes what is offloaded to `nvme`."""
     ds_config: str | None = None
     """A DeepSpeed template of your own (JSON), in the place of the one in ds_configs/."""
+    expandable_segments: bool = False
+    """CUDA: torch's allocator lets segments grow and hands back what is free between; little is lost in pieces."""
 
     @model_validator(mode="after")
     def _sound(self) -> Self:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+"""What torch's allocator reads when it starts, the first that is there (torch 2.13, AcceleratorAllocatorConfig)."""
 _MOST_ENTRIES = 100_000
 """Allocations and releases that a snapshot remembers, the last ones; torch says "several KB" for each."""
 
@@ -35,6 +37,14 @@ def quiet_collector(*, trusts: bool = False) -> Iterator[None]:
             gc.unfreeze()
         if was_enabled:
             gc.enable()
+
+
+def grow_segments() -> None:
+    """Ask torch's CUDA allocator for segments that grow, before torch is imported; what the user asked of it stays."""
+    name = next((one for one in _ALLOCATOR if one in os.environ), _ALLOCATOR[-1])
+    said = os.environ.get(name, "")
+    if "expandable_segments" not in said:
+        os.environ[name] = ",".join(filter(None, (said, "expandable_segments:True")))
 
 
 def peak_resident_bytes() -> int | None:

@@ -8,6 +8,7 @@ import click
 from ftkit.cli.options import quieten, user_errors
 from ftkit.config_io import load_config
 from ftkit.distributed import ProcessContext, end_if_launched
+from ftkit.memory import grow_segments
 from ftkit.records import Prediction
 from ftkit.sweep import CONFIG, PREDICTION
 
@@ -23,12 +24,14 @@ def profile_one(folder: Path, warmup: int, steps: int, memory_limit: int | None,
     with user_errors():
         process = ProcessContext.from_environment()
     with user_errors(process.rank):
+        config = load_config(folder / CONFIG)
+        if config.engine.expandable_segments:
+            grow_segments()
         quieten()
         from ftkit.profiler import profile_run
 
         if memory_limit is not None:
             resource.setrlimit(resource.RLIMIT_DATA, (memory_limit, memory_limit))
-        config = load_config(folder / CONFIG)
         given = folder / PREDICTION
         prediction = Prediction.model_validate_json(given.read_text(encoding="utf-8")) if given.is_file() else None
         profile_run(config, process, folder, prediction, num_warmup=warmup, num_timed=steps)

@@ -12,6 +12,7 @@ from ftkit.cli.options import config_options, quieten, read_config, user_errors
 from ftkit.distributed import ProcessContext, end_if_launched
 from ftkit.errors import ConfigError
 from ftkit.hub import work_offline_if_unreachable
+from ftkit.memory import grow_segments
 
 if TYPE_CHECKING:
     from ftkit.config import RunConfig
@@ -57,6 +58,8 @@ def train(  # noqa: PLR0913  # one parameter is one flag
         }
         flags["settings"] = (*flags["settings"], *(setting for setting, is_wanted in said.items() if is_wanted))
         config = read_config(flags)
+        if config.engine.expandable_segments:
+            grow_segments()
         _bound_memory()
         work_offline_if_unreachable((config.model.name, config.data.dataset))
         quieten()

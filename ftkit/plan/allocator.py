@@ -5,8 +5,9 @@ torch's CUDA notes): sizes are rounded to 512 bytes; requests of at most 1 MiB s
 share 20 MiB segments, larger ones get a segment of their own, rounded to 2 MiB; a segment serves the stream that asked
 for it and no other; a free block is found by best fit and split where the rest is worth keeping; neighbours merge when
 freed; when the device is full, the host waits for the other streams, so that what they were the last to use is free,
-empty segments are handed back, and the request is tried once more. With expandable
-segments each pool is one range that grows by whole pages.
+empty segments are handed back, and the request is tried once more. With expandable segments each pool is one range
+that grows by whole pages, and when the device is full every free page is handed back, wherever it lies; the range goes
+on behind its end, since of addresses there are always enough.
 """
 
 from bisect import bisect_left, insort
@@ -38,8 +39,15 @@ def segment_size(rounded: int) -> int:
     return -(-rounded // OWN_SEGMENT_STEP) * OWN_SEGMENT_STEP
 
 
+_RANGE = 2**60
+"""Addresses between the beginnings of two ranges that grow."""
 _Pool = tuple[bool, int]
 """Whether it is that of small requests, and the stream that it serves."""
+
+
+def _page(pool: _Pool) -> int:
+    """Return the bytes by which a pool's range grows."""
+    return SMALL_SEGMENT if pool[0] else LARGE_SEGMENT
 
 
 @dataclass(slots=True, eq=False)
@@ -91,6 +99,7 @@ class CachingAllocator:
         self._free: dict[_Pool, list[tuple[int, int]]] = defaultdict(list)
         self._blocks: dict[int, _Block] = {}
         self._tails: dict[_Pool, _Block] = {}
+        self._ends: dict[_Pool, int] = {}
         self._next_address = 0
         self.active_bytes = self.reserved_bytes = 0
         self.peak_active_bytes = self.peak_reserved_bytes = 0
@@ -139,8 +148,14 @@ class CachingAllocator:
         return self._blocks[free.pop(place)[1]]
 
     def _reserve(self, rounded: int, pool: _Pool) -> _Block:
-        if self._expandable:
-            return self._extend(rounded, pool)
+        find = self._extend if self._expandable else self._new_segment
+        try:
+            return find(rounded, pool)
+        except OutOfMemory:
+            self._hand_back()
+            return find(rounded, pool)
+
+    def _new_segment(self, rounded: int, pool: _Pool) -> _Block:
         size = segment_size(rounded)
         self._take(size)
         block = _Block(self._next_address, size, pool)
@@ -151,12 +166,13 @@ class CachingAllocator:
     def _extend(self, rounded: int, pool: _Pool) -> _Block:
         """Grow the pool's range by pages, together with what is free at its end."""
         tail = self._tails.get(pool)
-        page = SMALL_SEGMENT if pool[0] else LARGE_SEGMENT
+        page = _page(pool)
         spare = tail.size if tail is not None and tail.free else 0
         size = -(-(rounded - spare) // page) * page
         self._take(size)
         # Each pool's range begins where no other one comes to.
-        address = (tail.address + tail.size) if tail is not None else len(self._tails) * 2**60
+        address = self._ends.get(pool, len(self._ends) * _RANGE)
+        self._ends[pool] = address + size
         block = _Block(address, size, pool, before=tail)
         self._blocks[address] = block
         if tail is not None:
@@ -169,22 +185,48 @@ class CachingAllocator:
 
     def _take(self, size: int) -> None:
         if self._capacity is not None and self.reserved_bytes + size > self._capacity:
-            self._release_empty_segments()
-            if self.reserved_bytes + size > self._capacity:
-                raise OutOfMemory(f"{self.reserved_bytes} bytes reserved, {size} more asked, {self._capacity} there")
+            raise OutOfMemory(f"{self.reserved_bytes} bytes reserved, {size} more asked, {self._capacity} there")
         self.reserved_bytes += size
         self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
 
-    def _release_empty_segments(self) -> None:
-        if self._expandable:
-            return  # pages at the end are unmapped too; what lies between live blocks is not, and that is what is short
+    def _hand_back(self) -> None:
+        """Wait for what other streams still use, then give the driver what is free and whole."""
         if self._wait is not None:
             self._wait(self)
         for block in [block for block in self._blocks.values() if block.free]:
-            if block.before is None and block.after is None:
+            if self._expandable:
+                self._unmap(block)
+            elif block.before is None and block.after is None:
                 self._unlist(block)
                 del self._blocks[block.address]
                 self.reserved_bytes -= block.size
+
+    def _unmap(self, block: _Block) -> None:
+        """Give back the whole pages of a free block; what it has beside them stays free."""
+        page, origin = _page(block.pool), block.address // _RANGE * _RANGE
+        first = origin + -(-(block.address - origin) // page) * page
+        end = block.address + block.size
+        last = origin + (end - origin) // page * page
+        if first >= last:
+            return
+        self._unlist(block)
+        del self._blocks[block.address]
+        self.reserved_bytes -= last - first
+        left = self._rest(_Block(block.address, first - block.address, block.pool, before=block.before))
+        right = self._rest(_Block(last, end - last, block.pool, after=block.after))
+        if block.before is not None:
+            block.before.after = left
+        if block.after is not None:
+            block.after.before = right
+        if self._tails.get(block.pool) is block:
+            del self._tails[block.pool]
+
+    def _rest(self, block: _Block) -> _Block | None:
+        if block.size == 0:
+            return None
+        self._blocks[block.address] = block
+        insort(self._free[block.pool], block.key)
+        return block
 
     def _split(self, block: _Block, rounded: int) -> None:
         rest = block.size - rounded

@@ -103,10 +103,11 @@ def predict(
     on_cuda = place.device_type == "cuda"
     peak = find_peak(sharing.tape) if on_cuda else find_peak(sharing.tape, int)
     events = allocator_events(sharing.tape)
-    reserved = replay(events).peak_reserved_bytes
+    grows = config.engine.expandable_segments
+    reserved = replay(events, expandable=grows).peak_reserved_bytes
     room = place.memory_bytes - place.context_bytes
     # What fits without asking for anything back needs no second replay.
-    fits = (reserved <= room or replay(events, room).fits) if on_cuda else peak.active_bytes <= room
+    fits = (reserved <= room or replay(events, room, expandable=grows).fits) if on_cuda else peak.active_bytes <= room
     process = _process_bytes(config, place, peak, reserved, sharing, counts)
     host = place.num_devices * (CUDA_HOST_BYTES + counts.load_bytes + sharing.host_bytes if on_cuda else process)
     time = step_time(tape, place.device(precision), shape.num_micro_batches, shape.traced.num_micro_batches)

@@ -254,6 +254,8 @@ def value_of(config: RunConfig, key: str) -> Any:
 def _steps_down(config: RunConfig, place: Place, sequences: Sequences | None) -> list[dict[str, Any]]:
     batch = plan_shape(config, place.num_devices, sequences).batch
     steps: list[dict[str, Any]] = [{_SIZE: size} for size in _halves(batch)[1:]]
+    if place.device_type == "cuda" and not config.engine.expandable_segments:
+        steps.append({"engine.expandable_segments": True})
     steps += [
         {"model.gradient_checkpointing": share} for share in SHARES if share > config.model.gradient_checkpointing
     ]

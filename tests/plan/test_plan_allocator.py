@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftkit.plan.allocator import LET_GO, CachingAllocator, replay, round_size, segment_size
+from ftkit.plan.allocator import LET_GO, CachingAllocator, OutOfMemory, Replay, replay, round_size, segment_size
 
 MIB = 2**20
 
@@ -64,6 +64,37 @@ def test_expandable_segments_grow_by_what_is_missing():
 
     assert replay(events).peak_reserved_bytes == 70 * MIB
     assert replay(events, expandable=True).peak_reserved_bytes == 40 * MIB
+
+
+def test_pages_between_live_blocks_are_handed_back_where_segments_grow():
+    events = [(0, 40 * MIB), (1, 60 * MIB), (2, 40 * MIB), (0, -1), (2, -1), (3, 80 * MIB)]
+
+    assert replay(events, expandable=True).peak_reserved_bytes == (40 + 60 + 80) * MIB
+    assert replay(events, capacity=140 * MIB, expandable=True) == Replay(140 * MIB, 140 * MIB, fits=True)
+    assert not replay([*events[:-1], (3, 81 * MIB)], capacity=140 * MIB, expandable=True).fits
+
+
+def test_a_full_device_is_waited_for_where_segments_grow_too():
+    events = [(0, 30 * MIB), (0, LET_GO), (1, 40 * MIB), (0, -1)]
+
+    assert replay(events, capacity=60 * MIB, expandable=True).fits
+    assert not replay([(0, 30 * MIB), (1, 40 * MIB), (0, -1)], capacity=60 * MIB, expandable=True).fits
+
+
+@given(st.lists(st.tuples(st.integers(2 * MIB, 300 * MIB), st.integers(0, 9)), max_size=80))
+def test_where_segments_grow_only_live_blocks_and_the_pages_that_they_share_fill_a_device(requests):
+    capacity = 2**30
+    allocator, live, page = CachingAllocator(capacity, expandable=True), [], 20 * MIB
+    for size, victim in requests:
+        try:
+            live.append(allocator.allocate(size))
+        except OutOfMemory:
+            # Each live block may hold a part of a page at either end, and the new one rounds up to whole pages.
+            assert allocator.active_bytes + round_size(size) + (2 * len(live) + 1) * page > capacity
+            allocator.release(live.pop(0))
+        assert allocator.active_bytes <= allocator.reserved_bytes <= capacity
+        if victim < len(live):
+            allocator.release(live.pop(victim))
 
 
 @given(st.lists(st.tuples(st.integers(1, 64 * MIB), st.booleans()), max_size=60), st.booleans())

@@ -10,8 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from ftkit.cli import main
-from ftkit.config import DataConfig, Full, Lora, ModelConfig, Qlora, RunConfig
+from ftkit.config import BatchConfig, DataConfig, Full, Lora, ModelConfig, Qlora, RunConfig
 from ftkit.errors import ConfigError, ModelError
+from ftkit.hardware import CUDA_CONTEXT_BYTES
 from ftkit.plan.architectures import table_names
 from ftkit.plan.place import Place, find_place
 from ftkit.plan.predict import predict
@@ -83,6 +84,19 @@ def test_what_does_not_fit_comes_with_changes_that_do():
     found = cures(run, place)
     assert found
     assert all(predict(candidate.config, place).fits for candidate in found)
+
+
+def test_where_pieces_alone_are_in_the_way_segments_that_grow_are_offered():
+    run = config("bert-base", Full()).model_copy(
+        update={"data": DataConfig(max_length=512), "batch": BatchConfig(global_batch_size=16, micro_batch_size=16)}
+    )
+    room = predict(run, find_place("t4")).peak_active_bytes + 100 * 2**20
+    place = find_place("t4", memory_budget=str(room + CUDA_CONTEXT_BYTES))
+
+    assert not predict(run, place).fits
+    (grown,) = [one for one in cures(run, place) if one.changes == {"engine.expandable_segments": True}]
+    assert grown.prediction.fits
+    assert grown.prediction.step_seconds == predict(run, place).step_seconds
 
 
 def test_a_search_ranks_what_fits_by_speed():

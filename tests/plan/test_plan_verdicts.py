@@ -66,21 +66,25 @@ def test_its_stack_and_ftkit_both_judge_what_both_can_say_and_nobody_a_card_with
 def test_the_page_shows_a_run_that_fitted_and_was_called_unfit():
     fitted = published("7b", 1, value_bytes=21_300_000_000)
     said = {
-        "7b-1 litgpt": {"reserved_bytes": 2**35, "fits": False},
-        "7b-4 litgpt": {"reserved_bytes": 2**36, "fits": False},
+        "7b-1 litgpt": {"reserved_bytes": 2**35, "fits": False, "fits_grown": False},
+        "7b-4 litgpt": {"reserved_bytes": 2**36, "fits": False, "fits_grown": False},
     }
     page = verdict_table.page([fitted, published("7b", 4), published("13b", 1)], said, room, lambda _: "not run")
     assert "| 7b-1 | Llama-2-7b-hf | lora, 1 x 1304 | A100-SXM4-40GB |" in page
     assert "| litgpt/resource-tables | 1 | 1 | 0 | 0 | 0 | 0 |" in page
     assert "| 64.00 | does not fit | - | - | out of memory |" in page
     assert "| not run | 13b-1 |" in page
+    said["7b-1 litgpt"]["fits_grown"] = True
+    page = verdict_table.page([fitted], said, room, lambda _: "")
+    assert "| 32.00 | if segments grow | - | - | 19.84 |" in page.partition("held by segments that grow")[2]
+    assert "| litgpt/resource-tables | 1 | 1 | 1 | 0 | 0 | 0 |" in page
 
 
 def test_the_page_says_that_a_run_that_ftkit_could_hold_is_no_verdict_on_the_published_one():
     row = published("7b", 4)
     found = {
-        f"{row['id']} litgpt": {"reserved_bytes": 45 * 2**30, "fits": False},
-        f"{row['id']} ftkit": {"reserved_bytes": 38 * 2**30, "fits": True},
+        f"{row['id']} litgpt": {"reserved_bytes": 45 * 2**30, "fits": False, "fits_grown": False},
+        f"{row['id']} ftkit": {"reserved_bytes": 38 * 2**30, "fits": True, "fits_grown": True},
     }
     page = verdict_table.page([row], found, room, lambda _: "")
     assert f"\n{row['id']}: the stack's own trace says what was published" in page

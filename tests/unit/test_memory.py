@@ -68,6 +68,25 @@ def test_what_is_recorded_is_written_once(monkeypatch, tmp_path):
     assert calls[1:] == [str(tmp_path / "one"), {"enabled": None}]
 
 
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64,expandable_segments:True"),
+        ({"PYTORCH_ALLOC_CONF": "expandable_segments:False"}, "expandable_segments:False"),
+    ],
+)
+def test_segments_are_to_grow_unless_the_user_said_otherwise(said, found, monkeypatch):
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    code = "from ftkit.memory import grow_segments; grow_segments(); import torch; "
+    code += "print(torch._C._accelerator_getAllocatorSettings())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.returncode) == (found, 0), done.stderr
+
+
 def test_versions_name_what_decides_the_figures():
     assert {"ftkit", "python", "torch", "transformers", "peft", "deepspeed"} <= results.versions().keys()
     assert results.device_name(CPU) == "cpu"
