@@ -22,10 +22,8 @@ def table_names() -> list[str]:
 
 
 def find_row(name: str) -> str | None:
-    """Return the name by which the table knows a model; None: it does not, or the name is a folder's."""
-    if Path(name).exists():
-        return None
-    return next((one for one in (name.lower(), name.rsplit("/", 1)[-1].lower()) if one in _table()), None)
+    """Return the name by which the table knows a model, also by its name on the hub; None: not, or it is a folder's."""
+    return None if Path(name).exists() else _rows().get(_last_part(name))
 
 
 def find_architecture(config: RunConfig, num_labels: int = NUM_LABELS) -> Any:
@@ -59,6 +57,16 @@ def _table() -> dict[str, Any]:
     return table
 
 
+@cache
+def _rows() -> dict[str, str]:
+    """Return the rows' names by themselves and by the last part of the hub's, which is that of their source."""
+    return {_last_part(row["source"]): name for name, row in _table().items()} | {name: name for name in _table()}
+
+
+def _last_part(name: str) -> str:
+    return name.rsplit("/", 1)[-1].lower()
+
+
 def _from_table(key: str) -> Any:
     from transformers import AutoConfig
 
@@ -81,7 +89,7 @@ def _from_folder_or_hub(config: RunConfig) -> Any:
     except (OSError, ValueError) as error:
         if name == DEMO or Path(name).exists():
             raise
-        hint = nearest(name.rsplit("/", 1)[-1].lower(), table_names())
+        hint = nearest(_last_part(name), table_names())
         raise ModelError(
             f"no model {name!r} in the planner's table, in a folder of that name, or in the hub's cache; {hint} "
             "(or give the folder of its config.json)"

@@ -13,7 +13,7 @@ from ftkit.cli import main
 from ftkit.config import BatchConfig, DataConfig, Full, Lora, ModelConfig, Qlora, RunConfig
 from ftkit.errors import ConfigError, ModelError
 from ftkit.hardware import CUDA_CONTEXT_BYTES
-from ftkit.plan.architectures import table_names
+from ftkit.plan.architectures import find_row, table_names
 from ftkit.plan.place import Place, find_place
 from ftkit.plan.predict import predict
 from ftkit.plan.search import cures, search
@@ -45,6 +45,15 @@ def test_an_architecture_of_the_table_has_the_published_number_of_weights(name, 
     run = config(name, Full(), task)
 
     assert predict(run, find_place("h200")).num_parameters == pytest.approx(millions * 1e6, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [("google-bert/bert-base-uncased", "bert-base"), ("Llama-2-7b-hf", "llama-2-7b"), ("gpt2-xl", "gpt2-xl")],
+)
+def test_the_table_knows_models_by_their_names_on_the_hub_too(name, row):
+    assert find_row(name) == row
+    assert find_row(f"{name}-of-somebody") is None
 
 
 def test_the_table_has_about_thirty_architectures_and_more():
