@@ -102,10 +102,12 @@ def test_where_pieces_alone_are_in_the_way_segments_that_grow_are_offered():
     room = predict(run, find_place("t4")).peak_active_bytes + 100 * 2**20
     place = find_place("t4", memory_budget=str(room + CUDA_CONTEXT_BYTES))
 
-    assert not predict(run, place).fits
+    prediction = predict(run, place)
+    assert not prediction.fits
+    assert prediction.reason.endswith("in ones that grow it fits (engine.expandable_segments=true)")
     (grown,) = [one for one in cures(run, place) if one.changes == {"engine.expandable_segments": True}]
     assert grown.prediction.fits
-    assert grown.prediction.step_seconds == predict(run, place).step_seconds
+    assert grown.prediction.step_seconds == prediction.step_seconds
 
 
 def test_a_search_ranks_what_fits_by_speed():
