@@ -26,8 +26,8 @@ fine-tunings below cannot have kept AdamW's moments, which their recipe asks for
 
 Segments of fixed size lose some memory in pieces, and how much depends on addresses and moments that no trace knows. So
 a run is called unfit only when it does not fit in segments that grow either (torch's `expandable_segments:True`), which
-leave next to no pieces; where those alone hold it, the answer is *if segments grow*. `ftkit plan` then says just that, and
-offers them (`--set engine.expandable_segments=true`).
+leave next to no pieces; where those alone hold it, the answer is *if segments grow*. `ftkit plan` then says just that,
+and offers them (`--set engine.expandable_segments=true`).
 
 Under FSDP, what another stream used is held until the host has waited for the device, or until the card is full, which
 makes torch wait itself (CUDACachingAllocator.cpp, synchronize_and_free_events).
