@@ -56,24 +56,14 @@ def trace_row(row: Row) -> Tape:
     return recorder.tape
 
 
-def half(row: Row) -> torch.dtype:
-    """Return the half precision of a row."""
-    return torch.float16 if "fp16" in row["compute_dtype"] or row["base_dtype"] == "float16" else torch.bfloat16
-
-
-def mixed(row: Row) -> torch.dtype | None:
-    """Return the dtype of a row's autocast, or None."""
-    return half(row) if row["compute_dtype"].startswith("autocast") else None
-
-
 def build(row: Row) -> Any:
     """Build the model on `meta`, quantized, with adapters and checkpointing."""
     sharded = row["n_gpus"] > 1
-    model = hf.build(row, half(row), "sdpa")
+    model = hf.build(row, hf.half(row), "sdpa")
     quant = row["quant"] or ""
     if quant.startswith("bnb"):
-        storage = half(row) if sharded else torch.uint8
-        fourbit.quantize(model, compute_dtype=half(row), quant_type="nf4", quant_storage=storage)
+        storage = hf.half(row) if sharded else torch.uint8
+        fourbit.quantize(model, compute_dtype=hf.half(row), quant_type="nf4", quant_storage=storage)
         model.is_loaded_in_4bit = True
         if "no_peft_model" in quant and not sharded:
             # TRL leaves it to PEFT, which makes norms fp32; TRL then takes embedding and head back to half precision.
@@ -81,7 +71,7 @@ def build(row: Row) -> Any:
                 if "norm" in name:
                     parameter.data = parameter.data.float()
     elif quant.startswith("GPTQ"):
-        fourbit.quantize_gptq(model, half(row) if sharded else None)
+        fourbit.quantize_gptq(model, hf.half(row) if sharded else None)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     if row["lora_r"] is not None:
         model.enable_input_require_grads()
@@ -123,7 +113,7 @@ def shard(row: Row, model: Any) -> Any:
     policy = partial(transformer_auto_wrap_policy, transformer_layer_cls={layer})
     if row["lora_r"] is not None:
         policy = fsdp_auto_wrap_policy(model)
-    dtype = mixed(row)
+    dtype = hf.mixed(row)
     precision = None if dtype is None else MixedPrecision(param_dtype=dtype, reduce_dtype=dtype, buffer_dtype=dtype)
     return FullyShardedDataParallel(
         model,
@@ -140,7 +130,7 @@ def steps(row: Row, model: Any, recorder: Recorder) -> None:
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.01, eps=1e-4)
-    dtype = mixed(row)
+    dtype = hf.mixed(row)
     forward = model.forward
     if dtype is not None:
         forward = convert_outputs_to_fp32(torch.autocast("cpu", dtype)(forward))

@@ -259,12 +259,22 @@ def rank_of(num_ranks: int) -> Iterator[Device]:
         num_ranks: GPUs of the run.
     """
     device = Device()
+    with group_of(num_ranks), traced.patched(*_patches(device)):
+        yield device
+
+
+@contextmanager
+def group_of(num_ranks: int) -> Iterator[None]:
+    """Be in a process group of which the others are not there.
+
+    Args:
+        num_ranks: of the group.
+    """
     is_ours = not dist.is_initialized()  # a test brings real ranks
     if is_ours:
         dist.init_process_group("fake", rank=0, world_size=num_ranks, store=FakeStore())
     try:
-        with traced.patched(*_patches(device)):
-            yield device
+        yield
     finally:
         if is_ours:
             dist.destroy_process_group()
@@ -275,7 +285,7 @@ def _patches(device: Device) -> Iterator[Any]:
     handle, told = _flat_param.FlatParamHandle, _common_utils._FSDPDeviceHandle
     yield mock.patch.object(told, "from_device", return_value=told(CPU, device))
     for name in ("_alloc_storage", "_free_storage"):
-        yield mock.patch.object(_flat_param, name, partial(_told_after, device, getattr(_flat_param, name)))
+        yield mock.patch.object(_flat_param, name, partial(told_after, device, getattr(_flat_param, name)))
     # Fake tensors have no address: they would all be the same.
     yield mock.patch.object(_flat_param, "_same_storage", _same_storage)
     for module in (_flat_param, _runtime_utils):
@@ -287,7 +297,7 @@ def _patches(device: Device) -> Iterator[Any]:
     yield mock.patch.object(
         handle,
         "shard",
-        lambda one: _told_after(device, lambda _: _shard(one), one.flat_param.data),  # type: ignore[no-untyped-call]
+        lambda one: told_after(device, lambda _: _shard(one), one.flat_param.data),  # type: ignore[no-untyped-call]
     )
     yield mock.patch.object(_init_utils, "_move_states_to_device", device.move)
     yield mock.patch.object(_init_utils, "_init_param_handle_from_params", device.handle)
@@ -295,7 +305,7 @@ def _patches(device: Device) -> Iterator[Any]:
     yield mock.patch.object(torch.Tensor, "pin_memory", lambda tensor, *_: tensor)
 
 
-def _told_after(device: Device, call: Callable[..., Any], tensor: torch.Tensor, *arguments: Any) -> None:
+def told_after(device: Device, call: Callable[..., Any], tensor: torch.Tensor, *arguments: Any) -> None:
     """Tell `device` if a call gives a tensor's storage another size."""
     before = tensor.untyped_storage().nbytes()
     call(tensor, *arguments)

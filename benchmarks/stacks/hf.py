@@ -40,6 +40,18 @@ RENAMED = {
 """Fields that a type calls otherwise."""
 
 
+def half(row: Row) -> torch.dtype:
+    """Return the half precision of a row."""
+    is_fp16 = "fp16" in row["compute_dtype"] or row["compute_dtype"] == "16-mixed" or row["base_dtype"] == "float16"
+    return torch.float16 if is_fp16 else torch.bfloat16
+
+
+def mixed(row: Row) -> torch.dtype | None:
+    """Return the dtype of a row's autocast, or None."""
+    said = row["compute_dtype"].replace("no autocast", "")
+    return half(row) if "autocast" in said or "mixed" in said else None
+
+
 def architecture(row: Row) -> Any:
     """Return the transformers configuration of a row, made of what its `arch` says."""
     import transformers

@@ -1,8 +1,8 @@
 """Any other stack on top of transformers: traced with this project's versions, by what the row says of itself.
 
 A stack with a file of its own does better: its versions differ in what they keep. Here are the Trainer's habits:
-adapters in fp32, gradients clipped, autocast around the model, FSDP as accelerate wraps it. Under DeepSpeed the engine
-decides, not the library: such rows are planned as ftkit plans its own runs.
+adapters in fp32, gradients clipped, autocast around the model, FSDP of both versions as accelerate wraps it. Under
+DeepSpeed the engine decides, not the library: such rows are planned as ftkit plans its own runs.
 """
 
 from contextlib import ExitStack, nullcontext
@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from benchmarks import own_plan
-from benchmarks.stacks import Row, autocast, compiled, fms, fourbit, fsdp, hf, traced
+from benchmarks.stacks import Row, autocast, compiled, fms, fourbit, fsdp, fsdp2, hf, traced
 from ftkit.plan.recorder import Recorder
 from ftkit.plan.tape import LOAD
+from ftkit.plan.trace import layer_names
 
 GROUPS = ("",)
 REQUIREMENTS = ()
@@ -32,8 +33,10 @@ def reason_not_traced(row: Row) -> str | None:
     framework = (row.get("framework") or "").lower()
     if not any(name in framework for name in LIBRARIES):
         return f"what its library does is not written down in benchmarks/stacks ({row['group']})"
-    if row["n_gpus"] > 1 and not any(kind in row["parallel"] for kind in ("FSDP1", "DDP", "ZeRO-")):
+    if row["n_gpus"] > 1 and not any(kind in row["parallel"] for kind in ("FSDP1", "FSDP2", "DDP", "ZeRO-")):
         return f"its sharding is not traced ({row['parallel']})"
+    if "FSDP" in row["parallel"] and row["offload"] not in (None, "none"):
+        return f"its offload is not traced under FSDP ({row['offload']})"
     if "ZeRO-" in row["parallel"] and row["method"] not in ("lora", "qlora", "full"):
         return f"its method is not ftkit's ({row['method']})"
     if row["torch_compile"] and row["grad_checkpointing"]:
@@ -58,7 +61,7 @@ def trace_row(row: Row) -> traced.Found:
         ):
             stack.enter_context(context)
         if row["n_gpus"] > 1 and "FSDP" in row["parallel"]:
-            return sharded(row, model)
+            return fully_sharded(row, model) if "FSDP2" in row["parallel"] else sharded(row, model)
         stack.enter_context(traced.computing())
         traced.fake(model)
         recorder = stack.enter_context(traced.recorder())
@@ -78,6 +81,25 @@ def sharded(row: Row, model: Any) -> traced.Found:
         steps(row, model, recorder)
     if row["metric_class"] in ("allocated_peak", "active_peak"):
         return recorder.tape
+    return device.allocator_events(recorder.tape)
+
+
+def fully_sharded(row: Row, model: Any) -> traced.Found:
+    """Trace `fully_shard` and two steps (accelerate/utils/fsdp_utils.py, fsdp2_prepare_model)."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    dtype = hf.mixed(row)
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=dtype, output_dtype=dtype)
+    if dtype is not None:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    with fsdp2.recording(model, row["n_gpus"]) as (device, recorder, mesh):
+        for module in [*map(model.get_submodule, layer_names(model)), model]:
+            fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        traced.see_workspaces(recorder)
+        recorder.mark(LOAD)
+        steps(row, model, recorder)
     return device.allocator_events(recorder.tape)
 
 
@@ -110,13 +132,11 @@ def steps(row: Row, model: Any, recorder: Recorder) -> None:
     name = (row["optimizer"] or "adamw").lower().rpartition(".")[2]
     kind = next((kind for key, kind in OPTIMIZERS.items() if key in name), torch.optim.AdamW)
     optimizer: Any = kind(trained, lr=1e-4)
-    half = torch.float16 if "fp16" in row["compute_dtype"] or row["compute_dtype"] == "16-mixed" else torch.bfloat16
-    is_mixed = any(word in row["compute_dtype"].replace("no autocast", "") for word in ("autocast", "mixed"))
 
     def loss_of() -> torch.Tensor:
         ids = traced.token_ids(recorder, row)
         labels = torch.zeros(row["micro_batch"], dtype=torch.int64) if hf.classifies(row) else torch.ones_like(ids)
-        with torch.autocast("cpu", half) if is_mixed else nullcontext():
+        with torch.autocast("cpu", hf.half(row), enabled=hf.mixed(row) is not None):
             loss: torch.Tensor = model(input_ids=ids, labels=labels).loss
         return loss
 

@@ -62,7 +62,7 @@ def recording() -> Iterator[Recorder]:
 @contextmanager
 def foreach_by_default() -> Iterator[None]:
     """Let torch's optimizers and its clipping take lists of tensors at once, their default on CUDA."""
-    kinds = [torch.Tensor, nn.Parameter, FakeTensor]
+    kinds = [*_foreach_utils._foreach_supported_types, FakeTensor]
     with patched(
         mock.patch.object(torch_optimizer, "_get_foreach_kernels_supported_devices", return_value=["cpu"]),
         mock.patch.object(torch_optimizer, "_foreach_supported_types", kinds),

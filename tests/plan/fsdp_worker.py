@@ -1,6 +1,6 @@
 """A tiny model under torch's FSDP, real ranks or one without the others; prints the live bytes after every phase.
 
-python -m tests.plan.fsdp_worker real RANK RANKS FILE | fake RANKS
+python -m tests.plan.fsdp_worker VERSION real RANK RANKS FILE | VERSION fake RANKS
 """
 
 import contextlib
@@ -11,11 +11,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
-from benchmarks.stacks import fsdp, traced
+from benchmarks.stacks import fsdp, fsdp2, traced
 from ftkit.plan.recorder import Recorder
+from ftkit.plan.tape import LOAD
 from tests.plan import gloo
 
 
@@ -41,19 +42,33 @@ class Model(nn.Module):
         return self.head(x)
 
 
-def live_bytes(num_ranks: int, *, is_fake: bool) -> dict[str, Any]:
+def wrapped(model: nn.Module, mesh: Any) -> nn.Module:
+    if mesh is None:
+        policy = ModuleWrapPolicy({Block})
+        return FullyShardedDataParallel(model, auto_wrap_policy=policy, device_id=fsdp.CPU, use_orig_params=True)
+    mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for block in [one for one in model.modules() if isinstance(one, Block)] + [model]:
+        fully_shard(block, mesh=mesh, mp_policy=mixed)
+    return model
+
+
+def live_bytes(num_ranks: int, *, is_fake: bool, version: int = 1) -> dict[str, Any]:
     with torch.device("meta" if is_fake else "cpu"):
         model: nn.Module = Model()
     with contextlib.ExitStack() as stack:
+        if version == 1:
+            device, mesh = stack.enter_context(fsdp.rank_of(num_ranks)), None
+        else:
+            device, mesh = stack.enter_context(fsdp2.rank_of(num_ranks))
         if is_fake:
             stack.enter_context(traced.computing())
             traced.fake(model)
-        device = stack.enter_context(fsdp.rank_of(num_ranks))
-        policy = ModuleWrapPolicy({Block})
-        model = FullyShardedDataParallel(model, auto_wrap_policy=policy, device_id=fsdp.CPU, use_orig_params=True)
+        model = wrapped(model, mesh)
         recorder = stack.enter_context(Recorder())
         stack.enter_context(device.told_to(recorder))
-        traced.see(recorder, model, workspaces=False)
+        shards = ((name, getattr(one, "_local_tensor", one)) for name, one in model.named_parameters())
+        recorder.see(shards, "parameter")
+        recorder.mark(LOAD)
         optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
 
         def loss_of() -> torch.Tensor:
@@ -69,14 +84,14 @@ def live_bytes(num_ranks: int, *, is_fake: bool) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    kind, *numbers = sys.argv[1:]
+    version, kind, *numbers = sys.argv[1:]
     if kind == "real":
-        gloo.let_go()
+        gloo.let_go(hides=True)
         rank, ranks, place = int(numbers[0]), int(numbers[1]), numbers[2]
         dist.init_process_group("gloo", rank=rank, world_size=ranks, init_method=f"file://{place}")
-        found = live_bytes(ranks, is_fake=False)
+        found = live_bytes(ranks, is_fake=False, version=int(version))
         if rank == 0:
             sys.stdout.write(json.dumps(found))
         dist.destroy_process_group()
     else:
-        sys.stdout.write(json.dumps(live_bytes(int(numbers[0]), is_fake=True)))
+        sys.stdout.write(json.dumps(live_bytes(int(numbers[0]), is_fake=True, version=int(version))))

@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import wraps
 from typing import Any
 
 import torch.distributed as dist
+from torch.utils._python_dispatch import _disable_current_modes
 
 SECONDS = 0.002
 COLLECTIVES = (
@@ -20,16 +22,21 @@ COLLECTIVES = (
 )
 
 
-def let_go() -> None:
-    """Give gloo's thread the time to let go after every collective of this process."""
+def let_go(*, hides: bool = False) -> None:
+    """Give gloo's thread the time to let go after every collective of this process.
+
+    Args:
+        hides: no recorder sees the copies that gloo makes, which NCCL does not.
+    """
     for name in COLLECTIVES:
-        setattr(dist, name, _waiting(getattr(dist, name)))
+        setattr(dist, name, _waiting(getattr(dist, name), _disable_current_modes if hides else nullcontext))
 
 
-def _waiting(call: Callable[..., Any]) -> Callable[..., Any]:
+def _waiting(call: Callable[..., Any], inside: Callable[[], Any]) -> Callable[..., Any]:
     @wraps(call)
     def wrapped(*args: Any, **options: Any) -> Any:
-        out = call(*args, **options)
+        with inside():
+            out = call(*args, **options)
         time.sleep(SECONDS)
         return out
 

@@ -17,18 +17,20 @@ def _run(*arguments):
 
 
 @pytest.mark.distributed
-def test_a_rank_without_the_others_holds_what_a_real_one_holds_to_the_byte(tmp_path):
-    ranks = [_run("real", rank, 2, tmp_path / "store") for rank in (0, 1)]
-    alone = _run("fake", 2)
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_rank_without_the_others_holds_what_a_real_one_holds_to_the_byte(version, tmp_path):
+    ranks = [_run(version, "real", rank, 2, tmp_path / "store") for rank in (0, 1)]
+    alone = _run(version, "fake", 2)
     said, _, found = [process.communicate()[0] for process in (*ranks, alone)]
     assert [process.returncode for process in (*ranks, alone)] == [0, 0, 0]
     assert json.loads(found) == json.loads(said)
 
 
-def test_a_rank_of_four_holds_a_quarter_of_the_weights():
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_rank_of_four_holds_a_quarter_of_the_weights(version):
     # 2 x 48 x 32 of embedding and head, 3 x 2 x 32 x 64 of the blocks, in fp32.
     whole = 4 * (2 * 48 * 32 + 3 * 2 * 32 * 64)
-    name, held = live_bytes(4, is_fake=True)["marks"][0]
+    name, held = live_bytes(4, is_fake=True, version=version)["marks"][0]
     assert (name, held) == ("load", whole // 4)
 
 

@@ -4,8 +4,11 @@ import pytest
 
 from benchmarks import own_plan, verdict_table
 from benchmarks.stacks import hf_any
+from benchmarks.stacks.traced import events_of
 from benchmarks.verdicts import card, judges, room
 from ftkit.hardware import CUDA_CONTEXT_BYTES, find_gpu
+from ftkit.plan import cuda
+from ftkit.plan.allocator import replay
 from ftkit.plan.tape import Tape
 
 LLAMA = {"arch_class": "LlamaForCausalLM", "vocab": 32000}
@@ -113,6 +116,20 @@ def test_rows_of_any_library_on_transformers_are_traced_by_what_they_say():
     assert own_plan.deepspeed_engine(offloaded) == {
         "name": "deepspeed", "zero_stage": 3, "offload_optimizer": "cpu", "offload_parameters": "cpu"
     }  # fmt: skip
+
+
+def test_a_row_under_either_version_of_fsdp_holds_a_share_of_the_masters_and_moments():
+    sizes = {"hidden": 256, "layers": 4, "heads": 4, "kv_heads": 4, "intermediate": 1024, "vocab": 256}
+    row = published("7b", 2, arch=LLAMA | sizes, group="else", framework="accelerate", seq_len=32, grad_accum=1)
+    row |= {"method": "full", "lora_r": None, "attn_impl": "sdpa", "fused_kernels": None, "metric_class": "active_peak"}
+    row |= {"base_dtype": "float32", "compute_dtype": "bf16 autocast", "n_gpus": 4}
+    weights = 4 * (2 * 256 * 256 + 4 * (4 * 256 * 256 + 3 * 256 * 1024) + 9 * 256)
+    for version in ("FSDP1", "FSDP2"):
+        assert hf_any.reason_not_traced(row | {"parallel": version}) is None
+        peak = replay(events_of(hf_any.trace_row(row | {"parallel": version}))).peak_active_bytes
+        # Masters, gradients and two moments in fp32 of a quarter; torch's update takes one more, cuBLAS's spaces two.
+        assert weights < peak - 2 * cuda.cublas_workspace(None) < 1.8 * weights
+    assert "offload" in hf_any.reason_not_traced(row | {"parallel": "FSDP2", "offload": "CPU"})
 
 
 def test_a_compiled_model_keeps_less_than_one_that_is_not():
