@@ -10,34 +10,8 @@ from torch import nn
 
 from benchmarks.stacks import Row
 
-KINDS = {
-    "Llama": "llama",
-    "Mistral": "mistral",
-    "Mixtral": "mixtral",
-    "Phi": "phi",
-    "Phi3": "phi3",
-    "Qwen2": "qwen2",
-    "Qwen3": "qwen3",
-    "Gemma": "gemma",
-    "Gemma2": "gemma2",
-    "GPTNeoX": "gpt_neox",
-    "GPT2": "gpt2",
-    "Falcon": "falcon",
-    "Bert": "bert",
-    "Roberta": "roberta",
-    "DistilBert": "distilbert",
-}
-"""The class of a model, without its head, to what transformers calls its type."""
-RENAMED = {
-    "gpt2": {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"},
-    "distilbert": {
-        "hidden_size": "dim",
-        "num_hidden_layers": "n_layers",
-        "num_attention_heads": "n_heads",
-        "intermediate_size": "hidden_dim",
-    },
-}
-"""Fields that a type calls otherwise."""
+INNER = ("intermediate_size", "n_inner", "hidden_dim", "ffn_hidden_size", "ffn_dim")
+"""What types call the width inside a layer."""
 
 
 def half(row: Row) -> torch.dtype:
@@ -56,14 +30,13 @@ def architecture(row: Row) -> Any:
     """Return the transformers configuration of a row, made of what its `arch` says."""
     import transformers
 
-    arch = row["arch"]
-    kind = model_type(row)
+    arch, kind = row["arch"], model_type(row["arch"])
+    usual = transformers.CONFIG_MAPPING[kind]()
     fields = {
         "hidden_size": arch["hidden"],
         "num_hidden_layers": arch["layers"],
         "num_attention_heads": arch["heads"],
-        "num_key_value_heads": arch.get("kv_heads") or arch["heads"],
-        "intermediate_size": arch["intermediate"],
+        next((one for one in INNER if hasattr(usual, one)), INNER[0]): arch["intermediate"],
         "vocab_size": arch["vocab"],
         "tie_word_embeddings": bool(arch.get("tie_embeddings")),
         "use_cache": False,
@@ -71,16 +44,20 @@ def architecture(row: Row) -> Any:
     }
     if kind == "phi":
         fields["partial_rotary_factor"] = 0.5
-    if kind in ("bert", "roberta", "distilbert", "gpt2", "gpt_neox"):
-        fields.pop("num_key_value_heads")
-    if arch.get("head_dim") and kind in ("qwen3", "gemma", "gemma2", "mistral"):
-        fields["head_dim"] = arch["head_dim"]
+    if kind == "falcon":
+        shared = arch.get("kv_heads") or arch["heads"]
+        fields |= {"num_kv_heads": shared, "multi_query": shared == 1}
+        fields["new_decoder_architecture"] = 1 < shared < arch["heads"]
+    optional = {
+        "num_key_value_heads": arch.get("kv_heads") or arch["heads"],
+        "head_dim": arch.get("head_dim"),
+        "max_position_embeddings": max_positions(row),
+    }
+    names = usual.attribute_map
+    fields |= {name: value for name, value in optional.items() if value and names.get(name, name) in vars(usual)}
     if arch.get("num_labels"):
         fields["num_labels"] = arch["num_labels"]
-    if kind != "distilbert" and (positions := max_positions(row)):
-        fields["max_position_embeddings"] = positions
-    fields = {RENAMED.get(kind, {}).get(name, name): value for name, value in fields.items()}
-    return transformers.AutoConfig.for_model(kind, **fields)
+    return transformers.AutoConfig.for_model(kind, **{names.get(name, name): value for name, value in fields.items()})
 
 
 def max_positions(row: Row) -> int | None:
@@ -93,10 +70,21 @@ def max_positions(row: Row) -> int | None:
     return table[found]["config"].get("max_position_embeddings") if found else None
 
 
-def model_type(row: Row) -> str:
-    """Return what transformers calls the type of a row's model; it may not know it."""
-    name = row["arch"]["arch_class"].removesuffix("ForCausalLM").removesuffix("ForSequenceClassification")
-    return KINDS.get(name.removesuffix("LMHeadModel"), name.lower())
+def model_type(arch: dict[str, Any]) -> str:
+    """Return what transformers calls the type of a row's model, from what the row says of it.
+
+    Raises:
+        LookupError: it does not know the class.
+    """
+    from transformers.models.auto import modeling_auto as auto
+
+    name = arch["arch_class"]
+    tables = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    kinds = [kind for table in tables for kind, class_name in table.items() if class_name == name]
+    if not kinds:
+        raise LookupError(f"transformers has no class {name}")
+    # Some types share another's class.
+    return next((kind for kind in kinds if name.lower().startswith(kind.replace("_", ""))), kinds[0])
 
 
 def classifies(row: Row) -> bool:
@@ -110,15 +98,18 @@ def build(row: Row, dtype: torch.dtype, attention: str | None) -> Any:
     Args:
         row: says which.
         dtype: of its weights.
-        attention: transformers' name of an implementation; None: of a version that has but one.
+        attention: transformers' name of an implementation, `eager` where the model has no other; None: of a version
+            that has but one.
     """
     import transformers
 
     heads = transformers.AutoModelForSequenceClassification, transformers.AutoModelForCausalLM
-    kind = heads[0] if classifies(row) else heads[1]
+    kind, config = heads[0] if classifies(row) else heads[1], architecture(row)
+    if attention == "sdpa" and not kind._model_mapping[type(config)]._supports_sdpa:
+        attention = "eager"
     options = {} if attention is None else {"torch_dtype": dtype, "attn_implementation": attention}
     with torch.device("meta"):
-        model = kind.from_config(architecture(row), **options)
+        model = kind.from_config(config, **options)
     return model.train()
 
 

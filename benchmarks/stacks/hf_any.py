@@ -25,11 +25,22 @@ OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "adam": torch.
 
 def reason_not_traced(row: Row) -> str | None:
     """Return why a row cannot be reproduced, or None."""
-    arch = row.get("arch") or {}
-    if "remote code" in arch.get("arch_class", ""):
-        return "its model's code is not in transformers"
-    if arch and not arch.get("vocab"):
+    return _unknown_run(row) or _unknown_model(row["arch"])
+
+
+def _unknown_model(arch: Any) -> str | None:
+    if not arch:
+        return "the sizes of its model are not known"
+    if not arch.get("vocab"):
         return "its vocabulary is not known"
+    try:
+        hf.model_type(arch)
+    except LookupError:
+        return "its model's code is not in transformers"
+    return None
+
+
+def _unknown_run(row: Row) -> str | None:
     framework = (row.get("framework") or "").lower()
     if not any(name in framework for name in LIBRARIES):
         return f"what its library does is not written down in benchmarks/stacks ({row['group']})"

@@ -1,9 +1,10 @@
 """What the stacks' own code is stood in for by, where it cannot run here."""
 
+import pytest
 import torch
 from torch import nn
 
-from benchmarks.stacks import compiled, traced
+from benchmarks.stacks import compiled, hf, traced
 from benchmarks.stacks.older_adam import Adam
 from benchmarks.stacks.zero2 import Stage2
 from ftkit.plan.recorder import Recorder
@@ -56,3 +57,51 @@ def test_what_is_compiled_keeps_what_the_partitioner_chose_and_fuses_the_rest():
     (_, loaded), (_, kept), _ = recorder.tape.at_marks()
     assert kept - loaded == 4 * ELEMENTS  # the result: its backward begins at the input
     assert recorder.tape.peak_bytes() - kept == 4 * ELEMENTS  # the gradient
+
+
+TIED = {"tie_embeddings": True}
+
+
+@pytest.mark.parametrize(
+    ("class_name", "arch", "millions"),
+    [
+        (
+            "OPTForCausalLM",
+            {"hidden": 2048, "layers": 24, "heads": 32, "intermediate": 8192, "vocab": 50272} | TIED,
+            1316,
+        ),
+        (
+            "BloomForCausalLM",
+            {"hidden": 1024, "layers": 24, "heads": 16, "intermediate": 4096, "vocab": 250880} | TIED,
+            559,
+        ),
+        ("GPTJForCausalLM", {"hidden": 4096, "layers": 28, "heads": 16, "intermediate": 16384, "vocab": 50400}, 6051),
+        (
+            "FalconForCausalLM",
+            {"hidden": 4544, "layers": 32, "heads": 71, "kv_heads": 1, "intermediate": 18176, "vocab": 65024} | TIED,
+            6922,
+        ),
+        (
+            "Gemma2ForCausalLM",
+            {"hidden": 2304, "layers": 26, "heads": 8, "kv_heads": 4, "intermediate": 9216, "vocab": 256000}
+            | {"head_dim": 256}
+            | TIED,
+            2614,
+        ),
+        (
+            "BertForSequenceClassification",
+            {"hidden": 1024, "layers": 24, "heads": 16, "intermediate": 4096, "vocab": 30522, "max_pos": 512},
+            335,
+        ),
+    ],
+)
+def test_a_row_of_any_class_of_transformers_has_the_published_number_of_weights(class_name, arch, millions):
+    head = "classification" if "Classification" in class_name else None
+    row = {"model_id": "somebody/s", "arch": arch | {"arch_class": class_name}, "loss_head": head}
+    model = hf.build(row, torch.bfloat16, "sdpa")
+    assert round(sum(one.numel() for one in model.parameters()) / 1e6) == millions
+
+
+def test_a_class_that_transformers_has_not_is_named():
+    with pytest.raises(LookupError, match="no class StripedForCausalLM"):
+        hf.model_type({"arch_class": "StripedForCausalLM"})
