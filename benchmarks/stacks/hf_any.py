@@ -13,6 +13,8 @@ from torch import nn
 
 from benchmarks import own_plan
 from benchmarks.stacks import Row, autocast, compiled, fms, fourbit, fsdp, fsdp2, hf, traced
+from ftkit import bnb
+from ftkit.config import OptimizerConfig
 from ftkit.plan.recorder import Recorder
 from ftkit.plan.tape import LOAD
 from ftkit.plan.trace import layer_names
@@ -21,6 +23,8 @@ GROUPS = ("",)
 REQUIREMENTS = ()
 LIBRARIES = ("transformers", "trainer", "trl", "peft", "hf ", "hugging", "accelerate", "swift", "axolotl", "factory")
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+OTHER_OPTIMIZERS = ("galore", "lion", "adafactor", "in_bwd", "paged")
+"""Words by which an optimizer is another one, though its name may hold that of one that is known."""
 
 
 def reason_not_traced(row: Row) -> str | None:
@@ -56,7 +60,13 @@ def _unknown_run(row: Row) -> str | None:
         return f"fused kernels ({row['fused_kernels']}), which have no form without a GPU"
     if row["quant"] and "nf4" not in row["quant"]:
         return f"its quantized layers are not traced ({row['quant']})"
-    return None
+    return _unknown_optimizer(row["optimizer"])
+
+
+def _unknown_optimizer(said: str | None) -> str | None:
+    name = (said or "adamw").lower()
+    is_known = any(key in name for key in OPTIMIZERS) and not any(word in name for word in OTHER_OPTIMIZERS)
+    return None if is_known else f"its optimizer is not traced ({said})"
 
 
 def trace_row(row: Row) -> traced.Found:
@@ -69,6 +79,7 @@ def trace_row(row: Row) -> traced.Found:
             autocast.cuda_lists(),
             fourbit.unpacking() if row["quant"] else nullcontext(),
             compiled.compiling() if row["torch_compile"] else nullcontext(),
+            bnb.without_values() if in_8_bits(row) else nullcontext(),
         ):
             stack.enter_context(context)
         if row["n_gpus"] > 1 and "FSDP" in row["parallel"]:
@@ -140,9 +151,7 @@ def build(row: Row) -> Any:
 def steps(row: Row, model: Any, recorder: Recorder) -> None:
     """Run two steps, two micro-batches in each where gradients were accumulated."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    name = (row["optimizer"] or "adamw").lower().rpartition(".")[2]
-    kind = next((kind for key, kind in OPTIMIZERS.items() if key in name), torch.optim.AdamW)
-    optimizer: Any = kind(trained, lr=1e-4)
+    optimizer = optimizer_of(row, trained)
 
     def loss_of() -> torch.Tensor:
         ids = traced.token_ids(recorder, row)
@@ -159,3 +168,16 @@ def steps(row: Row, model: Any, recorder: Recorder) -> None:
 
     accumulated = 2 if row["grad_accum"] not in (1, None, "none") else 1
     traced.two_steps(recorder, loss_of, update, micro_batches=accumulated)
+
+
+def in_8_bits(row: Row) -> bool:
+    """Return whether a row's optimizer is bitsandbytes' with moments in 8 bits."""
+    return row.get("optimizer_bits") == 8 or "8bit" in (row["optimizer"] or "").lower()
+
+
+def optimizer_of(row: Row, trained: list[nn.Parameter]) -> Any:
+    """Return a row's optimizer over what trains."""
+    if in_8_bits(row):
+        return bnb.build_optimizer([{"params": trained}], OptimizerConfig(name="adamw_8bit"))
+    name = (row["optimizer"] or "adamw").lower()
+    return next(kind for key, kind in OPTIMIZERS.items() if key in name)(trained, lr=1e-4)

@@ -9,7 +9,7 @@ from benchmarks.verdicts import card, judges, room
 from ftkit.hardware import CUDA_CONTEXT_BYTES, find_gpu
 from ftkit.plan import cuda
 from ftkit.plan.allocator import replay
-from ftkit.plan.tape import Tape
+from ftkit.plan.tape import LOAD, OPTIMIZER, Tape
 
 LLAMA = {"arch_class": "LlamaForCausalLM", "vocab": 32000}
 SIZES = {
@@ -116,6 +116,17 @@ def test_rows_of_any_library_on_transformers_are_traced_by_what_they_say():
     assert own_plan.deepspeed_engine(offloaded) == {
         "name": "deepspeed", "zero_stage": 3, "offload_optimizer": "cpu", "offload_parameters": "cpu"
     }  # fmt: skip
+
+
+def test_moments_in_8_bits_are_kept_so_and_an_optimizer_that_is_not_known_is_named():
+    sizes = {"hidden": 256, "layers": 2, "heads": 4, "kv_heads": 4, "intermediate": 1024, "vocab": 256}
+    row = published("7b", 1, arch=LLAMA | sizes, group="else", framework="trl", seq_len=16, grad_accum=1)
+    row |= {"method": "full", "lora_r": None, "attn_impl": "sdpa", "fused_kernels": None, "parallel": "none"}
+    tapes = [hf_any.trace_row(row | {"optimizer": name}) for name in ("adamw_torch", "bnb.optim.AdamW8bit")]
+    whole, small = (dict(tape.at_marks())[OPTIMIZER] - dict(tape.at_marks()[:1])[LOAD] for tape in tapes)
+    # In bf16 the moments of torch are so too: two of 2 bytes a weight, where bitsandbytes keeps two of 1 and constants.
+    assert small == pytest.approx(whole / 2, rel=0.05)
+    assert "GaLore" in hf_any.reason_not_traced(row | {"optimizer": "GaLoreAdamW"})
 
 
 def test_a_row_under_either_version_of_fsdp_holds_a_share_of_the_masters_and_moments():
