@@ -114,7 +114,7 @@ def configuration(row: Row) -> dict[str, Any]:
     return {
         "task": "sequence-classification" if hf.classifies(row) else "causal-lm",
         "model": {
-            "precision": "bf16",
+            "precision": "auto",
             "gradient_checkpointing": float(bool(row["grad_checkpointing"])),
             "attention": "eager" if row.get("attn_impl") == "eager" else "auto",
         },

@@ -134,8 +134,8 @@ def see_buckets(recorder: Recorder, model: nn.Module) -> None:
 
 def build(row: Row) -> Any:
     """Build the model on `meta`, quantized, with adapters and checkpointing."""
-    base = row["base_dtype"] or ""
-    dtype = torch.float32 if "32" in base else torch.float16 if base == "float16" else torch.bfloat16
+    named = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    dtype = named.get(row["base_dtype"] or "", hf.half(row))
     model = hf.build(row, dtype, "eager" if row["attn_impl"] == "eager" else "sdpa")
     if row["quant"]:
         fourbit.quantize(model, compute_dtype=dtype, quant_type="nf4", compress_statistics="double" in row["quant"])

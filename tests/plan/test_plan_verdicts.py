@@ -51,6 +51,10 @@ def test_the_planner_answers_as_the_published_run_did(size, micro_batch, fits):
     assert own_plan.judge(row, find_gpu("a100-40gb"))["fits"] is fits
 
 
+def test_a_card_without_bf16_is_judged_in_fp16():
+    assert own_plan.judge(published("7b", 1), find_gpu("t4"))["fits"] is False
+
+
 def test_a_card_is_found_in_the_words_of_the_tables_and_leaves_room_less_the_context():
     row = published("7b", 1)
     assert room(row) == find_gpu("a100-40gb").memory_bytes - CUDA_CONTEXT_BYTES
@@ -116,6 +120,15 @@ def test_rows_of_any_library_on_transformers_are_traced_by_what_they_say():
     assert own_plan.deepspeed_engine(offloaded) == {
         "name": "deepspeed", "zero_stage": 3, "offload_optimizer": "cpu", "offload_parameters": "cpu"
     }  # fmt: skip
+
+
+def test_four_bits_under_autocast_compute_in_the_precision_that_the_row_says():
+    sizes = {"hidden": 256, "layers": 2, "heads": 4, "kv_heads": 4, "intermediate": 1024, "vocab": 256}
+    row = published("7b", 1, arch=LLAMA | sizes, group="else", framework="peft", seq_len=16, grad_accum=1)
+    row |= {"method": "qlora", "base_dtype": "nf4", "quant": "nf4", "lora_target_modules": "q_proj", "parallel": "none"}
+    tape = hf_any.trace_row(row | {"compute_dtype": "autocast fp16", "attn_impl": "eager", "fused_kernels": None})
+    made = {birth.dtype for birth in tape.births if birth.op.startswith(("mm.", "bmm.")) and birth.phase == "forward"}
+    assert made == {"float16"}
 
 
 def test_moments_in_8_bits_are_kept_so_and_an_optimizer_that_is_not_known_is_named():
