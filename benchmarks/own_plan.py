@@ -17,7 +17,6 @@ KINDS = {
     "PhiForCausalLM": "phi",
 }
 """Class to the transformers type of the same layers; Qwen's own code of 2023 has those of Qwen 2."""
-TARGETS = {"c_attn": ("q_proj", "k_proj", "v_proj"), "query": ("q_proj",), "value": ("v_proj",), "key": ("k_proj",)}
 
 
 def reason_not_planned(row: Row) -> str | None:
@@ -129,5 +128,5 @@ def configuration(row: Row) -> dict[str, Any]:
 def targets(row: Row) -> tuple[str, ...]:
     """Return the names of a row's adapted layers in transformers."""
     named = (row["lora_target_modules"] or "").partition("(")[0].replace(",", " ").split()
-    found = [target for name in named for target in TARGETS.get(name, (name,) if name.endswith("_proj") else ())]
+    found = [target for name in named for target in hf.ALIKE.get(name, (name,) if name.endswith("_proj") else ())]
     return tuple(dict.fromkeys(found)) or ("all-linear",)

@@ -85,11 +85,9 @@ def adapt(row: Row, model: nn.Module) -> nn.Module:
     from peft.tuners.lora import gptq
     from peft.tuners.lora import model as lora_model
 
-    wanted = set(row["lora_target_modules"].replace(",", " ").split())
-    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-    chosen = hf.targets_of_all(model) if "all" in wanted else sorted(wanted & names)
+    kind = "SEQ_CLS" if hf.classifies(row) else "CAUSAL_LM"
     config = peft.LoraConfig(
-        r=row["lora_r"], lora_alpha=16, lora_dropout=0.1, target_modules=chosen, task_type="CAUSAL_LM"
+        r=row["lora_r"], lora_alpha=16, lora_dropout=0.1, target_modules=hf.adapted(row, model), task_type=kind
     )
 
     def dispatch(target: nn.Module, adapter_name: str, **kwargs: Any) -> Any:

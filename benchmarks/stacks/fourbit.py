@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from benchmarks.stacks import traced
+from benchmarks.stacks.hf import HEADS
 
 
-def quantize(model: nn.Module, *, keep: tuple[str, ...] = ("lm_head",), **options: Any) -> None:
+def quantize(model: nn.Module, *, keep: tuple[str, ...] = HEADS, **options: Any) -> None:
     """Put bitsandbytes' 4-bit layers in the place of a model's linear ones, on `meta`.
 
     Args:
@@ -106,7 +107,7 @@ class _Gptq(torch.autograd.Function):
         return grad @ torch.empty(ctx.shape, dtype=torch.float16).t(), None, None, None, None, None
 
 
-def quantize_gptq(model: nn.Module, storage: torch.dtype | None, keep: tuple[str, ...] = ("lm_head",)) -> None:
+def quantize_gptq(model: nn.Module, storage: torch.dtype | None, keep: tuple[str, ...] = HEADS) -> None:
     """Put GPTQ layers in the place of a model's linear ones, on `meta`."""
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] not in keep:

@@ -9,9 +9,16 @@ import torch
 from torch import nn
 
 from benchmarks.stacks import Row
+from ftkit import bnb
 
 INNER = ("intermediate_size", "n_inner", "hidden_dim", "ffn_hidden_size", "ffn_dim")
 """What types call the width inside a layer."""
+
+
+HEADS = ("lm_head", "score", "classifier")
+"""What transformers calls heads, which are neither quantized nor adapted."""
+ALIKE = {"c_attn": ("q_proj", "k_proj", "v_proj"), "query": ("q_proj",), "value": ("v_proj",), "key": ("k_proj",)}
+"""What other libraries call a layer, or several of them in one, to transformers' names."""
 
 
 def half(row: Row) -> torch.dtype:
@@ -42,6 +49,8 @@ def architecture(row: Row) -> Any:
         "use_cache": False,
         "pad_token_id": 0,
     }
+    if classifies(row):
+        fields["problem_type"] = "single_label_classification"
     if kind == "phi":
         fields["partial_rotary_factor"] = 0.5
     if kind == "falcon":
@@ -120,10 +129,26 @@ def targets(row: Row, model: nn.Module) -> list[str]:
     return sorted(set(wanted.replace(",", " ").split()) & names)
 
 
+def adapted(row: Row, model: nn.Module) -> list[str]:
+    """Return the names of the layers that a row adapts, as its model calls them: all linear ones if it says so.
+
+    Raises:
+        LookupError: the model has none of them.
+    """
+    wanted = set((row["lora_target_modules"] or "all").replace(",", " ").split())
+    if "all" in wanted:
+        return targets_of_all(model)
+    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    alike = {other for name in wanted for other in ALIKE.get(name, ())}
+    if found := sorted(wanted & names) or sorted(alike & names):
+        return found
+    raise LookupError(f"{type(model).__name__} has no layer of {row['lora_target_modules']}")
+
+
 def targets_of_all(model: nn.Module) -> list[str]:
     """Return the names of all linear layers but the head."""
-    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    return sorted(names - {"lm_head", "score", "classifier"})
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if bnb.is_linear(module)}
+    return sorted(names.difference(HEADS))
 
 
 def use_flash_attention(model: Any) -> Any:

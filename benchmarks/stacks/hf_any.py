@@ -138,7 +138,10 @@ def build(row: Row) -> Any:
     dtype = named.get(row["base_dtype"] or "", hf.half(row))
     model = hf.build(row, dtype, "eager" if row["attn_impl"] == "eager" else "sdpa")
     if row["quant"]:
-        fourbit.quantize(model, compute_dtype=dtype, quant_type="nf4", compress_statistics="double" in row["quant"])
+        options = {"quant_type": "nf4", "compress_statistics": "double" in row["quant"]}
+        # FSDP flattens no integers: 4-bit weights are then stored in the dtype of the others.
+        storage = dtype if "FSDP" in row["parallel"] else torch.uint8
+        fourbit.quantize(model, compute_dtype=dtype, quant_storage=storage, **options)
     if row["grad_checkpointing"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if row["lora_r"] is not None:

@@ -105,3 +105,24 @@ def test_a_row_of_any_class_of_transformers_has_the_published_number_of_weights(
 def test_a_class_that_transformers_has_not_is_named():
     with pytest.raises(LookupError, match="no class StripedForCausalLM"):
         hf.model_type({"arch_class": "StripedForCausalLM"})
+
+
+SMALL = {"hidden": 64, "layers": 1, "heads": 4, "kv_heads": 4, "intermediate": 128, "vocab": 256}
+
+
+@pytest.mark.parametrize(
+    ("class_name", "said", "found"),
+    [
+        ("LlamaForCausalLM", "query,value (lora_query, lora_value)", ["q_proj", "v_proj"]),
+        ("LlamaForCausalLM", "q_proj, o_proj", ["o_proj", "q_proj"]),
+        ("GPT2LMHeadModel", "all linear", ["c_attn", "c_fc", "c_proj"]),
+        ("BertForSequenceClassification", None, ["dense", "key", "query", "value"]),
+    ],
+)
+def test_adapted_layers_have_the_names_of_the_model(class_name, said, found):
+    head = "classification" if "Classification" in class_name else None
+    row = {"model_id": "s/s", "arch": SMALL | {"arch_class": class_name}, "loss_head": head}
+    model = hf.build(row, torch.bfloat16, "sdpa")
+    assert hf.adapted({"lora_target_modules": said}, model) == found
+    with pytest.raises(LookupError, match="no layer of wide"):
+        hf.adapted({"lora_target_modules": "wide"}, model)

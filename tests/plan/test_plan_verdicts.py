@@ -122,6 +122,19 @@ def test_rows_of_any_library_on_transformers_are_traced_by_what_they_say():
     }  # fmt: skip
 
 
+def test_adapters_of_a_classifier_are_traced_beside_its_whole_head():
+    sizes = {"hidden": 64, "layers": 1, "heads": 4, "kv_heads": 4, "intermediate": 128, "vocab": 256, "max_pos": 64}
+    row = published(
+        "7b", 1, arch=sizes | {"arch_class": "DebertaV2ForSequenceClassification"}, group="else", seq_len=16
+    )
+    row |= {"framework": "peft", "lora_target_modules": "query_proj", "loss_head": "2-way classification"}
+    row |= {"parallel": "none", "attn_impl": "eager", "fused_kernels": None, "grad_accum": 1, "model_id": "s/s"}
+    tape = hf_any.trace_row(row)
+    moments = [birth.shape for birth in tape.births if birth.phase == "optimizer" and birth.step == 1]
+    assert (2, 64) in moments  # the head's weight
+    assert (8, 64) in moments  # the matrix A of an adapter
+
+
 def test_four_bits_under_autocast_compute_in_the_precision_that_the_row_says():
     sizes = {"hidden": 256, "layers": 2, "heads": 4, "kv_heads": 4, "intermediate": 1024, "vocab": 256}
     row = published("7b", 1, arch=LLAMA | sizes, group="else", framework="peft", seq_len=16, grad_accum=1)
