@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks import own_plan
-from benchmarks.stacks import Row, autocast, compiled, fms, fourbit, fsdp, fsdp2, hf, traced
+from benchmarks.stacks import Row, autocast, compiled, fms, fourbit, fsdp, fsdp2, hf, packed, traced
 from ftkit import bnb
 from ftkit.config import OptimizerConfig
 from ftkit.plan.recorder import Recorder
@@ -23,7 +23,7 @@ GROUPS = ("",)
 REQUIREMENTS = ()
 LIBRARIES = ("transformers", "trainer", "trl", "peft", "hf ", "hugging", "accelerate", "swift", "axolotl", "factory")
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
-OTHER_OPTIMIZERS = ("galore", "lion", "adafactor", "in_bwd", "paged")
+OTHER_OPTIMIZERS = ("galore", "lion", "adafactor", "in_bwd")
 """Words by which an optimizer is another one, though its name may hold that of one that is known."""
 
 
@@ -180,7 +180,9 @@ def in_8_bits(row: Row) -> bool:
 
 def optimizer_of(row: Row, trained: list[nn.Parameter]) -> Any:
     """Return a row's optimizer over what trains."""
+    name = (row["optimizer"] or "adamw").lower()
+    if "paged" in name:
+        return packed.PagedAdamW(trained)
     if in_8_bits(row):
         return bnb.build_optimizer([{"params": trained}], OptimizerConfig(name="adamw_8bit"))
-    name = (row["optimizer"] or "adamw").lower()
     return next(kind for key, kind in OPTIMIZERS.items() if key in name)(trained, lr=1e-4)
