@@ -13,8 +13,6 @@ from ftkit import bnb
 
 INNER = ("intermediate_size", "n_inner", "hidden_dim", "ffn_hidden_size", "ffn_dim")
 """What types call the width inside a layer."""
-
-
 HEADS = ("lm_head", "score", "classifier")
 """What transformers calls heads, which are neither quantized nor adapted."""
 ALIKE = {"c_attn": ("q_proj", "k_proj", "v_proj"), "query": ("q_proj",), "value": ("v_proj",), "key": ("k_proj",)}
