@@ -81,8 +81,8 @@ def deepspeed_rank(row: Row) -> "Tape":
     from ftkit.plan.trace import trace
     from ftkit.plan.zero import share_out, tape_sizes
 
-    is_fp16 = "fp16" in row["compute_dtype"] or row["compute_dtype"] == "16-mixed" or row["base_dtype"] == "float16"
-    precision, dtype = ("fp16", torch.float16) if is_fp16 else ("bf16", torch.bfloat16)
+    dtype = hf.half(row)
+    precision = "fp16" if dtype is torch.float16 else "bf16"
     config = RunConfig.model_validate(configuration(row) | {"engine": deepspeed_engine(row)})
     shape = Shape(row["micro_batch"], row["seq_len"], row["grad_accum"] or 1)
     tape = trace(config, hf.architecture(row), dtype, shape.traced)
