@@ -58,7 +58,7 @@ def build(row: Row) -> Any:
             r=row["lora_r"],
             lora_alpha=16,
             lora_dropout=0.1,
-            target_modules=hf.targets(row, model),
+            target_modules=hf.adapted(row, model),
             task_type="CAUSAL_LM",
         )
         adapted = peft.get_peft_model(model, config)

@@ -120,20 +120,14 @@ def build(row: Row, dtype: torch.dtype, attention: str | None) -> Any:
     return model.train()
 
 
-def targets(row: Row, model: nn.Module) -> list[str]:
-    """Return the names of the linear layers that a row says it adapts."""
-    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    wanted = row["lora_target_modules"].partition("(")[0]
-    return sorted(set(wanted.replace(",", " ").split()) & names)
-
-
 def adapted(row: Row, model: nn.Module) -> list[str]:
     """Return the names of the layers that a row adapts, as its model calls them: all linear ones if it says so.
 
     Raises:
         LookupError: the model has none of them.
     """
-    wanted = set((row["lora_target_modules"] or "all").replace(",", " ").split())
+    said = (row["lora_target_modules"] or "all").partition("(")[0]
+    wanted = set(said.replace(",", " ").split())
     if "all" in wanted:
         return targets_of_all(model)
     names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}

@@ -113,7 +113,8 @@ def predict(
     time = step_time(tape, place.device(precision), shape.num_micro_batches, shape.traced.num_micro_batches)
     pinned = sharing.pinned_bytes * place.num_devices
     reason = _reason(place, fits, peak, reserved, host, pinned)
-    if not fits and on_cuda and not grows and replay(events, room, expandable=True).fits:
+    may_grow = on_cuda and not fits and not grows and peak.active_bytes <= room
+    if may_grow and replay(events, room, expandable=True).fits:
         reason = f"{reason}, in segments of fixed size; in ones that grow it fits (engine.expandable_segments=true)"
     return Prediction(
         basis=basis,

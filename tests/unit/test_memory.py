@@ -77,7 +77,7 @@ def test_what_is_recorded_is_written_once(monkeypatch, tmp_path):
     ],
 )
 def test_segments_are_to_grow_unless_the_user_said_otherwise(said, found, monkeypatch):
-    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"):
         monkeypatch.delenv(name, raising=False)
     for name, value in said.items():
         monkeypatch.setenv(name, value)
