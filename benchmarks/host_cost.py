@@ -14,8 +14,8 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ftkit.plan.recorder import Recorder  # found from the line above
-from ftkit.plan.tape import BACKWARD, FORWARD  # found from the line above
+from ftkit.observe.recorder import Recorder  # found from the line above
+from ftkit.observe.tape import BACKWARD, FORWARD  # found from the line above
 
 SIZES = {
     "llama": {"hidden_size": 16, "num_hidden_layers": 12, "num_attention_heads": 4, "intermediate_size": 32},

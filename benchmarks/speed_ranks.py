@@ -21,7 +21,7 @@ from benchmarks import stacks  # noqa: E402  # found from the line above
 from benchmarks.stacks import Row  # noqa: E402
 from benchmarks.truth import keep, read_results  # noqa: E402
 from benchmarks.verdicts import card, rows  # noqa: E402
-from ftkit.plan.tape import OPTIMIZER, Tape  # noqa: E402
+from ftkit.observe.tape import OPTIMIZER, Tape  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "speed_ranks.jsonl"
 OUT = ROOT / "docs" / "speed.md"

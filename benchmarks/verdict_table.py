@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.stacks import Row
-from ftkit.hardware import CUDA_CONTEXT_BYTES, GIB
+from ftkit.machine.hardware import CUDA_CONTEXT_BYTES, GIB
 
 HEAD = """# Does it fit? Published answers beside the planner's
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import own_plan, stacks, verdict_table  # noqa: E402  # found from the line above
 from benchmarks.stacks import Row  # noqa: E402
 from benchmarks.truth import keep, read_results  # noqa: E402
-from ftkit.hardware import CUDA_CONTEXT_BYTES, GIB, Gpu, recognize_gpu  # noqa: E402
+from ftkit.machine.hardware import CUDA_CONTEXT_BYTES, GIB, Gpu, recognize_gpu  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "verdicts.jsonl"
 OUT = ROOT / "docs" / "verdicts.md"
@@ -79,7 +79,7 @@ def judge(name: str, row: Row) -> dict[str, Any]:
 
 def verdict(row: Row, events: Sequence[Any]) -> dict[str, Any]:
     """Return the verdict of a stack's trace: its births and deaths."""
-    from ftkit.plan.allocator import replay
+    from ftkit.observe.allocator import replay
 
     free, capped, grown = replay(events), replay(events, room(row)), replay(events, room(row), expandable=True)
     return {

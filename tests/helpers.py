@@ -11,17 +11,20 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from ftkit import batching, config_io, distributed
-from ftkit import model as ftkit_model
-from ftkit import source as ftkit_source
-from ftkit.data import TokenSplit
-from ftkit.engine import Engine, build_engine
-from ftkit.step import train_step
+from ftkit.config import files as config_io
+from ftkit.data import batching
+from ftkit.data.arrays import TokenSplit
+from ftkit.engine.assemble import build_engine
+from ftkit.models import build as ftkit_model
+from ftkit.models import source as ftkit_source
+from ftkit.step.step import train_step
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ftkit.config import RunConfig
+    from ftkit.config.tree import RunConfig
+    from ftkit.engine.protocol import Engine
+    from ftkit.machine import process as distributed
 
 FAMILIES = ("gpt2", "bert", "llama", "roberta")
 WORDS = ("good", "bad", "film", "plot", "dull", "fine", "actor", "scene", "very", "not", "the", "a", "of", "and", "one")

@@ -4,15 +4,15 @@ import itertools
 import random
 from pathlib import Path
 
-from ftkit.config_io import build_config
-from ftkit.records import (
+from ftkit.config.files import build_config
+from ftkit.records.files import RecordWriter
+from ftkit.records.schema import (
     EvaluationLine,
     LiveTensor,
     Measurement,
     MemoryBreakdown,
     PhaseMeasurement,
     Prediction,
-    RecordWriter,
     ResultLine,
     RunLine,
     StepLine,

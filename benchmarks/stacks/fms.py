@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from benchmarks.stacks import Row, autocast, fourbit, fsdp, hf, traced
-from ftkit.plan.recorder import Recorder
-from ftkit.plan.tape import Tape
+from ftkit.observe.recorder import Recorder
+from ftkit.observe.tape import Tape
 
 GROUPS = ("fms-acceleration/",)
 REQUIREMENTS = (

@@ -23,9 +23,9 @@ from torch.distributed.fsdp import _common_utils, _flat_param, _init_utils, _run
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.stacks import traced
-from ftkit.plan.allocator import LET_GO
-from ftkit.plan.recorder import Recorder
-from ftkit.plan.tape import Tape
+from ftkit.observe.allocator import LET_GO
+from ftkit.observe.recorder import Recorder
+from ftkit.observe.tape import Tape
 
 CPU = torch.device("cpu")
 

@@ -24,7 +24,7 @@ from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.utils._python_dispatch import _disable_current_modes
 
 from benchmarks.stacks import fsdp, traced
-from ftkit.plan.recorder import Recorder
+from ftkit.observe.recorder import Recorder
 
 
 @contextmanager

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from benchmarks.stacks import Row, fourbit, fsdp, hf, traced
-from ftkit.plan.recorder import Recorder
-from ftkit.plan.tape import LOAD
+from ftkit.observe.recorder import Recorder
+from ftkit.observe.tape import LOAD
 
 GROUPS = ("answerdotai/fsdp_qlora",)
 REQUIREMENTS = (

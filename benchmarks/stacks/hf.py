@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks.stacks import Row
-from ftkit import bnb
+from ftkit.models import bnb
 
 INNER = ("intermediate_size", "n_inner", "hidden_dim", "ffn_hidden_size", "ffn_dim")
 """What types call the width inside a layer."""

@@ -13,11 +13,11 @@ from torch import nn
 
 from benchmarks import own_plan
 from benchmarks.stacks import Row, autocast, compiled, fms, fourbit, fsdp, fsdp2, hf, packed, traced
-from ftkit import bnb
-from ftkit.config import OptimizerConfig
-from ftkit.plan.recorder import Recorder
-from ftkit.plan.tape import LOAD
-from ftkit.plan.trace import layer_names
+from ftkit.config.tree import OptimizerConfig
+from ftkit.models import bnb
+from ftkit.observe.recorded import layer_names
+from ftkit.observe.recorder import Recorder
+from ftkit.observe.tape import LOAD
 
 GROUPS = ("",)
 REQUIREMENTS = ()

@@ -19,8 +19,8 @@ from torch import nn
 from torch.utils import checkpoint
 
 from benchmarks.stacks import Row, autocast, hf, traced
-from ftkit.plan.recorder import Recorder
-from ftkit.plan.tape import Tape
+from ftkit.observe.recorder import Recorder
+from ftkit.observe.tape import Tape
 
 GROUPS = ("transformers/performance.mdx",)
 REQUIREMENTS = (

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from benchmarks.stacks import Row, autocast, fsdp, packed, traced
-from ftkit.plan.recorder import Recorder
-from ftkit.plan.tape import BACKWARD, FORWARD, OPTIMIZER, Tape
+from ftkit.observe.recorder import Recorder
+from ftkit.observe.tape import BACKWARD, FORWARD, OPTIMIZER, Tape
 
 GROUPS = ("litgpt/resource-tables",)
 REQUIREMENTS = ("litgpt==0.2.0", "lightning==2.2.5", "bitsandbytes==0.41.1", "setuptools==69.5.1")

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from benchmarks.stacks import Row, fsdp, hf, traced, vit, zero2
-from ftkit.plan.recorder import Recorder
-from ftkit.plan.tape import LOAD
+from ftkit.observe.recorder import Recorder
+from ftkit.observe.tape import LOAD
 
 GROUPS = ("rasbt/pytorch-memory-optim",)
 REQUIREMENTS = ("transformers==4.30.2", "huggingface_hub==0.16.4", "torchvision==0.15.2", "pillow==9.5.0")

@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 from benchmarks.stacks import Row, compiled, packed, traced
-from ftkit.plan.tape import Tape
+from ftkit.observe.tape import Tape
 
 GROUPS = ("torchtune/README_flags",)
 REQUIREMENTS = (

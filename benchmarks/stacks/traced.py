@@ -14,13 +14,13 @@ from torch.optim import optimizer as torch_optimizer
 from torch.utils import _foreach_utils
 
 from benchmarks.stacks import Row
-from ftkit import bnb
-from ftkit.hardware import CUDA_CONTEXT_BYTES, recognize_gpu
-from ftkit.plan import cuda
-from ftkit.plan.allocator import replay
-from ftkit.plan.recorder import Recorder
-from ftkit.plan.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Tape
-from ftkit.plan.timeline import allocator_events
+from ftkit.machine.hardware import CUDA_CONTEXT_BYTES, recognize_gpu
+from ftkit.models import bnb
+from ftkit.observe.allocator import replay
+from ftkit.observe.peaks import allocator_events
+from ftkit.observe.recorder import Recorder
+from ftkit.observe.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Tape
+from ftkit.plan.tracing import cuda
 
 Event = tuple[int, int] | tuple[int, int, int]
 """As `allocator.replay` takes them; the stream where there are several."""

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from benchmarks.stacks import Row, autocast, fsdp, older_adam, traced
-from ftkit.plan.recorder import Recorder
-from ftkit.plan.tape import LOAD, Tape
+from ftkit.observe.recorder import Recorder
+from ftkit.observe.tape import LOAD, Tape
 
 CLASSES = 10
 PIXELS = 224

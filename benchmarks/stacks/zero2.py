@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks.stacks import older_adam
-from ftkit.plan.recorder import Recorder
+from ftkit.observe.recorder import Recorder
 
 REDUCTION_STREAM = 1
 

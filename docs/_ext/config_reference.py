@@ -21,8 +21,8 @@ from pydantic.fields import FieldInfo
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from ftkit import config
-from ftkit.config import METHODS, RunConfig
+from ftkit.config import tree as config
+from ftkit.config.tree import METHODS, RunConfig
 from ftkit.plan import rules
 
 WORDS: dict[object, str] = {str: "text", int: "integer", float: "number", bool: "`true` or `false`", NoneType: "none"}

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from ftkit.cli.options import config_options, read_config, user_errors
-from ftkit.config_io import dump_config, json_schema, preset_names, preset_path
+from ftkit.config.files import dump_config, json_schema, preset_names, preset_path
 
 
 @click.group()

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import click
 
-from ftkit.config import METHODS, RunConfig, Task
-from ftkit.config_io import load_config, preset_names
-from ftkit.distributed import end_now, is_one_of_several
+from ftkit.config.files import load_config, preset_names
+from ftkit.config.tree import METHODS, RunConfig, Task
 from ftkit.errors import FtkitError, PeerLostError
+from ftkit.machine.process import end_now, is_one_of_several
 
 _KEYS = {
     "--model": "model.name",

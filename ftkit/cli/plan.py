@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
-from ftkit.config_io import as_settings, dump_config
-from ftkit.hub import work_offline_if_unreachable
-from ftkit.memory import quiet_collector
+from ftkit.config.files import as_settings, dump_config
+from ftkit.machine.hub import work_offline_if_unreachable
+from ftkit.machine.memory import quiet_collector
 from ftkit.units import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ftkit.config import RunConfig
-    from ftkit.plan.place import Place
+    from ftkit.config.tree import RunConfig
     from ftkit.plan.search import Candidate
     from ftkit.plan.shapes import Sequences
-    from ftkit.records import Prediction
+    from ftkit.plan.target import Target
+    from ftkit.records.schema import Prediction
 
 SHOWN = 10
 """Candidates of a search that are printed; --json has all of them."""
@@ -62,26 +62,26 @@ def plan(  # noqa: PLR0913  # one parameter a flag
         if find_row(config.model.name) is None:
             work_offline_if_unreachable((config.model.name,))
         quieten()
-        from ftkit.plan.place import find_place
         from ftkit.plan.predict import Tapes, predict
         from ftkit.plan.search import settled
         from ftkit.plan.shapes import Sequences
+        from ftkit.plan.target import find_target
 
         sequences = None if samples is None else Sequences.unseen(config, samples)
-        place = find_place(gpu, gpus, memory_budget, ram_budget)
+        target = find_target(gpu, gpus, memory_budget, ram_budget)
         architecture = find_architecture(config)
         tapes: Tapes = {}
-        config = settled(config, place, architecture, sequences, tapes)
+        config = settled(config, target, architecture, sequences, tapes)
         if is_search:
-            _search(config, place, sequences, write, as_json=as_json)
+            _search(config, target, sequences, write, as_json=as_json)
             return
-        prediction = predict(config, place, architecture, sequences=sequences, exact=exact, tapes=tapes)
+        prediction = predict(config, target, architecture, sequences=sequences, exact=exact, tapes=tapes)
         if as_json:
             click.echo(prediction.model_dump_json())
         else:
             click.echo("\n".join(prediction_lines(prediction, gpus)))
             if not prediction.fits:
-                _show_cures(config, place, sequences)
+                _show_cures(config, target, sequences)
     if not prediction.fits:
         click.get_current_context().exit(8)
 
@@ -151,10 +151,10 @@ def _time_rows(prediction: "Prediction") -> list[tuple[str, str]]:
     return [*rows, ("time, at best", time)]
 
 
-def _show_cures(config: "RunConfig", place: "Place", sequences: "Sequences | None") -> None:
+def _show_cures(config: "RunConfig", target: "Target", sequences: "Sequences | None") -> None:
     from ftkit.plan.search import as_flags, cures
 
-    found = cures(config, place, sequences=sequences)
+    found = cures(config, target, sequences=sequences)
     click.echo(
         "what would fit:" if found else "nothing that ftkit can change makes it fit; choose a smaller model or length"
     )
@@ -163,16 +163,16 @@ def _show_cures(config: "RunConfig", place: "Place", sequences: "Sequences | Non
 
 
 def _search(
-    config: "RunConfig", place: "Place", sequences: "Sequences | None", write: Path | None, *, as_json: bool
+    config: "RunConfig", target: "Target", sequences: "Sequences | None", write: Path | None, *, as_json: bool
 ) -> None:
     from ftkit.errors import DoesNotFitError
     from ftkit.plan.predict import predict
     from ftkit.plan.search import search
 
-    found = search(config, place, sequences=sequences)
+    found = search(config, target, sequences=sequences)
     if not found:
         raise DoesNotFitError(
-            f"nothing fits on {place.name}; choose a smaller model, a shorter data.max_length or 4 bits"
+            f"nothing fits on {target.name}; choose a smaller model, a shorter data.max_length or 4 bits"
         )
     best = found[0]
     if write is not None:
@@ -183,8 +183,8 @@ def _search(
         return
     for line in search_lines(found[:SHOWN]):
         click.echo(line)
-    checked = predict(best.config, place, sequences=sequences, exact=True)
-    click.echo("\n".join(prediction_lines(checked, place.num_devices)))
+    checked = predict(best.config, target, sequences=sequences, exact=True)
+    click.echo("\n".join(prediction_lines(checked, target.num_devices)))
     if write is not None:
         click.echo(f"ftkit train --config {shlex.quote(str(write))}")
     else:

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ftkit.axes import Settings, Trial, make_trials, parse_axis, read_axes
 from ftkit.cli.options import config_options, quieten, short_names, user_errors
 from ftkit.cli.sweep_progress import SweepProgress
-from ftkit.config import RunConfig
-from ftkit.config_io import load_config, load_yaml
-from ftkit.distributed import ProcessContext
+from ftkit.config.files import load_config, load_yaml
+from ftkit.config.tree import RunConfig
 from ftkit.errors import ConfigError, FtkitError
-from ftkit.hub import work_offline_if_unreachable
-from ftkit.sweep import Runner, open_folder, run_sweep
+from ftkit.machine.hub import work_offline_if_unreachable
+from ftkit.machine.process import ProcessContext
+from ftkit.sweep.axes import Settings, Trial, make_trials, parse_axis, read_axes
+from ftkit.sweep.sweep import Runner, open_folder, run_sweep
 from ftkit.units import parse_bytes
 
 if TYPE_CHECKING:
-    from ftkit.records import Prediction, RunRecord
+    from ftkit.records.schema import Prediction, RunRecord
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -118,7 +118,7 @@ def _check(trials: list[Trial], folder: Path, *, memory_snapshot: bool, overwrit
     work_offline_if_unreachable({trial.config.model.name for trial in trials if trial.config})
     quieten()
     if memory_snapshot:
-        from ftkit.memory import check_snapshot
+        from ftkit.machine.memory import check_snapshot
 
         check_snapshot(ProcessContext().device)
     open_folder(trials, folder, overwrite=overwrite)
@@ -177,13 +177,13 @@ def _command(trial: Trial, place: Path, rest: list[str]) -> list[str]:
 
 def _predict(trial: Trial, progress: SweepProgress) -> "Prediction | None":
     """Return what the plan says, or None where it cannot say anything."""
-    from ftkit.plan.place import find_place
     from ftkit.plan.predict import predict
+    from ftkit.plan.target import find_target
 
     if trial.config is None:
         return None
     try:
-        return predict(trial.config, find_place(num_devices=trial.world_size))
+        return predict(trial.config, find_target(num_devices=trial.world_size))
     except FtkitError as error:
         progress.note(f"no prediction for {trial.name}: {error}")
         return None

@@ -6,11 +6,11 @@ from pathlib import Path
 import click
 
 from ftkit.cli.options import quieten, user_errors
-from ftkit.config_io import load_config
-from ftkit.distributed import ProcessContext, end_if_launched
-from ftkit.memory import grow_segments
-from ftkit.records import Prediction
-from ftkit.sweep import CONFIG, PREDICTION
+from ftkit.config.files import load_config
+from ftkit.machine.memory import grow_segments
+from ftkit.machine.process import ProcessContext, end_if_launched
+from ftkit.records.schema import Prediction
+from ftkit.sweep.sweep import CONFIG, PREDICTION
 
 
 @click.command()
@@ -28,7 +28,7 @@ def profile_one(folder: Path, warmup: int, steps: int, memory_limit: int | None,
         if config.engine.expandable_segments:
             grow_segments()
         quieten()
-        from ftkit.profiler import profile_run
+        from ftkit.profile.profiler import profile_run
 
         if memory_limit is not None:
             resource.setrlimit(resource.RLIMIT_DATA, (memory_limit, memory_limit))

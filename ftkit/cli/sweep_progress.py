@@ -6,8 +6,8 @@ from types import TracebackType
 
 import click
 
-from ftkit.axes import Trial
-from ftkit.records import RunRecord
+from ftkit.records.schema import RunRecord
+from ftkit.sweep.axes import Trial
 from ftkit.units import format_bytes, format_seconds
 
 

@@ -9,13 +9,13 @@ import click
 from rich.console import Console
 
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
-from ftkit.distributed import ProcessContext, end_if_launched
 from ftkit.errors import ConfigError
-from ftkit.hub import work_offline_if_unreachable
-from ftkit.memory import grow_segments
+from ftkit.machine.hub import work_offline_if_unreachable
+from ftkit.machine.memory import grow_segments
+from ftkit.machine.process import ProcessContext, end_if_launched
 
 if TYPE_CHECKING:
-    from ftkit.config import RunConfig
+    from ftkit.config.tree import RunConfig
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -64,8 +64,8 @@ def train(  # noqa: PLR0913  # one parameter is one flag
         work_offline_if_unreachable((config.model.name, config.data.dataset))
         quieten()
         from ftkit.cli.report import write_run_page
-        from ftkit.loop import train_run
-        from ftkit.progress import ConsoleReporter, Reporters
+        from ftkit.training.loop import train_run
+        from ftkit.training.reporters import ConsoleReporter, Reporters
 
         reporter = ConsoleReporter(Console(quiet=as_json))
         all_reporters = Reporters(reporter, *_tracking(config))
@@ -89,7 +89,7 @@ def _check_resumed(folder: Path) -> None:
 def _tracking(config: "RunConfig") -> Iterator[Any]:
     """Yield who tells the trackers, if there are any."""
     if config.output.trackers:
-        from ftkit.trackers import TrackerReporter, check_trackers
+        from ftkit.training.trackers import TrackerReporter, check_trackers
 
         check_trackers(config.output.trackers)
         yield TrackerReporter(config.output.trackers)

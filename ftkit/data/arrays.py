@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ftkit.config import Task
+from ftkit.config.tree import Task
 from ftkit.data.report import DataReport
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ftkit.config import DataConfig, Task
+from ftkit.config.tree import DataConfig, Task
 from ftkit.errors import DataError, nearest
 
 Kind = Literal["labelled", "plain", "lines", "completion", "chat"]

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ftkit.config import DataConfig
+from ftkit.config.tree import DataConfig
 from ftkit.data.columns import Columns
 from ftkit.data.labels import MISSING, choose_names, match_model, read_labels
 from ftkit.data.rows import group_numbers, keys, select_rows

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from ftkit.config import DataConfig, Task
+from ftkit.config.tree import DataConfig, Task
 from ftkit.data import encode
 from ftkit.data.arrays import PreparedData, TokenSplit, fingerprint
 from ftkit.data.columns import Columns, choose_columns

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ftkit.config import DEMO, DataConfig
+from ftkit.config.tree import DEMO, DataConfig
 from ftkit.data.files import read_table, suffixes
 from ftkit.errors import DataError, DependencyError, nearest
 

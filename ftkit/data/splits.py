@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ftkit.config import DataConfig
+from ftkit.config.tree import DataConfig
 from ftkit.errors import DataError, nearest
 
 TRAIN, VALIDATION, TEST = 0, 1, 2

@@ -10,16 +10,16 @@ from typing import Any, cast
 import torch
 from torch import distributed, nn
 
-from ftkit.batching import MicroBatch
-from ftkit.config import OptimizerConfig, RunConfig
-from ftkit.distributed import ProcessContext, precision_name, rendezvous
-from ftkit.ds_config import Sizes, deepspeed_dict
-from ftkit.engine import Tensors
-from ftkit.engine.compiling import watched_compiling
-from ftkit.engine.released import ReleasedWeights
+from ftkit.config.tree import OptimizerConfig, RunConfig
+from ftkit.data.batching import MicroBatch
+from ftkit.engine.ds_config import Sizes, deepspeed_dict
+from ftkit.engine.jit_watch import watched_compiling
+from ftkit.engine.optim import build_optimizer, parameter_groups
+from ftkit.engine.protocol import Tensors
+from ftkit.engine.released_weights import ReleasedWeights
 from ftkit.errors import ConfigError, DependencyError, DeviceError
-from ftkit.model import trainable_parameters
-from ftkit.optim import build_optimizer, parameter_groups
+from ftkit.machine.process import ProcessContext, precision_name, rendezvous
+from ftkit.models.build import trainable_parameters
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _HELD = {"grad": "gradient", "ipg_bucket": "buffer", "fp32": "optimizer"}

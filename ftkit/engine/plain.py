@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from ftkit.batching import MicroBatch
-from ftkit.config import RunConfig
-from ftkit.distributed import ProcessContext
-from ftkit.engine import Tensors
-from ftkit.model import trainable_parameters
-from ftkit.optim import build_optimizer
+from ftkit.config.tree import RunConfig
+from ftkit.data.batching import MicroBatch
+from ftkit.engine.optim import build_optimizer
+from ftkit.engine.protocol import Tensors
+from ftkit.machine.process import ProcessContext
+from ftkit.models.build import trainable_parameters
 
 BUCKET_ELEMENTS = 2**24
 """Gradients that are summed over ranks at once: 64 MiB in fp32."""

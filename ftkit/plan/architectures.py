@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ftkit.config import DEMO, RunConfig
+from ftkit.config.tree import DEMO, RunConfig
 from ftkit.errors import ModelError, nearest
 
 NUM_LABELS = 2
@@ -77,8 +77,8 @@ def _from_table(key: str) -> Any:
 def _from_folder_or_hub(config: RunConfig) -> Any:
     from transformers import AutoConfig
 
-    from ftkit.gguf import if_converted
-    from ftkit.source import resolve_source
+    from ftkit.models.gguf import if_converted
+    from ftkit.models.source import resolve_source
 
     name = config.model.name
     if name.endswith("config.json") and Path(name).is_file():

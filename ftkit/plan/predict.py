@@ -8,20 +8,22 @@ from typing import Any
 
 import torch
 
-from ftkit.config import Lora, RunConfig
-from ftkit.model import build_empty_model
-from ftkit.plan import formula, zero
-from ftkit.plan.allocator import replay
+from ftkit.config.tree import Lora, RunConfig
+from ftkit.data.batching import Shape
+from ftkit.models.build import build_empty_model
+from ftkit.observe.allocator import replay
+from ftkit.observe.peaks import Peak, allocator_events, find_peak
+from ftkit.observe.tape import LOAD, Tape
+from ftkit.plan import fallback as formula
 from ftkit.plan.architectures import find_architecture
-from ftkit.plan.depth import Depth, shallow
-from ftkit.plan.place import Place
-from ftkit.plan.shapes import Sequences, Shape, num_steps, plan_shape
+from ftkit.plan.shapes import Sequences, num_steps, plan_shape
 from ftkit.plan.speed import StepTime, step_time
-from ftkit.plan.tape import LOAD, Tape
-from ftkit.plan.timeline import Peak, allocator_events, find_peak
-from ftkit.plan.trace import UntraceableModelError, count_weights, trace
-from ftkit.plan.unroll import NotAlikeError, unroll
-from ftkit.records import Prediction
+from ftkit.plan.target import Target
+from ftkit.plan.tracing.layer_choice import Depth, shallow
+from ftkit.plan.tracing.trace import UntraceableModelError, count_weights, trace
+from ftkit.plan.tracing.unroll import NotAlikeError, unroll
+from ftkit.plan.zero import share as zero
+from ftkit.records.schema import Prediction
 from ftkit.units import format_bytes
 
 Tapes = dict[tuple[Any, ...], tuple[Tape, str]]
@@ -62,18 +64,18 @@ class Counts:
 
 def predict(
     config: RunConfig,
-    place: Place,
+    target: Target,
     architecture: Any = None,
     *,
     sequences: Sequences | None = None,
     exact: bool = False,
     tapes: Tapes | None = None,
 ) -> Prediction:
-    """Predict memory and speed of a configuration at a place.
+    """Predict memory and speed of a configuration at a target.
 
     Args:
         config: the run.
-        place: the devices.
+        target: the devices.
         architecture: of the model; found by its name when None.
         sequences: the data; None: not at hand.
         exact: trace every layer.
@@ -84,35 +86,35 @@ def predict(
 
     Raises:
         ModelError: the model is unknown, or not for this task or method.
-        ConfigError: the place cannot compute in the precision asked for, or the batch cannot be cut.
+        ConfigError: the target cannot compute in the precision asked for, or the batch cannot be cut.
     """
     with _quiet():
         architecture = find_architecture(config) if architecture is None else architecture
-        precision = place.resolve_precision(config.model.precision)
+        precision = target.resolve_precision(config.model.precision)
         sequences = sequences or Sequences.unseen(config)
-        shape = plan_shape(config, place.num_devices, sequences)
+        shape = plan_shape(config, target.num_devices, sequences)
         steps = num_steps(config, sequences.num)
         try:
             tape, basis = _known_tape(
-                config, architecture, precision, shape, place, exact, {} if tapes is None else tapes
+                config, architecture, precision, shape, target, exact, {} if tapes is None else tapes
             )
         except UntraceableModelError as error:
-            return _by_formula(config, architecture, precision, shape, place, str(error), steps)
+            return _by_formula(config, architecture, precision, shape, target, str(error), steps)
     counts = Counts.of(tape.weights, DTYPES[precision])
-    sharing = zero.share_out(tape, config, precision, place, counts.trainable)
-    on_cuda = place.device_type == "cuda"
+    sharing = zero.share_out(tape, config, precision, target, counts.trainable)
+    on_cuda = target.device_type == "cuda"
     peak = find_peak(sharing.tape) if on_cuda else find_peak(sharing.tape, int)
     events = allocator_events(sharing.tape)
     grows = config.engine.expandable_segments
     reserved = replay(events, expandable=grows).peak_reserved_bytes
-    room = place.memory_bytes - place.context_bytes
+    room = target.memory_bytes - target.context_bytes
     # What fits without asking for anything back needs no second replay.
     fits = (reserved <= room or replay(events, room, expandable=grows).fits) if on_cuda else peak.active_bytes <= room
-    process = _process_bytes(config, place, peak, reserved, sharing, counts)
-    host = place.num_devices * (CUDA_HOST_BYTES + counts.load_bytes + sharing.host_bytes if on_cuda else process)
-    time = step_time(tape, place.device(precision), shape.num_micro_batches, shape.traced.num_micro_batches)
-    pinned = sharing.pinned_bytes * place.num_devices
-    reason = _reason(place, fits, peak, reserved, host, pinned)
+    process = _process_bytes(config, target, peak, reserved, sharing, counts)
+    host = target.num_devices * (CUDA_HOST_BYTES + counts.load_bytes + sharing.host_bytes if on_cuda else process)
+    time = step_time(tape, target.device(precision), shape.num_micro_batches, shape.traced.num_micro_batches)
+    pinned = sharing.pinned_bytes * target.num_devices
+    reason = _reason(target, fits, peak, reserved, host, pinned)
     may_grow = on_cuda and not fits and not grows and peak.active_bytes <= room
     if may_grow and replay(events, room, expandable=True).fits:
         reason = f"{reason}, in segments of fixed size; in ones that grow it fits (engine.expandable_segments=true)"
@@ -120,11 +122,11 @@ def predict(
         basis=basis,
         fits=reason is None,
         reason=reason,
-        **_size_figures(config, steps, shape, place, precision, counts),
-        **_memory_figures(place, peak, reserved, process, host),
+        **_size_figures(config, steps, shape, target, precision, counts),
+        **_memory_figures(target, peak, reserved, process, host),
         pinned_bytes=pinned,
-        nvme_bytes=sharing.nvme_bytes * place.num_devices,
-        **_speed_figures(config, shape, place, precision, _with_wire(time, sharing, place), steps),
+        nvme_bytes=sharing.nvme_bytes * target.num_devices,
+        **_speed_figures(config, shape, target, precision, _with_wire(time, sharing, target), steps),
     )
 
 
@@ -133,7 +135,7 @@ def _by_formula(  # noqa: PLR0913  # what a traced prediction has too
     architecture: Any,
     precision: str,
     shape: Shape,
-    place: Place,
+    target: Target,
     why: str,
     steps: int | None,
 ) -> Prediction:
@@ -145,16 +147,16 @@ def _by_formula(  # noqa: PLR0913  # what a traced prediction has too
         config, architecture, shape.batch, shape.length, itemsize, (counts.total, counts.trainable)
     )
     peak = Peak(parts.total_bytes, parts, "backward", 2, "", None)
-    process = _process_bytes(config, place, peak, peak.active_bytes, None, counts)
-    host = place.num_devices * (CUDA_HOST_BYTES + counts.load_bytes if place.device_type == "cuda" else process)
-    fits = peak.active_bytes <= place.memory_bytes - place.context_bytes
-    reason = _reason(place, fits, peak, peak.active_bytes, host, 0)
+    process = _process_bytes(config, target, peak, peak.active_bytes, None, counts)
+    host = target.num_devices * (CUDA_HOST_BYTES + counts.load_bytes if target.device_type == "cuda" else process)
+    fits = peak.active_bytes <= target.memory_bytes - target.context_bytes
+    reason = _reason(target, fits, peak, peak.active_bytes, host, 0)
     return Prediction(
         basis=f"by formula (Korthikanti et al. 2022): {why}",
         fits=reason is None,
         reason=reason,
-        **_size_figures(config, steps, shape, place, precision, counts),
-        **_memory_figures(place, peak, peak.active_bytes, process, host),
+        **_size_figures(config, steps, shape, target, precision, counts),
+        **_memory_figures(target, peak, peak.active_bytes, process, host),
     )
 
 
@@ -168,19 +170,19 @@ def disk_bytes(config: RunConfig, counts: Counts, itemsize: int) -> int:
 
 
 def _known_tape(  # noqa: PLR0913  # the parts of a key
-    config: RunConfig, architecture: Any, precision: str, shape: Shape, place: Place, exact: bool, tapes: Tapes
+    config: RunConfig, architecture: Any, precision: str, shape: Shape, target: Target, exact: bool, tapes: Tapes
 ) -> tuple[Tape, str]:
     """Trace, unless the same step was traced before: ZeRO and the number of ranks leave it as it is."""
     sections = (config.model, config.method, config.optimizer.name)
     visits = zero.partitions_weights(config)
-    key = (config.task, *(str(one) for one in sections), precision, shape.traced, place.gpu, exact, visits)
+    key = (config.task, *(str(one) for one in sections), precision, shape.traced, target.gpu, exact, visits)
     if key not in tapes:
-        tapes[key] = _tape(config, architecture, precision, shape, place, exact)
+        tapes[key] = _tape(config, architecture, precision, shape, target, exact)
     return tapes[key]
 
 
 def _tape(  # what decides the step
-    config: RunConfig, architecture: Any, precision: str, shape: Shape, place: Place, exact: bool
+    config: RunConfig, architecture: Any, precision: str, shape: Shape, target: Target, exact: bool
 ) -> tuple[Tape, str]:
     def run(depth: Depth) -> Tape:
         return trace(
@@ -188,8 +190,8 @@ def _tape(  # what decides the step
             depth.architecture,
             DTYPES[precision],
             shape.traced,
-            place.gpu,
-            device_type=place.device_type,
+            target.gpu,
+            device_type=target.device_type,
             checkpointed=depth.checkpointed,
         )
 
@@ -203,11 +205,11 @@ def _tape(  # what decides the step
 
 
 def _process_bytes(  # what each device's figure is made of
-    config: RunConfig, place: Place, peak: Peak, reserved: int, sharing: zero.Sharing | None, counts: Counts
+    config: RunConfig, target: Target, peak: Peak, reserved: int, sharing: zero.Sharing | None, counts: Counts
 ) -> int:
     """Return what one process is seen to hold at its peak: of the device, or on a CPU resident."""
-    if place.device_type == "cuda":
-        return reserved + place.context_bytes
+    if target.device_type == "cuda":
+        return reserved + target.context_bytes
     runtime = RUNTIME_BYTES + (DEEPSPEED_RUNTIME_BYTES if zero.uses_deepspeed(config) else 0)
     if sharing is None:
         return runtime + max(peak.active_bytes, counts.load_bytes)
@@ -216,18 +218,18 @@ def _process_bytes(  # what each device's figure is made of
     return runtime + max(peak.active_bytes + sharing.host_bytes + kept, counts.load_bytes)
 
 
-def _with_wire(time: StepTime, sharing: zero.Sharing, place: Place) -> StepTime:
-    link = place.gpu.link if place.gpu is not None else 10e9
+def _with_wire(time: StepTime, sharing: zero.Sharing, target: Target) -> StepTime:
+    link = target.gpu.link if target.gpu is not None else 10e9
     return StepTime(time.seconds + sharing.wire_bytes / link + sharing.offload_seconds, time.flops)
 
 
 def _size_figures(  # what decides them
-    config: RunConfig, steps: int | None, shape: Shape, place: Place, precision: str, counts: Counts
+    config: RunConfig, steps: int | None, shape: Shape, target: Target, precision: str, counts: Counts
 ) -> dict[str, Any]:
     return {
-        "device": place.name,
-        "budget_bytes": place.memory_bytes,
-        "context_bytes": place.context_bytes,
+        "device": target.name,
+        "budget_bytes": target.memory_bytes,
+        "context_bytes": target.context_bytes,
         "precision": precision,
         "micro_batch_size": shape.batch,
         "num_micro_batches": shape.num_micro_batches,
@@ -239,8 +241,8 @@ def _size_figures(  # what decides them
     }
 
 
-def _memory_figures(place: Place, peak: Peak, reserved: int, process: int, host: int) -> dict[str, Any]:
-    on_cuda = place.device_type == "cuda"
+def _memory_figures(target: Target, peak: Peak, reserved: int, process: int, host: int) -> dict[str, Any]:
+    on_cuda = target.device_type == "cuda"
     return {
         "peak_active_bytes": peak.active_bytes,
         "peak_reserved_bytes": reserved if on_cuda else None,
@@ -254,10 +256,10 @@ def _memory_figures(place: Place, peak: Peak, reserved: int, process: int, host:
 
 
 def _speed_figures(
-    config: RunConfig, shape: Shape, place: Place, precision: str, time: StepTime, steps: int | None
+    config: RunConfig, shape: Shape, target: Target, precision: str, time: StepTime, steps: int | None
 ) -> dict[str, Any]:
     sequences = config.batch.global_batch_size
-    device = place.device(precision)
+    device = target.device(precision)
     peak_flops = device.fp32_flops if precision == "fp32" else device.half_flops
     figures = {} if steps is None else {"total_seconds": steps * time.seconds}
     return figures | {
@@ -269,20 +271,20 @@ def _speed_figures(
     }
 
 
-def _reason(place: Place, fits: bool, peak: Peak, reserved: int, host: int, pinned: int) -> str | None:
+def _reason(target: Target, fits: bool, peak: Peak, reserved: int, host: int, pinned: int) -> str | None:
     if not fits:
-        need = format_bytes(max(reserved, peak.active_bytes) + place.context_bytes)
-        have = f"the {format_bytes(place.memory_bytes)} of {place.name}"
+        need = format_bytes(max(reserved, peak.active_bytes) + target.context_bytes)
+        have = f"the {format_bytes(target.memory_bytes)} of {target.name}"
         weights = peak.breakdown.parameter_bytes
-        if weights > place.memory_bytes - place.context_bytes:
-            taken = f" less the {format_bytes(place.context_bytes)} of CUDA's context" if place.context_bytes else ""
+        if weights > target.memory_bytes - target.context_bytes:
+            taken = f" less the {format_bytes(target.context_bytes)} of CUDA's context" if target.context_bytes else ""
             return (
                 f"its weights alone are {format_bytes(weights)}, more than {have}{taken}; with the rest it needs {need}"
             )
         return f"needs {need} of {have}"
-    if place.ram_bytes is not None and host > place.ram_bytes:
-        return f"needs {format_bytes(host)} of host memory, and there are {format_bytes(place.ram_bytes)}"
-    if place.locked_bytes is not None and pinned > place.locked_bytes:
+    if target.ram_bytes is not None and host > target.ram_bytes:
+        return f"needs {format_bytes(host)} of host memory, and there are {format_bytes(target.ram_bytes)}"
+    if target.locked_bytes is not None and pinned > target.locked_bytes:
         return f"pins {format_bytes(pinned)} of host memory, and the shell's limit (ulimit -l) is lower"
     return None
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ftkit.config import RunConfig
-from ftkit.plan.place import Place
-from ftkit.plan.zero import uses_deepspeed
+from ftkit.config.tree import RunConfig
+from ftkit.plan.target import Target
+from ftkit.plan.zero.share import uses_deepspeed
 
 
 @dataclass(frozen=True)
@@ -16,13 +16,13 @@ class Rule:
         what: the combination.
         reason: why it does not work.
         remedy: what to do instead.
-        applies: whether a configuration at a place is such a combination.
+        applies: whether a configuration at a target is such a combination.
     """
 
     what: str
     reason: str
     remedy: str
-    applies: Callable[[RunConfig, Place], bool]
+    applies: Callable[[RunConfig, Target], bool]
 
 
 RULES = (
@@ -42,8 +42,8 @@ RULES = (
         "ZeRO without offload on one device",
         "with one rank there is nothing to partition, and its buckets cost memory",
         "the plain engine, or offload_optimizer=cpu",
-        lambda config, place: (
-            place.num_devices == 1
+        lambda config, target: (
+            target.num_devices == 1
             and bool(config.engine.zero_stage)
             and (config.engine.offload_optimizer, config.engine.offload_parameters) == ("none", "none")
         ),
@@ -52,8 +52,8 @@ RULES = (
         "offloading to the host's memory on a CPU",
         "the device's memory is the host's, so nothing is saved, and each update is copied",
         "leave offload out, or offload to nvme",
-        lambda config, place: (
-            place.device_type == "cpu" and "cpu" in (config.engine.offload_optimizer, config.engine.offload_parameters)
+        lambda config, target: (
+            target.device_type == "cpu" and "cpu" in (config.engine.offload_optimizer, config.engine.offload_parameters)
         ),
     ),
     Rule(
@@ -70,17 +70,17 @@ RULES = (
         "bf16 on a GPU before Ampere",
         "the hardware does not multiply bf16",
         "model.precision=fp16 or auto",
-        lambda config, place: config.model.precision == "bf16" and place.gpu is not None and not place.gpu.has_bf16,
+        lambda config, target: config.model.precision == "bf16" and target.gpu is not None and not target.gpu.has_bf16,
     ),
     Rule(
         "fp16 on a CPU",
         "its matrix products are slower than fp32 by orders of magnitude",
         "model.precision=auto",
-        lambda config, place: config.model.precision == "fp16" and place.device_type == "cpu",
+        lambda config, target: config.model.precision == "fp16" and target.device_type == "cpu",
     ),
 )
 
 
-def broken_rule(config: RunConfig, place: Place) -> Rule | None:
+def broken_rule(config: RunConfig, target: Target) -> Rule | None:
     """Return the first rule that a configuration breaks, or None."""
-    return next((rule for rule in RULES if rule.applies(config, place)), None)
+    return next((rule for rule in RULES if rule.applies(config, target)), None)

@@ -12,15 +12,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ftkit.config import Lora, Qlora, RunConfig
+from ftkit.config.tree import Lora, Qlora, RunConfig
+from ftkit.data.batching import Shape
 from ftkit.errors import ConfigError
 from ftkit.plan.architectures import find_architecture
-from ftkit.plan.between import between
-from ftkit.plan.place import Place
+from ftkit.plan.interpolate import between
 from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.rules import broken_rule
-from ftkit.plan.shapes import Sequences, Shape, plan_shape, rank_share
-from ftkit.records import Prediction
+from ftkit.plan.shapes import Sequences, plan_shape, rank_share
+from ftkit.plan.target import Target
+from ftkit.records.schema import Prediction
 
 _SIZE = "batch.micro_batch_size"
 SHARES = (0.0, 0.5, 1.0)
@@ -61,13 +62,13 @@ class Candidate:
 
 
 def search(
-    config: RunConfig, place: Place, architecture: Any = None, sequences: Sequences | None = None, limit: int = 100
+    config: RunConfig, target: Target, architecture: Any = None, sequences: Sequences | None = None, limit: int = 100
 ) -> list[Candidate]:
     """Predict what can be changed without changing what is learned, and rank what fits by speed.
 
     Args:
         config: where the search starts; model, data, method's targets and global batch stay.
-        place: the devices.
+        target: the devices.
         architecture: of the model; found by its name when None.
         sequences: the data; None: not at hand.
         limit: configurations that are predicted at most.
@@ -75,8 +76,8 @@ def search(
     Returns:
         Those that fit, fastest first; among equals the one with more room. The first is traced.
     """
-    options = _options(config, place, architecture, sequences)
-    ranked = options.price(config, _grid(config, place, sequences), limit)
+    options = _options(config, target, architecture, sequences)
+    ranked = options.price(config, _grid(config, target, sequences), limit)
     while True:
         ranked = sorted((one for one in ranked if one.has_room), key=_rank)
         if not ranked or not ranked[0].is_between:
@@ -85,22 +86,22 @@ def search(
 
 
 def cures(
-    config: RunConfig, place: Place, architecture: Any = None, sequences: Sequences | None = None
+    config: RunConfig, target: Target, architecture: Any = None, sequences: Sequences | None = None
 ) -> list[Candidate]:
     """Return the changes, fewest and fastest first, that make a configuration fit.
 
     Args:
         config: what does not fit.
-        place: the devices.
+        target: the devices.
         architecture: of the model; found by its name when None.
         sequences: the data; None: not at hand.
 
     Returns:
         At most three candidates; none where nothing helps.
     """
-    singles = _steps_down(config, place, sequences)
+    singles = _steps_down(config, target, sequences)
     pairs = [first | second for first, second in itertools.combinations(singles, 2) if not first.keys() & second.keys()]
-    options = _options(config, place, architecture, sequences)
+    options = _options(config, target, architecture, sequences)
     for changes in (singles, pairs):
         found = [one for one in options.price(config, changes, 24) if one.prediction.fits]
         if found:
@@ -110,7 +111,7 @@ def cures(
 
 def settled(
     config: RunConfig,
-    place: Place,
+    target: Target,
     architecture: Any,
     sequences: Sequences | None = None,
     tapes: Tapes | None = None,
@@ -121,7 +122,7 @@ def settled(
 
     Args:
         config: the run.
-        place: the devices.
+        target: the devices.
         architecture: of the model.
         sequences: the data; None: not at hand.
         tapes: takes what was traced, so that a prediction of the choice need not trace again.
@@ -132,19 +133,19 @@ def settled(
     if config.batch.micro_batch_tokens != "auto":
         return config
     sequences = sequences or Sequences.unseen(config)
-    share = rank_share(config, place.num_devices, sequences)
+    share = rank_share(config, target.num_devices, sequences)
     tapes = {} if tapes is None else tapes
 
     def tried(size: int) -> Candidate:
         changes = {"batch.micro_batch_tokens": size * sequences.longest}
         new = changed(config, changes)
-        return Candidate(new, predict(new, place, architecture, sequences=sequences, tapes=tapes), changes)
+        return Candidate(new, predict(new, target, architecture, sequences=sequences, tapes=tapes), changes)
 
     best = tried(1)
     if share == 1 or not best.has_room:
         return best.config
     slope = max(1, tried(2).needed_bytes - best.needed_bytes)
-    largest = min(share, 1 + (int(TIGHT * place.memory_bytes) - best.needed_bytes) // slope)
+    largest = min(share, 1 + (int(TIGHT * target.memory_bytes) - best.needed_bytes) // slope)
     fitting = (one for one in map(tried, _halves(largest)) if one.has_room)
     fastest: float | None = None
     for one in fitting:
@@ -156,9 +157,9 @@ def settled(
     return best.config
 
 
-def _options(config: RunConfig, place: Place, architecture: Any, sequences: Sequences | None) -> "_Options":
+def _options(config: RunConfig, target: Target, architecture: Any, sequences: Sequences | None) -> "_Options":
     architecture = find_architecture(config) if architecture is None else architecture
-    return _Options(place, architecture, sequences or Sequences.unseen(config), {})
+    return _Options(target, architecture, sequences or Sequences.unseen(config), {})
 
 
 def _rank(candidate: Candidate) -> tuple[float, int]:
@@ -199,9 +200,9 @@ def changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
 
 @dataclass(frozen=True)
 class _Options:
-    """What a search may choose among, at its place."""
+    """What a search may choose among, at its target."""
 
-    place: Place
+    target: Target
     architecture: Any
     sequences: Sequences
     tapes: Tapes
@@ -215,7 +216,7 @@ class _Options:
         families: dict[str, list[tuple[Shape, RunConfig, dict[str, Any]]]] = defaultdict(list)
         for changes, new in itertools.islice(self._sound(config, options), limit):
             key = repr({name: value for name, value in changes.items() if name != _SIZE})
-            families[key].append((plan_shape(new, self.place.num_devices, self.sequences), new, changes))
+            families[key].append((plan_shape(new, self.target.num_devices, self.sequences), new, changes))
         return [candidate for family in families.values() for candidate in self._family(family)]
 
     def confirm(self, candidate: Candidate) -> Candidate:
@@ -224,7 +225,7 @@ class _Options:
 
     def predict(self, config: RunConfig) -> Prediction:
         """Predict a configuration."""
-        return predict(config, self.place, self.architecture, sequences=self.sequences, tapes=self.tapes)
+        return predict(config, self.target, self.architecture, sequences=self.sequences, tapes=self.tapes)
 
     def _sound(
         self, config: RunConfig, options: Iterable[dict[str, Any]]
@@ -234,7 +235,7 @@ class _Options:
                 new = changed(config, changes)
             except ConfigError:
                 continue  # a choice that the rest of the configuration does not go with
-            if broken_rule(new, self.place) is None:
+            if broken_rule(new, self.target) is None:
                 yield {key: value for key, value in changes.items() if value_of(config, key) != value}, new
 
     def _family(self, family: list[tuple[Shape, RunConfig, dict[str, Any]]]) -> Iterator[Candidate]:
@@ -251,10 +252,10 @@ def value_of(config: RunConfig, key: str) -> Any:
     return getattr(getattr(config, section), name)
 
 
-def _steps_down(config: RunConfig, place: Place, sequences: Sequences | None) -> list[dict[str, Any]]:
-    batch = plan_shape(config, place.num_devices, sequences).batch
+def _steps_down(config: RunConfig, target: Target, sequences: Sequences | None) -> list[dict[str, Any]]:
+    batch = plan_shape(config, target.num_devices, sequences).batch
     steps: list[dict[str, Any]] = [{_SIZE: size} for size in _halves(batch)[1:]]
-    if place.device_type == "cuda" and not config.engine.expandable_segments:
+    if target.device_type == "cuda" and not config.engine.expandable_segments:
         steps.append({"engine.expandable_segments": True})
     steps += [
         {"model.gradient_checkpointing": share} for share in SHARES if share > config.model.gradient_checkpointing
@@ -266,10 +267,10 @@ def _steps_down(config: RunConfig, place: Place, sequences: Sequences | None) ->
     return steps + _sharing()
 
 
-def _grid(config: RunConfig, place: Place, sequences: Sequences | None) -> list[dict[str, Any]]:
+def _grid(config: RunConfig, target: Target, sequences: Sequences | None) -> list[dict[str, Any]]:
     """Return combinations, those that change least first."""
-    batch = plan_shape(config, place.num_devices, sequences).batch
-    whole = -(-config.batch.global_batch_size // place.num_devices)
+    batch = plan_shape(config, target.num_devices, sequences).batch
+    whole = -(-config.batch.global_batch_size // target.num_devices)
     sizes = sorted({*_halves(batch), *_halves(whole)}, reverse=True)[:6]
     methods: list[dict[str, Any]] = [{}]
     if isinstance(config.method, Lora) and not isinstance(config.method, Qlora):
@@ -286,7 +287,7 @@ def _grid(config: RunConfig, place: Place, sequences: Sequences | None) -> list[
 
 
 def _sharing() -> list[dict[str, Any]]:
-    """Return the ways to share a step out, the least first; the rules say which of them make sense at a place."""
+    """Return the ways to share a step out, the least first; the rules say which of them make sense at a target."""
     stages: list[dict[str, Any]] = [{"engine.zero_stage": stage} for stage in (1, 2, 3)]
     optimizer = {"engine.zero_stage": 2, "engine.offload_optimizer": "cpu"}
     both = {"engine.zero_stage": 3, "engine.offload_optimizer": "cpu", "engine.offload_parameters": "cpu"}

@@ -2,35 +2,10 @@
 
 import math
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from ftkit.batching import count_steps
-from ftkit.config import RunConfig
-
-TRACED_MICRO_BATCHES = 2
-"""A step of many micro-batches is like a step of two: in the second the first one's gradients are there."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The micro-batches of one step on one rank.
-
-    Attributes:
-        batch: sequences in a micro-batch.
-        length: tokens in a sequence, padding included.
-        num_micro_batches: micro-batches in a step.
-        is_padded: whether the shorter sequences need a mask.
-    """
-
-    batch: int
-    length: int
-    num_micro_batches: int = 1
-    is_padded: bool = False
-
-    @property
-    def traced(self) -> "Shape":
-        """The same with no more micro-batches than have to be traced."""
-        return replace(self, num_micro_batches=min(self.num_micro_batches, TRACED_MICRO_BATCHES))
+from ftkit.config.tree import RunConfig
+from ftkit.data.batching import Shape, count_steps
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from ftkit.hardware import Gpu
-from ftkit.plan.operators import dtype_name
-from ftkit.plan.tape import OPTIMIZER, OpKey, Tape
+from ftkit.machine.hardware import Gpu
+from ftkit.observe.operators import dtype_name
+from ftkit.observe.tape import OPTIMIZER, OpKey, Tape
 
 HOST_SECONDS = 10e-6
 """What an operator costs the host: Python, modules, autograd, dispatch and the views around it. A step of a model whose

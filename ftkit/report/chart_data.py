@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ftkit.config_io import changed_values
-from ftkit.records import LiveTensor, MemoryBreakdown, PhaseMeasurement, TimelineLine
+from ftkit.config.files import changed_values
+from ftkit.records.schema import LiveTensor, MemoryBreakdown, PhaseMeasurement, TimelineLine
 from ftkit.report import words
 from ftkit.report.collect import Run
 from ftkit.report.columns import COLUMNS, MEMORY_FIGURES

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ftkit.errors import DataError
-from ftkit.records import Measurement, Prediction, RunRecord, read_record
+from ftkit.records.files import read_record
+from ftkit.records.schema import Measurement, Prediction, RunRecord
 
 RECORD_FILE = "record.jsonl"
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ftkit.records import EvaluationLine
+from ftkit.records.schema import EvaluationLine
 from ftkit.report import words
 from ftkit.report.collect import Run
 from ftkit.report.words import Value

@@ -14,8 +14,8 @@ import pytest
 import torch
 import transformers
 
-from ftkit.checkpoint import load_checkpoint
-from ftkit.distributed import ProcessContext
+from ftkit.machine.process import ProcessContext
+from ftkit.training.checkpoint import load_checkpoint
 from tests.distributed.worker import CUT, DTYPES, cases, settings_of
 from tests.helpers import build, logits_of, ragged_split, take_steps
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from ftkit import distributed, results
-from ftkit.checkpoint import TrainingState, load_checkpoint, save_checkpoint
-from ftkit.distributed import ProcessContext
-from ftkit.ds_config import templates_folder
+from ftkit.engine.ds_config import templates_folder
+from ftkit.machine import process as distributed
+from ftkit.machine.process import ProcessContext
+from ftkit.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from ftkit.training.folder import save_model
 from tests.helpers import VOCABULARY, build, logits_of, ragged_split, save_tiny_model, take_steps
 
 METHODS = ("feature-extraction", "lora", "qlora", "full")
@@ -71,7 +72,7 @@ def run_case(case: dict, process: ProcessContext, folder: Path) -> dict:
     found = {"losses": outcome.losses, "norms": outcome.norms, "engine": engine.name}
     if case["dtype"] == "fp32":
         target = folder / "saved" / case["name"]
-        results.save_model(engine, _Tokenizer(), target)
+        save_model(engine, _Tokenizer(), target)
         weights, moments = engine.trainable_state(), engine.optimizer_state()
         if process.is_main:
             state = TrainingState(step=3, num_steps=6, fingerprint="", config={})

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from ftkit.records import read_record
+from ftkit.records.files import read_record
 from tests.e2e.command import flags, run
 from tests.made_gguf import write_gguf
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ftkit.records import read_record
+from ftkit.records.files import read_record
 from tests.e2e.command import flags, run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.distributed]

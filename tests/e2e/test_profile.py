@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ftkit.records import read_record
+from ftkit.records.files import read_record
 from tests.helpers import save_tiny_model
 
 pytestmark = pytest.mark.e2e

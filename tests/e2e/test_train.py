@@ -14,9 +14,9 @@ import pytest
 import transformers
 from sklearn.metrics import accuracy_score, f1_score
 
-from ftkit import hardware
+from ftkit.machine import hardware
 from ftkit.plan.predict import RUNTIME_BYTES
-from ftkit.records import read_record
+from ftkit.records.files import read_record
 from tests.e2e.command import flags, run
 from tests.helpers import WORDS
 from tests.made_gguf import write_gguf
@@ -112,7 +112,7 @@ def small_machine(monkeypatch):
     """A machine with room for a process and few sequences of the tiny model."""
     machine = hardware.this_machine()
     little = dataclasses.replace(machine, memory_bytes=RUNTIME_BYTES + 3 * 2**20)
-    monkeypatch.setattr("ftkit.plan.place.this_machine", lambda: little)
+    monkeypatch.setattr("ftkit.plan.target.this_machine", lambda: little)
 
 
 def test_what_is_predicted_not_to_fit_is_refused_with_a_cure_that_works(work, small_machine):

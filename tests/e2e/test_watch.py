@@ -7,7 +7,7 @@ import torch
 from click.testing import CliRunner
 
 from ftkit.cli import main
-from ftkit.records import read_record
+from ftkit.records.files import read_record
 from tests.helpers import WORDS, save_tiny_model
 
 pytestmark = pytest.mark.e2e

@@ -9,8 +9,8 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from ftkit.cli import main
-from ftkit.config_io import load_config
-from ftkit.ds_config import Sizes, deepspeed_dict, template_name, templates_folder
+from ftkit.config.files import load_config
+from ftkit.engine.ds_config import Sizes, deepspeed_dict, template_name, templates_folder
 from ftkit.report import text
 from ftkit.report.collect import collect_runs
 from ftkit.report.contest import contest

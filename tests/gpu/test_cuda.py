@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ftkit import memory
-from ftkit.distributed import ProcessContext, join, leave
-from ftkit.records import read_record
+from ftkit.machine import memory
+from ftkit.machine.process import ProcessContext, join, leave
+from ftkit.records.files import read_record
 from tests.helpers import build, ragged_split, save_tiny_model, take_steps
 
 pytestmark = [

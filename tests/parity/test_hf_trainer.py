@@ -5,11 +5,11 @@ import pytest
 import torch
 import transformers
 
-from ftkit import batching
-from ftkit.data import TokenSplit
-from ftkit.distributed import ProcessContext
-from ftkit.model import set_training
-from ftkit.step import train_step
+from ftkit.data import batching
+from ftkit.data.arrays import TokenSplit
+from ftkit.machine.process import ProcessContext
+from ftkit.models.build import set_training
+from ftkit.step.step import train_step
 from tests.helpers import VOCABULARY, build, save_tiny_model
 
 NUM_STEPS, BATCH, LENGTH = 5, 6, 12

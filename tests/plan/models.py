@@ -7,13 +7,14 @@ import torch
 import transformers
 from torch import nn
 
-from ftkit.config import ModelConfig, RunConfig
+from ftkit.config.tree import ModelConfig, RunConfig
+from ftkit.data.batching import Shape
 from ftkit.engine.plain import PlainEngine
-from ftkit.model import build_empty_model, set_training
-from ftkit.plan.recorder import Recorder
-from ftkit.plan.shapes import Shape
-from ftkit.plan.tape import LOAD, Tape
-from ftkit.plan.trace import LocalProcess, batch_tensors, layer_names, make_batches, record_steps, see_model
+from ftkit.models.build import build_empty_model, set_training
+from ftkit.observe.recorded import batch_tensors, layer_names, make_batches, record_steps, see_model
+from ftkit.observe.recorder import Recorder
+from ftkit.observe.tape import LOAD, Tape
+from ftkit.plan.tracing.trace import LocalProcess
 
 NUM_LAYERS = 4
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -1,0 +1,1 @@
+"""What a run is asked to be: a frozen tree of sections, filled from YAML files, presets and flags."""

@@ -1,0 +1,242 @@
+"""YAML files, presets and `section.field=value` settings in, a RunConfig out; and back."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, cast, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ftkit.config.tree import METHODS, RunConfig
+from ftkit.errors import ConfigError, nearest
+
+Tree = dict[str, Any]
+_UNICODE_BREAKS = {"\x85", "\u2028", "\u2029"}
+
+
+def load_config(
+    file: Path | None = None,
+    preset: str | None = None,
+    settings: Iterable[str] = (),
+    overrides: Mapping[str, object] | None = None,
+) -> RunConfig:
+    """Build a RunConfig; what comes later wins: preset, file, settings, overrides.
+
+    Args:
+        file: a YAML file of sections, or None.
+        preset: the name of a shipped preset, or None.
+        settings: texts `section.field=value`, the value in YAML.
+        overrides: dotted key to value; None values are left out.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        ConfigError: an unknown key, file or preset, or a value that cannot be.
+    """
+    tree: Tree = {}
+    if preset is not None:
+        tree = _merge(tree, read_yaml(preset_path(preset)))
+    if file is not None:
+        tree = _merge(tree, read_yaml(file))
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {setting!r} has no '='; write section.field=value, such as training.epochs=2")
+        tree = _merge(tree, _nested(key.strip(), _parse_value(key, text)))
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            tree = _merge(tree, _nested(key, value))
+    return build_config(tree)
+
+
+def build_config(tree: Mapping[str, Any]) -> RunConfig:
+    """Check a tree of plain values.
+
+    Args:
+        tree: section to field to value; `method` may be a bare name.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ConfigError: every problem in one message, one line each.
+    """
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_sentence(dict(problem)) for problem in error.errors())) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """Return the whole configuration as YAML that `load_config` reads back to the same."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    if not _UNICODE_BREAKS & set(text):
+        return text
+    # PyYAML writes them as they are and reads a line break; escaped, they come back.
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=False)
+
+
+def as_settings(config: RunConfig) -> list[str]:
+    """Return what a configuration changes of the defaults, as `key=value` that `load_config` reads back to the same."""
+    changed = changed_values(config.model_dump(mode="json"))
+    if config.method.name != RunConfig().method.name:
+        changed = {"method.name": config.method.name} | changed
+    return [f"{key}={_as_text(key, value)}" for key, value in changed.items()]
+
+
+def changed_values(tree: Tree) -> dict[str, Any]:
+    """Return what is not as ftkit would have chosen, given the method.
+
+    Args:
+        tree: a dumped RunConfig, perhaps of another schema.
+
+    Returns:
+        Dotted key to value.
+    """
+    chosen = METHODS.get((tree.get("method") or {}).get("name", ""))
+    defaults = RunConfig(method=chosen()) if chosen else RunConfig()
+    usual = flat(defaults.model_dump(mode="json"))
+    return {key: value for key, value in flat(tree).items() if key not in usual or usual[key] != value}
+
+
+def flat(tree: Tree, prefix: str = "") -> dict[str, Any]:
+    """Return a tree's values by dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def json_schema() -> str:
+    """Return the JSON schema of the configuration, for editors."""
+    return json.dumps(RunConfig.model_json_schema(), indent=2)
+
+
+def preset_names() -> list[str]:
+    """Return the names of the shipped presets."""
+    files = resources.files("ftkit.config") / "presets"
+    return sorted(Path(file.name).stem for file in files.iterdir() if file.name.endswith(".yaml"))
+
+
+def preset_path(name: str) -> Path:
+    """Return the file of a shipped preset.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    if name not in preset_names():
+        raise ConfigError(f"no preset {name!r}; {nearest(name, preset_names())}")
+    return Path(str(resources.files("ftkit.config") / "presets" / f"{name}.yaml"))
+
+
+def read_yaml(file: Path) -> Tree:
+    """Read a YAML mapping safely.
+
+    Raises:
+        ConfigError: no such file, no valid YAML, or no mapping.
+    """
+    tree = load_yaml(file)
+    if tree is None:
+        raise ConfigError(f"{file} is empty; write sections such as 'training:' with fields below them")
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file} holds a {type(tree).__name__}; write sections such as 'training:' with fields below")
+    return _normal(tree)
+
+
+def load_yaml(file: Path) -> object:
+    """Read YAML of any form safely.
+
+    Raises:
+        ConfigError: no such file, or no valid YAML.
+    """
+    try:
+        return cast(object, yaml.safe_load(file.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}; give the path of a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is no valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _parse_value(key: str, text: str) -> object:
+    try:
+        value: object = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {key}={text!r}: the value is no valid YAML; quote it") from None
+    return value
+
+
+def _as_text(key: str, value: object) -> str:
+    """Return what `_parse_value` reads back to a value: the value itself where that is enough, else quoted."""
+    if isinstance(value, str):
+        with contextlib.suppress(ConfigError):
+            if _parse_value(key, value) == value:
+                return value
+    return yaml.safe_dump([value], default_flow_style=True, width=sys.maxsize)[1:-2]
+
+
+def _normal(tree: Tree) -> Tree:
+    return {str(key): _normal(value) if isinstance(value, dict) else value for key, value in tree.items()}
+
+
+def _nested(key: str, value: object) -> Tree:
+    head, _, rest = key.partition(".")
+    return {head: _nested(rest, value) if rest else value}
+
+
+def _merge(base: Tree, top: Tree) -> Tree:
+    """Lay `top` over `base`; another method replaces the section, since its fields are its own."""
+    merged = dict(base)
+    for key, value in top.items():
+        if key == "method":
+            merged[key] = _merge_method(merged.get(key), value)
+        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _merge_method(base: object, top: object) -> Tree:
+    """Keep of the old section what the new method has a field for: `--method qlora` keeps a file's rank."""
+    old = {"name": base} if isinstance(base, str) else dict(base) if isinstance(base, dict) else {"name": "lora"}
+    new = {"name": top} if isinstance(top, str) else dict(top) if isinstance(top, dict) else {"name": top}
+    chosen = METHODS.get(str(new.get("name", old.get("name"))))
+    if chosen is None or new.get("name", old.get("name")) == old.get("name"):
+        return {**old, **new}
+    return {**{key: value for key, value in old.items() if key in chosen.model_fields}, **new}
+
+
+def _sentence(problem: dict[str, Any]) -> str:
+    place = [part for part in problem["loc"] if part not in METHODS]
+    key = ".".join(str(part) for part in place) or "the configuration"
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {key!r}; {nearest(str(place[-1]), _fields_at(problem['loc'][:-1]))}"
+    if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        given = problem["input"].get("name") if isinstance(problem["input"], dict) else problem["input"]
+        return f"unknown method {given!r}; {nearest(str(given), METHODS)}"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if message.split()[0][1:].islower():  # a word, and no name such as ZeRO
+        message = message[:1].lower() + message[1:]
+    given = problem["input"]
+    if problem["type"] == "value_error" or isinstance(given, dict):
+        return f"{key}: {message}"
+    return f"{key}={given!r}: {message}"
+
+
+def _fields_at(place: tuple[Any, ...]) -> list[str]:
+    """Return the names of the fields of the section at `place` (a method's tag stands in the path)."""
+    section: Any = RunConfig
+    for part in place:
+        if part in METHODS:
+            section = METHODS[part]
+        elif (field := section.model_fields.get(part)) is not None:
+            section = field.annotation
+    if get_origin(section) is not None:
+        section = next(choice for choice in get_args(section) if isinstance(choice, type))
+    is_section = isinstance(section, type) and issubclass(section, BaseModel)
+    return list(section.model_fields) if is_section else list(RunConfig.model_fields)

@@ -1,0 +1,259 @@
+"""Global batches, and their cut into micro-batches: integer arithmetic that may not change the mathematics.
+
+A global batch is a set of sequences drawn in an order that depends on the seed alone. Inside one, sequences are sorted
+by length and cut so that padding nearly vanishes; every rank gets the same number of micro-batches.
+
+Dimension letters: B batch, T token.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ftkit.config.tree import BatchConfig
+from ftkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ftkit.data.arrays import TokenSplit
+
+Indices = npt.NDArray[np.int64]
+
+IGNORED = -100
+"""The label of a place that carries no loss."""
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """The sequences of one optimizer step.
+
+    Attributes:
+        step: counted from 1.
+        epoch: epochs done when this step is done, as a fraction.
+        ends_epoch: whether it is the last of its epoch.
+        indices: [B] rows of the split.
+    """
+
+    step: int
+    epoch: float
+    ends_epoch: bool
+    indices: Indices
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one rank runs in one forward.
+
+    Attributes:
+        input_ids: [B, T] int64, padded on the right.
+        attention_mask: [B, T] int64, 1 at tokens and 0 at padding; None where nothing is padded.
+        token_type_ids: [B, T] int64, or None for models without segments.
+        labels: [B] or [B, T] int64; -100 carries no loss.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    attention_mask: torch.Tensor | None = None
+    token_type_ids: torch.Tensor | None = None
+
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """Return what the model's forward takes."""
+        inputs = {"input_ids": self.input_ids}
+        if self.attention_mask is not None:
+            inputs["attention_mask"] = self.attention_mask
+        if self.token_type_ids is not None:
+            inputs["token_type_ids"] = self.token_type_ids
+        return inputs
+
+
+def count_steps(num_samples: int, global_batch_size: int, epochs: float, max_steps: int | None) -> int:
+    """Return the number of optimizer steps of a run; the last, smaller batch of an epoch counts."""
+    steps = max(1, math.ceil(round(epochs * math.ceil(num_samples / global_batch_size), 6)))
+    return steps if max_steps is None else min(steps, max_steps)
+
+
+def global_batches(
+    num_samples: int, global_batch_size: int, seed: int, num_steps: int, first: int = 1
+) -> Iterator[GlobalBatch]:
+    """Yield the global batches of a run, from step `first` to step `num_steps`.
+
+    Args:
+        num_samples: rows of the training split.
+        global_batch_size: sequences in a step.
+        seed: decides the order, alone.
+        num_steps: the last step.
+        first: the first step that is wanted; the others are not drawn.
+
+    Yields:
+        One batch a step.
+    """
+    per_epoch = math.ceil(num_samples / global_batch_size)
+    order, drawn = np.empty(0, dtype=np.int64), -1
+    for step in range(first, num_steps + 1):
+        epoch, place = divmod(step - 1, per_epoch)
+        if epoch != drawn:
+            order, drawn = np.random.default_rng((seed, epoch)).permutation(num_samples), epoch
+        indices = order[place * global_batch_size : (place + 1) * global_batch_size]
+        yield GlobalBatch(step, epoch + (place + 1) / per_epoch, place + 1 == per_epoch, indices)
+
+
+def check_cut(config: BatchConfig, longest: int) -> None:
+    """Check that the longest sequence fits into a micro-batch.
+
+    Args:
+        config: the batch section.
+        longest: tokens of the longest sequence.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    limit = config.token_limit
+    if limit is not None and longest > limit:
+        raise ConfigError(
+            f"batch.micro_batch_tokens={limit} is below the longest sequence, of {longest} tokens; "
+            f"raise it to at least {longest}, or cut texts shorter with data.max_length"
+        )
+
+
+def cut(lengths: Indices, config: BatchConfig, world_size: int) -> list[list[Indices]]:
+    """Cut a set of sequences into micro-batches, the same number on each rank.
+
+    Sorted by length, contiguous, at most `micro_batch_tokens` padded tokens (or `micro_batch_size` sequences) each;
+    the fewest that the ranks can share evenly, and among those the evenest. Where there are fewer sequences than
+    ranks, some micro-batches are empty: those ranks run a sequence that carries no loss.
+
+    Args:
+        lengths: [B] tokens of each sequence.
+        config: the limits.
+        world_size: ranks.
+
+    Returns:
+        For each rank its micro-batches, each the places of its sequences in `lengths`.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    ordered = lengths[order]
+    sizes = _even_chunks(ordered, config, world_size)
+    chunks = np.split(order, np.cumsum(sizes)[:-1])
+    # Dealt out in turns, there and back, so that what runs at the same time is of similar size on every rank.
+    ranks: list[list[Indices]] = [[] for _ in range(world_size)]
+    for number, chunk in enumerate(chunks):
+        turn, seat = divmod(number, world_size)
+        ranks[seat if turn % 2 == 0 else world_size - 1 - seat].append(chunk)
+    return ranks
+
+
+def collate(split: "TokenSplit", rows: Indices, pad_token_id: int, device: torch.device) -> MicroBatch:
+    """Return sequences as tensors, padded on the right to the longest of them.
+
+    Args:
+        split: where the sequences are.
+        rows: [B] their places; none of them stands for one sequence that carries no loss (the first of the split).
+        pad_token_id: what fills up.
+        device: where the tensors go.
+
+    Returns:
+        The micro-batch.
+    """
+    is_dummy = len(rows) == 0
+    rows = np.zeros(1, dtype=np.int64) if is_dummy else rows
+    lengths = split.lengths[rows]
+    width = int(lengths.max())
+    places = np.arange(width) < lengths[:, None]
+    per_token = split.labels.dtype == np.bool_
+    input_ids = _padded(split.tokens, split.offsets[rows], places, pad_token_id)
+    if is_dummy:
+        labels = np.full(input_ids.shape if per_token else 1, IGNORED)
+    elif per_token:
+        labels = np.where(_padded(split.labels, split.offsets[rows], places, 0) == 1, input_ids, IGNORED)
+    else:
+        labels = split.labels[rows]
+    arrays = {
+        "input_ids": input_ids,
+        "labels": labels,
+        "attention_mask": None if places.all() else places,
+        "token_type_ids": None if split.segments is None else _padded(split.segments, split.offsets[rows], places, 0),
+    }
+    return MicroBatch(
+        **{
+            name: torch.as_tensor(array, dtype=torch.int64).to(device, non_blocking=True)
+            for name, array in arrays.items()
+            if array is not None
+        }
+    )
+
+
+def _padded(values: npt.NDArray[Any], starts: Indices, places: npt.NDArray[np.bool_], fill: int) -> Indices:
+    """Lay ragged values out as a matrix, [B, T] int64."""
+    matrix = np.full(places.shape, fill, dtype=np.int64)
+    columns = np.arange(places.shape[1])
+    matrix[places] = values[(starts[:, None] + columns)[places]]
+    return matrix
+
+
+def _even_chunks(ordered: Indices, config: BatchConfig, world_size: int) -> list[int]:
+    """Return the sizes of the chunks; their number is a multiple of the ranks."""
+    if config.token_limit is None:
+        assert config.micro_batch_size is not None
+        num_chunks = max(1, math.ceil(len(ordered) / config.micro_batch_size))
+        num_chunks = math.ceil(num_chunks / world_size) * world_size
+        return [len(part) for part in np.array_split(ordered, num_chunks)]
+    num_chunks = math.ceil(len(_greedy(ordered, config.token_limit)) / world_size) * world_size
+    low, high = int(ordered[0]), config.token_limit
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(_greedy(ordered, middle)) <= num_chunks else (middle + 1, high)
+    sizes = _greedy(ordered, high)
+    while len(sizes) < num_chunks:
+        sizes = _halve_largest(ordered, sizes)
+    return sizes
+
+
+def _greedy(ordered: Indices, limit: int) -> list[int]:
+    """Fill chunks up to `limit` padded tokens; the first of each is its longest."""
+    sizes: list[int] = []
+    start = 0
+    while start < len(ordered):
+        size = max(1, min(limit // int(ordered[start]), len(ordered) - start))
+        sizes.append(size)
+        start += size
+    return sizes
+
+
+def _halve_largest(ordered: Indices, sizes: list[int]) -> list[int]:
+    starts = np.concatenate(([0], np.cumsum(sizes)[:-1]))
+    costs = [size * int(ordered[start]) if size > 1 else 0 for size, start in zip(sizes, starts, strict=True)]
+    if not any(costs):
+        return [*sizes, 0]
+    largest = int(np.argmax(costs))
+    half = sizes[largest] // 2
+    return [*sizes[:largest], sizes[largest] - half, half, *sizes[largest + 1 :]]
+
+
+TRACED_MICRO_BATCHES = 2
+"""A step of many micro-batches is like a step of two: in the second the first one's gradients are there."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The micro-batches of one step on one rank.
+
+    Attributes:
+        batch: sequences in a micro-batch.
+        length: tokens in a sequence, padding included.
+        num_micro_batches: micro-batches in a step.
+        is_padded: whether the shorter sequences need a mask.
+    """
+
+    batch: int
+    length: int
+    num_micro_batches: int = 1
+    is_padded: bool = False
+
+    @property
+    def traced(self) -> "Shape":
+        """The same with no more micro-batches than have to be traced."""
+        return replace(self, num_micro_batches=min(self.num_micro_batches, TRACED_MICRO_BATCHES))

@@ -1,0 +1,53 @@
+"""How training is distributed: one small protocol, two engines; nobody above asks which one it has."""
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from ftkit.data.batching import MicroBatch
+from ftkit.machine.process import ProcessContext
+
+Tensors = dict[str, torch.Tensor]
+
+
+class Engine(Protocol):
+    """A model and its optimizer, on one process or many. All methods are called by every rank, in the same order."""
+
+    name: str
+    model: nn.Module
+    """The module that was built, wherever its weights are now."""
+    device: torch.device
+    dtype: torch.dtype
+    process: ProcessContext
+
+    def forward(self, micro_batch: MicroBatch, *, is_last: bool = True) -> torch.Tensor:
+        """Return logits, [B, C] or [B, T, V]; `is_last` tells of the last micro-batch of a step."""
+
+    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
+        """Add the gradients of a loss to the sums, which are fp32."""
+
+    def apply_gradients(self, learning_rate: float) -> torch.Tensor:
+        """Sum gradients over ranks, clip, update, clear; return their global norm before clipping."""
+
+    def sum_over_ranks(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the sum of a tensor over all ranks, on every rank."""
+
+    def trainable_state(self) -> Tensors:
+        """Return what trains in fp32, whole, on the CPU of every rank, by name in the model."""
+
+    def load_trainable_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take back what `trainable_state` returned, perhaps on another engine or number of ranks."""
+
+    def optimizer_state(self) -> Tensors:
+        """Return the optimizer's tensors, whole, on the CPU of every rank, as `parameter name/moment`."""
+
+    def load_optimizer_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take back what `optimizer_state` returned."""
+
+    def held_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield what lives between two steps, each with the part of a breakdown that it is, such as `optimizer`."""
+
+    def full_state(self) -> Tensors:
+        """Return all weights, trained and frozen, whole, in the compute dtype, on the CPU of every rank."""

@@ -1,0 +1,1 @@
+"""The machine and its surroundings: processes, hardware, memory, disks, the hub, versions."""

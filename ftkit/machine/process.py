@@ -1,0 +1,254 @@
+"""The place of this process in a job; the only reader of what a launcher sets (RANK, WORLD_SIZE, MASTER_ADDR ...)."""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast
+
+from ftkit.config.tree import Precision
+from ftkit.errors import DeviceError, FtkitError, PeerLostError
+
+if TYPE_CHECKING:
+    import torch
+
+Launcher = Literal["none", "deepspeed", "torchrun"]
+Choice = TypeVar("Choice")
+
+PEER_LOST = re.compile(
+    r"closed by peer|reset by peer|Broken pipe|remote process exited|NCCL communicator was aborted|"
+    r"another rank of this job ended"
+)
+"""What gloo, NCCL and `PeerLostError` say where another rank is gone."""
+
+
+@dataclass(frozen=True)
+class ProcessContext:
+    """One process of a job."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    launcher: Launcher = "none"
+    local_world_size: int = 1
+    """Processes of the job on this machine."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "ProcessContext":
+        """Read what the launcher has set.
+
+        The deepspeed launcher sets CROSS_SIZE beside the usual three (deepspeed/launcher/launch.py); torchrun, and
+        any other that sets the three, is taken for torchrun.
+
+        Args:
+            environment: variables to values.
+
+        Returns:
+            The place; alone where nothing is set.
+
+        Raises:
+            DeviceError: the variables contradict one another or are no numbers.
+        """
+        if "RANK" not in environment:
+            return cls()
+        try:
+            rank, world_size = int(environment["RANK"]), int(environment.get("WORLD_SIZE", "1"))
+            local_rank = int(environment.get("LOCAL_RANK", "0"))
+            # torchrun's name, and that of the deepspeed launcher
+            here = environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or str(world_size)
+            local_world_size = int(here)
+        except ValueError as error:
+            raise DeviceError(f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers ({error}); unset them") from None
+        if not 0 <= rank < world_size:
+            raise DeviceError(f"RANK={rank} is not below WORLD_SIZE={world_size}; start ftkit through a launcher")
+        launcher: Launcher = "deepspeed" if "CROSS_SIZE" in environment else "torchrun"
+        return cls(rank, world_size, local_rank, launcher, local_world_size)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.rank == 0
+
+    @property
+    def device(self) -> "torch.device":
+        """The accelerator of this process, else the CPU."""
+        import torch
+
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        if accelerator is None:
+            return torch.device("cpu")
+        if self.local_rank >= torch.accelerator.device_count():
+            raise DeviceError(
+                f"local rank {self.local_rank} has no device: this machine has {torch.accelerator.device_count()}; "
+                "start at most one process per device"
+            )
+        return torch.device(accelerator.type, self.local_rank)
+
+
+def join(process: ProcessContext) -> None:
+    """Start the process group of the job, once; a process alone forms a group of one.
+
+    Args:
+        process: the place of this process.
+    """
+    import torch
+    from torch import distributed
+
+    if distributed.is_initialized():
+        return
+    device = process.device
+    if device.type != "cpu":
+        torch.accelerator.set_device_index(device.index)
+    backend = "nccl" if device.type == "cuda" else distributed.get_default_backend_for_device(device)
+    if process.world_size > 1:
+        distributed.init_process_group(backend)
+    else:
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it even where nothing was launched
+        store = distributed.HashStore()  # type: ignore[attr-defined]  # documented, but not in its __all__
+        distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+
+
+def leave() -> None:
+    """End the process group, if there is one.
+
+    The ranks go together: one that goes while another still talks to it breaks that one's connection. A rank on which
+    an exception is on its way does not wait, since the others will never come.
+    """
+    from torch import distributed
+
+    if distributed.is_initialized():
+        if sys.exc_info()[0] is None and distributed.get_world_size() > 1:
+            distributed.barrier()
+        distributed.destroy_process_group()
+    if "RANK" not in os.environ:  # so it is `join` that set the other
+        os.environ.pop("LOCAL_RANK", None)
+
+
+@contextmanager
+def joined(process: ProcessContext) -> Iterator[None]:
+    """Be in the process group of the job.
+
+    Args:
+        process: the place of this process.
+
+    Raises:
+        PeerLostError: another rank ended while this one worked with it.
+    """
+    join(process)
+    try:
+        yield
+    except RuntimeError as error:
+        if PEER_LOST.search(str(error)):
+            raise PeerLostError("another rank of this job ended early; its own message says why") from error
+        raise
+    finally:
+        leave()
+
+
+def first_decides(process: ProcessContext, choose: Callable[[], Choice]) -> Choice:
+    """Return on every rank what the first one chooses.
+
+    Args:
+        process: the place of this process; every process of the job calls this.
+        choose: called on the first rank only.
+
+    Returns:
+        The choice.
+
+    Raises:
+        FtkitError: what `choose` raised, on every rank.
+    """
+    if process.world_size == 1:
+        return choose()
+    from torch import distributed
+
+    said: list[Any] = [None, None]
+    if process.is_main:
+        try:
+            said[0] = choose()
+        except FtkitError as error:  # the others wait for a word
+            said[1] = error
+    distributed.broadcast_object_list(said, src=0)
+    choice, mistake = said
+    if mistake is not None:
+        raise mistake
+    return cast("Choice", choice)
+
+
+def is_one_of_several(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether a launcher started this process beside others."""
+    return environment.get("WORLD_SIZE", "1") != "1"
+
+
+def rendezvous(environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
+    """Return the address and the port where the ranks of this job met.
+
+    Args:
+        environment: variables to values; a launcher of several ranks has set MASTER_ADDR and MASTER_PORT.
+    """
+    return environment["MASTER_ADDR"], environment["MASTER_PORT"]
+
+
+def end_now(code: int) -> NoReturn:
+    """End a process of a launcher at once, without the interpreter's clean-up.
+
+    DeepSpeed and the model's parameters hold the process group, so its threads are alive to the very end. One that
+    lets go of a tensor while the interpreter shuts down asks for its lock and is ended for it, which aborts the
+    process: "terminate called without an active exception", exit code -6, in place of the code that tells why.
+
+    Args:
+        code: what the process exits with.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def end_if_launched(environment: Mapping[str, str] = os.environ) -> None:
+    """End a launcher's process whose work is done, before the interpreter's clean-up can abort it; see `end_now`."""
+    if "RANK" in environment:
+        end_now(0)
+
+
+def resolve_precision(precision: Precision, device: "torch.device") -> "torch.dtype":
+    """Return what `precision` means on a device.
+
+    `auto` is bf16 on a GPU that has it and on a CPU that is quick at it (AVX512-BF16 or AMX), fp16 on any other GPU
+    (T4, V100), fp32 on any other CPU.
+
+    Args:
+        precision: the configured word.
+        device: where the weights will be.
+
+    Returns:
+        The dtype of weights and activations.
+
+    Raises:
+        DeviceError: fp16 on a CPU, or bf16 on a GPU without it.
+    """
+    import torch
+
+    names = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+    if device.type == "cpu":
+        if precision == "fp16":
+            raise DeviceError("fp16 on a CPU is slower than fp32 by orders of magnitude; choose bf16, fp32 or auto")
+        capabilities = torch.backends.cpu.get_cpu_capability()
+        quick = capabilities.startswith("AVX512") and _cpu_has_bf16()
+        return names["bf16" if quick else "fp32"] if precision == "auto" else names[precision]
+    has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "bf16" and not has_bf16:
+        raise DeviceError(f"{torch.cuda.get_device_name(device)} has no bf16; choose fp16 or auto")
+    return names["bf16" if has_bf16 else "fp16"] if precision == "auto" else names[precision]
+
+
+def precision_name(dtype: "torch.dtype") -> str:
+    """Return `fp16`, `bf16` or `fp32` for a dtype."""
+    return {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}[str(dtype).removeprefix("torch.")]
+
+
+def _cpu_has_bf16() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.is_file() and any(flag in cpuinfo.read_text() for flag in ("avx512_bf16", "amx_bf16"))

@@ -1,0 +1,1 @@
+"""Models: where they come from, how they are built, and what a method makes of them."""

@@ -1,0 +1,225 @@
+"""4-bit weights and 8-bit or paged AdamW; the only importer of bitsandbytes."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache, wraps
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from ftkit.config.tree import OptimizerConfig, Qlora
+from ftkit.errors import DependencyError, ModelError
+
+_LINEAR = ("Linear4bit", "Conv1D", "FalconLinear")
+"""Classes that do as a linear layer does; GPT-2's Conv1D holds its weight transposed."""
+
+
+def quantize(model: nn.Module, method: Qlora, dtype: torch.dtype, keep: Iterable[str]) -> None:
+    """Replace the linear layers of a model, in place, by 4-bit ones.
+
+    Embeddings, norms and the modules in `keep` stay as they are: nothing is upcast. The packed weights are stored in
+    the compute dtype, so that ZeRO-3 can partition them like any other (bnb's `quant_storage`).
+
+    Args:
+        model: with weights on the device where they shall be quantized, or on `meta`.
+        method: the 4-bit type.
+        dtype: what the layers compute in.
+        keep: names of modules that are not to be quantized, with all below them.
+
+    Raises:
+        ModelError: the model has no linear layer.
+        DependencyError: bitsandbytes is missing.
+    """
+    kept = tuple(keep)
+    linear = [
+        (name, module)
+        for name, module in model.named_modules()
+        if is_linear(module) and not any(name == one or name.startswith(f"{one}.") for one in kept)
+    ]
+    if not linear:
+        raise ModelError(f"{type(model).__name__} has no linear layer to quantize; choose method lora")
+    for name, module in linear:
+        model.set_submodule(name, _linear_4bit(module, method, dtype))
+    # PEFT asks this attribute which kind of adapter layer fits (peft/tuners/lora/bnb.py, dispatch_bnb_4bit).
+    cast(Any, model).is_loaded_in_4bit = True
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Return whether a module multiplies by one weight matrix and adds a bias, in 4 bits or not.
+
+    By the class itself: others that derive from a linear layer do something else, such as choose experts.
+    """
+    return type(module) is nn.Linear or type(module).__name__ in _LINEAR
+
+
+def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Return an AdamW of bitsandbytes: moments in 8 bits, or paged, or both.
+
+    Args:
+        groups: parameter groups with their own `weight_decay`.
+        config: the optimizer section; its name chooses.
+
+    Returns:
+        The optimizer. Without a GPU a paged one keeps its moments in ordinary memory.
+    """
+    library = _library()
+    kind = {
+        "adamw_8bit": library.optim.AdamW8bit,
+        "paged_adamw": library.optim.PagedAdamW32bit,
+        "paged_adamw_8bit": library.optim.PagedAdamW8bit,
+    }[config.name]
+    optimizer = kind(groups, lr=0.0, betas=config.betas, eps=config.epsilon, weight_decay=config.weight_decay)
+    return cast(torch.optim.Optimizer, optimizer)
+
+
+def is_packed_type(parameter: torch.Tensor) -> bool:
+    """Return whether a parameter is, or is to become, a 4-bit weight."""
+    return type(parameter).__name__ == "Params4bit"
+
+
+def pack_without_values(parameter: Any, weight: torch.Tensor) -> nn.Parameter:
+    """Return the 4-bit weight that quantizing would make, its values left open; for plans.
+
+    Args:
+        parameter: a 4-bit weight that has not been quantized.
+        weight: [out, in] an empty tensor of its shape, which says where the new ones go.
+
+    Returns:
+        The packed weight with its constants: two values in a byte, an fp32 scale for each block of 64, itself in 8 bits
+        with a second scale for each 256 where statistics are compressed (Dettmers et al. 2023; quantize_4bit).
+    """
+    library = _library()
+    state_type = library.functional.QuantState
+    elements, blocksize = weight.numel(), parameter.blocksize
+    blocks = -(-elements // blocksize)
+    packed = weight.new_empty((-(-elements // 2) // parameter.quant_storage.itemsize, 1), dtype=parameter.quant_storage)
+    constants: dict[str, Any] = {"absmax": weight.new_empty(blocks, dtype=torch.float32)}
+    if parameter.compress_statistics:
+        second = state_type(
+            absmax=weight.new_empty(-(-blocks // 256), dtype=torch.float32),
+            code=weight.new_empty(256, dtype=torch.float32),
+            blocksize=256,
+            dtype=torch.float32,
+        )
+        constants = {
+            "absmax": weight.new_empty(blocks, dtype=torch.uint8),
+            "offset": weight.new_empty((), dtype=torch.float32),
+            "state2": second,
+        }
+    state = state_type(
+        shape=weight.shape,
+        dtype=weight.dtype,
+        blocksize=blocksize,
+        code=weight.new_empty(16, dtype=torch.float32),
+        quant_type=parameter.quant_type,
+        **constants,
+    )
+    parameter.module.quant_state = state
+    # A fake tensor has a class of its own, so what makes it a 4-bit weight is set on an ordinary parameter.
+    new = nn.Parameter(packed, requires_grad=False)
+    vars(new).update(vars(parameter), quant_state=state, bnb_quantized=True)
+    return new
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Let the optimizers start where tensors have no values: their table of 8-bit numbers is left open."""
+    functional = _library().functional
+    table, functional.create_dynamic_map = functional.create_dynamic_map, lambda **_: torch.empty(256)
+    try:
+        yield
+    finally:
+        functional.create_dynamic_map = table
+
+
+def state_tensors(state: Any) -> dict[str, torch.Tensor]:
+    """Return the constants of a 4-bit weight by name."""
+    found = {"absmax": state.absmax, "code": state.code}
+    if state.nested:
+        found |= {"offset": state.offset, "state2.absmax": state.state2.absmax, "state2.code": state.state2.code}
+    return found
+
+
+def _linear_4bit(module: nn.Module, method: Qlora, dtype: torch.dtype) -> nn.Module:
+    """Return the 4-bit twin of a linear layer; Conv1D holds its weight as [in, out] and is transposed."""
+    library = _library()
+    weight = cast(torch.Tensor, module.weight)
+    weight = weight.t().contiguous() if type(module).__name__ == "Conv1D" else weight
+    num_outputs, num_inputs = weight.shape
+    with torch.device("meta"):
+        new: Any = library.nn.Linear4bit(
+            num_inputs,
+            num_outputs,
+            bias=module.bias is not None,
+            compute_dtype=dtype,
+            compress_statistics=method.double_quantization,
+            quant_type=method.quantization,
+            quant_storage=dtype,
+        )
+    new.weight = library.nn.Params4bit(
+        weight.detach(),
+        requires_grad=False,
+        compress_statistics=method.double_quantization,
+        quant_type=method.quantization,
+        quant_storage=dtype,
+        module=new,
+    )
+    new.bias = module.bias
+    # On a CPU, evaluation would repack the weight in place: ZeRO-3 loses such a change, and training would go on
+    # with the other layout (bitsandbytes/nn/modules.py, Linear4bit.forward).
+    new.support_avx512bf16_for_cpu = False
+    # Moving to a device is what quantizes (bitsandbytes/nn/modules.py, Params4bit.to).
+    return cast(nn.Module, new if weight.is_meta else new.to(weight.device))
+
+
+def preload() -> None:
+    """Import bitsandbytes, if it is there, before somebody else does so slowly; see `_compiling_later`."""
+    with contextlib.suppress(DependencyError):
+        _library()
+
+
+def _library() -> ModuleType:
+    try:
+        with _compiling_later():
+            import bitsandbytes
+    except ImportError:
+        raise DependencyError("4-bit weights and 8-bit AdamW need bitsandbytes: pip install bitsandbytes") from None
+    return bitsandbytes
+
+
+@contextmanager
+def _compiling_later() -> Iterator[None]:
+    """Let functions be compiled when they are first called.
+
+    bitsandbytes decorates its fallback kernels with torch.compile, which loads the whole compiler at once: a second of
+    every start, for kernels that most runs never call (bitsandbytes/backends/default/ops.py).
+    """
+    compile_now = torch.compile
+
+    def compile_later(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+        compiled = cache(lambda: compile_now(function, **settings))
+
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return compiled()(*args, **kwargs)
+
+        return call
+
+    torch.compile = cast(Any, compile_later)
+    try:
+        yield
+    finally:
+        torch.compile = compile_now
+
+
+def hidden_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the tensors of a model that are neither parameters nor buffers: the constants of 4-bit weights."""
+    found: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters():
+        state = getattr(parameter, "quant_state", None)
+        if state is not None:
+            found |= {f"{name}.{key}": tensor for key, tensor in state_tensors(state).items()}
+    return found

@@ -1,0 +1,149 @@
+"""Models in GGUF, dequantized once into a folder of safetensors, which loads in a second; the only importer of gguf.
+
+What transformers makes of a GGUF file takes half a minute for a small one, believes that it is quantized, and cannot
+be saved. So the first run converts, into the cache (`ftkit.disk.cache_folder`), and all others load what it left there.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+
+from ftkit.errors import DependencyError, DeviceError, ModelError
+from ftkit.machine.disk import CACHE_VARIABLE, cache_folder, written_aside
+from ftkit.models.source import Source, explained_loading, load_tokenizer
+
+_VERSION = 1
+"""Of what is made of a file; another one is made anew."""
+_ELSEWHERE = f"set {CACHE_VARIABLE} to a folder on another disk"
+_WHOLE = {"F32": torch.float32, "F16": torch.float16}
+"""Matrices that are not quantized keep their type; what is dequantized has fewer digits than bf16 holds."""
+
+
+def as_safetensors(source: Source, note: Callable[[str], None]) -> Source:
+    """Return a source of safetensors: the same one, or the folder that its GGUF file has been converted to.
+
+    Processes that ask at once convert once: the others wait.
+
+    Args:
+        source: where a model is.
+        note: told what takes so long.
+
+    Returns:
+        A source without a GGUF file.
+
+    Raises:
+        ModelError: the file is damaged or of an architecture that transformers cannot read.
+        DependencyError: the package gguf is missing.
+        DeviceError: the cache cannot be written.
+    """
+    if source.gguf_file is None:
+        return source
+    file = _file(source)
+    target = _target(file)
+    if not target.is_dir():
+        with _locked(target, note):
+            if not target.is_dir():
+                note(f"converting {file.name} to safetensors, once, in {target}")
+                with written_aside(target, _ELSEWHERE) as aside:
+                    _convert(source, file, aside)
+    return Source(str(target))
+
+
+def if_converted(source: Source) -> Source:
+    """Return the folder that a GGUF file has been converted to where there is one, else the source as it is."""
+    if source.gguf_file is None:
+        return source
+    target = _target(_file(source))
+    return Source(str(target)) if target.is_dir() else source
+
+
+def _file(source: Source) -> Path:
+    from transformers.utils.hub import cached_file
+
+    assert source.gguf_file is not None
+    with explained_loading(source, source.gguf_file):
+        return Path(str(cached_file(source.name, source.gguf_file, revision=source.revision)))
+
+
+def _target(file: Path) -> Path:
+    """Return the place of a file's conversion, which its content decides, whatever its name."""
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    return cache_folder() / "gguf" / f"{digest[:32]}-{_VERSION}"
+
+
+@contextlib.contextmanager
+def _locked(target: Path, note: Callable[[str], None]) -> Iterator[None]:
+    """Hold a lock that ends with the process that holds it."""
+    lock = filelock.FileLock(target.with_name(f"{target.name}.lock"))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        note(f"another process converts this model; waiting for it ({lock.lock_file})")
+        lock.acquire()
+    except OSError as error:
+        raise DeviceError(f"cannot write {target.parent}: {error.strerror}; {_ELSEWHERE}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _convert(source: Source, file: Path, folder: Path) -> None:
+    """Write weights, configuration and tokenizer of a GGUF file as transformers would have saved them."""
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    dtype = _matrix_dtype(file)
+    with explained_loading(source, source.gguf_file or ""), _hushed():
+        packed = AutoModelForCausalLM.from_pretrained(
+            source.name, dtype=dtype, quantization_config=GgufConfig(dequantize=True), **source.arguments
+        )
+        tokenizer = load_tokenizer(source)
+    model = _unquantized(packed)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    made = {"file": file.name, "dtype": str(dtype), "transformers": metadata.version("transformers")}
+    (folder / "converted.json").write_text(json.dumps(made, indent=2), encoding="utf-8")
+
+
+def _matrix_dtype(file: Path) -> torch.dtype:
+    """Return what the matrices of a file are kept in."""
+    try:
+        from gguf import GGUFReader
+    except ImportError:
+        raise DependencyError(f"{file.name} needs the package gguf: pip install 'ftkit[gguf]'") from None
+    try:
+        kinds = {tensor.tensor_type.name for tensor in GGUFReader(file).tensors if len(tensor.shape) > 1}
+    except (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{file} is no whole GGUF file ({reason}); copy or download it again") from None
+    return _WHOLE.get(kinds.pop(), torch.bfloat16) if len(kinds) == 1 else torch.bfloat16
+
+
+def _unquantized(packed: Any) -> Any:
+    """Move dequantized weights into a fresh model: the one that was loaded believes that it is quantized."""
+    config = packed.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        model = type(packed)(config).to(packed.dtype)
+    model.load_state_dict(packed.state_dict(), assign=True)
+    model.tie_weights()
+    return model
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep transformers' two progress bars, which it draws whatever its verbosity."""
+    with contextlib.nullcontext() if os.environ.get("FTKIT_VERBOSE") else contextlib.redirect_stderr(io.StringIO()):
+        yield

@@ -1,0 +1,1 @@
+"""The methods: one file each, holding all that sets it apart from the others."""

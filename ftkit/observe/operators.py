@@ -1,0 +1,57 @@
+"""What an operator computes and moves, told by its name and its arguments."""
+
+from functools import cache
+from typing import Any
+
+import torch
+
+from ftkit.observe.tape import OpKey
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return a dtype's name, such as `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
+
+
+@cache
+def kind_of(func: Any) -> str:
+    """Return `free` for an operator that makes nothing and moves nothing, `view` or `work` for the others."""
+    name = str(func)
+    if name.startswith("prim.") or "sym_" in name:
+        return "free"
+    if getattr(func, "is_view", False) or name.startswith(("aten.detach", "aten._unsafe_view", "aten.empty")):
+        return "view"
+    return "work"
+
+
+def op_key(name: str, args: tuple[Any, ...], out: Any) -> OpKey:
+    """Return what a call of an operator costs.
+
+    Args:
+        name: of the operator.
+        args: its arguments.
+        out: what it made.
+    """
+    moved, dtype = 0, ""
+    for value in (*args, out):
+        for tensor in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(tensor, torch.Tensor):
+                moved += tensor.numel() * tensor.element_size()
+                dtype = dtype or (dtype_name(tensor.dtype) if tensor.is_floating_point() else "")
+    return name, _flops(name, args), moved, dtype
+
+
+def _flops(name: str, args: tuple[Any, ...]) -> int:
+    """Return the FLOPs of an operator, a multiplication and an addition counting two; 0 for what only moves bytes."""
+    name = name.partition(".")[0]
+    if name in ("mm", "bmm", "addmm", "baddbmm"):
+        left, right = (args[0], args[1]) if name in ("mm", "bmm") else (args[1], args[2])
+        return 2 * int(left.numel()) * int(right.shape[-1])
+    if name.startswith("gemm_4bit"):  # the input, the packed weight, the weight's shape (bitsandbytes/_ops.py)
+        return 2 * int(args[0].numel()) * int(args[2][0])
+    if "scaled_dot_product" in name:
+        backward = "backward" in name
+        query, key = (args[1], args[2]) if backward else (args[0], args[1])
+        products = 5 if backward else 2  # the backward recomputes the scores and multiplies four times more
+        return 2 * products * int(query.numel()) * int(key.shape[-2])
+    return 0

@@ -1,0 +1,251 @@
+"""Find the peaks of a tape: the worst moment of each phase, what it is made of, and the timeline of a step.
+
+A plan and a profile read their tapes here, so that both count by the same rules.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from ftkit.observe.allocator import round_size
+from ftkit.observe.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Birth, Tape
+from ftkit.records.schema import LiveTensor, MemoryBreakdown, TimelineLine
+
+_POINTS = 600
+_LARGEST = 10
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The worst moment.
+
+    Attributes:
+        active_bytes: live storages, rounded as the allocator rounds them.
+        breakdown: its parts.
+        phase: `load`, `forward`, `backward` or `optimizer`.
+        step: the optimizer step, from 1.
+        module: the innermost module at work, empty where none is.
+        layer: the layer at work, from 0.
+    """
+
+    active_bytes: int
+    breakdown: MemoryBreakdown
+    phase: str
+    step: int
+    module: str
+    layer: int | None
+
+
+_ROLES = {"trainable": "parameter", "constant": "parameter", "input": "buffer"}
+"""What was named on the tape, and the part of a breakdown that it is; any other name is one already."""
+
+
+def kinds(tape: Tape) -> list[str]:
+    """Return for each storage the part of a breakdown that it belongs to, judged by when it was born and died.
+
+    What a forward leaves behind for the backward is an activation, and so is what a recomputation makes; what a
+    backward leaves behind is a gradient; what the optimizer leaves behind, or made while loading, is its
+    state. The rest is temporary.
+    """
+    survived = _survivors(tape)
+    return [_kind(number, birth, survived) for number, birth in enumerate(tape.births)]
+
+
+def find_peak(tape: Tape, rounding: Callable[[int], int] = round_size) -> Peak:
+    """Return the worst moment of a tape.
+
+    Args:
+        tape: of whole steps.
+        rounding: bytes asked to bytes taken; the CUDA allocator's by default.
+
+    Returns:
+        The first moment at which most bytes were live.
+    """
+    worst, at = 0, -1
+    for place, live in enumerate(tape.live_bytes(rounding)):
+        if live > worst:
+            worst, at = live, place
+    parts = dict.fromkeys(MemoryBreakdown.model_fields, 0)
+    names = kinds(tape)
+    for storage in live_at(tape, at):
+        parts[f"{names[storage]}_bytes"] += rounding(tape.births[storage].size)
+    if at < 0:
+        return Peak(0, MemoryBreakdown(), LOAD, 0, "", None)
+    last = tape.births[tape.events[at][0]]
+    return Peak(worst, MemoryBreakdown(**parts), last.phase, last.step, last.module, tape.events[at][1])
+
+
+def allocator_events(tape: Tape) -> list[tuple[int, int]]:
+    """Return the tape as the allocator model reads it: (storage, bytes) for births, (storage, -1) for deaths."""
+    return [
+        (event, tape.births[event].size) if event >= 0 else (~event, -1)
+        for event, _ in tape.events
+        if tape.births[event if event >= 0 else ~event].size
+    ]
+
+
+def _survivors(tape: Tape) -> set[int]:
+    """Return the storages that outlived the phase they were born in."""
+    survived: set[int] = set()
+    begin = 0
+    for place, _ in [*tape.marks, (len(tape.events), "")]:
+        born: set[int] = set()
+        for event, _ in tape.events[begin:place]:
+            if event >= 0:
+                born.add(event)
+            else:
+                born.discard(~event)
+        survived |= born
+        begin = place
+    return survived
+
+
+def _kind(number: int, birth: Birth, survived: set[int]) -> str:
+    if birth.role:
+        return _ROLES.get(birth.role, birth.role)
+    if birth.phase == LOAD:
+        return "optimizer"
+    if birth.recomputed or (birth.phase == FORWARD and number in survived):
+        return "activation"
+    if number not in survived:
+        return "temporary"
+    return {BACKWARD: "gradient", OPTIMIZER: "optimizer"}.get(birth.phase, "temporary")
+
+
+def live_at(tape: Tape, place: int) -> set[int]:
+    """Return the storages that live after the event at `place`."""
+    live: set[int] = set()
+    for event, _ in tape.events[: place + 1]:
+        if event >= 0:
+            live.add(event)
+        else:
+            live.discard(~event)
+    return live
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The live bytes after an event of a tape."""
+
+    place: int
+    phase: str
+    by_kind: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        """The live bytes of all kinds."""
+        return sum(self.by_kind)
+
+
+def moments(tape: Tape, names: Sequence[str], order: Sequence[str]) -> Iterator[Moment]:
+    """Walk through a tape.
+
+    Args:
+        tape: of whole steps.
+        names: the kind of each storage.
+        order: the kinds, in the order of `by_kind`.
+
+    Yields:
+        What lives after each event, by kind.
+    """
+    live = [0] * len(order)
+    index = {kind: position for position, kind in enumerate(order)}
+    ends = [*tape.marks, (len(tape.events), tape.marks[-1][1] if tape.marks else "")]
+    current = 0
+    for place, (event, _) in enumerate(tape.events):
+        while ends[current][0] <= place:
+            current += 1
+        storage = event if event >= 0 else ~event
+        size = tape.births[storage].size
+        live[index[names[storage]]] += size if event >= 0 else -size
+        yield Moment(place, ends[current][1], tuple(live))
+
+
+@dataclass(frozen=True)
+class CountedPeak:
+    """The moment of a phase at which most bytes live, the first of several.
+
+    Attributes:
+        active_bytes: how many.
+        breakdown: what they are.
+        largest: the ten largest storages then, the largest first.
+    """
+
+    active_bytes: int
+    breakdown: MemoryBreakdown
+    largest: tuple[LiveTensor, ...]
+
+
+def phase_peaks(tape: Tape, layers: Mapping[str, int]) -> dict[str, CountedPeak]:
+    """Return the peak of each phase, over all steps.
+
+    Args:
+        tape: of whole steps.
+        layers: module name of a layer to its number on the tape.
+
+    Returns:
+        Phase to its peak, in the order in which the phases began.
+    """
+    names = kinds(tape)
+    order = sorted(set(names))
+    highest: dict[str, Moment] = {}
+    for moment in moments(tape, names, order):
+        known = highest.get(moment.phase)
+        if known is None or moment.total > known.total:
+            highest[moment.phase] = moment
+    return {
+        phase: CountedPeak(
+            moment.total,
+            MemoryBreakdown(**{f"{kind}_bytes": size for kind, size in zip(order, moment.by_kind, strict=True)}),
+            _largest(tape, names, moment.place, layers),
+        )
+        for phase, moment in highest.items()
+    }
+
+
+def _largest(tape: Tape, names: Sequence[str], place: int, layers: Mapping[str, int]) -> tuple[LiveTensor, ...]:
+    """Return the largest storages that live after the event at `place`."""
+    modules = {number: name for name, number in layers.items()}
+    largest = sorted(live_at(tape, place), key=lambda storage: (-tape.births[storage].size, storage))[:_LARGEST]
+    return tuple(
+        LiveTensor(
+            num_bytes=birth.size,
+            kind=names[storage],
+            module=birth.module or modules.get(-1 if birth.layer is None else birth.layer, "outside the layers"),
+            op=birth.op,
+            shape=birth.shape,
+            dtype=birth.dtype,
+        )
+        for storage in largest
+        for birth in [tape.births[storage]]
+    )
+
+
+def timeline(tape: Tape, step: int, rank: int, layers: Mapping[str, int]) -> TimelineLine:
+    """Return the last step of a tape, thinned to what a screen can show; the highest moment of each stretch is kept.
+
+    Args:
+        tape: of whole steps; what it has of loading is left out.
+        step: what that step is called, from 1.
+        rank: of this process.
+        layers: module name of a layer to its number on the tape.
+
+    Returns:
+        The live bytes by kind.
+    """
+    names = kinds(tape)
+    order = sorted(set(names))
+    ends = [place for place, name in tape.marks if name == OPTIMIZER]
+    begins = [place for place, name in tape.marks if name in (LOAD, OPTIMIZER) and place < ends[-1]]
+    begin, end = max(begins, default=0), ends[-1]
+    within = [moment for moment in moments(tape, names, order) if begin <= moment.place < end]
+    stride = max(1, len(within) // _POINTS)
+    stretches = [within[first : first + stride] for first in range(0, len(within), stride)]
+    kept = [max(stretch, key=lambda moment: moment.total) for stretch in stretches]
+    return TimelineLine(
+        step=step,
+        rank=rank,
+        events=tuple(moment.place - begin for moment in kept),
+        phases=tuple(moment.phase for moment in kept),
+        live_bytes={kind: tuple(moment.by_kind[index] for moment in kept) for index, kind in enumerate(order)},
+        largest_tensors=_largest(tape, names, max(within, key=lambda moment: moment.total).place, layers),
+    )

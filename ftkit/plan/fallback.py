@@ -1,0 +1,66 @@
+"""What stands in where a model's code cannot be traced: sizes from its configuration, by a published formula.
+
+State is counted exactly. Activations are those of Korthikanti et al. 2022 (Reducing Activation Recomputation in Large
+Transformer Models, section 4): a layer keeps B T D (34 + 5 H T / D) bytes in half precision, whose second term is
+the score matrix; a layer that recomputes keeps its input, 2 B T D, and one layer at a time is there whole.
+"""
+
+from typing import Any
+
+from ftkit.config.tree import Full, RunConfig
+from ftkit.models.build import checkpointed_layers
+from ftkit.records.schema import MemoryBreakdown
+
+BYTES_PER_VALUE = 34
+SCORES_PER_VALUE = 5
+
+
+def activation_bytes(architecture: Any, batch: int, length: int, itemsize: int, share: float) -> int:
+    """Return the bytes that a forward leaves for its backward.
+
+    Args:
+        architecture: with `hidden_size`, `num_hidden_layers`, `num_attention_heads`.
+        batch: sequences.
+        length: tokens of each.
+        itemsize: bytes of the compute dtype.
+        share: of layers that recompute.
+
+    Returns:
+        Bytes, of all layers.
+    """
+    hidden, heads = int(architecture.hidden_size), int(architecture.num_attention_heads)
+    flags = checkpointed_layers(int(architecture.num_hidden_layers), share)
+    values = batch * length * hidden
+    whole = values * (BYTES_PER_VALUE + SCORES_PER_VALUE * heads * length / hidden) * itemsize / 2
+    num_whole = flags.count(False) + (1 if any(flags) else 0)
+    return int(num_whole * whole + flags.count(True) * values * itemsize)
+
+
+def breakdown(
+    config: RunConfig, architecture: Any, batch: int, length: int, itemsize: int, weights: tuple[int, int]
+) -> MemoryBreakdown:
+    """Return the parts of the peak of a plain step.
+
+    Args:
+        config: the run.
+        architecture: of its model.
+        batch: sequences in a micro-batch.
+        length: tokens of each.
+        itemsize: bytes of the compute dtype.
+        weights: (all elements, elements that train).
+
+    Returns:
+        The parts; logits and their gradient in fp32 are the temporaries.
+    """
+    total, trainable = weights
+    masters = 4 * trainable if itemsize < 4 else 0
+    share = config.model.gradient_checkpointing
+    trains_below = not isinstance(config.method, Full) and trainable == 0
+    rows = batch * length * int(architecture.vocab_size) if config.task == "causal-lm" else 0
+    return MemoryBreakdown(
+        parameter_bytes=total * itemsize,
+        gradient_bytes=4 * trainable,
+        optimizer_bytes=8 * trainable + masters,
+        activation_bytes=0 if trains_below else activation_bytes(architecture, batch, length, itemsize, share),
+        temporary_bytes=rows * (itemsize + 3 * 4),
+    )

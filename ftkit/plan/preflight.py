@@ -1,0 +1,104 @@
+"""Before training: predict the run on this machine, settle its cut, and refuse what would not fit.
+
+The first rank plans; the others hear what it found.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from ftkit.config.tree import RunConfig
+from ftkit.engine.assemble import wants_deepspeed
+from ftkit.errors import DoesNotFitError
+from ftkit.machine.process import ProcessContext, first_decides
+from ftkit.plan.predict import Tapes, predict
+from ftkit.plan.search import as_flags, cures, settled
+from ftkit.plan.shapes import Sequences
+from ftkit.plan.target import Target, find_target
+from ftkit.records.schema import Prediction
+from ftkit.units import format_bytes
+
+
+def plan_first(
+    config: RunConfig,
+    process: ProcessContext,
+    architecture: Any,
+    sequences: Sequences,
+    note: Callable[[str], None],
+) -> tuple[RunConfig, Prediction | None]:
+    """Predict a run on the machine that it is about to run on.
+
+    Args:
+        config: the run.
+        process: the place of this process; every process of the job calls this.
+        architecture: of the model, with its labels.
+        sequences: the data.
+        note: told what was found, in one line.
+
+    Returns:
+        The run with `micro_batch_tokens: auto` replaced by a number, and the prediction; None where planning is off or
+        was not possible.
+
+    Raises:
+        DoesNotFitError: the run is predicted not to fit; the cheapest changes that would are named.
+    """
+    if not config.training.plan_first and config.batch.micro_batch_tokens != "auto":
+        return config, None
+    return first_decides(process, lambda: _plan(config, process, architecture, sequences, note))
+
+
+def _plan(
+    config: RunConfig, process: ProcessContext, architecture: Any, sequences: Sequences, note: Callable[[str], None]
+) -> tuple[RunConfig, Prediction | None]:
+    engine = "deepspeed" if wants_deepspeed(config, process) else "plain"
+    planned = config.model_copy(update={"engine": config.engine.model_copy(update={"name": engine})})
+    target, refusal = _target(process), None
+    try:
+        tapes: Tapes = {}
+        planned = settled(planned, target, architecture, sequences, tapes)
+        config = config.model_copy(update={"batch": planned.batch})
+        prediction = predict(planned, target, architecture, sequences=sequences, tapes=tapes)
+        if config.training.plan_first:
+            refusal = _refusal(planned, target, architecture, sequences, prediction)
+    except Exception as error:  # a planner that fails on an unusual model must not stop its training
+        note(f"warning: no plan for this run ({type(error).__name__}: {' '.join(str(error).split())[:300]})")
+        return _with_number(config), None
+    if refusal is not None:
+        raise DoesNotFitError(refusal)
+    note(_line(prediction))
+    return config, prediction
+
+
+def _target(process: ProcessContext) -> Target:
+    """Return this machine, as the job has it; the host memory of several machines is not known here."""
+    target = find_target(num_devices=process.world_size)
+    return (
+        target if process.local_world_size == process.world_size else replace(target, ram_bytes=None, locked_bytes=None)
+    )
+
+
+def _refusal(
+    config: RunConfig, target: Target, architecture: Any, sequences: Sequences, prediction: Prediction
+) -> str | None:
+    """Return why a run is refused; a formula's word is not enough for that."""
+    if prediction.fits or not (prediction.basis or "").startswith("traced"):
+        return None
+    found = cures(config, target, architecture, sequences=sequences)
+    ways = "; ".join(f"{as_flags(one.changes)} ({format_bytes(one.needed_bytes)})" for one in found)
+    cure = f"what would fit: {ways}" if found else "nothing that ftkit can change makes it fit: take a smaller model"
+    return f"this run {prediction.reason}; {cure}. To run it all the same: --no-plan"
+
+
+def _line(prediction: Prediction) -> str:
+    verdict = "fits" if prediction.fits else f"does not fit: it {prediction.reason}"
+    peak, budget = format_bytes(prediction.peak_process_bytes or 0), format_bytes(prediction.budget_bytes or 0)
+    how = "" if (prediction.basis or "").startswith("traced") else f", {prediction.basis}"
+    return f"plan: {verdict}; {peak} of {budget} in micro-batches of {prediction.micro_batch_size}{how}"
+
+
+def _with_number(config: RunConfig) -> RunConfig:
+    """Return the run with the default cut where no plan could choose one."""
+    if config.batch.micro_batch_tokens != "auto":
+        return config
+    batch = config.batch.model_copy(update={"micro_batch_tokens": config.batch.default_micro_batch_tokens})
+    return config.model_copy(update={"batch": batch})

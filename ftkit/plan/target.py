@@ -1,0 +1,107 @@
+"""Where a run would compute: a GPU of the table, a number of bytes, or this machine."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ftkit.config.tree import Precision
+from ftkit.errors import ConfigError
+from ftkit.machine.hardware import CUDA_CONTEXT_BYTES, Gpu, find_gpu, parse_budget, recognize_gpu, this_machine
+from ftkit.machine.process import precision_name, resolve_precision
+from ftkit.plan.speed import Device, cpu_device, gpu_device
+
+TYPICAL_GPU = "rtx3060"
+"""Whose kernels and speed are taken where only a number of bytes is given."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One node.
+
+    Attributes:
+        name: of the device.
+        device_type: `cuda` or `cpu`: whose way of computing.
+        gpu: the row of the table; None on a CPU.
+        memory_bytes: of one device; on a CPU, of the machine.
+        num_devices: ranks.
+        ram_bytes: of the node; None: not checked.
+        locked_bytes: what may be pinned; None: no limit.
+        num_cpus: cores.
+    """
+
+    name: str
+    device_type: str
+    gpu: Gpu | None
+    memory_bytes: int
+    num_devices: int = 1
+    ram_bytes: int | None = None
+    locked_bytes: int | None = None
+    num_cpus: int = 1
+
+    @property
+    def context_bytes(self) -> int:
+        """What one process takes of the device before any tensor."""
+        return CUDA_CONTEXT_BYTES if self.device_type == "cuda" else 0
+
+    def device(self, precision: str) -> Device:
+        """Return the speed of one device."""
+        if self.gpu is not None:
+            return gpu_device(self.gpu, precision)
+        return cpu_device(max(1, min(torch.get_num_threads(), self.num_cpus // self.num_devices)))
+
+    def resolve_precision(self, precision: Precision) -> str:
+        """Return `fp16`, `bf16` or `fp32`, as training would choose on this device.
+
+        Raises:
+            FtkitError: the device has no such precision.
+        """
+        if self.gpu is None:
+            return precision_name(resolve_precision(precision, torch.device("cpu")))
+        if precision == "bf16" and not self.gpu.has_bf16:
+            raise ConfigError(f"{self.gpu.name} has no bf16; choose fp16 or auto")
+        return ("bf16" if self.gpu.has_bf16 else "fp16") if precision == "auto" else precision
+
+
+def find_target(
+    gpu: str | None = None, num_devices: int = 1, memory_budget: str | None = None, ram_budget: str | None = None
+) -> Target:
+    """Return the target that flags name; this machine where they name none.
+
+    Args:
+        gpu: a name of the table.
+        num_devices: ranks.
+        memory_budget: bytes of one device, such as `8GiB`; overrides the table's.
+        ram_budget: bytes of host memory.
+
+    Returns:
+        The target.
+
+    Raises:
+        ConfigError: an unknown GPU, or a budget that is none.
+    """
+    if num_devices < 1:
+        raise ConfigError(f"--gpus {num_devices} is no number of devices; give 1 or more")
+    ram = parse_budget(ram_budget) if ram_budget else None
+    budget = parse_budget(memory_budget) if memory_budget else None
+    if gpu is None and budget is None:
+        return _here(num_devices, ram)
+    row = find_gpu(gpu or TYPICAL_GPU)
+    name = row.name if gpu else f"a GPU with {memory_budget}"
+    return Target(name, "cuda", row, budget or row.memory_bytes, num_devices, ram)
+
+
+def _here(num_devices: int, ram: int | None) -> Target:
+    machine = this_machine()
+    ram = ram or machine.memory_bytes
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        row = _row(properties.name)
+        memory = int(properties.total_memory)
+        return Target(properties.name, "cuda", row, memory, num_devices, ram, machine.locked_bytes, machine.num_cpus)
+    share = ram // num_devices
+    return Target("cpu", "cpu", None, share, num_devices, ram, machine.locked_bytes, machine.num_cpus)
+
+
+def _row(name: str) -> Gpu:
+    """Return the table's row for a name that the driver gives, such as `NVIDIA A100-SXM4-40GB`."""
+    return recognize_gpu(name) or find_gpu(TYPICAL_GPU)

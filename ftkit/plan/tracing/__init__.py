@@ -1,0 +1,1 @@
+"""The real training step traced on tensors without values."""

@@ -1,0 +1,265 @@
+"""What a CUDA device would do differently, put right on a machine that has none.
+
+Fake tensors say they are on the CPU, and torch then takes the CPU's way. Four ways differ in memory, and each is put
+right here by calling the operator that CUDA would call:
+
+- dropout: CUDA makes one result and one bool mask (`native_dropout`); the CPU makes a float mask.
+- attention: CUDA has the flash and memory-efficient kernels, which keep query, key, value, result and a log-sum-exp.
+- layer norm: CUDA keeps mean and deviation in fp32; the CPU keeps them in the dtype of the input.
+- 4-bit matrices: CUDA unpacks the whole weight before it multiplies (bitsandbytes/backends/cuda/ops.py).
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.nn import functional
+
+from ftkit.machine.hardware import Gpu
+
+FLASH_MAX_HEAD = 256
+"""Flash attention's widest head (torch, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp)."""
+MASK_ALIGNMENT = 16
+"""The memory-efficient kernel wants rows of the mask to be multiples of this many elements (the same file)."""
+TILE = 64
+"""Rows that the memory-efficient kernel's backward takes at a time."""
+REGISTER_HEAD = 128
+"""The widest head in half precision whose gradients both kernels keep in registers."""
+HALF_BYTES = 2
+"""Of an element in half precision."""
+
+NUM_WORKSPACES = 2
+"""cuBLAS workspaces in training: the thread of the forward has a handle, and autograd's thread has another."""
+
+
+@contextmanager
+def cuda_semantics(gpu: Gpu | None = None) -> Iterator[None]:
+    """Let torch choose what it would choose on CUDA.
+
+    Args:
+        gpu: decides whether there is a flash kernel; None: there is.
+    """
+    has_flash = gpu is None or gpu.has_flash_attention
+
+    def attention(*args: Any, **kwargs: Any) -> torch.Tensor:
+        return _attention(has_flash, *args, **kwargs)
+
+    with ExitStack() as stack:
+        # Patched and not overridden by a mode: in checkpoint's recomputation modes are not active.
+        stack.enter_context(mock.patch.object(functional, "dropout", _dropout))
+        stack.enter_context(mock.patch.object(torch, "dropout", lambda x, p, train: _dropout(x, p, train)))
+        stack.enter_context(mock.patch.object(functional, "scaled_dot_product_attention", attention))
+        # The fused optimizer, which CUDA has, is refused on `meta` by name; torch.optim hides the module's own name.
+        adam = import_module("torch.optim.adam")
+        stack.enter_context(mock.patch.object(adam, "_device_dtype_check_for_fused", _accept))
+        yield
+
+
+@contextmanager
+def unpacked_batches() -> Iterator[None]:
+    """Answer for transformers what it would read from values: no sequence is packed of several.
+
+    With fake tensors it supposes that they may be, and then makes a mask that training does not have
+    (transformers/masking_utils.py, find_packed_sequence_indices).
+    """
+    if find_spec("transformers.masking_utils") is None:  # before 4.53, which did not ask
+        yield
+        return
+    from transformers import masking_utils
+
+    # A function and no return_value: a Mock would keep the tensors that it was called with alive.
+    with mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda _: None):  # noqa: PT008  # as said
+        yield
+
+
+def storage_size(op: str, number: int, tensor: torch.Tensor) -> int:
+    """Return the bytes that an output's storage has on CUDA.
+
+    Args:
+        op: the operator's name.
+        number: which of its outputs.
+        tensor: the output.
+    """
+    if number > 0 and op.startswith("native_layer_norm."):
+        return tensor.numel() * 4
+    return int(tensor.untyped_storage().nbytes())
+
+
+def scratch_size(op: str, args: tuple[Any, ...]) -> tuple[int, ...]:
+    """Return the bytes of each tensor that an operator holds on CUDA beside its results until its end.
+
+    Args:
+        op: the operator's name.
+        args: its arguments.
+    """
+    find = _SCRATCH.get(op.partition(".")[0])
+    return () if find is None else find(args)
+
+
+def _unpacked_weight(args: tuple[Any, ...]) -> tuple[int, ...]:
+    rows, columns = args[2]
+    return (int(rows * columns * args[0].element_size()),)
+
+
+def _softmax_backward(args: tuple[Any, ...]) -> tuple[int, ...]:
+    """Return the product of gradient and result (torch, aten/src/ATen/native/cuda/SoftMax.cu).
+
+    https://github.com/pytorch/pytorch/blob/v2.9.0/aten/src/ATen/native/cuda/SoftMax.cu, softmax_backward_cuda_out
+    """
+    grad, out = args[:2]
+    return (grad.numel() * max(grad.element_size(), out.element_size()),)
+
+
+def _flash_backward(args: tuple[Any, ...]) -> tuple[int, ...]:
+    """Return what flash attention's backward holds.
+
+    Sums over the rows and the gradient of the query in fp32; gradients of key and value for each head of the query
+    where heads are grouped; the gradient of the result in one piece.
+    https://github.com/pytorch/pytorch/blob/v2.9.0/aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp,
+    mha_bwd
+    """
+    grad, query, key = args[:3]
+    batch, heads, length, width = query.shape
+    rows = batch * heads * _round_up(length, 128)
+    sizes = [4 * rows, 4 * rows * _round_up(width, 32 if width <= REGISTER_HEAD else 64)]
+    if key.shape[1] != heads:
+        sizes += 2 * [key.shape[0] * key.shape[2] * heads * width * key.element_size()]
+    return (*sizes, *_one_piece(grad))
+
+
+def _efficient_backward(args: tuple[Any, ...]) -> tuple[int, ...]:
+    """Return what memory-efficient attention's backward holds.
+
+    Sums over the rows in fp32, of a product in fp32 where the kernel does not make them; the gradient of the query in
+    fp32, in whole tiles; those of key and value for heads too wide for registers; the gradient of the result in one
+    piece. Tiles have 64 rows; columns are those that a tile takes of the key.
+    https://github.com/pytorch/pytorch/blob/v2.9.0/aten/src/ATen/native/transformers/cuda/attention_backward.cu and
+    mem_eff_attention/kernel_backward.h, workspace_size; mem_eff_attention/kernels/generate_kernels.py: which tiles
+    """
+    grad, query, key = args[:3]
+    batch, heads, length, width = query.shape
+    is_half = query.element_size() == HALF_BYTES
+    fits = is_half and width <= REGISTER_HEAD
+    columns = REGISTER_HEAD if fits and width > TILE else TILE
+    per_head = _round_up(length, TILE) * _round_up(width, columns)
+    if is_half and not fits:
+        splits = max(1, min(-(-key.shape[2] // TILE), 200 // (batch * heads)))
+        per_head += 2 * splits * TILE * _round_up(width, TILE)
+    sums = 4 * batch * heads * length
+    workspace = 4 * batch * heads * per_head
+    if is_half:
+        return (sums, workspace, *_one_piece(grad))
+    # The product is gone before the workspace is there.
+    return (sums, max(workspace, sums * args[3].shape[-1]), *_one_piece(grad))
+
+
+def _one_piece(grad: torch.Tensor) -> tuple[int, ...]:
+    """Return the copy of a gradient whose heads of one token are not beside each other."""
+    return () if grad.transpose(1, 2).is_contiguous() else (grad.numel() * grad.element_size(),)
+
+
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+_SCRATCH = {
+    "gemm_4bit": _unpacked_weight,
+    "_softmax_backward_data": _softmax_backward,
+    "_scaled_dot_product_flash_attention_backward": _flash_backward,
+    "_scaled_dot_product_efficient_attention_backward": _efficient_backward,
+}
+
+
+def cublas_workspace(gpu: Gpu | None) -> int:
+    """Return the bytes that torch allocates for cuBLAS at the first matrix product.
+
+    Eight buffers of 16 KiB and two of 4 MiB, 32 MiB on Hopper (torch, aten/src/ATen/cuda/CublasHandlePool.cpp).
+    """
+    if gpu is not None and gpu.vendor == "nvidia" and gpu.capability[0] == 9:
+        return 32 * 2**20
+    return 8 * 16 * 2**10 + 2 * 4096 * 2**10
+
+
+def _accept(*_: Any, **__: Any) -> None:
+    """Refuse nothing."""
+
+
+def _dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    if not training or p == 0.0:
+        return x
+    out: torch.Tensor = torch.ops.aten.native_dropout(x, p, True)[0]
+    return x.copy_(out) if inplace else out
+
+
+def _attention(  # noqa: PLR0913  # the arguments of scaled_dot_product_attention
+    has_flash: bool,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """Choose as torch does on CUDA: flash in half precision without a mask, else memory-efficient, else plain math."""
+    aten: Any = torch.ops.aten
+    is_half = query.dtype in (torch.float16, torch.bfloat16)
+    width = query.shape[-1]
+    if has_flash and is_half and attn_mask is None and width == value.shape[-1] <= FLASH_MAX_HEAD:
+        padded = [_pad_to(tensor, 8) for tensor in (query, key, value)]
+        scale = scale or width**-0.5
+        out = aten._scaled_dot_product_flash_attention(*padded, dropout_p, is_causal, False, scale=scale)[0]
+        assert isinstance(out, torch.Tensor)
+        return out[..., :width] if out.shape[-1] != width else out
+    if enable_gqa:
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    if attn_mask is not None and attn_mask.requires_grad:
+        return _math(query, key, value, attn_mask, dropout_p, is_causal, scale)
+    bias = None if attn_mask is None else _bias(attn_mask, query, key)
+    keeps = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+    out = aten._scaled_dot_product_efficient_attention(
+        query, key, value, bias, keeps, dropout_p, is_causal, scale=scale
+    )[0]
+    assert isinstance(out, torch.Tensor)
+    return out
+
+
+def _bias(mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Return the additive mask that the memory-efficient kernel gets: in the query's dtype, with aligned rows."""
+    additive = _additive(mask, query.dtype)
+    assert additive is not None
+    mask = _pad_to(additive, MASK_ALIGNMENT)[..., : key.shape[-2]]
+    return mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[-2])
+
+
+def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.where(mask, 0.0, torch.tensor(float("-inf"), dtype=dtype))
+
+
+def _pad_to(tensor: torch.Tensor, multiple: int) -> torch.Tensor:
+    missing = -tensor.shape[-1] % multiple
+    return functional.pad(tensor, (0, missing)) if missing else tensor
+
+
+def _math(  # noqa: PLR0913  # as above
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+) -> torch.Tensor:
+    """Attention by plain matrix products, for a mask that itself needs a gradient."""
+    assert not is_causal
+    scores = query @ key.transpose(-2, -1) * (scale or query.shape[-1] ** -0.5)
+    weights = functional.dropout(torch.softmax(scores + mask, -1), dropout_p)
+    return weights @ value

@@ -1,0 +1,121 @@
+"""How few layers of a model tell the story of all: one of every kind and surrounding.
+
+What a layer is made of is read off the model itself, built on `meta`: that the first layers of a model are dense and
+the others mixtures of experts stands in its code, not in a list.
+"""
+
+import copy
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ftkit.config.tree import Lora, RunConfig
+from ftkit.models.build import build_bare_model, checkpointed_layers
+from ftkit.observe.recorded import layer_names
+from ftkit.plan.tracing.unroll import keep_layers
+
+
+@dataclass(frozen=True)
+class Depth:
+    """A model with as many layers as have to be traced.
+
+    Attributes:
+        config: the run, its layers named by their places in the shallow model.
+        architecture: the shallow model.
+        kept: which layers of the deep model it has.
+        kinds: what each layer of the deep model is.
+        checkpointed: for each layer of the shallow model, whether it recomputes.
+    """
+
+    config: RunConfig
+    architecture: Any
+    kept: list[int]
+    kinds: list[Hashable]
+    checkpointed: list[bool]
+
+
+def shallow(config: RunConfig, architecture: Any, *, exact: bool = False) -> Depth:
+    """Choose the layers that have to be traced.
+
+    Args:
+        config: the run.
+        architecture: of its model.
+        exact: keep all of them.
+
+    Returns:
+        The shallow model; the deep one itself where it has few layers, or cannot be made shallow.
+
+    Raises:
+        ModelError: there is no such model for the task.
+    """
+    num_layers = int(architecture.num_hidden_layers)
+    flags = checkpointed_layers(num_layers, config.model.gradient_checkpointing)
+    whole = Depth(config, architecture, list(range(num_layers)), list(range(num_layers)), flags)
+    if exact:
+        return whole
+    structure = _structure(config, architecture)
+    if len(structure) != num_layers:
+        return whole
+    lists = _lists(architecture, num_layers)
+    adapted = config.method.layers if isinstance(config.method, Lora) else None
+    # What every recomputation takes, such as the positions, dies with the first layer that recomputes.
+    first = flags.index(True) if any(flags) else 0
+    kinds: list[Hashable] = [
+        (
+            structure[number],
+            *(repr(one[number]) for one in lists.values()),
+            flags[number],
+            0 < number == first,
+            adapted is None or number in adapted,
+        )
+        for number in range(num_layers)
+    ]
+    kept = keep_layers(kinds)
+    try:
+        small = _shortened(architecture, kept, lists)
+        are_meant = _structure(config, small) == [structure[number] for number in kept]
+    except Exception:  # the code of any model may refuse; the whole one is what was asked for
+        return whole
+    if not are_meant:
+        return whole
+    if adapted is not None:
+        places = tuple(place for place, number in enumerate(kept) if number in adapted)
+        method = config.method.model_copy(update={"layers": places})
+        config = config.model_copy(update={"method": method})
+    return Depth(config, small, kept, kinds, [flags[number] for number in kept])
+
+
+def _structure(config: RunConfig, architecture: Any) -> list[Hashable]:
+    """Return what each layer of a model is made of: the types of its modules, the shapes of its weights."""
+    model = build_bare_model(config, architecture, torch.float32)
+    layers = [model.get_submodule(name) for name in layer_names(model)]
+    return [
+        (
+            tuple((name, type(module)) for name, module in layer.named_modules()),
+            tuple((name, parameter.shape) for name, parameter in layer.named_parameters()),
+        )
+        for layer in layers
+    ]
+
+
+def _lists(architecture: Any, num_layers: int) -> dict[str, list[Any]]:
+    """Return the fields of a configuration that say something of each layer, such as `layer_types`."""
+    return {
+        name: list(value)
+        for name, value in vars(architecture).items()
+        if isinstance(value, (list, tuple)) and len(value) == num_layers
+    }
+
+
+def _shortened(architecture: Any, kept: list[int], lists: dict[str, list[Any]]) -> Any:
+    """Return the configuration of a model with some of the layers alone.
+
+    Whether the layers are then those that were meant, the caller sees from the model.
+    """
+    small = copy.deepcopy(architecture)
+    for name, values in lists.items():
+        setattr(small, name, [values[number] for number in kept])
+    small.num_hidden_layers = len(kept)
+    return small

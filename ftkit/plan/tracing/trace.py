@@ -1,0 +1,206 @@
+"""The real training step on tensors without values: what it makes, when, and when that dies.
+
+`step.train_step` runs on the plain engine, as it does in training; a Recorder watches. The model is built empty, so
+that neither weights nor a GPU are needed.
+
+Dimension letters: B batch, T token.
+"""
+
+import contextlib
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+
+from ftkit.config.tree import RunConfig
+from ftkit.data.batching import Shape
+from ftkit.engine.plain import PlainEngine
+from ftkit.errors import ModelError
+from ftkit.machine.hardware import Gpu
+from ftkit.machine.memory import quiet_collector
+from ftkit.machine.process import ProcessContext
+from ftkit.models import bnb
+from ftkit.models.build import build_empty_model, set_training
+from ftkit.models.methods import adapters
+from ftkit.observe.operators import dtype_name
+from ftkit.observe.recorded import batch_tensors, layer_names, make_batches, record_steps, see_model
+from ftkit.observe.recorder import Recorder, layer_named
+from ftkit.observe.tape import LOAD, Tape
+from ftkit.plan.tracing import cuda
+from ftkit.plan.tracing import meta_cache as remembered
+from ftkit.plan.tracing.fake import materialize, taken_for_fake
+from ftkit.plan.zero.module_events import Visits
+from ftkit.plan.zero.share import partitions_weights
+
+
+class UntraceableModelError(ModelError):
+    """A model whose code reads values, which a plan does not have."""
+
+
+class LocalProcess(ProcessContext):
+    """A process alone, on the CPU whatever else the machine has: fake tensors live there."""
+
+    @property
+    def device(self) -> torch.device:
+        """The CPU."""
+        return torch.device("cpu")
+
+
+class MetaProcess(ProcessContext):
+    """A process alone whose tensors are on `meta`."""
+
+    @property
+    def device(self) -> torch.device:
+        """No device at all."""
+        return torch.device("meta")
+
+
+def count_weights(model: nn.Module, layers: dict[str, int]) -> dict[int | None, tuple[int, int]]:
+    """Count the weights of a model on `meta`, where 4-bit ones are not packed yet.
+
+    Args:
+        model: as `build_empty_model` returns it.
+        layers: module name of a layer to its number.
+
+    Returns:
+        Layer, or None for outside the layers, to (all weights, those that train).
+    """
+    total: Counter[int | None] = Counter()
+    trainable: Counter[int | None] = Counter()
+    for name, parameter in model.named_parameters():
+        layer = layer_named(name, layers)
+        total[layer] += parameter.numel()
+        trainable[layer] += parameter.numel() if parameter.requires_grad else 0
+    return {layer: (count, trainable[layer]) for layer, count in total.items()}
+
+
+def trace(  # noqa: PLR0913  # what decides a step
+    config: RunConfig,
+    architecture: Any,
+    dtype: torch.dtype,
+    shape: Shape,
+    gpu: Gpu | None = None,
+    *,
+    device_type: str = "cuda",
+    checkpointed: Sequence[bool] | None = None,
+) -> Tape:
+    """Trace two optimizer steps of a configuration.
+
+    The way of a CPU is told by fake tensors, which say that they are on one, and which torch treats as such. The way
+    of CUDA, where each choice of a device is put right by `cuda`, is told by tensors on `meta`: the same events three
+    times as fast; by fake tensors for a model that does what `meta` cannot.
+
+    Args:
+        config: the run.
+        architecture: a transformers configuration of its model.
+        dtype: what weights and activations compute in.
+        shape: the micro-batches.
+        gpu: decides between kernels; None: a recent one.
+        device_type: `cuda` or `cpu`: whose way of computing.
+        checkpointed: for each layer whether it recomputes; None: as the configuration says.
+
+    Returns:
+        The tape.
+
+    Raises:
+        UntraceableModelError: the model's code reads values back in its forward; the line is named.
+        ModelError: the model's own code does not compute in `dtype`.
+    """
+    if dtype == torch.float16 and config.optimizer.name != "adamw":
+        dtype = torch.bfloat16  # as many bytes; torch's loss scaler reads a flag back, unless the optimizer is fused
+
+    def run(tensors: ValuelessTensors) -> Tape:
+        model = build_empty_model(config, architecture, dtype)
+        layers = layer_names(model)
+        weights = count_weights(model, layers)
+        materialize(model, tensors.mode, tensors.process.device)
+        for name, recomputes in zip(layers, checkpointed or (), strict=False):
+            # What set_checkpointing sets (transformers.modeling_layers.GradientCheckpointingLayer).
+            vars(model.get_submodule(name))["gradient_checkpointing"] = recomputes
+        on_cuda = device_type == "cuda"
+        recorder = Recorder(cuda.storage_size, cuda.scratch_size, call=tensors.call) if on_cuda else Recorder()
+        recorder.tape.weights = weights
+        with contextlib.ExitStack() as stack:
+            for context in (quiet_collector(), tensors.mode, taken_for_fake(), cuda.unpacked_batches()):
+                stack.enter_context(context)
+            if on_cuda:
+                stack.enter_context(cuda.cuda_semantics(gpu))
+            if config.optimizer.name != "adamw":
+                stack.enter_context(bnb.without_values())
+            stack.enter_context(recorder.inside(model, layers))
+            see_model(recorder, model, layers)
+            held = workspaces(gpu) if on_cuda else []
+            visits = Visits(recorder, model, layers) if partitions_weights(config) else None
+            recorder.see(held, "buffer")
+            vars(model)["to"] = lambda _: model  # tensors without values are where they belong, and cannot be moved
+            engine = PlainEngine(config, model, tensors.process, dtype)
+            if visits is not None:
+                visits.engine_is_built()
+            set_training(model, True)
+            recorder.mark(LOAD)
+            micro_batches = make_batches(config.task, shape)
+            recorder.see(batch_tensors(micro_batches), "input")
+            with _explained(type(adapters.unwrapped(model)).__name__, dtype):
+                return record_steps(engine, micro_batches, recorder)
+
+    if device_type == "cuda":
+        with contextlib.suppress(RuntimeError):  # no operator for `meta`, or a value that is read: fake tensors tell
+            return run(meta_tensors())
+    return run(fake_tensors())
+
+
+@contextlib.contextmanager
+def _explained(name: str, dtype: torch.dtype) -> Iterator[None]:
+    """Say of a model's code what it does that a plan cannot follow, or that it cannot do itself."""
+    try:
+        yield
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise UntraceableModelError(_explain(name, error)) from error
+    except RuntimeError as error:
+        if "expected scalar type" not in str(error):
+            raise
+        # Its code makes some weights of a dtype of its own, and transformers loads them so.
+        raise ModelError(f"{name} does not compute in {dtype_name(dtype)} ({error}); try --precision fp32") from error
+
+
+@dataclass(frozen=True)
+class ValuelessTensors:
+    """A kind of tensors without values.
+
+    Attributes:
+        process: whose device they say that they are on.
+        mode: the mode or device in which they are made.
+        call: runs an operator on them; None: torch does.
+    """
+
+    process: ProcessContext
+    mode: Any
+    call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any] | None = None
+
+
+def fake_tensors() -> ValuelessTensors:
+    """Return the kind that is taken for tensors of the CPU."""
+    return ValuelessTensors(LocalProcess(), FakeTensorMode(allow_non_fake_inputs=True))
+
+
+def meta_tensors() -> ValuelessTensors:
+    """Return the kind that is on no device."""
+    return ValuelessTensors(MetaProcess(), torch.device("meta"), remembered.call)
+
+
+def workspaces(gpu: Gpu | None) -> list[tuple[str, torch.Tensor]]:
+    """Return cuBLAS's workspaces, which torch keeps from the first matrix product to the end."""
+    size = cuda.cublas_workspace(gpu)
+    return [("cuBLAS workspace", torch.empty(size, dtype=torch.uint8)) for _ in range(cuda.NUM_WORKSPACES)]
+
+
+def _explain(name: str, error: BaseException) -> str:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/torch/" not in frame.filename]
+    own = [frame for frame in frames if "/ftkit/" not in frame.filename] or frames
+    place = f"{own[-1].filename}:{own[-1].lineno} ({own[-1].line})"
+    return f"{name} reads values back in its forward at {place}, so its step cannot be traced without them"

@@ -1,0 +1,1 @@
+"""What DeepSpeed's ZeRO stages hold and send on one rank, computed from the trace."""

@@ -1,0 +1,1 @@
+"""One configuration measured in a process of its own."""

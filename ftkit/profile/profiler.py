@@ -1,0 +1,265 @@
+"""A configuration for a few real steps on the worst batch that is planned, measured every way that this machine can.
+
+First two steps and an evaluation under the planner's recorder, which counts the live bytes of every tensor; then,
+without it, warm-up and timed steps under the meter of `ftkit/observe/meter.py`, and an evaluation.
+"""
+
+import gc
+import statistics
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from ftkit.config.tree import RunConfig
+from ftkit.data.batching import MicroBatch, Shape
+from ftkit.engine.assemble import build_engine, wants_deepspeed
+from ftkit.engine.protocol import Engine
+from ftkit.machine.memory import Snapshot, quiet_collector
+from ftkit.machine.process import ProcessContext, joined, precision_name, resolve_precision
+from ftkit.machine.versions import device_name, versions
+from ftkit.models.build import build_model, count_parameters, set_training, trainable_parameters
+from ftkit.models.gguf import as_safetensors
+from ftkit.models.source import Source, load_config, load_tokenizer, resolve_source
+from ftkit.observe.meter import Meter, MeteredEngine, gather, known_flops, memory_figures
+from ftkit.observe.peaks import CountedPeak, phase_peaks, timeline
+from ftkit.observe.recorded import batch_tensors, layer_names, make_batches, record_steps, see_model
+from ftkit.observe.recorder import Recorder
+from ftkit.observe.tape import EVALUATION, LOAD
+from ftkit.plan.architectures import NUM_LABELS
+from ftkit.plan.shapes import plan_shape
+from ftkit.records.files import RECORD, SNAPSHOT, RecordWriter
+from ftkit.records.schema import Measurement, PhaseMeasurement, Prediction, ResultLine, RunLine, TimelineLine
+from ftkit.step import step
+
+_COUNTED_STEPS = 2
+"""The first step has no optimizer state yet; the second is like the rest."""
+_LEARNING_RATE = 1e-5
+_COUNTING = "counting"
+"""The meter's phase of the counted steps, which take longer and hold the tape too; it is forgotten."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What the recorder counted on one rank."""
+
+    phases: dict[str, CountedPeak]
+    model_flops: int
+
+    @property
+    def worst(self) -> str:
+        """The phase with the highest peak."""
+        return max(self.phases, key=lambda phase: self.phases[phase].active_bytes)
+
+    @property
+    def peak(self) -> CountedPeak:
+        """Its peak."""
+        return self.phases[self.worst]
+
+
+def profile_run(
+    config: RunConfig,
+    process: ProcessContext,
+    folder: Path,
+    prediction: Prediction | None = None,
+    *,
+    num_warmup: int = 1,
+    num_timed: int = 5,
+) -> None:
+    """Run a configuration for a few steps and write its record.
+
+    Args:
+        config: the run.
+        process: the place of this process; every process of the job calls this.
+        folder: exists; the record goes there.
+        prediction: what the plan said, for the record.
+        num_warmup: steps before the timed ones.
+        num_timed: steps that are timed.
+
+    Raises:
+        FtkitError: the configuration cannot be run here.
+    """
+    started = time.perf_counter()
+    with joined(process), ExitStack() as at_the_end:
+        if config.output.memory_snapshot:  # written when memory runs out, too
+            at_the_end.callback(Snapshot(process.device).write, folder / SNAPSHOT.format(rank=process.rank))
+        dtype = resolve_precision(config.model.precision, process.device)
+        log = RecordWriter(folder / RECORD) if process.is_main else None
+        if log:
+            log.write(_run_line(config, process, folder, dtype, prediction, num_warmup + num_timed))
+        source = as_safetensors(resolve_source(config.model, config.task), lambda _: None)
+        meter = Meter(process.device, every=1)
+        shape = plan_shape(config, process.world_size)
+        engine, counted, line, counts = _count(config, source, process, dtype, shape, meter)
+        if log:
+            log.write(line)
+        seconds = _time(engine, meter, config, shape, num_warmup, num_timed)
+        ranks = gather(meter, process)
+        measurement = _measurement(memory_figures(ranks, process.device), _all_ranks(counted, process), process)
+        peak = known_flops(device_name(process.device), precision_name(dtype), prediction)
+        measurement = measurement.model_copy(
+            update={**_speed_figures(shape, process, seconds), "num_parameters": counts[0],
+                    "num_trainable_parameters": counts[1],
+                    "model_flops_utilization": _utilization(counted.model_flops, seconds, peak)}
+        )  # fmt: skip
+        if log:
+            log.write(
+                ResultLine(
+                    status="completed",
+                    num_steps=_COUNTED_STEPS + num_warmup + num_timed,
+                    train_seconds=sum(seconds),
+                    total_seconds=time.perf_counter() - started,
+                    measurement=measurement,
+                )
+            )
+
+
+def _count(
+    config: RunConfig, source: Source, process: ProcessContext, dtype: torch.dtype, shape: Shape, meter: Meter
+) -> tuple[Engine, Counted, TimelineLine, tuple[int, int]]:
+    """Build model and engine, run two steps and an evaluation, all under the recorder."""
+    names = [str(number) for number in range(NUM_LABELS)] if config.task == "sequence-classification" else None
+    architecture = load_config(source, names, load_tokenizer(source).pad_token_id)
+    model = build_model(config, source, architecture, dtype)
+    counts = count_parameters(model), sum(one.numel() for one in trainable_parameters(model).values())
+    layers = layer_names(model)
+    recorder = Recorder(device_type=process.device.type)
+    with quiet_collector(), recorder.inside(model, layers):
+        see_model(recorder, model, layers)
+        engine = build_engine(config, model, process, dtype)
+        set_training(engine.model, True)
+        gc.collect()  # what building left in cycles would count as held
+        recorder.rename(engine.held_tensors())
+        recorder.mark(LOAD)
+        meter.enter(_COUNTING)
+        micro_batches = _micro_batches(config, shape, engine.device)
+        recorder.see(batch_tensors(micro_batches), "input")
+        tape = record_steps(engine, micro_batches, recorder, _COUNTED_STEPS)
+        recorder.phase = EVALUATION
+        _evaluate(engine, micro_batches)
+        recorder.mark(EVALUATION)
+    set_training(engine.model, True)
+    meter.discard(_COUNTING)
+    counted = Counted(phase_peaks(tape, layers), tape.model_flops(_COUNTED_STEPS))
+    return engine, counted, timeline(tape, _COUNTED_STEPS, process.rank, layers), counts
+
+
+def _evaluate(engine: Engine, micro_batches: list[MicroBatch]) -> None:
+    """Run a forward as an evaluation does; the engine is left in evaluation mode."""
+    set_training(engine.model, False)
+    with torch.no_grad():
+        engine.forward(micro_batches[0])
+
+
+def _micro_batches(config: RunConfig, shape: Shape, device: torch.device) -> list[MicroBatch]:
+    def moved(tensor: torch.Tensor | None) -> torch.Tensor | None:
+        return None if tensor is None else tensor.to(device)
+
+    return [
+        replace(one, input_ids=one.input_ids.to(device), labels=one.labels.to(device),
+                attention_mask=moved(one.attention_mask))
+        for one in make_batches(config.task, shape)
+    ]  # fmt: skip
+
+
+def _time(
+    engine: Engine, meter: Meter, config: RunConfig, shape: Shape, num_warmup: int, num_timed: int
+) -> list[float]:
+    """Return the seconds of each timed step; one evaluation follows them."""
+    metered: Any = MeteredEngine(engine, meter)
+    micro_batches = _micro_batches(config, shape, engine.device)
+    num_targets = sum(one.labels.numel() for one in micro_batches) * engine.process.world_size
+    seconds = []
+    for number in range(num_warmup + num_timed):
+        begin = time.perf_counter()
+        result = step.train_step(metered, micro_batches, num_targets, _LEARNING_RATE)
+        float(result.loss)  # waits for the device
+        if number >= num_warmup:
+            seconds.append(time.perf_counter() - begin)
+    _evaluate(metered, micro_batches)
+    return seconds
+
+
+def _all_ranks(counted: Counted, process: ProcessContext) -> list[Counted]:
+    if process.world_size == 1:
+        return [counted]
+    ranks: list[Any] = [None] * process.world_size
+    distributed.all_gather_object(ranks, counted)
+    return ranks
+
+
+def _measurement(figures: dict[str, Any], counted: list[Counted], process: ProcessContext) -> Measurement:
+    """Join what the system's counters say with what the recorder counted; an allocator's own figure wins."""
+    worst = max(counted, key=lambda rank: rank.peak.active_bytes)
+    if figures["peak_active_bytes"] is None:
+        figures |= {
+            "peak_active_bytes": worst.peak.active_bytes,
+            "active_source": "counted storages",
+            "peak_phase": worst.worst,
+        }
+    figures |= {
+        "phases": tuple(_joined(phase, counted[phase.rank].phases.get(phase.phase)) for phase in figures["phases"]),
+        "peak_breakdown": worst.peak.breakdown,
+        "largest_tensors": worst.peak.largest,
+    }
+    return Measurement(device=device_name(process.device), **figures)
+
+
+def _joined(phase: PhaseMeasurement, counted: CountedPeak | None) -> PhaseMeasurement:
+    """Add to a phase what was counted of it."""
+    if counted is None:
+        return phase
+    active = counted.active_bytes if phase.peak_active_bytes is None else phase.peak_active_bytes
+    return phase.model_copy(
+        update={
+            "peak_active_bytes": active,
+            "peak_breakdown": counted.breakdown,
+            "largest_tensors": counted.largest,
+        }
+    )
+
+
+def _speed_figures(shape: Shape, process: ProcessContext, seconds: list[float]) -> dict[str, Any]:
+    median = statistics.median(seconds)
+    samples = shape.batch * shape.num_micro_batches * process.world_size
+    quartiles = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [median, median, median]
+    return {
+        "step_seconds": median,
+        "step_seconds_spread": quartiles[2] - quartiles[0],
+        "num_timed_steps": len(seconds),
+        "samples_per_second": samples / median,
+        "tokens_per_second": samples * shape.length / median,
+    }
+
+
+def _utilization(flops: int, seconds: list[float], peak: float | None) -> float | None:
+    """Return the share of the device's peak that the model's own FLOPs took; None where the peak is not known."""
+    return None if peak is None or not flops else flops / statistics.median(seconds) / peak
+
+
+def _run_line(
+    config: RunConfig,
+    process: ProcessContext,
+    folder: Path,
+    dtype: torch.dtype,
+    prediction: Prediction | None,
+    num_steps: int,
+) -> RunLine:
+    return RunLine(
+        name=folder.name,
+        started=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        config=config.model_dump(mode="json"),
+        versions=versions(),
+        engine="deepspeed" if wants_deepspeed(config, process) else "plain",
+        precision=precision_name(dtype),
+        world_size=process.world_size,
+        device=device_name(process.device),
+        num_steps=num_steps,
+        prediction=prediction,
+        purpose="profile",
+    )

@@ -1,0 +1,261 @@
+"""What was planned and what was observed, in base units, as JSON lines.
+
+A run writes one `record.jsonl`: a `run` line first, then `step` and `evaluation` lines as they happen, a `result`
+line last. Each line is whole by itself, so a killed run loses at most its last line.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+SCHEMA_VERSION = 1
+
+
+class Record(BaseModel):
+    """A frozen line; keys of a newer schema are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+
+class MemoryBreakdown(Record):
+    """The parts of a peak, in bytes."""
+
+    parameter_bytes: int = 0
+    gradient_bytes: int = 0
+    optimizer_bytes: int = 0
+    activation_bytes: int = 0
+    temporary_bytes: int = 0
+    buffer_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        """The sum of the parts."""
+        return sum(self.model_dump().values())
+
+
+class Figures(Record):
+    """The figures that a plan predicts and a run measures; a figure that was not taken is None."""
+
+    device: str | None = None
+    """What computes, such as `NVIDIA T4` or `cpu`."""
+    peak_active_bytes: int | None = None
+    """Live tensors at the peak, on the rank that has most."""
+    peak_reserved_bytes: int | None = None
+    """The caching allocator's segments at the peak."""
+    peak_process_bytes: int | None = None
+    """What the system shows for one process: NVML on a GPU, resident memory on a CPU."""
+    peak_breakdown: MemoryBreakdown | None = None
+    """The parts of the active peak."""
+    peak_phase: str | None = None
+    """`load`, `forward`, `backward`, `optimizer` or `evaluation`."""
+    host_bytes: int | None = None
+    """Host memory of all ranks of one node."""
+    disk_bytes: int | None = None
+    """What a run keeps in its folder: checkpoints and the result."""
+    num_parameters: int | None = None
+    num_trainable_parameters: int | None = None
+    step_seconds: float | None = None
+    """The median optimizer step."""
+    tokens_per_second: float | None = None
+    """Real (not padding) tokens of the whole job."""
+    samples_per_second: float | None = None
+    model_flops_utilization: float | None = None
+
+
+class Prediction(Figures):
+    """What a plan says."""
+
+    basis: str | None = None
+    """How it was found: `traced`, `traced whole`, or the formula that stood in and why."""
+    precision: str | None = None
+    micro_batch_size: int | None = None
+    """Sequences in one forward on one rank."""
+    num_micro_batches: int | None = None
+    """Forwards on one rank in one step."""
+    sequence_length: int | None = None
+    """Tokens of the longest sequence."""
+    budget_bytes: int | None = None
+    """What the device has."""
+    device_flops: float | None = None
+    """The dense FLOP/s of the device in the precision: of the table, or as this machine's CPU was timed."""
+    context_bytes: int | None = None
+    """What the driver takes of it for one process."""
+    fits: bool | None = None
+    """Whether every request for memory is met, on the device and on the host."""
+    reason: str | None = None
+    """Why it does not fit."""
+    peak_module: str | None = None
+    """The module at work at the peak."""
+    peak_layer: int | None = None
+    """The layer at work at the peak, counted from 0."""
+    pinned_bytes: int | None = None
+    """The part of the host memory that is locked, on one node."""
+    nvme_bytes: int | None = None
+    """What is offloaded to the disk, on one node."""
+    num_steps: int | None = None
+    total_seconds: float | None = None
+    """All steps, without loading and evaluation."""
+
+
+class LiveTensor(Record):
+    """A storage that was alive at a peak."""
+
+    num_bytes: int
+    kind: str
+    """`parameter`, `gradient`, `optimizer`, `activation`, `temporary` or `buffer`."""
+    module: str
+    """The module whose code made it; of what a backward makes, the layer that it went through."""
+    op: str = ""
+    """The operator that made it; empty for what was there before."""
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    """Such as `bfloat16`."""
+
+
+class PhaseMeasurement(Record):
+    """The peaks of one phase on one rank; a figure that was not taken is None."""
+
+    phase: str
+    """`load`, `forward`, `backward`, `optimizer` or `evaluation`."""
+    rank: int = 0
+    peak_active_bytes: int | None = None
+    peak_reserved_bytes: int | None = None
+    peak_process_bytes: int | None = None
+    host_bytes: int | None = None
+    """Resident host memory of this rank's process at its most."""
+    peak_breakdown: MemoryBreakdown | None = None
+    """The parts of what was counted when most was live."""
+    largest_tensors: tuple[LiveTensor, ...] = ()
+    """The ten largest then."""
+
+
+class Measurement(Figures):
+    """What a run saw."""
+
+    active_source: str | None = None
+    """How `peak_active_bytes` was taken, such as `allocator statistics` or `counted storages`."""
+    process_source: str | None = None
+    """How `peak_process_bytes` was taken, such as `NVML` or `resident set`."""
+    step_seconds_spread: float | None = None
+    """The distance between the quartiles of the timed steps."""
+    num_timed_steps: int | None = None
+    """The steps behind `step_seconds`, warm-up left out."""
+    phases: tuple[PhaseMeasurement, ...] = ()
+    largest_tensors: tuple[LiveTensor, ...] = ()
+    """The ten largest at the peak of the rank that has most; the phases have their own."""
+
+
+class RunLine(Record):
+    """The first line: what was asked for, and by what it was run."""
+
+    kind: Literal["run"] = "run"
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    """The result folder's name."""
+    started: str
+    """ISO 8601, UTC."""
+    config: dict[str, Any]
+    """The resolved RunConfig."""
+    versions: dict[str, str] = {}
+    """Package to version."""
+    engine: str
+    """`plain` or `deepspeed`."""
+    precision: str
+    world_size: int
+    device: str
+    num_steps: int
+    """Planned optimizer steps."""
+    prediction: Prediction | None = None
+    purpose: Literal["training", "profile"] = "training"
+
+
+class StepLine(Record):
+    """One logged optimizer step."""
+
+    kind: Literal["step"] = "step"
+    step: int
+    epoch: float
+    loss: float
+    """The mean loss over the targets of the step's global batch."""
+    learning_rate: float
+    grad_norm: float | None
+    """Before clipping."""
+    step_seconds: float
+    tokens_per_second: float
+
+
+class Scores(Record):
+    """What an evaluation gives."""
+
+    loss: float
+    """The mean over all targets."""
+    accuracy: float | None = None
+    f1_macro: float | None = None
+    f1_weighted: float | None = None
+    perplexity: float | None = None
+    confusion: list[list[int]] | None = None
+    """Row: the true label; column: the predicted one."""
+    num_samples: int
+    seconds: float
+
+
+class EvaluationLine(Scores):
+    """Scores on a split, and when."""
+
+    kind: Literal["evaluation"] = "evaluation"
+    step: int
+    epoch: float
+    split: str
+    """`validation` or `test`."""
+
+
+class TimelineLine(Record):
+    """The live bytes of one step on one rank, column by column; point i of every column belongs together."""
+
+    kind: Literal["timeline"] = "timeline"
+    step: int
+    rank: int = 0
+    events: tuple[int, ...]
+    """How many storages had been born or had died by then."""
+    phases: tuple[str, ...]
+    live_bytes: dict[str, tuple[int, ...]]
+    """Kind of memory, such as `activation`, to its bytes."""
+    largest_tensors: tuple[LiveTensor, ...] = ()
+    """The ten largest when most was live."""
+
+
+class ResultLine(Record):
+    """The last line: how it ended."""
+
+    kind: Literal["result"] = "result"
+    status: Literal["completed", "stopped early", "interrupted", "failed"]
+    reason: str | None = None
+    """Why, where it did not complete."""
+    failure: Literal["out of memory", "crash", "time limit", "refused"] | None = None
+    """What kind of failure, where it failed."""
+    num_steps: int
+    """Optimizer steps taken."""
+    best_step: int | None = None
+    train_seconds: float
+    """Training alone."""
+    total_seconds: float
+    """Loading, training, evaluation, saving."""
+    measurement: Measurement
+
+
+AnyLine = RunLine | StepLine | EvaluationLine | TimelineLine | ResultLine
+LINE: TypeAdapter[AnyLine] = TypeAdapter(Annotated[AnyLine, Field(discriminator="kind")])
+
+
+class RunRecord(Record):
+    """Everything that is known of one run."""
+
+    run: RunLine
+    steps: tuple[StepLine, ...] = ()
+    evaluations: tuple[EvaluationLine, ...] = ()
+    timeline: TimelineLine | None = None
+    result: ResultLine | None = None
+
+    def last_evaluation(self, split: str) -> EvaluationLine | None:
+        """Return the newest scores on a split, or None."""
+        return next((line for line in reversed(self.evaluations) if line.split == split), None)

@@ -1,0 +1,50 @@
+"""One optimizer step: the one function that training, planning and profiling all run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ftkit.data.batching import MicroBatch
+from ftkit.engine.protocol import Engine
+from ftkit.step.loss import loss_sum
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step leaves, on the device and not yet read.
+
+    Attributes:
+        loss: scalar fp32, the mean over the targets of the global batch.
+        grad_norm: scalar fp32, the global norm before clipping.
+    """
+
+    loss: torch.Tensor
+    grad_norm: torch.Tensor
+
+
+def train_step(
+    engine: Engine, micro_batches: Sequence[MicroBatch], num_targets: int, learning_rate: float
+) -> StepResult:
+    """Run one optimizer step on this rank's share of a global batch.
+
+    Args:
+        engine: the model and its optimizer; every rank calls with the same number of micro-batches.
+        micro_batches: this rank's share, on the engine's device.
+        num_targets: targets in the whole global batch, over all micro-batches and ranks.
+        learning_rate: of this step.
+
+    Returns:
+        Loss and gradient norm, the same on every rank.
+    """
+    total = torch.zeros((), device=engine.device)
+    for number, micro_batch in enumerate(micro_batches, start=1):
+        is_last = number == len(micro_batches)
+        logits = engine.forward(micro_batch, is_last=is_last)
+        loss = loss_sum(logits, micro_batch.labels) / num_targets
+        total += loss.detach()
+        del logits  # the largest tensor of a language model's step; its gradient takes its place
+        engine.backward(loss, is_last=is_last)
+        del loss  # and with it the graph, which holds 4-bit weights that ZeRO-3 gathered (bitsandbytes MatMul4Bit)
+    grad_norm = engine.apply_gradients(learning_rate)
+    return StepResult(engine.sum_over_ranks(total), grad_norm)

@@ -1,0 +1,1 @@
+"""Many configurations: their axes, and the trials that run them."""

@@ -1,0 +1,1 @@
+"""One training run: set up, stepped, scored, checkpointed, saved."""

@@ -1,0 +1,91 @@
+"""Scores on a split by streaming metrics: no logit outlives its micro-batch. The only importer of torchmetrics."""
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from ftkit.config.tree import BatchConfig
+from ftkit.data.arrays import TokenSplit
+from ftkit.data.batching import IGNORED, Indices, MicroBatch, collate, cut
+from ftkit.engine.protocol import Engine
+from ftkit.models.build import set_training
+from ftkit.records.schema import Scores
+from ftkit.step.loss import loss_sum
+
+_BLOCK = 1024
+"""Sequences that are sorted together: enough that padding nearly vanishes."""
+
+
+def evaluate(
+    engine: Engine, split: TokenSplit, batch: BatchConfig, pad_token_id: int, num_labels: int | None
+) -> Scores:
+    """Score the model on a split, shared out over the ranks.
+
+    Args:
+        engine: the model, wherever it is; called by every rank.
+        split: what it is scored on.
+        batch: the limits of a micro-batch.
+        pad_token_id: what fills up.
+        num_labels: classes, or None for causal-lm.
+
+    Returns:
+        The scores, the same on every rank.
+    """
+    started = time.perf_counter()
+    scores = _classification_scores(num_labels, engine.device) if num_labels else None
+    total = torch.zeros(2, dtype=torch.float64, device=engine.device)
+    set_training(engine.model, False)
+    with torch.no_grad():
+        for micro_batch in _micro_batches(engine, split, batch, pad_token_id):
+            logits = engine.forward(micro_batch)
+            total[0] += loss_sum(logits, micro_batch.labels)
+            targets = micro_batch.labels[..., 1:] if num_labels is None else micro_batch.labels
+            total[1] += (targets != IGNORED).sum()
+            if scores is not None and bool((micro_batch.labels != IGNORED).all()):
+                scores.update(logits.float(), micro_batch.labels)
+    set_training(engine.model, True)
+    summed, num_targets = engine.sum_over_ranks(total).tolist()
+    loss = summed / max(num_targets, 1.0)
+    figures = {} if scores is None else _figures(engine, scores)
+    perplexity = math.exp(min(loss, 700.0)) if num_labels is None else None
+    return Scores(
+        loss=loss,
+        perplexity=perplexity,
+        num_samples=len(split),
+        seconds=time.perf_counter() - started,
+        **figures,
+    )
+
+
+def _micro_batches(engine: Engine, split: TokenSplit, batch: BatchConfig, pad_token_id: int) -> Iterator[MicroBatch]:
+    """Yield this rank's share; every rank gets the same number, as ZeRO-3 needs."""
+    lengths = split.lengths
+    for start in range(0, len(split), _BLOCK):
+        rows: Indices = np.arange(start, min(start + _BLOCK, len(split)))
+        for places in cut(lengths[rows], batch, engine.process.world_size)[engine.process.rank]:
+            yield collate(split, rows[places], pad_token_id, engine.device)
+
+
+def _classification_scores(num_labels: int, device: torch.device) -> Any:
+    """Return a streaming confusion matrix; the ranks' are summed by the engine, not by torchmetrics."""
+    from torchmetrics.classification import MulticlassConfusionMatrix
+
+    return MulticlassConfusionMatrix(num_labels, sync_on_compute=False).to(device)
+
+
+def _figures(engine: Engine, scores: Any) -> dict[str, Any]:
+    """Return accuracy and F1 of the confusion matrix over all ranks; row: true, column: predicted."""
+    matrix = engine.sum_over_ranks(scores.confmat.to(torch.float64))
+    hits, true, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+    present = (true + predicted) > 0
+    f1 = torch.where(present, 2 * hits / (true + predicted).clamp(min=1), torch.zeros_like(hits))
+    return {
+        "accuracy": float(hits.sum() / matrix.sum()),
+        "f1_macro": float(f1.sum() / present.sum()),
+        "f1_weighted": float((f1 * true).sum() / true.sum()),
+        "confusion": matrix.to(torch.int64).tolist(),
+    }

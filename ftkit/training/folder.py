@@ -1,0 +1,211 @@
+"""The result folder: where it is, and what a finished run leaves in it.
+
+config.yaml     the resolved configuration
+record.jsonl    every figure, as it happened
+checkpoints/    what a run needs to go on
+model/          adapters or weights as plain PEFT or transformers load them, and the tokenizer
+README.md       the model card
+report.html     the page of `ftkit report`
+memory_snapshot_rank0.pickle   where it was asked for, what torch's viewer of a GPU's memory opens
+"""
+
+import json
+import shutil
+import tempfile
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from ftkit.config.tree import DEMO, Lora, Qlora, RunConfig
+from ftkit.engine.protocol import Engine
+from ftkit.errors import CheckpointError, ConfigError
+from ftkit.models.methods import adapters
+from ftkit.records.files import CARD, CHECKPOINTS, CONFIG, MODEL, PAGE, RECORD, read_record
+from ftkit.records.schema import RunRecord, Scores
+from ftkit.units import format_bytes, format_count, format_seconds
+
+Labels = tuple[str, ...] | None
+
+
+def open_folder(config: RunConfig, *, is_resumed: bool) -> Path:
+    """Make the result folder of a run, or find it again.
+
+    Args:
+        config: names it, or leaves it to be found below `runs/`.
+        is_resumed: whether an earlier run goes on there.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: another run has filled it, or it cannot be made or written to.
+        CheckpointError: the run that would go on is finished.
+    """
+    named = config.output.folder
+    folder = Path(named) if named else _free_folder(config)
+    holds_run = (folder / RECORD).exists()
+    if holds_run and not is_resumed and not config.output.overwrite:
+        raise ConfigError(
+            f"{folder} holds a run; go on with --resume {folder}, empty it with --overwrite, or name another"
+        )
+    if is_resumed and holds_run and read_record(folder).result is not None:
+        raise CheckpointError(f"the run in {folder} is finished; start another, with another --output")
+    try:
+        if holds_run and not is_resumed:
+            for name in (RECORD, CONFIG, CHECKPOINTS, MODEL, CARD, PAGE):
+                path = folder / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to the result folder {folder}: {error.strerror}; name another with --output"
+        ) from None
+    return folder
+
+
+def save_model(engine: Engine, tokenizer: Any, folder: Path) -> None:
+    """Write the trained model as plain PEFT or transformers load it; called by every rank, written by the first.
+
+    Args:
+        engine: holds the weights, partitioned or not.
+        tokenizer: saved beside them.
+        folder: the result folder.
+    """
+    model: Any = engine.model
+    is_adapted = adapters.is_adapted(model)
+    state = engine.trainable_state() if is_adapted else engine.full_state()
+    if not engine.process.is_main:
+        return
+    target = folder / MODEL
+    if is_adapted:
+        adapters.save_adapters(model, target, {name: tensor.to(engine.dtype) for name, tensor in state.items()})
+    else:
+        model.save_pretrained(target, state_dict=state)
+    tokenizer.save_pretrained(target)
+
+
+def written_bytes(folder: Path) -> int:
+    """Return what a run has written into its folder: the checkpoints that are kept, the result, the record."""
+    roots = [folder / name for name in (RECORD, CONFIG, CHECKPOINTS, MODEL)]
+    files = [file for root in roots for file in (root.rglob("*") if root.is_dir() else [root])]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def write_card(folder: Path, config: RunConfig, record: RunRecord, label_names: Labels, pad_token_id: int) -> None:
+    """Write the model card: what it is, how it scores, how to load it.
+
+    Args:
+        folder: the result folder.
+        config: the run.
+        record: its figures so far.
+        label_names: the classes, or None.
+        pad_token_id: the tokenizer's.
+    """
+    lines = [
+        f"# {folder.name}",
+        "",
+        f"{config.model.name} trained with {config.method.name} for {config.task} on {config.data.dataset} by ftkit.",
+        "",
+    ]
+    lines += [f"Labels: {', '.join(label_names)}.", ""] if label_names else []
+    lines += [
+        "| split | loss | accuracy | F1 macro | F1 weighted | perplexity | sequences |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for split in ("validation", "test"):
+        if (scores := record.last_evaluation(split)) is not None:
+            lines.append(f"| {split} | {' | '.join(score_cells(scores))} |")
+    lines += [
+        "",
+        *(f"- {name}: {value}" for name, value in summary_rows(record)),
+        "",
+        "```python",
+        *_loading(folder, config, record, label_names, pad_token_id),
+        "```",
+    ]
+    (folder / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def score_cells(scores: Scores) -> list[str]:
+    """Return loss, accuracy, F1 macro, F1 weighted, perplexity and sequences as texts, empty where not taken."""
+    figures = (scores.loss, scores.accuracy, scores.f1_macro, scores.f1_weighted, scores.perplexity)
+    return ["" if figure is None else f"{figure:.4f}" for figure in figures] + [str(scores.num_samples)]
+
+
+def summary_rows(record: RunRecord) -> list[tuple[str, str]]:
+    """Return what a run took, as names and texts."""
+    rows = [
+        ("engine", f"{record.run.engine}, {record.run.world_size} x {record.run.device}, {record.run.precision}"),
+        ("steps planned", str(record.run.num_steps)),
+    ]
+    if record.result is None:
+        return rows
+    measured = record.result.measurement
+    figures = [
+        ("steps taken", str(record.result.num_steps)),
+        ("trainable parameters", _share(measured.num_trainable_parameters, measured.num_parameters)),
+        ("training time", format_seconds(record.result.train_seconds)),
+        ("total time", format_seconds(record.result.total_seconds)),
+        ("throughput", _of(measured.tokens_per_second, lambda rate: f"{format_count(rate)} tokens/s")),
+        ("peak of live tensors", _of(measured.peak_active_bytes, format_bytes)),
+        ("peak of one process", _of(measured.peak_process_bytes, format_bytes)),
+    ]
+    return rows + [(name, text) for name, text in figures if text]
+
+
+def _of(value: float | None, form: Any) -> str:
+    return "" if value is None else str(form(value))
+
+
+def _share(part: int | None, whole: int | None) -> str:
+    return "" if not part or not whole else f"{format_count(part)} of {format_count(whole)} ({part / whole:.2%})"
+
+
+def _free_folder(config: RunConfig) -> Path:
+    """Return a new folder below runs/, named for the data, the model and the method."""
+    data, model = (Path(name).stem if name != DEMO else DEMO for name in (config.data.dataset, config.model.name))
+    base = Path("runs") / f"{data}-{model}-{config.method.name}"
+    return next(
+        path
+        for number in count(1)
+        if not (path := base if number == 1 else base.with_name(f"{base.name}-{number}")).exists()
+    )
+
+
+def _loading(folder: Path, config: RunConfig, record: RunRecord, label_names: Labels, pad_token_id: int) -> list[str]:
+    """Return a program that loads the model as it was scored; transformers keeps all of it, PEFT the adapter alone."""
+    task = "SequenceClassification" if config.task == "sequence-classification" else "CausalLM"
+    is_adapted = isinstance(config.method, Lora)
+    kind = f"AutoPeftModelFor{task}" if is_adapted else f"AutoModelFor{task}"
+    given, imports = [], []
+    if is_adapted and label_names is not None:
+        given += [f"id2label={dict(enumerate(label_names))}", f"pad_token_id={pad_token_id}"]
+    if isinstance(config.method, Qlora):
+        imports = ["import torch", "from transformers import BitsAndBytesConfig"]
+        given.append(_quantization(folder, config.method, record.run.precision))
+    return [
+        *imports,
+        f"from {'peft' if is_adapted else 'transformers'} import {kind}",
+        "from transformers import AutoTokenizer",
+        "",
+        f"model = {kind}.from_pretrained(",
+        f'    "{MODEL}",',
+        *(f"    {argument}," for argument in given),
+        ")",
+        f'tokenizer = AutoTokenizer.from_pretrained("{MODEL}")',
+    ]
+
+
+def _quantization(folder: Path, method: Qlora, precision: str) -> str:
+    """Return the argument that packs the frozen weights as they were packed in training: the head stays whole."""
+    adapter = json.loads((folder / MODEL / "adapter_config.json").read_text(encoding="utf-8"))
+    dtype = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision]
+    settings = [
+        "load_in_4bit=True",
+        f'bnb_4bit_quant_type="{method.quantization}"',
+        f"bnb_4bit_use_double_quant={method.double_quantization}",
+        f"bnb_4bit_compute_dtype=torch.{dtype}",
+        f"llm_int8_skip_modules={[*(adapter['modules_to_save'] or []), 'lm_head']}",
+    ]
+    return f"quantization_config=BitsAndBytesConfig({', '.join(settings)})"

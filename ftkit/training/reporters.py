@@ -1,0 +1,141 @@
+"""What a training run shows: a live line on a terminal, plain lines elsewhere, a summary at the end."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ftkit.records.files import CARD, MODEL, RECORD
+from ftkit.records.schema import EvaluationLine, RunLine, RunRecord, StepLine
+from ftkit.training.folder import score_cells, summary_rows
+from ftkit.units import format_bytes, format_count, format_seconds
+
+
+class Reporter(Protocol):
+    """Who is told what happens, on the first rank."""
+
+    def note(self, text: str) -> None:
+        """Say something."""
+
+    def start(self, run: RunLine, folder: Path) -> None:
+        """Training begins."""
+
+    def advance(self, step: int) -> None:
+        """A step was taken; its figures have not been read."""
+
+    def step(self, line: StepLine, peak_bytes: int | None) -> None:
+        """A step was logged."""
+
+    def evaluation(self, line: EvaluationLine) -> None:
+        """A split was scored."""
+
+    def finish(self, record: RunRecord, folder: Path) -> None:
+        """The run is over."""
+
+
+class ConsoleReporter:
+    """Shows a run to a person."""
+
+    def __init__(self, console: Console) -> None:
+        """Show on `console`; live only if it is a terminal."""
+        self._console = console
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._num_steps = 0
+        self.folder: Path | None = None
+        """The result folder, once the run is over."""
+
+    def note(self, text: str) -> None:
+        """Say something."""
+        style = "yellow" if text.startswith("warning") else "dim"
+        self._console.print(escape(text), style=style, soft_wrap=True)
+
+    def start(self, run: RunLine, folder: Path) -> None:  # noqa: ARG002  # the end of the run names it
+        """Show what trains, and open the live line."""
+        self._num_steps = run.num_steps
+        method = run.config["method"]["name"]
+        self._console.print(
+            f"[bold]{escape(method)}[/] on {run.world_size} x {escape(run.device)}, {run.engine} engine, "
+            f"{run.precision}, {run.num_steps} steps of {run.config['batch']['global_batch_size']} sequences"
+        )
+        if self._console.is_terminal:
+            columns = (
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=self._console, transient=True)
+            self._task = self._bar.add_task("", total=run.num_steps, figures="starting")
+            self._bar.start()
+
+    def advance(self, step: int) -> None:
+        """Move the live line on, which else would stand still between two steps that are logged."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def step(self, line: StepLine, peak_bytes: int | None) -> None:
+        """Show a logged step."""
+        figures = (
+            f"loss {line.loss:.4f}  lr {line.learning_rate:.2e}  {format_count(line.tokens_per_second)} tokens/s  "
+            f"{'' if peak_bytes is None else f'peak {format_bytes(peak_bytes)}'}"
+        )
+        if self._bar is not None:
+            self._bar.update(self._task, completed=line.step, figures=figures)
+            return
+        left = format_seconds((self._num_steps - line.step) * line.step_seconds)
+        self._console.print(
+            f"step {line.step}/{self._num_steps}  {figures}  {left} left", highlight=False, soft_wrap=True
+        )
+
+    def evaluation(self, line: EvaluationLine) -> None:
+        """Show scores."""
+        names = ("loss", "accuracy", "f1 macro", "f1 weighted", "perplexity")
+        cells = [f"{name} {cell}" for name, cell in zip(names, score_cells(line), strict=False) if cell]
+        self._console.print(
+            f"[bold]{line.split}[/] at step {line.step}: {'  '.join(cells)}  ({format_seconds(line.seconds)})",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def finish(self, record: RunRecord, folder: Path) -> None:
+        """Show the summary: figures, where things are, what to do next."""
+        self.close()
+        self.folder = folder
+        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        for name, text in summary_rows(record):
+            table.add_row(name, text)
+        self._console.print(table)
+        for name, what in ((MODEL, "the model"), (RECORD, "all figures"), (CARD, "the model card")):
+            self._console.print(f"{what}: {folder / name}", highlight=False, soft_wrap=True)
+        self._console.print(
+            f"next: the card says how to load the model; ftkit report {folder} OTHER sets it beside another run",
+            highlight=False, soft_wrap=True, markup=False,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Remove the live line, if there is one."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+class Reporters:
+    """Several reporters as one."""
+
+    def __init__(self, *reporters: Any) -> None:
+        """Tell all of them, in this order."""
+        self._reporters = reporters
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        """Return what tells each reporter the same."""
+
+        def tell(*what: Any) -> None:
+            for reporter in self._reporters:
+                getattr(reporter, name)(*what)
+
+        return tell

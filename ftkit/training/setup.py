@@ -1,0 +1,105 @@
+"""A run that is ready to train, who is told of it, and where it stands."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from ftkit.config.tree import RunConfig
+from ftkit.data.arrays import PreparedData, TokenSplit
+from ftkit.data.batching import check_cut, count_steps
+from ftkit.data.prepare import prepare_data
+from ftkit.engine.assemble import build_engine, wants_deepspeed
+from ftkit.engine.protocol import Engine
+from ftkit.machine.process import ProcessContext, first_decides, resolve_precision
+from ftkit.models.build import build_model, check_positions, count_parameters, trainable_parameters
+from ftkit.models.gguf import as_safetensors
+from ftkit.models.source import load_config, load_tokenizer, own_label_names, resolve_source
+from ftkit.observe.meter import Meter, MeteredEngine
+from ftkit.plan.preflight import plan_first
+from ftkit.plan.shapes import Sequences
+from ftkit.records.schema import Prediction
+from ftkit.training import checkpoint
+from ftkit.training.folder import open_folder
+from ftkit.training.reporters import Reporter
+
+if TYPE_CHECKING:
+    from ftkit.training.state import Progress
+
+_WARMUP_WARNING = 1 / 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is ready to train."""
+
+    config: RunConfig
+    process: ProcessContext
+    folder: Path
+    tokenizer: Any
+    data: PreparedData
+    engine: Engine
+    num_steps: int
+    num_parameters: int
+    num_trainable_parameters: int
+    meter: Meter
+    prediction: Prediction | None
+
+    @property
+    def num_labels(self) -> int | None:
+        """Classes, or None for causal-lm."""
+        return None if self.data.label_names is None else len(self.data.label_names)
+
+    def state(self, progress: "Progress") -> checkpoint.TrainingState:
+        """Return what a checkpoint says of this run."""
+        return checkpoint.TrainingState(
+            step=progress.step,
+            num_steps=self.num_steps,
+            fingerprint=self.data.fingerprint,
+            config=checkpoint.resumable_part(self.config.model_dump(mode="json")),
+            best_value=progress.best_value,
+            best_step=progress.best_step,
+            num_without_improvement=progress.num_without_improvement,
+            train_seconds=progress.train_seconds,
+        )
+
+
+def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, resume: bool = False) -> Job:
+    """Load data and model and put them onto the engine; raises as `train_run` does."""
+    note = reporter.note if process.is_main else _silent
+    dtype = resolve_precision(config.model.precision, process.device)
+    source = as_safetensors(resolve_source(config.model, config.task), note)
+    meter = Meter(process.device)
+    tokenizer = load_tokenizer(source)
+    own_labels = own_label_names(source) if config.task == "sequence-classification" else None
+    data = prepare_data(config.data, config.task, tokenizer, config.training.seed, own_labels)
+    for line in data.report.lines():
+        note(line)
+    longest = int(max(split.lengths.max() for split in _splits(data)))
+    architecture = load_config(source, data.label_names, tokenizer.pad_token_id)
+    sequences = Sequences(
+        len(data.train), longest, are_equal=all(split.lengths.min() == longest for split in _splits(data))
+    )
+    config, prediction = plan_first(config, process, architecture, sequences, note)
+    check_cut(config.batch, longest)
+    training = config.training
+    num_steps = count_steps(len(data.train), config.batch.global_batch_size, training.epochs, training.max_steps)
+    num_warmup = config.schedule.num_warmup_steps(num_steps)
+    if num_warmup > _WARMUP_WARNING * num_steps:
+        note(f"warning: {num_warmup} of {num_steps} steps warm up, more than a third; the peak rate is hardly used")
+    folder = first_decides(process, lambda: open_folder(config, is_resumed=resume))
+    model = build_model(config, source, architecture, dtype)
+    check_positions(model, longest)
+    counts = count_parameters(model), sum(one.numel() for one in trainable_parameters(model).values())
+    if wants_deepspeed(config, process):
+        note("starting DeepSpeed; the first time, it compiles for a minute or more (offload: for up to five)")
+    engine = cast(Engine, MeteredEngine(build_engine(config, model, process, dtype), meter))
+    return Job(config, process, folder, tokenizer, data, engine, num_steps, *counts, meter, prediction)
+
+
+def _splits(data: PreparedData) -> Iterator[TokenSplit]:
+    yield from (split for split in (data.train, data.validation, data.test) if split is not None)
+
+
+def _silent(text: str) -> None:
+    """Say nothing: not the first rank."""

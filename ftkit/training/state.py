@@ -1,0 +1,66 @@
+"""Where a run stands, and the clock of the steps since the last line of its log."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ftkit.data.arrays import TokenSplit
+from ftkit.data.batching import GlobalBatch
+
+
+@dataclass
+class Progress:
+    """Where a run stands; the only thing here that changes."""
+
+    step: int = 0
+    epoch: float = 0.0
+    best_value: float | None = None
+    best_step: int | None = None
+    num_without_improvement: int = 0
+    train_seconds: float = 0.0
+    step_seconds: list[float] = field(default_factory=list)
+    num_tokens: int = 0
+    num_samples: int = 0
+
+    def speed(self) -> dict[str, Any]:
+        """Return the figures of a `Measurement` that time gives; none of a run that had no step left to take."""
+        seconds, timed = sum(self.step_seconds), self.step_seconds
+        if not timed:
+            return {}
+        return {
+            "step_seconds": float(np.median(timed)),
+            "step_seconds_spread": float(np.subtract(*np.percentile(timed, [75, 25]))),
+            "num_timed_steps": len(timed),
+            "tokens_per_second": self.num_tokens / seconds,
+            "samples_per_second": self.num_samples / seconds,
+        }
+
+
+class Window:
+    """The steps since the last line of the log: their time and their tokens."""
+
+    def __init__(self) -> None:
+        """Start at this moment."""
+        self._begin()
+
+    def _begin(self) -> None:
+        self.started, self.num_steps, self.num_tokens, self.num_samples = time.perf_counter(), 0, 0, 0
+
+    def add(self, split: TokenSplit, batch: GlobalBatch) -> None:
+        """Count a step."""
+        self.num_steps += 1
+        self.num_tokens += int(split.lengths[batch.indices].sum())
+        self.num_samples += len(batch.indices)
+
+    def close(self, progress: Progress) -> tuple[float, float]:
+        """Add what passed to the progress; return seconds per step and tokens per second."""
+        seconds = time.perf_counter() - self.started
+        progress.train_seconds += seconds
+        progress.step_seconds += [seconds / self.num_steps] * self.num_steps
+        progress.num_tokens += self.num_tokens
+        progress.num_samples += self.num_samples
+        rates = seconds / self.num_steps, self.num_tokens / seconds
+        self._begin()
+        return rates

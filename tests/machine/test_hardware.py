@@ -1,0 +1,74 @@
+"""The table of GPUs, and this machine."""
+
+import pytest
+
+from ftkit.errors import ConfigError
+from ftkit.machine.hardware import device_flops, find_gpu, gpus, parse_budget, recognize_gpu, this_machine
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("t4", "T4"),
+        ("Tesla T4", "T4"),
+        ("3090", "RTX 3090"),
+        ("NVIDIA GeForce RTX 3090", "RTX 3090"),
+        ("rtx-4060", "RTX 4060"),
+        ("1060", "GTX 1060 6GB"),
+        ("V100-32", "V100-32GB"),
+        ("a100-80", "A100-80GB"),
+        ("NVIDIA A100-SXM4-40GB", "A100-40GB"),
+        ("mi300", "MI300X"),
+    ],
+)
+def test_a_gpu_is_found_by_any_usual_name(given, name):
+    assert find_gpu(given).name == name
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("NVIDIA A100 80GB PCIe", "A100-80GB"),
+        ("Tesla V100-SXM2-16GB", "V100-16GB"),
+        ("Tesla P100-PCIE-16GB", "P100"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA GeForce RTX 4060 Ti", "RTX 4060 Ti 16GB"),
+        ("NVIDIA GeForce RTX 3080 Ti", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("cpu", None),
+    ],
+)
+def test_a_driver_s_name_is_recognized_and_never_taken_for_another_card(given, name):
+    found = recognize_gpu(given)
+    assert (found and found.name) == name
+    assert device_flops(given, "fp16") == (found and found.half_flops)
+
+
+def test_an_unknown_gpu_is_refused_with_the_nearest_names():
+    with pytest.raises(ConfigError, match="rtx3090"):
+        find_gpu("rtx3091")
+
+
+def test_the_table_has_at_least_25_gpus_each_slower_in_fp32_than_in_half_and_below_its_label():
+    table = gpus()
+
+    assert len(table) >= 25
+    assert all(gpu.half_flops >= gpu.fp32_flops and gpu.bandwidth > 1e11 for gpu in table.values())
+
+
+def test_bf16_on_a_card_without_it_computes_at_the_rate_of_fp32():
+    assert find_gpu("t4").flops("bf16") == find_gpu("t4").fp32_flops
+    assert find_gpu("a100").flops("bf16") == 312e12
+
+
+def test_a_budget_of_nothing_is_refused():
+    with pytest.raises(ConfigError, match="8GiB"):
+        parse_budget("0GiB")
+
+
+def test_this_machine_has_memory_and_cores():
+    machine = this_machine()
+
+    assert machine.memory_bytes > 2**20
+    assert machine.num_cpus >= 1

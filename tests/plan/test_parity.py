@@ -1,0 +1,39 @@
+"""The fake trace against a real run, counted by the same dispatch mode: equal to the byte."""
+
+import pytest
+
+from ftkit.config.tree import FeatureExtraction, Full, Lora, ModelConfig, Qlora, RunConfig
+from ftkit.data.batching import Shape
+from ftkit.plan.tracing.trace import trace
+from tests.plan import models
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("method", [FeatureExtraction(), Lora(), Qlora(), Full()], ids=lambda method: method.name)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+def test_a_plan_counts_the_bytes_of_a_real_step_on_a_cpu_after_every_phase_and_at_the_peak(
+    family, method, share, precision
+):
+    config, architecture = models.run_config(family, method, share), models.architecture(family)
+    dtype, sizes = models.DTYPES[precision], models.shape(family)
+
+    planned = trace(config, architecture, dtype, sizes, device_type="cpu")
+    real = models.measure(config, architecture, dtype, sizes)
+
+    assert planned.at_marks() == real.at_marks()
+    assert planned.peak_bytes() == real.peak_bytes()
+
+
+@pytest.mark.parametrize("kind", models.OTHERS)
+def test_so_it_does_for_other_architectures(kind):
+    task, architecture = models.other(kind)
+    model = ModelConfig(name=kind, gradient_checkpointing=0.5)
+    config = RunConfig.model_validate({"task": task, "model": model, "method": Qlora()})
+    sizes = Shape(2, 32, 2, is_padded=kind in models.CLASSIFIERS)
+
+    planned = trace(config, architecture, models.DTYPES["bf16"], sizes, device_type="cpu")
+    real = models.measure(config, architecture, models.DTYPES["bf16"], sizes)
+
+    assert planned.at_marks() == real.at_marks()
+    assert planned.peak_bytes() == real.peak_bytes()

@@ -1,0 +1,193 @@
+"""Whole predictions, and the command."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from ftkit.cli import main
+from ftkit.config.tree import BatchConfig, DataConfig, Full, Lora, ModelConfig, Qlora, RunConfig
+from ftkit.errors import ConfigError, ModelError
+from ftkit.machine.hardware import CUDA_CONTEXT_BYTES
+from ftkit.plan.architectures import find_row, table_names
+from ftkit.plan.predict import predict
+from ftkit.plan.search import cures, search
+from ftkit.plan.target import Target, find_target
+from ftkit.plan.tracing.trace import UntraceableModelError
+from tests.plan import models
+
+
+def config(name="gpt2", method=None, task="sequence-classification", **model):
+    return RunConfig(
+        task=task,
+        model=ModelConfig(name=name, **model),
+        method=method or Lora(),
+        data=DataConfig(max_length=128),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "millions"),
+    [
+        ("gpt2", "causal-lm", 124.4),
+        ("bert-base", "sequence-classification", 109.5),
+        ("llama-2-7b", "causal-lm", 6738.4),
+        ("mistral-7b", "causal-lm", 7241.7),
+        ("qwen2.5-0.5b", "causal-lm", 494.0),
+        ("llama-3-8b", "causal-lm", 8030.3),
+    ],
+)
+def test_an_architecture_of_the_table_has_the_published_number_of_weights(name, task, millions):
+    run = config(name, Full(), task)
+
+    assert predict(run, find_target("h200")).num_parameters == pytest.approx(millions * 1e6, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [("google-bert/bert-base-uncased", "bert-base"), ("Llama-2-7b-hf", "llama-2-7b"), ("gpt2-xl", "gpt2-xl")],
+)
+def test_the_table_knows_models_by_their_names_on_the_hub_too(name, row):
+    assert find_row(name) == row
+    assert find_row(f"{name}-of-somebody") is None
+
+
+def test_the_table_has_about_thirty_architectures_and_more():
+    assert len(table_names()) >= 30
+
+
+@pytest.mark.parametrize("method", [Lora(), Qlora(), Full()], ids=lambda method: method.name)
+def test_the_parts_of_a_peak_add_up_to_it(method):
+    prediction = predict(config(method=method), find_target("t4"))
+
+    assert prediction.peak_breakdown.total_bytes == prediction.peak_active_bytes
+    assert prediction.peak_active_bytes <= prediction.peak_reserved_bytes < prediction.peak_process_bytes
+
+
+def test_four_bits_need_less_than_sixteen_and_recomputing_less_than_keeping():
+    target = find_target("rtx3090")
+    plain = predict(config("llama-2-7b", Lora(), "causal-lm"), target)
+    packed = predict(config("llama-2-7b", Qlora(), "causal-lm"), target)
+    recomputed = predict(config("llama-2-7b", Lora(), "causal-lm", gradient_checkpointing=1.0), target)
+
+    assert packed.peak_breakdown.parameter_bytes < 0.35 * plain.peak_breakdown.parameter_bytes
+    assert recomputed.peak_active_bytes < plain.peak_active_bytes
+    assert recomputed.step_seconds > plain.step_seconds
+
+
+def test_a_budget_below_the_weights_does_not_fit_and_says_what_is_needed():
+    prediction = predict(config("llama-2-7b", Lora(), "causal-lm"), find_target(memory_budget="8GiB"))
+
+    assert not prediction.fits
+    assert "weights alone are 12.59 GiB, more than the 8.00 GiB of a GPU with 8GiB less the 381" in prediction.reason
+
+
+def test_what_does_not_fit_comes_with_changes_that_do():
+    run, target = config("gpt2", Full()), find_target(memory_budget="3GiB")
+
+    assert not predict(run, target).fits
+    found = cures(run, target)
+    assert found
+    assert all(predict(candidate.config, target).fits for candidate in found)
+
+
+def test_where_pieces_alone_are_in_the_way_segments_that_grow_are_offered():
+    run = config("bert-base", Full()).model_copy(
+        update={"data": DataConfig(max_length=512), "batch": BatchConfig(global_batch_size=16, micro_batch_size=16)}
+    )
+    room = predict(run, find_target("t4")).peak_active_bytes + 100 * 2**20
+    target = find_target("t4", memory_budget=str(room + CUDA_CONTEXT_BYTES))
+
+    prediction = predict(run, target)
+    assert not prediction.fits
+    assert prediction.reason.endswith("in ones that grow it fits (engine.expandable_segments=true)")
+    (grown,) = [one for one in cures(run, target) if one.changes == {"engine.expandable_segments": True}]
+    assert grown.prediction.fits
+    assert grown.prediction.step_seconds == prediction.step_seconds
+
+
+def test_a_search_ranks_what_fits_by_speed():
+    found = search(config("gpt2"), find_target("rtx2060"), limit=12)
+    times = [candidate.prediction.step_seconds or 0.0 for candidate in found]
+
+    assert times == sorted(times, key=float)
+    assert all(candidate.prediction.fits for candidate in found)
+
+
+def test_a_gpu_without_bf16_computes_in_fp16_and_refuses_bf16():
+    assert find_target("t4").resolve_precision("auto") == "fp16"
+    with pytest.raises(ConfigError, match="no bf16"):
+        find_target("t4").resolve_precision("bf16")
+
+
+def test_an_unknown_model_is_refused_with_the_nearest_names():
+    with pytest.raises(ModelError, match="llama-2-7b"):
+        predict(config("nobody/llama-2-7"), find_target("t4"))
+
+
+def test_a_model_that_reads_values_back_is_named_with_the_line_and_planned_by_formula(monkeypatch):
+    import transformers
+
+    forward = transformers.models.gpt2.modeling_gpt2.GPT2MLP.forward
+
+    def reads_back(self, hidden):
+        if hidden.sum().item() > 0:
+            return forward(self, hidden)
+        return forward(self, hidden)
+
+    monkeypatch.setattr(transformers.models.gpt2.modeling_gpt2.GPT2MLP, "forward", reads_back)
+    prediction = predict(config("gpt2"), find_target("t4"))
+
+    assert prediction.basis.startswith("by formula")
+    assert "test_plan_predict.py" in prediction.basis
+    assert prediction.step_seconds is None
+
+
+def test_the_command_prints_a_prediction_that_json_holds_too():
+    runner = CliRunner()
+    arguments = ["plan", "--model", "gpt2", "--gpu", "t4", "--samples", "1000"]
+    text = runner.invoke(main, arguments)
+    found = runner.invoke(main, [*arguments, "--json"])
+
+    assert text.exit_code == found.exit_code == 0
+    assert "fits (1 x T4" in text.output
+    assert json.loads(found.output.splitlines()[-1])["num_trainable_parameters"] > 0
+
+
+def test_the_command_exits_with_8_where_nothing_fits():
+    arguments = ["plan", "--model", "gpt2", "--memory-budget", "500MiB"]
+
+    assert CliRunner().invoke(main, arguments).exit_code == 8
+
+
+def test_an_unknown_gpu_is_one_sentence():
+    result = CliRunner().invoke(main, ["plan", "--gpu", "t5"])
+
+    assert result.exit_code == 2
+    assert "unknown GPU 't5'" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_plan_on_a_cpu_says_what_one_process_needs():
+    target = Target("cpu", "cpu", None, 2**34, num_cpus=2)
+    prediction = predict(config("gpt2"), target, models.architecture("gpt2"))
+
+    assert prediction.fits
+    assert prediction.peak_reserved_bytes is None
+    assert UntraceableModelError.exit_code == 4
+
+
+def test_an_unknown_model_is_one_sentence_without_asking_a_hub_that_does_not_answer_again_and_again():
+    with socket.socket() as closed:  # bound and not listening: a connection is refused at once
+        closed.bind(("127.0.0.1", 0))
+        hub = {"HF_ENDPOINT": f"http://127.0.0.1:{closed.getsockname()[1]}", "HF_HUB_OFFLINE": ""}
+        command = [sys.executable, "-m", "ftkit", "plan", "--model", "gpt9", "--gpu", "t4"]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | hub, check=False)
+
+    assert done.returncode == ModelError.exit_code
+    assert done.stderr.count("\n") == 1
+    assert "did you mean 'gpt2'" in done.stderr

@@ -1,0 +1,47 @@
+"""A few layers tell the story of ten."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ftkit.config.tree import FeatureExtraction, Full, Lora, Qlora
+from ftkit.observe.allocator import replay
+from ftkit.observe.peaks import allocator_events, find_peak
+from ftkit.plan.tracing.layer_choice import shallow
+from ftkit.plan.tracing.trace import trace
+from ftkit.plan.tracing.unroll import _contexts, keep_layers, unroll
+from tests.plan import models
+
+DEEP = 10
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("method", [FeatureExtraction(), Lora(), Qlora(), Full()], ids=lambda method: method.name)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+def test_an_unrolled_trace_is_the_whole_trace_to_the_byte(family, method, share):
+    config, architecture = models.run_config(family, method, share), models.architecture(family, DEEP)
+    dtype, sizes = models.DTYPES["bf16"], models.shape(family)
+
+    whole = trace(config, architecture, dtype, sizes)
+    depth = shallow(config, architecture)
+    small = trace(depth.config, depth.architecture, dtype, sizes, checkpointed=depth.checkpointed)
+    unrolled = unroll(small, depth.kept, depth.kinds)
+
+    assert len(depth.kept) < DEEP
+    assert unrolled.weights == whole.weights
+    assert unrolled.model_flops(2) == whole.model_flops(2)
+    assert unrolled.at_marks() == whole.at_marks()
+    assert find_peak(unrolled).active_bytes == find_peak(whole).active_bytes
+    assert replay(allocator_events(unrolled)) == replay(allocator_events(whole))
+
+
+def test_four_layers_stand_for_any_number_of_equal_ones():
+    assert len(keep_layers(["same"] * 80)) == 4
+
+
+@given(st.lists(st.sampled_from("ab"), min_size=1, max_size=24))
+def test_the_layers_kept_show_every_layer_between_its_own_neighbours(kinds):
+    kept = keep_layers(kinds)
+
+    assert set(_contexts([kinds[number] for number in kept])) == set(_contexts(kinds))
+    assert kept == sorted(set(kept))

@@ -1,0 +1,86 @@
+"""Which configurations are held against real ranks: on a tiny Llama, and on the real MiniLM of the embedded default."""
+
+import itertools
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ftkit.config.tree import EngineConfig, FeatureExtraction, Full, Lora, ModelConfig, Precision, Qlora, RunConfig
+from ftkit.data.batching import Shape
+from ftkit.models.build import build_model
+from ftkit.models.source import load_config, load_tokenizer, resolve_source
+from tests.plan import models
+
+METHODS: dict[str, Any] = {"lora": Lora(), "full": Full(), "qlora": Qlora(), "feature-extraction": FeatureExtraction()}
+
+
+class Case(NamedTuple):
+    """One configuration; stage 0 is the plain engine, replicated."""
+
+    model: str
+    stage: int
+    offload: str
+    method: str
+    checkpointed: float
+    num_micro_batches: int = 2
+    precision: Precision = "bf16"
+
+    @property
+    def config(self) -> RunConfig:
+        """The run."""
+        engine = EngineConfig(name="deepspeed", zero_stage=self.stage or None, offload_optimizer=self.offload)
+        return RunConfig(
+            task="causal-lm" if self.model == "llama" else "sequence-classification",
+            model=ModelConfig(name=self.model, precision=self.precision, gradient_checkpointing=self.checkpointed),
+            method=METHODS[self.method],
+            engine=engine if self.stage else EngineConfig(name="plain"),
+        )
+
+    @property
+    def architecture(self) -> Any:
+        """The model's configuration."""
+        if self.model == "llama":
+            return models.architecture("llama", width=128)
+        source = resolve_source(self.config.model, self.config.task)
+        return load_config(source, ["0", "1"], load_tokenizer(source).pad_token_id)
+
+    @property
+    def shape(self) -> Shape:
+        """The micro-batches of one rank."""
+        shape = models.shape("llama") if self.model == "llama" else Shape(4, 64, is_padded=True)
+        return replace(shape, num_micro_batches=self.num_micro_batches)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That computes."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    def build(self) -> nn.Module:
+        """Return the model with weights: random ones, or those that it comes with."""
+        if self.model == "llama":
+            return models.real_model(self.config, self.architecture, self.dtype)
+        return build_model(
+            self.config, resolve_source(self.config.model, self.config.task), self.architecture, self.dtype
+        )
+
+
+FEW = (
+    Case("llama", 0, "none", "full", 0),
+    Case("llama", 2, "none", "lora", 0),
+    Case("llama", 2, "none", "full", 0, 1),
+    Case("llama", 2, "none", "full", 1),
+    Case("llama", 1, "none", "full", 0, 2, "fp32"),
+    Case("llama", 2, "none", "full", 0, 2, "fp32"),
+    Case("llama", 3, "none", "full", 0),
+    Case("llama", 3, "none", "lora", 1),
+    Case("llama", 3, "none", "qlora", 1),
+)
+MANY = tuple(
+    Case(*case)
+    for case in itertools.product(("llama", "demo"), (0, 1, 2, 3), ("none", "cpu"), METHODS, (0, 1))
+    # What trains is too little for offload to matter in the others.
+    if case[2] == "none" or (case[1] and case[3] in ("lora", "full"))
+)
+SETS = {"few": FEW, "many": MANY}

@@ -1,0 +1,47 @@
+"""One of two ranks: real steps under the recorder; rank 0 prints what lived after loading and at the peak."""
+
+import gc
+import json
+import sys
+
+import torch
+
+from ftkit.engine.assemble import build_engine
+from ftkit.machine.memory import quiet_collector
+from ftkit.machine.process import ProcessContext, join, leave
+from ftkit.models.build import set_training
+from ftkit.observe.peaks import find_peak
+from ftkit.observe.recorded import batch_tensors, layer_names, make_batches, record_steps, see_model
+from ftkit.observe.recorder import Recorder
+from ftkit.observe.tape import LOAD, Tape
+from tests.plan import gloo
+from tests.plan.zero.cases import SETS, Case
+
+
+def measure(case: Case, process: ProcessContext) -> Tape:
+    model = case.build()
+    # DeepSpeed keeps shapes as meta tensors, which are no memory.
+    layers, recorder = layer_names(model), Recorder(device_type="cpu")
+    with quiet_collector(), recorder.inside(model, layers):
+        see_model(recorder, model, layers)
+        engine = build_engine(case.config, model, process, case.dtype)
+        set_training(model, True)
+        gc.collect()
+        recorder.mark(LOAD)
+        micro_batches = make_batches(case.config.task, case.shape)
+        recorder.see(batch_tensors(micro_batches), "input")
+        return record_steps(engine, micro_batches, recorder)
+
+
+torch.set_num_threads(1)
+gloo.let_go()
+rank = ProcessContext.from_environment()
+join(rank)
+for one in SETS[sys.argv[1]]:
+    tape = measure(one, rank)
+    gc.collect()
+    if rank.is_main:
+        found = {"load": tape.at_marks()[0][1], "peak": find_peak(tape, int).active_bytes}
+        sys.stdout.write(json.dumps({"case": one, **found}) + "\n")
+        sys.stdout.flush()
+leave()

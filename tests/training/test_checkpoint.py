@@ -1,0 +1,73 @@
+"""A checkpoint is whole or not there, and says what is wrong with it."""
+
+import errno
+
+import pytest
+import torch
+
+from ftkit.config.tree import RunConfig
+from ftkit.errors import CheckpointError, DeviceError
+from ftkit.training import checkpoint
+
+WEIGHTS = {"a": torch.arange(6.0).view(2, 3)}
+
+
+def state(step=1, **fields):
+    config = checkpoint.resumable_part(RunConfig().model_dump(mode="json"))
+    return checkpoint.TrainingState(step=step, num_steps=9, fingerprint="f", config=config, **fields)
+
+
+def test_what_is_saved_is_loaded_and_the_two_newest_are_kept(tmp_path):
+    for step in range(1, 5):
+        checkpoint.save_checkpoint(tmp_path, state(step), WEIGHTS, {"a/exp_avg": torch.ones(2)})
+    found = checkpoint.list_checkpoints(tmp_path)
+    assert [path.name for path in found] == ["step-00000003", "step-00000004"]
+    loaded, weights, moments = checkpoint.load_checkpoint(found[-1])
+    assert loaded == state(4)
+    assert torch.equal(weights["a"], WEIGHTS["a"])
+    assert torch.equal(moments["a/exp_avg"], torch.ones(2))
+
+
+def test_a_full_disk_is_one_sentence_and_the_last_good_checkpoint_survives(tmp_path, monkeypatch):
+    checkpoint.save_checkpoint(tmp_path, state(1), WEIGHTS, {})
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(DeviceError, match=r"No space left on device.*free some space"):
+        checkpoint.save_checkpoint(tmp_path, state(2), WEIGHTS, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    checkpoint.load_checkpoint(tmp_path / "step-00000001")
+
+
+@pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.MOMENTS, checkpoint.STATE])
+def test_a_truncated_or_missing_file_is_named(name, tmp_path):
+    path = checkpoint.save_checkpoint(tmp_path, state(), WEIGHTS, WEIGHTS)
+    whole = (path / name).read_bytes()
+    (path / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=name):
+        checkpoint.load_checkpoint(path)
+    (path / name).unlink()
+    with pytest.raises(CheckpointError, match=name):
+        checkpoint.load_checkpoint(path)
+
+
+def test_an_unfinished_checkpoint_is_not_listed(tmp_path):
+    checkpoint.save_checkpoint(tmp_path, state(), WEIGHTS, {})
+    (tmp_path / "step-00000002.tmp").mkdir()
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["step-00000001"]
+
+
+def test_another_configuration_or_other_data_is_refused_by_name(tmp_path):
+    changed = checkpoint.resumable_part(RunConfig(optimizer={"learning_rate": 1e-3}).model_dump(mode="json"))
+    with pytest.raises(CheckpointError, match=r"another optimizer\.learning_rate"):
+        checkpoint.check_resumable(tmp_path, state(), changed, "f")
+    with pytest.raises(CheckpointError, match="other data"):
+        checkpoint.check_resumable(tmp_path, state(), state().config, "g")
+
+
+def test_the_cut_and_the_engine_may_change_between_start_and_resume(tmp_path):
+    changed = RunConfig(batch={"micro_batch_size": 1}, engine={"zero_stage": 3}, output={"folder": "x"})
+    config = checkpoint.resumable_part(changed.model_dump(mode="json"))
+    checkpoint.check_resumable(tmp_path, state(), config, "f")

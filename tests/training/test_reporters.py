@@ -1,0 +1,61 @@
+"""What a run shows: a live line on a terminal, plain lines elsewhere, and at the end where things are."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from ftkit.records.files import read_record
+from ftkit.training.reporters import ConsoleReporter
+from tests.made_records import write_runs
+
+
+@pytest.fixture
+def record(tmp_path):
+    return read_record(write_runs(tmp_path / "made", 1) / "000-feature-extraction-plain")
+
+
+@pytest.fixture(params=[True, False], ids=["terminal", "file"])
+def shown(request, record, tmp_path):
+    """Tell a reporter of a whole run; returns whether it shows it on a terminal, and all that it wrote."""
+    out = io.StringIO()
+    reporter = ConsoleReporter(Console(file=out, force_terminal=request.param, width=200))
+    reporter.start(record.run, tmp_path)
+    for line in record.steps:
+        reporter.step(line, 3 * 2**30)
+    if request.param:
+        reporter._bar.refresh()
+    for line in record.evaluations:
+        reporter.evaluation(line)
+    reporter.finish(record, tmp_path)
+    return request.param, out.getvalue()
+
+
+def test_a_step_shows_loss_rate_speed_peak_and_time_left(shown, record):
+    is_terminal, text = shown
+    line = record.steps[-1]
+    for figure in (f"loss {line.loss:.4f}", f"lr {line.learning_rate:.2e}", "tokens/s", "peak 3.00 GiB"):
+        assert figure in text
+    assert ("left" in text) != is_terminal  # the live line counts the time down as a clock
+
+
+def test_the_live_line_moves_on_between_steps_that_are_logged(record, tmp_path):
+    reporter = ConsoleReporter(Console(file=io.StringIO(), force_terminal=True, width=200))
+    reporter.start(record.run, tmp_path)
+    reporter.step(record.steps[0], None)
+    reporter.advance(record.steps[0].step + 3)
+    assert reporter._bar.tasks[0].completed == record.steps[0].step + 3
+    assert f"loss {record.steps[0].loss:.4f}" in reporter._bar.tasks[0].fields["figures"]
+    reporter.close()
+
+
+def test_only_a_terminal_is_sent_control_sequences(shown):
+    is_terminal, text = shown
+    assert ("\x1b[" in text) == is_terminal
+
+
+def test_the_end_says_where_things_are_and_what_to_do_next(shown, tmp_path):
+    text = shown[1]
+    for name in ("model", "record.jsonl", "README.md"):
+        assert str(tmp_path / name) in text
+    assert f"ftkit report {tmp_path}" in text
