@@ -1,7 +1,9 @@
 """LoRA adapters: which modules they stand beside, and how they are added and saved; the only importer of peft."""
 
 import re
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,16 @@ def add_adapters(model: nn.Module, method: Lora, head: Iterable[str], dtype: tor
     Raises:
         ModelError: no module matches the targets, or PEFT puts no adapter beside them.
     """
-    bnb.preload()
+    if any(map(bnb.is_packed_type, model.parameters())):
+        bnb.preload()
+        return _adapt(model, method, tuple(head), dtype)
+    with _without_bitsandbytes():
+        return _adapt(model, method, tuple(head), dtype)
+
+
+def _adapt(model: nn.Module, method: Lora, names: tuple[str, ...], dtype: torch.dtype) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
-    names = tuple(head)
     chosen = choose_targets(model, method, names)
     config = LoraConfig(
         r=method.rank,
@@ -54,6 +62,27 @@ def add_adapters(model: nn.Module, method: Lora, head: Iterable[str], dtype: tor
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
     return adapted
+
+
+@contextmanager
+def _without_bitsandbytes() -> Iterator[None]:
+    """Hide bitsandbytes, if nobody has imported it yet, from PEFT, which would load it for adapters of any model.
+
+    PEFT imports it at its own start (peft/helpers.py 0.21), and asks at each adapter whether the layer is in 4 bits
+    (peft/tuners/lora/model.py, _create_new_module). What it has found it remembers; a QLoRA may follow in this process.
+    """
+    if "bitsandbytes" in sys.modules:
+        yield
+        return
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # how Python is told that there is no such module
+    try:
+        yield
+    finally:
+        del sys.modules["bitsandbytes"]
+        from peft import import_utils
+
+        import_utils.is_bnb_available.cache_clear()
+        import_utils.is_bnb_4bit_available.cache_clear()
 
 
 def choose_targets(model: nn.Module, method: Lora, head: Iterable[str] = ()) -> list[str]:
