@@ -40,6 +40,8 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="ftkit")
+# `deepspeed --module ftkit train` puts it before the subcommand (deepspeed/launcher/launch.py, main).
+@click.option("--local_rank", "--local-rank", type=int, hidden=True, expose_value=False)
 def main() -> None:
     """Fine-tune transformer models where memory is scarce."""
     # Or the interpreter looks at every object of every library once more before it ends: a second of each command.

@@ -33,3 +33,7 @@ def presets() -> None:
     for name in preset_names():
         first = preset_path(name).read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
         click.echo(f"{name:28} {first}")
+
+
+if __name__ == "__main__":
+    config()

@@ -210,3 +210,7 @@ def search_lines(found: "Sequence[Candidate]") -> list[str]:
 def _cost(candidate: "Candidate") -> str:
     prediction = candidate.prediction
     return f"{format_bytes(prediction.peak_process_bytes or 0)}, {prediction.step_seconds or 0:.3g} s a step"
+
+
+if __name__ == "__main__":
+    plan()

@@ -187,3 +187,7 @@ def _predict(trial: Trial, progress: SweepProgress) -> "Prediction | None":
     except FtkitError as error:
         progress.note(f"no prediction for {trial.name}: {error}")
         return None
+
+
+if __name__ == "__main__":
+    profile()

@@ -161,3 +161,7 @@ def _write(path: Path, content: str) -> None:
         aside.replace(path)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}; name another with --output") from None
+
+
+if __name__ == "__main__":
+    report()

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from ftkit.cli import main
+from ftkit.cli import _COMMANDS, main
 
 
 def test_help_imports_no_heavy_library():
@@ -72,3 +72,26 @@ def test_presets_are_listed_with_what_they_are():
 def test_the_package_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "ftkit", "--help"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("Usage: ftkit")
+
+
+def test_the_plan_of_a_plain_lora_loads_no_engine_no_4_bit_kernels_and_no_plots():
+    call = "main(['plan', '--model', 'gpt2', '--gpu', 't4', '--max-length', '64'], standalone_mode=False)"
+    code = f"import sys; from ftkit.cli import main; {call}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("verdict                        fits")
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "torch" in loaded
+    assert not loaded & {"deepspeed", "bitsandbytes", "plotly", "datasets", "torchmetrics"}
+
+
+@pytest.mark.parametrize("module", sorted({module for module, _, _ in _COMMANDS.values()}))
+def test_each_command_is_a_program_of_its_own_that_refuses_an_unknown_flag(module):
+    done = subprocess.run([sys.executable, "-m", module, "--no-such-flag"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "No such option" in done.stderr
+
+
+def test_what_the_deepspeed_launcher_puts_before_the_subcommand_is_taken():
+    done = CliRunner().invoke(main, ["--local_rank=0", "config", "show"])
+    assert done.exit_code == 0, done.output
+    assert "local_rank" not in CliRunner().invoke(main, ["--help"]).output
