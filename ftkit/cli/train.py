@@ -1,21 +1,16 @@
-"""`ftkit train`, which `deepspeed launch/train.py` runs too."""
+"""`ftkit train`, which `deepspeed launch/train.py` and `deepspeed --module ftkit train` run too."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from rich.console import Console
 
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
 from ftkit.errors import ConfigError
-from ftkit.machine.hub import work_offline_if_unreachable
-from ftkit.machine.memory import grow_segments
+from ftkit.machine.environment import prepare_environment
 from ftkit.machine.process import ProcessContext, end_if_launched
-
-if TYPE_CHECKING:
-    from ftkit.config.tree import RunConfig
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -58,21 +53,14 @@ def train(  # noqa: PLR0913  # one parameter is one flag
         }
         flags["settings"] = (*flags["settings"], *(setting for setting, is_wanted in said.items() if is_wanted))
         config = read_config(flags)
-        if config.engine.expandable_segments:
-            grow_segments()
-        _bound_memory()
-        work_offline_if_unreachable((config.model.name, config.data.dataset))
+        prepare_environment(config)
         quieten()
         from ftkit.cli.report import write_run_page
-        from ftkit.training.loop import train_run
-        from ftkit.training.reporters import ConsoleReporter, Reporters
+        from ftkit.training.reporters import ConsoleReporter
+        from ftkit.training.train import train_and_track
 
         reporter = ConsoleReporter(Console(quiet=as_json))
-        all_reporters = Reporters(reporter, *_tracking(config))
-        try:
-            record = train_run(config, process, all_reporters, resume=resume is not None)
-        finally:
-            all_reporters.close()
+        record = train_and_track(config, process, reporter, resume=resume is not None)
         if reporter.folder is not None:
             reporter.note(f"the report: {write_run_page(reporter.folder)}")
         if as_json and process.is_main:
@@ -86,17 +74,5 @@ def _check_resumed(folder: Path) -> None:
         raise ConfigError(f"--resume {folder}: no run has begun there (no config.yaml); give the folder of its results")
 
 
-def _tracking(config: "RunConfig") -> Iterator[Any]:
-    """Yield who tells the trackers, if there are any."""
-    if config.output.trackers:
-        from ftkit.training.trackers import TrackerReporter, check_trackers
-
-        check_trackers(config.output.trackers)
-        yield TrackerReporter(config.output.trackers)
-
-
-def _bound_memory() -> None:
-    """Keep few compiled CPU kernels: oneDNN keeps one for each shape, and micro-batches come in many shapes."""
-    import os
-
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+if __name__ == "__main__":
+    train()

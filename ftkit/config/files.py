@@ -15,6 +15,7 @@ from ftkit.config.tree import METHODS, RunConfig
 from ftkit.errors import ConfigError, nearest
 
 Tree = dict[str, Any]
+Configuration = RunConfig | Mapping[str, Any] | Path | str
 _UNICODE_BREAKS = {"\x85", "\u2028", "\u2029"}
 
 
@@ -52,6 +53,28 @@ def load_config(
         if value is not None:
             tree = _merge(tree, _nested(key, value))
     return build_config(tree)
+
+
+def as_config(config: Configuration) -> RunConfig:
+    """Return the configuration that a caller of the Python API gives in one of several forms.
+
+    Args:
+        config: a RunConfig, a tree of plain values as `build_config` takes it, or a YAML file.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        ConfigError: it is none of these, or does not describe a run.
+    """
+    match config:
+        case RunConfig():
+            return config
+        case Mapping():
+            return build_config(config)
+        case str() | Path():
+            return load_config(Path(config))
+    raise ConfigError(f"a configuration is a RunConfig, a mapping or a YAML file, not a {type(config).__name__}")
 
 
 def build_config(tree: Mapping[str, Any]) -> RunConfig:

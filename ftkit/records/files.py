@@ -49,7 +49,7 @@ class RecordWriter:
         self._file.close()
 
 
-def read_record(path: Path) -> RunRecord:
+def read_record(path: Path | str) -> RunRecord:
     """Read a record as far as it goes.
 
     A truncated or damaged line is left out, and an older schema's line is read for what it has; both with a warning
@@ -64,7 +64,8 @@ def read_record(path: Path) -> RunRecord:
     Raises:
         DataError: there is no such file, or it has no `run` line.
     """
-    path = path / "record.jsonl" if path.is_dir() else path
+    path = Path(path)
+    path = path / RECORD if path.is_dir() else path
     if not path.is_file():
         raise DataError(f"no record at {path}; give a result folder of ftkit, or its record.jsonl")
     run: RunLine | None = None

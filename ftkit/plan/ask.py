@@ -1,0 +1,46 @@
+"""The planner's one public function: a configuration and a GPU in, a prediction out."""
+
+from ftkit.config.files import Configuration, as_config
+from ftkit.machine.hub import work_offline_if_unreachable
+from ftkit.plan.architectures import find_architecture, find_row
+from ftkit.plan.predict import Tapes, predict
+from ftkit.plan.search import settled
+from ftkit.plan.shapes import Sequences
+from ftkit.plan.target import find_target
+from ftkit.records.schema import Prediction
+
+
+def plan(
+    config: Configuration,
+    gpu: str | None = None,
+    *,
+    gpus: int = 1,
+    memory_budget: str | None = None,
+    ram_budget: str | None = None,
+    samples: int | None = None,
+) -> Prediction:
+    """Predict peak memory, speed and disk of a configuration, on any GPU, without that GPU.
+
+    Args:
+        config: the run: what `ftkit.load_config` returns, a tree of plain values, or a YAML file.
+        gpu: where to run: `t4`, `rtx3060`, `a100-40gb`, ...; None: this machine.
+        gpus: how many of them.
+        memory_budget: what one device has, such as `8GiB`; None: what the table of GPUs says.
+        ram_budget: what the host has, such as `32GiB`.
+        samples: training sequences, for the number of steps and the total time.
+
+    Returns:
+        The prediction; `fits` says whether it fits, `reason` why not.
+
+    Raises:
+        FtkitError: an unknown model or GPU, or a configuration that cannot be.
+    """
+    run = as_config(config)
+    if find_row(run.model.name) is None:
+        work_offline_if_unreachable((run.model.name,))
+    target = find_target(gpu, gpus, memory_budget, ram_budget)
+    sequences = None if samples is None else Sequences.unseen(run, samples)
+    architecture = find_architecture(run)
+    tapes: Tapes = {}
+    run = settled(run, target, architecture, sequences, tapes)
+    return predict(run, target, architecture, sequences=sequences, tapes=tapes)

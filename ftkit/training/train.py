@@ -1,0 +1,69 @@
+"""The public function that trains, and what it shares with the command `ftkit train`."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from ftkit.config.files import Configuration, as_config
+from ftkit.config.tree import RunConfig
+from ftkit.machine.environment import prepare_environment
+from ftkit.machine.process import ProcessContext
+from ftkit.records.schema import RunRecord
+
+if TYPE_CHECKING:
+    from ftkit.training.reporters import Reporter
+
+
+def train(config: Configuration, *, reporter: "Reporter | None" = None, resume: bool = False) -> RunRecord:
+    """Train as a configuration says, score, and leave a result folder, as the command `ftkit train` does.
+
+    Under a launcher (deepspeed, torchrun) every process calls it.
+
+    Args:
+        config: the run: what `ftkit.load_config` returns, a tree of plain values, or a YAML file.
+        reporter: told what happens, on the first rank; None: nobody is.
+        resume: go on from the last checkpoint in `output.folder` of the configuration.
+
+    Returns:
+        Everything that was measured, on the first rank; on the others, how the run ended.
+
+    Raises:
+        FtkitError: naming what was given, what was wanted and what to try.
+    """
+    run = as_config(config)
+    prepare_environment(run)
+    return train_and_track(run, ProcessContext.from_environment(), reporter, resume=resume)
+
+
+def train_and_track(
+    config: RunConfig, process: ProcessContext, reporter: "Reporter | None", *, resume: bool
+) -> RunRecord:
+    """Train, and tell the trackers of `config.output.trackers` besides the reporter.
+
+    Args:
+        config: the run.
+        process: the place of this process.
+        reporter: told what happens, on the first rank; None: the trackers alone are.
+        resume: go on from the last checkpoint.
+
+    Returns:
+        As `train`.
+
+    Raises:
+        FtkitError: as `train`.
+    """
+    from ftkit.training.loop import train_run
+    from ftkit.training.reporters import Reporters
+
+    told = () if reporter is None else (reporter,)
+    with closing(Reporters(*told, *_trackers(config))) as reporters:
+        return train_run(config, process, reporters, resume=resume)
+
+
+def _trackers(config: RunConfig) -> Iterator[Any]:
+    """Yield the reporter that tells the trackers, if there are any."""
+    if config.output.trackers:
+        from ftkit.training.trackers import TrackerReporter, check_trackers
+
+        check_trackers(config.output.trackers)
+        yield TrackerReporter(config.output.trackers)
