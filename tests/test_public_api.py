@@ -17,7 +17,7 @@ def settings(tmp_path_factory):
     """The settings of a run of one step."""
     folder = tmp_path_factory.mktemp("api")
     save_tiny_model(folder / "llama", "llama")
-    rows = [f"the film was {word} and {word} number {number},{word}" for number in range(20) for word in ("good", "bad")]
+    rows = [f"film was {word} and {word} number {number},{word}" for number in range(20) for word in ("good", "bad")]
     (folder / "texts.csv").write_text("\n".join(["text,label", *rows]) + "\n")
     return [
         f"model.name={folder / 'llama'}",
@@ -40,8 +40,8 @@ def test_every_public_name_can_be_called_and_is_listed():
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="module 'ftkit' has no attribute 'trian'"):
-        _ = ftkit.trian
+    with pytest.raises(AttributeError, match="module 'ftkit' has no attribute 'no_such_name'"):
+        _ = ftkit.no_such_name
 
 
 def test_a_plan_and_a_training_leave_what_read_record_reads(settings):
@@ -53,7 +53,7 @@ def test_a_plan_and_a_training_leave_what_read_record_reads(settings):
 
 
 def test_a_plan_is_called_by_the_name_of_its_room_whatever_was_imported_of_it(settings):
-    import ftkit.plan.predict  # noqa: F401  # sets the attribute `plan` of the package to the room
+    import ftkit.plan.predict  # sets the attribute `plan` of the package to the room
 
     prediction = ftkit.plan({"model": {"name": "gpt2"}}, "t4", memory_budget="1GiB", samples=3200)
     assert not prediction.fits

@@ -71,8 +71,8 @@ def launcher(name, python):
 
 def test_the_wheel_holds_ftkit_and_all_that_it_reads(python, tmp_path):
     code = (
-        "import ftkit; from ftkit.config.files import preset_names; from ftkit.engine.ds_config import templates_folder;"
-        "print(ftkit.__file__, len(preset_names()), len(list(templates_folder().iterdir())))"
+        "import ftkit; from ftkit.config import files; from ftkit.engine import ds_config;"
+        "print(ftkit.__file__, len(files.preset_names()), len(list(ds_config.templates_folder().iterdir())))"
     )
     place, presets, templates = run_elsewhere([python, "-c", code], tmp_path).split()
     assert Path(place).is_relative_to(python.parents[1])
