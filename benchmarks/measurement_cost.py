@@ -21,8 +21,10 @@ from ftkit.engine.assemble import build_engine
 from ftkit.engine.protocol import Engine
 from ftkit.machine.process import ProcessContext, resolve_precision
 from ftkit.models.build import build_model, set_training
+from ftkit.models.objective import objective_of
 from ftkit.models.source import load_config, load_tokenizer, own_label_names, resolve_source
-from ftkit.observe.meter import Meter, MeteredEngine
+from ftkit.observe.meter import Meter
+from ftkit.step.observer import NOTHING, Observer, Phase
 from ftkit.step.step import train_step
 
 
@@ -43,7 +45,9 @@ class Training:
         tokenizer = load_tokenizer(source)
         data = prepare_data(config.data, config.task, tokenizer, 0, own_label_names(source))
         architecture = load_config(source, data.label_names, tokenizer.pad_token_id)
-        engine = build_engine(config, build_model(config, source, architecture, dtype), process, dtype)
+        engine = build_engine(
+            config, build_model(config, source, architecture, dtype), process, dtype, objective_of(config)
+        )
         set_training(engine.model, True)
         wanted = batching.global_batches(len(data.train), config.batch.global_batch_size, 0, num_batches)
         return cls(
@@ -57,11 +61,11 @@ class Training:
             ],
         )
 
-    def seconds(self, engine: Engine) -> float:
+    def seconds(self, observer: Observer) -> float:
         """Take a step on each batch; return the time."""
         started = time.perf_counter()
         for micro_batches in self.batches:
-            train_step(engine, micro_batches, sum(len(one.labels) for one in micro_batches), 1e-4)
+            train_step(self.engine, micro_batches, sum(len(one.labels) for one in micro_batches), 1e-4, observer)
         return time.perf_counter() - started
 
 
@@ -69,9 +73,9 @@ def call_seconds(meter: Meter, num_steps: int) -> float:
     """Return the time that the meter's own calls take in a step of two micro-batches, on average."""
     started = time.perf_counter()
     for _ in range(num_steps):
-        for phase in ("forward", "backward", "forward", "backward", "optimizer"):
-            meter.enter_in_step(phase)
-        meter.end_step()
+        for phase in (Phase.FORWARD, Phase.BACKWARD, Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER):
+            with meter.during(phase):
+                pass
     return (time.perf_counter() - started) / num_steps
 
 
@@ -83,10 +87,9 @@ def main() -> None:
     arguments = parser.parse_args()
     training = Training.prepare(arguments.steps)
     meter = Meter(torch.device("cpu"))
-    metered = MeteredEngine(training.engine, meter)
-    training.seconds(training.engine)  # warm up
-    training.seconds(metered)
-    pairs = np.array([(training.seconds(training.engine), training.seconds(metered)) for _ in range(arguments.rounds)])
+    training.seconds(NOTHING)  # warm up
+    training.seconds(meter)
+    pairs = np.array([(training.seconds(NOTHING), training.seconds(meter)) for _ in range(arguments.rounds)])
     bare, measured = np.median(pairs, axis=0) / arguments.steps
     low, high = np.percentile(pairs[:, 1] / pairs[:, 0] - 1, [25, 75])
     own = call_seconds(meter, 160)

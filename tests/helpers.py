@@ -17,6 +17,7 @@ from ftkit.data.arrays import TokenSplit
 from ftkit.engine.assemble import build_engine
 from ftkit.models import build as ftkit_model
 from ftkit.models import source as ftkit_source
+from ftkit.models.objective import objective_of
 from ftkit.step.step import train_step
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def build(
     labels = ("a", "b", "c") if config.task == "sequence-classification" else None
     architecture = ftkit_source.load_config(source, labels, pad_token_id=1)
     module = ftkit_model.build_model(config, source, architecture, dtype)
-    return config, build_engine(config, module, process, dtype)
+    return config, build_engine(config, module, process, dtype, objective_of(config))
 
 
 def take_steps(

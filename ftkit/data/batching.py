@@ -52,6 +52,7 @@ class MicroBatch:
         input_ids: [B, T] int64, padded on the right.
         attention_mask: [B, T] int64, 1 at tokens and 0 at padding; None where nothing is padded.
         token_type_ids: [B, T] int64, or None for models without segments.
+        position_ids: [B, T] int64; None: the model counts by itself, from the mask or from 0.
         labels: [B] or [B, T] int64; -100 carries no loss.
     """
 
@@ -59,15 +60,17 @@ class MicroBatch:
     labels: torch.Tensor
     attention_mask: torch.Tensor | None = None
     token_type_ids: torch.Tensor | None = None
+    position_ids: torch.Tensor | None = None
 
     def inputs(self) -> dict[str, torch.Tensor]:
-        """Return what the model's forward takes."""
-        inputs = {"input_ids": self.input_ids}
-        if self.attention_mask is not None:
-            inputs["attention_mask"] = self.attention_mask
-        if self.token_type_ids is not None:
-            inputs["token_type_ids"] = self.token_type_ids
-        return inputs
+        """Return what the model's forward takes; what is None it makes itself."""
+        inputs = {
+            "input_ids": self.input_ids,
+            "attention_mask": self.attention_mask,
+            "token_type_ids": self.token_type_ids,
+            "position_ids": self.position_ids,
+        }
+        return {name: tensor for name, tensor in inputs.items() if tensor is not None}
 
 
 def count_steps(num_samples: int, global_batch_size: int, epochs: float, max_steps: int | None) -> int:

@@ -6,6 +6,7 @@ from torch import nn
 from ftkit.config.tree import RunConfig
 from ftkit.engine.protocol import Engine
 from ftkit.machine.process import ProcessContext
+from ftkit.models.objective import Objective
 
 
 def wants_deepspeed(config: RunConfig, process: ProcessContext) -> bool:
@@ -16,7 +17,9 @@ def wants_deepspeed(config: RunConfig, process: ProcessContext) -> bool:
     return engine.wants_deepspeed or (process.launcher == "deepspeed" and engine.zero_stage != 0)
 
 
-def build_engine(config: RunConfig, model: nn.Module, process: ProcessContext, dtype: torch.dtype) -> Engine:
+def build_engine(
+    config: RunConfig, model: nn.Module, process: ProcessContext, dtype: torch.dtype, objective: Objective
+) -> Engine:
     """Put a model that is ready to train onto its device or devices.
 
     Args:
@@ -24,6 +27,7 @@ def build_engine(config: RunConfig, model: nn.Module, process: ProcessContext, d
         model: what `build_model` returned, on the CPU.
         process: the place of this process; its group has been joined.
         dtype: what the model computes in.
+        objective: what the model is trained for.
 
     Returns:
         The engine.
@@ -31,7 +35,7 @@ def build_engine(config: RunConfig, model: nn.Module, process: ProcessContext, d
     if wants_deepspeed(config, process):
         from ftkit.engine.deepspeed import DeepSpeedEngine
 
-        return DeepSpeedEngine(config, model, process, dtype)
+        return DeepSpeedEngine(config, model, process, dtype, objective)
     from ftkit.engine.plain import PlainEngine
 
-    return PlainEngine(config, model, process, dtype)
+    return PlainEngine(config, model, process, dtype, objective)

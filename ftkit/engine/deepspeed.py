@@ -17,9 +17,11 @@ from ftkit.engine.jit_watch import watched_compiling
 from ftkit.engine.optim import build_optimizer, parameter_groups
 from ftkit.engine.protocol import Tensors
 from ftkit.engine.released_weights import ReleasedWeights
+from ftkit.engine.undone_step import forget_step
 from ftkit.errors import ConfigError, DependencyError, DeviceError
 from ftkit.machine.process import ProcessContext, precision_name, rendezvous
 from ftkit.models.build import trainable_parameters
+from ftkit.models.objective import Objective
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _HELD = {"grad": "gradient", "ipg_bucket": "buffer", "fp32": "optimizer"}
@@ -31,7 +33,9 @@ class DeepSpeedEngine:
 
     name = "deepspeed"
 
-    def __init__(self, config: RunConfig, model: nn.Module, process: ProcessContext, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: RunConfig, model: nn.Module, process: ProcessContext, dtype: torch.dtype, objective: Objective
+    ) -> None:
         """Partition what the stage partitions; see `build_engine`."""
         if config.optimizer.name != "adamw":
             raise ConfigError(
@@ -40,6 +44,8 @@ class DeepSpeedEngine:
             )
         deepspeed = _import()
         self.process, self.device, self.dtype, self.model = process, process.device, dtype, model
+        self.objective = objective
+        self._num_to_come = 0
         sizes = measure_sizes(model)
         self.settings = deepspeed_dict(config, precision_name(dtype), process.world_size, self.device.type, sizes)
         self._is_partitioned = self.settings["zero_optimization"]["stage"] == 3
@@ -58,17 +64,29 @@ class DeepSpeedEngine:
         self._saving = ReleasedWeights(model) if self._is_partitioned else contextlib.nullcontext()
         _unlink_shared_memory(process)
 
-    def forward(self, micro_batch: MicroBatch, *, is_last: bool = True) -> torch.Tensor:
+    def begin_step(self, num_micro_batches: int) -> None:
+        """Count down to the last micro-batch, after which gradients are final."""
+        self._num_to_come = num_micro_batches
+
+    def loss(self, micro_batch: MicroBatch) -> torch.Tensor:
+        """Return the loss summed over the targets of a micro-batch."""
+        self._engine.set_gradient_accumulation_boundary(self._num_to_come <= 1)
+        return self.objective.loss_sum(self._forward, micro_batch)
+
+    def logits(self, micro_batch: MicroBatch) -> torch.Tensor:
         """Return logits."""
-        self._engine.set_gradient_accumulation_boundary(is_last)
-        with self._saving:
-            logits: torch.Tensor = self._engine(**micro_batch.inputs()).logits
+        logits: torch.Tensor = self._forward(**micro_batch.inputs()).logits
         return logits
 
-    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
+    def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of a loss to the sums, which DeepSpeed averages over the ranks."""
-        self._engine.set_gradient_accumulation_boundary(is_last)
+        self._engine.set_gradient_accumulation_boundary(self._num_to_come <= 1)
         self._engine.backward(loss * self.process.world_size, scale_wrt_gas=False)
+        self._num_to_come -= 1
+
+    def discard_gradients(self) -> None:
+        """Drop the sums, wherever the stage keeps them."""
+        forget_step(self._engine.optimizer)
 
     def apply_gradients(self, learning_rate: float) -> torch.Tensor:
         """Clip, update, clear."""
@@ -155,6 +173,10 @@ class DeepSpeedEngine:
             with zero.GatheredParameters([tensor]) if hasattr(tensor, "ds_id") else contextlib.nullcontext():
                 state[name] = tensor.detach().to("cpu", copy=True)
         return state
+
+    def _forward(self, **inputs: torch.Tensor) -> Any:
+        with self._saving:
+            return self._engine(**inputs)
 
     def _optimizer(self, config: OptimizerConfig) -> torch.optim.Optimizer:
         if "offload_optimizer" not in self.settings["zero_optimization"]:

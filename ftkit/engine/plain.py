@@ -16,6 +16,7 @@ from ftkit.engine.optim import build_optimizer
 from ftkit.engine.protocol import Tensors
 from ftkit.machine.process import ProcessContext
 from ftkit.models.build import trainable_parameters
+from ftkit.models.objective import Objective
 
 BUCKET_ELEMENTS = 2**24
 """Gradients that are summed over ranks at once: 64 MiB in fp32."""
@@ -26,25 +27,42 @@ class PlainEngine:
 
     name = "plain"
 
-    def __init__(self, config: RunConfig, model: nn.Module, process: ProcessContext, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: RunConfig, model: nn.Module, process: ProcessContext, dtype: torch.dtype, objective: Objective
+    ) -> None:
         """Move the model to the device and make masters and optimizer; see `build_engine`."""
-        self.process, self.device, self.dtype = process, process.device, dtype
+        self.process, self.device, self.dtype, self.objective = process, process.device, dtype, objective
         self.model = model.to(self.device)
         self._max_grad_norm = config.optimizer.max_grad_norm
         self._parameters = trainable_parameters(self.model)
         self._masters = {name: self._master(parameter) for name, parameter in self._parameters.items()}
         self._optimizer = build_optimizer(self._masters, config.optimizer)
-        self._scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0**12, enabled=dtype == torch.float16)
+        self._scaler = self._new_scaler()
 
-    def forward(self, micro_batch: MicroBatch, *, is_last: bool = True) -> torch.Tensor:  # noqa: ARG002  # see Engine
+    def begin_step(self, num_micro_batches: int) -> None:
+        """Do nothing: gradients are summed over ranks once, when they are applied."""
+
+    def loss(self, micro_batch: MicroBatch) -> torch.Tensor:
+        """Return the loss summed over the targets of a micro-batch."""
+        return self.objective.loss_sum(self.model, micro_batch)
+
+    def logits(self, micro_batch: MicroBatch) -> torch.Tensor:
         """Return logits."""
         logits: torch.Tensor = self.model(**micro_batch.inputs()).logits
         return logits
 
-    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:  # noqa: ARG002  # see Engine
+    def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of a loss to the sums."""
         scaled: Any = self._scaler.scale(loss)
         scaled.backward()
+
+    def discard_gradients(self) -> None:
+        """Drop the sums, and what the scaler knows of gradients that it has unscaled."""
+        for name, master in self._masters.items():
+            master.grad = self._parameters[name].grad = None
+        scaler = self._new_scaler()
+        scaler.load_state_dict(self._scaler.state_dict())
+        self._scaler = scaler
 
     def apply_gradients(self, learning_rate: float) -> torch.Tensor:
         """Sum gradients over ranks, clip, update, clear."""
@@ -111,6 +129,9 @@ class PlainEngine:
     def full_state(self) -> Tensors:
         """Return all weights."""
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(self.device.type, init_scale=2.0**12, enabled=self.dtype == torch.float16)
 
     def _master(self, parameter: nn.Parameter) -> torch.Tensor:
         """Return the fp32 tensor that the optimizer updates: a copy in half precision, the weight itself in fp32."""

@@ -8,6 +8,7 @@ from torch import nn
 
 from ftkit.data.batching import MicroBatch
 from ftkit.machine.process import ProcessContext
+from ftkit.models.objective import Objective
 
 Tensors = dict[str, torch.Tensor]
 
@@ -21,12 +22,22 @@ class Engine(Protocol):
     device: torch.device
     dtype: torch.dtype
     process: ProcessContext
+    objective: Objective
 
-    def forward(self, micro_batch: MicroBatch, *, is_last: bool = True) -> torch.Tensor:
-        """Return logits, [B, C] or [B, T, V]; `is_last` tells of the last micro-batch of a step."""
+    def begin_step(self, num_micro_batches: int) -> None:
+        """Say how many losses and backwards come before `apply_gradients`."""
 
-    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
+    def loss(self, micro_batch: MicroBatch) -> torch.Tensor:
+        """Return the loss summed over the targets of a micro-batch, a scalar in fp32: model and objective in one."""
+
+    def logits(self, micro_batch: MicroBatch) -> torch.Tensor:
+        """Return logits, [B, C] or [B, T, V], for an evaluation or a prediction."""
+
+    def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of a loss to the sums, which are fp32."""
+
+    def discard_gradients(self) -> None:
+        """Drop the sums of a step that is undone; the next step is as if that one had never begun."""
 
     def apply_gradients(self, learning_rate: float) -> torch.Tensor:
         """Sum gradients over ranks, clip, update, clear; return their global norm before clipping."""

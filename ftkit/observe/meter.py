@@ -5,6 +5,8 @@ So the phases of the first steps are told apart, and of one step in `every` afte
 on, and what they reach counts towards the peak of the run.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +14,10 @@ from ftkit.machine import memory
 from ftkit.machine.hardware import device_flops
 from ftkit.machine.process import ProcessContext
 from ftkit.records.schema import PhaseMeasurement, Prediction
+from ftkit.step.observer import Phase
 
 if TYPE_CHECKING:
     import torch
-
-    from ftkit.data.batching import MicroBatch
 
 _FIRST_STEPS = 3
 """The first step has no optimizer state yet, the second grows what the allocator holds, the third is like the rest."""
@@ -63,7 +64,8 @@ class Meter:
         """
         self.peaks: dict[str, Reading] = {}
         self._device, self._every = device, every
-        self._phase, self._step = "load", 0
+        self._phase: str = Phase.LOAD
+        self._step = 0
         memory.reset_peaks(device)
 
     def enter(self, phase: str) -> None:
@@ -73,14 +75,14 @@ class Meter:
             memory.reset_peaks(self._device)
             self._phase = phase
 
-    def enter_in_step(self, phase: str) -> None:
-        """Begin a phase of a step, if this is a step whose phases are told apart."""
+    @contextmanager
+    def during(self, phase: Phase) -> Iterator[None]:
+        """Begin a phase, told apart where it is an evaluation's or this step's are; an update ends a step."""
         told_apart = self._step < _FIRST_STEPS or self._step % self._every == 0
-        self.enter(phase if told_apart else TRAINING)
-
-    def end_step(self) -> None:
-        """Count a step."""
-        self._step += 1
+        self.enter(phase if told_apart or phase is Phase.EVALUATION else TRAINING)
+        yield
+        if phase is Phase.OPTIMIZER:
+            self._step += 1
 
     def discard(self, phase: str) -> None:
         """Forget a phase whose peaks are not the run's, and begin anew from what is held now."""
@@ -206,39 +208,6 @@ def planned_utilization(
         return None
     rate, share = prediction.tokens_per_second, prediction.model_flops_utilization
     return tokens_per_second / rate * share if tokens_per_second and rate and share else None
-
-
-class MeteredEngine:
-    """An engine that tells a meter which phase it is in; everything else is the engine's own."""
-
-    def __init__(self, engine: Any, meter: Meter) -> None:
-        """Wrap `engine`."""
-        self._engine, self._meter = engine, meter
-
-    def __getattr__(self, name: str) -> Any:
-        """Return what the engine has."""
-        return getattr(self._engine, name)
-
-    def forward(self, micro_batch: "MicroBatch", *, is_last: bool = True) -> "torch.Tensor":
-        """Run the engine's forward; the loss that follows counts as forward."""
-        if self._engine.model.training:
-            self._meter.enter_in_step("forward")
-        else:
-            self._meter.enter("evaluation")
-        logits: torch.Tensor = self._engine.forward(micro_batch, is_last=is_last)
-        return logits
-
-    def backward(self, loss: "torch.Tensor", *, is_last: bool) -> None:
-        """Run the engine's backward."""
-        self._meter.enter_in_step("backward")
-        self._engine.backward(loss, is_last=is_last)
-
-    def apply_gradients(self, learning_rate: float) -> "torch.Tensor":
-        """Run the engine's update."""
-        self._meter.enter_in_step("optimizer")
-        norm: torch.Tensor = self._engine.apply_gradients(learning_rate)
-        self._meter.end_step()
-        return norm
 
 
 def _peak_phase(ranks: list[RankPeaks]) -> str | None:

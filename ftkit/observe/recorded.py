@@ -1,50 +1,16 @@
 """Run the real training step under a recorder, whatever tensors it runs on."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
 from ftkit.data.batching import MicroBatch, Shape
+from ftkit.engine.protocol import Engine
 from ftkit.models.bnb import hidden_tensors
 from ftkit.observe.recorder import Recorder
-from ftkit.observe.tape import BACKWARD, FORWARD, OPTIMIZER, Tape
+from ftkit.observe.tape import Tape
 from ftkit.step import step
-
-
-class WatchedEngine:
-    """An engine that tells a Recorder which phase it is in; everything else is the engine's own."""
-
-    def __init__(self, engine: Any, recorder: Recorder) -> None:
-        """Wrap `engine`."""
-        self._engine = engine
-        self._recorder = recorder
-
-    def __getattr__(self, name: str) -> Any:
-        """Return what the engine has."""
-        return getattr(self._engine, name)
-
-    def forward(self, micro_batch: MicroBatch, *, is_last: bool = True) -> torch.Tensor:
-        """Run the engine's forward; the loss that follows counts as forward."""
-        self._recorder.phase, self._recorder.layer = FORWARD, None
-        logits: torch.Tensor = self._engine.forward(micro_batch, is_last=is_last)
-        return logits
-
-    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
-        """Run the engine's backward."""
-        self._recorder.mark(FORWARD)
-        self._recorder.phase, self._recorder.layer = BACKWARD, None
-        self._engine.backward(loss, is_last=is_last)
-        self._recorder.mark(BACKWARD)
-        self._recorder.micro_batch += 1
-
-    def apply_gradients(self, learning_rate: float) -> torch.Tensor:
-        """Run the engine's update."""
-        self._recorder.phase, self._recorder.layer = OPTIMIZER, None
-        norm: torch.Tensor = self._engine.apply_gradients(learning_rate)
-        self._recorder.mark(OPTIMIZER)
-        return norm
 
 
 def layer_names(model: nn.Module) -> dict[str, int]:
@@ -56,7 +22,7 @@ def layer_names(model: nn.Module) -> dict[str, int]:
     return {f"{name}.{number}": number for number in range(len(longest))}
 
 
-def record_steps(engine: Any, micro_batches: Sequence[MicroBatch], recorder: Recorder, num_steps: int = 2) -> Tape:
+def record_steps(engine: Engine, micro_batches: Sequence[MicroBatch], recorder: Recorder, num_steps: int = 2) -> Tape:
     """Run `train_step` under a recorder that is already active.
 
     Args:
@@ -68,11 +34,10 @@ def record_steps(engine: Any, micro_batches: Sequence[MicroBatch], recorder: Rec
     Returns:
         The recorder's tape.
     """
-    watched = WatchedEngine(engine, recorder)
     num_targets = sum(micro_batch.labels.numel() for micro_batch in micro_batches)
     for number in range(1, num_steps + 1):
         recorder.step, recorder.micro_batch = number, 0
-        result = step.train_step(watched, micro_batches, num_targets, 1e-4)
+        result = step.train_step(engine, micro_batches, num_targets, 1e-4, recorder)
         del result
     return recorder.tape
 

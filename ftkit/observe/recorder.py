@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from ftkit.observe.inplace_sums import ADD, autograd_adds_in_place, references_of_the_last
 from ftkit.observe.operators import dtype_name, kind_of, op_key
 from ftkit.observe.tape import BACKWARD, EVALUATION, FORWARD, LOAD, OPTIMIZER, Birth, OpKey, Tape
+from ftkit.step.observer import Phase
 
 _DEVICE_OF = torch.ops.prim.device.default
 
@@ -49,7 +50,8 @@ class Recorder(TorchDispatchMode):
         """
         super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.tape = Tape()
-        self.phase, self.step, self.micro_batch, self.stream = LOAD, 0, 0, 0
+        self.phase: Phase = LOAD
+        self.step, self.micro_batch, self.stream = 0, 0, 0
         self.module = ""
         self.layer: int | None = None
         self._sizes, self._scratch, self._device_type, self._call = sizes, scratch, device_type, call
@@ -149,7 +151,16 @@ class Recorder(TorchDispatchMode):
         entry = self._live.get(tensor.untyped_storage()._cdata)
         return None if entry is None else entry[1]
 
-    def mark(self, name: str) -> None:
+    @contextmanager
+    def during(self, phase: Phase) -> Iterator[None]:
+        """Follow a phase of a step; what comes after it belongs to it until the next one begins."""
+        self.phase, self.layer = phase, None
+        yield
+        self.mark(phase)
+        if phase is Phase.BACKWARD:
+            self.micro_batch += 1
+
+    def mark(self, name: Phase) -> None:
         """End a phase."""
         self.tape.marks.append((len(self.tape.events), name))
 

@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-LOAD, FORWARD, BACKWARD, OPTIMIZER, EVALUATION = "load", "forward", "backward", "optimizer", "evaluation"
+from ftkit.step.observer import Phase
+
+LOAD, FORWARD, BACKWARD, OPTIMIZER, EVALUATION = Phase
 OpKey = tuple[str, int, int, str]
 """An operator's name, its FLOPs, the bytes that it reads and writes, and the dtype it computes in."""
 
@@ -32,7 +34,7 @@ class Birth:
     """
 
     size: int
-    phase: str
+    phase: Phase
     step: int
     micro_batch: int
     module: str
@@ -60,8 +62,8 @@ class Tape:
 
     births: list[Birth] = field(default_factory=list)
     events: list[tuple[int, int | None]] = field(default_factory=list)
-    marks: list[tuple[int, str]] = field(default_factory=list)
-    costs: dict[tuple[str, int, int | None], Counter[OpKey]] = field(default_factory=dict)
+    marks: list[tuple[int, Phase]] = field(default_factory=list)
+    costs: dict[tuple[Phase, int, int | None], Counter[OpKey]] = field(default_factory=dict)
     recomputed_flops: Counter[tuple[int, int | None]] = field(default_factory=Counter)
     weights: dict[int | None, tuple[int, int]] = field(default_factory=dict)
 
@@ -73,7 +75,7 @@ class Tape:
             live += size if storage >= 0 else -size
             yield live
 
-    def at_marks(self) -> list[tuple[str, int]]:
+    def at_marks(self) -> list[tuple[Phase, int]]:
         """Return the live bytes after every phase: (name, bytes)."""
         live = [0, *self.live_bytes()]
         return [(name, live[place]) for place, name in self.marks]

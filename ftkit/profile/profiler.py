@@ -25,17 +25,19 @@ from ftkit.machine.process import ProcessContext, joined, precision_name, resolv
 from ftkit.machine.versions import device_name, versions
 from ftkit.models.build import build_model, count_parameters, set_training, trainable_parameters
 from ftkit.models.gguf import as_safetensors
+from ftkit.models.objective import objective_of
 from ftkit.models.source import Source, load_config, load_tokenizer, resolve_source
-from ftkit.observe.meter import Meter, MeteredEngine, gather, known_flops, memory_figures
+from ftkit.observe.meter import Meter, gather, known_flops, memory_figures
 from ftkit.observe.peaks import CountedPeak, phase_peaks, timeline
 from ftkit.observe.recorded import batch_tensors, layer_names, make_batches, record_steps, see_model
 from ftkit.observe.recorder import Recorder
-from ftkit.observe.tape import EVALUATION, LOAD
+from ftkit.observe.tape import LOAD
 from ftkit.plan.architectures import NUM_LABELS
 from ftkit.plan.shapes import plan_shape
 from ftkit.records.files import RECORD, SNAPSHOT, RecordWriter
 from ftkit.records.schema import Measurement, PhaseMeasurement, Prediction, ResultLine, RunLine, TimelineLine
 from ftkit.step import step
+from ftkit.step.observer import Observer, Phase
 
 _COUNTED_STEPS = 2
 """The first step has no optimizer state yet; the second is like the rest."""
@@ -131,7 +133,7 @@ def _count(
     recorder = Recorder(device_type=process.device.type)
     with quiet_collector(), recorder.inside(model, layers):
         see_model(recorder, model, layers)
-        engine = build_engine(config, model, process, dtype)
+        engine = build_engine(config, model, process, dtype, objective_of(config))
         set_training(engine.model, True)
         gc.collect()  # what building left in cycles would count as held
         recorder.rename(engine.held_tensors())
@@ -140,20 +142,18 @@ def _count(
         micro_batches = _micro_batches(config, shape, engine.device)
         recorder.see(batch_tensors(micro_batches), "input")
         tape = record_steps(engine, micro_batches, recorder, _COUNTED_STEPS)
-        recorder.phase = EVALUATION
-        _evaluate(engine, micro_batches)
-        recorder.mark(EVALUATION)
+        _evaluate(engine, micro_batches, recorder)
     set_training(engine.model, True)
     meter.discard(_COUNTING)
     counted = Counted(phase_peaks(tape, layers), tape.model_flops(_COUNTED_STEPS))
     return engine, counted, timeline(tape, _COUNTED_STEPS, process.rank, layers), counts
 
 
-def _evaluate(engine: Engine, micro_batches: list[MicroBatch]) -> None:
+def _evaluate(engine: Engine, micro_batches: list[MicroBatch], observer: Observer) -> None:
     """Run a forward as an evaluation does; the engine is left in evaluation mode."""
     set_training(engine.model, False)
-    with torch.no_grad():
-        engine.forward(micro_batches[0])
+    with torch.no_grad(), observer.during(Phase.EVALUATION):
+        engine.logits(micro_batches[0])
 
 
 def _micro_batches(config: RunConfig, shape: Shape, device: torch.device) -> list[MicroBatch]:
@@ -171,17 +171,16 @@ def _time(
     engine: Engine, meter: Meter, config: RunConfig, shape: Shape, num_warmup: int, num_timed: int
 ) -> list[float]:
     """Return the seconds of each timed step; one evaluation follows them."""
-    metered: Any = MeteredEngine(engine, meter)
     micro_batches = _micro_batches(config, shape, engine.device)
     num_targets = sum(one.labels.numel() for one in micro_batches) * engine.process.world_size
     seconds = []
     for number in range(num_warmup + num_timed):
         begin = time.perf_counter()
-        result = step.train_step(metered, micro_batches, num_targets, _LEARNING_RATE)
+        result = step.train_step(engine, micro_batches, num_targets, _LEARNING_RATE, meter)
         float(result.loss)  # waits for the device
         if number >= num_warmup:
             seconds.append(time.perf_counter() - begin)
-    _evaluate(metered, micro_batches)
+    _evaluate(engine, micro_batches, meter)
     return seconds
 
 

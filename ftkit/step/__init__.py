@@ -1,1 +1,1 @@
-"""The optimizer step and its loss: the heart, run by training, profiling and planning alike."""
+"""The optimizer step: the heart, run by training, profiling and planning alike, and who may watch it."""

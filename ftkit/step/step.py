@@ -7,7 +7,7 @@ import torch
 
 from ftkit.data.batching import MicroBatch
 from ftkit.engine.protocol import Engine
-from ftkit.step.loss import loss_sum
+from ftkit.step.observer import NOTHING, Observer, Phase
 
 
 @dataclass(frozen=True)
@@ -24,27 +24,33 @@ class StepResult:
 
 
 def train_step(
-    engine: Engine, micro_batches: Sequence[MicroBatch], num_targets: int, learning_rate: float
+    engine: Engine,
+    micro_batches: Sequence[MicroBatch],
+    num_targets: float,
+    learning_rate: float,
+    observer: Observer = NOTHING,
 ) -> StepResult:
     """Run one optimizer step on this rank's share of a global batch.
 
     Args:
         engine: the model and its optimizer; every rank calls with the same number of micro-batches.
         micro_batches: this rank's share, on the engine's device.
-        num_targets: targets in the whole global batch, over all micro-batches and ranks.
+        num_targets: targets in the whole global batch, over all micro-batches and ranks; or the sum of their weights.
         learning_rate: of this step.
+        observer: is told of the phases.
 
     Returns:
         Loss and gradient norm, the same on every rank.
     """
     total = torch.zeros((), device=engine.device)
-    for number, micro_batch in enumerate(micro_batches, start=1):
-        is_last = number == len(micro_batches)
-        logits = engine.forward(micro_batch, is_last=is_last)
-        loss = loss_sum(logits, micro_batch.labels) / num_targets
-        total += loss.detach()
-        del logits  # the largest tensor of a language model's step; its gradient takes its place
-        engine.backward(loss, is_last=is_last)
+    engine.begin_step(len(micro_batches))
+    for micro_batch in micro_batches:
+        with observer.during(Phase.FORWARD):
+            loss = engine.loss(micro_batch) / num_targets
+            total += loss.detach()
+        with observer.during(Phase.BACKWARD):
+            engine.backward(loss)
         del loss  # and with it the graph, which holds 4-bit weights that ZeRO-3 gathered (bitsandbytes MatMul4Bit)
-    grad_norm = engine.apply_gradients(learning_rate)
+    with observer.during(Phase.OPTIMIZER):
+        grad_norm = engine.apply_gradients(learning_rate)
     return StepResult(engine.sum_over_ranks(total), grad_norm)

@@ -14,14 +14,19 @@ from ftkit.data.batching import IGNORED, Indices, MicroBatch, collate, cut
 from ftkit.engine.protocol import Engine
 from ftkit.models.build import set_training
 from ftkit.records.schema import Scores
-from ftkit.step.loss import loss_sum
+from ftkit.step.observer import NOTHING, Observer, Phase
 
 _BLOCK = 1024
 """Sequences that are sorted together: enough that padding nearly vanishes."""
 
 
-def evaluate(
-    engine: Engine, split: TokenSplit, batch: BatchConfig, pad_token_id: int, num_labels: int | None
+def evaluate(  # what a score depends on, and who watches
+    engine: Engine,
+    split: TokenSplit,
+    batch: BatchConfig,
+    pad_token_id: int,
+    num_labels: int | None,
+    observer: Observer = NOTHING,
 ) -> Scores:
     """Score the model on a split, shared out over the ranks.
 
@@ -31,25 +36,27 @@ def evaluate(
         batch: the limits of a micro-batch.
         pad_token_id: what fills up.
         num_labels: classes, or None for causal-lm.
+        observer: is told that this is an evaluation.
 
     Returns:
         The scores, the same on every rank.
     """
     started = time.perf_counter()
     scores = _classification_scores(num_labels, engine.device) if num_labels else None
-    total = torch.zeros(2, dtype=torch.float64, device=engine.device)
+    total = torch.zeros((), dtype=torch.float64, device=engine.device)
     set_training(engine.model, False)
-    with torch.no_grad():
+    with torch.no_grad(), observer.during(Phase.EVALUATION):
         for micro_batch in _micro_batches(engine, split, batch, pad_token_id):
-            logits = engine.forward(micro_batch)
-            total[0] += loss_sum(logits, micro_batch.labels)
-            targets = micro_batch.labels[..., 1:] if num_labels is None else micro_batch.labels
-            total[1] += (targets != IGNORED).sum()
-            if scores is not None and bool((micro_batch.labels != IGNORED).all()):
+            if scores is None:
+                total += engine.loss(micro_batch)
+                continue
+            logits = engine.logits(micro_batch)
+            total += engine.objective.score(logits, micro_batch.labels)
+            if bool((micro_batch.labels != IGNORED).all()):
                 scores.update(logits.float(), micro_batch.labels)
     set_training(engine.model, True)
-    summed, num_targets = engine.sum_over_ranks(total).tolist()
-    loss = summed / max(num_targets, 1.0)
+    num_targets = float(engine.objective.target_weights(split).sum())
+    loss = float(engine.sum_over_ranks(total)) / max(num_targets, 1.0)
     figures = {} if scores is None else _figures(engine, scores)
     perplexity = math.exp(min(loss, 700.0)) if num_labels is None else None
     return Scores(

@@ -26,7 +26,9 @@ from ftkit.models.build import set_training
 from ftkit.observe.meter import gather, memory_figures, planned_utilization
 from ftkit.records.files import CHECKPOINTS, CONFIG, RECORD, RecordWriter, read_record
 from ftkit.records.schema import EvaluationLine, Measurement, Record, ResultLine, RunLine, RunRecord, Scores, StepLine
-from ftkit.step.step import StepResult, train_step
+from ftkit.step import step
+from ftkit.step.observer import Observers
+from ftkit.step.step import StepResult
 from ftkit.training import checkpoint
 from ftkit.training.evaluate import evaluate
 from ftkit.training.folder import save_model, write_card, written_bytes
@@ -152,14 +154,15 @@ def _take_step(job: Job, batch: GlobalBatch, watch: Watch) -> StepResult:
     shares = cut(train.lengths[batch.indices], config.batch, job.process.world_size)
     pad = job.tokenizer.pad_token_id
     micro_batches = [collate(train, batch.indices[share], pad, job.engine.device) for share in shares[job.process.rank]]
-    num_targets = int(train.num_targets[batch.indices].sum())
+    num_targets = job.target_weights[batch.indices].sum().item()
     rate = learning_rate_at(batch.step, job.num_steps, config.schedule, config.learning_rate)
     # Dropout's draws depend on step and rank alone, so a resumed run draws what the first would have drawn.
     torch.manual_seed(
         int(np.random.SeedSequence((config.training.seed, batch.step, job.process.rank)).generate_state(1)[0])
     )
-    with watch.over(batch.step, micro_batches) as engine:
-        return train_step(engine, micro_batches, max(num_targets, 1), rate)
+    with watch.over(batch.step, micro_batches) as recorder:
+        observers = Observers((recorder, job.meter))
+        return step.train_step(job.engine, micro_batches, max(num_targets, 1), rate, observers)
 
 
 def _log_step(job: Job, progress: Progress, record: _Recorder, result: StepResult, window: Window) -> None:
@@ -188,7 +191,7 @@ def _log_step(job: Job, progress: Progress, record: _Recorder, result: StepResul
 
 
 def _score(job: Job, progress: Progress, record: _Recorder, name: str, split: TokenSplit) -> EvaluationLine:
-    scores = evaluate(job.engine, split, job.config.batch, job.tokenizer.pad_token_id, job.num_labels)
+    scores = evaluate(job.engine, split, job.config.batch, job.tokenizer.pad_token_id, job.num_labels, job.meter)
     step = progress.step if name == "validation" else progress.best_step or progress.step
     line = EvaluationLine(step=step, epoch=progress.epoch, split=name, **scores.model_dump())
     record.write(line)

@@ -2,8 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ftkit.config.tree import RunConfig
 from ftkit.data.arrays import PreparedData, TokenSplit
@@ -14,8 +18,9 @@ from ftkit.engine.protocol import Engine
 from ftkit.machine.process import ProcessContext, first_decides, resolve_precision
 from ftkit.models.build import build_model, check_positions, count_parameters, trainable_parameters
 from ftkit.models.gguf import as_safetensors
+from ftkit.models.objective import objective_of
 from ftkit.models.source import load_config, load_tokenizer, own_label_names, resolve_source
-from ftkit.observe.meter import Meter, MeteredEngine
+from ftkit.observe.meter import Meter
 from ftkit.plan.preflight import plan_first
 from ftkit.plan.shapes import Sequences
 from ftkit.records.schema import Prediction
@@ -49,6 +54,11 @@ class Job:
     def num_labels(self) -> int | None:
         """Classes, or None for causal-lm."""
         return None if self.data.label_names is None else len(self.data.label_names)
+
+    @cached_property
+    def target_weights(self) -> NDArray[np.int64] | NDArray[np.float64]:
+        """How much the targets of each training sequence count, [N]."""
+        return self.engine.objective.target_weights(self.data.train)
 
     def state(self, progress: "Progress") -> checkpoint.TrainingState:
         """Return what a checkpoint says of this run."""
@@ -93,7 +103,7 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     counts = count_parameters(model), sum(one.numel() for one in trainable_parameters(model).values())
     if wants_deepspeed(config, process):
         note("starting DeepSpeed; the first time, it compiles for a minute or more (offload: for up to five)")
-    engine = cast(Engine, MeteredEngine(build_engine(config, model, process, dtype), meter))
+    engine = build_engine(config, model, process, dtype, objective_of(config))
     return Job(config, process, folder, tokenizer, data, engine, num_steps, *counts, meter, prediction)
 
 

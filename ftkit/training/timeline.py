@@ -7,17 +7,17 @@ it takes a few times as long.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
 
 from ftkit.data.batching import MicroBatch
 from ftkit.engine.protocol import Engine
 from ftkit.machine.memory import Snapshot, quiet_collector
 from ftkit.observe.peaks import timeline
-from ftkit.observe.recorded import WatchedEngine, batch_tensors, layer_names, see_model
+from ftkit.observe.recorded import batch_tensors, layer_names, see_model
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import LOAD
 from ftkit.records.files import SNAPSHOT
 from ftkit.records.schema import TimelineLine
+from ftkit.step.observer import NOTHING, Observer
 
 
 class Watch:
@@ -44,7 +44,7 @@ class Watch:
         self._path = folder / SNAPSHOT.format(rank=engine.process.rank)
 
     @contextmanager
-    def over(self, step: int, micro_batches: Sequence[MicroBatch]) -> Iterator[Engine]:
+    def over(self, step: int, micro_batches: Sequence[MicroBatch]) -> Iterator[Observer]:
         """Look at a step, if it is the one.
 
         Args:
@@ -52,16 +52,16 @@ class Watch:
             micro_batches: of this rank.
 
         Yields:
-            The engine to take it with.
+            Who wants to be told of its phases.
         """
         if step != self._at:
-            yield self._engine
+            yield NOTHING
             return
         if self._write is None:
-            yield self._engine
+            yield NOTHING
         else:
-            with recorded(self._engine, step, micro_batches, self._write) as engine:
-                yield engine
+            with recorded(self._engine, step, micro_batches, self._write) as recorder:
+                yield recorder
         self.close()
 
     def close(self) -> None:
@@ -73,8 +73,8 @@ class Watch:
 @contextmanager
 def recorded(
     engine: Engine, step: int, micro_batches: Sequence[MicroBatch], write: Callable[[TimelineLine], None]
-) -> Iterator[Engine]:
-    """Record the one step that is taken with the engine that this yields.
+) -> Iterator[Observer]:
+    """Record the one step that is taken while this lasts.
 
     Args:
         engine: holds a model and an optimizer.
@@ -83,7 +83,7 @@ def recorded(
         write: takes the timeline.
 
     Yields:
-        The engine, watched.
+        The recorder, to be told of the step's phases.
     """
     model, recorder = engine.model, Recorder(device_type=engine.device.type)
     layers = layer_names(model)
@@ -94,5 +94,5 @@ def recorded(
         recorder.mark(LOAD)
         recorder.step = step
         recorder.see(batch_tensors(micro_batches), "input")
-        yield cast(Engine, cast(Any, WatchedEngine(engine, recorder)))
+        yield recorder
     write(timeline(recorder.tape, step, engine.process.rank, layers))

@@ -9,7 +9,6 @@ from ftkit.machine import memory
 from ftkit.machine.process import ProcessContext
 from ftkit.observe.meter import (
     Meter,
-    MeteredEngine,
     RankPeaks,
     Reading,
     gather,
@@ -18,6 +17,7 @@ from ftkit.observe.meter import (
     planned_utilization,
 )
 from ftkit.records.schema import PhaseMeasurement, Prediction
+from ftkit.step.observer import Phase
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -32,9 +32,8 @@ def touch(size):
 
 def step(meter, sizes):
     for phase, size in sizes.items():
-        meter.enter_in_step(phase)
-        touch(size)
-    meter.end_step()
+        with meter.during(phase):
+            touch(size)
 
 
 @pytest.fixture
@@ -49,7 +48,7 @@ def process_bytes(meter):
 
 
 def test_what_one_phase_held_is_not_counted_for_the_next(meter):
-    step(meter, {"forward": 64 * MIB, "backward": 192 * MIB, "optimizer": MIB})
+    step(meter, {Phase.FORWARD: 64 * MIB, Phase.BACKWARD: 192 * MIB, Phase.OPTIMIZER: MIB})
     found = process_bytes(meter)
     assert list(found) == ["load", "forward", "backward", "optimizer"]
     assert 100 * MIB < found["backward"] - found["forward"] < 156 * MIB
@@ -59,10 +58,10 @@ def test_what_one_phase_held_is_not_counted_for_the_next(meter):
 
 def test_between_the_steps_that_are_told_apart_peaks_count_for_the_run_alone(meter):
     for _ in range(4):
-        step(meter, {"forward": MIB, "backward": MIB})
+        step(meter, {Phase.FORWARD: MIB, Phase.OPTIMIZER: MIB})
     before = process_bytes(meter)
-    step(meter, {"forward": MIB, "backward": MIB})  # the fifth: number 4 of every 4
-    step(meter, {"forward": 256 * MIB, "backward": MIB})
+    step(meter, {Phase.FORWARD: MIB, Phase.OPTIMIZER: MIB})  # the fifth: number 4 of every 4
+    step(meter, {Phase.FORWARD: 256 * MIB, Phase.OPTIMIZER: MIB})
     assert max(process_bytes(meter).values()) < max(before.values()) + 64 * MIB
     assert meter.overall().process_bytes > max(before.values()) + 192 * MIB
 
@@ -76,33 +75,13 @@ def test_a_discarded_phase_leaves_nothing(meter):
     assert meter.overall().process_bytes < before + 128 * MIB
 
 
-def test_an_engine_that_is_metered_is_still_the_engine(meter):
-    class Engine:
-        name = "a name"
-        model = torch.nn.Linear(1, 1)
-
-        def __init__(self):
-            self.said = []
-
-        def forward(self, micro_batch, *, is_last):
-            self.said.append(f"forward {micro_batch} {is_last}")
-
-        def backward(self, loss, *, is_last):
-            self.said.append(f"backward {loss} {is_last}")
-
-        def apply_gradients(self, rate):
-            self.said.append(f"update {rate}")
-            return 1.0
-
-    engine = MeteredEngine(Engine(), meter)
-    engine.forward(1, is_last=False)
-    engine.backward(2, is_last=True)
-    assert engine.apply_gradients(0.5) == 1.0
-    engine.model.eval()
-    engine.forward(3)
-    assert engine.said == ["forward 1 False", "backward 2 True", "update 0.5", "forward 3 True"]
-    assert engine.name == "a name"
-    assert set(process_bytes(meter)) == {"load", "forward", "backward", "optimizer", "evaluation"}
+def test_an_evaluation_is_told_apart_whatever_the_step_is(meter):
+    for _ in range(6):
+        step(meter, {Phase.FORWARD: MIB, Phase.OPTIMIZER: MIB})
+    step(meter, {Phase.EVALUATION: 192 * MIB})
+    found = process_bytes(meter)
+    assert set(found) == {"load", "forward", "optimizer", "evaluation"}
+    assert found["evaluation"] > found["forward"] + 128 * MIB
 
 
 def ranks_of(*sizes):

@@ -3,6 +3,7 @@
 import torch
 
 from ftkit.observe.recorder import Recorder
+from ftkit.observe.tape import LOAD
 
 
 def test_a_storage_of_another_size_dies_and_is_born_again():
@@ -43,7 +44,5 @@ def test_what_an_operator_holds_is_there_with_its_result_and_gone_with_its_end()
         one = torch.ones(8)
         two = one * 2
     assert list(recorder.tape.live_bytes()) == [32, 64, 164, 192, 92, 64]
-    assert (
-        sum(times for (name, _, moved, _), times in recorder.tape.costs["load", 0, None].items() if moved == 256) == 1
-    )
+    assert sum(times for (name, _, moved, _), times in recorder.tape.costs[LOAD, 0, None].items() if moved == 256) == 1
     del one, two

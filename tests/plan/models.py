@@ -11,6 +11,7 @@ from ftkit.config.tree import ModelConfig, RunConfig
 from ftkit.data.batching import Shape
 from ftkit.engine.plain import PlainEngine
 from ftkit.models.build import build_empty_model, set_training
+from ftkit.models.objective import objective_of
 from ftkit.observe.recorded import batch_tensors, layer_names, make_batches, record_steps, see_model
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import LOAD, Tape
@@ -107,7 +108,7 @@ def measure(config: RunConfig, model_config: Any, dtype: torch.dtype, sizes: Sha
     try:
         with recorder.inside(model, layers):
             see_model(recorder, model, layers)
-            engine = PlainEngine(config, model, LocalProcess(), dtype)
+            engine = PlainEngine(config, model, LocalProcess(), dtype, objective_of(config))
             set_training(model, True)
             recorder.mark(LOAD)
             micro_batches = make_batches(config.task, sizes)

@@ -9,6 +9,7 @@ from ftkit.observe.tape import FORWARD, OPTIMIZER, OpKey, Tape
 from ftkit.plan.predict import predict
 from ftkit.plan.speed import Device, cpu_device, step_time
 from ftkit.plan.target import find_target
+from ftkit.step.observer import Phase
 
 GPU = Device(fp32_flops=1e12, half_flops=1e13, bandwidth=1e11, host_seconds=1e-5, is_asynchronous=True)
 SMALL: OpKey = ("add", 0, 1000, "bfloat16")
@@ -16,7 +17,7 @@ LARGE: OpKey = ("mm", 10**10, 1000, "bfloat16")
 
 
 def seconds(device: Device, **counts: dict[OpKey, int]) -> float:
-    tape = Tape(costs={(phase, 2, None): Counter(counter) for phase, counter in counts.items()})
+    tape = Tape(costs={(Phase(phase), 2, None): Counter(counter) for phase, counter in counts.items()})
     return step_time(tape, device, 1, 1).seconds
 
 

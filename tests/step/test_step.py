@@ -69,7 +69,7 @@ def test_the_loss_is_the_mean_over_all_targets_of_the_global_batch_and_not_a_mea
     with torch.no_grad():
         sums = [
             functional.cross_entropy(
-                engine.forward(one)[0, :-1], one.labels[0, 1:], ignore_index=-100, reduction="sum"
+                engine.logits(one)[0, :-1], one.labels[0, 1:], ignore_index=-100, reduction="sum"
             ).item()
             for one in micro
         ]
@@ -121,9 +121,7 @@ def test_gradients_are_clipped_by_their_true_global_norm(folders):
     share = batching.cut(split.lengths, BatchConfig(micro_batch_size=5), 1)[0]
     for places in share:
         micro = batching.collate(split, places, 1, engine.device)
-        engine.backward(
-            functional.cross_entropy(engine.forward(micro), micro.labels, reduction="sum") / 24, is_last=False
-        )
+        engine.backward(engine.loss(micro) / 24)
     weights = list(model.trainable_parameters(engine.model).values())
     true = torch.stack([one.grad.norm() for one in weights if one.grad is not None]).norm()
     seen = []

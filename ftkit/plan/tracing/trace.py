@@ -27,6 +27,7 @@ from ftkit.machine.process import ProcessContext
 from ftkit.models import bnb
 from ftkit.models.build import build_empty_model, set_training
 from ftkit.models.methods import adapters
+from ftkit.models.objective import objective_of
 from ftkit.observe.operators import dtype_name
 from ftkit.observe.recorded import batch_tensors, layer_names, make_batches, record_steps, see_model
 from ftkit.observe.recorder import Recorder, layer_named
@@ -138,7 +139,7 @@ def trace(  # noqa: PLR0913  # what decides a step
             visits = Visits(recorder, model, layers) if partitions_weights(config) else None
             recorder.see(held, "buffer")
             vars(model)["to"] = lambda _: model  # tensors without values are where they belong, and cannot be moved
-            engine = PlainEngine(config, model, tensors.process, dtype)
+            engine = PlainEngine(config, model, tensors.process, dtype, objective_of(config))
             if visits is not None:
                 visits.engine_is_built()
             set_training(model, True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ftkit.observe.tape import Tape
+from ftkit.step.observer import Phase
 
 Label = tuple[str, int, int, str, int]
 """Phase, step, micro-batch and operator of a birth, and which of those in its layer it is."""
@@ -236,10 +237,10 @@ def _passes(runs: list[_Run], num_layers: int) -> list[list[int]]:
     return groups
 
 
-def _mark_runs(tape: Tape, runs: list[_Run]) -> list[tuple[int, list[str]]]:
+def _mark_runs(tape: Tape, runs: list[_Run]) -> list[tuple[int, list[Phase]]]:
     """Return which run ends at each mark."""
     ends = {run.end: number for number, run in enumerate(runs)}
-    found: dict[int, list[str]] = defaultdict(list)
+    found: dict[int, list[Phase]] = defaultdict(list)
     for place, name in tape.marks:
         found[ends[place]].append(name)
     return list(found.items())

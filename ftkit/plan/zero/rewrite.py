@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from ftkit.observe.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Birth, Tape
 from ftkit.plan.zero.gather import FP32, FP64, Storages, Window
 from ftkit.plan.zero.module_events import GRADIENT, SUMMED, Visit
+from ftkit.step.observer import Phase
 
 Entries = list[tuple[str, int]]
 """Pairs of role and bytes."""
@@ -91,7 +92,7 @@ class _Writer:
         self.live_gradients: set[int] = set()
 
     def write(self) -> Tape:
-        marks = [*self.old.marks, (-1, "")]
+        marks = [*self.old.marks, (-1, LOAD)]
         turn = 0
         for place in range(len(self.old.events) + 1):
             while place == marks[turn][0]:
@@ -130,7 +131,7 @@ class _Writer:
             self.died(self.born(size))
         self._hold("update", self.changes.in_update)
 
-    def _end_phase(self, name: str, *, is_last: bool) -> None:
+    def _end_phase(self, name: Phase, *, is_last: bool) -> None:
         if name == LOAD:
             self._partition()
             self._hold("load", self.changes.at_load)
