@@ -22,7 +22,8 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from ftkit.config import tree as config
-from ftkit.config.tree import METHODS, RunConfig
+from ftkit.config.methods import MethodSection, methods
+from ftkit.config.tree import RunConfig
 from ftkit.plan import rules
 
 WORDS: dict[object, str] = {str: "text", int: "integer", float: "number", bool: "`true` or `false`", NoneType: "none"}
@@ -61,15 +62,15 @@ def reference() -> str:
     parts = ["## The run", table(top)]
     for name, field in RunConfig.model_fields.items():
         if name == "method":
-            parts += [method_part(tag, section) for tag, section in METHODS.items()]
+            parts += [method_part(tag, section) for tag, section in methods().items()]
         elif name in sections:
             parts.append(section_part(f"`{name}`", name, typing.cast("type[BaseModel]", field.annotation)))
     return "\n\n".join(parts)
 
 
-def method_part(tag: str, section: type[BaseModel]) -> str:
+def method_part(tag: str, section: type[MethodSection]) -> str:
     """Return the part of one choice of `method`, with the learning rate that comes with it."""
-    rate = section.default_learning_rate  # type: ignore[attr-defined]  # each method has one
+    rate = section.default_learning_rate
     return "\n\n".join(
         [section_part(f"`method.name: {tag}`", "method", section), f"Learning rate when none is named: `{rate:g}`."]
     )

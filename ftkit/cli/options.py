@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import click
+from pydantic.fields import FieldInfo
 
 from ftkit.config.files import load_config, preset_names
-from ftkit.config.tree import METHODS, RunConfig, Task
+from ftkit.config.methods import MethodSection, default_method, methods
+from ftkit.config.tree import RunConfig, Task
 from ftkit.errors import FtkitError, PeerLostError
 from ftkit.machine.process import end_now, is_one_of_several
 
@@ -45,11 +47,6 @@ _KEYS = {
     "--seed": "training.seed",
     "--output": "output.folder",
 }
-_METHOD_KEYS = {
-    "--rank": ("method.rank", int),
-    "--alpha": ("method.alpha", float),
-    "--dropout": ("method.dropout", float),
-}
 
 
 class Share(click.ParamType[float]):
@@ -68,33 +65,33 @@ class Share(click.ParamType[float]):
 
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the flags of a configuration; `read_config` makes a RunConfig of what it receives."""
+    usual = default_method().label
     options = [
-        click.option("--method", type=click.Choice(list(METHODS)), help="What trains; LoRA when not named."),
-        click.option("--task", type=click.Choice(get_args(Task)), help=_help("task")),
+        click.option("--method", type=click.Choice(list(methods())), help=f"What trains; {usual} when not named."),
+        click.option("--task", type=click.Choice(get_args(Task)), help=_help(_field("task"))),
         click.option("--preset", type=click.Choice(preset_names()), help="Start from settings that ship with ftkit."),
         click.option("--config", "file", type=click.Path(path_type=Path), help="Start from a YAML file."),
         click.option(
             "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key, such as method.layers=[4,5]."
         ),
-        *(click.option(flag, _variable(key), type=_type(key), help=_help(key)) for flag, key in _KEYS.items()),
+        *(_option(flag, key, _field(key)) for flag, key in _KEYS.items()),
         *(
-            click.option(flag, _variable(key), type=kind, help=f"LoRA: {_help(key)}")
-            for flag, (key, kind) in _METHOD_KEYS.items()
+            _option(flag, f"method.{name}", section.model_fields[name], f"{section.label}: ")
+            for flag, (section, name) in _method_flags().items()
         ),
-        click.option("--target", _variable("method.targets"), multiple=True, help=f"LoRA: {_help('method.targets')}"),
         click.option(
             "--tracker",
             _variable("output.trackers"),
             multiple=True,
             metavar="NAME",
             callback=lambda _, __, names: tuple(name for one in names for name in one.split(",")),
-            help=_help("output.trackers"),
+            help=_help(_field("output.trackers")),
         ),
         click.option(
             "--gradient-checkpointing",
             _variable("model.gradient_checkpointing"),
             type=Share(),
-            help=_help("model.gradient_checkpointing"),
+            help=_help(_field("model.gradient_checkpointing")),
         ),
     ]
     for option in reversed(options):
@@ -104,8 +101,8 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def short_names() -> dict[str, str]:
     """Return the names of flags without their dashes, and the keys that they fill."""
-    keys = _KEYS | {flag: key for flag, (key, _) in _METHOD_KEYS.items()}
-    keys |= {"--target": "method.targets", "--gradient-checkpointing": "model.gradient_checkpointing"}
+    keys = _KEYS | {flag: f"method.{field}" for flag, (_, field) in _method_flags().items()}
+    keys |= {"--gradient-checkpointing": "model.gradient_checkpointing"}
     return {flag.removeprefix("--"): key for flag, key in keys.items()}
 
 
@@ -183,27 +180,42 @@ def _fail(error: FtkitError, rank: int) -> NoReturn:
     sys.exit(error.exit_code)
 
 
+def _method_flags() -> dict[str, tuple[type[MethodSection], str]]:
+    """Return the flags of all methods, with the first that has each of them and the field that it fills."""
+    found: dict[str, tuple[type[MethodSection], str]] = {}
+    for section in methods().values():
+        for flag, field in section.flags.items():
+            found.setdefault(flag, (section, field))
+    return found
+
+
+def _option(flag: str, key: str, field: FieldInfo, of: str = "") -> Callable[..., Any]:
+    """Return the option of a field; one of several values may be given several times."""
+    is_several = get_origin(field.annotation) is tuple
+    return click.option(flag, _variable(key), type=_type(field), multiple=is_several, help=of + _help(field))
+
+
 def _variable(key: str) -> str:
     return key.replace(".", "__")
 
 
-def _field(key: str) -> Any:
+def _field(key: str) -> FieldInfo:
     model: Any = RunConfig
     *sections, name = key.split(".")
     for section in sections:
-        annotation = model.model_fields[section].annotation
-        model = METHODS["lora"] if section == "method" else annotation
-    return model.model_fields[name]
+        model = model.model_fields[section].annotation
+    field: FieldInfo = model.model_fields[name]
+    return field
 
 
-def _help(key: str) -> str:
-    text = " ".join((_field(key).description or "").replace("`", "").split())
+def _help(field: FieldInfo) -> str:
+    text = " ".join((field.description or "").replace("`", "").split())
     return text if text.endswith(".") else f"{text}."
 
 
-def _type(key: str) -> Any:
+def _type(field: FieldInfo) -> Any:
     """Return click's type for a field: a choice, a number or text; pydantic checks the rest."""
-    leaves = [leaf for leaf in _leaves(_field(key).annotation) if leaf not in (type(None), ...)]
+    leaves = [leaf for leaf in _leaves(field.annotation) if leaf not in (type(None), ...)]
     kinds = [leaf for leaf in leaves if leaf in (int, float)]
     literals = [leaf for leaf in leaves if not isinstance(leaf, type)]
     if literals:

@@ -6,12 +6,13 @@ import sys
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast, get_args, get_origin
+from typing import Any, cast
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ftkit.config.tree import METHODS, RunConfig
+from ftkit.config.methods import DEFAULT, UNKNOWN, methods, section_of
+from ftkit.config.tree import RunConfig
 from ftkit.errors import ConfigError, nearest
 
 Tree = dict[str, Any]
@@ -92,7 +93,7 @@ def build_config(tree: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_sentence(dict(problem)) for problem in error.errors())) from None
+        raise ConfigError("\n".join(_sentence(dict(problem), tree) for problem in error.errors())) from None
 
 
 def dump_config(config: RunConfig) -> str:
@@ -107,7 +108,7 @@ def dump_config(config: RunConfig) -> str:
 def as_settings(config: RunConfig) -> list[str]:
     """Return what a configuration changes of the defaults, as `key=value` that `load_config` reads back to the same."""
     changed = changed_values(config.model_dump(mode="json"))
-    if config.method.name != RunConfig().method.name:
+    if config.method.name != DEFAULT:
         changed = {"method.name": config.method.name} | changed
     return [f"{key}={_as_text(key, value)}" for key, value in changed.items()]
 
@@ -121,7 +122,7 @@ def changed_values(tree: Tree) -> dict[str, Any]:
     Returns:
         Dotted key to value.
     """
-    chosen = METHODS.get((tree.get("method") or {}).get("name", ""))
+    chosen = section_of(tree.get("method"))
     defaults = RunConfig(method=chosen()) if chosen else RunConfig()
     usual = flat(defaults.model_dump(mode="json"))
     return {key: value for key, value in flat(tree).items() if key not in usual or usual[key] != value}
@@ -216,7 +217,7 @@ def _merge(base: Tree, top: Tree) -> Tree:
     merged = dict(base)
     for key, value in top.items():
         if key == "method":
-            merged[key] = _merge_method(merged.get(key), value)
+            merged[key] = merge_method(merged.get(key), value)
         elif isinstance(value, dict) and isinstance(merged.get(key), dict):
             merged[key] = _merge(merged[key], value)
         else:
@@ -224,24 +225,32 @@ def _merge(base: Tree, top: Tree) -> Tree:
     return merged
 
 
-def _merge_method(base: object, top: object) -> Tree:
-    """Keep of the old section what the new method has a field for: `--method qlora` keeps a file's rank."""
-    old = {"name": base} if isinstance(base, str) else dict(base) if isinstance(base, dict) else {"name": "lora"}
+def merge_method(base: object, top: object) -> Tree:
+    """Lay a method over another, and keep of the old what the new one has a field for: `qlora` keeps a file's rank.
+
+    Args:
+        base: a name, or a mapping of a method's fields, or None.
+        top: the same.
+
+    Returns:
+        A mapping of the new method's fields.
+    """
+    old = {"name": base} if isinstance(base, str) else dict(base) if isinstance(base, dict) else {"name": DEFAULT}
     new = {"name": top} if isinstance(top, str) else dict(top) if isinstance(top, dict) else {"name": top}
-    chosen = METHODS.get(str(new.get("name", old.get("name"))))
+    chosen = methods().get(str(new.get("name", old.get("name"))))
     if chosen is None or new.get("name", old.get("name")) == old.get("name"):
         return {**old, **new}
     return {**{key: value for key, value in old.items() if key in chosen.model_fields}, **new}
 
 
-def _sentence(problem: dict[str, Any]) -> str:
-    place = [part for part in problem["loc"] if part not in METHODS]
+def _sentence(problem: dict[str, Any], tree: Mapping[str, Any]) -> str:
+    place = problem["loc"]
     key = ".".join(str(part) for part in place) or "the configuration"
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {key!r}; {nearest(str(place[-1]), _fields_at(problem['loc'][:-1]))}"
-    if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return f"unknown key {key!r}; {nearest(str(place[-1]), _fields_at(place[:-1], tree))}"
+    if problem["type"] == UNKNOWN:
         given = problem["input"].get("name") if isinstance(problem["input"], dict) else problem["input"]
-        return f"unknown method {given!r}; {nearest(str(given), METHODS)}"
+        return f"unknown method {given!r}; {nearest(str(given), methods())}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     if message.split()[0][1:].islower():  # a word, and no name such as ZeRO
         message = message[:1].lower() + message[1:]
@@ -251,15 +260,13 @@ def _sentence(problem: dict[str, Any]) -> str:
     return f"{key}={given!r}: {message}"
 
 
-def _fields_at(place: tuple[Any, ...]) -> list[str]:
-    """Return the names of the fields of the section at `place` (a method's tag stands in the path)."""
+def _fields_at(place: tuple[Any, ...], tree: Mapping[str, Any]) -> list[str]:
+    """Return the names of the fields of the section at `place`."""
     section: Any = RunConfig
     for part in place:
-        if part in METHODS:
-            section = METHODS[part]
+        if part == "method":
+            section = section_of(tree[part])
         elif (field := section.model_fields.get(part)) is not None:
             section = field.annotation
-    if get_origin(section) is not None:
-        section = next(choice for choice in get_args(section) if isinstance(choice, type))
     is_section = isinstance(section, type) and issubclass(section, BaseModel)
     return list(section.model_fields) if is_section else list(RunConfig.model_fields)

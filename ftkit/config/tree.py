@@ -1,11 +1,15 @@
 """What a run is: one frozen tree of sections; a choice is a type; what follows from other numbers is a property.
 
-The defaults live here and nowhere else. `config_io` fills the tree from YAML and flags.
+The defaults live here and nowhere else, but for those of a method, which live in the method's own file. `files` fills
+the tree from YAML and flags.
 """
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from ftkit.config.methods import AnyMethod, default_method
+from ftkit.config.section import Section
 
 Task = Literal["sequence-classification", "causal-lm"]
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
@@ -14,12 +18,6 @@ Offload = Literal["none", "cpu", "nvme"]
 
 DEMO = "demo"
 """The name of the embedded default, as a model and as a dataset."""
-
-
-class Section(BaseModel):
-    """A frozen section that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class ModelConfig(Section):
@@ -80,60 +78,6 @@ class DataConfig(Section):
     """At most this many training sequences, drawn by the seed."""
     max_eval_samples: int | None = Field(default=None, ge=1)
     """At most this many sequences in validation and in test."""
-
-
-class FeatureExtraction(Section):
-    """Train the head alone over a frozen trunk in evaluation mode."""
-
-    name: Literal["feature-extraction"] = "feature-extraction"
-    default_learning_rate: ClassVar[float] = 1e-2
-
-
-class Lora(Section):
-    """Train low-rank adapters beside frozen weights, and the head where it is new."""
-
-    name: Literal["lora"] = "lora"
-    rank: int = Field(default=8, ge=1)
-    """The rank r of the update B A."""
-    alpha: float = Field(default=16.0, gt=0.0)
-    """The update is scaled by alpha / rank (alpha / sqrt(rank) with rsLoRA)."""
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Dropout on the input of the adapters."""
-    targets: tuple[str, ...] = ("all-linear",)
-    """Module names, or one of the presets `attention`, `mlp`, `all-linear`."""
-    layers: tuple[int, ...] | None = None
-    """The layers to adapt, counted from 0; all when not named."""
-    use_rslora: bool = False
-    """Scale by alpha / sqrt(rank) (Kalajdzievski 2023)."""
-    use_dora: bool = False
-    """Train magnitudes beside directions (Liu et al. 2024)."""
-    default_learning_rate: ClassVar[float] = 5e-4
-
-
-class Qlora(Lora):
-    """LoRA over frozen weights in 4 bits (Dettmers et al. 2023)."""
-
-    name: Literal["qlora"] = "qlora"  # type: ignore[assignment]  # the tag is what tells the choices apart
-    quantization: Literal["nf4", "fp4"] = "nf4"
-    """The 4-bit type."""
-    double_quantization: bool = True
-    """Quantize the quantization constants too."""
-
-
-class Full(Section):
-    """Train every weight."""
-
-    name: Literal["full"] = "full"
-    default_learning_rate: ClassVar[float] = 5e-5
-
-
-Method = Annotated[FeatureExtraction | Lora | Qlora | Full, Field(discriminator="name")]
-METHODS: dict[str, type[FeatureExtraction | Lora | Qlora | Full]] = {
-    "feature-extraction": FeatureExtraction,
-    "lora": Lora,
-    "qlora": Qlora,
-    "full": Full,
-}
 
 
 class BatchConfig(Section):
@@ -292,7 +236,7 @@ class RunConfig(Section):
     """What the model is trained for."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
-    method: Method = Lora()
+    method: AnyMethod = Field(default_factory=default_method)
     batch: BatchConfig = BatchConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()

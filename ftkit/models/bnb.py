@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache, wraps
 from types import ModuleType
 from typing import Any, cast
@@ -10,14 +11,29 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ftkit.config.tree import OptimizerConfig, Qlora
+from ftkit.config.tree import OptimizerConfig
 from ftkit.errors import DependencyError, ModelError
 
 _LINEAR = ("Linear4bit", "Conv1D", "FalconLinear")
 """Classes that do as a linear layer does; GPT-2's Conv1D holds its weight transposed."""
 
 
-def quantize(model: nn.Module, method: Qlora, dtype: torch.dtype, keep: Iterable[str]) -> None:
+@dataclass(frozen=True)
+class Packing:
+    """How weights are packed.
+
+    Attributes:
+        quant_type: `nf4` or `fp4`.
+        is_double: whether the quantization constants are quantized too.
+        dtype: what the layers compute in.
+    """
+
+    quant_type: str
+    is_double: bool
+    dtype: torch.dtype
+
+
+def quantize(model: nn.Module, packing: Packing, keep: Iterable[str]) -> None:
     """Replace the linear layers of a model, in place, by 4-bit ones.
 
     Embeddings, norms and the modules in `keep` stay as they are: nothing is upcast. The packed weights are stored in
@@ -25,8 +41,7 @@ def quantize(model: nn.Module, method: Qlora, dtype: torch.dtype, keep: Iterable
 
     Args:
         model: with weights on the device where they shall be quantized, or on `meta`.
-        method: the 4-bit type.
-        dtype: what the layers compute in.
+        packing: how weights are packed.
         keep: names of modules that are not to be quantized, with all below them.
 
     Raises:
@@ -42,7 +57,7 @@ def quantize(model: nn.Module, method: Qlora, dtype: torch.dtype, keep: Iterable
     if not linear:
         raise ModelError(f"{type(model).__name__} has no linear layer to quantize; choose method lora")
     for name, module in linear:
-        model.set_submodule(name, _linear_4bit(module, method, dtype))
+        model.set_submodule(name, _linear_4bit(module, packing))
     # PEFT asks this attribute which kind of adapter layer fits (peft/tuners/lora/bnb.py, dispatch_bnb_4bit).
     cast(Any, model).is_loaded_in_4bit = True
 
@@ -143,7 +158,7 @@ def state_tensors(state: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-def _linear_4bit(module: nn.Module, method: Qlora, dtype: torch.dtype) -> nn.Module:
+def _linear_4bit(module: nn.Module, packing: Packing) -> nn.Module:
     """Return the 4-bit twin of a linear layer; Conv1D holds its weight as [in, out] and is transposed."""
     library = _library()
     weight = cast(torch.Tensor, module.weight)
@@ -154,17 +169,17 @@ def _linear_4bit(module: nn.Module, method: Qlora, dtype: torch.dtype) -> nn.Mod
             num_inputs,
             num_outputs,
             bias=module.bias is not None,
-            compute_dtype=dtype,
-            compress_statistics=method.double_quantization,
-            quant_type=method.quantization,
-            quant_storage=dtype,
+            compute_dtype=packing.dtype,
+            compress_statistics=packing.is_double,
+            quant_type=packing.quant_type,
+            quant_storage=packing.dtype,
         )
     new.weight = library.nn.Params4bit(
         weight.detach(),
         requires_grad=False,
-        compress_statistics=method.double_quantization,
-        quant_type=method.quantization,
-        quant_storage=dtype,
+        compress_statistics=packing.is_double,
+        quant_type=packing.quant_type,
+        quant_storage=packing.dtype,
         module=new,
     )
     new.bias = module.bias

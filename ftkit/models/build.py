@@ -1,17 +1,17 @@
 """From a source to a module that is ready to train: load or build empty, quantize, adapt, checkpoint activations."""
 
 import math
-from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.utils import checkpoint as activation_checkpoint
 
-from ftkit.config.tree import FeatureExtraction, Full, Lora, ModelConfig, Qlora, RunConfig, Task
+from ftkit.config.tree import ModelConfig, RunConfig, Task
 from ftkit.errors import ConfigError, ModelError
-from ftkit.models import bnb
-from ftkit.models.methods import adapters
+from ftkit.models.heads import classifies, find_head
+from ftkit.models.methods import method_of
+from ftkit.models.methods.lora import is_adapted
 from ftkit.models.source import Source, explained_loading
 
 _POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
@@ -100,41 +100,7 @@ def prepare_model(config: RunConfig, model: nn.Module, dtype: torch.dtype, head:
         ModelError: the method does not fit the model.
     """
     set_checkpointing(model, config.model.gradient_checkpointing)
-    match config.method:
-        case Full():
-            return model.requires_grad_(True)
-        case FeatureExtraction():
-            return _train_head_only(model, head)
-        case Lora() as method:
-            model.requires_grad_(False)
-            if isinstance(method, Qlora):
-                bnb.quantize(model, method, dtype, keep=(*head, *_output_names(model)))
-            return adapters.add_adapters(model, method, head, dtype)
-
-
-def find_head(model: nn.Module, missing: Iterable[str]) -> tuple[str, ...]:
-    """Return the names of the modules that are new for this task.
-
-    Newly initialised are the modules whose weights the checkpoint did not have; a classifier's own modules (all that
-    is not its base model) count in any case. The output layer of a language model is not new.
-
-    Args:
-        model: a transformers model.
-        missing: names of parameters that were not in the checkpoint.
-
-    Returns:
-        Names of outermost modules, in the model's order.
-    """
-    prefix = cast(Any, model).base_model_prefix
-    absent = set(missing)
-    names: list[str] = []
-    for name, module in model.named_modules():
-        own = [f"{name}.{parameter}" for parameter, _ in module.named_parameters()]
-        is_new = bool(own) and all(parameter in absent for parameter in own)
-        is_task = "." not in name and name not in ("", prefix) and bool(own) and _classifies(model)
-        if (is_new or is_task) and name and not any(name.startswith(f"{one}.") for one in names):
-            names.append(name)
-    return tuple(names)
+    return method_of(config).prepare(model, head, dtype)
 
 
 def set_checkpointing(model: nn.Module, share: float) -> None:
@@ -193,7 +159,7 @@ def set_training(model: nn.Module, is_training: bool) -> None:
         is_training: training or evaluation mode.
     """
     model.train(is_training)
-    if is_training and not adapters.is_adapted(model):
+    if is_training and not is_adapted(model):
         for child in model.children():
             if all(parameter.requires_grad for parameter in child.parameters()):
                 continue
@@ -234,7 +200,7 @@ def _load(config: RunConfig, source: Source, architecture: Any, dtype: torch.dty
         )
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     missing = set(info["missing_keys"]) | mismatched
-    if missing and not _classifies(model):
+    if missing and not classifies(model):
         raise ModelError(
             f"{source.name} lacks {len(missing)} weights of {type(model).__name__} ({min(missing)}, ...); "
             "it is not a model for causal-lm"
@@ -245,29 +211,6 @@ def _load(config: RunConfig, source: Source, architecture: Any, dtype: torch.dty
             f"{source.name} holds no weight of {type(model).__name__}; is its config.json of another model?"
         )
     return model.eval(), missing
-
-
-def _train_head_only(model: nn.Module, head: tuple[str, ...]) -> nn.Module:
-    names = head or _output_names(model)
-    if not names:
-        raise ModelError(f"{type(model).__name__} has no head of its own to train; choose method lora")
-    model.requires_grad_(False)
-    for name in names:
-        model.get_submodule(name).requires_grad_(True)
-    inside = cast(Any, model).get_input_embeddings().weight
-    if inside.requires_grad:
-        raise ModelError("the output layer of this model is its input embedding (tied weights); choose method lora")
-    return model
-
-
-def _output_names(model: nn.Module) -> tuple[str, ...]:
-    """Return the name of the layer that makes logits of hidden states, where the model has one."""
-    layer = cast(Any, model).get_output_embeddings()
-    return tuple(name for name, module in model.named_modules() if module is layer)
-
-
-def _classifies(model: nn.Module) -> bool:
-    return "ForSequenceClassification" in type(model).__name__
 
 
 def _auto_class(task: Task) -> Any:

@@ -7,7 +7,7 @@ the score matrix; a layer that recomputes keeps its input, 2 B T D, and one laye
 
 from typing import Any
 
-from ftkit.config.tree import Full, RunConfig
+from ftkit.config.tree import RunConfig
 from ftkit.models.build import checkpointed_layers
 from ftkit.records.schema import MemoryBreakdown
 
@@ -55,12 +55,11 @@ def breakdown(
     total, trainable = weights
     masters = 4 * trainable if itemsize < 4 else 0
     share = config.model.gradient_checkpointing
-    trains_below = not isinstance(config.method, Full) and trainable == 0
     rows = batch * length * int(architecture.vocab_size) if config.task == "causal-lm" else 0
     return MemoryBreakdown(
         parameter_bytes=total * itemsize,
         gradient_bytes=4 * trainable,
         optimizer_bytes=8 * trainable + masters,
-        activation_bytes=0 if trains_below else activation_bytes(architecture, batch, length, itemsize, share),
+        activation_bytes=0 if trainable == 0 else activation_bytes(architecture, batch, length, itemsize, share),
         temporary_bytes=rows * (itemsize + 3 * 4),
     )

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from ftkit.config.tree import Lora, RunConfig
+from ftkit.config.tree import RunConfig
 from ftkit.data.batching import Shape
 from ftkit.models.build import build_empty_model
+from ftkit.models.methods import method_of
 from ftkit.observe.allocator import replay
 from ftkit.observe.peaks import Peak, allocator_events, find_peak
 from ftkit.observe.tape import LOAD, Tape
@@ -165,7 +166,7 @@ def disk_bytes(config: RunConfig, counts: Counts, itemsize: int) -> int:
 
     The result is in the compute dtype: the adapters where there are some, else all weights.
     """
-    result = counts.trainable if isinstance(config.method, Lora) else counts.total
+    result = method_of(config).stored_parameters(counts.total, counts.trainable)
     return counts.trainable * (2 * 12 + 4) + result * itemsize
 
 

@@ -61,7 +61,7 @@ RULES = (
         "their masters and moments are a small part of what is held, and each update is copied",
         "leave offload out, or offload the weights too with ZeRO-3",
         lambda config, _: (
-            config.method.name != "full"
+            not config.method.trains_all
             and config.engine.offload_optimizer != "none"
             and config.engine.offload_parameters == "none"
         ),

@@ -12,9 +12,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ftkit.config.tree import Lora, Qlora, RunConfig
+from ftkit.config.files import merge_method
+from ftkit.config.tree import RunConfig
 from ftkit.data.batching import Shape
 from ftkit.errors import ConfigError
+from ftkit.models.methods import method_of
 from ftkit.plan.architectures import find_architecture
 from ftkit.plan.interpolate import between
 from ftkit.plan.predict import Tapes, predict
@@ -178,7 +180,7 @@ def changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
 
     Args:
         config: the old one.
-        changes: dotted key to value; `method.name=qlora` keeps LoRA's fields.
+        changes: dotted key to value; another method keeps the fields that it has too.
 
     Returns:
         The new one.
@@ -189,7 +191,7 @@ def changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
     tree = config.model_dump()
     for key, value in changes.items():
         section, _, name = key.partition(".")
-        tree[section][name] = value
+        tree[section] = merge_method(tree[section], value) if key == "method.name" else tree[section] | {name: value}
         if key == _SIZE:
             tree["batch"]["micro_batch_tokens"] = None
     try:
@@ -262,9 +264,7 @@ def _steps_down(config: RunConfig, target: Target, sequences: Sequences | None) 
     ]
     if config.optimizer.name == "adamw":
         steps.append({"optimizer.name": "adamw_8bit"})
-    if isinstance(config.method, Lora) and not isinstance(config.method, Qlora):
-        steps.append({"method.name": "qlora"})
-    return steps + _sharing()
+    return [*steps, *method_of(config).cheaper(), *_sharing()]
 
 
 def _grid(config: RunConfig, target: Target, sequences: Sequences | None) -> list[dict[str, Any]]:
@@ -272,9 +272,7 @@ def _grid(config: RunConfig, target: Target, sequences: Sequences | None) -> lis
     batch = plan_shape(config, target.num_devices, sequences).batch
     whole = -(-config.batch.global_batch_size // target.num_devices)
     sizes = sorted({*_halves(batch), *_halves(whole)}, reverse=True)[:6]
-    methods: list[dict[str, Any]] = [{}]
-    if isinstance(config.method, Lora) and not isinstance(config.method, Qlora):
-        methods.append({"method.name": "qlora"})
+    methods: list[dict[str, Any]] = [{}, *method_of(config).cheaper()]
     optimizers: list[dict[str, Any]] = [{}]
     if config.optimizer.name == "adamw":
         optimizers.append({"optimizer.name": "adamw_8bit"})

@@ -1,11 +1,10 @@
 """Values into words, and what a configuration is called."""
 
+from ftkit.config.methods import methods
 from ftkit.report.collect import Run
 from ftkit.units import format_bytes, format_count, format_seconds
 
 Value = str | int | float | None
-
-_METHODS = {"lora": "LoRA", "qlora": "QLoRA", "full": "full", "feature-extraction": "feature extraction"}
 
 
 def text(value: Value) -> str:
@@ -60,15 +59,15 @@ def whole(value: Value) -> str:
 
 def method(run: Run) -> str:
     """Return the method with what it is made of, such as `LoRA r=8`."""
-    name = str(run.setting("method.name") or "unknown")
-    rank = run.setting("method.rank")
-    return _METHODS.get(name, name) + (f" r={rank}" if rank else "")
+    section = methods().get(run.setting("method.name"))
+    figures = {short: run.setting(f"method.{field}") for field, short in (section.shown if section else {}).items()}
+    return " ".join([method_name(run), *(f"{short}={value}" for short, value in figures.items() if value)])
 
 
 def method_name(run: Run) -> str:
     """Return the method alone, such as `LoRA`."""
     name = str(run.setting("method.name") or "unknown")
-    return _METHODS.get(name, name)
+    return methods()[name].label if name in methods() else name
 
 
 def device(run: Run) -> Value:

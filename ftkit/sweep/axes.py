@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftkit.config.files import flat
-from ftkit.config.tree import METHODS, RunConfig
+from ftkit.config.methods import methods
+from ftkit.config.tree import RunConfig
 from ftkit.errors import ConfigError, nearest
 
 WORLD_SIZE = "world_size"
@@ -141,7 +142,7 @@ def _known_key(key: str, short: Mapping[str, str], where: str) -> str:
 
 def _keys() -> Iterator[str]:
     yield from ("method", WORLD_SIZE)
-    for method in METHODS.values():
+    for method in methods().values():
         yield from flat(RunConfig(method=method()).model_dump())
 
 

@@ -9,17 +9,17 @@ report.html     the page of `ftkit report`
 memory_snapshot_rank0.pickle   where it was asked for, what torch's viewer of a GPU's memory opens
 """
 
-import json
 import shutil
 import tempfile
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from ftkit.config.tree import DEMO, Lora, Qlora, RunConfig
+from ftkit.config.tree import DEMO, RunConfig
 from ftkit.engine.protocol import Engine
 from ftkit.errors import CheckpointError, ConfigError
-from ftkit.models.methods import adapters
+from ftkit.models.card import Card
+from ftkit.models.methods import Method, method_of
 from ftkit.records.files import CARD, CHECKPOINTS, CONFIG, MODEL, PAGE, RECORD, read_record
 from ftkit.records.schema import RunRecord, Scores
 from ftkit.units import format_bytes, format_count, format_seconds
@@ -64,25 +64,22 @@ def open_folder(config: RunConfig, *, is_resumed: bool) -> Path:
     return folder
 
 
-def save_model(engine: Engine, tokenizer: Any, folder: Path) -> None:
+def save_model(engine: Engine, method: Method, tokenizer: Any, folder: Path) -> None:
     """Write the trained model as plain PEFT or transformers load it; called by every rank, written by the first.
 
     Args:
         engine: holds the weights, partitioned or not.
+        method: knows which of them are the result, and how they are written.
         tokenizer: saved beside them.
         folder: the result folder.
     """
-    model: Any = engine.model
-    is_adapted = adapters.is_adapted(model)
-    state = engine.trainable_state() if is_adapted else engine.full_state()
+    weights = engine.trainable_state() if method.is_adapter else engine.full_state()
     if not engine.process.is_main:
         return
-    target = folder / MODEL
-    if is_adapted:
-        adapters.save_adapters(model, target, {name: tensor.to(engine.dtype) for name, tensor in state.items()})
-    else:
-        model.save_pretrained(target, state_dict=state)
-    tokenizer.save_pretrained(target)
+    if method.is_adapter:  # masters, in fp32
+        weights = {name: tensor.to(engine.dtype) for name, tensor in weights.items()}
+    method.save(engine.model, folder / MODEL, weights)
+    tokenizer.save_pretrained(folder / MODEL)
 
 
 def written_bytes(folder: Path) -> int:
@@ -102,6 +99,7 @@ def write_card(folder: Path, config: RunConfig, record: RunRecord, label_names: 
         label_names: the classes, or None.
         pad_token_id: the tokenizer's.
     """
+    card = Card(folder / MODEL, config.task, label_names, pad_token_id, record.run.precision)
     lines = [
         f"# {folder.name}",
         "",
@@ -121,7 +119,7 @@ def write_card(folder: Path, config: RunConfig, record: RunRecord, label_names: 
         *(f"- {name}: {value}" for name, value in summary_rows(record)),
         "",
         "```python",
-        *_loading(folder, config, record, label_names, pad_token_id),
+        *method_of(config).loading_code(card),
         "```",
     ]
     (folder / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -171,41 +169,3 @@ def _free_folder(config: RunConfig) -> Path:
         for number in count(1)
         if not (path := base if number == 1 else base.with_name(f"{base.name}-{number}")).exists()
     )
-
-
-def _loading(folder: Path, config: RunConfig, record: RunRecord, label_names: Labels, pad_token_id: int) -> list[str]:
-    """Return a program that loads the model as it was scored; transformers keeps all of it, PEFT the adapter alone."""
-    task = "SequenceClassification" if config.task == "sequence-classification" else "CausalLM"
-    is_adapted = isinstance(config.method, Lora)
-    kind = f"AutoPeftModelFor{task}" if is_adapted else f"AutoModelFor{task}"
-    given, imports = [], []
-    if is_adapted and label_names is not None:
-        given += [f"id2label={dict(enumerate(label_names))}", f"pad_token_id={pad_token_id}"]
-    if isinstance(config.method, Qlora):
-        imports = ["import torch", "from transformers import BitsAndBytesConfig"]
-        given.append(_quantization(folder, config.method, record.run.precision))
-    return [
-        *imports,
-        f"from {'peft' if is_adapted else 'transformers'} import {kind}",
-        "from transformers import AutoTokenizer",
-        "",
-        f"model = {kind}.from_pretrained(",
-        f'    "{MODEL}",',
-        *(f"    {argument}," for argument in given),
-        ")",
-        f'tokenizer = AutoTokenizer.from_pretrained("{MODEL}")',
-    ]
-
-
-def _quantization(folder: Path, method: Qlora, precision: str) -> str:
-    """Return the argument that packs the frozen weights as they were packed in training: the head stays whole."""
-    adapter = json.loads((folder / MODEL / "adapter_config.json").read_text(encoding="utf-8"))
-    dtype = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision]
-    settings = [
-        "load_in_4bit=True",
-        f'bnb_4bit_quant_type="{method.quantization}"',
-        f"bnb_4bit_use_double_quant={method.double_quantization}",
-        f"bnb_4bit_compute_dtype=torch.{dtype}",
-        f"llm_int8_skip_modules={[*(adapter['modules_to_save'] or []), 'lm_head']}",
-    ]
-    return f"quantization_config=BitsAndBytesConfig({', '.join(settings)})"

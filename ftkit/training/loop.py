@@ -23,6 +23,7 @@ from ftkit.machine.memory import Snapshot
 from ftkit.machine.process import ProcessContext, joined, precision_name
 from ftkit.machine.versions import device_name, versions
 from ftkit.models.build import set_training
+from ftkit.models.methods import method_of
 from ftkit.observe.meter import gather, memory_figures, planned_utilization
 from ftkit.records.files import CHECKPOINTS, CONFIG, RECORD, RecordWriter, read_record
 from ftkit.records.schema import EvaluationLine, Measurement, Record, ResultLine, RunLine, RunRecord, Scores, StepLine
@@ -89,7 +90,7 @@ def _train(job: Job, record: _Recorder, started: float, snapshot: Snapshot | Non
         job.engine.load_trainable_state(checkpoint.load_best(job.folder / CHECKPOINTS))
     if job.data.test is not None:
         _score(job, progress, record, "test", job.data.test)
-    save_model(job.engine, job.tokenizer, job.folder)
+    save_model(job.engine, method_of(job.config), job.tokenizer, job.folder)
     measurement = _measure(job, progress)
     result = ResultLine(
         status=status,

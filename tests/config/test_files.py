@@ -10,18 +10,17 @@ from ftkit.config.tree import (
     BatchConfig,
     DataConfig,
     EngineConfig,
-    FeatureExtraction,
-    Full,
-    Lora,
     ModelConfig,
     OptimizerConfig,
     OutputConfig,
-    Qlora,
     RunConfig,
     ScheduleConfig,
     TrainingConfig,
 )
 from ftkit.errors import ConfigError
+from ftkit.models.methods.full import Full
+from ftkit.models.methods.head import FeatureExtraction
+from ftkit.models.methods.lora import Lora, Qlora
 
 # Texts that YAML likes to take for something else, beside any others.
 words = st.one_of(

@@ -1,7 +1,8 @@
 import pytest
 
 from ftkit.config.files import load_config, preset_names, preset_path
-from ftkit.config.tree import FeatureExtraction, Lora, Qlora
+from ftkit.models.methods.head import FeatureExtraction
+from ftkit.models.methods.lora import Lora, Qlora
 
 
 @pytest.mark.parametrize("name", preset_names())

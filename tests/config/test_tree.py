@@ -1,21 +1,13 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from ftkit.config.tree import (
-    METHODS,
-    BatchConfig,
-    EngineConfig,
-    FeatureExtraction,
-    Full,
-    Lora,
-    ModelConfig,
-    OptimizerConfig,
-    Qlora,
-    RunConfig,
-    ScheduleConfig,
-)
+from ftkit.config.methods import methods
+from ftkit.config.tree import BatchConfig, EngineConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig
+from ftkit.models.methods.full import Full
+from ftkit.models.methods.head import FeatureExtraction
+from ftkit.models.methods.lora import Lora, Qlora
 
 
 def test_the_defaults_are_a_whole_run():
@@ -36,7 +28,7 @@ def test_every_section_refuses_an_unknown_key(section):
         section(effective_batch=8)
 
 
-@pytest.mark.parametrize(("name", "kind"), METHODS.items())
+@pytest.mark.parametrize(("name", "kind"), methods().items())
 def test_the_name_of_a_method_chooses_its_type(name, kind):
     method = RunConfig.model_validate({"method": {"name": name}}).method
     assert type(method) is kind
@@ -117,7 +109,7 @@ def test_only_zero_offload_and_templates_want_deepspeed(fields, wanted):
 
 def test_every_field_says_what_it_does():
     """The configuration page is made of these sentences."""
-    sections = [RunConfig, *METHODS.values()]
+    sections: list[type[BaseModel]] = [RunConfig, *methods().values()]
     sections += [type(getattr(RunConfig(), name)) for name in RunConfig.model_fields if name not in ("task", "method")]
     silent = [
         f"{section.__name__}.{name}"

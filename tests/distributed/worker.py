@@ -11,6 +11,7 @@ import torch
 from ftkit.engine.ds_config import templates_folder
 from ftkit.machine import process as distributed
 from ftkit.machine.process import ProcessContext
+from ftkit.models.methods import method_of
 from ftkit.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from ftkit.training.folder import save_model
 from tests.helpers import VOCABULARY, build, logits_of, ragged_split, save_tiny_model, take_steps
@@ -72,7 +73,7 @@ def run_case(case: dict, process: ProcessContext, folder: Path) -> dict:
     found = {"losses": outcome.losses, "norms": outcome.norms, "engine": engine.name}
     if case["dtype"] == "fp32":
         target = folder / "saved" / case["name"]
-        save_model(engine, _Tokenizer(), target)
+        save_model(engine, method_of(config), _Tokenizer(), target)
         weights, moments = engine.trainable_state(), engine.optimizer_state()
         if process.is_main:
             state = TrainingState(step=3, num_steps=6, fingerprint="", config={})

@@ -5,12 +5,14 @@ import pytest
 import torch
 
 from ftkit.config.files import load_config
-from ftkit.config.tree import Lora, ModelConfig
+from ftkit.config.tree import ModelConfig
 from ftkit.data import batching
 from ftkit.errors import ConfigError, ModelError
 from ftkit.models import build as model
+from ftkit.models import heads
 from ftkit.models import source as ftkit_source
-from ftkit.models.methods import adapters
+from ftkit.models.methods import lora
+from ftkit.models.methods.lora import Lora
 from tests.helpers import FAMILIES, ragged_split, save_tiny_model
 
 
@@ -53,7 +55,7 @@ def suffixes(module):
 def test_presets_of_targets_mean_the_linear_layers_of_each_architecture(family, attention, mlp, folders):
     base = built(folders[family], "method.name=full")
     for preset, expected in (("attention", attention), ("mlp", mlp), ("all-linear", attention | mlp)):
-        names = adapters.choose_targets(base, Lora(targets=(preset,)), model.find_head(base, ()))
+        names = lora.choose_targets(base, Lora(targets=(preset,)), heads.find_head(base, ()))
         assert {name.split(".", name.split(".").index("0") + 1)[-1] for name in names if ".0." in name} == expected
         assert len(names) == 2 * len(expected)
 

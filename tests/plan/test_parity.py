@@ -2,8 +2,11 @@
 
 import pytest
 
-from ftkit.config.tree import FeatureExtraction, Full, Lora, ModelConfig, Qlora, RunConfig
+from ftkit.config.tree import ModelConfig, RunConfig
 from ftkit.data.batching import Shape
+from ftkit.models.methods.full import Full
+from ftkit.models.methods.head import FeatureExtraction
+from ftkit.models.methods.lora import Lora, Qlora
 from ftkit.plan.tracing.trace import trace
 from tests.plan import models
 

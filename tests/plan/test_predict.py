@@ -10,9 +10,11 @@ import pytest
 from click.testing import CliRunner
 
 from ftkit.cli import main
-from ftkit.config.tree import BatchConfig, DataConfig, Full, Lora, ModelConfig, Qlora, RunConfig
+from ftkit.config.tree import BatchConfig, DataConfig, ModelConfig, RunConfig
 from ftkit.errors import ConfigError, ModelError
 from ftkit.machine.hardware import CUDA_CONTEXT_BYTES
+from ftkit.models.methods.full import Full
+from ftkit.models.methods.lora import Lora, Qlora
 from ftkit.plan.architectures import find_row, table_names
 from ftkit.plan.predict import predict
 from ftkit.plan.search import cures, search
@@ -143,7 +145,7 @@ def test_a_model_that_reads_values_back_is_named_with_the_line_and_planned_by_fo
     prediction = predict(config("gpt2"), find_target("t4"))
 
     assert prediction.basis.startswith("by formula")
-    assert "test_plan_predict.py" in prediction.basis
+    assert "test_predict.py" in prediction.basis
     assert prediction.step_seconds is None
 
 

@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-from ftkit.config.tree import DataConfig, Lora, ModelConfig, Qlora, RunConfig
+from ftkit.config.tree import DataConfig, ModelConfig, RunConfig
+from ftkit.models.methods.lora import Lora, Qlora
 from ftkit.observe.tape import FORWARD, OPTIMIZER, OpKey, Tape
 from ftkit.plan.predict import predict
 from ftkit.plan.speed import Device, cpu_device, step_time

@@ -38,7 +38,7 @@ def write_good(place):
 
 def command(trial, place):
     seed = trial.settings["training.seed"]
-    good = f"from tests.unit.test_sweep import write_good; write_good({str(place)!r})"
+    good = f"from tests.sweep.test_sweep import write_good; write_good({str(place)!r})"
     return [sys.executable, "-c", BODIES.get(seed, good)]
 
 

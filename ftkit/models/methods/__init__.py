@@ -1,1 +1,73 @@
-"""The methods: one file each, holding all that sets it apart from the others."""
+"""The methods: one file each, holding all that sets it apart from the others.
+
+A method is one class: a section of the configuration (`ftkit.config.methods.MethodSection`) that has the functions of
+`Method` too. A new one is a file here and its name in the list below; from outside, `register` alone adds one. None of
+these files imports torch at its top, since the command line asks them for their flags.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast
+
+from ftkit.config.methods import register
+from ftkit.config.tree import RunConfig
+from ftkit.models.methods.full import Full
+from ftkit.models.methods.head import FeatureExtraction
+from ftkit.models.methods.lora import Lora, Qlora
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ftkit.models.card import Card
+
+for _section in (FeatureExtraction, Lora, Qlora, Full):
+    register(_section)
+
+
+class Method(Protocol):
+    """All that the rest of ftkit asks of a method; `MethodSection` answers what is above `prepare`."""
+
+    label: ClassVar[str]
+    default_learning_rate: ClassVar[float]
+    flags: ClassVar[Mapping[str, str]]
+    shown: ClassVar[Mapping[str, str]]
+    is_adapter: ClassVar[bool]
+    trains_all: ClassVar[bool]
+
+    def stored_parameters(self, num_parameters: int, num_trainable_parameters: int) -> int: ...  # noqa: D102
+    def adapts(self, layer: int) -> bool: ...  # noqa: D102
+    def on_layers(self, kept: Sequence[int]) -> Self: ...  # noqa: D102
+    def cheaper(self) -> Sequence[dict[str, Any]]: ...  # noqa: D102
+
+    def prepare(self, model: "nn.Module", head: tuple[str, ...], dtype: "torch.dtype") -> "nn.Module":
+        """Make of a model what trains: exactly that requires gradients afterwards.
+
+        Args:
+            model: a transformers model in evaluation mode, on the CPU or on `meta`; changed in place.
+            head: names of the modules that are new for the task.
+            dtype: what weights and activations compute in.
+
+        Returns:
+            The same module, or one around it.
+
+        Raises:
+            ModelError: the method does not fit the model.
+        """
+
+    def save(self, model: "nn.Module", folder: Path, weights: "dict[str, torch.Tensor]") -> None:
+        """Write the result as transformers or PEFT loads it.
+
+        Args:
+            model: what `prepare` returned; its own tensors may be partitioned.
+            folder: where to.
+            weights: whole, by their names in the model: those that train where `is_adapter`, else all.
+        """
+
+    def loading_code(self, card: "Card") -> list[str]:
+        """Return the lines of a program that loads the result as it was scored."""
+
+
+def method_of(config: RunConfig) -> Method:
+    """Return what a run's method does: its section, since a registered section is a method."""
+    return cast(Method, config.method)

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from ftkit.config.tree import Lora, RunConfig
+from ftkit.config.tree import RunConfig
 from ftkit.models.build import build_bare_model, checkpointed_layers
+from ftkit.models.methods import method_of
 from ftkit.observe.recorded import layer_names
 from ftkit.plan.tracing.unroll import keep_layers
 
@@ -59,7 +60,7 @@ def shallow(config: RunConfig, architecture: Any, *, exact: bool = False) -> Dep
     if len(structure) != num_layers:
         return whole
     lists = _lists(architecture, num_layers)
-    adapted = config.method.layers if isinstance(config.method, Lora) else None
+    method = method_of(config)
     # What every recomputation takes, such as the positions, dies with the first layer that recomputes.
     first = flags.index(True) if any(flags) else 0
     kinds: list[Hashable] = [
@@ -68,7 +69,7 @@ def shallow(config: RunConfig, architecture: Any, *, exact: bool = False) -> Dep
             *(repr(one[number]) for one in lists.values()),
             flags[number],
             0 < number == first,
-            adapted is None or number in adapted,
+            method.adapts(number),
         )
         for number in range(num_layers)
     ]
@@ -80,10 +81,7 @@ def shallow(config: RunConfig, architecture: Any, *, exact: bool = False) -> Dep
         return whole
     if not are_meant:
         return whole
-    if adapted is not None:
-        places = tuple(place for place, number in enumerate(kept) if number in adapted)
-        method = config.method.model_copy(update={"layers": places})
-        config = config.model_copy(update={"method": method})
+    config = config.model_copy(update={"method": method.on_layers(kept)})
     return Depth(config, small, kept, kinds, [flags[number] for number in kept])
 
 

@@ -26,7 +26,7 @@ from ftkit.machine.memory import quiet_collector
 from ftkit.machine.process import ProcessContext
 from ftkit.models import bnb
 from ftkit.models.build import build_empty_model, set_training
-from ftkit.models.methods import adapters
+from ftkit.models.methods.lora import unwrapped
 from ftkit.models.objective import objective_of
 from ftkit.observe.operators import dtype_name
 from ftkit.observe.recorded import batch_tensors, layer_names, make_batches, record_steps, see_model
@@ -146,7 +146,7 @@ def trace(  # noqa: PLR0913  # what decides a step
             recorder.mark(LOAD)
             micro_batches = make_batches(config.task, shape)
             recorder.see(batch_tensors(micro_batches), "input")
-            with _explained(type(adapters.unwrapped(model)).__name__, dtype):
+            with _explained(type(unwrapped(model)).__name__, dtype):
                 return record_steps(engine, micro_batches, recorder)
 
     if device_type == "cuda":

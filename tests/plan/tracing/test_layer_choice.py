@@ -4,9 +4,11 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from ftkit.config.tree import DataConfig, Full, Lora, ModelConfig, RunConfig
+from ftkit.config.tree import DataConfig, ModelConfig, RunConfig
 from ftkit.errors import ModelError
 from ftkit.models.build import build_empty_model
+from ftkit.models.methods.full import Full
+from ftkit.models.methods.lora import Lora
 from ftkit.plan.predict import predict
 from ftkit.plan.target import find_target
 from ftkit.plan.tracing.layer_choice import shallow
@@ -70,7 +72,10 @@ def test_adapters_on_some_layers_are_named_by_the_places_of_those_layers_in_the_
     deep = architecture("llama", num_hidden_layers=12, num_key_value_heads=2)
     depth = shallow(run(method=Lora(layers=(10, 11))), deep)
 
-    adapted = [number for target, number in enumerate(depth.kept) if target in depth.config.method.layers]
+    method = depth.config.method
+    assert isinstance(method, Lora)
+    assert method.layers is not None
+    adapted = [number for place, number in enumerate(depth.kept) if place in method.layers]
     assert adapted == [10, 11]
     assert len(depth.kept) < 12
 

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from ftkit.config.tree import FeatureExtraction, Full, Lora, Qlora
+from ftkit.models.methods.full import Full
+from ftkit.models.methods.head import FeatureExtraction
+from ftkit.models.methods.lora import Lora, Qlora
 from ftkit.plan.interpolate import between
 from ftkit.plan.predict import predict
 from ftkit.plan.search import changed

@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftkit.config.tree import FeatureExtraction, Full, Lora, Qlora
+from ftkit.models.methods.full import Full
+from ftkit.models.methods.head import FeatureExtraction
+from ftkit.models.methods.lora import Lora, Qlora
 from ftkit.observe.allocator import replay
 from ftkit.observe.peaks import allocator_events, find_peak
 from ftkit.plan.tracing.layer_choice import shallow

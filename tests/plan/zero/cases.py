@@ -7,9 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ftkit.config.tree import EngineConfig, FeatureExtraction, Full, Lora, ModelConfig, Precision, Qlora, RunConfig
+from ftkit.config.tree import EngineConfig, ModelConfig, Precision, RunConfig
 from ftkit.data.batching import Shape
 from ftkit.models.build import build_model
+from ftkit.models.methods.full import Full
+from ftkit.models.methods.head import FeatureExtraction
+from ftkit.models.methods.lora import Lora, Qlora
 from ftkit.models.source import load_config, load_tokenizer, resolve_source
 from tests.plan import models
 

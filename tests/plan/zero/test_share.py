@@ -2,7 +2,9 @@
 
 import pytest
 
-from ftkit.config.tree import Full, Lora, ModelConfig, RunConfig
+from ftkit.config.tree import ModelConfig, RunConfig
+from ftkit.models.methods.full import Full
+from ftkit.models.methods.lora import Lora
 from ftkit.observe.tape import BACKWARD, FORWARD
 from ftkit.plan.rules import broken_rule
 from ftkit.plan.search import _sharing, changed

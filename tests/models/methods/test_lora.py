@@ -7,9 +7,7 @@ CODE = """
 import sys
 import torch
 from torch import nn
-from ftkit.config.tree import Lora, Qlora
-from ftkit.models import bnb
-from ftkit.models.methods.adapters import add_adapters
+from ftkit.models.methods.lora import Lora, Qlora
 
 class Model(nn.Module):
     def __init__(self):
@@ -19,11 +17,11 @@ class Model(nn.Module):
     def forward(self, x):
         return self.layers[0]["up"](x)
 
-plain = add_adapters(Model(), Lora(targets=("all-linear",)), (), torch.float32)
+plain = Lora().prepare(Model(), (), torch.float32)
 print("bitsandbytes" in sys.modules, type(plain.get_base_model().layers[0]["up"]).__module__)
 packed = Model()
-bnb.quantize(packed, Qlora(targets=("all-linear",)), torch.float32, ())
-packed = add_adapters(packed, Qlora(targets=("all-linear",)), (), torch.float32)
+packed.get_output_embeddings = lambda: None
+packed = Qlora().prepare(packed, (), torch.float32)
 print("bitsandbytes" in sys.modules, type(packed.get_base_model().layers[0]["up"]).__module__)
 """
 

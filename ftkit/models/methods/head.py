@@ -1,0 +1,46 @@
+"""Feature extraction: the head alone trains over a frozen trunk, and the result is a whole model."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+
+from ftkit.config.methods import MethodSection
+from ftkit.errors import ModelError
+from ftkit.models import card as cards
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class FeatureExtraction(MethodSection):
+    """Train the head alone over a frozen trunk in evaluation mode."""
+
+    name: Literal["feature-extraction"] = "feature-extraction"
+    label: ClassVar[str] = "feature extraction"
+    default_learning_rate: ClassVar[float] = 1e-2
+
+    def prepare(self, model: "nn.Module", head: tuple[str, ...], dtype: "torch.dtype") -> "nn.Module":  # noqa: ARG002  # as any method
+        """Freeze all but the new head; without one, all but the layer that makes logits.
+
+        Raises:
+            ModelError: the model has no head, or its head is its table of embeddings.
+        """
+        from ftkit.models.heads import output_names
+
+        names = head or output_names(model)
+        if not names:
+            raise ModelError(f"{type(model).__name__} has no head of its own to train; choose method lora")
+        model.requires_grad_(False)
+        for name in names:
+            model.get_submodule(name).requires_grad_(True)
+        if cast(Any, model).get_input_embeddings().weight.requires_grad:
+            raise ModelError("the output layer of this model is its input embedding (tied weights); choose method lora")
+        return model
+
+    def save(self, model: "nn.Module", folder: Path, weights: "dict[str, torch.Tensor]") -> None:
+        """Write all weights, the frozen ones too."""
+        cards.save_whole(model, folder, weights)
+
+    def loading_code(self, card: cards.Card) -> list[str]:
+        """Return a program for transformers."""
+        return card.program("transformers", "AutoModelFor")

@@ -1,0 +1,288 @@
+"""LoRA, plain and over 4-bit weights: adapters beside frozen linear layers; the only importer of peft."""
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from ftkit.config.methods import MethodSection
+from ftkit.errors import ModelError, nearest
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ftkit.models.card import Card
+
+PRESETS = ("attention", "mlp", "all-linear")
+_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
+
+
+class Lora(MethodSection):
+    """Train low-rank adapters beside frozen weights, and the head where it is new."""
+
+    name: Literal["lora"] = "lora"
+    rank: int = Field(default=8, ge=1)
+    """The rank r of the update B A."""
+    alpha: float = Field(default=16.0, gt=0.0)
+    """The update is scaled by alpha / rank (alpha / sqrt(rank) with rsLoRA)."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Dropout on the input of the adapters."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Module names, or one of the presets `attention`, `mlp`, `all-linear`."""
+    layers: tuple[int, ...] | None = None
+    """The layers to adapt, counted from 0; all when not named."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(rank) (Kalajdzievski 2023)."""
+    use_dora: bool = False
+    """Train magnitudes beside directions (Liu et al. 2024)."""
+
+    label: ClassVar[str] = "LoRA"
+    default_learning_rate: ClassVar[float] = 5e-4
+    flags: ClassVar[Mapping[str, str]] = {
+        "--rank": "rank",
+        "--alpha": "alpha",
+        "--dropout": "dropout",
+        "--target": "targets",
+    }
+    shown: ClassVar[Mapping[str, str]] = {"rank": "r"}
+    is_adapter: ClassVar[bool] = True
+
+    def prepare(self, model: "nn.Module", head: tuple[str, ...], dtype: "torch.dtype") -> "nn.Module":
+        """Freeze all weights and wrap the model with adapters; only they and the head train.
+
+        Raises:
+            ModelError: no module matches the targets, or PEFT puts no adapter beside them.
+        """
+        return add_adapters(model.requires_grad_(False), self, head, dtype)
+
+    def adapts(self, layer: int) -> bool:
+        """Return whether a layer gets adapters."""
+        return self.layers is None or layer in self.layers
+
+    def on_layers(self, kept: Sequence[int]) -> Self:
+        """Name the layers by their places among those that are kept."""
+        if self.layers is None:
+            return self
+        places = tuple(place for place, number in enumerate(kept) if number in self.layers)
+        return self.model_copy(update={"layers": places})
+
+    def cheaper(self) -> Sequence[dict[str, Any]]:
+        """Return the same adapters over weights in 4 bits."""
+        return ({"method.name": "qlora"},)
+
+    def save(self, model: "nn.Module", folder: Path, weights: "dict[str, torch.Tensor]") -> None:
+        """Write adapters and head as PEFT does, as safetensors."""
+        saver: Any = model
+        saver.save_pretrained(
+            str(folder), state_dict=dict(weights), safe_serialization=True, save_embedding_layers=False
+        )
+
+    def loading_code(self, card: "Card") -> list[str]:
+        """Return a program for PEFT, which keeps the adapters alone: labels and pad token are given."""
+        return card.program("peft", "AutoPeftModelFor", _label_arguments(card))
+
+
+class Qlora(Lora):
+    """LoRA over frozen weights in 4 bits (Dettmers et al. 2023)."""
+
+    name: Literal["qlora"] = "qlora"  # type: ignore[assignment]  # the tag is what tells the choices apart
+    quantization: Literal["nf4", "fp4"] = "nf4"
+    """The 4-bit type."""
+    double_quantization: bool = True
+    """Quantize the quantization constants too."""
+
+    label: ClassVar[str] = "QLoRA"
+
+    def prepare(self, model: "nn.Module", head: tuple[str, ...], dtype: "torch.dtype") -> "nn.Module":
+        """Pack all linear layers but those that make logits in 4 bits; then as LoRA.
+
+        Raises:
+            ModelError: the model has no linear layer, or as LoRA.
+        """
+        from ftkit.models import bnb
+        from ftkit.models.heads import output_names
+
+        packing = bnb.Packing(self.quantization, self.double_quantization, dtype)
+        bnb.quantize(model.requires_grad_(False), packing, keep=(*head, *output_names(model)))
+        return super().prepare(model, head, dtype)
+
+    def cheaper(self) -> Sequence[dict[str, Any]]:
+        """Return nothing: the weights are as small as they get."""
+        return ()
+
+    def loading_code(self, card: "Card") -> list[str]:
+        """Return a program that packs the frozen weights as they were packed in training."""
+        arguments = [*_label_arguments(card), self._quantization(card)]
+        imports = ["import torch", "from transformers import BitsAndBytesConfig"]
+        return card.program("peft", "AutoPeftModelFor", arguments, imports)
+
+    def _quantization(self, card: "Card") -> str:
+        """Return the argument that packs the frozen weights; the head stays whole."""
+        adapter = json.loads((card.folder / "adapter_config.json").read_text(encoding="utf-8"))
+        dtype = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[card.precision]
+        settings = [
+            "load_in_4bit=True",
+            f'bnb_4bit_quant_type="{self.quantization}"',
+            f"bnb_4bit_use_double_quant={self.double_quantization}",
+            f"bnb_4bit_compute_dtype=torch.{dtype}",
+            f"llm_int8_skip_modules={[*(adapter['modules_to_save'] or []), 'lm_head']}",
+        ]
+        return f"quantization_config=BitsAndBytesConfig({', '.join(settings)})"
+
+
+def add_adapters(model: "nn.Module", method: Lora, head: Iterable[str], dtype: "torch.dtype") -> "nn.Module":
+    """Wrap a model with LoRA adapters; only they and the head train.
+
+    Args:
+        model: frozen or not, quantized or not; its linear layers are 4-bit, ordinary or Conv1D.
+        method: rank, scale, targets.
+        head: names of modules that train whole and are saved with the adapters.
+        dtype: what the adapters compute in.
+
+    Returns:
+        A PEFT model.
+
+    Raises:
+        ModelError: no module matches the targets, or PEFT puts no adapter beside them.
+    """
+    from ftkit.models import bnb
+
+    if any(map(bnb.is_packed_type, model.parameters())):
+        bnb.preload()
+        return _adapt(model, method, tuple(head), dtype)
+    with _without_bitsandbytes():
+        return _adapt(model, method, tuple(head), dtype)
+
+
+def _adapt(model: "nn.Module", method: Lora, names: tuple[str, ...], dtype: "torch.dtype") -> "nn.Module":
+    from peft import LoraConfig, get_peft_model
+
+    chosen = choose_targets(model, method, names)
+    config = LoraConfig(
+        r=method.rank,
+        lora_alpha=method.alpha,  # type: ignore[arg-type]  # annotated int, used as a number
+        lora_dropout=method.dropout,
+        target_modules=_shortest(model, chosen),
+        modules_to_save=list(names) or None,
+        use_rslora=method.use_rslora,
+        use_dora=method.use_dora,
+        fan_in_fan_out=any(type(model.get_submodule(name)).__name__ == "Conv1D" for name in chosen),
+    )
+    try:
+        adapted: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=False)
+    except ValueError as error:  # such as modules that the kernels of a model read themselves
+        raise ModelError(f"PEFT refuses method.targets: {error}") from error
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+    return adapted
+
+
+@contextmanager
+def _without_bitsandbytes() -> Iterator[None]:
+    """Hide bitsandbytes, if nobody has imported it yet, from PEFT, which would load it for adapters of any model.
+
+    PEFT imports it at its own start (peft/helpers.py 0.21), and asks at each adapter whether the layer is in 4 bits
+    (peft/tuners/lora/model.py, _create_new_module). What it has found it remembers; a QLoRA may follow in this process.
+    """
+    if "bitsandbytes" in sys.modules:
+        yield
+        return
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # how Python is told that there is no such module
+    try:
+        yield
+    finally:
+        del sys.modules["bitsandbytes"]
+        from peft import import_utils
+
+        import_utils.is_bnb_available.cache_clear()
+        import_utils.is_bnb_4bit_available.cache_clear()
+
+
+def choose_targets(model: "nn.Module", method: Lora, head: Iterable[str] = ()) -> list[str]:
+    """Return the full names of the modules that get an adapter.
+
+    The presets mean the linear layers inside the numbered layers of the model: `attention` those below a module whose
+    name has `attn` or `attention` in it, `mlp` the others. A name of one's own matches modules by their last parts.
+
+    Args:
+        model: any transformer.
+        method: targets and layers.
+        head: modules that train whole, never targets.
+
+    Returns:
+        Names in the order of the model.
+
+    Raises:
+        ModelError: a target matches nothing, or the layers do not exist.
+    """
+    from ftkit.models import bnb
+
+    skipped = tuple(head)
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if bnb.is_linear(module) and not any(name == one or name.startswith(f"{one}.") for one in skipped)
+    ]
+    chosen = {name for target in method.targets for name in _matches(linear, target)}
+    if method.layers is not None:
+        numbers = {int(match[1]) for name in chosen if (match := _LAYER.search(name))}
+        if absent := sorted(set(method.layers) - numbers):
+            raise ModelError(f"method.layers names {absent}, but the targets lie in layers {_span(numbers)}")
+        chosen = {name for name in chosen if (match := _LAYER.search(name)) and int(match[1]) in method.layers}
+    return [name for name in linear if name in chosen]
+
+
+def is_adapted(model: "nn.Module") -> bool:
+    """Return whether `add_adapters` made this model."""
+    return hasattr(model, "peft_config") and hasattr(model, "base_model")
+
+
+def unwrapped(model: "nn.Module") -> "nn.Module":
+    """Return the model that adapters were added to, or the model itself."""
+    base: nn.Module = model.get_base_model() if is_adapted(model) else model  # type: ignore[operator]  # PEFT's
+    return base
+
+
+def _label_arguments(card: "Card") -> list[str]:
+    if card.label_names is None:
+        return []
+    return [f"id2label={dict(enumerate(card.label_names))}", f"pad_token_id={card.pad_token_id}"]
+
+
+def _matches(linear: list[str], target: str) -> list[str]:
+    if target not in PRESETS:
+        found = [name for name in linear if name == target or name.endswith(f".{target}")]
+        if not found:
+            known = dict.fromkeys([*PRESETS, *(name.rsplit(".", 1)[-1] for name in linear)])
+            raise ModelError(f"method.targets: no linear module is called {target!r}; {nearest(target, known)}")
+        return found
+    inside = [name for name in linear if _LAYER.search(name)]
+    attention = [name for name in inside if re.search("attn|attention", name.lower())]
+    found = {"attention": attention, "all-linear": inside, "mlp": [n for n in inside if n not in set(attention)]}[
+        target
+    ]
+    if not found:
+        raise ModelError(f"method.targets: this model has no {target} layers that are linear; name modules instead")
+    return found
+
+
+def _shortest(model: "nn.Module", chosen: list[str]) -> list[str]:
+    """Name the chosen modules by what follows the layer's number, where that means the same modules."""
+    short = sorted({_LAYER.split(name)[-1] for name in chosen})
+    meant = {
+        name
+        for name, _ in model.named_modules()
+        if any(name == suffix or name.endswith(f".{suffix}") for suffix in short)
+    }
+    return short if meant == set(chosen) else chosen
+
+
+def _span(numbers: set[int]) -> str:
+    return f"{min(numbers)} to {max(numbers)}" if numbers else "without numbers"
