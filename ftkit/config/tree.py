@@ -6,7 +6,7 @@ the tree from YAML and flags.
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ftkit.config.methods import AnyMethod, default_method
 from ftkit.config.section import Section
@@ -46,6 +46,8 @@ class DataConfig(Section):
     """Hub name, file, folder, or `demo` for the embedded movie reviews."""
     subset: str | None = None
     """The configuration of a hub dataset, such as `sst2` of `glue`."""
+    encoding: str = "utf-8"
+    """The encoding of text files (CSV, TSV, JSON, JSONL, txt), such as `cp1252` for files of Windows and Excel."""
     train_split: str = "train"
     """The split that trains."""
     validation_split: str | None = None
@@ -78,6 +80,15 @@ class DataConfig(Section):
     """At most this many training sequences, drawn by the seed."""
     max_eval_samples: int | None = Field(default=None, ge=1)
     """At most this many sequences in validation and in test."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_encoding(cls, name: str) -> str:
+        try:
+            "".encode(name)
+        except LookupError:
+            raise ValueError("not an encoding; try utf-8, cp1252, latin-1 or utf-16") from None
+        return name
 
 
 class BatchConfig(Section):

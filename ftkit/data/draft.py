@@ -1,6 +1,5 @@
 """Splits on their way from tables to tokens: selected, labelled, made where they were not found, drawn from."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,8 +9,9 @@ from numpy.typing import NDArray
 from ftkit.config.tree import DataConfig
 from ftkit.data.columns import Columns
 from ftkit.data.labels import MISSING, choose_names, match_model, read_labels
-from ftkit.data.rows import group_numbers, keys, select_rows
-from ftkit.data.sources import Source, class_names
+from ftkit.data.rows import group_numbers, keys, select_rows, where
+from ftkit.data.shards import Split
+from ftkit.data.sources import Source
 from ftkit.data.splits import (
     TEST,
     TRAIN,
@@ -59,12 +59,11 @@ class Draft:
         del self.rows[split], self.labels[split], self.origins[split]
 
 
-def select(source: Source, found: Mapping[str, str], columns: Columns) -> Draft:
+def select(source: Source, columns: Columns) -> Draft:
     """Take the chosen columns of the splits that there are.
 
     Args:
         source: the dataset.
-        found: `train` and maybe `validation` and `test` to the dataset's own name.
         columns: the chosen columns.
 
     Returns:
@@ -74,23 +73,20 @@ def select(source: Source, found: Mapping[str, str], columns: Columns) -> Draft:
         DataError: a column is missing in a split, or is not what it is chosen for.
     """
     draft = Draft()
-    for split, name in found.items():
-        table = source.splits[name]
-        if split == "test" and columns.label not in (None, *table.column_names):  # as unlabelled as one full of -1
-            table = table.append_column(columns.label, pa.nulls(table.num_rows))
-        rows = select_rows(table, columns, name)
-        draft.rows[split], draft.labels[split] = rows, np.zeros(rows.num_rows, dtype=np.int64)
-        draft.num_empty += table.num_rows - rows.num_rows
-        draft.origins[split] = "as found" if name == split else f"the split {name!r}"
+    for role, split in source.splits.items():
+        rows = select_rows(split, columns, may_lack_label=role == "test")
+        draft.rows[role], draft.labels[role] = rows, np.zeros(rows.num_rows, dtype=np.int64)
+        draft.num_empty += split.num_rows - rows.num_rows
+        draft.origins[role] = "as found" if split.name == role else f"the split {split.name!r}"
     return draft
 
 
-def label(draft: Draft, train: pa.Table, column: str, config: DataConfig, model: tuple[str, ...] | None) -> None:
+def label(draft: Draft, train: Split, column: str, config: DataConfig, model: tuple[str, ...] | None) -> None:
     """Number the labels of every split by those of the training split.
 
     Args:
         draft: gets labels and names; loses test rows without a label, which are common in public test splits.
-        train: the training split as it was read, whose schema may name its classes.
+        train: the training split as it was read, whose schema may put its classes in order.
         column: the column of labels.
         config: `label_names` and `test_split`.
         model: the label names of a fine-tuned model in its order, or None.
@@ -98,7 +94,7 @@ def label(draft: Draft, train: pa.Table, column: str, config: DataConfig, model:
     Raises:
         DataError: labels that are missing, unknown, or not the model's.
     """
-    classes = class_names(train, column)
+    classes = train.classes(column)
     raw = {split: read_labels(rows["label"], column, classes) for split, rows in draft.rows.items()}
     coder = match_model(choose_names(raw["train"], config.label_names, classes), model)
     draft.names = coder.names
@@ -112,9 +108,9 @@ def _handle_missing(draft: Draft, split: str, column: str, config: DataConfig) -
     if not missing.any():
         return
     if split != "test":
-        row = draft.rows[split]["row"][int(np.argmax(missing))].as_py()
         raise DataError(
-            f"row {row} of the {split} split has no label in {column!r} (empty or -1; {missing.sum():,} such rows); "
+            f"{where(draft.rows[split], int(np.argmax(missing)))} has no label in {column!r} (empty or -1; "
+            f"{missing.sum():,} such rows of the {split} split); "
             "label or remove them; where -1 is a class, name all classes with data.label_names"
         )
     draft.num_unlabelled += int(missing.sum())

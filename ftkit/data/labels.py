@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ftkit.data.values import is_text, kind_words
 from ftkit.errors import DataError
 
 MAX_LABELS = 1000
@@ -85,19 +86,20 @@ def read_labels(column: pa.ChunkedArray, name: str, classes: Sequence[str] | Non
     Args:
         column: texts, whole numbers, numbers with decimals, or booleans.
         name: the column's name, for the error.
-        classes: the names of class numbers that are stored with the column, or None.
+        classes: the names that are stored with the column, whose texts then are names as they stand, or None.
 
     Returns:
-        The labels; empty texts, nulls, NaN, and -1 of stored classes are missing.
+        The labels; empty texts, nulls and NaN are missing.
 
     Raises:
         DataError: the values are no labels.
     """
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     known = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
-    if not (_is_text(kind) or any(check(kind) for check in known)):
+    if not (is_text(kind) or any(check(kind) for check in known)):
         raise DataError(
-            f"column {name!r} holds {kind} values, not labels; ftkit trains one label a text: a word or a whole number"
+            f"column {name!r} holds {kind_words(kind)}, not labels; ftkit trains one label a text: a word or a whole "
+            "number"
         )
     coded = (
         column.combine_chunks() if pa.types.is_dictionary(column.type) else column.combine_chunks().dictionary_encode()
@@ -190,18 +192,14 @@ def _label(value: Any, classes: Sequence[str] | None) -> Label | None:
     """Return what a written value means: an int for whole numbers, a text for all else, None for nothing."""
     if value is None or value != value:  # NaN is the one value that differs from itself
         return None
-    if classes is not None and isinstance(value, int):
-        return classes[value] if 0 <= value < len(classes) else None
+    if classes is not None and isinstance(value, str):
+        return value
     text = str(value).strip()
     if isinstance(value, bool):
         return text.lower()
     if _INTEGER.fullmatch(text):
-        return int(float(text))
+        return int(text.partition(".")[0])  # by way of float, large numbers would fall together
     return text or None
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _is_fraction(label: Label) -> bool:

@@ -12,10 +12,11 @@ from ftkit.data import encode
 from ftkit.data.arrays import PreparedData, TokenSplit, fingerprint
 from ftkit.data.columns import Columns, choose_columns
 from ftkit.data.draft import Draft, draw, draw_rng, label, make_splits, sample_limit, select
+from ftkit.data.fields import field_names
 from ftkit.data.report import QUANTILES, DataReport
 from ftkit.data.rows import iterate, keys
 from ftkit.data.sources import Source, load_source
-from ftkit.data.splits import draw_stratified, find_splits
+from ftkit.data.splits import draw_stratified
 from ftkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -48,11 +49,10 @@ def prepare_data(
     source = load_source(config)
     if source.is_lines and task == "sequence-classification":
         raise DataError(f"{source.name} is text without labels; give a CSV, JSONL or Parquet file with a label column")
-    found = find_splits(config, list(source.splits))
-    train = source.splits[found["train"]]
-    columns = choose_columns(config, task, train.column_names, source.group_column)
+    train = source.splits["train"]
+    columns = choose_columns(config, task, field_names(train), source.group_column)
     columns = replace(columns, kind="lines") if source.is_lines else columns
-    draft = select(source, found, columns)
+    draft = select(source, columns)
     if columns.label is not None:
         label(draft, train, columns.label, config, model_label_names)
     make_splits(draft, columns, config, seed)
@@ -134,6 +134,8 @@ def _report(draft: Draft, encoded: Mapping[str, encode.Encoded], source: Source,
         truncated_share={split: encoded[split].num_truncated / len(splits[split]) for split in splits},
         length_quantiles={split: _quantiles(tokens) for split, tokens in splits.items()},
         leak_share=_leak_share(draft, columns),
+        files=source.files,
+        unread=source.unread,
     )
 
 

@@ -1,7 +1,7 @@
 """The data's own report: what was found, dropped and cut, in numbers and in lines."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
 """The quantiles of sequence lengths that a report names."""
@@ -25,6 +25,8 @@ class DataReport:
         truncated_share: the share of sequences that were cut at max_length.
         length_quantiles: tokens of a sequence at the quantiles `QUANTILES`.
         leak_share: the share of test rows whose text is in the training split too; None without a test split.
+        files: the files that make up each split, in order; empty where the source itself is the only one.
+        unread: what lies beside those files and is not read.
     """
 
     source: str
@@ -40,12 +42,16 @@ class DataReport:
     truncated_share: Mapping[str, float]
     length_quantiles: Mapping[str, tuple[int, ...]]
     leak_share: float | None
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """Return the report as short lines for a terminal."""
         columns = ", ".join(f"{role} {name!r}" for role, name in self.columns.items())
         return [
             f"data {self.source}: {columns}" if columns else f"data {self.source}",
+            *(f"{split} is read from {_some(names)}" for split, names in self.files.items()),
+            *([f"not read: {_some(self.unread)}"] if self.unread else []),
             *(self._split_line(split) for split in self.rows),
             *self._dropped_lines(),
             *self._leak_lines(),
@@ -80,3 +86,7 @@ class DataReport:
         if not self.leak_share:
             return []
         return [f"warning: {self.leak_share:.1%} of the test texts are in the training split too; scores will flatter"]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f", and {len(names) - 8:,} more" if len(names) > 8 else "")

@@ -11,44 +11,56 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ftkit.data.columns import Columns
+from ftkit.data.fields import gather
+from ftkit.data.shards import Split
+from ftkit.data.values import is_json, is_text, kind_of, kind_words, values_of
 from ftkit.errors import DataError
 
 _CHUNK_ROWS = 10_000
 _NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)\s*$"
 
 
-def select_rows(table: pa.Table, columns: Columns, split: str) -> pa.Table:
+def select_rows(split: Split, columns: Columns, *, may_lack_label: bool = False) -> pa.Table:
     """Take the chosen columns and the rows that have text.
 
     Args:
-        table: a split as it was read.
+        split: the files that make it up, as they were read.
         columns: the chosen columns.
-        split: the split's name, for errors.
+        may_lack_label: a split without the column of labels is as unlabelled as one full of -1.
 
     Returns:
-        Columns `first`, `second`, `label`, `group` as far as chosen, and `row`, the number of the row from 1.
+        Columns `first`, `second`, `label`, `group` as far as chosen; `file` and `row`, where the row stands.
 
     Raises:
-        DataError: a column is missing in this split, texts are no texts, or no row is left.
+        DataError: a column is missing in this split, texts are not texts, or no row is left.
     """
     names = {"first": columns.first, "second": columns.second, "label": columns.label, "group": columns.group}
-    picked: dict[str, Any] = {}
-    for role, name in names.items():
-        if name is not None and name not in table.column_names:
-            raise DataError(f"the {split} split has no column {name!r}, which others have; it has {table.column_names}")
-        if name is not None:
-            picked[role] = table[name]
-    picked["row"] = pa.array(np.arange(1, table.num_rows + 1))
+    chosen = {role: name for role, name in names.items() if name is not None}
+    picked = {role: _pick(split, name, may_lack=may_lack_label and role == "label") for role, name in chosen.items()}
+    rows = pa.table(picked | _places(split))
+    if columns.label is not None and is_json(rows["label"].type):
+        raise DataError(_mixed_sentence(rows, "label", columns.label))
     if columns.kind == "chat":
-        _check_messages(picked["first"], columns.first, split)
-    else:
-        picked.update(
-            {role: _texts(picked[role], names[role] or "", split) for role in ("first", "second") if role in picked}
-        )
-    rows = pa.table(picked)
+        _check_messages(rows, columns.first)
+        return _without_empty(rows, columns, split.name)
+    for role in ("first", "second") if columns.second is not None else ("first",):
+        rows = rows.set_column(rows.column_names.index(role), role, _texts(rows, role, chosen[role]))
     if columns.kind == "lines":  # blank lines belong to the text
         return rows
-    return _without_empty(rows, columns, split)
+    return _without_empty(rows, columns, split.name)
+
+
+def where(rows: pa.Table, place: int) -> str:
+    """Return the words for where a row came from, such as `reviews.csv, line 12`.
+
+    Args:
+        rows: a table that `select_rows` gave.
+        place: a row of it, from 0.
+
+    Returns:
+        The file, and the line, row or file in it.
+    """
+    return f"{rows['file'][place].as_py()} {rows['row'][place].as_py()}"
 
 
 def keys(rows: pa.Table) -> NDArray[np.uint64]:
@@ -69,7 +81,7 @@ def iterate(rows: pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:
     there = [name for name in names if name in rows.column_names]
     for start in range(0, rows.num_rows, _CHUNK_ROWS):
         chunk = rows.slice(start, _CHUNK_ROWS)
-        yield from zip(*(chunk[name].to_pylist() for name in there), strict=True)
+        yield from zip(*(values_of(chunk[name]) for name in there), strict=True)
 
 
 def group_numbers(rows: pa.Table, name: str) -> NDArray[np.int64]:
@@ -85,39 +97,71 @@ def group_numbers(rows: pa.Table, name: str) -> NDArray[np.int64]:
     Raises:
         DataError: a row has no group.
     """
-    if pa.types.is_nested(rows["group"].type):
-        raise DataError(f"group column {name!r} holds {rows['group'].type} values; name a column of words or numbers")
+    kind = rows["group"].type
+    if pa.types.is_nested(kind) or is_json(kind):
+        raise DataError(f"group column {name!r} holds {kind_words(kind)}; name a column of words or numbers")
     groups = rows["group"].cast(pa.large_string())
     if pc.any(_is_empty(groups)).as_py():
-        row = rows["row"].filter(_is_empty(groups))[0].as_py()
         raise DataError(
-            f"row {row} has no value in the group column {name!r}; give it one, so that it is known where it belongs"
+            f"{_first_where(rows, _is_empty(groups))} has no value in the group column {name!r}; give it one, so that "
+            "it is known where the row belongs"
         )
     coded = groups.combine_chunks().dictionary_encode()
     return np.asarray(coded.indices.to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
-def _key(texts: tuple[Any, ...]) -> int:
-    text = "\0".join(text if isinstance(text, str) else json.dumps(text, sort_keys=True, default=str) for text in texts)
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-
-
-def _texts(column: pa.ChunkedArray, name: str, split: str) -> pa.ChunkedArray:
-    """Return a column as large strings: a column of more than 2 GiB could not be taken from otherwise."""
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    if not (is_text or pa.types.is_null(kind)):
+def _pick(split: Split, name: str, *, may_lack: bool) -> pa.ChunkedArray:
+    column = gather(split, name)
+    if column is None and may_lack:
+        return pa.chunked_array([pa.nulls(split.num_rows)])
+    if column is None:
         raise DataError(
-            f"column {name!r} of the {split} split holds {kind} values, not text; name another column of texts"
+            f"the {split.name} split has no column {name!r}, which others have; it has {', '.join(split.column_names)}"
+        )
+    return column
+
+
+def _places(split: Split) -> dict[str, Any]:
+    files = pa.array([f"{shard.name}, {shard.unit}" for shard in split.shards])
+    indices = np.repeat(np.arange(len(split.shards), dtype=np.int32), [shard.table.num_rows for shard in split.shards])
+    numbers = np.concatenate([shard.numbers for shard in split.shards])
+    return {"file": pa.DictionaryArray.from_arrays(pa.array(indices), files), "row": pa.array(numbers)}
+
+
+def _key(texts: tuple[Any, ...]) -> int:
+    whole = json.dumps(texts, sort_keys=True, default=str)  # not a join: ("a b", "c") is not ("a", "b c")
+    return int.from_bytes(hashlib.blake2b(whole.encode(), digest_size=8).digest(), "little")
+
+
+def _texts(rows: pa.Table, role: str, name: str) -> pa.ChunkedArray:
+    """Return a column as large strings: a column of more than 2 GiB could not be taken from otherwise."""
+    column = rows[role]
+    if is_json(column.type):
+        raise DataError(_mixed_sentence(rows, role, name))
+    if not (is_text(column.type) or pa.types.is_null(column.type)):
+        raise DataError(
+            f"{where(rows, 0)}: column {name!r} holds {kind_words(column.type)}, not text; name another column of texts"
         )
     texts = column.cast(pa.large_string())
     head = texts.slice(0, 1000).drop_null()
     if len(head) and pc.all(pc.match_substring_regex(head, _NUMBER)).as_py():
         raise DataError(
-            f"column {name!r} of the {split} split holds numbers such as {head[0].as_py()!r}, not "
-            "text; name a column of texts"
+            f"{where(rows, 0)}: column {name!r} holds numbers such as {head[0].as_py()!r}, not text; name a column of "
+            "texts"
         )
     return texts
+
+
+def _mixed_sentence(rows: pa.Table, role: str, name: str) -> str:
+    """Return what is wrong with a column that is JSON: kinds that are mixed, or one that Arrow has no type for."""
+    kinds: dict[str, int] = {}
+    for place, value in enumerate(values_of(rows[role])):
+        kinds.setdefault(kind_of(value), place)
+    kinds.pop("null", None)
+    told = [f"{kind} in {where(rows, place)}" for kind, place in kinds.items()]
+    if len(told) > 1:
+        return f"column {name!r} holds {told[0]}, and {told[1]}; write the same kind of value in every row"
+    return f"column {name!r} holds {told[0]}; name a column of plain values"
 
 
 def _without_empty(rows: pa.Table, columns: Columns, split: str) -> pa.Table:
@@ -146,20 +190,23 @@ def _is_empty(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _refuse_half_rows(rows: pa.Table, empty: pa.ChunkedArray, columns: Columns) -> None:
     half = pc.and_(pc.invert(empty), _is_empty(rows["second"]))
     if pc.any(half).as_py():
-        row = rows["row"].filter(half)[0].as_py()
         raise DataError(
-            f"row {row} has a prompt in {columns.first!r} but no completion in {columns.second!r}; "
+            f"{_first_where(rows, half)} has a prompt in {columns.first!r} but no completion in {columns.second!r}; "
             "give it one, or leave it out"
         )
 
 
-def _check_messages(column: pa.ChunkedArray, name: str, split: str) -> None:
+def _first_where(rows: pa.Table, is_wrong: pa.ChunkedArray) -> str:
+    return where(rows, pc.index(is_wrong, True).as_py())
+
+
+def _check_messages(rows: pa.Table, name: str) -> None:
     wanted = "write a list of objects such as {'role': 'user', 'content': 'Hello'}"
-    kind = column.type
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_struct(kind.value_type):
-        raise DataError(f"column {name!r} of the {split} split holds {kind} values, not chat messages; {wanted}")
-    fields = [kind.value_type.field(place).name for place in range(kind.value_type.num_fields)]
-    if not {"role", "content"} <= set(fields):
+    messages = next((value for value in values_of(rows["first"]) if value), None)
+    if not isinstance(messages, list) or not isinstance(messages[0], dict):
+        raise DataError(f"column {name!r} holds {kind_words(rows['first'].type)}, not chat messages; {wanted}")
+    fields = messages[0].keys()
+    if not {"role", "content"} <= fields:
         raise DataError(
             f"the messages in column {name!r} have {' and '.join(fields)}, but no role and content; {wanted}"
         )

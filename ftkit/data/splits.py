@@ -59,12 +59,18 @@ class Shares:
         return sizes
 
 
-def find_splits(config: DataConfig, names: Sequence[str]) -> dict[str, str]:
+def is_split_name(name: str) -> bool:
+    """Whether a name is, as a whole and in any letter case, what a split is usually called."""
+    return any(name.lower() in aliases for aliases in _ALIASES.values())
+
+
+def find_splits(config: DataConfig, names: Sequence[str], others: Sequence[str] = ()) -> dict[str, str]:
     """Find which of a dataset's splits train, validate and test.
 
     Args:
         config: `train_split`, `validation_split` and `test_split`.
         names: the splits that there are.
+        others: what is a split only where the configuration names it, such as the files of a folder.
 
     Returns:
         `train`, and `validation` and `test` where there are such, to the dataset's own name.
@@ -72,24 +78,25 @@ def find_splits(config: DataConfig, names: Sequence[str]) -> dict[str, str]:
     Raises:
         DataError: a named split is not there, or several could be meant.
     """
-    train = _find(config.train_split, "train", names)
+    train = _find(config.train_split, "train", names, others)
     if train is None:
         raise DataError(f"no split {config.train_split!r}; name one with data.train_split; splits: {', '.join(names)}")
     found = {"train": train}
     for role, given in (("validation", config.validation_split), ("test", config.test_split)):
         if given is not None and given in found.values():
             raise DataError(f"data.{role}_split={given!r} is in use already ({found}); name another split")
-        split = _find(given, role, [name for name in names if given or name not in found.values()])
+        split = _find(given, role, [name for name in names if given or name not in found.values()], others)
         if split is not None:
             found[role] = split
     return found
 
 
-def _find(given: str | None, role: str, names: Sequence[str]) -> str | None:
-    if given is not None and given in names:
+def _find(given: str | None, role: str, names: Sequence[str], others: Sequence[str]) -> str | None:
+    known = dict.fromkeys((*names, *others))
+    if given is not None and given in known:
         return given
     if given is not None and given != "train":
-        raise DataError(f"data.{role}_split={given!r} is no split of the dataset; {nearest(given, names)}")
+        raise DataError(f"data.{role}_split={given!r} is not a split of the dataset; {nearest(given, known)}")
     found = [name for name in names if name.lower() in _ALIASES[role]]
     found = found or [name for name in names if name.lower().startswith(f"{role}_")]
     if len(found) > 1:

@@ -72,15 +72,20 @@ CLASSIFICATION = {
     "one column twice": ("d.csv", GOOD, {"text_column": "label"}, ["'label'", "at once"]),
     "a ragged row": ("d.csv", "text,label\na,1\nb,2,3\n", {}, ["row 3", "3 field(s) for 2 columns", "double quotes"]),
     "an open quote": ("d.csv", 'text,label\n"a,1\nb,2\n', {}, ["row 2", "close every quote"]),
-    "broken JSON lines": ("d.jsonl", '{"text": "a"}\n{"text": \n', {}, ["line 2", "no valid JSON"]),
-    "broken JSON": ("d.json", '[\n{"text": "a"},\n{"text": }\n]', {}, ["line 3", "no valid JSON"]),
-    "JSON that is no table": ("d.json", "[1, 2]", {}, ["entry 1 is a number", "object of columns"]),
+    "broken JSON lines": ("d.jsonl", '{"text": "a"}\n{"text": \n', {}, ["line 2", "not valid JSON"]),
+    "broken JSON": ("d.json", '[\n{"text": "a"},\n{"text": }\n]', {}, ["line 3", "not valid JSON"]),
+    "JSON that is no table": ("d.json", "[1, 2]", {}, ["line 1 is a whole number", "object of columns"]),
     "a JSON line that is no row": ("d.jsonl", "[1]\n", {}, ["line 1 is a list", "object of columns"]),
-    "kinds mixed in a column": ("d.jsonl", labelled([1, "a"]), {}, ["'label'", "number and text"]),
+    "kinds mixed in a column": (
+        "d.jsonl",
+        labelled([1, "a"]),
+        {},
+        ["'label'", "a whole number in", "line 1, and text in", "line 2"],
+    ),
     "an empty label": ("d.csv", GOOD + "film 99,\n", {}, ["row 41", "no label", "'label'"]),
-    "a null label": ("d.jsonl", labelled(["a", "b", None]), {}, ["row 3", "no label"]),
-    "a NaN label": ("d.jsonl", labelled([1.0, 0.0, float("nan")]), {}, ["row 3", "no label"]),
-    "a hidden label": ("d.jsonl", labelled([1, 0, -1]), {}, ["row 3", "-1", "data.label_names"]),
+    "a null label": ("d.jsonl", labelled(["a", "b", None]), {}, ["line 3", "no label"]),
+    "a NaN label": ("d.jsonl", labelled([1.0, 0.0, float("nan")]), {}, ["line 3", "no label"]),
+    "a hidden label": ("d.jsonl", labelled([1, 0, -1]), {}, ["line 3", "-1", "data.label_names"]),
     "one label only": ("d.jsonl", labelled(["a"] * 9), {}, ["only the label 'a'", "two labels"]),
     "no label at all": ("d.jsonl", labelled([None] * 9), {}, ["no label at all"]),
     "lists of labels": ("d.jsonl", labelled([[1, 2], [1]]), {}, ["'label'", "list", "one label"]),
@@ -90,7 +95,7 @@ CLASSIFICATION = {
     "too few names": ("d.jsonl", labelled([0, 1, 2] * 9), {"label_names": ("a", "b")}, ["2 names (a, b)", "0, 1, 2"]),
     "a name twice": ("d.jsonl", labelled([0, 1] * 9), {"label_names": ("a", "a")}, ["a name twice"]),
     "numbers as text": ("d.csv", "text,label\n1.5,a\n2,b\n", {}, ["'text'", "numbers such as '1.5'"]),
-    "text that is no text": ("d.jsonl", lines({"text": 5, "label": 1}), {}, ["'text'", "int64", "not text"]),
+    "text that is no text": ("d.jsonl", lines({"text": 5, "label": 1}), {}, ["'text'", "whole numbers, not text"]),
     "blank texts alone": ("d.jsonl", lines({"text": " ", "label": 1}), {}, ["no row", "'text'"]),
     "an unknown split": ("d.csv", GOOD, {"test_split": "tset"}, ["data.test_split='tset'", "known: train"]),
     "a share without a row": ("d.jsonl", labelled([0, 1]), {}, ["data.test_share=0.1 of 2 rows is no row"]),
@@ -117,7 +122,7 @@ CLASSIFICATION = {
         "d.jsonl",
         lines(*({"text": f"film {n}", "label": n % 2, "g": "x" * (n % 5) if n else None} for n in range(30))),
         {"group_column": "g"},
-        ["row 1", "group column 'g'"],
+        ["line 1", "group column 'g'"],
     ),
     "a blank group": (
         "d.csv",
@@ -131,12 +136,12 @@ CLASSIFICATION = {
         {"group_column": "g"},
         ["group column 'g'", "words or numbers"],
     ),
-    "half a character": ("d.jsonl", '{"text": "\\ud800", "label": 1}\n', {}, ["'text'", "surrogates"]),
+    "half a character": ("d.jsonl", '{"text": "\\ud800", "label": 1}\n', {}, ["line 1", "'text'", "surrogate"]),
     "a number too large": (
         "d.jsonl",
         '{"text": "film", "label": 99999999999999999999}\n',
         {},
-        ["'label'", "too large"],
+        ["line 1", "'label'", "beyond 64 bits"],
     ),
     "a group with all of a label": (
         "d.jsonl",
@@ -144,7 +149,7 @@ CLASSIFICATION = {
         {"group_column": "g", "test_share": 0.9, "validation_share": 0.05},
         ["label '1'", "nothing can learn it"],
     ),
-    "a binary file": ("d.csv", b"PK\x03\x04\0\0\0", {}, ["binary file", "byte 4"]),
+    "a binary file": ("d.csv", b"PK\x03\x04\0\0\0", {}, ["zip archive or an Excel workbook", "suffix"]),
     "UTF-16": ("d.csv", GOOD.encode("utf-16"), {}, ["UTF-16", "save it as UTF-8"]),
     "Latin-1": ("d.csv", "text,label\na,1\ncafé,2\n".encode("latin-1"), {}, ["line 3, byte 3", "0xe9", "UTF-8"]),
     "Latin-1 in JSON": ("d.jsonl", '{"text": "é"}\n'.encode("latin-1"), {}, ["line 1, byte 10", "0xe9", "UTF-8"]),
@@ -152,9 +157,9 @@ CLASSIFICATION = {
         "d.parquet",
         b"PAR1 and no more",
         {},
-        ["no whole Parquet file", "copy or write it again"],
+        ["not a whole Parquet file", "copy or write it again"],
     ),
-    "a truncated Arrow file": ("d.arrow", b"ARROW1 and no more", {}, ["no whole Arrow file"]),
+    "a truncated Arrow file": ("d.arrow", b"ARROW1 and no more", {}, ["not a whole Arrow file"]),
     "plain text for labels": ("d.txt", "a line\n", {}, ["text without labels", "label column"]),
 }
 
@@ -169,7 +174,7 @@ CAUSAL = {
         "d.jsonl",
         lines({"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": ""}),
         {},
-        ["row 2", "prompt", "no completion"],
+        ["line 2", "prompt", "no completion"],
     ),
     "several kinds named": (
         "d.jsonl",
@@ -257,7 +262,7 @@ def test_a_missing_hub_dataset_is_one_sentence(tmp_path, tokenizer, monkeypatch)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "imbd").mkdir()
     said = refuse(tokenizer, "imdb")
-    assert "no file or folder here" in said
+    assert "not a file or folder here" in said
     assert "did you mean 'imbd'" in said
     assert "the network" in said
 
@@ -277,15 +282,16 @@ def test_a_damaged_saved_dataset_is_refused(tmp_path, tokenizer):
     saved = tmp_path / "saved"
     datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}).save_to_disk(str(saved))
     next(saved.glob("*.arrow")).write_bytes(b"torn")
-    assert "no whole saved dataset" in refuse(tokenizer, saved)
+    assert "not a whole saved dataset" in refuse(tokenizer, saved)
 
 
 def test_shards_with_different_columns_are_refused(tmp_path, tokenizer):
-    pa.parquet.write_table(pa.table({"text": ["a"], "label": [1]}), tmp_path / "train-0.parquet")
-    pa.parquet.write_table(pa.table({"text": ["a"], "label": ["x"]}), tmp_path / "train-1.parquet")
+    pa.parquet.write_table(pa.table({"text": ["a"], "label": [1]}), tmp_path / "train-00000-of-00002.parquet")
+    pa.parquet.write_table(pa.table({"text": ["a"], "label": ["x"]}), tmp_path / "train-00001-of-00002.parquet")
     said = refuse(tokenizer, tmp_path)
-    assert "train-0.parquet, train-1.parquet" in said
-    assert "different columns" in said
+    assert "'label' holds text in" in said
+    assert "whole numbers in" in said
+    assert "train-00001-of-00002.parquet" in said
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])

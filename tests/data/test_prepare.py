@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ftkit.config.tree import DataConfig
 from ftkit.data.encode import encode_texts
-from ftkit.data.files import read_table
+from ftkit.data.files import read_file
 from ftkit.data.prepare import prepare_data
 from ftkit.errors import DataError
 
@@ -120,7 +120,7 @@ def test_arrays_have_the_promised_types_and_no_padding(tmp_path, tokenizer):
 
 def test_a_csv_keeps_commas_line_breaks_and_words_like_NA(tmp_path):
     (tmp_path / "d.csv").write_bytes('\ufefftext,label\n"a, ""b""\nc",NA\r\nnull,1\n'.encode())
-    rows = read_table(tmp_path / "d.csv").to_pylist()
+    rows = read_file(tmp_path / "d.csv", DataConfig()).table.to_pylist()
     assert rows == [{"text": 'a, "b"\nc', "label": "NA"}, {"text": "null", "label": "1"}]
 
 
@@ -146,6 +146,23 @@ def test_a_saved_dataset_gives_its_class_names_in_their_order(tmp_path, tokenize
     assert data.report.rows == {"train": 30, "test": 10}
     even = [words(tokenizer, data.test, place)[2] for place in np.flatnonzero(data.test.labels == 0)]
     assert all(int(word) % 2 == 0 for word in even)
+
+
+def test_each_split_is_read_by_the_class_names_of_its_own_file(tmp_path, tokenizer):
+    for split, names in (("train", ["bad", "good"]), ("test", ["good", "bad"])):
+        kinds = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)}
+        rows = {"text": [f"film {n}" for n in range(20)], "label": [names.index(word) for word in ["good", "bad"] * 10]}
+        datasets.Dataset.from_dict(rows, features=datasets.Features(kinds)).to_parquet(tmp_path / f"{split}.parquet")
+    data = prepare(tokenizer, tmp_path, validation_share=0.0)
+    assert data.label_names == ("bad", "good")
+    assert data.train.labels.tolist() == data.test.labels.tolist() == [1, 0] * 10
+
+
+def test_the_report_names_the_files_of_each_split_and_what_is_left_alone(tmp_path, tokenizer):
+    for name in ("train.csv", "test.csv", "train_old.csv"):
+        write_csv(tmp_path / name, ROWS)
+    lines = prepare(tokenizer, tmp_path, validation_share=0.0).report.lines()
+    assert lines[1:4] == ["train is read from train.csv", "test is read from test.csv", "not read: train_old.csv"]
 
 
 def test_what_is_not_found_alone_is_made_of_the_training_split(tmp_path, tokenizer):

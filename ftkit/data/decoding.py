@@ -1,0 +1,189 @@
+"""The content of a text file as UTF-8, a block at a time, whatever its encoding and compression."""
+
+import bz2
+import codecs
+import gzip
+import itertools
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ftkit.errors import DataError
+
+COMPRESSIONS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+"""The suffixes of compressed files that are read, and what opens them."""
+
+_BLOCK_BYTES = 2**24
+_BYTE_ORDER_MARKS = {  # the longer ones first: UTF-32's begins like UTF-16's
+    b"\xff\xfe\0\0": "utf-32",
+    b"\0\0\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
+_OTHER_KINDS = {
+    b"PK\x03\x04": "a zip archive or an Excel workbook",
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"\x1f\x8b": "a gzip file",
+    b"\xd0\xcf\x11\xe0": "an old Office document",
+}
+_CONTROLS = re.compile("[\x80-\x84\x86-\x9f]")  # Latin-1 has controls where Windows' cp1252 has quotes and dashes
+
+
+def text_lines(path: Path, encoding: str) -> Iterator[str]:
+    """Yield the lines of a text file with their ends; only LF ends a line.
+
+    Args:
+        path: the file.
+        encoding: of the file, as Python knows it.
+
+    Yields:
+        Lines without a byte order mark.
+
+    Raises:
+        DataError: the file is not a text file, or has another encoding.
+    """
+    for block in utf8_blocks(path, encoding):
+        *lines, rest = block.decode("utf-8").split("\n")
+        yield from (line + "\n" for line in lines)
+        if rest:
+            yield rest
+
+
+def utf8_blocks(path: Path, encoding: str) -> Iterator[bytes]:
+    """Yield the content of a text file in UTF-8, without a byte order mark.
+
+    Args:
+        path: the file.
+        encoding: of the file, as Python knows it.
+
+    Yields:
+        Blocks of whole lines, some 16 MiB each; the last line may lack its end.
+
+    Raises:
+        DataError: the file is not a text file, is damaged, or has another encoding.
+    """
+    is_utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
+    chunks = _recognised(path, _chunks(path), encoding)
+    line = 1
+    for block in _whole_lines(chunks if is_utf8 else _transcoded(path, chunks, encoding)):
+        text = block.removeprefix(codecs.BOM_UTF8) if line == 1 else block
+        _check(path, text, line)
+        line += text.count(b"\n")
+        if text:
+            yield text
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    suffix = path.suffix.lower()
+    try:
+        with COMPRESSIONS.get(suffix, open)(path, "rb") as file:
+            while chunk := file.read(_BLOCK_BYTES):
+                yield chunk
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        cure = "is truncated or damaged" if suffix in COMPRESSIONS else "cannot be read"
+        raise DataError(f"{path} {cure} ({error}); copy or compress it again") from None
+
+
+def _recognised(path: Path, chunks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
+    """Refuse a file whose first bytes say that it is something else."""
+    start = next(chunks, b"")
+    for mark, other in _BYTE_ORDER_MARKS.items():
+        if start.startswith(mark) and not encoding.lower().replace("_", "-").startswith(other):
+            raise DataError(
+                f"{path} is {other.upper()} by its byte order mark; save it as UTF-8, or pass "
+                f"--set data.encoding={other}"
+            )
+    for mark, what in _OTHER_KINDS.items():
+        if start.startswith(mark):
+            raise DataError(f"{path} is {what}, not text; give it the suffix of what it is, or unpack it")
+    yield start
+    yield from chunks
+
+
+def _transcoded(path: Path, chunks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
+    """Decode strictly, and refuse what decodes but cannot be meant: the bytes of UTF-8, or Latin-1's controls."""
+    decoder, utf8 = codecs.getincrementaldecoder(encoding)(), _Utf8Watch()
+    is_latin_1 = codecs.lookup(encoding).name == "iso8859-1"
+    line = 1
+    for chunk in itertools.chain(chunks, (b"",)):
+        utf8.look_at(chunk)
+        try:
+            text = decoder.decode(chunk, not chunk)
+        except UnicodeDecodeError as error:
+            line += error.object[: error.start].decode(encoding, "ignore").count("\n")
+            byte = f"0x{error.object[error.start]:02x}"
+            raise DataError(_not_in(path, line, byte, encoding)) from None
+        control = _CONTROLS.search(text) if is_latin_1 else None
+        if control is not None:
+            line += text.count("\n", 0, control.start())
+            raise DataError(_not_in(path, line, f"0x{ord(control[0]):02x}", encoding) + " such as cp1252")
+        line += text.count("\n")
+        yield text.encode()
+    if utf8.is_likely and not encoding.lower().startswith("utf"):
+        raise DataError(f"{path} is UTF-8 by all of its bytes, not {encoding}; leave data.encoding out")
+
+
+@dataclass
+class _Utf8Watch:
+    """Whether all bytes so far are UTF-8, and not ASCII alone: other encodings are never so by chance."""
+
+    decoder: codecs.IncrementalDecoder = field(default_factory=codecs.getincrementaldecoder("utf-8"))
+    is_valid: bool = True
+    is_ascii: bool = True
+
+    @property
+    def is_likely(self) -> bool:
+        return self.is_valid and not self.is_ascii
+
+    def look_at(self, chunk: bytes) -> None:
+        self.is_ascii = self.is_ascii and chunk.isascii()
+        try:
+            if self.is_valid:
+                self.decoder.decode(chunk, not chunk)
+        except UnicodeDecodeError:
+            self.is_valid = False
+
+
+def _not_in(path: Path, line: int, byte: str, encoding: str) -> str:
+    return (
+        f"{path}: line {line} has the byte {byte}, which is not a character of {encoding}; save the file as UTF-8, or "
+        "name its own encoding with --set data.encoding=..."
+    )
+
+
+def _whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Cut at the last line end of each chunk; what follows it goes to the next block."""
+    rest: list[bytes] = []
+    for chunk in chunks:
+        end = chunk.rfind(b"\n") + 1
+        if end:
+            yield b"".join((*rest, chunk[:end]))
+            rest = []
+        rest.append(chunk[end:])
+    yield b"".join(rest)
+
+
+def _check(path: Path, block: bytes, line: int) -> None:
+    """Refuse bytes that are not UTF-8, and zero bytes, which no text has."""
+    if b"\0" in block:
+        line += block.count(b"\n", 0, block.index(b"\0"))
+        raise DataError(
+            f"{path}: line {line} holds a zero byte, so this is not a text file, or it is UTF-16 (then pass --set "
+            "data.encoding=utf-16-le, or save it as UTF-8)"
+        )
+    if block.isascii():
+        return
+    try:
+        block.decode()
+    except UnicodeDecodeError as error:
+        line += block.count(b"\n", 0, error.start)
+        place = error.start - block.rfind(b"\n", 0, error.start) - 1
+        raise DataError(
+            f"{path}: line {line}, byte {place} of the line (0x{block[error.start]:02x}) is not UTF-8; save the file "
+            "as UTF-8, or name its encoding, such as --set data.encoding=cp1252 for files of Windows and Excel"
+        ) from None

@@ -1,0 +1,184 @@
+"""Rows of Python values to columns that hold them unaltered.
+
+A column of one kind becomes Arrow's: text, whole numbers, numbers, booleans, or lists of one of these. Everything else
+(objects, lists of objects, kinds that are mixed, numbers beyond 64 bits) becomes JSON text, of the type `pa.JsonType`:
+Arrow would give every object the keys of all others, and turn whole numbers beside decimals into decimals.
+"""
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from ftkit.errors import DataError
+
+Row = dict[str, Any]
+_CHUNK_ROWS = 10_000  # Python objects are some ten times their Arrow bytes: hold few of them
+_EXACT = 2**53  # the whole numbers below it are exact as float64
+_SCALARS: dict[type, pa.DataType] = {str: pa.large_string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
+_JSON = pa.json_(pa.large_string())
+_ENCODE = json.JSONEncoder(ensure_ascii=False, default=str).encode
+_WORDS = {
+    dict: "an object",
+    list: "a list",
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number with decimals",
+}
+
+
+def table_of_rows(rows: Iterable[Row], where: Callable[[int], str]) -> pa.Table:
+    """Make a table of rows whose keys may differ; what a row lacks is null.
+
+    Args:
+        rows: N objects of JSON's kinds of values, or dates.
+        where: the words for the place of a row, counted from 0.
+
+    Returns:
+        N rows; the columns in order of appearance.
+
+    Raises:
+        DataError: a text that is not Unicode.
+    """
+    columns: dict[str, list[pa.Array]] = {}
+    done = 0
+    iterator = iter(rows)
+    while chunk := list(itertools.islice(iterator, _CHUNK_ROWS)):
+        for name in dict.fromkeys(itertools.chain(columns, *chunk)):
+            parts = columns.setdefault(name, [pa.nulls(done)])
+            values = [row.get(name) for row in chunk]
+            try:
+                parts.append(_array(values))
+            except UnicodeEncodeError:
+                place = where(done + next(row for row, value in enumerate(values) if not _is_unicode(value)))
+                raise DataError(
+                    f"{place} has half a character (a lone surrogate) in column {name!r}; correct the text"
+                ) from None
+        done += len(chunk)
+    return pa.table({name: _joined(parts) for name, parts in columns.items()})
+
+
+def kind_of(value: object) -> str:
+    """Return the words for what a JSON value is."""
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return "a number beyond 64 bits"
+    return "null" if value is None else _WORDS.get(type(value), "a date")
+
+
+def is_json(kind: pa.DataType) -> bool:
+    """Whether a column holds JSON text; `values_of` gives what it says."""
+    return isinstance(kind, pa.JsonType)
+
+
+def values_of(column: pa.Array | pa.ChunkedArray) -> Iterator[Any]:
+    """Yield a column's values as Python's, those of JSON text as they were in the file."""
+    values = column.to_pylist()
+    return (None if value is None else json.loads(value) for value in values) if is_json(column.type) else iter(values)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds texts."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Bring the many types that tables store one kind of scalar in to one: text, whole numbers, numbers.
+
+    Args:
+        column: of any type; a text column that is larger than 2 GiB stays whole.
+
+    Returns:
+        `large_string`, `int64` or `float64` where nothing is lost by it, else the column as it is.
+    """
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return plain(column.cast(kind.value_type))
+    wider = {is_text(kind): pa.large_string(), pa.types.is_integer(kind): pa.int64()}.get(True)
+    wider = pa.float64() if pa.types.is_floating(kind) else wider
+    if wider is None or wider == kind:
+        return column
+    try:
+        return column.cast(wider)
+    except pa.ArrowInvalid:  # uint64 beyond int64
+        return column
+
+
+def kind_words(kind: pa.DataType) -> str:
+    """Return the words for what a column of a type holds."""
+    if is_json(kind):
+        return "objects or mixed values"
+    checks = {
+        "text": is_text,
+        "whole numbers": pa.types.is_integer,
+        "numbers with decimals": pa.types.is_floating,
+        "true and false": pa.types.is_boolean,
+        "nothing": pa.types.is_null,
+        "lists": lambda kind: pa.types.is_list(kind) or pa.types.is_large_list(kind),
+        "objects": pa.types.is_struct,
+    }
+    return next((words for words, check in checks.items() if check(kind)), f"{kind} values")
+
+
+def _array(values: list[Any]) -> pa.Array:
+    kind = _kind(values)
+    try:
+        return _json_array(values) if kind == _JSON else pa.array(values, kind)
+    except OverflowError:
+        return _json_array(values)
+
+
+def _kind(values: list[Any]) -> pa.DataType:
+    """Return the type that holds values unaltered."""
+    kinds = set(map(type, values)) - {type(None)}
+    if kinds == {int, float} and all(abs(value) <= _EXACT for value in values if type(value) is int):
+        return pa.float64()
+    if kinds == {list}:
+        inner = {type(item) for value in values if value is not None for item in value}
+        return pa.list_(_scalar(inner)) if inner <= _SCALARS.keys() and len(inner) < 2 else _JSON
+    return _scalar(kinds)
+
+
+def _scalar(kinds: set[type]) -> pa.DataType:
+    if len(kinds) > 1:
+        return _JSON
+    return _SCALARS.get(next(iter(kinds)), _JSON) if kinds else pa.null()
+
+
+def _json_array(values: Iterable[Any]) -> pa.Array:
+    texts = [None if value is None else _ENCODE(value) for value in values]
+    return pa.ExtensionArray.from_storage(_JSON, pa.array(texts, pa.large_string()))
+
+
+def _joined(parts: list[pa.Array]) -> pa.ChunkedArray:
+    """Bring the chunks of a column to one type."""
+    kind = _common({part.type for part in parts if part.type != pa.null()})
+    try:
+        return pa.chunked_array([_cast(part, kind) for part in parts], kind)
+    except pa.ArrowInvalid:  # a whole number that float64 cannot hold
+        return pa.chunked_array([_cast(part, _JSON) for part in parts], _JSON)
+
+
+def _common(kinds: set[pa.DataType]) -> pa.DataType:
+    if len(kinds) < 2:
+        return next(iter(kinds), pa.null())
+    if kinds == {pa.int64(), pa.float64()}:
+        return pa.float64()
+    filled = kinds - {pa.list_(pa.null())}
+    return filled.pop() if len(filled) == 1 and all(map(pa.types.is_list, kinds)) else _JSON
+
+
+def _cast(part: pa.Array, kind: pa.DataType) -> pa.Array:
+    if kind != _JSON:
+        return part.cast(kind)
+    return part if is_json(part.type) else _json_array(part.to_pylist())
+
+
+def _is_unicode(value: Any) -> bool:
+    try:
+        (value if isinstance(value, str) else _ENCODE(value)).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
