@@ -17,11 +17,11 @@ import torch
 from ftkit.config import files as config_io
 from ftkit.data import batching
 from ftkit.data.prepare import prepare_data
-from ftkit.engine.assemble import build_engine
+from ftkit.engine.assemble import assemble
 from ftkit.engine.protocol import Engine
-from ftkit.machine.process import ProcessContext, resolve_precision
-from ftkit.models.build import build_model, set_training
-from ftkit.models.objective import objective_of
+from ftkit.engine.resolve import Devices, resolve
+from ftkit.machine.process import ProcessContext
+from ftkit.models.build import set_training
 from ftkit.models.source import load_config, load_tokenizer, own_label_names, resolve_source
 from ftkit.observe.meter import Meter
 from ftkit.step.observer import NOTHING, Observer, Phase
@@ -40,14 +40,12 @@ class Training:
         """Load data and model and cut some batches."""
         config = config_io.load_config(settings=["data.max_train_samples=2000"])
         process = ProcessContext()
-        dtype = resolve_precision("auto", process.device)
+        run = resolve(config, Devices.of(process))
         source = resolve_source(config.model, config.task)
         tokenizer = load_tokenizer(source)
         data = prepare_data(config.data, config.task, tokenizer, 0, own_label_names(source))
         architecture = load_config(source, data.label_names, tokenizer.pad_token_id)
-        engine = build_engine(
-            config, build_model(config, source, architecture, dtype), process, dtype, objective_of(config)
-        )
+        engine = assemble(run, source, architecture, process).engine
         set_training(engine.model, True)
         wanted = batching.global_batches(len(data.train), config.batch.global_batch_size, 0, num_batches)
         return cls(

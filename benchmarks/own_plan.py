@@ -43,7 +43,6 @@ def judge(row: Row, gpu: Gpu) -> dict[str, Any]:
     from ftkit.config.tree import RunConfig
     from ftkit.plan.predict import Tapes, predict
     from ftkit.plan.search import changed
-    from ftkit.plan.target import Target
 
     arch = row["arch"]
     model = transformers.AutoConfig.for_model(
@@ -77,17 +76,16 @@ def deepspeed_rank(row: Row) -> "Tape":
 
     from ftkit.config.tree import RunConfig
     from ftkit.data.batching import Shape
-    from ftkit.plan.target import Target
+    from ftkit.engine.resolve import Devices, resolve
     from ftkit.plan.tracing.trace import trace
     from ftkit.plan.zero.share import share_out, tape_sizes
 
     dtype = hf.half(row)
-    precision = "fp16" if dtype is torch.float16 else "bf16"
     config = RunConfig.model_validate(configuration(row) | {"engine": deepspeed_engine(row)})
+    run = resolve(config, Devices("cuda", dtype is torch.bfloat16, row["n_gpus"], "deepspeed"))
     shape = Shape(row["micro_batch"], row["seq_len"], row["grad_accum"] or 1)
-    tape = trace(config, hf.architecture(row), dtype, shape.traced)
-    target = Target("a GPU", "cuda", None, 2**60, row["n_gpus"])
-    return share_out(tape, config, precision, target, tape_sizes(tape).num_trainable_parameters).tape
+    tape = trace(run.config, hf.architecture(row), dtype, shape.traced, sees_modules=run.partitions_weights)
+    return share_out(tape, run, tape_sizes(tape).num_trainable_parameters).tape
 
 
 def deepspeed_engine(row: Row) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +14,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from ftkit.config import files as config_io
 from ftkit.data import batching
 from ftkit.data.arrays import TokenSplit
-from ftkit.engine.assemble import build_engine
+from ftkit.engine.assemble import assemble
+from ftkit.engine.resolve import DTYPES, Devices, ResolvedRun, resolve
 from ftkit.models import build as ftkit_model
 from ftkit.models import source as ftkit_source
-from ftkit.models.objective import objective_of
 from ftkit.step.step import train_step
 
 if TYPE_CHECKING:
@@ -103,8 +103,14 @@ def build(
     source = ftkit_source.resolve_source(config.model, config.task)
     labels = ("a", "b", "c") if config.task == "sequence-classification" else None
     architecture = ftkit_source.load_config(source, labels, pad_token_id=1)
-    module = ftkit_model.build_model(config, source, architecture, dtype)
-    return config, build_engine(config, module, process, dtype, objective_of(config))
+    run = resolved(config, process, dtype)
+    return run.config, assemble(run, source, architecture, process).engine
+
+
+def resolved(config: RunConfig, process: distributed.ProcessContext, dtype: torch.dtype) -> ResolvedRun:
+    """Return a run in a precision that a user could not ask of this machine, such as fp16 on a CPU."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    return replace(resolve(config, Devices.of(process)), precision=names[dtype])
 
 
 def take_steps(

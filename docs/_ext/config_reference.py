@@ -8,7 +8,7 @@ One table for each section of `RunConfig`: key, type, default, and what the fiel
     ```{ftkit-rules}
     ```
 
-The combinations that the planner rules out, from the rules themselves.
+The combinations that do not go together, from the rulebook itself.
 """
 
 import typing
@@ -21,10 +21,10 @@ from pydantic.fields import FieldInfo
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from ftkit.config import rules
 from ftkit.config import tree as config
 from ftkit.config.methods import MethodSection, methods
 from ftkit.config.tree import RunConfig
-from ftkit.plan import rules
 
 WORDS: dict[object, str] = {str: "text", int: "integer", float: "number", bool: "`true` or `false`", NoneType: "none"}
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
@@ -49,8 +49,10 @@ class RuleTable(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Return the table."""
         self.env.note_dependency(str(rules.__file__))
-        rows = [f"| {rule.what} | {rule.reason} | {rule.remedy} |" for rule in rules.RULES]
-        return self.parse_text_to_nodes("\n".join(["| ruled out | because | instead |", "|---|---|---|", *rows]))
+        rows = [f"| {rule.what} | {rule.force.value} | {rule.reason} | {rule.remedy} |" for rule in rules.RULES]
+        return self.parse_text_to_nodes(
+            "\n".join(["| what | how far | because | instead |", "|---|---|---|---|", *rows])
+        )
 
 
 def reference() -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from ftkit.config import rules
 from ftkit.config.methods import AnyMethod, default_method
 from ftkit.config.section import Section
 
@@ -106,10 +107,8 @@ class BatchConfig(Section):
 
     @model_validator(mode="after")
     def _one_cut(self) -> Self:
-        if self.micro_batch_size is not None and self.micro_batch_tokens is not None:
-            raise ValueError(
-                "micro_batch_size and micro_batch_tokens both cut the batch; give one of them and leave the other out"
-            )
+        keys = ("micro_batch_size", "micro_batch_tokens")
+        rules.check(rules.Facts(cuts=tuple(key for key in keys if getattr(self, key) is not None)))
         return self
 
     @property
@@ -172,30 +171,32 @@ class EngineConfig(Section):
     expandable_segments: bool = False
     """CUDA: torch's allocator lets segments grow and hands back what is free between; little is lost in pieces."""
 
+    default_zero_stage: ClassVar[int] = 2
+
     @model_validator(mode="after")
     def _sound(self) -> Self:
-        if self.name == "plain" and self.wants_deepspeed:
-            raise ValueError(
-                "ZeRO, offload and templates are DeepSpeed's; leave them out or choose engine.name=deepspeed"
+        rules.check(
+            rules.Facts(
+                uses_deepspeed=None if self.name == "auto" else self.name == "deepspeed",
+                zero_stage=self._stage,
+                offload_optimizer=self.offload_optimizer,
+                offload_parameters=self.offload_parameters,
+                nvme_path=self.nvme_path,
+                has_template=self.ds_config is not None,
             )
-        if self.name == "deepspeed" and self.zero_stage == 0:
-            raise ValueError(
-                "ZeRO stage 0 partitions nothing: that is the plain engine; choose engine.name=plain or auto"
-            )
-        if self.offload_parameters != "none" and self.zero_stage != 3 and self.ds_config is None:
-            raise ValueError("offload_parameters needs zero_stage=3, since only that stage partitions weights")
-        if self.offload_optimizer != "none" and self.zero_stage == 0:
-            raise ValueError("offload_optimizer needs a zero_stage of 1, 2 or 3")
-        if "nvme" in (self.offload_optimizer, self.offload_parameters):
-            if self.zero_stage != 3 and self.ds_config is None:
-                raise ValueError("offload to nvme needs zero_stage=3")
-            if self.nvme_path is None:
-                raise ValueError("offload to nvme needs nvme_path, a folder on a fast disk")
+        )
         return self
 
     @property
-    def wants_deepspeed(self) -> bool:
-        """Whether something here can only be had from DeepSpeed."""
+    def _stage(self) -> int | None:
+        """The stage as far as this section says it: a template of the user's own may set any."""
+        if self.zero_stage is None and self.ds_config is None and self.asks_for_zero:
+            return self.default_zero_stage
+        return self.zero_stage
+
+    @property
+    def asks_for_zero(self) -> bool:
+        """Whether something here is DeepSpeed's alone: a stage, offload or a template."""
         return bool(self.zero_stage or self.ds_config) or (self.offload_optimizer, self.offload_parameters) != (
             "none",
             "none",

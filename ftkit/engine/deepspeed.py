@@ -10,16 +10,17 @@ from typing import Any, cast
 import torch
 from torch import distributed, nn
 
-from ftkit.config.tree import OptimizerConfig, RunConfig
+from ftkit.config.tree import OptimizerConfig
 from ftkit.data.batching import MicroBatch
-from ftkit.engine.ds_config import Sizes, deepspeed_dict
+from ftkit.engine.ds_config import Sizes
 from ftkit.engine.jit_watch import watched_compiling
 from ftkit.engine.optim import build_optimizer, parameter_groups
 from ftkit.engine.protocol import Tensors
 from ftkit.engine.released_weights import ReleasedWeights
+from ftkit.engine.resolve import ResolvedRun
 from ftkit.engine.undone_step import forget_step
-from ftkit.errors import ConfigError, DependencyError, DeviceError
-from ftkit.machine.process import ProcessContext, precision_name, rendezvous
+from ftkit.errors import DependencyError, DeviceError
+from ftkit.machine.process import ProcessContext, rendezvous
 from ftkit.models.build import trainable_parameters
 from ftkit.models.objective import Objective
 
@@ -33,31 +34,23 @@ class DeepSpeedEngine:
 
     name = "deepspeed"
 
-    def __init__(
-        self, config: RunConfig, model: nn.Module, process: ProcessContext, dtype: torch.dtype, objective: Objective
-    ) -> None:
+    def __init__(self, run: ResolvedRun, model: nn.Module, process: ProcessContext, objective: Objective) -> None:
         """Partition what the stage partitions; see `build_engine`."""
-        if config.optimizer.name != "adamw":
-            raise ConfigError(
-                f"optimizer.name={config.optimizer.name} works with the plain engine only; under ZeRO, which shares "
-                "the moments out over the ranks, choose adamw"
-            )
         deepspeed = _import()
-        self.process, self.device, self.dtype, self.model = process, process.device, dtype, model
+        self.process, self.device, self.dtype, self.model = process, process.device, run.dtype, model
         self.objective = objective
         self._num_to_come = 0
-        sizes = measure_sizes(model)
-        self.settings = deepspeed_dict(config, precision_name(dtype), process.world_size, self.device.type, sizes)
-        self._is_partitioned = self.settings["zero_optimization"]["stage"] == 3
+        self.settings = run.deepspeed_dict(measure_sizes(model))
+        self._is_partitioned = run.partitions_weights
         _forget_ended_groups(deepspeed)
         watch = watched_compiling() if process.local_rank == 0 else contextlib.nullcontext()
         with _explained(), _hushed(), _own_linear(), watch:
             if self._is_partitioned:
                 deepspeed.init_distributed(dist_init_required=False)  # Init asks it for the number of ranks
                 # One weight after another goes to its owners, so that no device ever holds the model whole.
-                deepspeed.zero.Init(module=model, config_dict_or_path=self.settings, dtype=dtype)
+                deepspeed.zero.Init(module=model, config_dict_or_path=self.settings, dtype=run.dtype)
             self._parameters = trainable_parameters(model)
-            optimizer = self._optimizer(config.optimizer)
+            optimizer = self._optimizer(run.config.optimizer)
             self._engine, *_ = deepspeed.initialize(
                 model=model, optimizer=optimizer, config=self.settings, dist_init_required=False
             )

@@ -6,6 +6,7 @@ clipping come from the RunConfig, so each key has one owner.
 
 import copy
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -13,9 +14,6 @@ from typing import Any
 
 from ftkit.config.tree import EngineConfig, RunConfig
 from ftkit.errors import ConfigError, nearest
-
-DEFAULT_STAGE = 2
-"""Under DeepSpeed, when no stage is named."""
 
 _OWNERS = {
     "train_batch_size": "batch.global_batch_size",
@@ -56,7 +54,7 @@ class Sizes:
 
 def template_name(engine: EngineConfig) -> str:
     """Return the name of the template in ds_configs/ that turns on what an engine section asks for."""
-    stage = DEFAULT_STAGE if engine.zero_stage is None else engine.zero_stage
+    stage = engine.default_zero_stage if engine.zero_stage is None else engine.zero_stage
     optimizer, parameters = engine.offload_optimizer, engine.offload_parameters
     match (optimizer, parameters):
         case ("none", "none"):
@@ -73,11 +71,8 @@ def template_name(engine: EngineConfig) -> str:
             suffix = "_nvme_optimizer"
         case ("none", "nvme"):
             suffix = "_nvme_parameters"
-        case _:
-            raise ConfigError(
-                f"offload_optimizer={optimizer} with offload_parameters={parameters} has no template; offload both to "
-                "the same place, or write a template and name it with engine.ds_config"
-            )
+        case _:  # the rulebook refuses two different places
+            raise AssertionError(f"no template for {optimizer} with {parameters}")
     return f"zero{stage}{suffix}"
 
 
@@ -123,11 +118,12 @@ def read_template(engine: EngineConfig) -> dict[str, Any]:
 
 
 def deepspeed_dict(
-    config: RunConfig, precision: str, world_size: int, device_type: str, sizes: Sizes
+    template: Mapping[str, Any], config: RunConfig, precision: str, world_size: int, device_type: str, sizes: Sizes
 ) -> dict[str, Any]:
     """Return the dictionary that `deepspeed.initialize` receives.
 
     Args:
+        template: what `read_template` returned.
         config: the run.
         precision: `fp16`, `bf16` or `fp32`, resolved.
         world_size: ranks.
@@ -136,11 +132,8 @@ def deepspeed_dict(
 
     Returns:
         A complete DeepSpeed configuration.
-
-    Raises:
-        ConfigError: the template is not usable.
     """
-    result = copy.deepcopy(read_template(config.engine))
+    result = copy.deepcopy(dict(template))
     zero = result["zero_optimization"]
     _size_buckets(zero, sizes)
     for key in ("offload_optimizer", "offload_param"):

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast
 
-from ftkit.config.tree import Precision
 from ftkit.errors import DeviceError, FtkitError, PeerLostError
 
 if TYPE_CHECKING:
@@ -213,40 +212,17 @@ def end_if_launched(environment: Mapping[str, str] = os.environ) -> None:
         end_now(0)
 
 
-def resolve_precision(precision: Precision, device: "torch.device") -> "torch.dtype":
-    """Return what `precision` means on a device.
-
-    `auto` is bf16 on a GPU that has it and on a CPU that is quick at it (AVX512-BF16 or AMX), fp16 on any other GPU
-    (T4, V100), fp32 on any other CPU.
+def has_bf16(device: "torch.device") -> bool:
+    """Return whether a device multiplies bf16 in hardware: Ampere and later, AVX512-BF16 or AMX on a CPU.
 
     Args:
-        precision: the configured word.
-        device: where the weights will be.
-
-    Returns:
-        The dtype of weights and activations.
-
-    Raises:
-        DeviceError: fp16 on a CPU, or bf16 on a GPU without it.
+        device: an accelerator or the CPU.
     """
     import torch
 
-    names = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
     if device.type == "cpu":
-        if precision == "fp16":
-            raise DeviceError("fp16 on a CPU is slower than fp32 by orders of magnitude; choose bf16, fp32 or auto")
-        capabilities = torch.backends.cpu.get_cpu_capability()
-        quick = capabilities.startswith("AVX512") and _cpu_has_bf16()
-        return names["bf16" if quick else "fp32"] if precision == "auto" else names[precision]
-    has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    if precision == "bf16" and not has_bf16:
-        raise DeviceError(f"{torch.cuda.get_device_name(device)} has no bf16; choose fp16 or auto")
-    return names["bf16" if has_bf16 else "fp16"] if precision == "auto" else names[precision]
-
-
-def precision_name(dtype: "torch.dtype") -> str:
-    """Return `fp16`, `bf16` or `fp32` for a dtype."""
-    return {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}[str(dtype).removeprefix("torch.")]
+        return torch.backends.cpu.get_cpu_capability().startswith("AVX512") and _cpu_has_bf16()
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _cpu_has_bf16() -> bool:

@@ -10,6 +10,7 @@ import torch
 
 from ftkit.config.tree import RunConfig
 from ftkit.data.batching import Shape
+from ftkit.engine.resolve import EngineKind, ResolvedRun, resolve
 from ftkit.models.build import build_empty_model
 from ftkit.models.methods import method_of
 from ftkit.observe.allocator import replay
@@ -29,7 +30,6 @@ from ftkit.units import format_bytes
 
 Tapes = dict[tuple[Any, ...], tuple[Tape, str]]
 """Traces of one model, by what decides them."""
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 RUNTIME_BYTES = 520 * 10**6
 """Resident memory of one process on a CPU before any weight: Python, torch, transformers, peft, and what a step
 compiles (seen in /proc/self/status after a step, weights and free heap taken off)."""
@@ -87,22 +87,22 @@ def predict(
 
     Raises:
         ModelError: the model is unknown, or not for this task or method.
-        ConfigError: the target cannot compute in the precision asked for, or the batch cannot be cut.
+        ConfigError: the settings do not go together, or the batch cannot be cut.
+        DeviceError: the target cannot compute in the precision asked for.
     """
+    run = resolve(config, target.devices)
+    config, precision = run.config, run.precision
     with _quiet():
         architecture = find_architecture(config) if architecture is None else architecture
-        precision = target.resolve_precision(config.model.precision)
         sequences = sequences or Sequences.unseen(config)
         shape = plan_shape(config, target.num_devices, sequences)
         steps = num_steps(config, sequences.num)
         try:
-            tape, basis = _known_tape(
-                config, architecture, precision, shape, target, exact, {} if tapes is None else tapes
-            )
+            tape, basis = _known_tape(run, architecture, shape, target, exact, {} if tapes is None else tapes)
         except UntraceableModelError as error:
-            return _by_formula(config, architecture, precision, shape, target, str(error), steps)
-    counts = Counts.of(tape.weights, DTYPES[precision])
-    sharing = zero.share_out(tape, config, precision, target, counts.trainable)
+            return _by_formula(run, architecture, shape, target, str(error), steps)
+    counts = Counts.of(tape.weights, run.dtype)
+    sharing = zero.share_out(tape, run, counts.trainable)
     on_cuda = target.device_type == "cuda"
     peak = find_peak(sharing.tape) if on_cuda else find_peak(sharing.tape, int)
     events = allocator_events(sharing.tape)
@@ -111,7 +111,7 @@ def predict(
     room = target.memory_bytes - target.context_bytes
     # What fits without asking for anything back needs no second replay.
     fits = (reserved <= room or replay(events, room, expandable=grows).fits) if on_cuda else peak.active_bytes <= room
-    process = _process_bytes(config, target, peak, reserved, sharing, counts)
+    process = _process_bytes(run, target, peak, reserved, sharing, counts)
     host = target.num_devices * (CUDA_HOST_BYTES + counts.load_bytes + sharing.host_bytes if on_cuda else process)
     time = step_time(tape, target.device(precision), shape.num_micro_batches, shape.traced.num_micro_batches)
     pinned = sharing.pinned_bytes * target.num_devices
@@ -123,7 +123,7 @@ def predict(
         basis=basis,
         fits=reason is None,
         reason=reason,
-        **_size_figures(config, steps, shape, target, precision, counts),
+        **_size_figures(run, steps, shape, target, counts),
         **_memory_figures(target, peak, reserved, process, host),
         pinned_bytes=pinned,
         nvme_bytes=sharing.nvme_bytes * target.num_devices,
@@ -131,24 +131,18 @@ def predict(
     )
 
 
-def _by_formula(  # noqa: PLR0913  # what a traced prediction has too
-    config: RunConfig,
-    architecture: Any,
-    precision: str,
-    shape: Shape,
-    target: Target,
-    why: str,
-    steps: int | None,
+def _by_formula(
+    run: ResolvedRun, architecture: Any, shape: Shape, target: Target, why: str, steps: int | None
 ) -> Prediction:
     """Predict memory, not speed, for a model whose code cannot be traced."""
-    dtype = DTYPES[precision]
+    config, dtype = run.config, run.dtype
     counts = Counts.of(count_weights(build_empty_model(config, architecture, dtype), {}), dtype)
     itemsize = dtype.itemsize
     parts = formula.breakdown(
         config, architecture, shape.batch, shape.length, itemsize, (counts.total, counts.trainable)
     )
     peak = Peak(parts.total_bytes, parts, "backward", 2, "", None)
-    process = _process_bytes(config, target, peak, peak.active_bytes, None, counts)
+    process = _process_bytes(run, target, peak, peak.active_bytes, None, counts)
     host = target.num_devices * (CUDA_HOST_BYTES + counts.load_bytes if target.device_type == "cuda" else process)
     fits = peak.active_bytes <= target.memory_bytes - target.context_bytes
     reason = _reason(target, fits, peak, peak.active_bytes, host, 0)
@@ -156,7 +150,7 @@ def _by_formula(  # noqa: PLR0913  # what a traced prediction has too
         basis=f"by formula (Korthikanti et al. 2022): {why}",
         fits=reason is None,
         reason=reason,
-        **_size_figures(config, steps, shape, target, precision, counts),
+        **_size_figures(run, steps, shape, target, counts),
         **_memory_figures(target, peak, peak.active_bytes, process, host),
     )
 
@@ -170,48 +164,47 @@ def disk_bytes(config: RunConfig, counts: Counts, itemsize: int) -> int:
     return counts.trainable * (2 * 12 + 4) + result * itemsize
 
 
-def _known_tape(  # noqa: PLR0913  # the parts of a key
-    config: RunConfig, architecture: Any, precision: str, shape: Shape, target: Target, exact: bool, tapes: Tapes
+def _known_tape(
+    run: ResolvedRun, architecture: Any, shape: Shape, target: Target, exact: bool, tapes: Tapes
 ) -> tuple[Tape, str]:
     """Trace, unless the same step was traced before: ZeRO and the number of ranks leave it as it is."""
+    config = run.config
     sections = (config.model, config.method, config.optimizer.name)
-    visits = zero.partitions_weights(config)
-    key = (config.task, *(str(one) for one in sections), precision, shape.traced, target.gpu, exact, visits)
+    key = (config.task, *map(str, sections), shape.traced, target.gpu, exact, run.partitions_weights)
     if key not in tapes:
-        tapes[key] = _tape(config, architecture, precision, shape, target, exact)
+        tapes[key] = _tape(run, architecture, shape, target, exact)
     return tapes[key]
 
 
-def _tape(  # what decides the step
-    config: RunConfig, architecture: Any, precision: str, shape: Shape, target: Target, exact: bool
-) -> tuple[Tape, str]:
-    def run(depth: Depth) -> Tape:
+def _tape(run: ResolvedRun, architecture: Any, shape: Shape, target: Target, exact: bool) -> tuple[Tape, str]:
+    def traced(depth: Depth) -> Tape:
         return trace(
             depth.config,
             depth.architecture,
-            DTYPES[precision],
+            run.dtype,
             shape.traced,
             target.gpu,
             device_type=target.device_type,
             checkpointed=depth.checkpointed,
+            sees_modules=run.partitions_weights,
         )
 
-    depth = shallow(config, architecture, exact=exact)
+    depth = shallow(run.config, architecture, exact=exact)
     try:
-        tape = unroll(run(depth), depth.kept, depth.kinds)
+        tape = unroll(traced(depth), depth.kept, depth.kinds)
     except NotAlikeError:
-        depth = shallow(config, architecture, exact=True)
-        tape = run(depth)
+        depth = shallow(run.config, architecture, exact=True)
+        tape = traced(depth)
     return tape, "traced whole" if len(depth.kept) == len(depth.kinds) else "traced"
 
 
-def _process_bytes(  # what each device's figure is made of
-    config: RunConfig, target: Target, peak: Peak, reserved: int, sharing: zero.Sharing | None, counts: Counts
+def _process_bytes(
+    run: ResolvedRun, target: Target, peak: Peak, reserved: int, sharing: zero.Sharing | None, counts: Counts
 ) -> int:
     """Return what one process is seen to hold at its peak: of the device, or on a CPU resident."""
     if target.device_type == "cuda":
         return reserved + target.context_bytes
-    runtime = RUNTIME_BYTES + (DEEPSPEED_RUNTIME_BYTES if zero.uses_deepspeed(config) else 0)
+    runtime = RUNTIME_BYTES + (DEEPSPEED_RUNTIME_BYTES if run.engine is EngineKind.DEEPSPEED else 0)
     if sharing is None:
         return runtime + max(peak.active_bytes, counts.load_bytes)
     comes_and_goes = peak.active_bytes - dict(sharing.tape.at_marks()[:1]).get(LOAD, 0)
@@ -224,20 +217,18 @@ def _with_wire(time: StepTime, sharing: zero.Sharing, target: Target) -> StepTim
     return StepTime(time.seconds + sharing.wire_bytes / link + sharing.offload_seconds, time.flops)
 
 
-def _size_figures(  # what decides them
-    config: RunConfig, steps: int | None, shape: Shape, target: Target, precision: str, counts: Counts
-) -> dict[str, Any]:
+def _size_figures(run: ResolvedRun, steps: int | None, shape: Shape, target: Target, counts: Counts) -> dict[str, Any]:
     return {
         "device": target.name,
         "budget_bytes": target.memory_bytes,
         "context_bytes": target.context_bytes,
-        "precision": precision,
+        "precision": run.precision,
         "micro_batch_size": shape.batch,
         "num_micro_batches": shape.num_micro_batches,
         "sequence_length": shape.length,
         "num_parameters": counts.total,
         "num_trainable_parameters": counts.trainable,
-        "disk_bytes": disk_bytes(config, counts, DTYPES[precision].itemsize),
+        "disk_bytes": disk_bytes(run.config, counts, run.dtype.itemsize),
         "num_steps": steps,
     }
 

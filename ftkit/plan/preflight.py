@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ftkit.config.tree import RunConfig
-from ftkit.engine.assemble import wants_deepspeed
+from ftkit.config.tree import BatchConfig, RunConfig
 from ftkit.errors import DoesNotFitError
 from ftkit.machine.process import ProcessContext, first_decides
 from ftkit.plan.predict import Tapes, predict
@@ -25,7 +24,7 @@ def plan_first(
     architecture: Any,
     sequences: Sequences,
     note: Callable[[str], None],
-) -> tuple[RunConfig, Prediction | None]:
+) -> tuple[BatchConfig, Prediction | None]:
     """Predict a run on the machine that it is about to run on.
 
     Args:
@@ -36,42 +35,39 @@ def plan_first(
         note: told what was found, in one line.
 
     Returns:
-        The run with `micro_batch_tokens: auto` replaced by a number, and the prediction; None where planning is off or
-        was not possible.
+        The cut, with `micro_batch_tokens: auto` replaced by a number, and the prediction; None where planning is off
+        or was not possible.
 
     Raises:
         DoesNotFitError: the run is predicted not to fit; the cheapest changes that would are named.
     """
     if not config.training.plan_first and config.batch.micro_batch_tokens != "auto":
-        return config, None
+        return config.batch, None
     return first_decides(process, lambda: _plan(config, process, architecture, sequences, note))
 
 
 def _plan(
     config: RunConfig, process: ProcessContext, architecture: Any, sequences: Sequences, note: Callable[[str], None]
-) -> tuple[RunConfig, Prediction | None]:
-    engine = "deepspeed" if wants_deepspeed(config, process) else "plain"
-    planned = config.model_copy(update={"engine": config.engine.model_copy(update={"name": engine})})
+) -> tuple[BatchConfig, Prediction | None]:
     target, refusal = _target(process), None
     try:
         tapes: Tapes = {}
-        planned = settled(planned, target, architecture, sequences, tapes)
-        config = config.model_copy(update={"batch": planned.batch})
-        prediction = predict(planned, target, architecture, sequences=sequences, tapes=tapes)
+        config = settled(config, target, architecture, sequences, tapes)
+        prediction = predict(config, target, architecture, sequences=sequences, tapes=tapes)
         if config.training.plan_first:
-            refusal = _refusal(planned, target, architecture, sequences, prediction)
+            refusal = _refusal(config, target, architecture, sequences, prediction)
     except Exception as error:  # a planner that fails on an unusual model must not stop its training
         note(f"warning: no plan for this run ({type(error).__name__}: {' '.join(str(error).split())[:300]})")
-        return _with_number(config), None
+        return _with_number(config.batch), None
     if refusal is not None:
         raise DoesNotFitError(refusal)
     note(_line(prediction))
-    return config, prediction
+    return config.batch, prediction
 
 
 def _target(process: ProcessContext) -> Target:
     """Return this machine, as the job has it; the host memory of several machines is not known here."""
-    target = find_target(num_devices=process.world_size)
+    target = find_target(num_devices=process.world_size, launcher=process.launcher)
     return (
         target if process.local_world_size == process.world_size else replace(target, ram_bytes=None, locked_bytes=None)
     )
@@ -96,9 +92,8 @@ def _line(prediction: Prediction) -> str:
     return f"plan: {verdict}; {peak} of {budget} in micro-batches of {prediction.micro_batch_size}{how}"
 
 
-def _with_number(config: RunConfig) -> RunConfig:
-    """Return the run with the default cut where no plan could choose one."""
-    if config.batch.micro_batch_tokens != "auto":
-        return config
-    batch = config.batch.model_copy(update={"micro_batch_tokens": config.batch.default_micro_batch_tokens})
-    return config.model_copy(update={"batch": batch})
+def _with_number(batch: BatchConfig) -> BatchConfig:
+    """Return the default cut where no plan could choose one."""
+    if batch.micro_batch_tokens != "auto":
+        return batch
+    return batch.model_copy(update={"micro_batch_tokens": batch.default_micro_batch_tokens})

@@ -13,19 +13,21 @@ from typing import Any
 from pydantic import ValidationError
 
 from ftkit.config.files import merge_method
+from ftkit.config.rules import Force, broken_rules
 from ftkit.config.tree import RunConfig
 from ftkit.data.batching import Shape
-from ftkit.errors import ConfigError
+from ftkit.engine.resolve import resolve
+from ftkit.errors import ConfigError, FtkitError
 from ftkit.models.methods import method_of
 from ftkit.plan.architectures import find_architecture
 from ftkit.plan.interpolate import between
 from ftkit.plan.predict import Tapes, predict
-from ftkit.plan.rules import broken_rule
 from ftkit.plan.shapes import Sequences, plan_shape, rank_share
 from ftkit.plan.target import Target
 from ftkit.records.schema import Prediction
 
 _SIZE = "batch.micro_batch_size"
+_SHARING_KEYS = ("engine.zero_stage", "engine.offload_optimizer", "engine.offload_parameters")
 SHARES = (0.0, 0.5, 1.0)
 TIGHT = 0.95
 """A recommendation leaves a twentieth of the device free: for other processes' contexts and libraries' workspaces."""
@@ -232,12 +234,19 @@ class _Options:
     def _sound(
         self, config: RunConfig, options: Iterable[dict[str, Any]]
     ) -> Iterator[tuple[dict[str, Any], RunConfig]]:
+        """Yield the changes that work, that no rule advises against unless the user asked for that, each run once."""
+        devices, seen = self.target.devices, set()
+        asked = set(broken_rules(resolve(config, devices).facts, Force.UNWISE))
         for changes in options:
             try:
                 new = changed(config, changes)
-            except ConfigError:
+                run = resolve(new, devices)
+            except FtkitError:
                 continue  # a choice that the rest of the configuration does not go with
-            if broken_rule(new, self.target) is None:
+            rest = {key: value for key, value in changes.items() if key not in _SHARING_KEYS}
+            same = repr((rest, run.zero_stage, run.offload_optimizer, run.offload_parameters))
+            if same not in seen and asked.issuperset(broken_rules(run.facts, Force.UNWISE)):
+                seen.add(same)
                 yield {key: value for key, value in changes.items() if value_of(config, key) != value}, new
 
     def _family(self, family: list[tuple[Shape, RunConfig, dict[str, Any]]]) -> Iterator[Candidate]:
@@ -278,7 +287,7 @@ def _grid(config: RunConfig, target: Target, sequences: Sequences | None) -> lis
         optimizers.append({"optimizer.name": "adamw_8bit"})
     grid = []
     for method, optimizer, sharing, share, size in itertools.product(
-        methods, optimizers, [{}, *_sharing()], SHARES, sizes
+        methods, optimizers, [{}, {"engine.zero_stage": 0}, *_sharing()], SHARES, sizes
     ):
         grid.append({_SIZE: size, "model.gradient_checkpointing": share} | method | optimizer | sharing)
     return sorted(grid, key=len)

@@ -1,13 +1,13 @@
 """Where a run would compute: a GPU of the table, a number of bytes, or this machine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from ftkit.config.tree import Precision
+from ftkit.engine.resolve import Devices
 from ftkit.errors import ConfigError
 from ftkit.machine.hardware import CUDA_CONTEXT_BYTES, Gpu, find_gpu, parse_budget, recognize_gpu, this_machine
-from ftkit.machine.process import precision_name, resolve_precision
+from ftkit.machine.process import Launcher, has_bf16
 from ftkit.plan.speed import Device, cpu_device, gpu_device
 
 TYPICAL_GPU = "rtx3060"
@@ -27,6 +27,7 @@ class Target:
         ram_bytes: of the node; None: not checked.
         locked_bytes: what may be pinned; None: no limit.
         num_cpus: cores.
+        launcher: what starts the ranks.
     """
 
     name: str
@@ -37,6 +38,13 @@ class Target:
     ram_bytes: int | None = None
     locked_bytes: int | None = None
     num_cpus: int = 1
+    launcher: Launcher = "none"
+
+    @property
+    def devices(self) -> Devices:
+        """What a configuration is resolved for."""
+        fast = has_bf16(torch.device("cpu")) if self.gpu is None else self.gpu.has_bf16
+        return Devices(self.device_type, fast, self.num_devices, self.launcher)
 
     @property
     def context_bytes(self) -> int:
@@ -49,21 +57,13 @@ class Target:
             return gpu_device(self.gpu, precision)
         return cpu_device(max(1, min(torch.get_num_threads(), self.num_cpus // self.num_devices)))
 
-    def resolve_precision(self, precision: Precision) -> str:
-        """Return `fp16`, `bf16` or `fp32`, as training would choose on this device.
-
-        Raises:
-            FtkitError: the device has no such precision.
-        """
-        if self.gpu is None:
-            return precision_name(resolve_precision(precision, torch.device("cpu")))
-        if precision == "bf16" and not self.gpu.has_bf16:
-            raise ConfigError(f"{self.gpu.name} has no bf16; choose fp16 or auto")
-        return ("bf16" if self.gpu.has_bf16 else "fp16") if precision == "auto" else precision
-
 
 def find_target(
-    gpu: str | None = None, num_devices: int = 1, memory_budget: str | None = None, ram_budget: str | None = None
+    gpu: str | None = None,
+    num_devices: int = 1,
+    memory_budget: str | None = None,
+    ram_budget: str | None = None,
+    launcher: Launcher | None = None,
 ) -> Target:
     """Return the target that flags name; this machine where they name none.
 
@@ -72,6 +72,8 @@ def find_target(
         num_devices: ranks.
         memory_budget: bytes of one device, such as `8GiB`; overrides the table's.
         ram_budget: bytes of host memory.
+        launcher: what starts the ranks; None: DeepSpeed's where there are several, as in the README, and as
+            `ftkit profile` does.
 
     Returns:
         The target.
@@ -83,11 +85,12 @@ def find_target(
         raise ConfigError(f"--gpus {num_devices} is no number of devices; give 1 or more")
     ram = parse_budget(ram_budget) if ram_budget else None
     budget = parse_budget(memory_budget) if memory_budget else None
+    launcher = launcher or ("deepspeed" if num_devices > 1 else "none")
     if gpu is None and budget is None:
-        return _here(num_devices, ram)
+        return replace(_here(num_devices, ram), launcher=launcher)
     row = find_gpu(gpu or TYPICAL_GPU)
     name = row.name if gpu else f"a GPU with {memory_budget}"
-    return Target(name, "cuda", row, budget or row.memory_bytes, num_devices, ram)
+    return Target(name, "cuda", row, budget or row.memory_bytes, num_devices, ram, launcher=launcher)
 
 
 def _here(num_devices: int, ram: int | None) -> Target:

@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 from ftkit.config.tree import RunConfig
 from ftkit.data.batching import MicroBatch, Shape
-from ftkit.engine.assemble import build_engine, wants_deepspeed
+from ftkit.engine.assemble import Counts, assemble
 from ftkit.engine.protocol import Engine
+from ftkit.engine.resolve import Devices, ResolvedRun, resolve
 from ftkit.machine.memory import Snapshot, quiet_collector
-from ftkit.machine.process import ProcessContext, joined, precision_name, resolve_precision
+from ftkit.machine.process import ProcessContext, joined
 from ftkit.machine.versions import device_name, versions
-from ftkit.models.build import build_model, count_parameters, set_training, trainable_parameters
+from ftkit.models.build import set_training
 from ftkit.models.gguf import as_safetensors
-from ftkit.models.objective import objective_of
 from ftkit.models.source import Source, load_config, load_tokenizer, resolve_source
 from ftkit.observe.meter import Meter, gather, known_flops, memory_figures
 from ftkit.observe.peaks import CountedPeak, phase_peaks, timeline
@@ -90,23 +90,23 @@ def profile_run(
     with joined(process), ExitStack() as at_the_end:
         if config.output.memory_snapshot:  # written when memory runs out, too
             at_the_end.callback(Snapshot(process.device).write, folder / SNAPSHOT.format(rank=process.rank))
-        dtype = resolve_precision(config.model.precision, process.device)
+        run = resolve(config, Devices.of(process))
         log = RecordWriter(folder / RECORD) if process.is_main else None
         if log:
-            log.write(_run_line(config, process, folder, dtype, prediction, num_warmup + num_timed))
+            log.write(_run_line(run, process, folder, prediction, num_warmup + num_timed))
         source = as_safetensors(resolve_source(config.model, config.task), lambda _: None)
         meter = Meter(process.device, every=1)
         shape = plan_shape(config, process.world_size)
-        engine, counted, line, counts = _count(config, source, process, dtype, shape, meter)
+        engine, counted, line, counts = _count(run, source, process, shape, meter)
         if log:
             log.write(line)
         seconds = _time(engine, meter, config, shape, num_warmup, num_timed)
         ranks = gather(meter, process)
         measurement = _measurement(memory_figures(ranks, process.device), _all_ranks(counted, process), process)
-        peak = known_flops(device_name(process.device), precision_name(dtype), prediction)
+        peak = known_flops(device_name(process.device), run.precision, prediction)
         measurement = measurement.model_copy(
-            update={**_speed_figures(shape, process, seconds), "num_parameters": counts[0],
-                    "num_trainable_parameters": counts[1],
+            update={**_speed_figures(shape, process, seconds), "num_parameters": counts.total,
+                    "num_trainable_parameters": counts.trainable,
                     "model_flops_utilization": _utilization(counted.model_flops, seconds, peak)}
         )  # fmt: skip
         if log:
@@ -122,18 +122,22 @@ def profile_run(
 
 
 def _count(
-    config: RunConfig, source: Source, process: ProcessContext, dtype: torch.dtype, shape: Shape, meter: Meter
-) -> tuple[Engine, Counted, TimelineLine, tuple[int, int]]:
+    run: ResolvedRun, source: Source, process: ProcessContext, shape: Shape, meter: Meter
+) -> tuple[Engine, Counted, TimelineLine, Counts]:
     """Build model and engine, run two steps and an evaluation, all under the recorder."""
+    config = run.config
     names = [str(number) for number in range(NUM_LABELS)] if config.task == "sequence-classification" else None
     architecture = load_config(source, names, load_tokenizer(source).pad_token_id)
-    model = build_model(config, source, architecture, dtype)
-    counts = count_parameters(model), sum(one.numel() for one in trainable_parameters(model).values())
-    layers = layer_names(model)
-    recorder = Recorder(device_type=process.device.type)
-    with quiet_collector(), recorder.inside(model, layers):
-        see_model(recorder, model, layers)
-        engine = build_engine(config, model, process, dtype, objective_of(config))
+    recorder, layers = Recorder(device_type=process.device.type), {}
+    with quiet_collector(), ExitStack() as watched:
+
+        def watch(model: nn.Module) -> None:
+            layers.update(layer_names(model))
+            watched.enter_context(recorder.inside(model, layers))
+            see_model(recorder, model, layers)
+
+        assembled = assemble(run, source, architecture, process, before_engine=watch)
+        engine = assembled.engine
         set_training(engine.model, True)
         gc.collect()  # what building left in cycles would count as held
         recorder.rename(engine.held_tensors())
@@ -146,7 +150,7 @@ def _count(
     set_training(engine.model, True)
     meter.discard(_COUNTING)
     counted = Counted(phase_peaks(tape, layers), tape.model_flops(_COUNTED_STEPS))
-    return engine, counted, timeline(tape, _COUNTED_STEPS, process.rank, layers), counts
+    return engine, counted, timeline(tape, _COUNTED_STEPS, process.rank, layers), assembled.counts
 
 
 def _evaluate(engine: Engine, micro_batches: list[MicroBatch], observer: Observer) -> None:
@@ -242,21 +246,16 @@ def _utilization(flops: int, seconds: list[float], peak: float | None) -> float 
 
 
 def _run_line(
-    config: RunConfig,
-    process: ProcessContext,
-    folder: Path,
-    dtype: torch.dtype,
-    prediction: Prediction | None,
-    num_steps: int,
+    run: ResolvedRun, process: ProcessContext, folder: Path, prediction: Prediction | None, num_steps: int
 ) -> RunLine:
     return RunLine(
         name=folder.name,
         started=datetime.now(UTC).isoformat(timespec="milliseconds"),
-        config=config.model_dump(mode="json"),
+        config=run.config.model_dump(mode="json"),
         versions=versions(),
-        engine="deepspeed" if wants_deepspeed(config, process) else "plain",
-        precision=precision_name(dtype),
-        world_size=process.world_size,
+        engine=run.engine,
+        precision=run.precision,
+        world_size=run.devices.world_size,
         device=device_name(process.device),
         num_steps=num_steps,
         prediction=prediction,

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ftkit.config.files import changed_values, dump_config
-from ftkit.errors import ConfigError, DataError, DoesNotFitError
-from ftkit.machine.process import PEER_LOST
+from ftkit.errors import ConfigError, DataError, DoesNotFitError, FtkitError
+from ftkit.machine.process import PEER_LOST, ProcessContext
 from ftkit.records.files import RecordWriter, read_record
 from ftkit.records.schema import Measurement, Prediction, ResultLine, RunLine, RunRecord
 from ftkit.sweep.axes import Trial
@@ -216,11 +216,10 @@ def _write_failure(trial: Trial, place: Path, prediction: Prediction | None, fai
     writer = RecordWriter(place / RECORD)
     if not is_begun:
         config = trial.asked()
-        wants_deepspeed = trial.config is not None and (trial.config.engine.wants_deepspeed or trial.world_size > 1)
         writer.write(
             RunLine(
                 name=trial.name, started=datetime.now(UTC).isoformat(timespec="milliseconds"), config=config,
-                engine="deepspeed" if wants_deepspeed else "plain", precision=_precision(config),
+                engine=_engine(trial), precision=_precision(config),
                 world_size=trial.world_size, device="unknown", num_steps=0, prediction=prediction, purpose="profile",
             )
         )  # fmt: skip
@@ -231,6 +230,19 @@ def _write_failure(trial: Trial, place: Path, prediction: Prediction | None, fai
         )
     )  # fmt: skip
     writer.close()
+
+
+def _engine(trial: Trial) -> str:
+    """Return the engine that a trial would have had; the launcher of several ranks is DeepSpeed's."""
+    from ftkit.engine.resolve import Devices, resolve
+
+    if trial.config is None:
+        return "unknown"
+    process = ProcessContext(world_size=trial.world_size, launcher="deepspeed" if trial.world_size > 1 else "none")
+    try:
+        return resolve(trial.config, Devices.of(process)).engine
+    except FtkitError:
+        return "unknown"
 
 
 def _precision(config: dict[str, Any]) -> str:

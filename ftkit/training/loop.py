@@ -20,7 +20,7 @@ from ftkit.engine.optim import learning_rate_at
 from ftkit.errors import CheckpointError, DivergedError, DoesNotFitError
 from ftkit.machine.disk import explained_writing
 from ftkit.machine.memory import Snapshot
-from ftkit.machine.process import ProcessContext, joined, precision_name
+from ftkit.machine.process import ProcessContext, joined
 from ftkit.machine.versions import device_name, versions
 from ftkit.models.build import set_training
 from ftkit.models.methods import method_of
@@ -246,13 +246,13 @@ def _resume(job: Job) -> Progress:
 
 def _measure(job: Job, progress: Progress) -> Measurement:
     device, speed = job.engine.device, progress.speed()
-    name, precision = device_name(device), precision_name(job.engine.dtype)
+    name, precision = device_name(device), job.run.precision
     return Measurement(
         device=name,
         **memory_figures(gather(job.meter, job.process), device),
         disk_bytes=written_bytes(job.folder),
-        num_parameters=job.num_parameters,
-        num_trainable_parameters=job.num_trainable_parameters,
+        num_parameters=job.counts.total,
+        num_trainable_parameters=job.counts.trainable,
         model_flops_utilization=planned_utilization(job.prediction, speed.get("tokens_per_second"), name, precision),
         **speed,
     )
@@ -264,8 +264,8 @@ def _run_line(job: Job) -> RunLine:
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         config=job.config.model_dump(mode="json"),
         versions=versions(),
-        engine=job.engine.name,
-        precision=precision_name(job.engine.dtype),
+        engine=job.run.engine,
+        precision=job.run.precision,
         world_size=job.process.world_size,
         device=device_name(job.engine.device),
         num_steps=job.num_steps,

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from ftkit.config.tree import RunConfig
 from ftkit.data.arrays import PreparedData, TokenSplit
 from ftkit.data.batching import check_cut, count_steps
 from ftkit.data.prepare import prepare_data
-from ftkit.engine.assemble import build_engine, wants_deepspeed
+from ftkit.engine.assemble import Counts, assemble
 from ftkit.engine.protocol import Engine
-from ftkit.machine.process import ProcessContext, first_decides, resolve_precision
-from ftkit.models.build import build_model, check_positions, count_parameters, trainable_parameters
+from ftkit.engine.resolve import Devices, EngineKind, ResolvedRun, resolve
+from ftkit.machine.process import ProcessContext, first_decides
+from ftkit.models.build import check_positions
 from ftkit.models.gguf import as_safetensors
-from ftkit.models.objective import objective_of
 from ftkit.models.source import load_config, load_tokenizer, own_label_names, resolve_source
 from ftkit.observe.meter import Meter
 from ftkit.plan.preflight import plan_first
@@ -38,17 +39,21 @@ _WARMUP_WARNING = 1 / 3
 class Job:
     """A run that is ready to train."""
 
-    config: RunConfig
+    run: ResolvedRun
     process: ProcessContext
     folder: Path
     tokenizer: Any
     data: PreparedData
     engine: Engine
     num_steps: int
-    num_parameters: int
-    num_trainable_parameters: int
+    counts: Counts
     meter: Meter
     prediction: Prediction | None
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's configuration, with every `auto` settled."""
+        return self.run.config
 
     @property
     def num_labels(self) -> int | None:
@@ -77,7 +82,7 @@ class Job:
 def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, resume: bool = False) -> Job:
     """Load data and model and put them onto the engine; raises as `train_run` does."""
     note = reporter.note if process.is_main else _silent
-    dtype = resolve_precision(config.model.precision, process.device)
+    asked = resolve(config, Devices.of(process))
     source = as_safetensors(resolve_source(config.model, config.task), note)
     meter = Meter(process.device)
     tokenizer = load_tokenizer(source)
@@ -90,21 +95,23 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     sequences = Sequences(
         len(data.train), longest, are_equal=all(split.lengths.min() == longest for split in _splits(data))
     )
-    config, prediction = plan_first(config, process, architecture, sequences, note)
-    check_cut(config.batch, longest)
+    batch, prediction = plan_first(asked.config, process, architecture, sequences, note)
+    check_cut(batch, longest)
+    run = asked.cut_by(batch)
     training = config.training
     num_steps = count_steps(len(data.train), config.batch.global_batch_size, training.epochs, training.max_steps)
     num_warmup = config.schedule.num_warmup_steps(num_steps)
     if num_warmup > _WARMUP_WARNING * num_steps:
         note(f"warning: {num_warmup} of {num_steps} steps warm up, more than a third; the peak rate is hardly used")
     folder = first_decides(process, lambda: open_folder(config, is_resumed=resume))
-    model = build_model(config, source, architecture, dtype)
-    check_positions(model, longest)
-    counts = count_parameters(model), sum(one.numel() for one in trainable_parameters(model).values())
-    if wants_deepspeed(config, process):
-        note("starting DeepSpeed; the first time, it compiles for a minute or more (offload: for up to five)")
-    engine = build_engine(config, model, process, dtype, objective_of(config))
-    return Job(config, process, folder, tokenizer, data, engine, num_steps, *counts, meter, prediction)
+
+    def before_engine(model: nn.Module) -> None:
+        check_positions(model, longest)
+        if run.engine is EngineKind.DEEPSPEED:
+            note("starting DeepSpeed; the first time, it compiles for a minute or more (offload: for up to five)")
+
+    assembled = assemble(run, source, architecture, process, before_engine)
+    return Job(run, process, folder, tokenizer, data, assembled.engine, num_steps, assembled.counts, meter, prediction)
 
 
 def _splits(data: PreparedData) -> Iterator[TokenSplit]:

@@ -49,12 +49,15 @@ batches = st.one_of(
 )
 engines = st.one_of(
     st.builds(EngineConfig, name=st.sampled_from(["auto", "deepspeed"]), zero_stage=st.sampled_from([None, 1, 2, 3])),
-    st.builds(
-        EngineConfig,
-        zero_stage=st.just(3),
-        offload_optimizer=st.sampled_from(["none", "cpu", "nvme"]),
-        offload_parameters=st.sampled_from(["none", "cpu", "nvme"]),
-        nvme_path=words,
+    *(
+        st.builds(
+            EngineConfig,
+            zero_stage=st.just(3),
+            offload_optimizer=st.sampled_from(["none", place]),
+            offload_parameters=st.sampled_from(["none", place]),
+            nvme_path=words,
+        )
+        for place in ("cpu", "nvme")
     ),
 )
 configs = st.builds(

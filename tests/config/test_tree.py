@@ -103,8 +103,8 @@ def test_an_engine_that_cannot_be_says_what_would(fields, sentence):
         ({"ds_config": "mine.json"}, True),
     ],
 )
-def test_only_zero_offload_and_templates_want_deepspeed(fields, wanted):
-    assert EngineConfig(**fields).wants_deepspeed is wanted
+def test_only_stages_offload_and_templates_ask_for_zero(fields, wanted):
+    assert EngineConfig(**fields).asks_for_zero is wanted
 
 
 def test_every_field_says_what_it_does():

@@ -12,7 +12,8 @@ SIZES = Sizes(num_trainable_parameters=300_001, largest_trainable=4_096, largest
 
 
 def received(*settings, precision="bf16", world_size=2, device_type="cuda"):
-    return deepspeed_dict(load_config(settings=settings), precision, world_size, device_type, SIZES)
+    config = load_config(settings=settings)
+    return deepspeed_dict(read_template(config.engine), config, precision, world_size, device_type, SIZES)
 
 
 def test_zero_2_in_bf16_is_exactly_this():

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ftkit.cli import main
 from ftkit.config.files import load_config
-from ftkit.engine.ds_config import Sizes, deepspeed_dict, template_name, templates_folder
+from ftkit.engine.ds_config import Sizes, deepspeed_dict, read_template, template_name, templates_folder
 from ftkit.report import text
 from ftkit.report.collect import collect_runs
 from ftkit.report.contest import contest
@@ -70,7 +70,8 @@ def test_what_deepspeed_receives_of_a_template(golden, name):
     settings += [f"engine.offload_parameters={parameters}", "engine.nvme_path=/nvme"]
     config = load_config(settings=settings)
     assert template_name(config.engine) == name
-    received = {place: deepspeed_dict(config, *where, SIZES) for place, where in PLACES.items()}
+    template = read_template(config.engine)
+    received = {place: deepspeed_dict(template, config, *where, SIZES) for place, where in PLACES.items()}
     golden(f"deepspeed/{name}.json", json.dumps(received, indent=2) + "\n")
 
 

@@ -11,7 +11,8 @@ from click.testing import CliRunner
 
 from ftkit.cli import main
 from ftkit.config.tree import BatchConfig, DataConfig, ModelConfig, RunConfig
-from ftkit.errors import ConfigError, ModelError
+from ftkit.engine.resolve import resolve
+from ftkit.errors import DeviceError, ModelError
 from ftkit.machine.hardware import CUDA_CONTEXT_BYTES
 from ftkit.models.methods.full import Full
 from ftkit.models.methods.lora import Lora, Qlora
@@ -121,9 +122,10 @@ def test_a_search_ranks_what_fits_by_speed():
 
 
 def test_a_gpu_without_bf16_computes_in_fp16_and_refuses_bf16():
-    assert find_target("t4").resolve_precision("auto") == "fp16"
-    with pytest.raises(ConfigError, match="no bf16"):
-        find_target("t4").resolve_precision("bf16")
+    devices = find_target("t4").devices
+    assert resolve(RunConfig(), devices).precision == "fp16"
+    with pytest.raises(DeviceError, match="before Ampere"):
+        resolve(RunConfig(model=ModelConfig(precision="bf16")), devices)
 
 
 def test_an_unknown_model_is_refused_with_the_nearest_names():

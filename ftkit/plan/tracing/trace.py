@@ -36,7 +36,6 @@ from ftkit.plan.tracing import cuda
 from ftkit.plan.tracing import meta_cache as remembered
 from ftkit.plan.tracing.fake import materialize, taken_for_fake
 from ftkit.plan.zero.module_events import Visits
-from ftkit.plan.zero.share import partitions_weights
 
 
 class UntraceableModelError(ModelError):
@@ -89,6 +88,7 @@ def trace(  # noqa: PLR0913  # what decides a step
     *,
     device_type: str = "cuda",
     checkpointed: Sequence[bool] | None = None,
+    sees_modules: bool = False,
 ) -> Tape:
     """Trace two optimizer steps of a configuration.
 
@@ -104,6 +104,7 @@ def trace(  # noqa: PLR0913  # what decides a step
         gpu: decides between kernels; None: a recent one.
         device_type: `cuda` or `cpu`: whose way of computing.
         checkpointed: for each layer whether it recomputes; None: as the configuration says.
+        sees_modules: note when each module begins and ends, which is when ZeRO-3 gathers and releases its weights.
 
     Returns:
         The tape.
@@ -136,7 +137,7 @@ def trace(  # noqa: PLR0913  # what decides a step
             stack.enter_context(recorder.inside(model, layers))
             see_model(recorder, model, layers)
             held = workspaces(gpu) if on_cuda else []
-            visits = Visits(recorder, model, layers) if partitions_weights(config) else None
+            visits = Visits(recorder, model, layers) if sees_modules else None
             recorder.see(held, "buffer")
             vars(model)["to"] = lambda _: model  # tensors without values are where they belong, and cannot be moved
             engine = PlainEngine(config, model, tensors.process, dtype, objective_of(config))

@@ -21,18 +21,16 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from ftkit.config.tree import RunConfig
-from ftkit.engine.ds_config import Sizes, deepspeed_dict, read_template
+from ftkit.engine.ds_config import Sizes
 from ftkit.engine.plain import BUCKET_ELEMENTS
+from ftkit.engine.resolve import EngineKind, ResolvedRun
 from ftkit.observe.peaks import kinds
 from ftkit.observe.tape import Tape
-from ftkit.plan.target import Target
 from ftkit.plan.zero.gather import FP32, FP64, Limits, Storages, Weight, Window
 from ftkit.plan.zero.module_events import GRADIENT, Visit
 from ftkit.plan.zero.partition import WEIGHTS, Shares, elements
 from ftkit.plan.zero.rewrite import Changes, Reduction, rewrite
 
-_ITEMSIZE = {"fp32": 4, "fp16": 2, "bf16": 2}
 PCIE_BYTES_PER_SECOND = 12e9
 """What pinned copies over PCIe 3.0 x16 reach of its 16 GB/s (NVIDIA's bandwidthTest)."""
 CPU_ADAM_BYTES_PER_SECOND = 20e9
@@ -60,37 +58,27 @@ class Sharing:
     offload_seconds: float = 0.0
 
 
-def uses_deepspeed(config: RunConfig) -> bool:
-    """Return whether a plan is for DeepSpeed: asked for by name or by a setting of its own."""
-    return config.engine.name == "deepspeed" or (config.engine.name == "auto" and config.engine.wants_deepspeed)
-
-
-def share_out(tape: Tape, config: RunConfig, precision: str, target: Target, num_trainable: int) -> Sharing:
+def share_out(tape: Tape, run: ResolvedRun, num_trainable: int) -> Sharing:
     """Return what one rank holds and sends.
 
     Args:
         tape: of the plain engine on one device.
-        config: the run.
-        precision: `fp16`, `bf16` or `fp32`.
-        target: number of ranks and kind of device.
+        run: the run, with its number of ranks and kind of device.
         num_trainable: elements that train.
 
     Returns:
         One rank's part; the tape itself for one plain process.
-
-    Raises:
-        ConfigError: the DeepSpeed template is not usable.
     """
-    ranks = target.num_devices
-    if not uses_deepspeed(config):
+    ranks, device_type = run.devices.world_size, run.devices.device_type
+    if run.engine is EngineKind.PLAIN:
         if ranks == 1:
             return Sharing(tape)
         changes = Changes(before_update=[FP32 * _largest_bucket(tape)])
         # A ring sends each element twice but for one share; gradients are fp32.
         return Sharing(rewrite(tape, changes), wire_bytes=2 * (ranks - 1) / ranks * FP32 * num_trainable)
     sizes = tape_sizes(tape)
-    settings = deepspeed_dict(config, precision, ranks, target.device_type, sizes)
-    changes, sharing = _change(Shares(tape, settings, _ITEMSIZE[precision], ranks, sizes, target.device_type))
+    settings = run.deepspeed_dict(sizes)
+    changes, sharing = _change(Shares(tape, settings, run.dtype.itemsize, ranks, sizes, device_type))
     return Sharing(rewrite(tape, changes), **sharing)
 
 
@@ -103,15 +91,6 @@ def _largest_bucket(tape: Tape) -> int:
             largest = max(largest, filled)
             filled = filled if filled < BUCKET_ELEMENTS else 0
     return largest
-
-
-def partitions_weights(config: RunConfig) -> bool:
-    """Return whether a run's weights are partitioned, so that its step has to be traced with its modules' visits.
-
-    Raises:
-        ConfigError: the DeepSpeed template is not usable.
-    """
-    return uses_deepspeed(config) and read_template(config.engine)["zero_optimization"]["stage"] == 3
 
 
 def tape_sizes(tape: Tape) -> Sizes:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ftkit.engine.resolve import Devices, resolve
 from ftkit.observe.peaks import find_peak
-from ftkit.plan.target import Target
 from ftkit.plan.tracing.trace import trace
 from ftkit.plan.zero.share import Sharing, share_out
 from tests.plan.zero.cases import FEW, MANY, Case
@@ -47,9 +47,11 @@ def run_ranks(which: str) -> dict[Case, dict]:
 
 
 def plan(case: Case) -> tuple[Sharing, int]:
-    tape = trace(case.config, case.architecture, case.dtype, case.shape, device_type="cpu")
+    run = resolve(case.config, Devices("cpu", has_bf16=True, world_size=RANKS))
+    sees_modules = run.partitions_weights
+    tape = trace(run.config, case.architecture, run.dtype, case.shape, device_type="cpu", sees_modules=sees_modules)
     trained = sum(birth.size // case.dtype.itemsize for birth in tape.births if birth.role == "trainable")
-    return share_out(tape, case.config, case.precision, Target("cpu", "cpu", None, 2**40, RANKS), trained), trained
+    return share_out(tape, run, trained), trained
 
 
 def compare(cases: tuple[Case, ...], measured: dict[Case, dict]) -> list[str]:

@@ -2,11 +2,12 @@
 
 import pytest
 
+from ftkit.config.rules import Force, broken_rules
 from ftkit.config.tree import ModelConfig, RunConfig
+from ftkit.engine.resolve import resolve
 from ftkit.models.methods.full import Full
 from ftkit.models.methods.lora import Lora
 from ftkit.observe.tape import BACKWARD, FORWARD
-from ftkit.plan.rules import broken_rule
 from ftkit.plan.search import _sharing, changed
 from ftkit.plan.target import find_target
 from ftkit.plan.zero.gather import Limits, Weight, Window
@@ -21,7 +22,7 @@ def offered(method, target):
     return [
         (run.engine.zero_stage, run.engine.offload_optimizer, run.engine.offload_parameters)
         for run in engines
-        if broken_rule(run, target) is None
+        if not list(broken_rules(resolve(run, target.devices).facts, Force.UNWISE))
     ]
 
 

@@ -7,10 +7,10 @@ import sys
 import torch
 
 from ftkit.engine.assemble import build_engine
+from ftkit.engine.resolve import Devices, resolve
 from ftkit.machine.memory import quiet_collector
 from ftkit.machine.process import ProcessContext, join, leave
 from ftkit.models.build import set_training
-from ftkit.models.objective import objective_of
 from ftkit.observe.peaks import find_peak
 from ftkit.observe.recorded import batch_tensors, layer_names, make_batches, record_steps, see_model
 from ftkit.observe.recorder import Recorder
@@ -25,7 +25,7 @@ def measure(case: Case, process: ProcessContext) -> Tape:
     layers, recorder = layer_names(model), Recorder(device_type="cpu")
     with quiet_collector(), recorder.inside(model, layers):
         see_model(recorder, model, layers)
-        engine = build_engine(case.config, model, process, case.dtype, objective_of(case.config))
+        engine = build_engine(resolve(case.config, Devices.of(process)), model, process)
         set_training(model, True)
         gc.collect()
         recorder.mark(LOAD)

@@ -1,0 +1,204 @@
+"""The rulebook of settings that do not go together: each rule with its reason and its remedy.
+
+The configuration checks its sections by it, `engine.resolve` checks a whole run, the planner's search leaves out what
+it rules out, and the docs print it.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Force(Enum):
+    """How far a rule goes."""
+
+    REFUSED = "refused"
+    """It does not work, so no run begins with it."""
+    UNWISE = "left out of a search"
+    """It works, and costs more than it saves: a search does not offer it to whoever has not asked for it."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the rules look at; a rule that asks for a fact which is not known does not apply.
+
+    Attributes:
+        uses_deepspeed: whether DeepSpeed runs it; None: its launcher decides.
+        zero_stage: what is partitioned, 0 under the plain engine; None: a template says it.
+        offload_optimizer: where the optimizer's state lives: `none`, `cpu` or `nvme`.
+        offload_parameters: where the weights live.
+        nvme_path: the folder on the disk.
+        has_template: whether a template of the user's own says what is offloaded.
+        cuts: the keys that cut the batch.
+        optimizer: its name.
+        trains_all: whether every weight trains.
+        precision: as it was asked for.
+        device_type: `cuda`, `cpu` or another.
+        has_bf16: whether the device multiplies bf16 in hardware.
+        world_size: ranks.
+    """
+
+    uses_deepspeed: bool | None = None
+    zero_stage: int | None = None
+    offload_optimizer: str = "none"
+    offload_parameters: str = "none"
+    nvme_path: str | None = None
+    has_template: bool = False
+    cuts: tuple[str, ...] = ()
+    optimizer: str | None = None
+    trains_all: bool | None = None
+    precision: str | None = None
+    device_type: str | None = None
+    has_bf16: bool | None = None
+    world_size: int | None = None
+
+    @property
+    def offloads(self) -> set[str]:
+        """The places that something is offloaded to."""
+        return {self.offload_optimizer, self.offload_parameters} - {"none"}
+
+    @property
+    def is_below_stage_3(self) -> bool:
+        """Whether weights are known to stay whole."""
+        return self.zero_stage is not None and self.zero_stage < 3
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A combination that is ruled out.
+
+    Attributes:
+        what: the combination.
+        reason: why it does not work, or does not pay.
+        remedy: what to do instead.
+        applies: whether the facts are such a combination.
+        force: how far the rule goes.
+        is_of_the_device: whether another device could do it.
+    """
+
+    what: str
+    reason: str
+    remedy: str
+    applies: Callable[[Facts], bool]
+    force: Force = Force.REFUSED
+    is_of_the_device: bool = False
+
+    @property
+    def sentence(self) -> str:
+        """What a user is told."""
+        return f"{self.what}: {self.reason}; {self.remedy}"
+
+
+RULES = (
+    Rule(
+        "micro_batch_size and micro_batch_tokens both cut the batch",
+        "a micro-batch is bounded by its sequences or by its padded tokens",
+        "give one of them and leave the other out",
+        lambda facts: len(facts.cuts) > 1,
+    ),
+    Rule(
+        "ZeRO, offload or a template on the plain engine",
+        "they are DeepSpeed's",
+        "leave them out or choose engine.name=deepspeed",
+        lambda facts: (
+            facts.uses_deepspeed is False and (bool(facts.zero_stage) or facts.has_template or bool(facts.offloads))
+        ),
+    ),
+    Rule(
+        "ZeRO stage 0 under DeepSpeed",
+        "stage 0 partitions nothing: that is the plain engine",
+        "choose engine.name=plain or auto",
+        lambda facts: facts.uses_deepspeed is True and facts.zero_stage == 0,
+    ),
+    Rule(
+        "weights offloaded without ZeRO-3",
+        "only stage 3 partitions weights, and only partitioned weights are offloaded",
+        "offload_parameters needs zero_stage=3",
+        lambda facts: facts.offload_parameters != "none" and facts.is_below_stage_3,
+    ),
+    Rule(
+        "the optimizer offloaded without ZeRO",
+        "ZeRO is what moves masters and moments to the host",
+        "offload_optimizer needs a zero_stage of 1, 2 or 3",
+        lambda facts: facts.offload_optimizer != "none" and facts.zero_stage == 0,
+    ),
+    Rule(
+        "offload to a disk without ZeRO-3",
+        "only stage 3 reads and writes a disk",
+        "offload to nvme needs zero_stage=3",
+        lambda facts: "nvme" in facts.offloads and facts.is_below_stage_3,
+    ),
+    Rule(
+        "offload to a disk without its folder",
+        "somewhere the partitions have to lie",
+        "offload to nvme needs nvme_path, a folder on a fast disk",
+        lambda facts: "nvme" in facts.offloads and facts.nvme_path is None,
+    ),
+    Rule(
+        "optimizer and weights offloaded to different places",
+        "no template of ds_configs/ does that",
+        "offload both to the same place, or write a template and name it with engine.ds_config",
+        lambda facts: len(facts.offloads) > 1 and not facts.has_template,
+    ),
+    Rule(
+        "adamw_8bit, paged_adamw or paged_adamw_8bit under DeepSpeed",
+        "ZeRO shares flat moments out over the ranks, and bitsandbytes keeps its own, in blocks",
+        "choose adamw, or the plain engine",
+        lambda facts: facts.uses_deepspeed is True and facts.optimizer not in (None, "adamw"),
+    ),
+    Rule(
+        "bf16 on a GPU before Ampere",
+        "the hardware does not multiply bf16",
+        "choose fp16 or auto",
+        lambda facts: facts.precision == "bf16" and facts.device_type == "cuda" and facts.has_bf16 is False,
+        is_of_the_device=True,
+    ),
+    Rule(
+        "fp16 on a CPU",
+        "its matrix products are slower than those of fp32 by orders of magnitude",
+        "choose bf16, fp32 or auto",
+        lambda facts: facts.precision == "fp16" and facts.device_type == "cpu",
+        is_of_the_device=True,
+    ),
+    Rule(
+        "ZeRO without offload on one device",
+        "with one rank there is nothing to partition, and its buckets cost memory",
+        "choose the plain engine, or offload_optimizer=cpu",
+        lambda facts: facts.world_size == 1 and bool(facts.zero_stage) and not facts.offloads,
+        Force.UNWISE,
+    ),
+    Rule(
+        "offload to the host's memory on a CPU",
+        "the device's memory is the host's, so nothing is saved, and each update is copied",
+        "leave offload out, or offload to nvme",
+        lambda facts: facts.device_type == "cpu" and "cpu" in facts.offloads,
+        Force.UNWISE,
+    ),
+    Rule(
+        "the optimizer alone offloaded where adapters or a head train",
+        "their masters and moments are a small part of what is held, and each update is copied",
+        "leave offload out, or offload the weights too with ZeRO-3",
+        lambda facts: (
+            facts.trains_all is False and facts.offload_optimizer != "none" and facts.offload_parameters == "none"
+        ),
+        Force.UNWISE,
+    ),
+)
+
+
+def broken_rules(facts: Facts, force: Force) -> Iterator[Rule]:
+    """Yield the rules of one force that some facts break, in the order of the book."""
+    return (rule for rule in RULES if rule.force is force and rule.applies(facts))
+
+
+def check(facts: Facts) -> None:
+    """Refuse what does not work.
+
+    Args:
+        facts: of a section of a configuration.
+
+    Raises:
+        ValueError: in the rule's own sentence.
+    """
+    for rule in broken_rules(facts, Force.REFUSED):
+        raise ValueError(rule.sentence)
