@@ -43,6 +43,7 @@ def judge(row: Row, gpu: Gpu) -> dict[str, Any]:
     from ftkit.config.tree import RunConfig
     from ftkit.plan.predict import Tapes, predict
     from ftkit.plan.search import changed
+    from ftkit.plan.target import Target
 
     arch = row["arch"]
     model = transformers.AutoConfig.for_model(
