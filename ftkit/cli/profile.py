@@ -12,15 +12,15 @@ import click
 from ftkit.cli.options import config_options, quieten, short_names, user_errors
 from ftkit.cli.sweep_progress import SweepProgress
 from ftkit.config.files import load_config, load_yaml
-from ftkit.config.tree import RunConfig
 from ftkit.errors import ConfigError, FtkitError
 from ftkit.machine.hub import work_offline_if_unreachable
-from ftkit.machine.process import ProcessContext
+from ftkit.machine.process import ProcessContext, usual_launcher
 from ftkit.sweep.axes import Settings, Trial, make_trials, parse_axis, read_axes
 from ftkit.sweep.sweep import Runner, open_folder, run_sweep
 from ftkit.units import parse_bytes
 
 if TYPE_CHECKING:
+    from ftkit.engine.resolve import ResolvedRun
     from ftkit.records.schema import Prediction, RunRecord
 
 
@@ -113,7 +113,7 @@ def _axes(sweeps: tuple[str, ...], sweep_file: Path | None) -> list[list[Setting
 
 def _check(trials: list[Trial], folder: Path, *, memory_snapshot: bool, overwrite: bool) -> None:
     """Refuse what cannot be before anything runs, and let the hub's client know whether there is a hub."""
-    if all(trial.config is None for trial in trials):
+    if all(trial.run is None for trial in trials):
         raise ConfigError(str(trials[0].refusal))
     work_offline_if_unreachable({trial.config.model.name for trial in trials if trial.config})
     quieten()
@@ -144,7 +144,7 @@ def _conclude(places: list[Path], folder: Path, *, as_json: bool) -> None:
 
 
 def _builder(flags: dict[str, Any], *, memory_snapshot: bool) -> Any:
-    """Return what makes a configuration of an axis's settings: they are laid over the flags, these over --set."""
+    """Return what makes a run of an axis's settings: they are laid over the flags, these over --set."""
     file, preset, base = flags.pop("file"), flags.pop("preset"), list(flags.pop("settings"))
     for name, value in flags.items():
         if value is not None and value != ():
@@ -152,13 +152,16 @@ def _builder(flags: dict[str, Any], *, memory_snapshot: bool) -> Any:
     if memory_snapshot:
         base.append("output.memory_snapshot=true")
 
-    def build(settings: list[str]) -> RunConfig:
+    def build(settings: list[str], world_size: int) -> "ResolvedRun":
+        from ftkit.engine.resolve import Devices, resolve
+
         config = load_config(file, preset, [*base, *settings])
         if config.batch.micro_batch_tokens == "auto":
             raise ConfigError(
                 "batch.micro_batch_tokens=auto has no shape to measure; give a number (`ftkit plan` shows its choice)"
             )
-        return config
+        process = ProcessContext(world_size=world_size, launcher=usual_launcher(world_size))
+        return resolve(config, Devices.of(process))
 
     return build
 
@@ -180,10 +183,10 @@ def _predict(trial: Trial, progress: SweepProgress) -> "Prediction | None":
     from ftkit.plan.predict import predict
     from ftkit.plan.target import find_target
 
-    if trial.config is None:
+    if trial.run is None:
         return None
     try:
-        return predict(trial.config, find_target(num_devices=trial.world_size))
+        return predict(trial.run.config, find_target(num_devices=trial.world_size))
     except FtkitError as error:
         progress.note(f"no prediction for {trial.name}: {error}")
         return None

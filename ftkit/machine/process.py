@@ -87,6 +87,14 @@ class ProcessContext:
         return torch.device(accelerator.type, self.local_rank)
 
 
+def usual_launcher(world_size: int) -> Launcher:
+    """Return what starts so many ranks where nothing else is said: DeepSpeed's launcher, as the README has it.
+
+    `ftkit plan --gpus 2` plans what it would run, and `ftkit profile` starts its ranks by it.
+    """
+    return "deepspeed" if world_size > 1 else "none"
+
+
 def join(process: ProcessContext) -> None:
     """Start the process group of the job, once; a process alone forms a group of one.
 

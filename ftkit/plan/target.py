@@ -7,7 +7,7 @@ import torch
 from ftkit.engine.resolve import Devices
 from ftkit.errors import ConfigError
 from ftkit.machine.hardware import CUDA_CONTEXT_BYTES, Gpu, find_gpu, parse_budget, recognize_gpu, this_machine
-from ftkit.machine.process import Launcher, has_bf16
+from ftkit.machine.process import Launcher, has_bf16, usual_launcher
 from ftkit.plan.speed import Device, cpu_device, gpu_device
 
 TYPICAL_GPU = "rtx3060"
@@ -72,8 +72,7 @@ def find_target(
         num_devices: ranks.
         memory_budget: bytes of one device, such as `8GiB`; overrides the table's.
         ram_budget: bytes of host memory.
-        launcher: what starts the ranks; None: DeepSpeed's where there are several, as in the README, and as
-            `ftkit profile` does.
+        launcher: what starts the ranks; None: see `usual_launcher`.
 
     Returns:
         The target.
@@ -85,7 +84,7 @@ def find_target(
         raise ConfigError(f"--gpus {num_devices} is no number of devices; give 1 or more")
     ram = parse_budget(ram_budget) if ram_budget else None
     budget = parse_budget(memory_budget) if memory_budget else None
-    launcher = launcher or ("deepspeed" if num_devices > 1 else "none")
+    launcher = launcher or usual_launcher(num_devices)
     if gpu is None and budget is None:
         return replace(_here(num_devices, ram), launcher=launcher)
     row = find_gpu(gpu or TYPICAL_GPU)

@@ -9,7 +9,6 @@ import statistics
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,12 @@ from torch import distributed, nn
 from ftkit.config.tree import RunConfig
 from ftkit.data.batching import MicroBatch, Shape
 from ftkit.engine.assemble import Counts, assemble
+from ftkit.engine.first_line import first_line
 from ftkit.engine.protocol import Engine
 from ftkit.engine.resolve import Devices, ResolvedRun, resolve
 from ftkit.machine.memory import Snapshot, quiet_collector
 from ftkit.machine.process import ProcessContext, joined
-from ftkit.machine.versions import device_name, versions
+from ftkit.machine.versions import device_name
 from ftkit.models.build import set_training
 from ftkit.models.gguf import as_safetensors
 from ftkit.models.source import Source, load_config, load_tokenizer, resolve_source
@@ -35,7 +35,7 @@ from ftkit.observe.tape import LOAD
 from ftkit.plan.architectures import NUM_LABELS
 from ftkit.plan.shapes import plan_shape
 from ftkit.records.files import RECORD, SNAPSHOT, RecordWriter
-from ftkit.records.schema import Measurement, PhaseMeasurement, Prediction, ResultLine, RunLine, TimelineLine
+from ftkit.records.schema import Measurement, PhaseMeasurement, Prediction, ResultLine, TimelineLine
 from ftkit.step import step
 from ftkit.step.observer import Observer, Phase
 
@@ -91,9 +91,10 @@ def profile_run(
         if config.output.memory_snapshot:  # written when memory runs out, too
             at_the_end.callback(Snapshot(process.device).write, folder / SNAPSHOT.format(rank=process.rank))
         run = resolve(config, Devices.of(process))
-        log = RecordWriter(folder / RECORD) if process.is_main else None
+        name, num_steps = device_name(process.device), num_warmup + num_timed
+        log = at_the_end.enter_context(RecordWriter(folder / RECORD)) if process.is_main else None
         if log:
-            log.write(_run_line(run, process, folder, prediction, num_warmup + num_timed))
+            log.write(first_line(folder.name, run, name, num_steps, prediction, "profile"))
         source = as_safetensors(resolve_source(config.model, config.task), lambda _: None)
         meter = Meter(process.device, every=1)
         shape = plan_shape(config, process.world_size)
@@ -103,7 +104,7 @@ def profile_run(
         seconds = _time(engine, meter, config, shape, num_warmup, num_timed)
         ranks = gather(meter, process)
         measurement = _measurement(memory_figures(ranks, process.device), _all_ranks(counted, process), process)
-        peak = known_flops(device_name(process.device), run.precision, prediction)
+        peak = known_flops(name, run.precision, prediction)
         measurement = measurement.model_copy(
             update={**_speed_figures(shape, process, seconds), "num_parameters": counts.total,
                     "num_trainable_parameters": counts.trainable,
@@ -113,7 +114,7 @@ def profile_run(
             log.write(
                 ResultLine(
                     status="completed",
-                    num_steps=_COUNTED_STEPS + num_warmup + num_timed,
+                    num_steps=_COUNTED_STEPS + num_steps,
                     train_seconds=sum(seconds),
                     total_seconds=time.perf_counter() - started,
                     measurement=measurement,
@@ -243,21 +244,3 @@ def _speed_figures(shape: Shape, process: ProcessContext, seconds: list[float]) 
 def _utilization(flops: int, seconds: list[float], peak: float | None) -> float | None:
     """Return the share of the device's peak that the model's own FLOPs took; None where the peak is not known."""
     return None if peak is None or not flops else flops / statistics.median(seconds) / peak
-
-
-def _run_line(
-    run: ResolvedRun, process: ProcessContext, folder: Path, prediction: Prediction | None, num_steps: int
-) -> RunLine:
-    return RunLine(
-        name=folder.name,
-        started=datetime.now(UTC).isoformat(timespec="milliseconds"),
-        config=run.config.model_dump(mode="json"),
-        versions=versions(),
-        engine=run.engine,
-        precision=run.precision,
-        world_size=run.devices.world_size,
-        device=device_name(process.device),
-        num_steps=num_steps,
-        prediction=prediction,
-        purpose="profile",
-    )

@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 from pydantic import ValidationError
 
@@ -43,6 +44,14 @@ class RecordWriter:
     def _append(self, data: bytes) -> None:
         while data:
             data = data[self._file.write(data) :]
+
+    def __enter__(self) -> Self:
+        """Return the writer."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        self.close()
 
     def close(self) -> None:
         """Close the file."""

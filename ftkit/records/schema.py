@@ -155,11 +155,17 @@ class RunLine(Record):
     started: str
     """ISO 8601, UTC."""
     config: dict[str, Any]
-    """The resolved RunConfig."""
+    """The RunConfig, with the learning rate, the precision and the cut that were used."""
     versions: dict[str, str] = {}
     """Package to version."""
     engine: str
-    """`plain` or `deepspeed`."""
+    """`plain` or `deepspeed`; `unknown` of a configuration that was refused."""
+    zero_stage: int | None = None
+    """What ZeRO partitions, 0 under the plain engine; None in a record that does not say it."""
+    offload_optimizer: str | None = None
+    """Where the optimizer's state lives: `none`, `cpu` or `nvme`."""
+    offload_parameters: str | None = None
+    """Where the weights live."""
     precision: str
     world_size: int
     device: str

@@ -1,6 +1,7 @@
 """Values into words, and what a configuration is called."""
 
 from ftkit.config.methods import methods
+from ftkit.records.schema import RunLine
 from ftkit.report.collect import Run
 from ftkit.units import format_bytes, format_count, format_seconds
 
@@ -77,14 +78,25 @@ def device(run: Run) -> Value:
 
 
 def engine(run: Run) -> str:
-    """Return how the run was distributed, such as `ZeRO-3, parameters on cpu`."""
-    line = run.record.run
+    """Return how the run was distributed; see `distribution`."""
+    return distribution(run.record.run)
+
+
+def distribution(line: RunLine) -> str:
+    """Return how a run is distributed, such as `ZeRO-3, parameters on cpu`.
+
+    Args:
+        line: the first of a record; one that does not say its stage has it in its configuration, unless a template
+            decided it.
+    """
     if line.engine != "deepspeed":
-        return line.engine if line.world_size == 1 else f"{line.engine} (DDP)"
-    stage = run.setting("engine.zero_stage")
-    parts = [f"ZeRO-{2 if stage is None else stage}"]
+        return f"{line.engine} (DDP)" if line.engine == "plain" and line.world_size > 1 else line.engine
+    section = line.config.get("engine", {})
+    stage = section.get("zero_stage") if line.zero_stage is None else line.zero_stage
+    template = section.get("ds_config")
+    parts = [f"DeepSpeed by {template}" if stage is None and template else f"ZeRO-{2 if stage is None else stage}"]
     for what in ("optimizer", "parameters"):
-        place = run.setting(f"engine.offload_{what}")
+        place = getattr(line, f"offload_{what}") or section.get(f"offload_{what}")
         if place and place != "none":
             parts.append(f"{what} on {place}")
     return ", ".join(parts)

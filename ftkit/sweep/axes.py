@@ -5,18 +5,22 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ftkit.config.files import flat
 from ftkit.config.methods import methods
 from ftkit.config.tree import RunConfig
-from ftkit.errors import ConfigError, nearest
+from ftkit.errors import ConfigError, FtkitError, nearest
+
+if TYPE_CHECKING:
+    from ftkit.engine.resolve import ResolvedRun
 
 WORLD_SIZE = "world_size"
 """The one axis that is no key of a configuration: the ranks."""
 
 Settings = dict[str, str]
 """Dotted key to its value as YAML."""
+Build = Callable[[list[str], int], "ResolvedRun"]
 
 
 @dataclass(frozen=True)
@@ -27,15 +31,20 @@ class Trial:
         name: its folder's name.
         settings: what the axes say of it.
         world_size: ranks.
-        config: the checked configuration, or None where it cannot be.
+        run: what runs, resolved for this machine; None where it cannot be.
         refusal: why it cannot be.
     """
 
     name: str
     settings: Settings
     world_size: int = 1
-    config: RunConfig | None = None
+    run: "ResolvedRun | None" = None
     refusal: str | None = None
+
+    @property
+    def config(self) -> RunConfig | None:
+        """The configuration, with every `auto` settled; None where it cannot be."""
+        return self.run.config if self.run else None
 
     def asked(self) -> dict[str, Any]:
         """Return the configuration as a record has it; of one that cannot be, what the axes say of it."""
@@ -103,14 +112,14 @@ def read_axes(tree: object, short: Mapping[str, str] | None = None) -> list[list
     return axes
 
 
-def make_trials(axes: Sequence[Sequence[Settings]], build: Callable[[list[str]], RunConfig]) -> list[Trial]:
+def make_trials(axes: Sequence[Sequence[Settings]], build: Build) -> list[Trial]:
     """Return the product of the axes, the last one varying fastest.
 
     An axis of a method's own, such as the rank of adapters, does not multiply the methods that have no such thing.
 
     Args:
         axes: places of each axis.
-        build: settings `key=value` to a configuration; raises a ConfigError where there can be none.
+        build: settings `key=value` and a number of ranks to a run; raises an FtkitError where there can be none.
 
     Returns:
         The trials; the same product gets the same names again.
@@ -146,13 +155,13 @@ def _keys() -> Iterator[str]:
         yield from flat(RunConfig(method=method()).model_dump())
 
 
-def _of_the_method(settings: Settings, build: Callable[[list[str]], RunConfig]) -> Settings:
+def _of_the_method(settings: Settings, build: Build) -> Settings:
     """Leave out what the method at hand has no field for, where another method has one."""
     own = [key for key in settings if key.startswith("method.") and key != "method.name"]
     rest = {key: value for key, value in settings.items() if key not in own}
     try:
-        fields = type(build(_texts(rest)).method).model_fields
-    except ConfigError:
+        fields = type(build(_texts(rest), _ranks(rest)).config.method).model_fields
+    except FtkitError:
         return settings
     return {key: value for key, value in settings.items() if key in rest or key.split(".")[1] in fields}
 
@@ -166,16 +175,21 @@ def _texts(settings: Settings) -> list[str]:
     return [f"{key}={value}" for key, value in given.items()]
 
 
-def _trial(number: int, settings: Settings, build: Callable[[list[str]], RunConfig]) -> Trial:
-    words = [re.sub(r"[^A-Za-z0-9.+-]+", "_", value.strip('"')).strip("_") for value in settings.values()]
-    name = "-".join([f"{number:03d}", *(word for word in words if word)])[:100]
+def _ranks(settings: Settings) -> int:
     ranks = settings.get(WORLD_SIZE, "1")
     if not ranks.isdigit() or int(ranks) < 1:
-        raise ConfigError(f"world_size={ranks} is no number of ranks; give 1 or more")
+        raise ConfigError(f"world_size={ranks} is not a number of ranks; give 1 or more")
+    return int(ranks)
+
+
+def _trial(number: int, settings: Settings, build: Build) -> Trial:
+    words = [re.sub(r"[^A-Za-z0-9.+-]+", "_", value.strip('"')).strip("_") for value in settings.values()]
+    name = "-".join([f"{number:03d}", *(word for word in words if word)])[:100]
+    ranks = _ranks(settings)
     try:
-        return Trial(name, settings, int(ranks), build(_texts(settings)))
-    except ConfigError as error:
-        return Trial(name, settings, int(ranks), None, str(error))
+        return Trial(name, settings, ranks, build(_texts(settings), ranks))
+    except FtkitError as error:
+        return Trial(name, settings, ranks, None, str(error))
 
 
 def _nested(settings: Settings) -> dict[str, Any]:

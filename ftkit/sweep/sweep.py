@@ -8,13 +8,12 @@ import subprocess
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ftkit.config.files import changed_values, dump_config
-from ftkit.errors import ConfigError, DataError, DoesNotFitError, FtkitError
-from ftkit.machine.process import PEER_LOST, ProcessContext
+from ftkit.errors import ConfigError, DataError, DoesNotFitError
+from ftkit.machine.process import PEER_LOST
 from ftkit.records.files import RecordWriter, read_record
 from ftkit.records.schema import Measurement, Prediction, ResultLine, RunLine, RunRecord
 from ftkit.sweep.axes import Trial
@@ -123,10 +122,10 @@ def _run(trial: Trial, place: Path, runner: Runner) -> RunRecord:
     place.mkdir(parents=True, exist_ok=True)
     for name in (RECORD, PREDICTION):
         (place / name).unlink(missing_ok=True)
-    if trial.config is None:
+    if trial.run is None:
         _write_failure(trial, place, None, "refused", str(trial.refusal))
         return read_record(place)
-    (place / CONFIG).write_text(dump_config(trial.config), encoding="utf-8")
+    (place / CONFIG).write_text(dump_config(trial.run.config), encoding="utf-8")
     prediction = runner.predict(trial)
     if prediction is not None:
         (place / PREDICTION).write_text(prediction.model_dump_json(), encoding="utf-8")
@@ -213,38 +212,19 @@ def _write_failure(trial: Trial, place: Path, prediction: Prediction | None, fai
         is_begun = True
     except DataError:
         is_begun = False
-    writer = RecordWriter(place / RECORD)
-    if not is_begun:
-        config = trial.asked()
-        writer.write(
-            RunLine(
-                name=trial.name, started=datetime.now(UTC).isoformat(timespec="milliseconds"), config=config,
-                engine=_engine(trial), precision=_precision(config),
-                world_size=trial.world_size, device="unknown", num_steps=0, prediction=prediction, purpose="profile",
-            )
-        )  # fmt: skip
-    writer.write(
-        ResultLine(
-            status="failed", failure=failure, reason=reason, num_steps=0, train_seconds=0.0, total_seconds=0.0,
-            measurement=Measurement(),
-        )
+    end = ResultLine(
+        status="failed", failure=failure, reason=reason, num_steps=0, train_seconds=0.0, total_seconds=0.0,
+        measurement=Measurement(),
     )  # fmt: skip
-    writer.close()
+    with RecordWriter(place / RECORD) as writer:
+        if not is_begun:
+            writer.write(_first_line(trial, prediction))
+        writer.write(end)
 
 
-def _engine(trial: Trial) -> str:
-    """Return the engine that a trial would have had; the launcher of several ranks is DeepSpeed's."""
-    from ftkit.engine.resolve import Devices, resolve
+def _first_line(trial: Trial, prediction: Prediction | None) -> RunLine:
+    from ftkit.engine.first_line import first_line, refused_line
 
-    if trial.config is None:
-        return "unknown"
-    process = ProcessContext(world_size=trial.world_size, launcher="deepspeed" if trial.world_size > 1 else "none")
-    try:
-        return resolve(trial.config, Devices.of(process)).engine
-    except FtkitError:
-        return "unknown"
-
-
-def _precision(config: dict[str, Any]) -> str:
-    section = config.get("model")
-    return str(section.get("precision", "unknown")) if isinstance(section, dict) else "unknown"
+    if trial.run is None:
+        return refused_line(trial.name, trial.asked(), trial.world_size, "profile")
+    return first_line(trial.name, trial.run, "unknown", 0, prediction, "profile")

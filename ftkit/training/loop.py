@@ -5,7 +5,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -16,17 +15,18 @@ from ftkit.config.files import dump_config
 from ftkit.config.tree import RunConfig
 from ftkit.data.arrays import TokenSplit
 from ftkit.data.batching import GlobalBatch, collate, cut, global_batches
+from ftkit.engine.first_line import first_line
 from ftkit.engine.optim import learning_rate_at
 from ftkit.errors import CheckpointError, DivergedError, DoesNotFitError
 from ftkit.machine.disk import explained_writing
 from ftkit.machine.memory import Snapshot
 from ftkit.machine.process import ProcessContext, joined
-from ftkit.machine.versions import device_name, versions
+from ftkit.machine.versions import device_name
 from ftkit.models.build import set_training
 from ftkit.models.methods import method_of
 from ftkit.observe.meter import gather, memory_figures, planned_utilization
 from ftkit.records.files import CHECKPOINTS, CONFIG, RECORD, RecordWriter, read_record
-from ftkit.records.schema import EvaluationLine, Measurement, Record, ResultLine, RunLine, RunRecord, Scores, StepLine
+from ftkit.records.schema import EvaluationLine, Measurement, Record, ResultLine, RunRecord, Scores, StepLine
 from ftkit.step import step
 from ftkit.step.observer import Observers
 from ftkit.step.step import StepResult
@@ -78,7 +78,7 @@ class _Recorder:
 def _train(job: Job, record: _Recorder, started: float, snapshot: Snapshot | None, *, resume: bool) -> RunRecord:
     """Run all steps, restore the best weights, score the test split, save."""
     progress = _resume(job) if resume else Progress()
-    run = _run_line(job)
+    run = first_line(job.folder.name, job.run, device_name(job.engine.device), job.num_steps, job.prediction)
     if job.process.is_main:
         (job.folder / CONFIG).write_text(dump_config(job.config), encoding="utf-8")
         record.write(run)
@@ -255,21 +255,6 @@ def _measure(job: Job, progress: Progress) -> Measurement:
         num_trainable_parameters=job.counts.trainable,
         model_flops_utilization=planned_utilization(job.prediction, speed.get("tokens_per_second"), name, precision),
         **speed,
-    )
-
-
-def _run_line(job: Job) -> RunLine:
-    return RunLine(
-        name=job.folder.name,
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
-        config=job.config.model_dump(mode="json"),
-        versions=versions(),
-        engine=job.run.engine,
-        precision=job.run.precision,
-        world_size=job.process.world_size,
-        device=device_name(job.engine.device),
-        num_steps=job.num_steps,
-        prediction=job.prediction,
     )
 
 

@@ -4,12 +4,13 @@ import pytest
 
 from ftkit.cli.options import short_names
 from ftkit.config.files import load_config
+from ftkit.engine.resolve import Devices, resolve
 from ftkit.errors import ConfigError
 from ftkit.sweep.axes import make_trials, parse_axis, read_axes
 
 
-def build(settings):
-    return load_config(settings=settings)
+def build(settings, world_size=1):
+    return resolve(load_config(settings=settings), Devices("cpu", has_bf16=False, world_size=world_size))
 
 
 def test_a_sweep_is_the_product_of_its_axes_and_joined_keys_move_together():
@@ -88,5 +89,5 @@ def test_an_unknown_axis_is_refused_with_the_nearest(key, nearest):
 
 @pytest.mark.parametrize("ranks", ["0", "two", "-1"])
 def test_a_number_of_ranks_that_is_none_is_refused(ranks):
-    with pytest.raises(ConfigError, match="is no number of ranks"):
+    with pytest.raises(ConfigError, match="is not a number of ranks"):
         make_trials([parse_axis(f"world_size={ranks}")], build)

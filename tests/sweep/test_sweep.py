@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ftkit.config.files import load_config
+from ftkit.engine.resolve import Devices, resolve
 from ftkit.errors import ConfigError
 from ftkit.records.files import RecordWriter
 from ftkit.records.schema import Measurement, ResultLine, RunLine
@@ -23,7 +24,7 @@ def write_good(place):
     """What a trial that works leaves."""
     writer = RecordWriter(Path(place) / "record.jsonl")
     seed = int(Path(place).name[-1])
-    config = load_config(settings=[f"training.seed={seed}"]).model_dump(mode="json")
+    config = build([f"training.seed={seed}"]).config.model_dump(mode="json")
     writer.write(
         RunLine(
             name=Path(place).name, started="", config=config, engine="plain", precision="fp32", world_size=1,
@@ -42,8 +43,8 @@ def command(trial, place):
     return [sys.executable, "-c", BODIES.get(seed, good)]
 
 
-def build(settings):
-    return load_config(settings=settings)
+def build(settings, world_size=1):
+    return resolve(load_config(settings=settings), Devices("cpu", has_bf16=False, world_size=world_size))
 
 
 def rows(trials, folder, time_limit=10.0, **more):
@@ -84,7 +85,7 @@ def test_a_configuration_whose_record_breaks_off_is_run_again(tmp_path, importab
 
 def test_the_measurement_of_another_configuration_is_never_written_over(tmp_path, importable):
     rows(make_trials([parse_axis("training.seed=0")], build), tmp_path)
-    other = make_trials([parse_axis("training.seed=0")], lambda settings: build([*settings, "method.rank=4"]))
+    other = make_trials([parse_axis("training.seed=0")], lambda settings, _: build([*settings, "method.rank=4"]))
     with pytest.raises(ConfigError, match=r"holds a measurement of another configuration.*--output"):
         open_folder(other, tmp_path, overwrite=False)
     open_folder(other, tmp_path, overwrite=True)
