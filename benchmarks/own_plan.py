@@ -3,7 +3,8 @@
 import re
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.stacks import Row, hf
+from benchmarks.rows import Row, arch_of, num_micro_batches
+from benchmarks.stacks import hf
 from ftkit.machine.hardware import Gpu
 
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ def reason_not_planned(row: Row) -> str | None:
         return "full training keeps fp32 masters in ftkit; other adapters are not ftkit's"
     if row["n_gpus"] != 1:
         return "its sharding is not DeepSpeed's"
-    if (row["arch"] or {}).get("arch_class") not in KINDS:
+    if row["arch"] is None or row["arch"]["arch_class"] not in KINDS:
         return "its model is not transformers' own"
-    if not row["arch"].get("vocab"):
+    if not row["arch"]["vocab"]:
         return "its vocabulary is not known"
     if row["quant"] and "nf4" not in row["quant"]:
         return f"its quantization is not ftkit's ({row['quant']})"
@@ -45,7 +46,7 @@ def judge(row: Row, gpu: Gpu) -> dict[str, Any]:
     from ftkit.plan.search import changed
     from ftkit.plan.target import Target
 
-    arch = row["arch"]
+    arch = arch_of(row)
     model = transformers.AutoConfig.for_model(
         KINDS[arch["arch_class"]],
         hidden_size=arch["hidden"],
@@ -84,7 +85,7 @@ def deepspeed_rank(row: Row) -> "Tape":
     dtype = hf.half(row)
     config = RunConfig.model_validate(configuration(row) | {"engine": deepspeed_engine(row)})
     run = resolve(config, Devices("cuda", dtype is torch.bfloat16, row["n_gpus"], "deepspeed"))
-    shape = Shape(row["micro_batch"], row["seq_len"], row["grad_accum"] or 1)
+    shape = Shape(row["micro_batch"], row["seq_len"], num_micro_batches(row))
     tape = trace(run.config, hf.architecture(row), dtype, shape.traced, sees_modules=run.partitions_weights)
     return share_out(tape, run, tape_sizes(tape).num_trainable_parameters).tape
 

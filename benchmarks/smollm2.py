@@ -69,11 +69,14 @@ def train(task: str, folder: Path, flags: list[str]) -> RunRecord:
 
 def row(name: str, record: RunRecord) -> str:
     """Return a row of the table."""
-    scores, measured = record.last_evaluation("test"), record.result.measurement
+    scores, result = record.last_evaluation("test"), record.result
+    assert scores is not None
+    assert result is not None
+    measured = result.measurement
     accuracy = "" if scores.accuracy is None else f"{scores.accuracy:.4f}"
     figures = [name, f"{scores.loss:.4f}", accuracy, f"{measured.tokens_per_second:,.0f}"]
-    seconds = f"{record.result.train_seconds / 60:.1f} min"
-    return "| " + " | ".join([*figures, seconds, format_bytes(measured.peak_process_bytes)]) + " |"
+    seconds = f"{result.train_seconds / 60:.1f} min"
+    return "| " + " | ".join([*figures, seconds, format_bytes(measured.peak_process_bytes or 0)]) + " |"
 
 
 def main() -> None:

@@ -2,11 +2,12 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
-Row = dict[str, Any]
-Pair = tuple[Row, Row]
+from benchmarks.rows import Row
+from benchmarks.runner import Answer
+
+Pair = tuple[Row, Answer]
 """A published row and what a trace said of it."""
 METRICS = {
     "allocated_peak": "max_memory_allocated",
@@ -17,10 +18,16 @@ METRICS = {
 }
 
 
+def measured(row: Row) -> int:
+    """Return the bytes that a row measured, which it has."""
+    assert row["value_bytes"] is not None
+    return row["value_bytes"]
+
+
 def error(pair: Pair) -> float:
     """Return the relative error of a prediction; positive: too much."""
     row, found = pair
-    return float(found["predicted_bytes"] / row["value_bytes"] - 1)
+    return float(found["predicted_bytes"] / measured(row) - 1)
 
 
 def counted_once(pairs: Sequence[Pair]) -> list[float]:
@@ -49,7 +56,7 @@ def by_group(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
     return dict(groups)
 
 
-def page(rows: Sequence[Row], found: dict[str, Row], reason: Callable[[Row], str | None]) -> str:
+def page(rows: Sequence[Row], found: Mapping[str, Answer], reason: Callable[[Row], str | None]) -> str:
     """Return the page in Markdown.
 
     Args:
@@ -87,9 +94,9 @@ def _head() -> list[str]:
         "What NVML shows is the reserved peak and the context, as the row gives it.",
         "",
         "```console",
-        "$ python benchmarks/truth.py setup                  # each stack's own versions, under runs/truth",
-        "$ python benchmarks/truth.py trace public.jsonl     # fills benchmarks/truth.jsonl; half a minute a row",
-        "$ python benchmarks/truth.py table public.jsonl     # writes this page",
+        "$ python benchmarks/published.py setup                    # each stack's own versions, under runs/truth",
+        "$ python benchmarks/published.py truth trace public.jsonl # fills benchmarks/truth.jsonl; half a minute a row",
+        "$ python benchmarks/published.py truth table public.jsonl # writes this page",
         "```",
         "",
     ]
@@ -136,7 +143,7 @@ def _group(group: str, pairs: Sequence[Pair], level: str = "##") -> list[str]:
     lines += ["| row | run | measured GB | predicted GB | error |", "|---|---|---:|---:|---:|"]
     for pair in pairs:
         row, found = pair
-        sizes = f"{row['value_bytes'] / 1e9:.3f} | {found['predicted_bytes'] / 1e9:.3f}"
+        sizes = f"{measured(row) / 1e9:.3f} | {found['predicted_bytes'] / 1e9:.3f}"
         lines.append(f"| {row['id']} | {_run(row)} | {sizes} | {error(pair):+.2%} |")
     return [*lines, ""]
 

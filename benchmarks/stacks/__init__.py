@@ -1,10 +1,10 @@
-"""The stacks whose published peaks are held against traces of what they did, one file for each.
+"""The stacks whose published figures are compared with traces of what they did, one file for each.
 
 A stack's file has
 
 - `GROUPS`: prefixes of the `group` of the rows that are its own,
-- `REQUIREMENTS`: exact pins of the versions that were measured; `truth.py setup` installs them beside this project's
-  torch, without their dependencies, so those that are needed are named too,
+- `REQUIREMENTS`: exact pins of the versions that were measured; `published.py setup` installs them beside this
+  project's torch, without their dependencies, so those that are needed are named too,
 - `reason_not_traced(row)`: why a row cannot be reproduced, or None,
 - `trace_row(row)`: the tape of what the stack did, or its births and deaths on several streams,
 
@@ -13,20 +13,20 @@ whoever asks for its groups and reasons need not have them.
 """
 
 import importlib
-import json
-import os
 import pkgutil
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-Row = dict[str, Any]
+from benchmarks.rows import Row
+
 ROOT = Path(__file__).resolve().parents[2]
 INSTALLED = ROOT / "runs" / "truth"
-"""Where `truth.py setup` puts each stack's versions."""
+"""Where `install` puts each stack's versions."""
 
 
 def names() -> list[str]:
@@ -39,19 +39,21 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def run_child(script: str, name: str, rows: Sequence[Row], results: Path) -> bool:
-    """Run a script's `child NAME RESULTS` over rows, in a process that finds the versions of a stack first.
+def install(chosen: Sequence[str]) -> None:
+    """Install the versions of stacks, each into a folder of its own."""
+    for name in chosen:
+        if pins := load(name).REQUIREMENTS:
+            target = INSTALLED / name
+            shutil.rmtree(target, ignore_errors=True)  # pip would leave the metadata of another version beside it
+            command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target"]
+            subprocess.run([*command, str(target), *pins], check=True)
+            print(f"{name}: {', '.join(pins)}")
 
-    Returns:
-        Whether it succeeded.
-    """
-    if name in names() and load(name).REQUIREMENTS and not (INSTALLED / name).is_dir():
-        sys.exit(f"the versions of {name} are not installed; first: python benchmarks/truth.py setup")
-    paths = [str(INSTALLED / name), str(ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-W", "ignore", script, "child", name, str(results)]
-    text = "\n".join(map(json.dumps, rows))
-    return subprocess.run(command, input=text, text=True, env=environment, check=False).returncode == 0
+
+def versions(name: str) -> dict[str, str]:
+    """Return the versions of a stack that this process finds."""
+    packages = [pin.partition("==")[0] for pin in load(name).REQUIREMENTS]
+    return {package: metadata.version(package) for package in packages}
 
 
 def enter(name: str) -> ModuleType:
@@ -66,6 +68,11 @@ def stack_of(row: Row) -> str | None:
     """Return the name of the stack that a row is of: that with the longest prefix of its group; None: of none."""
     found = [(len(prefix), name) for name in names() for prefix in load(name).GROUPS if row["group"].startswith(prefix)]
     return max(found)[1] if found else None
+
+
+def tracers(row: Row) -> list[str]:
+    """Return the stack that can trace a row, or nothing."""
+    return [] if reason_not_traced(row) else [str(stack_of(row))]
 
 
 def reason_not_traced(row: Row) -> str | None:

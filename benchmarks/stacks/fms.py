@@ -12,7 +12,8 @@ from unittest import mock
 import torch
 from torch import nn
 
-from benchmarks.stacks import Row, autocast, fourbit, fsdp, hf, traced
+from benchmarks.rows import Row, arch_of, rank_of
+from benchmarks.stacks import autocast, fourbit, fsdp, hf, traced
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import Tape
 
@@ -31,7 +32,7 @@ def reason_not_traced(row: Row) -> str | None:
     """Return why a row cannot be reproduced, or None."""
     if row["fused_kernels"] not in (None, "none"):
         return f"fused kernels ({row['fused_kernels']}), which are Triton's and have no form without a GPU"
-    if row["arch"]["arch_class"].startswith("Mixtral"):
+    if arch_of(row)["arch_class"].startswith("Mixtral"):
         return "experts that are chosen by value"
     return None
 
@@ -87,7 +88,7 @@ def adapt(row: Row, model: nn.Module) -> nn.Module:
 
     kind = "SEQ_CLS" if hf.classifies(row) else "CAUSAL_LM"
     config = peft.LoraConfig(
-        r=row["lora_r"], lora_alpha=16, lora_dropout=0.1, target_modules=hf.adapted(row, model), task_type=kind
+        r=rank_of(row), lora_alpha=16, lora_dropout=0.1, target_modules=hf.adapted(row, model), task_type=kind
     )
 
     def dispatch(target: nn.Module, adapter_name: str, **kwargs: Any) -> Any:

@@ -297,7 +297,7 @@ def _patches(device: Device) -> Iterator[Any]:
     yield mock.patch.object(
         handle,
         "shard",
-        lambda one: told_after(device, lambda _: _shard(one), one.flat_param.data),  # type: ignore[no-untyped-call]
+        lambda one: told_after(device, lambda _: _shard(one), one.flat_param.data),
     )
     yield mock.patch.object(_init_utils, "_move_states_to_device", device.move)
     yield mock.patch.object(_init_utils, "_init_param_handle_from_params", device.handle)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.stacks import Row, fourbit, fsdp, hf, traced
+from benchmarks.rows import Row, rank_of
+from benchmarks.stacks import fourbit, fsdp, hf, traced
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import LOAD
 
@@ -50,12 +51,16 @@ def build(row: Row) -> Any:
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
     if row["quant"]:
-        options = {"compute_dtype": torch.bfloat16, "quant_type": "nf4", "quant_storage": torch.bfloat16}
+        options: dict[str, Any] = {
+            "compute_dtype": torch.bfloat16,
+            "quant_type": "nf4",
+            "quant_storage": torch.bfloat16,
+        }
         fourbit.quantize(model, **options)
         model.is_loaded_in_4bit = True
     with torch.device("meta"):
         config = peft.LoraConfig(
-            r=row["lora_r"],
+            r=rank_of(row),
             lora_alpha=16,
             lora_dropout=0.1,
             target_modules=hf.adapted(row, model),

@@ -8,7 +8,7 @@ from unittest import mock
 import torch
 from torch import nn
 
-from benchmarks.stacks import Row
+from benchmarks.rows import Arch, Row, arch_of
 from ftkit.models import bnb
 
 INNER = ("intermediate_size", "n_inner", "hidden_dim", "ffn_hidden_size", "ffn_dim")
@@ -35,9 +35,10 @@ def architecture(row: Row) -> Any:
     """Return the transformers configuration of a row, made of what its `arch` says."""
     import transformers
 
-    arch, kind = row["arch"], model_type(row["arch"])
+    arch = arch_of(row)
+    kind = model_type(arch)
     usual = transformers.CONFIG_MAPPING[kind]()
-    fields = {
+    fields: dict[str, Any] = {
         "hidden_size": arch["hidden"],
         "num_hidden_layers": arch["layers"],
         "num_attention_heads": arch["heads"],
@@ -69,15 +70,15 @@ def architecture(row: Row) -> Any:
 
 def max_positions(row: Row) -> int | None:
     """Return the positions of a row's model, which old versions keep tables of: its own, or the planner's table's."""
-    if row["arch"].get("max_pos"):
-        return int(row["arch"]["max_pos"])
+    if "max_pos" in arch_of(row):
+        return arch_of(row)["max_pos"]
     table = json.loads((resources.files("ftkit.plan") / "architectures.json").read_text(encoding="utf-8"))
     name = row["model_id"].rsplit("/", 1)[-1].lower()
     found = max((key for key in table if name.startswith(key)), key=len, default=None)
     return table[found]["config"].get("max_position_embeddings") if found else None
 
 
-def model_type(arch: dict[str, Any]) -> str:
+def model_type(arch: Arch) -> str:
     """Return what transformers calls the type of a row's model, from what the row says of it.
 
     Raises:
@@ -111,7 +112,8 @@ def build(row: Row, dtype: torch.dtype, attention: str | None) -> Any:
     import transformers
 
     heads = transformers.AutoModelForSequenceClassification, transformers.AutoModelForCausalLM
-    kind, config = heads[0] if classifies(row) else heads[1], architecture(row)
+    kind: Any = heads[0] if classifies(row) else heads[1]
+    config = architecture(row)
     if attention == "sdpa" and not kind._model_mapping[type(config)]._supports_sdpa:
         attention = "eager"
     options = {} if attention is None else {"torch_dtype": dtype, "attn_implementation": attention}

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from benchmarks import own_plan
-from benchmarks.stacks import Row, autocast, compiled, fms, fourbit, fsdp, fsdp2, hf, packed, traced
+from benchmarks.rows import Row
+from benchmarks.stacks import autocast, compiled, fms, fourbit, fsdp, fsdp2, hf, packed, traced
 from ftkit.config.tree import OptimizerConfig
 from ftkit.models import bnb
 from ftkit.observe.recorded import layer_names
@@ -138,7 +139,7 @@ def build(row: Row) -> Any:
     dtype = named.get(row["base_dtype"] or "", hf.half(row))
     model = hf.build(row, dtype, "eager" if row["attn_impl"] == "eager" else "sdpa")
     if row["quant"]:
-        options = {"quant_type": "nf4", "compress_statistics": "double" in row["quant"]}
+        options: dict[str, Any] = {"quant_type": "nf4", "compress_statistics": "double" in row["quant"]}
         # FSDP flattens no integers: 4-bit weights are then stored in the dtype of the others.
         storage = dtype if "FSDP" in row["parallel"] else torch.uint8
         fourbit.quantize(model, compute_dtype=dtype, quant_storage=storage, **options)

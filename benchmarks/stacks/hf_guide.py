@@ -18,7 +18,8 @@ import torch
 from torch import nn
 from torch.utils import checkpoint
 
-from benchmarks.stacks import Row, autocast, hf, traced
+from benchmarks.rows import Row, num_micro_batches
+from benchmarks.stacks import autocast, hf, traced
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import Tape
 
@@ -56,7 +57,7 @@ def trace_row(row: Row) -> Tape:
 
 def _steps(row: Row, model: Any, optimizer: Any, recorder: Recorder) -> None:
     is_half = "fp16" in row["compute_dtype"]
-    accumulated = row["grad_accum"]
+    accumulated = num_micro_batches(row)
     scale = torch.ones(()) if is_half else None
 
     def loss_of() -> torch.Tensor:

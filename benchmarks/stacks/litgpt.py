@@ -14,7 +14,8 @@ from unittest import mock
 import torch
 from torch import nn
 
-from benchmarks.stacks import Row, autocast, fsdp, packed, traced
+from benchmarks.rows import Row
+from benchmarks.stacks import autocast, fsdp, packed, traced
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import BACKWARD, FORWARD, OPTIMIZER, Tape
 
@@ -115,7 +116,7 @@ def kind(row: Row) -> tuple[Any, dict[str, Any]]:
     if row["method"] in ("lora", "qlora"):
         from litgpt import lora
 
-        named = row["lora_target_modules"].partition("(")[0].replace(" ", "").split(",")
+        named = (row["lora_target_modules"] or "").partition("(")[0].replace(" ", "").split(",")
         fields = {f"lora_{name}": name in named for name in TARGETS}
         return lora, fields | {"lora_r": row["lora_r"], "lora_alpha": 16, "lora_dropout": 0.05}
     from litgpt import adapter, adapter_v2, model

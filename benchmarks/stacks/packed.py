@@ -34,7 +34,7 @@ def no_library() -> Iterator[None]:
     """Let bitsandbytes' Python run without its compiled half."""
     from bitsandbytes import functional
 
-    nothing = {"lib": _NoLibrary(), "get_ptr": lambda tensor: tensor}
+    nothing: dict[str, Any] = {"lib": _NoLibrary(), "get_ptr": lambda tensor: tensor}
     nothing |= dict.fromkeys(("pre_call", "post_call", "is_on_gpu"), lambda *_: None)
     with mock.patch.multiple(functional, **nothing):
         yield
@@ -58,7 +58,7 @@ def replace_linear(model: nn.Module, dtype: torch.dtype, *, double: bool, kind: 
                 layer = Linear4bit(*sizes, compute_dtype=dtype, compress_statistics=double, quant_type=kind)
             layer.weight = nn.Parameter(module.weight.data, requires_grad=False)
             layer.bias = module.bias
-            layer.double = double
+            vars(layer)["double"] = double
             model.set_submodule(name, layer)
 
 
@@ -79,7 +79,7 @@ def quantize(model: nn.Module, dtype: torch.dtype, *, kind: str = "nf4") -> Iter
         if isinstance(layer, Linear4bit):
             shape = torch.Size((layer.out_features, layer.in_features))
             wide = torch.empty(shape, dtype=dtype)
-            state, constants = _state(shape, dtype, kind, double=layer.double)
+            state, constants = _state(shape, dtype, kind, double=vars(layer)["double"])
             weight: Any = nn.Parameter(torch.empty((shape.numel() + 1) // 2, 1, dtype=torch.uint8), requires_grad=False)
             weight.quant_state = state
             layer.weight = weight
@@ -102,7 +102,7 @@ def _state(shape: torch.Size, dtype: torch.dtype, kind: str, *, double: bool) ->
         found |= {"offset": offset, "nested_absmax": second, "nested_code": table}
         nested = _second_state(functional, second, table, scales.shape)
     if hasattr(functional, "QuantState"):
-        made = functional.QuantState(scales, shape, code, BLOCK, kind, dtype, offset, nested)
+        made: Any = functional.QuantState(scales, shape, code, BLOCK, kind, dtype, offset, nested)
     else:  # before 0.42: a list
         made = [scales, shape, dtype, BLOCK, [offset, nested] if double else None, kind, code]
     return made, found
@@ -128,7 +128,7 @@ class PagedAdamW(torch.optim.Optimizer):
         """Start without moments."""
         super().__init__(parameters, {})
 
-    def step(self, *_: Any) -> None:
+    def step(self, *_: Any) -> None:  # type: ignore[override]  # no stack gives a closure
         """Make the moments that are not there yet."""
         for group in self.param_groups:
             for parameter in group["params"]:

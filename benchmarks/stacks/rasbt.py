@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.stacks import Row, fsdp, hf, traced, vit, zero2
+from benchmarks.rows import Row, num_micro_batches
+from benchmarks.stacks import fsdp, hf, traced, vit, zero2
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import LOAD
 
@@ -89,11 +90,11 @@ def steps(row: Row, model: Any, recorder: Recorder, device: fsdp.Device) -> None
     parameters = list(model.parameters())
 
     def share() -> torch.Tensor:
-        return loss_of(row, model, recorder) / row["grad_accum"]
+        return loss_of(row, model, recorder) / num_micro_batches(row)
 
     def update() -> None:
         device.synchronize()
         for parameter in parameters:
             parameter.grad = None
 
-    traced.two_steps(recorder, share, update, micro_batches=row["grad_accum"])
+    traced.two_steps(recorder, share, update, micro_batches=num_micro_batches(row))

@@ -29,7 +29,8 @@ from unittest import mock
 import torch
 from torch import nn
 
-from benchmarks.stacks import Row, compiled, packed, traced
+from benchmarks.rows import Row, rank_of
+from benchmarks.stacks import compiled, packed, traced
 from ftkit.observe.tape import Tape
 
 GROUPS = ("torchtune/README_flags",)
@@ -180,13 +181,13 @@ def builder(row: Row) -> tuple[Callable[..., Any], dict[str, Any]]:
     module = import_module(f"torchtune.models.{family}")
     if row["method"] == "full":
         return getattr(module, name), {}
-    named = row["lora_target_modules"]
+    named = row["lora_target_modules"] or ""
     every = named.startswith("all")
     fields = {
         "lora_attn_modules": [one for one in ATTENTION if every or one in named],
         "apply_lora_to_mlp": every or "mlp" in named,
-        "lora_rank": row["lora_r"],
-        "lora_alpha": 2 * row["lora_r"],
+        "lora_rank": rank_of(row),
+        "lora_alpha": 2 * rank_of(row),
     }
     return getattr(module, f"lora_{name}"), fields | {"quantize_base": row["method"] == "qlora"}
 
@@ -197,7 +198,7 @@ def loss_step(row: Row, model: Any, offloading: Any, tokens: Callable[[], torch.
     from torchtune.modules.loss import CEWithChunkedOutputLoss
 
     compute: Any = nn.CrossEntropyLoss()
-    if "Chunked" in row["loss_head"]:
+    if "Chunked" in (row["loss_head"] or ""):
         compute = CEWithChunkedOutputLoss()
         model.set_num_output_chunks(compute.num_output_chunks)
     if row["torch_compile"]:

@@ -3,24 +3,27 @@
 import gc
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim import optimizer as torch_optimizer
 from torch.utils import _foreach_utils
 
-from benchmarks.stacks import Row
+from benchmarks.rows import Row
 from ftkit.machine.hardware import CUDA_CONTEXT_BYTES, recognize_gpu
+from ftkit.machine.memory import quiet_collector
 from ftkit.models import bnb
 from ftkit.observe.allocator import replay
 from ftkit.observe.peaks import allocator_events
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Tape
 from ftkit.plan.tracing import cuda
+from ftkit.plan.tracing.fake import materialize
+from ftkit.plan.tracing.trace import fake_tensors, workspaces
 
 Event = tuple[int, int] | tuple[int, int, int]
 """As `allocator.replay` takes them; the stream where there are several."""
@@ -34,17 +37,14 @@ NCCL_BYTES = 544 * 2**20
 def computing() -> Iterator[None]:
     """Compute without values, as CUDA would."""
     gc.collect()
-    gc.disable()
-    try:
-        with (
-            FakeTensorMode(allow_non_fake_inputs=True),
-            cuda.unpacked_batches(),
-            cuda.cuda_semantics(),
-            foreach_by_default(),
-        ):
-            yield
-    finally:
-        gc.enable()
+    with (
+        quiet_collector(),
+        fake_tensors().mode,
+        cuda.unpacked_batches(),
+        cuda.cuda_semantics(),
+        foreach_by_default(),
+    ):
+        yield
 
 
 def recorder() -> Recorder:
@@ -72,29 +72,15 @@ def foreach_by_default() -> Iterator[None]:
 
 
 def fake(model: nn.Module) -> None:
-    """Put fake tensors in the place of those on `meta`; inside `computing`.
-
-    Tied weights stay tied; 4-bit weights of bitsandbytes become packed ones with their constants.
-    """
-    made: dict[int, Any] = {}
-    for module in model.modules():
-        for table in (module._parameters, module._buffers):
-            for name, tensor in list(table.items()):
-                if tensor is not None and tensor.device.type == "meta":
-                    if id(tensor) not in made:
-                        made[id(tensor)] = _fake(tensor)
-                    table[name] = made[id(tensor)]
-
-
-def _fake(tensor: torch.Tensor) -> torch.Tensor:
-    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
-    if bnb.is_packed_type(tensor):
-        return bnb.pack_without_values(tensor, empty)
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    """Put fake tensors in the place of those on `meta`; inside `computing`."""
+    materialize(model, nullcontext(), torch.device("cpu"))
 
 
 def hidden(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """Return the constants of a model's 4-bit weights, which are neither parameters nor buffers."""
+    """Return the constants of a model's 4-bit weights, which are neither parameters nor buffers.
+
+    They are asked of the layers: `bnb.hidden_tensors` asks the weights, which FSDP has made parts of flat ones.
+    """
     states = [module.quant_state for module in model.modules() if getattr(module, "quant_state", None) is not None]
     return [(name, tensor) for state in states for name, tensor in bnb.state_tensors(state).items()]
 
@@ -117,9 +103,8 @@ def see(recorder: Recorder, model: nn.Module, *, workspaces: bool = True) -> Non
 
 def see_workspaces(recorder: Recorder) -> None:
     """Write cuBLAS's workspaces on the tape; they live as long as the process."""
-    spaces = [torch.empty(cuda.cublas_workspace(None), dtype=torch.uint8) for _ in range(cuda.NUM_WORKSPACES)]
-    vars(recorder)["workspaces"] = spaces
-    recorder.see([("workspace", one) for one in spaces], "buffer")
+    spaces = vars(recorder)["workspaces"] = workspaces(None)
+    recorder.see(spaces, "buffer")
 
 
 def two_steps(

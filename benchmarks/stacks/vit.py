@@ -12,7 +12,8 @@ from unittest import mock
 import torch
 from torch import nn
 
-from benchmarks.stacks import Row, autocast, fsdp, older_adam, traced
+from benchmarks.rows import Row, num_micro_batches
+from benchmarks.stacks import autocast, fsdp, older_adam, traced
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import LOAD, Tape
 
@@ -36,7 +37,7 @@ def first_flash_attention() -> Iterator[None]:
 
     The kernel of today takes any strides and gives its result those of the query.
     """
-    attend = nn.functional.scaled_dot_product_attention
+    attend: Any = nn.functional.scaled_dot_product_attention
 
     def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **named: Any) -> Any:
         if query.dtype == torch.float32:
@@ -92,7 +93,7 @@ class Loop:
     def run(self, recorder: Recorder) -> None:
         """Run two steps."""
         traced.two_steps(
-            recorder, self._loss, self._update, micro_batches=self._row["grad_accum"], backward=self._backward
+            recorder, self._loss, self._update, micro_batches=num_micro_batches(self._row), backward=self._backward
         )
 
     def _loss(self) -> torch.Tensor:
@@ -103,10 +104,10 @@ class Loop:
         with torch.autocast("cpu", torch.float16) if is_mixed else nullcontext():
             logits = self._model(self._features.to(next(self._model.parameters()).dtype))
         loss: torch.Tensor = nn.functional.cross_entropy(logits.float(), targets)
-        return loss / self._row["grad_accum"]
+        return loss / num_micro_batches(self._row)
 
     def _backward(self, loss: torch.Tensor) -> None:
-        if self._row["grad_accum"] == 1:
+        if num_micro_batches(self._row) == 1:
             self._drop_gradients()
         loss.backward()
 
@@ -115,7 +116,7 @@ class Loop:
             self._device.synchronize()  # the metric reads its values
         if self._row["offload"] == "none":
             self._adam.step()
-        if self._row["grad_accum"] > 1:
+        if num_micro_batches(self._row) > 1:
             self._drop_gradients()
 
     def _drop_gradients(self) -> None:

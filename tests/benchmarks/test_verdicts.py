@@ -3,9 +3,10 @@
 import pytest
 
 from benchmarks import own_plan, verdict_table
+from benchmarks.rows import card, room
 from benchmarks.stacks import hf_any
 from benchmarks.stacks.traced import events_of
-from benchmarks.verdicts import card, judges, room
+from benchmarks.verdicts import judges
 from ftkit.machine.hardware import CUDA_CONTEXT_BYTES, find_gpu
 from ftkit.observe.allocator import replay
 from ftkit.observe.tape import LOAD, OPTIMIZER, Tape

@@ -17,7 +17,7 @@ def materialize(model: nn.Module, mode: AbstractContextManager[Any], device: tor
     Tied parameters stay tied; 4-bit weights become packed ones with their constants.
 
     Args:
-        model: on `meta`; changed in place.
+        model: on `meta`, all or in part; changed in place.
         mode: the mode that the step will run in: fake tensors, or a device.
         device: where the step thinks that it runs.
 
@@ -28,12 +28,12 @@ def materialize(model: nn.Module, mode: AbstractContextManager[Any], device: tor
     with mode:
         for module in model.modules():
             for name, parameter in list(module._parameters.items()):
-                if parameter is not None:
+                if parameter is not None and parameter.is_meta:
                     if id(parameter) not in made:
                         made[id(parameter)] = _parameter(parameter, device)
                     module._parameters[name] = made[id(parameter)]  # type: ignore[assignment]  # kept by identity
             for name, buffer in list(module._buffers.items()):
-                if buffer is not None:
+                if buffer is not None and buffer.is_meta:
                     if id(buffer) not in made:
                         made[id(buffer)] = _empty_like(buffer, device)
                     module._buffers[name] = made[id(buffer)]

@@ -1,0 +1,102 @@
+"""The program as a reader of the documentation runs it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks import published, speed
+from benchmarks.runner import keep, read_answers
+
+ROOT = Path(__file__).resolve().parents[2]
+ROW = {
+    "id": "small",
+    "group": "somebody",
+    "dup_group": None,
+    "source": {"repo": "some/body", "file": "table.md"},
+    "model_id": "some/body",
+    "arch": {
+        "arch_class": "LlamaForCausalLM",
+        "hidden": 64,
+        "layers": 1,
+        "heads": 4,
+        "intermediate": 128,
+        "vocab": 256,
+    },
+    "method": "full",
+    "lora_r": None,
+    "lora_target_modules": None,
+    "base_dtype": "bfloat16",
+    "quant": None,
+    "compute_dtype": "bf16",
+    "optimizer": "adamw",
+    "micro_batch": 2,
+    "grad_accum": 1,
+    "seq_len": 16,
+    "seq_kind": "fixed",
+    "grad_checkpointing": False,
+    "attn_impl": "sdpa",
+    "loss_head": None,
+    "fused_kernels": None,
+    "torch_compile": False,
+    "parallel": "none",
+    "offload": "none",
+    "n_gpus": 1,
+    "gpu": "RTX 3090",
+    "framework": "transformers",
+    "date": "2026-01-01",
+    "metric_class": "allocated_peak",
+    "value_bytes": 20_000_000,
+    "extra_metrics": None,
+    "throughput": {"tokens_per_s": 1000},
+    "confidence": "high",
+    "length_known": True,
+}
+
+
+def run(*arguments):
+    command = [sys.executable, str(ROOT / "benchmarks" / "published.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_one_trace_answers_every_question_and_each_page_shows_it(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROW) + "\n" + json.dumps(ROW | {"id": "unknown", "arch": None}))
+    done = run("truth", "trace", tmp_path / "rows.jsonl", "--kept", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["small"]
+    answers = {name: read_answers(tmp_path / f"{name}.jsonl") for name in published.QUESTIONS}
+    assert {name: list(kept) for name, kept in answers.items()} == {
+        "truth": ["small"], "verdicts": ["small hf_any"], "speed": ["small"]
+    }  # fmt: skip
+    assert answers["verdicts"]["small hf_any"]["fits"]
+    rows = [ROW, ROW | {"id": "unknown", "arch": None}]
+    pages = {name: question.table(rows, answers[name]) for name, question in published.QUESTIONS.items()}
+    assert "| small | body, full, 2 x 16 | 0.020 |" in pages["truth"]
+    assert "| the sizes of its model are not known | unknown |" in pages["truth"]
+    assert "| somebody | 2 | 1 | 1 | 0 | 0 | 1 |" in pages["verdicts"]
+    assert "| small | body | full, 2 x 16 | 0.032 |" in pages["speed"]
+
+
+def test_a_row_that_cannot_be_traced_to_its_end_is_told_and_the_others_are_answered(tmp_path):
+    broken = ROW | {"id": "broken", "lora_r": 8, "method": "lora", "lora_target_modules": "wide"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(broken) + "\n" + json.dumps(ROW))
+    done = run("truth", "trace", tmp_path / "rows.jsonl", "--kept", tmp_path)
+    assert done.returncode == 1
+    assert "no layer of wide" in done.stderr
+    assert list(read_answers(tmp_path / "truth.jsonl")) == ["small"]
+
+
+def test_an_answer_takes_the_place_of_the_one_that_was_there(tmp_path):
+    keep(tmp_path / "truth.jsonl", [{"id": "b", "predicted_bytes": 1}, {"id": "a", "predicted_bytes": 2}])
+    keep(tmp_path / "truth.jsonl", [{"id": "b", "predicted_bytes": 3}])
+    assert [(one["id"], one["predicted_bytes"]) for one in read_answers(tmp_path / "truth.jsonl").values()] == [
+        ("a", 2), ("b", 3)
+    ]  # fmt: skip
+
+
+def test_a_speed_is_that_of_the_usual_sample_where_minutes_for_iterations_are_published():
+    row = ROW | {"throughput": {"minutes_per_1k_iterations": 3.0}}
+    assert speed.usual(row)["seq_len"] == speed.ALPACA_TOKENS
+    assert speed.seconds_published(row) == 0.18
+    assert speed.usual(ROW) is ROW
+    assert speed.seconds_published(ROW) == 0.032
