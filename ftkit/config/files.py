@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ftkit.config.methods import DEFAULT, UNKNOWN, methods, section_of
-from ftkit.config.tree import RunConfig
+from ftkit.config.tree import CUTS, RunConfig
 from ftkit.errors import ConfigError, nearest
 
 Tree = dict[str, Any]
@@ -44,16 +44,15 @@ def load_config(
     if preset is not None:
         tree = _merge(tree, read_yaml(preset_path(preset)))
     if file is not None:
-        tree = _merge(tree, read_yaml(file))
+        tree = _lay_over(tree, [read_yaml(file)])
+    said: list[Tree] = []
     for setting in settings:
         key, separator, text = setting.partition("=")
         if not separator:
             raise ConfigError(f"--set {setting!r} has no '='; write section.field=value, such as training.epochs=2")
-        tree = _merge(tree, _nested(key.strip(), _parse_value(key, text)))
-    for key, value in (overrides or {}).items():
-        if value is not None:
-            tree = _merge(tree, _nested(key, value))
-    return build_config(tree)
+        said.append(_nested(key.strip(), _parse_value(key, text)))
+    said += [_nested(key, value) for key, value in (overrides or {}).items() if value is not None]
+    return build_config(_lay_over(tree, said))
 
 
 def as_config(config: Configuration) -> RunConfig:
@@ -122,10 +121,26 @@ def changed_values(tree: Tree) -> dict[str, Any]:
     Returns:
         Dotted key to value.
     """
-    chosen = section_of(tree.get("method"))
-    defaults = RunConfig(method=chosen()) if chosen else RunConfig()
-    usual = flat(defaults.model_dump(mode="json"))
+    usual = flat(_defaults(tree).model_dump(mode="json"))
     return {key: value for key, value in flat(tree).items() if key not in usual or usual[key] != value}
+
+
+def unusual_values(tree: Tree) -> dict[str, Any]:
+    """Return of a run's configuration, whose learning rate and cut are settled, what ftkit would not have chosen.
+
+    Args:
+        tree: a dumped RunConfig, perhaps of another schema.
+
+    Returns:
+        Dotted key to value.
+    """
+    usual = flat(_defaults(tree).settled().model_dump(mode="json"))
+    return {key: value for key, value in changed_values(tree).items() if key not in usual or usual[key] != value}
+
+
+def _defaults(tree: Tree) -> RunConfig:
+    chosen = section_of(tree.get("method"))
+    return RunConfig(method=chosen()) if chosen else RunConfig()
 
 
 def flat(tree: Tree, prefix: str = "") -> dict[str, Any]:
@@ -210,6 +225,17 @@ def _normal(tree: Tree) -> Tree:
 def _nested(key: str, value: object) -> Tree:
     head, _, rest = key.partition(".")
     return {head: _nested(rest, value) if rest else value}
+
+
+def _lay_over(base: Tree, said: list[Tree]) -> Tree:
+    """Lay what is said in one place over what lies below; a cut of the batch that is said replaces the one below."""
+    batches = [tree["batch"] for tree in said if isinstance(tree.get("batch"), dict)]
+    below = base.get("batch")
+    if isinstance(below, dict) and any(batch.get(key) is not None for batch in batches for key in CUTS):
+        base = {**base, "batch": {key: value for key, value in below.items() if key not in CUTS}}
+    for tree in said:
+        base = _merge(base, tree)
+    return base
 
 
 def _merge(base: Tree, top: Tree) -> Tree:

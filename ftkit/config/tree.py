@@ -17,6 +17,8 @@ Precision = Literal["auto", "fp16", "bf16", "fp32"]
 Tracker = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
 Offload = Literal["none", "cpu", "nvme"]
 
+CUTS = ("micro_batch_size", "micro_batch_tokens")
+"""The two ways to cut a global batch, of which a run has one."""
 DEMO = "demo"
 """The name of the embedded default, as a model and as a dataset."""
 
@@ -107,8 +109,7 @@ class BatchConfig(Section):
 
     @model_validator(mode="after")
     def _one_cut(self) -> Self:
-        keys = ("micro_batch_size", "micro_batch_tokens")
-        rules.check(rules.Facts(cuts=tuple(key for key in keys if getattr(self, key) is not None)))
+        rules.check(rules.Facts(cuts=tuple(key for key in CUTS if getattr(self, key) is not None)))
         return self
 
     @property
@@ -260,3 +261,11 @@ class RunConfig(Section):
     def learning_rate(self) -> float:
         """The peak learning rate: the optimizer's, else the method's own default."""
         return self.optimizer.learning_rate or self.method.default_learning_rate
+
+    def settled(self) -> Self:
+        """Return the run with the numbers that stand behind its defaults: the learning rate and the cut."""
+        batch = self.batch
+        if batch.micro_batch_size is None and batch.micro_batch_tokens is None:
+            batch = batch.model_copy(update={"micro_batch_tokens": batch.token_limit})
+        optimizer = self.optimizer.model_copy(update={"learning_rate": self.learning_rate})
+        return self.model_copy(update={"batch": batch, "optimizer": optimizer})

@@ -141,8 +141,9 @@ def resolve(config: RunConfig, devices: Devices) -> ResolvedRun:
     template = read_template(config.engine) if engine is EngineKind.DEEPSPEED else {}
     zero = template.get("zero_optimization", {"stage": 0})
     precision = _precision(config.model.precision, devices)
+    model = config.model.model_copy(update={"precision": precision})
     run = ResolvedRun(
-        config=_settled(config, precision),
+        config=config.settled().model_copy(update={"model": model}),
         devices=devices,
         engine=engine,
         zero_stage=zero["stage"],
@@ -171,13 +172,3 @@ def _precision(asked: Precision, devices: Devices) -> SettledPrecision:
     if devices.has_bf16:
         return "bf16"
     return "fp32" if devices.device_type == "cpu" else "fp16"
-
-
-def _settled(config: RunConfig, precision: Precision) -> RunConfig:
-    """Return the configuration with the numbers and the precision that stand behind its defaults."""
-    batch = config.batch
-    if batch.micro_batch_size is None and batch.micro_batch_tokens is None:
-        batch = batch.model_copy(update={"micro_batch_tokens": batch.token_limit})
-    optimizer = config.optimizer.model_copy(update={"learning_rate": config.learning_rate})
-    model = config.model.model_copy(update={"precision": precision})
-    return config.model_copy(update={"batch": batch, "optimizer": optimizer, "model": model})

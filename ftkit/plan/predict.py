@@ -24,6 +24,7 @@ from ftkit.plan.target import Target
 from ftkit.plan.tracing.layer_choice import Depth, shallow
 from ftkit.plan.tracing.trace import UntraceableModelError, count_weights, trace
 from ftkit.plan.tracing.unroll import NotAlikeError, unroll
+from ftkit.plan.weights import weights_reason
 from ftkit.plan.zero import share as zero
 from ftkit.records.schema import Prediction
 from ftkit.units import format_bytes
@@ -266,14 +267,9 @@ def _speed_figures(
 def _reason(target: Target, fits: bool, peak: Peak, reserved: int, host: int, pinned: int) -> str | None:
     if not fits:
         need = format_bytes(max(reserved, peak.active_bytes) + target.context_bytes)
-        have = f"the {format_bytes(target.memory_bytes)} of {target.name}"
-        weights = peak.breakdown.parameter_bytes
-        if weights > target.memory_bytes - target.context_bytes:
-            taken = f" less the {format_bytes(target.context_bytes)} of CUDA's context" if target.context_bytes else ""
-            return (
-                f"its weights alone are {format_bytes(weights)}, more than {have}{taken}; with the rest it needs {need}"
-            )
-        return f"needs {need} of {have}"
+        if (alone := weights_reason(target, peak.breakdown.parameter_bytes)) is not None:
+            return f"{alone}; with the rest it needs {need}"
+        return f"needs {need} of the {format_bytes(target.memory_bytes)} of {target.name}"
     if target.ram_bytes is not None and host > target.ram_bytes:
         return f"needs {format_bytes(host)} of host memory, and there are {format_bytes(target.ram_bytes)}"
     if target.locked_bytes is not None and pinned > target.locked_bytes:

@@ -8,14 +8,35 @@ from dataclasses import replace
 from typing import Any
 
 from ftkit.config.tree import BatchConfig, RunConfig
+from ftkit.engine.resolve import resolve
 from ftkit.errors import DoesNotFitError
 from ftkit.machine.process import ProcessContext, first_decides
 from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.search import as_flags, cures, settled
 from ftkit.plan.shapes import Sequences
 from ftkit.plan.target import Target, find_target
+from ftkit.plan.weights import least_weight_bytes, weights_reason
 from ftkit.records.schema import Prediction
 from ftkit.units import format_bytes
+
+
+def check_weights(config: RunConfig, process: ProcessContext, architecture: Any) -> None:
+    """Refuse a run whose weights alone exceed the device, before any data is read.
+
+    Args:
+        config: the run.
+        process: the place of this process; every process of the job calls this.
+        architecture: of the model; its labels need not be known yet.
+
+    Raises:
+        DoesNotFitError: the weights do not fit; the cheapest changes that would are named.
+    """
+    if not config.training.plan_first:
+        return
+    if (
+        refusal := first_decides(process, lambda: _weights_refusal(config, _target(process), architecture))
+    ) is not None:
+        raise DoesNotFitError(refusal)
 
 
 def plan_first(
@@ -73,16 +94,27 @@ def _target(process: ProcessContext) -> Target:
     )
 
 
+def _weights_refusal(config: RunConfig, target: Target, architecture: Any) -> str | None:
+    reason = weights_reason(target, least_weight_bytes(resolve(config, target.devices), architecture))
+    return None if reason is None else _with_cures(f"this run does not fit: {reason}", config, target, architecture)
+
+
 def _refusal(
     config: RunConfig, target: Target, architecture: Any, sequences: Sequences, prediction: Prediction
 ) -> str | None:
     """Return why a run is refused; a formula's word is not enough for that."""
     if prediction.fits or not (prediction.basis or "").startswith("traced"):
         return None
+    return _with_cures(f"this run {prediction.reason}", config, target, architecture, sequences)
+
+
+def _with_cures(
+    reason: str, config: RunConfig, target: Target, architecture: Any, sequences: Sequences | None = None
+) -> str:
     found = cures(config, target, architecture, sequences=sequences)
     ways = "; ".join(f"{as_flags(one.changes)} ({format_bytes(one.needed_bytes)})" for one in found)
     cure = f"what would fit: {ways}" if found else "nothing that ftkit can change makes it fit: take a smaller model"
-    return f"this run {prediction.reason}; {cure}. To run it all the same: --no-plan"
+    return f"{reason}; {cure}. To run it all the same: --no-plan"
 
 
 def _line(prediction: Prediction) -> str:

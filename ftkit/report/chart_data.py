@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ftkit.config.files import changed_values
+from ftkit.config.files import unusual_values
 from ftkit.records.schema import LiveTensor, MemoryBreakdown, PhaseMeasurement, TimelineLine
 from ftkit.report import words
 from ftkit.report.collect import Run
@@ -169,7 +169,7 @@ def changed_settings(config: Plain) -> list[list[str]]:
     Returns:
         Pairs of dotted key and value.
     """
-    return [[key, str(value)] for key, value in changed_values(config).items()]
+    return [[key, str(value)] for key, value in unusual_values(config).items()]
 
 
 def _shape(tensor: LiveTensor) -> str:

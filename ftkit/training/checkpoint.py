@@ -128,11 +128,13 @@ def check_resumable(path: Path, saved: TrainingState, config: dict[str, Any], fi
 def resumable_part(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return of a dumped configuration what may not change between start and resume.
 
-    The cut, the engine, the output and how often something is looked at may.
+    The cut, the engine, the precision, the output and how often something is looked at may: what is saved is whole, in
+    fp32, and knows no topology.
     """
     kept = json.loads(json.dumps({key: value for key, value in config.items() if key not in ("engine", "output")}))
     kept["batch"] = {"global_batch_size": kept["batch"]["global_batch_size"]}
-    kept["model"].pop("gradient_checkpointing")
+    for key in ("gradient_checkpointing", "precision"):
+        kept["model"].pop(key)
     for key in ("log_every", "eval_every", "checkpoint_every", "plan_first"):
         kept["training"].pop(key)
     return dict(kept)

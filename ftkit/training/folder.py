@@ -1,6 +1,6 @@
 """The result folder: where it is, and what a finished run leaves in it.
 
-config.yaml     the resolved configuration
+config.yaml     the configuration, with the learning rate, the precision and the cut that were used
 record.jsonl    every figure, as it happened
 checkpoints/    what a run needs to go on
 model/          adapters or weights as plain PEFT or transformers load them, and the tokenizer
@@ -11,6 +11,8 @@ memory_snapshot_rank0.pickle   where it was asked for, what torch's viewer of a 
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,32 @@ from ftkit.units import format_bytes, format_count, format_seconds
 Labels = tuple[str, ...] | None
 
 
+def check_folder(config: RunConfig, *, is_resumed: bool) -> None:
+    """Refuse a result folder that cannot be used, before anything is read; nothing is changed.
+
+    Args:
+        config: names it, or leaves it to be found below `runs/`.
+        is_resumed: whether an earlier run goes on there.
+
+    Raises:
+        ConfigError: another run has filled it, or it cannot be made or written to.
+        CheckpointError: the run that would go on is finished.
+    """
+    folder = Path(config.output.folder or "runs")
+    with _explained(folder):
+        tempfile.TemporaryFile(dir=next(place for place in (folder, *folder.parents) if place.exists())).close()
+    if config.output.folder is None or not (folder / RECORD).exists():
+        return
+    if not is_resumed and not config.output.overwrite:
+        raise ConfigError(
+            f"{folder} holds a run; go on with --resume {folder}, empty it with --overwrite, or name another"
+        )
+    if is_resumed and read_record(folder).result is not None:
+        raise CheckpointError(f"the run in {folder} is finished; start another, with another --output")
+
+
 def open_folder(config: RunConfig, *, is_resumed: bool) -> Path:
-    """Make the result folder of a run, or find it again.
+    """Make the result folder of a run, or find it again; with `output.overwrite` what another run left there goes.
 
     Args:
         config: names it, or leaves it to be found below `runs/`.
@@ -38,30 +64,28 @@ def open_folder(config: RunConfig, *, is_resumed: bool) -> Path:
         The folder.
 
     Raises:
-        ConfigError: another run has filled it, or it cannot be made or written to.
-        CheckpointError: the run that would go on is finished.
+        FtkitError: as `check_folder`, since another run may have filled it in the meantime.
     """
+    check_folder(config, is_resumed=is_resumed)
     named = config.output.folder
     folder = Path(named) if named else _free_folder(config)
-    holds_run = (folder / RECORD).exists()
-    if holds_run and not is_resumed and not config.output.overwrite:
-        raise ConfigError(
-            f"{folder} holds a run; go on with --resume {folder}, empty it with --overwrite, or name another"
-        )
-    if is_resumed and holds_run and read_record(folder).result is not None:
-        raise CheckpointError(f"the run in {folder} is finished; start another, with another --output")
-    try:
-        if holds_run and not is_resumed:
+    with _explained(folder):
+        if (folder / RECORD).exists() and not is_resumed:
             for name in (RECORD, CONFIG, CHECKPOINTS, MODEL, CARD, PAGE):
                 path = folder / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+    return folder
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ConfigError(
             f"cannot write to the result folder {folder}: {error.strerror}; name another with --output"
         ) from None
-    return folder
 
 
 def save_model(engine: Engine, method: Method, tokenizer: Any, folder: Path) -> None:

@@ -22,11 +22,11 @@ from ftkit.models.build import check_positions
 from ftkit.models.gguf import as_safetensors
 from ftkit.models.source import load_config, load_tokenizer, own_label_names, resolve_source
 from ftkit.observe.meter import Meter
-from ftkit.plan.preflight import plan_first
+from ftkit.plan.preflight import check_weights, plan_first
 from ftkit.plan.shapes import Sequences
 from ftkit.records.schema import Prediction
 from ftkit.training import checkpoint
-from ftkit.training.folder import open_folder
+from ftkit.training.folder import check_folder, open_folder
 from ftkit.training.reporters import Reporter
 
 if TYPE_CHECKING:
@@ -80,13 +80,18 @@ class Job:
 
 
 def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, resume: bool = False) -> Job:
-    """Load data and model and put them onto the engine; raises as `train_run` does."""
+    """Load data and model and put them onto the engine; raises as `train_run` does.
+
+    What can be refused is refused before what takes longer: the settings, the folder, the weights, the data, the plan.
+    """
     note = reporter.note if process.is_main else _silent
     asked = resolve(config, Devices.of(process))
+    first_decides(process, lambda: check_folder(config, is_resumed=resume))
     source = as_safetensors(resolve_source(config.model, config.task), note)
     meter = Meter(process.device)
     tokenizer = load_tokenizer(source)
     own_labels = own_label_names(source) if config.task == "sequence-classification" else None
+    check_weights(asked.config, process, load_config(source, own_labels, tokenizer.pad_token_id))
     data = prepare_data(config.data, config.task, tokenizer, config.training.seed, own_labels)
     for line in data.report.lines():
         note(line)

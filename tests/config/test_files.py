@@ -144,6 +144,17 @@ def test_an_override_of_none_was_not_given():
     assert load_config(overrides={"training.epochs": None, "task": None}) == RunConfig()
 
 
+@pytest.mark.parametrize(
+    "said", [{"settings": ["batch.micro_batch_size=2"]}, {"overrides": {"batch.micro_batch_size": 2}}]
+)
+def test_a_cut_that_is_said_replaces_the_one_of_the_file(said, tmp_path):
+    (tmp_path / "run.yaml").write_text("batch: {global_batch_size: 8, micro_batch_tokens: 4096}")
+    batch = load_config(file=tmp_path / "run.yaml", **said).batch
+    assert (batch.global_batch_size, batch.micro_batch_size, batch.micro_batch_tokens) == (8, 2, None)
+    with pytest.raises(ConfigError, match="both cut the batch"):
+        load_config(settings=["batch.micro_batch_tokens=64"], overrides={"batch.micro_batch_size": 2})
+
+
 @pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "0.0001", "1E-4"])
 def test_a_number_may_be_written_as_people_write_it(write, text):
     assert load_config(settings=[f"optimizer.learning_rate={text}"]).learning_rate == 1e-4
