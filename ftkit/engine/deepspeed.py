@@ -79,7 +79,7 @@ class DeepSpeedEngine:
 
     def discard_gradients(self) -> None:
         """Drop the sums, wherever the stage keeps them."""
-        forget_step(self._engine.optimizer)
+        forget_step(self._engine.optimizer, self._parameters.values(), is_partitioned=self._is_partitioned)
 
     def apply_gradients(self, learning_rate: float) -> torch.Tensor:
         """Clip, update, clear."""

@@ -108,6 +108,12 @@ def test_two_ranks_go_on_from_their_checkpoint_as_if_never_stopped(case, launch,
     np.testing.assert_allclose(found["resumed"], alone(case)[2].losses, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("case", [case for case in FP32 if case["name"].startswith("gpt2-lora")], ids=named)
+def test_two_ranks_that_undo_a_step_go_on_as_if_it_had_never_begun(case, launch):
+    found = launch[1][case["name"]]
+    assert found["undone"] == found["losses"]
+
+
 @pytest.mark.parametrize("case", FP32, ids=named)
 def test_what_two_ranks_saved_reloads_plainly_to_the_same_logits(case, launch, alone):
     folder, found = launch

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
+from ftkit.data import batching
 from ftkit.engine.ds_config import templates_folder
 from ftkit.machine import process as distributed
 from ftkit.machine.process import ProcessContext
 from ftkit.models.methods import method_of
 from ftkit.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from ftkit.training.folder import save_model
-from tests.helpers import VOCABULARY, build, logits_of, ragged_split, save_tiny_model, take_steps
+from tests.helpers import VOCABULARY, Outcome, build, logits_of, ragged_split, save_tiny_model, take_steps
 
 METHODS = ("feature-extraction", "lora", "qlora", "full")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -81,7 +82,21 @@ def run_case(case: dict, process: ProcessContext, folder: Path) -> dict:
         torch.distributed.barrier()
         found["logits"] = logits_of(engine.model, split).flatten()[: 4 * VOCABULARY].tolist()
         found["resumed"] = resume(case, process, folder, target).losses
+        if (case["model"], case["method"]) == ("gpt2", "lora"):
+            found["undone"] = begin_and_undo(case, process, folder).losses
     return found
+
+
+def begin_and_undo(case: dict, process: ProcessContext, folder: Path) -> Outcome:
+    """Undo a step before its last backward, then take the three steps."""
+    config, engine = build(settings_of(case), folder / "models" / case["model"], DTYPES[case["dtype"]], process)
+    split = ragged_split(case["task"], seed=9)
+    shares = batching.cut(split.lengths, config.batch, process.world_size)[process.rank]
+    engine.begin_step(len(shares))
+    for rows in shares[:-1]:
+        engine.backward(engine.loss(batching.collate(split, rows, 1, engine.device)) / len(split))
+    engine.discard_gradients()
+    return take_steps(config, engine, ragged_split(case["task"]))
 
 
 def resume(case: dict, process: ProcessContext, folder: Path, target: Path):
