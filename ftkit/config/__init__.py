@@ -1,1 +1,5 @@
 """What a run is asked to be: a frozen tree of sections, filled from YAML files, presets and flags."""
+
+from ftkit.config.tree import DataConfig, RunConfig
+
+__all__ = ["DataConfig", "RunConfig"]

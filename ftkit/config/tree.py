@@ -16,6 +16,8 @@ Task = Literal["sequence-classification", "causal-lm"]
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
 Tracker = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
 Offload = Literal["none", "cpu", "nvme"]
+PromptFormat = Literal["auto", "plain", "chat"]
+LossOn = Literal["answers", "last_answer", "everything"]
 
 CUTS = ("micro_batch_size", "micro_batch_tokens")
 """The two ways to cut a global batch, of which a run has one."""
@@ -73,6 +75,24 @@ class DataConfig(Section):
     """causal-lm: the column of completions, which carry the loss."""
     messages_column: str | None = None
     """causal-lm: the column of chat messages; the loss is on the assistant's turns."""
+    system_column: str | None = None
+    """causal-lm: the column of system messages that begin a chat, found when not named."""
+    tools_column: str | None = None
+    """causal-lm: the column of the tools that a chat may call, found when not named."""
+    prompt_template: str | None = None
+    """causal-lm: the prompt as a text with columns in braces, such as `{instruction}` and `{input}`; a paragraph whose
+    columns are all empty is left out of that row."""
+    prompt_format: PromptFormat = "auto"
+    """causal-lm: prompt and completion as they are (`plain`) or as a chat of two turns (`chat`); `auto` makes a chat of
+    instructions that ftkit finds by itself, where the tokenizer has a chat template."""
+    chat_template: str | None = None
+    """causal-lm: a file with a Jinja chat template, in the place of the tokenizer's own; it is saved with the model."""
+    loss_on: LossOn = "answers"
+    """causal-lm: what carries the loss: completions and the assistant's turns, a chat's last answer alone, or all."""
+    template_omissions: Literal["refuse", "allow"] = "refuse"
+    """causal-lm: whether a chat template may leave out what a message says."""
+    special_tokens_in_text: Literal["characters", "tokens"] = "characters"
+    """What a special token that a text spells out, such as `</s>`, becomes: plain characters, or that token."""
     group_column: str | None = None
     """Rows that share this column's value never fall into different splits."""
     label_names: tuple[str, ...] | None = None

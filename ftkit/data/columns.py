@@ -1,10 +1,11 @@
 """Which column is what: named by the configuration, or found by the names that people give to such columns."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ftkit.config.tree import DataConfig, Task
+from ftkit.data.prompts import PromptTemplate, headed, joined
 from ftkit.errors import DataError, nearest
 
 Kind = Literal["labelled", "plain", "lines", "completion", "chat"]
@@ -30,11 +31,16 @@ PAIRS = (
     *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("question", "answer"), ("question1", "question2")),
     *(("question", "sentence"), ("text1", "text2"), ("text_a", "text_b"), ("sentence_a", "sentence_b")),
 )
-COMPLETIONS = (
-    *(("prompt", "completion"), ("prompt", "response"), ("instruction", "output"), ("instruction", "response")),
-    *(("question", "answer"), ("input", "output")),
+COMPLETIONS = (("prompt", "completion"), ("prompt", "response"), ("input", "output"))
+INSTRUCTIONS = (
+    *(("instruction", "input", "output"), ("instruction", "input", "response"), ("instruction", "context", "response")),
+    *(("context", "question", "answer"), ("instruction", "output"), ("instruction", "response")),
+    *(("question", "response"), ("question", "answer")),
 )
+"""What is asked, in one column or two, and the answer."""
 MESSAGES = ("messages", "conversation", "conversations", "chat", "dialogue")
+SYSTEMS = ("system", "system_prompt")
+TOOLS = ("tools", "functions")
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,11 @@ class Columns:
         second: the column of second texts or completions, or None.
         label: the column of labels, or None.
         group: the column that keeps rows together, or None.
+        system: the column of system messages, or None.
+        tools: the column of tools, or None.
+        prompt: how several columns become the prompt; `first` then names them all.
+        as_chat: prompt and completion are two turns of a chat.
+        is_named: the configuration names the texts, so that a column of nothing but numbers is meant as text.
     """
 
     kind: Kind
@@ -54,6 +65,11 @@ class Columns:
     second: str | None = None
     label: str | None = None
     group: str | None = None
+    system: str | None = None
+    tools: str | None = None
+    prompt: PromptTemplate | None = None
+    as_chat: bool = False
+    is_named: bool = False
 
     @property
     def is_running(self) -> bool:
@@ -67,10 +83,19 @@ class Columns:
             self.kind, ("text", "pair")
         )
         named = {first: self.first, second: self.second, "label": self.label, "group": self.group}
+        named |= {"system": self.system, "tools": self.tools}
         return {role: name for role, name in named.items() if name is not None}
 
+    @property
+    def used(self) -> set[str]:
+        """The columns that are read."""
+        first = {self.first} if self.prompt is None else set(self.prompt.columns)
+        return first | {name for role, name in self.roles.items() if name != self.first}
 
-def choose_columns(config: DataConfig, task: Task, names: Sequence[str], group: str | None = None) -> Columns:
+
+def choose_columns(
+    config: DataConfig, task: Task, names: Sequence[str], group: str | None = None, *, has_template: bool = False
+) -> Columns:
     """Choose the columns of a task.
 
     Args:
@@ -78,6 +103,7 @@ def choose_columns(config: DataConfig, task: Task, names: Sequence[str], group: 
         task: what the columns are for.
         names: the columns that there are.
         group: the column that keeps rows together where the configuration names none.
+        has_template: the tokenizer has a chat template, so that instructions can be written as a chat.
 
     Returns:
         Columns that are all in `names`.
@@ -85,14 +111,23 @@ def choose_columns(config: DataConfig, task: Task, names: Sequence[str], group: 
     Raises:
         DataError: a named column is not there, none is found, or several are.
     """
-    for field in ("text_column", "text_pair_column", "label_column", "prompt_column", "completion_column"):
+    for field in (field for field in type(config).model_fields if field.endswith("_column")):
         _check_named(config, field, names)
-    _check_named(config, "messages_column", names)
-    _check_named(config, "group_column", names)
     group = config.group_column or group
     if task == "sequence-classification":
         return _labelled(config, names, group)
-    return _causal(config, names, group)
+    return _causal(config, names, group, has_template=has_template)
+
+
+def forgotten(columns: Columns, names: Sequence[str]) -> list[str]:
+    """Return the columns that belong to a question of which another column is read.
+
+    Args:
+        columns: the chosen columns.
+        names: the columns that there are.
+    """
+    whole = [found for found in _found_sets(names, INSTRUCTIONS) if columns.used & set(found)]
+    return [name for found in whole for name in found if name not in columns.used] if columns.kind != "chat" else []
 
 
 def _check_named(config: DataConfig, field: str, names: Sequence[str]) -> None:
@@ -112,7 +147,7 @@ def _labelled(config: DataConfig, names: Sequence[str], group: str | None) -> Co
         first, second = _find_text(config, names, (label, group))
     if len({first, second, label}) < 3:
         raise DataError(f"column {first!r} cannot be text and label (or pair) at once; name another; {_listed(names)}")
-    return Columns("labelled", first, second, label, group)
+    return Columns("labelled", first, second, label, group, is_named=config.text_column is not None)
 
 
 def _find_text(config: DataConfig, names: Sequence[str], others: tuple[str | None, ...]) -> tuple[str, str | None]:
@@ -127,41 +162,87 @@ def _find_text(config: DataConfig, names: Sequence[str], others: tuple[str | Non
     raise _unclear(config, "text", "text_column", [" + ".join(filter(None, pair)) for pair in found], names)
 
 
-def _causal(config: DataConfig, names: Sequence[str], group: str | None) -> Columns:
-    named = _named_causal(config, group)
+def _causal(config: DataConfig, names: Sequence[str], group: str | None, *, has_template: bool) -> Columns:
+    named = _named_causal(config, names)
     if len(named) > 1:
         raise DataError(
             "data names columns for several kinds of text at once; name text_column, or prompt_column with "
             "completion_column, or messages_column"
         )
-    found = named or _found_causal(names, group)
-    if len(found) == 1:
-        return found[0]
-    raise _unclear(config, "text", "text_column", [" + ".join(column.roles.values()) for column in found], names)
+    found = named or _found_causal(config, names, has_template=has_template)
+    if len(found) != 1:
+        raise _unclear(config, "text", "text_column", [" + ".join(column.roles.values()) for column in found], names)
+    return _with_others(replace(found[0], group=group), config, names)
 
 
-def _named_causal(config: DataConfig, group: str | None) -> list[Columns]:
-    prompt, completion = config.prompt_column, config.completion_column
-    if (prompt is None) != (completion is None):
-        given, wanted = ("prompt", "completion") if completion is None else ("completion", "prompt")
-        raise DataError(f"data.{given}_column is named without data.{wanted}_column; name both, or text_column alone")
-    found = [Columns("completion", prompt, completion, group=group)] if prompt is not None else []
+def _with_others(columns: Columns, config: DataConfig, names: Sequence[str]) -> Columns:
+    """Add the columns of system messages and tools, which only a chat has a place for."""
+    if columns.kind == "chat" or columns.as_chat:
+        system, tools = (
+            given or next(iter(_found(names, known)), None)
+            for given, known in ((config.system_column, SYSTEMS), (config.tools_column, TOOLS))
+        )
+        return replace(columns, system=system, tools=tools)
+    for field in ("system_column", "tools_column"):
+        if getattr(config, field) is not None:
+            raise DataError(
+                f"data.{field} is named, but only a chat has a place for it; name data.messages_column, or write "
+                "prompts as a chat with data.prompt_format=chat"
+            )
+    return columns
+
+
+def _named_causal(config: DataConfig, names: Sequence[str]) -> list[Columns]:
+    found = _named_completion(config, names)
     if config.text_column is not None:
-        found.append(Columns("plain", config.text_column, group=group))
+        found.append(Columns("plain", config.text_column, is_named=True))
     if config.messages_column is not None:
-        found.append(Columns("chat", config.messages_column, group=group))
+        found.append(Columns("chat", config.messages_column))
     return found
 
 
-def _found_causal(names: Sequence[str], group: str | None) -> list[Columns]:
-    pairs = _found_pairs(names, COMPLETIONS)
-    taken = {name for pair in pairs for name in pair}
-    texts = [name for name in _found(names, TEXTS) if name not in taken]
-    return [
-        *(Columns("chat", name, group=group) for name in _found(names, MESSAGES)),
-        *(Columns("completion", prompt, completion, group=group) for prompt, completion in pairs),
-        *(Columns("plain", name, group=group) for name in texts),
-    ]
+def _named_completion(config: DataConfig, names: Sequence[str]) -> list[Columns]:
+    prompt, completion, as_chat = config.prompt_column, config.completion_column, config.prompt_format == "chat"
+    if config.prompt_template is not None and prompt is not None:
+        raise DataError("data.prompt_column and data.prompt_template both say what the prompt is; give one of them")
+    if (prompt or config.prompt_template) is None and completion is None:
+        return []
+    if completion is None and config.prompt_template is not None:
+        answers = [pair[-1] for pair in (*INSTRUCTIONS, *COMPLETIONS)]
+        completion = _one(config, "completion", "completion_column", _found(names, answers), names)
+    if completion is None or (prompt or config.prompt_template) is None:
+        given, wanted = ("prompt", "completion") if completion is None else ("completion", "prompt")
+        raise DataError(f"data.{given}_column is named without data.{wanted}_column; name both, or text_column alone")
+    if config.prompt_template is None:
+        return [Columns("completion", prompt or "", completion, as_chat=as_chat)]
+    return [_templated(PromptTemplate.parse(config.prompt_template, names), completion, as_chat=as_chat)]
+
+
+def _templated(template: PromptTemplate, completion: str, *, as_chat: bool) -> Columns:
+    return Columns("completion", " + ".join(template.columns), completion, prompt=template, as_chat=as_chat)
+
+
+def _found_causal(config: DataConfig, names: Sequence[str], *, has_template: bool) -> list[Columns]:
+    chats = [Columns("chat", name) for name in _found(names, MESSAGES)]
+    instructions = _found_sets(names, INSTRUCTIONS)
+    as_chat = config.prompt_format == "chat" or (config.prompt_format == "auto" and has_template)
+    asked = [_instruction(found, names, as_chat=as_chat) for found in instructions]
+    taken = {name for found in instructions for name in found}
+    pairs = _found_pairs([name for name in names if name not in taken], COMPLETIONS)
+    taken |= {name for pair in pairs for name in pair}
+    is_chat = config.prompt_format == "chat"
+    completions = [Columns("completion", prompt, completion, as_chat=is_chat) for prompt, completion in pairs]
+    texts = [Columns("plain", name) for name in _found(names, TEXTS) if name not in taken]
+    return [*chats, *asked, *completions, *texts]
+
+
+def _instruction(found: tuple[str, ...], names: Sequence[str], *, as_chat: bool) -> Columns:
+    """Return the columns of instructions: a chat's turn of paragraphs, or paragraphs below headings."""
+    *asked, answer = found
+    if as_chat:
+        return _templated(PromptTemplate.parse(joined(asked), names), answer, as_chat=True)
+    asked = [*_found(names, SYSTEMS), *asked]
+    return _templated(PromptTemplate.parse(headed(asked, answer), names), answer, as_chat=False)
 
 
 def _found(names: Sequence[str], known: Sequence[str]) -> list[str]:
@@ -169,8 +250,15 @@ def _found(names: Sequence[str], known: Sequence[str]) -> list[str]:
 
 
 def _found_pairs(names: Sequence[str], known: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(pair[0], pair[1]) for pair in _found_sets(names, known)]
+
+
+def _found_sets(names: Sequence[str], known: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Return the known sets of columns that are all there, without those that are part of a larger one."""
     actual = {name.strip().lower(): name for name in names}
-    return [(actual[first], actual[second]) for first, second in known if first in actual and second in actual]
+    found = [wanted for wanted in known if all(name in actual for name in wanted)]
+    whole = [wanted for wanted in found if not any(set(wanted) < set(other) for other in found)]
+    return [tuple(actual[name] for name in wanted) for wanted in whole]
 
 
 def _one(config: DataConfig, what: str, field: str, found: list[str], names: Sequence[str]) -> str:

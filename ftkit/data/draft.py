@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from ftkit.config.tree import DataConfig
 from ftkit.data.columns import Columns
+from ftkit.data.findings import Finding
 from ftkit.data.labels import MISSING, choose_names, match_model, read_labels
-from ftkit.data.rows import group_numbers, keys, select_rows, where
+from ftkit.data.rows import group_numbers, keys, select_rows, where, with_plain_line_ends
 from ftkit.data.shards import Split
 from ftkit.data.sources import Source
 from ftkit.data.splits import (
@@ -39,6 +40,8 @@ class Draft:
         num_empty: rows without text.
         num_duplicates: rows with the text of an earlier one.
         num_unlabelled: test rows without a label.
+        num_line_ends: carriage returns taken out before line feeds.
+        findings: what else a user should know.
     """
 
     rows: dict[str, pa.Table] = field(default_factory=dict)
@@ -48,6 +51,8 @@ class Draft:
     num_empty: int = 0
     num_duplicates: int = 0
     num_unlabelled: int = 0
+    num_line_ends: int = 0
+    findings: list[Finding] = field(default_factory=list)
 
     def keep(self, split: str, places: NDArray[np.int64]) -> None:
         """Keep the rows of a split at `places`, int64 [rows to keep]."""
@@ -75,6 +80,8 @@ def select(source: Source, columns: Columns) -> Draft:
     draft = Draft()
     for role, split in source.splits.items():
         rows = select_rows(split, columns, may_lack_label=role == "test")
+        rows, num_line_ends = with_plain_line_ends(rows)
+        draft.num_line_ends += num_line_ends
         draft.rows[role], draft.labels[role] = rows, np.zeros(rows.num_rows, dtype=np.int64)
         draft.num_empty += split.num_rows - rows.num_rows
         draft.origins[role] = "as found" if split.name == role else f"the split {split.name!r}"

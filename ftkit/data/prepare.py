@@ -1,22 +1,25 @@
-"""From a configuration to token arrays: load, choose, check, split, draw, tokenise, report."""
+"""From a configuration to token arrays: load, choose, check, split, draw, tokenize, report."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
 from ftkit.config.tree import DataConfig, Task
 from ftkit.data import encode
 from ftkit.data.arrays import PreparedData, TokenSplit, fingerprint
-from ftkit.data.columns import Columns, choose_columns
+from ftkit.data.columns import Columns, choose_columns, forgotten
+from ftkit.data.conversations import Conversations, take_template
 from ftkit.data.draft import Draft, draw, draw_rng, label, make_splits, sample_limit, select
 from ftkit.data.fields import field_names
-from ftkit.data.report import QUANTILES, DataReport
+from ftkit.data.findings import Finding, listed, warning
+from ftkit.data.losses import findings_of_losses, spelled
+from ftkit.data.report import QUANTILES, DataReport, histogram
 from ftkit.data.rows import iterate, keys
 from ftkit.data.sources import Source, load_source
 from ftkit.data.splits import draw_stratified
+from ftkit.data.tokens import TextTokenizer
 from ftkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -50,7 +53,8 @@ def prepare_data(
     if source.is_lines and task == "sequence-classification":
         raise DataError(f"{source.name} is text without labels; give a CSV, JSONL or Parquet file with a label column")
     train = source.splits["train"]
-    columns = choose_columns(config, task, field_names(train), source.group_column)
+    has_template = take_template(config, tokenizer)
+    columns = choose_columns(config, task, field_names(train), source.group_column, has_template=has_template)
     columns = replace(columns, kind="lines") if source.is_lines else columns
     draft = select(source, columns)
     if columns.label is not None:
@@ -58,20 +62,27 @@ def prepare_data(
     make_splits(draft, columns, config, seed)
     if not columns.is_running:  # there a sequence is a block of tokens, to be drawn when it is cut
         draw(draft, config, seed)
-    encoded = _encode_all(draft, columns, tokenizer, config, seed)
+    encoded, findings = _encode_all(draft, columns, tokenizer, config, seed)
     splits = {split: result.split for split, result in encoded.items()}
     ordered = (splits["train"], splits.get("validation"), splits.get("test"))
-    report = _report(draft, encoded, source, columns)
+    ignored = tuple(name for name in train.column_names if not any(_is_of(used, name) for used in columns.used))
+    if task == "causal-lm" and (names := forgotten(columns, train.column_names)):
+        cure = "leave the names of columns out, or give data.prompt_template"
+        findings.append(warning(f"{listed(names)} belongs to what is asked, and is not read", cure))
+    report = _report(draft, encoded, source, columns, ignored, findings)
     return PreparedData(task, *ordered, draft.names, fingerprint(ordered, draft.names), report)
 
 
 def _encode_all(
     draft: Draft, columns: Columns, tokenizer: "PreTrainedTokenizerBase", config: DataConfig, seed: int
-) -> dict[str, encode.Encoded]:
+) -> tuple[dict[str, encode.Encoded], list[Finding]]:
+    are_characters = config.special_tokens_in_text == "characters"
+    tokens = TextTokenizer.of(tokenizer, are_characters=are_characters)
+    chats = Conversations(config, columns, tokens)
     encoded: dict[str, encode.Encoded] = {}
     for split in [split for split in ("train", "validation", "test") if split in draft.rows]:
         try:
-            encoded[split] = _encode(draft, split, columns, tokenizer, config.max_length)
+            encoded[split] = _encode(draft, split, columns, chats, config)
         except DataError as error:
             raise DataError(f"{split} split: {error}") from None
         limit, num_blocks = sample_limit(config, split), len(encoded[split].split)
@@ -79,44 +90,41 @@ def _encode_all(
             chosen = draw_stratified(np.zeros(num_blocks, dtype=np.int64), limit, draw_rng(seed))
             encoded[split] = encode.take_blocks(encoded[split], chosen)
             draft.origins[split] += f", {limit:,} of {num_blocks:,} drawn"
-    return encoded
+    draft.num_line_ends += chats.seen.num_line_ends
+    findings = findings_of_losses(encoded, config.max_length, are_characters=are_characters)
+    if chats.rendering.num_spelled:
+        findings.append(spelled(chats.rendering.num_spelled, are_characters=are_characters))
+    return encoded, [*draft.findings, *chats.findings(), *findings]
 
 
-def _encode(
-    draft: Draft, split: str, columns: Columns, tokenizer: "PreTrainedTokenizerBase", max_length: int
-) -> encode.Encoded:
-    rows = draft.rows[split]
+def _encode(draft: Draft, split: str, columns: Columns, chats: Conversations, config: DataConfig) -> encode.Encoded:
+    rows, tokenizer, max_length = draft.rows[split], chats.tokenizer, config.max_length
     first = (text for (text,) in iterate(rows, "first"))
     if columns.kind == "labelled":
         second = (text for (text,) in iterate(rows, "second")) if columns.second is not None else None
         return encode.encode_texts(first, tokenizer, max_length, second, draft.labels[split])
     if columns.is_running:
-        return encode.encode_documents(first, tokenizer, max_length, columns.kind == "lines")
-    if columns.kind == "chat":
-        return encode.encode_pieces(_conversations(rows, tokenizer), tokenizer, max_length)
-    pairs = ([(prompt, False), (completion, True)] for prompt, completion in iterate(rows, "first", "second"))
-    begin, end = encode.begin_tokens(tokenizer), encode.end_tokens(tokenizer)
-    return encode.encode_pieces(pairs, tokenizer, max_length, begin, end)
+        return encode.encode_documents(first, tokenizer, max_length, is_lines=columns.kind == "lines")
+    if columns.kind == "chat" or columns.as_chat:
+        return encode.encode_pieces(chats.pieces(rows), tokenizer, max_length, is_whole=True)
+    loses_all = config.loss_on == "everything"
+    pairs = ([(prompt, loses_all), (completion, True)] for prompt, completion in iterate(rows, "first", "second"))
+    return encode.encode_pieces(pairs, tokenizer, max_length, is_whole=False)
 
 
-def _conversations(rows: pa.Table, tokenizer: "PreTrainedTokenizerBase") -> Iterator[list[encode.Piece]]:
-    for messages, row in iterate(rows, "first", "row"):
-        yield encode.chat_pieces(_checked(messages, row), tokenizer, row)
+def _is_of(used: str, column: str) -> bool:
+    """Tell whether a column is read: by its name, or by that of a field inside it."""
+    return used == column or used.startswith(f"{column}.")
 
 
-def _checked(messages: list[Any], row: int) -> list[encode.Message]:
-    for message in messages:
-        if message is None or not isinstance(message["role"], str) or message["content"] is None:
-            raise DataError(f"row {row} has a message without role or content; give every message both")
-    if not any(message["role"] == "assistant" for message in messages[1:]):
-        roles = ", ".join(message["role"] for message in messages) or "no messages"
-        raise DataError(
-            f"row {row} has no assistant's answer (its roles: {roles}), so there is nothing to learn from; leave it out"
-        )
-    return [{key: value for key, value in message.items() if value is not None} for message in messages]
-
-
-def _report(draft: Draft, encoded: Mapping[str, encode.Encoded], source: Source, columns: Columns) -> DataReport:
+def _report(
+    draft: Draft,
+    encoded: Mapping[str, encode.Encoded],
+    source: Source,
+    columns: Columns,
+    ignored: tuple[str, ...],
+    findings: list[Finding],
+) -> DataReport:
     splits = {split: result.split for split, result in encoded.items()}
     num_labels = 0 if draft.names is None else len(draft.names)
     counts = {split: np.bincount(draft.labels[split], minlength=num_labels) for split in splits if num_labels}
@@ -136,6 +144,13 @@ def _report(draft: Draft, encoded: Mapping[str, encode.Encoded], source: Source,
         leak_share=_leak_share(draft, columns),
         files=source.files,
         unread=source.unread,
+        ignored_columns=ignored,
+        prompt=None if columns.prompt is None else columns.prompt.text,
+        as_chat=columns.as_chat,
+        num_line_ends=draft.num_line_ends,
+        length_histogram={split: histogram(result.whole_lengths) for split, result in encoded.items()},
+        num_targets={split: int(tokens.num_targets.sum()) for split, tokens in splits.items()},
+        findings=tuple(findings),
     )
 
 

@@ -3,6 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ftkit.data.findings import Finding, Severity, by_severity, listed
+
 QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
 """The quantiles of sequence lengths that a report names."""
 
@@ -27,6 +32,13 @@ class DataReport:
         leak_share: the share of test rows whose text is in the training split too; None without a test split.
         files: the files that make up each split, in order; empty where the source itself is the only one.
         unread: what lies beside those files and is not read.
+        ignored_columns: columns of the training split that nothing reads.
+        prompt: the template that makes prompts of several columns, or None.
+        as_chat: prompts and completions are written as a chat.
+        num_line_ends: carriage returns taken out before line feeds.
+        length_histogram: texts by their tokens before the cut: upper bound and count, ascending.
+        num_targets: what carries loss: labels, or tokens.
+        findings: what else its owner should know.
     """
 
     source: str
@@ -44,6 +56,13 @@ class DataReport:
     leak_share: float | None
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
+    ignored_columns: tuple[str, ...] = ()
+    prompt: str | None = None
+    as_chat: bool = False
+    num_line_ends: int = 0
+    length_histogram: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    num_targets: Mapping[str, int] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
 
     def lines(self) -> list[str]:
         """Return the report as short lines for a terminal."""
@@ -52,10 +71,28 @@ class DataReport:
             f"data {self.source}: {columns}" if columns else f"data {self.source}",
             *(f"{split} is read from {_some(names)}" for split, names in self.files.items()),
             *([f"not read: {_some(self.unread)}"] if self.unread else []),
+            *self._prompt_lines(),
             *(self._split_line(split) for split in self.rows),
             *self._dropped_lines(),
-            *self._leak_lines(),
+            *(finding.line() for finding in by_severity(self.all_findings())),
         ]
+
+    def all_findings(self) -> tuple[Finding, ...]:
+        """Return all that its owner should know, with what follows from the figures."""
+        leak = "of the test texts are in the training split too; scores will flatter"
+        found = [Finding(Severity.WARNING, f"{self.leak_share:.1%} {leak}")] if self.leak_share else []
+        if self.ignored_columns:
+            found.append(Finding(Severity.NOTE, f"columns that nothing reads: {listed(self.ignored_columns)}"))
+        if self.num_line_ends:
+            found.append(Finding(Severity.NOTE, f"{self.num_line_ends:,} line ends CR LF are read as LF"))
+        return (*found, *self.findings)
+
+    def _prompt_lines(self) -> list[str]:
+        if self.prompt is None and not self.as_chat:
+            return []
+        prompt = "prompt" if self.prompt is None else f"prompt {self.prompt!r}"
+        how = "in the tokenizer's chat template" if self.as_chat else "as it is"
+        return [f"{prompt}, {how} (data.prompt_template, data.prompt_format)"]
 
     def _split_line(self, split: str) -> str:
         shortest, median, _, high, longest = self.length_quantiles[split]
@@ -82,11 +119,23 @@ class DataReport:
         parts = [f"{count:,} {reason}" for reason, count in reasons.items() if count]
         return [f"left out: {', '.join(parts)}"] if parts else []
 
-    def _leak_lines(self) -> list[str]:
-        if not self.leak_share:
-            return []
-        return [f"warning: {self.leak_share:.1%} of the test texts are in the training split too; scores will flatter"]
-
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (f", and {len(names) - 8:,} more" if len(names) > 8 else "")
+
+
+def histogram(lengths: NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
+    """Count texts by their tokens, in steps of a half and a third: up to 1, 2, 3, 4, 6, 8, 12, 16, ... tokens.
+
+    Args:
+        lengths: int64 [N].
+
+    Returns:
+        Upper bound and count, from the shortest text's to the longest's.
+    """
+    longest = int(lengths.max(initial=1))
+    bounds = sorted({bound << power for power in range(longest.bit_length() + 1) for bound in (2, 3)} | {1})
+    counts = np.bincount(np.searchsorted(bounds, lengths, side="left"), minlength=len(bounds)).tolist()
+    filled = [place for place, count in enumerate(counts) if count]
+    first, last = (filled[0], filled[-1]) if filled else (0, -1)
+    return tuple(zip(bounds[first : last + 1], counts[first : last + 1], strict=True))

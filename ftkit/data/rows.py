@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ftkit.data.columns import Columns
 from ftkit.data.fields import gather
+from ftkit.data.prompts import PromptTemplate
 from ftkit.data.shards import Split
 from ftkit.data.values import is_json, is_text, kind_of, kind_words, values_of
 from ftkit.errors import DataError
@@ -29,22 +30,29 @@ def select_rows(split: Split, columns: Columns, *, may_lack_label: bool = False)
         may_lack_label: a split without the column of labels is as unlabelled as one full of -1.
 
     Returns:
-        Columns `first`, `second`, `label`, `group` as far as chosen; `file` and `row`, where the row stands.
+        Columns `first`, `second`, `label`, `group`, `system`, `tools` as far as chosen; `file` and `row`, where the row
+        stands.
 
     Raises:
         DataError: a column is missing in this split, texts are not texts, or no row is left.
     """
     names = {"first": columns.first, "second": columns.second, "label": columns.label, "group": columns.group}
+    names |= {"system": columns.system, "tools": columns.tools}
     chosen = {role: name for role, name in names.items() if name is not None}
+    if columns.prompt is not None:
+        del chosen["first"]
     picked = {role: _pick(split, name, may_lack=may_lack_label and role == "label") for role, name in chosen.items()}
+    if columns.prompt is not None:
+        picked["first"] = _prompts(split, columns.prompt)
     rows = pa.table(picked | _places(split))
     if columns.label is not None and is_json(rows["label"].type):
         raise DataError(_mixed_sentence(rows, "label", columns.label))
-    if columns.kind == "chat":
-        _check_messages(rows, columns.first)
-        return _without_empty(rows, columns, split.name)
-    for role in ("first", "second") if columns.second is not None else ("first",):
-        rows = rows.set_column(rows.column_names.index(role), role, _texts(rows, role, chosen[role]))
+    # sums, ratings and codes are answers, and parts of prompts too
+    allows_numbers = columns.kind == "completion" or columns.is_named
+    for role in ("first", "second", "system"):
+        if role in chosen and not (role == "first" and columns.kind == "chat"):
+            texts = _texts(rows, role, chosen[role], allows_numbers=allows_numbers)
+            rows = rows.set_column(rows.column_names.index(role), role, texts)
     if columns.kind == "lines":  # blank lines belong to the text
         return rows
     return _without_empty(rows, columns, split.name)
@@ -65,7 +73,26 @@ def where(rows: pa.Table, place: int) -> str:
 
 def keys(rows: pa.Table) -> NDArray[np.uint64]:
     """Return a number for each row's texts, uint64 [N]: equal texts, equal numbers."""
-    return np.fromiter((_key(row) for row in iterate(rows, "first", "second")), dtype=np.uint64, count=rows.num_rows)
+    texts = iterate(rows, "first", "second", "system", "tools")
+    return np.fromiter((_key(row) for row in texts), dtype=np.uint64, count=rows.num_rows)
+
+
+def with_plain_line_ends(rows: pa.Table) -> tuple[pa.Table, int]:
+    """Write every line end of texts as one line feed, as models were trained on.
+
+    Args:
+        rows: a table of chosen columns.
+
+    Returns:
+        The table, and how many carriage returns before a line feed were taken out.
+    """
+    count = 0
+    for role in ("first", "second", "system"):
+        if role in rows.column_names and pa.types.is_large_string(rows[role].type):
+            count += pc.sum(pc.count_substring(rows[role], "\r\n")).as_py() or 0
+            texts = pc.replace_substring(rows[role], "\r\n", "\n")
+            rows = rows.set_column(rows.column_names.index(role), role, texts)
+    return rows, count
 
 
 def iterate(rows: pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:
@@ -82,6 +109,26 @@ def iterate(rows: pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:
     for start in range(0, rows.num_rows, _CHUNK_ROWS):
         chunk = rows.slice(start, _CHUNK_ROWS)
         yield from zip(*(values_of(chunk[name]) for name in there), strict=True)
+
+
+def iterate_conversations(rows: pa.Table) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield where each row stands, and its columns as Python values.
+
+    Arrow gives all objects of a column one set of keys: `{"city": "Oslo"}` in one row and `{"a": 2}` in another are
+    stored as `{"city": "Oslo", "a": null}` and `{"city": null, "a": 2}`. So in what Arrow stores as objects, a key
+    without a value counts as not written; objects of JSON files are as they were written.
+
+    Args:
+        rows: a table that `select_rows` gave.
+
+    Yields:
+        Words such as `chats.jsonl, line 12`, and column to value.
+    """
+    stored = [pa.types.is_nested(field.type) for field in rows.schema]
+    for row in iterate(rows, *rows.column_names):
+        values = [_without_nulls(value) if is_stored else value for value, is_stored in zip(row, stored, strict=True)]
+        named = dict(zip(rows.column_names, values, strict=True))
+        yield f"{named['file']} {named['row']}", named
 
 
 def group_numbers(rows: pa.Table, name: str) -> NDArray[np.int64]:
@@ -133,21 +180,41 @@ def _key(texts: tuple[Any, ...]) -> int:
     return int.from_bytes(hashlib.blake2b(whole.encode(), digest_size=8).digest(), "little")
 
 
-def _texts(rows: pa.Table, role: str, name: str) -> pa.ChunkedArray:
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [_without_nulls(inner) for inner in value]
+    return value
+
+
+def _prompts(split: Split, template: PromptTemplate) -> pa.ChunkedArray:
+    """Fill a template with the columns of each row."""
+    rows = pa.table({name: _pick(split, name, may_lack=False) for name in template.columns} | _places(split))
+    texts = pa.table({name: _texts(rows, name, name, allows_numbers=True) for name in template.columns})
+    filled = (
+        template.fill({name: text or "" for name, text in zip(template.columns, row, strict=True)})
+        for row in iterate(texts, *template.columns)
+    )
+    return pa.chunked_array([pa.array(filled, pa.large_string())])
+
+
+def _texts(rows: pa.Table, role: str, name: str, *, allows_numbers: bool) -> pa.ChunkedArray:
     """Return a column as large strings: a column of more than 2 GiB could not be taken from otherwise."""
     column = rows[role]
     if is_json(column.type):
         raise DataError(_mixed_sentence(rows, role, name))
-    if not (is_text(column.type) or pa.types.is_null(column.type)):
-        raise DataError(
-            f"{where(rows, 0)}: column {name!r} holds {kind_words(column.type)}, not text; name another column of texts"
-        )
+    is_whole = pa.types.is_integer(column.type)
+    if not (is_text(column.type) or pa.types.is_null(column.type) or (allows_numbers and is_whole)):
+        is_number = allows_numbers and pa.types.is_floating(column.type)
+        cure = "write them as texts, since 5 and 5.0 are not the same text" if is_number else "name a column of texts"
+        raise DataError(f"{where(rows, 0)}: column {name!r} holds {kind_words(column.type)}, not text; {cure}")
     texts = column.cast(pa.large_string())
     head = texts.slice(0, 1000).drop_null()
-    if len(head) and pc.all(pc.match_substring_regex(head, _NUMBER)).as_py():
+    if not allows_numbers and len(head) and pc.all(pc.match_substring_regex(head, _NUMBER)).as_py():
         raise DataError(
             f"{where(rows, 0)}: column {name!r} holds numbers such as {head[0].as_py()!r}, not text; name a column of "
-            "texts"
+            "texts, or this one with data.text_column"
         )
     return texts
 
@@ -198,15 +265,3 @@ def _refuse_half_rows(rows: pa.Table, empty: pa.ChunkedArray, columns: Columns) 
 
 def _first_where(rows: pa.Table, is_wrong: pa.ChunkedArray) -> str:
     return where(rows, pc.index(is_wrong, True).as_py())
-
-
-def _check_messages(rows: pa.Table, name: str) -> None:
-    wanted = "write a list of objects such as {'role': 'user', 'content': 'Hello'}"
-    messages = next((value for value in values_of(rows["first"]) if value), None)
-    if not isinstance(messages, list) or not isinstance(messages[0], dict):
-        raise DataError(f"column {name!r} holds {kind_words(rows['first'].type)}, not chat messages; {wanted}")
-    fields = messages[0].keys()
-    if not {"role", "content"} <= fields:
-        raise DataError(
-            f"the messages in column {name!r} have {' and '.join(fields)}, but no role and content; {wanted}"
-        )

@@ -134,7 +134,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tmp_path, tokenizer):
 def test_a_template_that_refuses_a_role_is_quoted_with_the_row(tmp_path, tokenizer):
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     messages = [{"role": role, "content": "x"} for role in ("user", "assistant")]
-    with pytest.raises(DataError, match=r"row 1: .*roles must alternate"):
+    with pytest.raises(DataError, match=r"line 1: .*roles must alternate"):
         prepare(tokenizer, write(tmp_path / "d.jsonl", [{"messages": messages}]), **ALL)
 
 

@@ -186,22 +186,23 @@ CAUSAL = {
     "no text for a model": ("d.jsonl", lines({"x": "a"}), {}, ["no text column", "columns: x"]),
     "messages without roles": (
         "d.jsonl",
-        lines({"conversations": [{"from": "human", "value": "x"}]}),
+        lines({"conversations": [{"who": "human", "value": "x"}]}),
         {},
-        ["from and value", "no role and content"],
+        ["d.jsonl, line 1", "without a role", "'user'"],
     ),
-    "messages as text": ("d.csv", "messages\nhello\n", {}, ["'messages'", "not chat messages", "'role'"]),
+    "messages as text": ("d.csv", "messages\nhello\n", {}, ["row 1", "not JSON", "'role'"]),
+    "messages as an object": ("d.jsonl", lines({"messages": {"a": 1}}), {}, ["d.jsonl, line 1", "an object", "'role'"]),
     "no assistant": (
         "d.jsonl",
         lines(chat(("user", "x"), ("system", "y"))),
         {},
-        ["row 1", "no assistant", "user, system"],
+        ["line 1", "no assistant", "user, system"],
     ),
     "a message without content": (
         "d.jsonl",
         lines(chat(("user", "x"), ("assistant", None))),
         {},
-        ["row 1", "without role or content"],
+        ["line 1", "'assistant' without content"],
     ),
     "no chat template": (
         "d.jsonl",

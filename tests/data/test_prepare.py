@@ -17,6 +17,7 @@ from ftkit.config.tree import DataConfig
 from ftkit.data.encode import encode_texts
 from ftkit.data.files import read_file
 from ftkit.data.prepare import prepare_data
+from ftkit.data.tokens import TextTokenizer
 from ftkit.errors import DataError
 
 TASK = "sequence-classification"
@@ -257,14 +258,14 @@ def test_long_texts_are_cut_on_the_right_and_counted(tmp_path, tokenizer):
 
 
 def test_of_a_pair_the_longer_text_gives_first(tokenizer):
-    split = encode_texts(["a b c film"], tokenizer, 6, ["good"]).split
+    split = encode_texts(["a b c film"], TextTokenizer.of(tokenizer), 6, ["good"]).split
     assert words(tokenizer, split, 0) == ["[CLS]", "a", "b", "[SEP]", "good", "[SEP]"]
 
 
 def test_a_text_without_tokens_becomes_one_token(tokenizer):
     bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="[SEP]", unk_token="[UNK]")
     bare.backend_tokenizer.post_processor = processors.Sequence([])
-    split = encode_texts(["", "film"], bare, 8).split
+    split = encode_texts(["", "film"], TextTokenizer.of(bare), 8).split
     assert split.tokens.tolist() == [3, 4]
     assert split.lengths.tolist() == [1, 1]
 

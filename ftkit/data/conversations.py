@@ -1,0 +1,124 @@
+"""The conversations of a dataset: read, written by the chat template, and what is worth telling of that."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from ftkit.config.tree import DataConfig
+from ftkit.data.chat import ROLES, Seen, as_conversation, read_conversation
+from ftkit.data.columns import Columns
+from ftkit.data.findings import Finding, note, warning
+from ftkit.data.rows import iterate_conversations
+from ftkit.data.targets import Piece
+from ftkit.data.template import ChatTemplate, Rendering
+from ftkit.data.tokens import TextTokenizer
+from ftkit.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def take_template(config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Give a tokenizer the chat template that the configuration names, which is then saved with it.
+
+    Args:
+        config: `chat_template` is a file, or None.
+        tokenizer: of the model.
+
+    Returns:
+        Whether it has a template now.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    if config.chat_template is not None:
+        path = Path(config.chat_template).expanduser()
+        try:
+            tokenizer.chat_template = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(
+                f"data.chat_template={config.chat_template!r} cannot be read ({error}); give a file of a Jinja template"
+            ) from None
+    return bool(tokenizer.chat_template)
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """How the rows of a dataset become pieces of text.
+
+    Attributes:
+        config: what carries loss, and whether a template may leave something out.
+        columns: of chats, or of prompt and completion as a chat.
+        tokenizer: the model's.
+        seen: what is worth telling of what was read.
+        rendering: what is worth telling of what was written.
+    """
+
+    config: DataConfig
+    columns: Columns
+    tokenizer: TextTokenizer
+    seen: Seen = field(default_factory=Seen)
+    rendering: Rendering = field(default_factory=Rendering)
+
+    def pieces(self, rows: pa.Table) -> Iterator[list[Piece]]:
+        """Write the rows of a split.
+
+        Args:
+            rows: `first`, `row` and what else there is.
+
+        Yields:
+            The pieces of each row.
+
+        Raises:
+            DataError: there is no template, a row that is not in any known form, or text that the template leaves out.
+        """
+        template = ChatTemplate(self.tokenizer.original, self.tokenizer.special, self.config.loss_on)
+        for place, row in iterate_conversations(rows):
+            if self.columns.kind == "chat":
+                conversation = read_conversation(row, place, self.seen, self.config.loss_on)
+            else:
+                conversation = as_conversation(row, place)
+            if not self.tokenizer.original.chat_template:
+                raise DataError(_NO_TEMPLATE)
+            yield template.pieces(conversation, place, self.rendering)
+        if self.rendering.num_omitting and self.config.template_omissions == "refuse":
+            raise DataError(f"{self._omissions()}; {_OMISSIONS_CURE}")
+
+    def findings(self) -> list[Finding]:
+        """Return what is worth telling of all splits."""
+        seen, rendering = self.seen, self.rendering
+        found = [warning(self._omissions())] if rendering.num_omitting else []
+        for key, count in sorted(rendering.unread_keys.items()):
+            found.append(warning(f"the chat template does not read the key {key!r} that {count:,} messages have"))
+        for key, count in sorted(seen.unused_loss_keys.items()):
+            if count:
+                found.append(warning(f"{key!r} on {count:,} messages that are not the assistant's is not used"))
+        if seen.num_trailing:
+            found.append(note(f"{seen.num_trailing:,} messages after a conversation's last answer are left out"))
+        if seen.num_openings:
+            found.append(note(f"{seen.num_openings:,} conversations open with the assistant's turn, which is context"))
+        for role, count in sorted(seen.roles.items()):
+            if count:
+                found.append(note(f"the role {role!r} of {count:,} messages is read as {ROLES[role]!r}"))
+        return found
+
+    def _omissions(self) -> str:
+        rendering = self.rendering
+        return (
+            f"the chat template leaves out part of what is said: {rendering.num_omitted:,} characters of "
+            f"{rendering.num_omitting:,} conversations, first in {rendering.first_place}: {rendering.example!r}"
+        )
+
+
+_NO_TEMPLATE = (
+    "the model's tokenizer has no chat template, so it is not known how it writes a conversation; choose a model that "
+    "was trained to chat, give a template with data.chat_template, or give prompt and completion columns with "
+    "data.prompt_format=plain"
+)
+_OMISSIONS_CURE = (
+    "give a template that writes it with data.chat_template=FILE, correct the data, or train without it with "
+    "data.template_omissions=allow"
+)

@@ -1,0 +1,57 @@
+"""Findings about data that a user should know of before it trains: how bad each is, and what cures it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Severity(Enum):
+    """How bad a finding is."""
+
+    ERROR = "error"
+    """Nothing trains."""
+    WARNING = "warning"
+    """It trains, but on something else than its owner may believe."""
+    NOTE = "note"
+    """It trains as intended; good to know."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found in the data.
+
+    Attributes:
+        severity: how bad it is.
+        text: a sentence without its full stop.
+        cure: what to do about it, or nothing.
+    """
+
+    severity: Severity
+    text: str
+    cure: str = ""
+
+    def line(self) -> str:
+        """Return the finding as one line, such as `warning: 3 rows ...; raise data.max_length`."""
+        return f"{self.severity.value}: {self.text}{'; ' if self.cure else ''}{self.cure}"
+
+
+def warning(text: str, cure: str = "") -> Finding:
+    """Return a finding that its owner may not expect."""
+    return Finding(Severity.WARNING, text, cure)
+
+
+def note(text: str, cure: str = "") -> Finding:
+    """Return a finding that is good to know."""
+    return Finding(Severity.NOTE, text, cure)
+
+
+def by_severity(findings: tuple[Finding, ...]) -> list[Finding]:
+    """Return findings with the worst first, otherwise in their order."""
+    order = list(Severity)
+    return sorted(findings, key=lambda finding: order.index(finding.severity))
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names in quotes, the first eight of many."""
+    rest = f", and {len(names) - 8:,} more" if len(names) > 8 else ""
+    return ", ".join(map(repr, names[:8])) + rest
