@@ -21,6 +21,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_click",
     "config_reference",
+    "plan_table",
 ]
 exclude_patterns = ["_build", "sweep"]
 nitpicky = False  # the types of torch and pydantic have no inventory here
