@@ -9,7 +9,8 @@
     ├── DeviceError           this machine cannot do what was asked (precision, accelerator, disk)
     ├── DoesNotFitError       the configuration needs more memory than there is
     ├── DivergedError         the loss is no number any more
-    └── PeerLostError         another rank of the job ended early
+    ├── PeerLostError         another rank of the job ended early
+    └── InterruptedRunError   a signal ended the run; the same command with --resume goes on
 
 Anything else that escapes is our own mistake and keeps its traceback.
 """
@@ -78,6 +79,12 @@ class PeerLostError(FtkitError):
     """Another rank of the job ended early."""
 
     exit_code = 10
+
+
+class InterruptedRunError(FtkitError):
+    """A signal ended the run, and nothing is lost: the same command with --resume goes on where it stopped."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 def nearest(given: str, known: Iterable[str]) -> str:

@@ -1,0 +1,90 @@
+"""Note which step each rank has reached, so that the others can name the rank that stopped answering.
+
+Every rank of a job keeps one small file below `ranks/` in the result folder, which all of them see. A collective that
+fails says only that a peer is gone; these files say which one, and how far it came.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ftkit.machine.process import ProcessContext
+from ftkit.units import format_seconds
+
+_FOLDER = "ranks"
+_EVERY_SECONDS = 1.0
+"""A file on a network disk is not written more often than this, however quick the steps are."""
+
+
+@dataclass(frozen=True)
+class Beat:
+    """The last sign of life of a rank.
+
+    Attributes:
+        rank: in the job.
+        step: the last step that it began.
+        age_seconds: since it said so.
+    """
+
+    rank: int
+    step: int
+    age_seconds: float
+
+
+class Heartbeat:
+    """Writes this rank's file."""
+
+    def __init__(self, folder: Path, process: ProcessContext) -> None:
+        """Begin; a process alone writes nothing, since nobody would read it.
+
+        Args:
+            folder: the result folder, which all ranks see.
+            process: the place of this process.
+        """
+        self._file = folder / _FOLDER / f"rank-{process.rank}" if process.world_size > 1 else None
+        self._written = float("-inf")
+        if self._file is not None:
+            self._file.parent.mkdir(exist_ok=True)
+
+    def beat(self, step: int) -> None:
+        """Say that this rank begins a step; called in each, written once a second.
+
+        Args:
+            step: its number.
+        """
+        now = time.monotonic()
+        if self._file is not None and now - self._written >= _EVERY_SECONDS:
+            self._file.write_text(str(step), encoding="utf-8")
+            self._written = now
+
+
+def last_beats(folder: Path) -> list[Beat]:
+    """Return the last sign of life of each rank, the one that has been silent for longest first.
+
+    Args:
+        folder: the result folder.
+    """
+    files = list((folder / _FOLDER).glob("rank-*"))
+    beats = [
+        Beat(
+            rank=int(file.name.removeprefix("rank-")),
+            step=int(file.read_text(encoding="utf-8") or 0),
+            age_seconds=time.time() - file.stat().st_mtime,
+        )
+        for file in files
+    ]
+    return sorted(beats, key=lambda beat: -beat.age_seconds)
+
+
+def describe_silence(folder: Path, process: ProcessContext) -> str:
+    """Return a sentence that names the rank that has been silent for longest, or an empty text where none is known.
+
+    Args:
+        folder: the result folder.
+        process: the rank that asks; it knows that it is alive.
+    """
+    others = [beat for beat in last_beats(folder) if beat.rank != process.rank]
+    if not others:
+        return ""
+    lost = others[0]
+    return f"rank {lost.rank} was last heard of {format_seconds(lost.age_seconds)} ago, at step {lost.step}"

@@ -1,0 +1,56 @@
+"""Shrink what a step needs after memory ran out, without changing what it computes.
+
+First the micro-batches become smaller, down to one sequence; then more layers recompute their activations. Both leave
+the mathematics of the step as it is (dropout's draws come per micro-batch, so a run with dropout draws others).
+"""
+
+from dataclasses import dataclass, replace
+
+from ftkit.config.tree import BatchConfig
+
+_SHARES = (0.5, 1.0)
+"""Shares of recomputing layers that are tried, in this order."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds the memory of a step.
+
+    Attributes:
+        batch: how a global batch is cut.
+        checkpointing: the share of the layers that recompute their activations.
+    """
+
+    batch: BatchConfig
+    checkpointing: float
+
+    def smaller(self, longest: int) -> "Limits | None":
+        """Return the next smaller limits, or None where one sequence with every layer recomputed is left.
+
+        Args:
+            longest: tokens of the longest sequence, which has to fit into a micro-batch.
+        """
+        batch = _smaller_cut(self.batch, longest)
+        if batch is not None:
+            return replace(self, batch=batch)
+        share = next((share for share in _SHARES if share > self.checkpointing), None)
+        return None if share is None else replace(self, checkpointing=share)
+
+    def __str__(self) -> str:
+        """Say the limits as flags."""
+        cut = (
+            f"--micro-batch-size {self.batch.micro_batch_size}"
+            if self.batch.token_limit is None
+            else f"--micro-batch-tokens {self.batch.token_limit}"
+        )
+        return f"{cut} --gradient-checkpointing {self.checkpointing:g}"
+
+
+def _smaller_cut(batch: BatchConfig, longest: int) -> BatchConfig | None:
+    """Return half of a cut, but at least one sequence; None where it is that already."""
+    limit = batch.token_limit
+    if limit is None:
+        size = batch.micro_batch_size or 1
+        return None if size == 1 else batch.model_copy(update={"micro_batch_size": size // 2})
+    # A limit below two sequences of the longest kind cuts those one by one, so only the longest itself is below it.
+    return None if limit <= longest else batch.model_copy(update={"micro_batch_tokens": max(longest, limit // 2)})
