@@ -189,6 +189,8 @@ class EngineConfig(Section):
     """The folder on the disk that takes what is offloaded to `nvme`."""
     ds_config: str | None = None
     """A DeepSpeed template of your own (JSON), in the place of the one in ds_configs/."""
+    peer_timeout: float = Field(default=600.0, gt=0.0)
+    """Seconds after which a rank that does not answer counts as lost, and the others end."""
     expandable_segments: bool = False
     """CUDA: torch's allocator lets segments grow and hands back what is free between; little is lost in pieces."""
 
@@ -235,6 +237,9 @@ class TrainingConfig(Section):
     """Predict memory before training, refuse a run that would not fit, and keep the prediction in the record."""
     seed: int = Field(default=0, ge=0)
     """Decides the order of the data, the new weights and dropout."""
+    trial_step: Literal["auto", "always", "never"] = "auto"
+    """Take the worst step once before the first, and undo it, so that memory runs out now and not after hours; `auto`:
+    on an accelerator, and on a CPU where the plan comes near the memory that there is."""
     log_every: int = Field(default=10, ge=1)
     """Steps between two lines of the log."""
     eval_every: int | None = Field(default=None, ge=1)

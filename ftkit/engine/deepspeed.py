@@ -88,6 +88,12 @@ class DeepSpeedEngine:
         self._engine.step()
         return torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32)
 
+    def reset_optimizer(self) -> None:
+        """Set moments and step counts to zero, as they are made, and the loss scale to its first value."""
+        zeros = {key: torch.zeros_like(value) for key, value in self.optimizer_state().items()}
+        first_scale = 2.0 ** self.settings.get("fp16", {}).get("initial_scale_power", 0)
+        self.load_optimizer_state(zeros | ({"loss_scale/": torch.tensor(first_scale)} if zeros else {}))
+
     def sum_over_ranks(self, value: torch.Tensor) -> torch.Tensor:
         """Return the sum over all ranks."""
         distributed.all_reduce(value)

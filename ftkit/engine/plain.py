@@ -80,6 +80,11 @@ class PlainEngine:
         self._publish()
         return norm
 
+    def reset_optimizer(self) -> None:
+        """Forget the moments, which the next step makes anew, and the loss scale."""
+        self._optimizer.state.clear()
+        self._scaler = self._new_scaler()
+
     def sum_over_ranks(self, value: torch.Tensor) -> torch.Tensor:
         """Return the sum over all ranks."""
         if self.process.world_size > 1:

@@ -42,6 +42,9 @@ class Engine(Protocol):
     def apply_gradients(self, learning_rate: float) -> torch.Tensor:
         """Sum gradients over ranks, clip, update, clear; return their global norm before clipping."""
 
+    def reset_optimizer(self) -> None:
+        """Return moments, step counts and loss scale to what they were before the first step."""
+
     def sum_over_ranks(self, value: torch.Tensor) -> torch.Tensor:
         """Return the sum of a tensor over all ranks, on every rank."""
 

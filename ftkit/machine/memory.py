@@ -47,6 +47,26 @@ def grow_segments() -> None:
         os.environ[name] = ",".join(filter(None, (said, "expandable_segments:True")))
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an accelerator's allocator, torch's on a CPU, or Python itself ran out of memory."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def release_memory(device: "torch.device") -> None:
+    """Give back what an allocator keeps for later, after what was allocated has died in cycles too.
+
+    Args:
+        device: whose allocator.
+    """
+    import torch
+
+    gc.collect()
+    if device.type != "cpu" and _has_statistics(device):
+        torch.accelerator.empty_cache()
+
+
 def peak_resident_bytes() -> int | None:
     """Return the most resident memory that this process has had since its start or `reset_peaks` (Linux: VmHWM)."""
     if not _STATUS.is_file():

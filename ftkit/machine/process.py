@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast
 
@@ -18,10 +19,14 @@ Launcher = Literal["none", "deepspeed", "torchrun"]
 Choice = TypeVar("Choice")
 
 PEER_LOST = re.compile(
-    r"closed by peer|reset by peer|Broken pipe|remote process exited|NCCL communicator was aborted|"
+    r"Timed out waiting|closed by peer|reset by peer|Broken pipe|remote process exited|NCCL communicator was aborted|"
     r"another rank of this job ended"
 )
 """What gloo, NCCL and `PeerLostError` say where another rank is gone."""
+
+
+TIMEOUT_SECONDS = 600.0
+"""As long as NCCL waits by itself; gloo would wait half an hour."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +100,12 @@ def usual_launcher(world_size: int) -> Launcher:
     return "deepspeed" if world_size > 1 else "none"
 
 
-def join(process: ProcessContext) -> None:
+def join(process: ProcessContext, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
     """Start the process group of the job, once; a process alone forms a group of one.
 
     Args:
         process: the place of this process.
+        timeout_seconds: after which a rank that does not answer counts as lost.
     """
     import torch
     from torch import distributed
@@ -111,7 +117,7 @@ def join(process: ProcessContext) -> None:
         torch.accelerator.set_device_index(device.index)
     backend = "nccl" if device.type == "cuda" else distributed.get_default_backend_for_device(device)
     if process.world_size > 1:
-        distributed.init_process_group(backend)
+        distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
     else:
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it even where nothing was launched
         store = distributed.HashStore()  # type: ignore[attr-defined]  # documented, but not in its __all__
@@ -135,16 +141,17 @@ def leave() -> None:
 
 
 @contextmanager
-def joined(process: ProcessContext) -> Iterator[None]:
+def joined(process: ProcessContext, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[None]:
     """Be in the process group of the job.
 
     Args:
         process: the place of this process.
+        timeout_seconds: after which a rank that does not answer counts as lost.
 
     Raises:
         PeerLostError: another rank ended while this one worked with it.
     """
-    join(process)
+    join(process, timeout_seconds)
     try:
         yield
     except RuntimeError as error:

@@ -15,6 +15,7 @@ from ftkit.records.schema import (
     AnyLine,
     EvaluationLine,
     Record,
+    RecoveryLine,
     ResultLine,
     RunLine,
     RunRecord,
@@ -81,6 +82,7 @@ def read_record(path: Path | str) -> RunRecord:
     steps: dict[int, StepLine] = {}
     evaluations: dict[tuple[int, str], EvaluationLine] = {}
     timeline: TimelineLine | None = None
+    recoveries: list[RecoveryLine] = []
     result: ResultLine | None = None
     for line in _lines(path):
         match line:
@@ -92,6 +94,8 @@ def read_record(path: Path | str) -> RunRecord:
                 evaluations[line.step, line.split] = line
             case TimelineLine():
                 timeline = line
+            case RecoveryLine():
+                recoveries.append(line)
             case ResultLine():
                 result = line
     if run is None:
@@ -101,6 +105,7 @@ def read_record(path: Path | str) -> RunRecord:
         steps=tuple(steps.values()),
         evaluations=tuple(evaluations.values()),
         timeline=timeline,
+        recoveries=tuple(recoveries),
         result=result,
     )
 

@@ -230,6 +230,20 @@ class TimelineLine(Record):
     """The ten largest when most was live."""
 
 
+class RecoveryLine(Record):
+    """Memory ran out in a step, which was taken again with smaller limits."""
+
+    kind: Literal["recovery"] = "recovery"
+    step: int
+    """0 for the trial before the first step."""
+    reason: str
+    """What the allocator said."""
+    before: str
+    """The limits that were too large, as flags of the command line."""
+    after: str
+    """The limits from then on."""
+
+
 class ResultLine(Record):
     """The last line: how it ended."""
 
@@ -249,7 +263,7 @@ class ResultLine(Record):
     measurement: Measurement
 
 
-AnyLine = RunLine | StepLine | EvaluationLine | TimelineLine | ResultLine
+AnyLine = RunLine | StepLine | EvaluationLine | TimelineLine | RecoveryLine | ResultLine
 LINE: TypeAdapter[AnyLine] = TypeAdapter(Annotated[AnyLine, Field(discriminator="kind")])
 
 
@@ -260,6 +274,7 @@ class RunRecord(Record):
     steps: tuple[StepLine, ...] = ()
     evaluations: tuple[EvaluationLine, ...] = ()
     timeline: TimelineLine | None = None
+    recoveries: tuple[RecoveryLine, ...] = ()
     result: ResultLine | None = None
 
     def last_evaluation(self, split: str) -> EvaluationLine | None:

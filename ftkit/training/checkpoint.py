@@ -38,6 +38,8 @@ class TrainingState(BaseModel):
     best_step: int | None = None
     num_without_improvement: int = 0
     train_seconds: float = 0.0
+    owes_validation: bool = False
+    """Whether the run was stopped before the validation that was due at this step."""
 
 
 Tensors = Mapping[str, torch.Tensor]
@@ -135,7 +137,7 @@ def resumable_part(config: Mapping[str, Any]) -> dict[str, Any]:
     kept["batch"] = {"global_batch_size": kept["batch"]["global_batch_size"]}
     for key in ("gradient_checkpointing", "precision"):
         kept["model"].pop(key)
-    for key in ("log_every", "eval_every", "checkpoint_every", "plan_first"):
+    for key in ("log_every", "eval_every", "checkpoint_every", "plan_first", "trial_step"):
         kept["training"].pop(key)
     return dict(kept)
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,9 @@ import torch
 
 from ftkit.config.tree import BatchConfig
 from ftkit.data.arrays import TokenSplit
-from ftkit.data.batching import IGNORED, Indices, MicroBatch, collate, cut
+from ftkit.data.batching import IGNORED, Indices, collate, cut
 from ftkit.engine.protocol import Engine
+from ftkit.machine.memory import is_out_of_memory, release_memory
 from ftkit.models.build import set_training
 from ftkit.records.schema import Scores
 from ftkit.step.observer import NOTHING, Observer, Phase
@@ -45,15 +46,21 @@ def evaluate(  # what a score depends on, and who watches
     scores = _classification_scores(num_labels, engine.device) if num_labels else None
     total = torch.zeros((), dtype=torch.float64, device=engine.device)
     set_training(engine.model, False)
+
+    def score(rows: Indices) -> None:
+        micro_batch = collate(split, rows, pad_token_id, engine.device)
+        if scores is None:
+            total.add_(engine.loss(micro_batch))
+            return
+        logits = engine.logits(micro_batch)
+        loss, are_real = engine.objective.score(logits, micro_batch.labels), (micro_batch.labels != IGNORED).all()
+        if are_real:
+            scores.update(logits.float(), micro_batch.labels)
+        total.add_(loss)
+
     with torch.no_grad(), observer.during(Phase.EVALUATION):
-        for micro_batch in _micro_batches(engine, split, batch, pad_token_id):
-            if scores is None:
-                total += engine.loss(micro_batch)
-                continue
-            logits = engine.logits(micro_batch)
-            total += engine.objective.score(logits, micro_batch.labels)
-            if bool((micro_batch.labels != IGNORED).all()):
-                scores.update(logits.float(), micro_batch.labels)
+        for rows in _shares(engine, split, batch):
+            _score_in_parts(engine, rows, score)
     set_training(engine.model, True)
     num_targets = float(engine.objective.target_weights(split).sum())
     loss = float(engine.sum_over_ranks(total)) / max(num_targets, 1.0)
@@ -68,13 +75,27 @@ def evaluate(  # what a score depends on, and who watches
     )
 
 
-def _micro_batches(engine: Engine, split: TokenSplit, batch: BatchConfig, pad_token_id: int) -> Iterator[MicroBatch]:
-    """Yield this rank's share; every rank gets the same number, as ZeRO-3 needs."""
+def _shares(engine: Engine, split: TokenSplit, batch: BatchConfig) -> Iterator[Indices]:
+    """Yield the rows of this rank's micro-batches; every rank gets the same number, as ZeRO-3 needs."""
     lengths = split.lengths
     for start in range(0, len(split), _BLOCK):
         rows: Indices = np.arange(start, min(start + _BLOCK, len(split)))
         for places in cut(lengths[rows], batch, engine.process.world_size)[engine.process.rank]:
-            yield collate(split, rows[places], pad_token_id, engine.device)
+            yield rows[places]
+
+
+def _score_in_parts(engine: Engine, rows: Indices, score: Callable[[Indices], None]) -> None:
+    """Score the rows of a micro-batch, in halves where memory runs out; ranks that gather weights cannot part ways."""
+    try:
+        score(rows)
+        return
+    except (RuntimeError, MemoryError) as error:
+        may_halve = engine.process.world_size == 1 or engine.name == "plain"
+        if not is_out_of_memory(error) or not may_halve or len(rows) < 2:
+            raise
+    release_memory(engine.device)
+    for half in np.array_split(rows, 2):
+        _score_in_parts(engine, half, score)
 
 
 def _classification_scores(num_labels: int, device: torch.device) -> Any:

@@ -2,41 +2,52 @@
 
 import math
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import Any
-
-import numpy as np
-import torch
-from torch import distributed
+from functools import partial
+from typing import Literal
 
 from ftkit.config.files import dump_config
 from ftkit.config.tree import RunConfig
 from ftkit.data.arrays import TokenSplit
-from ftkit.data.batching import GlobalBatch, collate, cut, global_batches
+from ftkit.data.batching import GlobalBatch, global_batches
 from ftkit.engine.first_line import first_line
 from ftkit.engine.optim import learning_rate_at
-from ftkit.errors import CheckpointError, DivergedError, DoesNotFitError
+from ftkit.errors import DivergedError, DoesNotFitError, InterruptedRunError
 from ftkit.machine.disk import explained_writing
-from ftkit.machine.memory import Snapshot
+from ftkit.machine.memory import Snapshot, is_out_of_memory
 from ftkit.machine.process import ProcessContext, joined
 from ftkit.machine.versions import device_name
-from ftkit.models.build import set_training
+from ftkit.models.build import set_checkpointing, set_training
 from ftkit.models.methods import method_of
 from ftkit.observe.meter import gather, memory_figures, planned_utilization
 from ftkit.records.files import CHECKPOINTS, CONFIG, RECORD, RecordWriter, read_record
-from ftkit.records.schema import EvaluationLine, Measurement, Record, ResultLine, RunRecord, Scores, StepLine
-from ftkit.step import step
-from ftkit.step.observer import Observers
+from ftkit.records.schema import (
+    EvaluationLine,
+    Measurement,
+    Record,
+    RecoveryLine,
+    ResultLine,
+    RunLine,
+    RunRecord,
+    StepLine,
+)
 from ftkit.step.step import StepResult
 from ftkit.training import checkpoint
 from ftkit.training.evaluate import evaluate
 from ftkit.training.folder import save_model, write_card, written_bytes
+from ftkit.training.recovery.attempts import Attempts, UpdateFailedError
+from ftkit.training.recovery.heartbeat import Heartbeat, named_silence
+from ftkit.training.recovery.limits import Limits, keep_limits, kept_limits
+from ftkit.training.recovery.signals import StopNow, StopRequest, Work
 from ftkit.training.reporters import Reporter
+from ftkit.training.saving import go_back, judge, load_newest, save
 from ftkit.training.setup import Job, prepare
 from ftkit.training.state import Progress, Window
+from ftkit.training.steps import take_step, try_worst, wants_trial
 from ftkit.training.timeline import Watch
+
+Status = Literal["completed", "stopped early"]
 
 
 def train_run(config: RunConfig, process: ProcessContext, reporter: Reporter, *, resume: bool = False) -> RunRecord:
@@ -55,13 +66,15 @@ def train_run(config: RunConfig, process: ProcessContext, reporter: Reporter, *,
         FtkitError: naming what was given, what was wanted and what to try.
     """
     started = time.perf_counter()
-    with _explained_memory(config), joined(process):
+    stop = StopRequest(is_alone=process.world_size == 1)
+    with stop.listening(), _explained_memory(config), joined(process, config.engine.peer_timeout):
         snapshot = Snapshot(process.device) if config.output.memory_snapshot else None
         job = prepare(config, process, reporter, resume=resume)
-        with explained_writing(job.folder, f"then go on with --resume {job.folder}"):
+        cure = f"then go on with --resume {job.folder}"
+        with explained_writing(job.folder, cure), named_silence(job.folder, process):
             log = RecordWriter(job.folder / RECORD) if process.is_main else None
             record = _Recorder(log, reporter if process.is_main else None)
-            return _train(job, record, started, snapshot, resume=resume)
+            return _train(job, record, started, snapshot, stop, resume=resume)
 
 
 class _Recorder:
@@ -74,22 +87,60 @@ class _Recorder:
         if self._log is not None:
             self._log.write(line)
 
+    def tell(self, line: RecoveryLine) -> None:
+        """Write that a step was taken again, and say so."""
+        self.write(line)
+        if self.reporter is not None:
+            self.reporter.note(f"warning: {line.reason}; going on with {line.after}, where it was {line.before}")
 
-def _train(job: Job, record: _Recorder, started: float, snapshot: Snapshot | None, *, resume: bool) -> RunRecord:
+
+def _train(  # what one run is made of
+    job: Job, record: _Recorder, started: float, snapshot: Snapshot | None, stop: StopRequest, *, resume: bool
+) -> RunRecord:
     """Run all steps, restore the best weights, score the test split, save."""
-    progress = _resume(job) if resume else Progress()
+    progress = load_newest(job) if resume else Progress()
+    asked = Limits(job.config.batch, job.config.model.gradient_checkpointing)
+    limits = kept_limits(job.folder, asked) if resume else asked
+    if limits.checkpointing != asked.checkpointing:
+        set_checkpointing(job.engine.model, limits.checkpointing)
+    attempts = Attempts(job.engine, limits, job.longest, stop, record.tell)
+    if job.process.is_main:
+        attempts.keep = partial(keep_limits, job.folder, asked)
     run = first_line(job.folder.name, job.run, device_name(job.engine.device), job.num_steps, job.prediction)
     if job.process.is_main:
         (job.folder / CONFIG).write_text(dump_config(job.config), encoding="utf-8")
         record.write(run)
     if record.reporter:
         record.reporter.start(run, job.folder)
-    with closing(_watch(job, progress, record, snapshot)) as watch:
-        status = _run_steps(job, progress, record, watch)
+    with _saved_when_stopped(job, progress, stop):
+        with closing(_watch(job, progress, record, snapshot)) as watch:
+            status = _run_steps(job, progress, record, watch, attempts)
+        return _finish(job, progress, record, run, status, started, stop)
+
+
+@contextmanager
+def _saved_when_stopped(job: Job, progress: Progress, stop: StopRequest) -> Iterator[None]:
+    """Write a checkpoint where the run was asked to stop, and end it with the code that means that it can go on."""
+    with stop.during(Work.CHANGING):
+        try:
+            yield
+        except StopNow:
+            save(job, progress)
+            raise InterruptedRunError(
+                f"stopped by {stop.name or 'a signal to another rank'} after step {progress.step} of {job.num_steps}; "
+                f"nothing is lost: go on with --resume {job.folder}"
+            ) from None
+
+
+def _finish(  # noqa: PLR0913  # what one run is made of
+    job: Job, progress: Progress, record: _Recorder, run: RunLine, status: Status, started: float, stop: StopRequest
+) -> RunRecord:
+    """Restore the best weights, score the test split, save."""
     if progress.best_step not in (None, progress.step):
         job.engine.load_trainable_state(checkpoint.load_best(job.folder / CHECKPOINTS))
     if job.data.test is not None:
-        _score(job, progress, record, "test", job.data.test)
+        with stop.during(Work.READING):
+            _score(job, progress, record, "test", job.data.test)
     save_model(job.engine, method_of(job.config), job.tokenizer, job.folder)
     measurement = _measure(job, progress)
     result = ResultLine(
@@ -116,54 +167,62 @@ def _watch(job: Job, progress: Progress, record: _Recorder, snapshot: Snapshot |
     return Watch(job.engine, at, record.write if wants_timeline else None, snapshot, job.folder)
 
 
-def _run_steps(job: Job, progress: Progress, record: _Recorder, watch: Watch) -> Any:
+def _run_steps(job: Job, progress: Progress, record: _Recorder, watch: Watch, attempts: Attempts) -> Status:
     """Take optimizer steps until the end or an early stop; return how it ended."""
-    training, engine = job.config.training, job.engine
-    set_training(engine.model, True)
+    set_training(job.engine.model, True)
+    if wants_trial(job):
+        try_worst(job, attempts)
+    if progress.owes_validation:
+        _validate(job, progress, record, attempts.stop)
+    while True:
+        try:
+            return _steps_from(job, progress, record, watch, attempts)
+        except UpdateFailedError as error:
+            go_back(job, progress, error)
+            attempts.shrink(progress.step, str(error))
+
+
+def _steps_from(job: Job, progress: Progress, record: _Recorder, watch: Watch, attempts: Attempts) -> Status:
+    training = job.config.training
     batches = global_batches(
         len(job.data.train), job.config.batch.global_batch_size, training.seed, job.num_steps, progress.step + 1
     )
-    window, patience = Window(), training.early_stopping_patience
+    window, patience, heart = Window(), training.early_stopping_patience, Heartbeat(job.folder, job.process)
     for batch in batches:
         if patience is not None and progress.num_without_improvement >= patience:
             return "stopped early"
-        result = _take_step(job, batch, watch)
+        heart.beat(batch.step)
+        result = take_step(job, batch, watch, attempts)
         progress.step, progress.epoch = batch.step, batch.epoch
         is_end = batch.step == job.num_steps
+        progress.owes_validation = is_end or _is_due(batch, training.eval_every)
         window.add(job.data.train, batch)
         if record.reporter:
             record.reporter.advance(batch.step)
         if is_end or batch.step % training.log_every == 0:
             _log_step(job, progress, record, result, window)
-        if is_end or _is_due(batch, training.eval_every):
+        if attempts.stops:
+            raise StopNow
+        if progress.owes_validation:
             if window.num_steps:
                 window.close(progress)
-            if job.data.validation is not None:
-                line = _score(job, progress, record, "validation", job.data.validation)
-                _judge(job, progress, line)
+            _validate(job, progress, record, attempts.stop)
             window = Window()
         if is_end or _is_due(batch, training.checkpoint_every):
             if window.num_steps:
                 window.close(progress)
-            _save(job, progress)
+            save(job, progress)
             window = Window()
     return "completed"
 
 
-def _take_step(job: Job, batch: GlobalBatch, watch: Watch) -> StepResult:
-    config, train = job.config, job.data.train
-    shares = cut(train.lengths[batch.indices], config.batch, job.process.world_size)
-    pad = job.tokenizer.pad_token_id
-    micro_batches = [collate(train, batch.indices[share], pad, job.engine.device) for share in shares[job.process.rank]]
-    num_targets = job.target_weights[batch.indices].sum().item()
-    rate = learning_rate_at(batch.step, job.num_steps, config.schedule, config.learning_rate)
-    # Dropout's draws depend on step and rank alone, so a resumed run draws what the first would have drawn.
-    torch.manual_seed(
-        int(np.random.SeedSequence((config.training.seed, batch.step, job.process.rank)).generate_state(1)[0])
-    )
-    with watch.over(batch.step, micro_batches) as recorder:
-        observers = Observers((recorder, job.meter))
-        return step.train_step(job.engine, micro_batches, max(num_targets, 1), rate, observers)
+def _validate(job: Job, progress: Progress, record: _Recorder, stop: StopRequest) -> None:
+    """Score the validation split, if there is one, and keep the weights if they are the best so far."""
+    if job.data.validation is not None:
+        with stop.during(Work.READING):
+            line = _score(job, progress, record, "validation", job.data.validation)
+        judge(job, progress, line)
+    progress.owes_validation = False
 
 
 def _log_step(job: Job, progress: Progress, record: _Recorder, result: StepResult, window: Window) -> None:
@@ -201,49 +260,6 @@ def _score(job: Job, progress: Progress, record: _Recorder, name: str, split: To
     return line
 
 
-def _judge(job: Job, progress: Progress, scores: Scores) -> None:
-    """Keep the weights if this validation is the best so far."""
-    metric = job.config.training.best_metric
-    found = getattr(scores, metric)
-    value = float(scores.loss if found is None else found)
-    is_loss = metric == "loss" or found is None
-    best = progress.best_value
-    if best is not None and not (value < best if is_loss else value > best):
-        progress.num_without_improvement += 1
-        return
-    progress.best_value, progress.best_step, progress.num_without_improvement = value, progress.step, 0
-    weights = job.engine.trainable_state()
-    if job.process.is_main:
-        checkpoint.save_best(job.folder / CHECKPOINTS, weights)
-    _meet(job.process)
-
-
-def _save(job: Job, progress: Progress) -> None:
-    weights, moments = job.engine.trainable_state(), job.engine.optimizer_state()
-    if job.process.is_main:
-        checkpoint.save_checkpoint(job.folder / CHECKPOINTS, job.state(progress), weights, moments)
-    _meet(job.process)
-
-
-def _resume(job: Job) -> Progress:
-    """Take up the newest checkpoint that is whole."""
-    folder = job.folder / CHECKPOINTS
-    found = checkpoint.list_checkpoints(folder)
-    if not found:
-        raise CheckpointError(f"no checkpoint in {folder}; start without --resume")
-    saved, weights, moments = checkpoint.load_checkpoint(found[-1])
-    checkpoint.check_resumable(found[-1], saved, job.state(Progress()).config, job.data.fingerprint)
-    job.engine.load_trainable_state(weights)
-    job.engine.load_optimizer_state(moments)
-    return Progress(
-        step=saved.step,
-        best_value=saved.best_value,
-        best_step=saved.best_step,
-        num_without_improvement=saved.num_without_improvement,
-        train_seconds=saved.train_seconds,
-    )
-
-
 def _measure(job: Job, progress: Progress) -> Measurement:
     device, speed = job.engine.device, progress.speed()
     name, precision = device_name(device), job.run.precision
@@ -262,24 +278,13 @@ def _is_due(batch: GlobalBatch, every: int | None) -> bool:
     return batch.ends_epoch if every is None else batch.step % every == 0
 
 
-def _meet(process: ProcessContext) -> None:
-    if process.world_size > 1:
-        distributed.barrier()
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether an accelerator's allocator, torch's on a CPU, or Python itself ran out."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
 @contextmanager
 def _explained_memory(config: RunConfig) -> Iterator[None]:
     """Turn an out-of-memory into the cures, cheapest first."""
     try:
-        with warnings.catch_warnings():
-            yield
+        yield
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         said, limit = " ".join(str(error).split())[:200], config.batch.token_limit
         cut_cure = f"batch.micro_batch_tokens below {limit}" if limit else "batch.micro_batch_size lower"

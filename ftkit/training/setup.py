@@ -60,6 +60,11 @@ class Job:
         """Classes, or None for causal-lm."""
         return None if self.data.label_names is None else len(self.data.label_names)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence of any split."""
+        return int(max(split.lengths.max() for split in _splits(self.data)))
+
     @cached_property
     def target_weights(self) -> NDArray[np.int64] | NDArray[np.float64]:
         """How much the targets of each training sequence count, [N]."""
@@ -76,6 +81,7 @@ class Job:
             best_step=progress.best_step,
             num_without_improvement=progress.num_without_improvement,
             train_seconds=progress.train_seconds,
+            owes_validation=progress.owes_validation,
         )
 
 

@@ -20,6 +20,7 @@ class Progress:
     best_step: int | None = None
     num_without_improvement: int = 0
     train_seconds: float = 0.0
+    owes_validation: bool = False
     step_seconds: list[float] = field(default_factory=list)
     num_tokens: int = 0
     num_samples: int = 0

@@ -5,10 +5,13 @@ fails says only that a peer is gone; these files say which one, and how far it c
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ftkit.machine.process import ProcessContext
+from ftkit.errors import PeerLostError
+from ftkit.machine.process import PEER_LOST, ProcessContext
 from ftkit.units import format_seconds
 
 _FOLDER = "ranks"
@@ -74,6 +77,29 @@ def last_beats(folder: Path) -> list[Beat]:
         for file in files
     ]
     return sorted(beats, key=lambda beat: -beat.age_seconds)
+
+
+@contextmanager
+def named_silence(folder: Path, process: ProcessContext) -> Iterator[None]:
+    """Name the rank that has been silent for longest where a collective fails because a rank is gone.
+
+    Args:
+        folder: the result folder.
+        process: the place of this process.
+
+    Raises:
+        PeerLostError: a rank ended, or did not answer in time, while this one worked with it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not PEER_LOST.search(str(error)):
+            raise
+        silence = describe_silence(folder, process)
+        raise PeerLostError(
+            "another rank of this job ended early or stopped answering; its own message says why"
+            + (f" ({silence})" if silence else "")
+        ) from error
 
 
 def describe_silence(folder: Path, process: ProcessContext) -> str:

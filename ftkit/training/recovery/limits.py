@@ -4,10 +4,13 @@ First the micro-batches become smaller, down to one sequence; then more layers r
 the mathematics of the step as it is (dropout's draws come per micro-batch, so a run with dropout draws others).
 """
 
+import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ftkit.config.tree import BatchConfig
 
+_FILE = "limits.json"
 _SHARES = (0.5, 1.0)
 """Shares of recomputing layers that are tried, in this order."""
 
@@ -44,6 +47,34 @@ class Limits:
             else f"--micro-batch-tokens {self.batch.token_limit}"
         )
         return f"{cut} --gradient-checkpointing {self.checkpointing:g}"
+
+
+def keep_limits(folder: Path, asked: Limits, used: Limits) -> None:
+    """Note in the result folder that limits were too large, for a resumed run.
+
+    Args:
+        folder: the result folder.
+        asked: those that the configuration asked for.
+        used: the smaller ones that fitted, or are to be tried next.
+    """
+    note = {"asked": str(asked), "micro_batch_size": used.batch.micro_batch_size,
+            "micro_batch_tokens": used.batch.micro_batch_tokens, "checkpointing": used.checkpointing}  # fmt: skip
+    (folder / _FILE).write_text(json.dumps(note), encoding="utf-8")
+
+
+def kept_limits(folder: Path, asked: Limits) -> Limits:
+    """Return the limits that an earlier start of the same run found to fit; those asked for where there are none.
+
+    Args:
+        folder: the result folder.
+        asked: those that the configuration asks for; another cut than before is a wish to try it.
+    """
+    file = folder / _FILE
+    note = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if note.get("asked") != str(asked):
+        return asked
+    cut = {key: note[key] for key in ("micro_batch_size", "micro_batch_tokens")}
+    return Limits(asked.batch.model_copy(update=cut), note["checkpointing"])
 
 
 def _smaller_cut(batch: BatchConfig, longest: int) -> BatchConfig | None:

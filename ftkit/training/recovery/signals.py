@@ -10,11 +10,27 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from types import FrameType
 
 from ftkit.errors import InterruptedRunError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class StopNow(Exception):  # noqa: N818  # it reports a wish, not an error
+    """The run is to stop here and save; nothing of what was going on is kept."""
+
+
+class Work(Enum):
+    """What a run is doing, as far as it decides what a signal does."""
+
+    SETUP = "setup"
+    """There is nothing to save: the run ends at once."""
+    CHANGING = "changing"
+    """Weights, sums of gradients or files are being changed: the signal is noted."""
+    READING = "reading"
+    """Nothing is changed, as in an evaluation: the work is dropped, and the run saves where it stands."""
 
 
 class StopRequest:
@@ -24,14 +40,19 @@ class StopRequest:
         name: of the first signal that came, such as `SIGTERM`; None while nobody asked.
     """
 
-    def __init__(self) -> None:
-        """Listen to nothing yet; see `listening`."""
+    def __init__(self, *, is_alone: bool) -> None:
+        """Listen to nothing yet; see `listening`.
+
+        Args:
+            is_alone: whether no other rank waits for this process, so that it may drop what it is reading.
+        """
         self.name: str | None = None
-        self._is_deferred = False
+        self.is_alone = is_alone
+        self._work = Work.SETUP
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        """Handle the signals while the block runs: the first one raises, or inside `deferred` is noted.
+        """Handle the signals while the block runs.
 
         Outside the main thread Python lets nobody handle signals, and the block runs as if there were none.
 
@@ -52,17 +73,32 @@ class StopRequest:
                 signal.signal(number, handler)
 
     @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Take a note of a signal instead of raising while the block runs."""
-        self._is_deferred = True
+    def during(self, work: Work) -> Iterator[None]:
+        """Say what the run does while the block runs.
+
+        Args:
+            work: decides what a signal does.
+
+        Raises:
+            StopNow: a signal came, or had come before, and the work may be dropped.
+        """
+        before, self._work = self._work, work
         try:
+            if self.name is not None and self._may_drop:
+                raise StopNow
             yield
         finally:
-            self._is_deferred = False
+            self._work = before
+
+    @property
+    def _may_drop(self) -> bool:
+        return self._work is Work.READING and self.is_alone
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  # the signature of a handler
         if self.name is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.name = self.name or signal.Signals(number).name
-        if not self._is_deferred:
+        if self._work is Work.SETUP:
             raise InterruptedRunError(f"stopped by {self.name} before the first step; there is nothing to resume")
+        if self._may_drop:
+            raise StopNow

@@ -1,0 +1,158 @@
+"""Memory that runs out, raised where a test wants it: the run ends with the weights of the run without it."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ftkit.config.files import load_config
+from ftkit.engine.plain import PlainEngine
+from ftkit.errors import DoesNotFitError
+from ftkit.machine.process import ProcessContext
+from ftkit.records.files import read_record
+from ftkit.training.loop import train_run
+from ftkit.training.reporters import Reporters
+
+STEPS = 4
+
+
+def train(work, folder, *settings, resume=False):
+    config = load_config(
+        settings=[
+            f"model.name={work / 'bert'}", f"data.dataset={work / 'texts.csv'}", f"output.folder={folder}",
+            "model.precision=fp32", "training.plan_first=false", f"training.max_steps={STEPS}", "training.log_every=1",
+            "batch.global_batch_size=16", "batch.micro_batch_size=8", *settings,
+        ]
+    )  # fmt: skip
+    return train_run(config, ProcessContext(), Reporters(), resume=resume)
+
+
+def weights(folder):
+    return load_file(folder / "model" / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def whole(work, tmp_path_factory):
+    """The run in which no memory runs out."""
+    folder = tmp_path_factory.mktemp("whole")
+    record = train(work, folder)
+    return [line.loss for line in record.steps], weights(folder)
+
+
+def no_memory():
+    return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def failing(monkeypatch, method, *, above, at_call=1):
+    """Let a method of the engine run out of memory: with more sequences than `above`, from a call on."""
+    original, calls = getattr(PlainEngine, method), []
+
+    def call(engine, *arguments):
+        calls.append(method)
+        batch = getattr(arguments[0], "input_ids", None)
+        size = len(engine.last_ids) if batch is None else len(batch)
+        engine.last_ids = engine.last_ids if batch is None else batch
+        if len(calls) >= at_call and size > above:
+            raise no_memory()
+        return original(engine, *arguments)
+
+    monkeypatch.setattr(PlainEngine, method, call)
+    if method != "loss":
+        loss = PlainEngine.loss
+
+        def noting(engine, micro_batch):
+            engine.last_ids = micro_batch.input_ids
+            return loss(engine, micro_batch)
+
+        monkeypatch.setattr(PlainEngine, "loss", noting)
+
+
+def assert_equal_runs(record, folder, whole):
+    losses, expected = whole
+    # fp32: another cut sums in another order.
+    assert [line.loss for line in record.steps] == pytest.approx(losses, abs=1e-6)
+    for name, tensor in weights(folder).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["loss", "backward"])
+@pytest.mark.parametrize("at_call", [1, 6])
+def test_a_step_that_runs_out_of_memory_is_taken_again_in_smaller_micro_batches(
+    work, tmp_path, monkeypatch, whole, method, at_call
+):
+    failing(monkeypatch, method, above=3, at_call=at_call)
+    record = train(work, tmp_path / "run")
+    assert_equal_runs(record, tmp_path / "run", whole)
+    assert [line.after for line in read_record(tmp_path / "run").recoveries] == [
+        "--micro-batch-size 4 --gradient-checkpointing 0",
+        "--micro-batch-size 2 --gradient-checkpointing 0",
+    ]
+    assert "Tried to allocate 2.00 GiB" in record.recoveries[0].reason
+
+
+def test_a_resumed_run_begins_with_the_limits_that_fitted(work, tmp_path, monkeypatch, whole):
+    failing(monkeypatch, "loss", above=4)
+    with monkeypatch.context() as crash:
+        original, updates = PlainEngine.apply_gradients, []
+
+        def crashing(engine, rate):
+            if len(updates) == 2:
+                raise ValueError("the machine goes down")
+            updates.append(rate)
+            return original(engine, rate)
+
+        crash.setattr(PlainEngine, "apply_gradients", crashing)
+        with pytest.raises(ValueError, match="goes down"):
+            train(work, tmp_path / "run", "training.checkpoint_every=1")
+    record = train(work, tmp_path / "run", "training.checkpoint_every=1", resume=True)
+    assert [line.step for line in record.recoveries] == [1]
+    assert_equal_runs(record, tmp_path / "run", whole)
+
+
+def test_an_update_that_runs_out_of_memory_goes_back_to_the_last_checkpoint(work, tmp_path, monkeypatch, whole):
+    original, failed = PlainEngine.apply_gradients, []
+
+    def half_updated(engine, rate):
+        norm = original(engine, rate)
+        if rate and len(failed) == 2:
+            failed.append("now")
+            raise no_memory()
+        failed.append("not yet") if rate else None
+        return norm
+
+    monkeypatch.setattr(PlainEngine, "apply_gradients", half_updated)
+    record = train(work, tmp_path / "run", "training.checkpoint_every=1")
+    assert len(failed) == STEPS + 1
+    assert_equal_runs(record, tmp_path / "run", whole)
+
+
+def test_the_worst_step_is_tried_first_and_leaves_no_trace(work, tmp_path, monkeypatch, whole):
+    rates, original = [], PlainEngine.apply_gradients
+    monkeypatch.setattr(
+        PlainEngine, "apply_gradients", lambda engine, rate: rates.append(rate) or original(engine, rate)
+    )
+    record = train(work, tmp_path / "run", "training.trial_step=always")
+    assert rates[0] == 0.0
+    assert len(rates) == STEPS + 1
+    losses, expected = whole
+    assert [line.loss for line in record.steps] == losses
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path / "run").items())
+
+
+def test_an_evaluation_that_runs_out_of_memory_scores_in_halves(work, tmp_path, monkeypatch):
+    scores = train(work, tmp_path / "whole").last_evaluation("test")
+    failing(monkeypatch, "logits", above=3)
+    again = train(work, tmp_path / "run").last_evaluation("test")
+    assert again.loss == pytest.approx(scores.loss, abs=1e-6)
+    assert (again.accuracy, again.confusion) == (scores.accuracy, scores.confusion)
+
+
+def test_one_sequence_that_does_not_fit_ends_the_run_with_what_to_try(work, tmp_path, monkeypatch):
+    failing(monkeypatch, "loss", above=0)
+    with pytest.raises(DoesNotFitError, match=r"one sequence of up to \d+ tokens .*; try a shorter data.max_length"):
+        train(work, tmp_path / "run")
+
+
+def test_an_error_of_another_kind_is_not_taken_for_memory(work, tmp_path, monkeypatch):
+    monkeypatch.setattr(PlainEngine, "loss", lambda *_: (_ for _ in ()).throw(RuntimeError("sizes do not match")))
+    with pytest.raises(RuntimeError, match="sizes do not match"):
+        train(work, tmp_path / "run")
