@@ -1,0 +1,84 @@
+"""A run that is asked to stop saves, says how to go on, exits with the code for it, and goes on as if never stopped."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ftkit.records.files import RECORD, read_record
+from tests.e2e.command import flags
+
+MORE = ["--epochs", 30, "--set", "training.eval_every=200", "--no-plan", "--set", "training.log_every=1"]
+RESUME_ME = 75
+
+
+def start(work, folder, *more):
+    command = [sys.executable, "-m", "ftkit", "train", *map(str, [*flags(work, folder, *MORE), *more])]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_steps(folder, child, count=3):
+    """Wait until a run has logged some steps."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        file = folder / RECORD
+        if file.is_file() and file.read_text().count('"kind":"step"') >= count:
+            return
+        assert child.poll() is None, child.stdout.read()
+        time.sleep(0.05)
+    pytest.fail("no step was logged in two minutes")
+
+
+@pytest.fixture(scope="module")
+def whole(work, tmp_path_factory):
+    """The losses of the run that nobody stops."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    child = start(work, folder)
+    assert child.wait() == 0, child.stdout.read()
+    return [line.loss for line in read_record(folder).steps]
+
+
+def test_a_stopped_run_saves_and_goes_on_as_if_never_stopped(work, tmp_path, whole):
+    folder = tmp_path / "run"
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        child = start(work, folder) if number == signal.SIGTERM else resume(folder)
+        wait_for_steps(folder, child, 3 if number == signal.SIGTERM else count(folder) + 2)
+        child.send_signal(number)
+        said, code = child.communicate()[0], child.returncode
+        assert code == RESUME_ME, said
+        assert f"stopped by {number.name} after step" in said
+        assert f"nothing is lost: go on with --resume {folder}" in " ".join(said.split())
+        assert read_record(folder).result is None
+    child = resume(folder)
+    assert child.wait() == 0, child.stdout.read()
+    assert [line.loss for line in read_record(folder).steps] == whole
+
+
+def count(folder):
+    return (folder / RECORD).read_text().count('"kind":"step"')
+
+
+def resume(folder):
+    command = [sys.executable, "-m", "ftkit", "train", "--resume", str(folder)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_a_signal_before_the_first_step_says_that_there_is_nothing_to_resume(work, tmp_path):
+    child = start(work, tmp_path / "run", "--model", "demo", "--dataset", "demo")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not is_listening(child.pid):
+        time.sleep(0.02)
+    child.send_signal(signal.SIGTERM)
+    said = child.communicate()[0]
+    assert child.returncode == RESUME_ME, said
+    assert "before the first step; there is nothing to resume" in " ".join(said.split())
+
+
+def is_listening(pid):
+    """Return whether a process handles SIGTERM, by the mask of caught signals that Linux shows."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    caught = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt"))
+    return bool(caught >> (signal.SIGUSR1 - 1) & 1)
