@@ -11,10 +11,8 @@ from ftkit.training.recovery.limits import Limits
 
 
 def all_smaller(limits: Limits, longest: int) -> list[Limits]:
-    steps = []
-    while (limits := limits.smaller(longest)) is not None:
-        steps.append(limits)
-    return steps
+    smaller = limits.smaller(longest)
+    return [] if smaller is None else [smaller, *all_smaller(smaller, longest)]
 
 
 def test_micro_batches_shrink_first_and_then_more_layers_recompute():
