@@ -24,7 +24,7 @@ from ftkit.engine.resolve import Devices, ResolvedRun, resolve
 from ftkit.machine.memory import Snapshot, quiet_collector
 from ftkit.machine.process import ProcessContext, joined
 from ftkit.machine.versions import device_name
-from ftkit.models.build import set_training
+from ftkit.models.build import check_positions, set_training
 from ftkit.models.gguf import as_safetensors
 from ftkit.models.source import Source, load_config, load_tokenizer, resolve_source
 from ftkit.observe.meter import Meter, gather, known_flops, memory_figures
@@ -133,6 +133,7 @@ def _count(
     with quiet_collector(), ExitStack() as watched:
 
         def watch(model: nn.Module) -> None:
+            check_positions(model, shape.length)
             layers.update(layer_names(model))
             watched.enter_context(recorder.inside(model, layers))
             see_model(recorder, model, layers)
