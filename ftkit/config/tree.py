@@ -53,6 +53,11 @@ class DataConfig(Section):
     """The configuration of a hub dataset, such as `sst2` of `glue`."""
     encoding: str = "utf-8"
     """The encoding of text files (CSV, TSV, JSON, JSONL, txt), such as `cp1252` for files of Windows and Excel."""
+    separator: str | None = None
+    """CSV, TSV: the character between columns, such as `;` or `tab`; recognised when not named."""
+    quotes: Literal["auto", "doubled", "backslash", "none"] = "auto"
+    """CSV, TSV: how a double quote inside a quoted text is written, twice or behind a backslash; `none`: quotes are
+    plain characters. `auto` reads those written twice, and refuses a file that could be meant in another way."""
     train_split: str = "train"
     """The split that trains."""
     validation_split: str | None = None
@@ -112,6 +117,14 @@ class DataConfig(Section):
         except LookupError:
             raise ValueError("not an encoding; try utf-8, cp1252, latin-1 or utf-16") from None
         return name
+
+    @field_validator("separator")
+    @classmethod
+    def _is_separator(cls, text: str | None) -> str | None:
+        text = "\t" if text in ("tab", "\\t") else text
+        if text is not None and (len(text) != 1 or not text.isascii() or text in '"\\\r\n\0'):
+            raise ValueError("not a separator; give one character, such as ; or the word tab")
+        return text
 
 
 class BatchConfig(Section):

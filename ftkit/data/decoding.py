@@ -12,12 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from ftkit.errors import DataError
 
 COMPRESSIONS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 """The suffixes of compressed files that are read, and what opens them."""
 
-_BLOCK_BYTES = 2**24
+_BLOCK_BYTES = 2**20  # small enough for a processor's cache, in which the counting of quotes is twice as fast
 _BYTE_ORDER_MARKS = {  # the longer ones first: UTF-32's begins like UTF-16's
     b"\xff\xfe\0\0": "utf-32",
     b"\0\0\xfe\xff": "utf-32",
@@ -62,20 +65,46 @@ def utf8_blocks(path: Path, encoding: str) -> Iterator[bytes]:
         encoding: of the file, as Python knows it.
 
     Yields:
-        Blocks of whole lines, some 16 MiB each; the last line may lack its end.
+        Blocks of whole lines, some 1 MiB each; the last line may lack its end.
 
     Raises:
         DataError: the file is not a text file, is damaged, or has another encoding.
     """
-    is_utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
+    offset = 0
+    for block in _utf8_lines(path, encoding):
+        problem = _problem(block)
+        if problem is not None:
+            place, told = problem
+            raise DataError(f"{path}: line {_line_at(path, encoding, offset + place)}{told}")
+        offset += len(block)
+        yield block
+
+
+def is_plain(path: Path, encoding: str) -> bool:
+    """Whether the file's own bytes are what `utf8_blocks` gives, but for a byte order mark."""
+    return is_utf8(encoding) and path.suffix.lower() not in COMPRESSIONS
+
+
+def is_utf8(encoding: str) -> bool:
+    """Whether an encoding is UTF-8, with a byte order mark or without."""
+    return codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
+
+
+def _utf8_lines(path: Path, encoding: str) -> Iterator[bytes]:
     chunks = _recognised(path, _chunks(path), encoding)
+    blocks = _whole_lines(chunks if is_utf8(encoding) else _transcoded(path, chunks, encoding))
+    first = next(blocks).removeprefix(codecs.BOM_UTF8)
+    return filter(None, itertools.chain((first,), blocks))
+
+
+def _line_at(path: Path, encoding: str, offset: int) -> int:
+    """Return the number of the line at a place; the file is read again, which costs less than counting all along."""
     line = 1
-    for block in _whole_lines(chunks if is_utf8 else _transcoded(path, chunks, encoding)):
-        text = block.removeprefix(codecs.BOM_UTF8) if line == 1 else block
-        _check(path, text, line)
-        line += text.count(b"\n")
-        if text:
-            yield text
+    for block in _utf8_lines(path, encoding):
+        if offset < len(block):
+            return line + block.count(b"\n", 0, offset)
+        line, offset = line + block.count(b"\n"), offset - len(block)
+    return line
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
@@ -168,22 +197,31 @@ def _whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     yield b"".join(rest)
 
 
-def _check(path: Path, block: bytes, line: int) -> None:
-    """Refuse bytes that are not UTF-8, and zero bytes, which no text has."""
+def _problem(block: bytes) -> tuple[int, str] | None:
+    """Return the place and the words of what is wrong with a block: it is not UTF-8, or holds zero bytes."""
     if b"\0" in block:
-        line += block.count(b"\n", 0, block.index(b"\0"))
-        raise DataError(
-            f"{path}: line {line} holds a zero byte, so this is not a text file, or it is UTF-16 (then pass --set "
-            "data.encoding=utf-16-le, or save it as UTF-8)"
+        told = (
+            " holds a zero byte, so this is not a text file, or it is UTF-16; save it as UTF-8, or pass --set "
+            "data.encoding=utf-16-le"
         )
-    if block.isascii():
-        return
+        return block.index(b"\0"), told
+    try:
+        if not block.isascii():  # Arrow checks twice as fast as Python decodes
+            buffers = [None, pa.py_buffer(np.array([0, len(block)], np.int64)), pa.py_buffer(block)]
+            pa.Array.from_buffers(pa.large_string(), 1, buffers).validate(full=True)
+    except pa.ArrowInvalid:
+        return _not_utf8(block)
+    return None
+
+
+def _not_utf8(block: bytes) -> tuple[int, str]:
     try:
         block.decode()
     except UnicodeDecodeError as error:
-        line += block.count(b"\n", 0, error.start)
         place = error.start - block.rfind(b"\n", 0, error.start) - 1
-        raise DataError(
-            f"{path}: line {line}, byte {place} of the line (0x{block[error.start]:02x}) is not UTF-8; save the file "
-            "as UTF-8, or name its encoding, such as --set data.encoding=cp1252 for files of Windows and Excel"
-        ) from None
+        told = (
+            f", byte {place} of the line (0x{block[error.start]:02x}) is not UTF-8; save the file as UTF-8, or name "
+            "its encoding, such as --set data.encoding=cp1252 for files of Windows and Excel"
+        )
+        return error.start, told
+    raise AssertionError("Arrow and Python disagree on what is UTF-8")

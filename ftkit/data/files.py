@@ -33,7 +33,7 @@ def read_file(path: Path, config: DataConfig) -> Shard:
 
     Args:
         path: the file; its suffix says what it is.
-        config: `encoding` of text files.
+        config: `encoding` of text files; `separator` and `quotes` of CSV and TSV.
 
     Returns:
         At least one row.

@@ -30,7 +30,7 @@ class DataReport:
         truncated_share: the share of sequences that were cut at max_length.
         length_quantiles: tokens of a sequence at the quantiles `QUANTILES`.
         leak_share: the share of test rows whose text is in the training split too; None without a test split.
-        files: the files that make up each split, in order; empty where the source itself is the only one.
+        files: the files that each split is read from, in order, with their rows and what else is to tell of them.
         unread: what lies beside those files and is not read.
         ignored_columns: columns of the training split that nothing reads.
         prompt: the template that makes prompts of several columns, or None.

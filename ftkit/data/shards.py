@@ -33,6 +33,10 @@ class Shard:
         """Return the words for the place of a row, counted from 0."""
         return f"{self.name}, {self.unit} {self.numbers[row]}"
 
+    def summary(self, name: str) -> str:
+        """Return what the report tells of the file, under a shorter name."""
+        return f"{name} ({'; '.join((f'{self.table.num_rows:,} rows', *self.notes))})"
+
     @property
     def numbers(self) -> NDArray[np.int64]:
         """The place of every row, int64 [N]."""

@@ -34,7 +34,7 @@ class Source:
         splits: `train`, and `validation` and `test` where there are such.
         is_lines: the rows are the lines of one running text, in order.
         group_column: the column that keeps rows together where splits are made, where the dataset has one.
-        files: the files of each split, where the dataset is a folder of them.
+        files: split to the files that it is read from, with their rows and what else is to tell of them.
         unread: what lies beside those files.
     """
 
@@ -67,7 +67,8 @@ def load_source(config: DataConfig) -> Source:
     if path.is_file() or _looks_local(config.dataset):
         find_splits(config, ["train"])
         split = Split("train", (read_file(path, config),))
-        return Source(config.dataset, {"train": split}, is_lines=kind_of_file(path) == ".txt")
+        files = {"train": (split.shards[0].summary(path.name),)}
+        return Source(config.dataset, {"train": split}, is_lines=kind_of_file(path) == ".txt", files=files)
     if config.dataset in _LOADERS:  # `datasets` would read every file below the working folder
         raise DataError(f"{config.dataset!r} is a kind of file, not a dataset; give the path of the file itself")
     return Source(config.dataset, _found(config, _load_hub(config)))
@@ -124,7 +125,12 @@ def _load_folder(folder: Path, config: DataConfig) -> Source:
     if len(is_lines) > 1:
         raise DataError(f"{folder} mixes .txt files with tables; keep one kind")
     splits = {role: Split(name, tuple(read_file(path, config) for path in paths[role])) for role, name in found.items()}
-    names = {role: tuple(str(path.relative_to(folder)) for path in paths[role]) for role in found}
+    names = {
+        role: tuple(
+            shard.summary(str(path.relative_to(folder))) for path, shard in zip(paths[role], split.shards, strict=True)
+        )
+        for role, split in splits.items()
+    }
     return Source(config.dataset, splits, is_lines=is_lines == {True}, files=names, unread=tuple(files.unread(used)))
 
 

@@ -120,7 +120,7 @@ def test_arrays_have_the_promised_types_and_no_padding(tmp_path, tokenizer):
 
 
 def test_a_csv_keeps_commas_line_breaks_and_words_like_NA(tmp_path):
-    (tmp_path / "d.csv").write_bytes('\ufefftext,label\n"a, ""b""\nc",NA\r\nnull,1\n'.encode())
+    (tmp_path / "d.csv").write_bytes('\ufefftext,label\r\n"a, ""b""\nc",NA\r\nnull,1\r\n'.encode())
     rows = read_file(tmp_path / "d.csv", DataConfig()).table.to_pylist()
     assert rows == [{"text": 'a, "b"\nc', "label": "NA"}, {"text": "null", "label": "1"}]
 
@@ -163,7 +163,11 @@ def test_the_report_names_the_files_of_each_split_and_what_is_left_alone(tmp_pat
     for name in ("train.csv", "test.csv", "train_old.csv"):
         write_csv(tmp_path / name, ROWS)
     lines = prepare(tokenizer, tmp_path, validation_share=0.0).report.lines()
-    assert lines[1:4] == ["train is read from train.csv", "test is read from test.csv", "not read: train_old.csv"]
+    assert lines[1:4] == [
+        "train is read from train.csv (60 rows)",
+        "test is read from test.csv (60 rows)",
+        "not read: train_old.csv",
+    ]
 
 
 def test_what_is_not_found_alone_is_made_of_the_training_split(tmp_path, tokenizer):
@@ -323,10 +327,11 @@ def test_the_fingerprint_follows_tokens_and_names(tmp_path, tokenizer):
 def test_the_report_says_what_was_found(tmp_path, tokenizer):
     lines = prepare(tokenizer, write_csv(tmp_path / "d.csv", ROWS)).report.lines()
     assert "text 'text', label 'label'" in lines[0]
-    assert lines[1].startswith(
+    assert lines[1] == "train is read from d.csv (60 rows)"
+    assert lines[2].startswith(
         "train: 48 sequences (drawn by the seed, labels by their shares); bad 16, good 32; 4 to 4"
     )
-    assert len(lines) == 4
+    assert len(lines) == 5
 
 
 def test_importing_the_data_floor_imports_neither_torch_nor_datasets():
