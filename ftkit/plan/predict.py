@@ -200,7 +200,7 @@ def _tape(run: ResolvedRun, architecture: Any, shape: Shape, target: Target, exa
 
 
 def _process_bytes(
-    run: ResolvedRun, target: Target, peak: Peak, reserved: int, sharing: zero.Sharing | None, counts: Counts
+    run: ResolvedRun, target: Target, peak: Peak, reserved: int, sharing: zero.RankShare | None, counts: Counts
 ) -> int:
     """Return what one process is seen to hold at its peak: of the device, or on a CPU resident."""
     if target.device_type == "cuda":
@@ -213,7 +213,7 @@ def _process_bytes(
     return runtime + max(peak.active_bytes + sharing.host_bytes + kept, counts.load_bytes)
 
 
-def _with_wire(time: StepTime, sharing: zero.Sharing, target: Target) -> StepTime:
+def _with_wire(time: StepTime, sharing: zero.RankShare, target: Target) -> StepTime:
     link = target.gpu.link if target.gpu is not None else 10e9
     return StepTime(time.seconds + sharing.wire_bytes / link + sharing.offload_seconds, time.flops)
 

@@ -1,4 +1,4 @@
-"""When a step comes to a module and when it leaves it: what ZeRO-3's coordinator hears.
+"""Record when a step enters and leaves each module: what ZeRO-3's coordinator is told.
 
 DeepSpeed hangs an identity before and after every module, so that it hears of its forward and, from autograd, of its
 backward (deepspeed/runtime/zero/parameter_offload.py, _register_deepspeed_module). The same identities here write
@@ -7,6 +7,7 @@ each such moment on the tape, as a storage of no bytes, so that what unrolls a t
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import torch
@@ -15,23 +16,32 @@ from torch import nn
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import FORWARD, Birth
 
-ENTER, LEAVE = "enters forward", "leaves forward"
-ENTER_BACKWARD, LEAVE_BACKWARD = "enters backward", "leaves backward"
-GRADIENT, SUMMED = "has a gradient", "has added it"
-TOUCH = "touches a weight"
+
+class Moment(Enum):
+    """What happens to a module or to one of its parameters."""
+
+    ENTER = "its forward begins"
+    LEAVE = "its forward has ended"
+    ENTER_BACKWARD = "its backward begins"
+    LEAVE_BACKWARD = "its backward has ended"
+    TOUCH = "it asks for a parameter of another module"
+    GRADIENT = "a parameter has a gradient"
+    SUMMED = "the plain engine has added the gradient to its sum"
 
 
 @dataclass(slots=True)
 class Visit(Birth):
-    """A moment of a module; `op` says which.
+    """A moment of a module, as a storage of no bytes.
 
     Attributes:
+        moment: which.
         weights: names of the parameters that are its own, or of the one that has a gradient.
         is_root: of the whole model.
         needs_grad: a forward whose input needs a gradient, so that autograd keeps the weight.
         is_packed: its weight is in 4 bits.
     """
 
+    moment: Moment = Moment.ENTER
     weights: tuple[str, ...] = ()
     is_root: bool = False
     needs_grad: bool = False
@@ -48,13 +58,13 @@ class Visits:
         for name, module in model.named_modules():
             self._watch(name, module)
             module._parameters = _Watched(module._parameters, name, self._touch)
-        self._hear_gradients(GRADIENT)
+        self._hear_gradients(Moment.GRADIENT)
 
     def engine_is_built(self) -> None:
         """Hear when the plain engine has added a gradient to its sums: what it makes in between is its own."""
-        self._hear_gradients(SUMMED)
+        self._hear_gradients(Moment.SUMMED)
 
-    def _hear_gradients(self, moment: str) -> None:
+    def _hear_gradients(self, moment: Moment) -> None:
         for name, parameter in self._model.named_parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(self._teller(moment, name, (name,)))
@@ -62,7 +72,7 @@ class Visits:
     def _touch(self, owner: str, parameter: nn.Parameter) -> None:
         """Tell of a weight that a module asks another one for: DeepSpeed gathers it for the one that asks."""
         if self._recorder.phase == FORWARD and self._recorder.module != owner:
-            self._tell(TOUCH, self._recorder.module, (self._names[id(parameter)],))
+            self._tell(Moment.TOUCH, self._recorder.module, (self._names[id(parameter)],))
 
     def _watch(self, name: str, module: nn.Module) -> None:
         weights = tuple(self._names[id(one)] for one in module._parameters.values() if one is not None)
@@ -71,7 +81,7 @@ class Visits:
 
         def enter(_: nn.Module, inputs: tuple[Any, ...]) -> Any:
             needs_grad = any(isinstance(one, torch.Tensor) and one.requires_grad for one in inputs)
-            self._tell(ENTER, name, weights, needs_grad=needs_grad, is_packed=packed)
+            self._tell(Moment.ENTER, name, weights, needs_grad=needs_grad, is_packed=packed)
             remaining[0] = 0
             return _over_tensors(after, inputs)
 
@@ -82,20 +92,20 @@ class Visits:
         def left() -> None:
             remaining[0] -= 1
             if remaining[0] == 0:
-                self._tell(LEAVE_BACKWARD, name, weights)
+                self._tell(Moment.LEAVE_BACKWARD, name, weights)
 
         def leave(_: nn.Module, __: Any, output: Any) -> Any:
-            self._tell(LEAVE, name, weights)
-            return _over_tensors(lambda one: _identity(one, self._teller(ENTER_BACKWARD, name, weights)), output)
+            self._tell(Moment.LEAVE, name, weights)
+            return _over_tensors(lambda one: _identity(one, self._teller(Moment.ENTER_BACKWARD, name, weights)), output)
 
         module.register_forward_pre_hook(enter)
         module.register_forward_hook(leave)
 
-    def _teller(self, moment: str, name: str, weights: tuple[str, ...]) -> Callable[..., None]:
+    def _teller(self, moment: Moment, name: str, weights: tuple[str, ...]) -> Callable[..., None]:
         return lambda *_: self._tell(moment, name, weights)
 
     def _tell(
-        self, moment: str, name: str, weights: tuple[str, ...], *, needs_grad: bool = False, is_packed: bool = False
+        self, moment: Moment, name: str, weights: tuple[str, ...], *, needs_grad: bool = False, is_packed: bool = False
     ) -> None:
         recorder = self._recorder
         parts = name.split(".")
@@ -110,7 +120,8 @@ class Visits:
                 name,
                 home,
                 recorder.is_recomputing,
-                op=moment,
+                op=moment.name,
+                moment=moment,
                 weights=weights,
                 is_root=not name,
                 needs_grad=needs_grad,

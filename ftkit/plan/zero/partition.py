@@ -6,15 +6,15 @@ from typing import Any
 
 from ftkit.engine.ds_config import Sizes
 from ftkit.observe.tape import FORWARD, Birth, Tape
-from ftkit.plan.zero.gather import FP32
+from ftkit.plan.zero.heap import FP32
 
 WEIGHTS = ("parameter", "trainable")
-"""The roles of what is a weight; the constants of 4-bit weights are none."""
+"""The roles of weights; the constants of 4-bit weights are not among them."""
 
 
 @dataclass(frozen=True)
-class Shares:
-    """What the arithmetic of a stage is made of.
+class Partition:
+    """The numbers that a stage computes with.
 
     Attributes:
         tape: of the plain engine.
@@ -50,7 +50,7 @@ class Shares:
 
     @property
     def weights_at(self) -> str:
-        """Where partitions of weights are, in the same words."""
+        """Where parts of weights are, in the same words."""
         return self._place("offload_param")
 
     @property
@@ -60,7 +60,7 @@ class Shares:
 
     @property
     def weights_away(self) -> bool:
-        """Whether partitions of weights are not."""
+        """Whether parts of weights are in another memory than the device's."""
         return self.weights_at != "none"
 
     def _place(self, key: str) -> str:
@@ -72,31 +72,36 @@ class Shares:
         return self.sizes.num_trainable_parameters
 
     @property
-    def part(self) -> int:
+    def trained_part(self) -> int:
         """P_t / W."""
         return math.ceil(self.trained / self.ranks)
 
     @property
     def bucket(self) -> int:
-        """Elements of the bucket."""
+        """Elements of a bucket of gradients."""
         return int(self.zero["reduce_bucket_size"])
 
     @property
+    def num_buckets(self) -> int:
+        """How many there are: one is filled while another is sent."""
+        return 2 if self.zero.get("overlap_comm") else 1
+
+    @property
     def weights(self) -> list[Birth]:
-        """What is partitioned at stage 3: the constants of 4-bit weights are not."""
+        """All weights of the model."""
         return [birth for birth in self.tape.births if birth.role in WEIGHTS]
 
     @property
     def host_bytes(self) -> int:
-        """Masters, two moments, gradients in fp32; a second sum of gradients, or what stages 1 and 2 copy through."""
+        """The masters, moments and sums that are offloaded, what they are copied through, and offloaded weights."""
         if self.on_device:
             states = 0
         elif self.stage == 3:
-            states = 5 * FP32 * self.part
+            states = 5 * FP32 * self.trained_part  # masters, two moments, and gradients twice
         else:
-            states = (4 * FP32 + self.itemsize) * self.part + self.itemsize * self.sizes.largest_trainable
+            states = (4 * FP32 + self.itemsize) * self.trained_part + self.itemsize * self.sizes.largest_trainable
             if self.stage == 2 and not self.is_mixed and self.accumulates:
-                states += FP32 * self.part  # what the earlier micro-batches have left
+                states += FP32 * self.trained_part  # what the earlier micro-batches have left
         return states + (sum(birth.size for birth in self.weights) // self.ranks if self.weights_away else 0)
 
     @property
@@ -106,17 +111,17 @@ class Shares:
 
     @property
     def is_mixed(self) -> bool:
-        """Whether the masters are others than the weights."""
+        """Whether the masters are tensors of their own, because the weights are in half precision."""
         return self.itemsize != FP32
 
     @property
-    def sums_gradients_whole(self) -> bool:
-        """Whether DeepSpeed's BF16_Optimizer is at work (engine.py, _do_optimizer_sanity_check)."""
+    def has_bf16_optimizer(self) -> bool:
+        """Whether DeepSpeed's BF16_Optimizer is at work (runtime/engine.py, _do_optimizer_sanity_check)."""
         return self.stage == 1 and "bf16" in self.settings and self.on_device
 
     @property
-    def largest_share(self) -> int:
-        """Elements of the largest partition of a trained tensor."""
+    def largest_part(self) -> int:
+        """Elements of the largest part of a trained tensor."""
         return math.ceil(self.sizes.largest_trainable / self.ranks)
 
 

@@ -12,7 +12,7 @@ import pytest
 from ftkit.engine.resolve import Devices, resolve
 from ftkit.observe.peaks import find_peak
 from ftkit.plan.tracing.trace import trace
-from ftkit.plan.zero.share import Sharing, share_out
+from ftkit.plan.zero.share import RankShare, share_out
 from tests.plan.zero.cases import FEW, MANY, Case
 
 RANKS = 2
@@ -46,7 +46,7 @@ def run_ranks(which: str) -> dict[Case, dict]:
     return {Case(*line["case"]): line for line in lines}
 
 
-def plan(case: Case) -> tuple[Sharing, int]:
+def plan(case: Case) -> tuple[RankShare, int]:
     run = resolve(case.config, Devices("cpu", has_bf16=True, world_size=RANKS))
     sees_modules = run.partitions_weights
     tape = trace(run.config, case.architecture, run.dtype, case.shape, device_type="cpu", sees_modules=sees_modules)

@@ -1,0 +1,104 @@
+"""The memory of one rank while its tape is written from the tape of the plain engine."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from ftkit.observe.tape import LOAD, Birth, Tape
+
+FP32, FP64 = 4, 8
+"""Bytes of an element."""
+
+
+class Heap:
+    """Writes a new tape from the tape of the plain engine.
+
+    Attributes:
+        tape: the new one, as far as it is written.
+        phase, step: what is going on now, which new storages are born in.
+    """
+
+    def __init__(self, plain: Tape) -> None:
+        """Start with nothing.
+
+        Args:
+            plain: the tape of the plain engine, whose storages are copied one by one.
+        """
+        self.tape = Tape(costs=plain.costs, recomputed_flops=plain.recomputed_flops)
+        self.phase, self.step = LOAD, 0
+        self._plain = plain
+        self._numbers: dict[int, int] = {}  # of a plain storage that lives, to its number on the new tape
+        self._waiting: set[int] = set()
+
+    def born(self, size: int, role: str = "buffer") -> int | None:
+        """Add a storage that the plain engine does not have.
+
+        Args:
+            size: bytes.
+            role: the part of a breakdown that it belongs to.
+
+        Returns:
+            Its number, which `died` takes; None for one of no bytes, which is not written down.
+        """
+        return self._born(Birth(size, self.phase, self.step, 0, "", None, role=role), None) if size else None
+
+    def died(self, number: int | None) -> None:
+        """End a storage that `born` added; None is nothing."""
+        if number is not None:
+            self.tape.events.append((~number, None))
+
+    def pass_by(self, *sizes: int) -> None:
+        """Add storages that die as soon as all of them are there."""
+        for number in [self.born(size) for size in sizes]:
+            self.died(number)
+
+    def copy(self, storage: int, size: int, layer: int | None, *, waits: bool = False) -> None:
+        """Give birth to a storage of the plain engine.
+
+        Args:
+            storage: its number there.
+            size: its bytes here.
+            layer: at work now.
+            waits: it is a gradient that `end_gradients` will end.
+        """
+        birth = self._plain.births[storage]
+        self._numbers[storage] = self._born(birth if size == birth.size else replace(birth, size=size), layer)
+        if waits:
+            self._waiting.add(storage)
+
+    def end(self, storage: int, layer: int | None) -> None:
+        """End a storage of the plain engine, unless it has never been here or has been ended before."""
+        if storage in self._numbers:
+            self.tape.events.append((~self._numbers.pop(storage), layer))
+
+    def end_gradients(self) -> Iterator[int]:
+        """End the gradients that wait, in the order of their births; yield the elements of each."""
+        for storage in sorted(self._waiting & self._numbers.keys()):
+            self.end(storage, None)
+            yield self._plain.births[storage].size // FP32
+        self._waiting.clear()
+
+    def partition(self, sizes: Mapping[int, int]) -> None:
+        """Replace weights of the plain engine by parts of them, one after another.
+
+        A weight that is not here, because it was loaded into other memory, comes for the moment of its replacement.
+
+        Args:
+            sizes: number of a storage to the bytes of its part; 0 where the part does not stay here.
+        """
+        for storage, size in sizes.items():
+            layer = self._plain.births[storage].layer
+            if storage not in self._numbers:
+                self.copy(storage, self._plain.births[storage].size, layer)
+            whole = self._numbers.pop(storage)
+            if size:
+                self.copy(storage, size, layer)
+            self.died(whole)
+
+    def end_phase(self) -> None:
+        """Mark the end of the phase."""
+        self.tape.marks.append((len(self.tape.events), self.phase))
+
+    def _born(self, birth: Birth, layer: int | None) -> int:
+        self.tape.births.append(birth)
+        self.tape.events.append((len(self.tape.births) - 1, layer))
+        return len(self.tape.births) - 1
