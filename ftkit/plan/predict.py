@@ -21,7 +21,7 @@ from ftkit.plan.architectures import find_architecture
 from ftkit.plan.shapes import Sequences, num_steps, plan_shape
 from ftkit.plan.speed import StepTime, step_time
 from ftkit.plan.target import Target
-from ftkit.plan.tracing.layer_choice import Depth, shallow
+from ftkit.plan.tracing.layer_choice import ShallowModel, choose_layers
 from ftkit.plan.tracing.trace import UntraceableModelError, count_weights, trace
 from ftkit.plan.tracing.unroll import NotAlikeError, unroll
 from ftkit.plan.weights import weights_reason
@@ -178,25 +178,25 @@ def _known_tape(
 
 
 def _tape(run: ResolvedRun, architecture: Any, shape: Shape, target: Target, exact: bool) -> tuple[Tape, str]:
-    def traced(depth: Depth) -> Tape:
+    def traced(model: ShallowModel) -> Tape:
         return trace(
-            depth.config,
-            depth.architecture,
+            model.config,
+            model.architecture,
             run.dtype,
             shape.traced,
             target.gpu,
             device_type=target.device_type,
-            checkpointed=depth.checkpointed,
+            checkpointed=model.checkpointed,
             sees_modules=run.partitions_weights,
         )
 
-    depth = shallow(run.config, architecture, exact=exact)
+    model = choose_layers(run.config, architecture, exact=exact)
     try:
-        tape = unroll(traced(depth), depth.kept, depth.kinds)
+        tape = unroll(traced(model), model.kept, model.kinds)
     except NotAlikeError:
-        depth = shallow(run.config, architecture, exact=True)
-        tape = traced(depth)
-    return tape, "traced whole" if len(depth.kept) == len(depth.kinds) else "traced"
+        model = choose_layers(run.config, architecture, exact=True)
+        tape = traced(model)
+    return tape, "traced whole" if model.is_whole else "traced"
 
 
 def _process_bytes(

@@ -1,7 +1,7 @@
-"""How few layers of a model tell the story of all: one of every kind and surrounding.
+"""Choose the few layers that stand for all of them: one per kind and neighbourhood.
 
-What a layer is made of is read off the model itself, built on `meta`: that the first layers of a model are dense and
-the others mixtures of experts stands in its code, not in a list.
+What a layer is made of is read from the model itself, built on `meta`: its code decides, for example, that the first
+layers are dense and the others mixtures of experts.
 """
 
 import copy
@@ -19,13 +19,13 @@ from ftkit.plan.tracing.unroll import keep_layers
 
 
 @dataclass(frozen=True)
-class Depth:
-    """A model with as many layers as have to be traced.
+class ShallowModel:
+    """A model with only the layers that have to be traced.
 
     Attributes:
-        config: the run, its layers named by their places in the shallow model.
-        architecture: the shallow model.
-        kept: which layers of the deep model it has.
+        config: the run, which names layers by their places in the shallow model.
+        architecture: its transformers configuration.
+        kept: the layers of the deep model that it has.
         kinds: what each layer of the deep model is.
         checkpointed: for each layer of the shallow model, whether it recomputes.
     """
@@ -36,8 +36,13 @@ class Depth:
     kinds: list[Hashable]
     checkpointed: list[bool]
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has every layer."""
+        return len(self.kept) == len(self.kinds)
 
-def shallow(config: RunConfig, architecture: Any, *, exact: bool = False) -> Depth:
+
+def choose_layers(config: RunConfig, architecture: Any, *, exact: bool = False) -> ShallowModel:
     """Choose the layers that have to be traced.
 
     Args:
@@ -46,14 +51,14 @@ def shallow(config: RunConfig, architecture: Any, *, exact: bool = False) -> Dep
         exact: keep all of them.
 
     Returns:
-        The shallow model; the deep one itself where it has few layers, or cannot be made shallow.
+        The shallow model; it is whole where the deep one has few layers or cannot be made shallow.
 
     Raises:
         ModelError: there is no such model for the task.
     """
     num_layers = int(architecture.num_hidden_layers)
     flags = checkpointed_layers(num_layers, config.model.gradient_checkpointing)
-    whole = Depth(config, architecture, list(range(num_layers)), list(range(num_layers)), flags)
+    whole = ShallowModel(config, architecture, list(range(num_layers)), list(range(num_layers)), flags)
     if exact:
         return whole
     structure = _structure(config, architecture)
@@ -82,7 +87,7 @@ def shallow(config: RunConfig, architecture: Any, *, exact: bool = False) -> Dep
     if not are_meant:
         return whole
     config = config.model_copy(update={"method": method.on_layers(kept)})
-    return Depth(config, small, kept, kinds, [flags[number] for number in kept])
+    return ShallowModel(config, small, kept, kinds, [flags[number] for number in kept])
 
 
 def _structure(config: RunConfig, architecture: Any) -> list[Hashable]:

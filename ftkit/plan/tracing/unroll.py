@@ -1,20 +1,47 @@
-"""A shallow trace told as a deep one: layers that are alike in a row of layers do alike.
+"""Expand the trace of a few layers into one of the full depth; identical neighbourhoods behave identically.
 
-A layer's part of the tape depends on what it is and on what stands before and after it. So a few layers, among them one
-for every such surrounding, determine the tape of any depth, event by event; nothing is fitted. Where two layers with
-the same surrounding did not do the same, there is no such tape, and the model must be traced whole.
+What a layer does on the tape depends on its kind and on the kinds of the layers before and after it: its neighbourhood.
+So a few layers, among them at least one with every neighbourhood, determine the tape of any depth, event by event;
+nothing is fitted. Where two layers with one neighbourhood did not do the same, there is no such tape, and the model has
+to be traced whole.
+
+An example: 32 layers, the first one dense (d) and the others mixtures of experts (m). Four neighbourhoods occur, the
+third of them 29 times:
+
+    layer           0          1          2 to 30     31
+    kind            d          m          m           m
+    neighbourhood   (, d, m)   (d, m, m)  (m, m, m)   (m, m, )
+
+`keep_layers` keeps five: 0, 1, 29, 30 and 31. Two of the many stay, so that the shallow model shows what one of them
+does to its own like: which storage of the layer before it ends, for instance. The shallow model has the layers
+
+    shallow         0          1          2           3           4
+    stands for      0          1                      2 to 30     31
+
+Its tape is cut into runs: events of one layer, one after another. Runs that follow one another up or down the layers
+are a pass, such as the forward, 0 1 2 3 4, or the backward, 4 3 2 1 0. `unroll` writes each pass anew over 32 layers,
+each with the run of the layer that stands for it: 0 1 3 3 3 ... 3 4. An event names its storage by where that belongs,
+as seen from the layer at work: "what the layer one below me made as the second `mul` of this forward". Read in layer
+3 that is a storage of shallow layer 2; read in the deep layer 17, which layer 3 stands for, it is one of layer 16.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from ftkit.observe.tape import Tape
 from ftkit.step.observer import Phase
 
-Label = tuple[str, int, int, str, int]
-"""Phase, step, micro-batch and operator of a birth, and which of those in its layer it is."""
+
+class Label(NamedTuple):
+    """The name of a storage among those of its layer: born in a phase of a micro-batch by an operator, as the nth."""
+
+    phase: Phase
+    step: int
+    micro_batch: int
+    op: str
+    number: int
 
 
 class Reference(NamedTuple):
@@ -32,27 +59,75 @@ class Reference(NamedTuple):
 
     @property
     def relative(self) -> tuple[int | None, Label]:
-        """Layers away and label: the same for layers that do alike."""
+        """How many layers away it is, and its label: the same in layers that do the same."""
         if self.home is None or self.seen_from is None:
             return self.home, self.label
         return self.home - self.seen_from, self.label
 
     def deep_home(self, deep: int | None, num_shallow: int, num_deep: int) -> int | None:
-        """Return the layer of the deep model that is meant, seen from its layer `deep`."""
+        """Return the layer of the deep model that it belongs to, as seen from the deep layer `deep`."""
         if self.home is None:
             return None
         if self.seen_from is None or deep is None:
-            # From outside one sees the layers at the two ends.
+            # Outside the layers, such as in the embedding or the loss, only the layers at the two ends are seen.
             return self.home if self.home < num_shallow / 2 else self.home - num_shallow + num_deep
         return deep + self.home - self.seen_from
 
 
-Entry = tuple[int, bool, Reference]
-"""An event: the number of a storage of the shallow tape, whether it is born, and who it is."""
+class Event(NamedTuple):
+    """A birth or death on the shallow tape.
+
+    Attributes:
+        storage: its number there.
+        is_birth: or else its death.
+        reference: which storage it is, as every layer that does the same would say.
+    """
+
+    storage: int
+    is_birth: bool
+    reference: Reference
+
+
+@dataclass
+class _Run:
+    """Events of one layer, one after another.
+
+    Attributes:
+        layer: None: outside the layers.
+        events: in their order.
+        marks: the phases that end with it.
+    """
+
+    layer: int | None
+    events: list[Event] = field(default_factory=list)
+    marks: list[Phase] = field(default_factory=list)
+
+
+@dataclass
+class _Pass:
+    """Runs that follow one another through the layers, or one run outside them.
+
+    Attributes:
+        runs: in their order.
+        direction: 1: up, -1: down; 0: there is one run.
+    """
+
+    runs: list[_Run]
+    direction: int = 0
 
 
 class NotAlikeError(Exception):
     """Two layers that should be alike are not: trace the model whole."""
+
+
+def neighbourhoods(kinds: Sequence[Hashable]) -> list[Hashable]:
+    """Return what each layer is together with the layers before and after it; beyond the ends is nothing.
+
+    Args:
+        kinds: what each layer is.
+    """
+    edged = ["begin", *kinds, "end"]
+    return [(edged[number], kind, edged[number + 2]) for number, kind in enumerate(kinds)]
 
 
 def keep_layers(kinds: Sequence[Hashable]) -> list[int]:
@@ -62,27 +137,31 @@ def keep_layers(kinds: Sequence[Hashable]) -> list[int]:
         kinds: what each layer of the deep model is.
 
     Returns:
-        The numbers of the layers to keep, in order: every surrounding that occurs, twice where it occurs twice.
+        The numbers of the layers to keep, in order: every neighbourhood that occurs, twice where it occurs twice.
     """
     kept = list(range(len(kinds)))
-    wanted = {context: min(2, count) for context, count in Counter(_contexts(kinds)).items()}
-    shrunk = True
-    while shrunk:
-        shrunk = False
-        contexts = _contexts([kinds[number] for number in kept])
-        counts = Counter(contexts)
-        last_seen: dict[Hashable, list[int]] = defaultdict(list)
-        for end, context in enumerate(contexts):
-            for start in last_seen[context]:
-                removed = Counter(contexts[start:end])
-                if all(counts[one] - removed[one] >= wanted[one] for one in removed):
-                    del kept[start:end]
-                    shrunk = True
-                    break
-            if shrunk:
-                break
-            last_seen[context].append(end)
+    wanted = {one: min(2, count) for one, count in Counter(neighbourhoods(kinds)).items()}
+    while (stretch := _superfluous(neighbourhoods([kinds[number] for number in kept]), wanted)) is not None:
+        del kept[stretch]
     return kept
+
+
+def _superfluous(around: Sequence[Hashable], wanted: dict[Hashable, int]) -> slice | None:
+    """Return the first stretch of layers that can go: what follows it looks as its beginning did, and enough is left.
+
+    Args:
+        around: the neighbourhoods of the layers that are left.
+        wanted: how many of each must stay.
+    """
+    counts = Counter(around)
+    seen: dict[Hashable, list[int]] = defaultdict(list)
+    for end, one in enumerate(around):
+        for start in seen[one]:
+            removed = Counter(around[start:end])
+            if all(counts[other] - removed[other] >= wanted[other] for other in removed):
+                return slice(start, end)
+        seen[one].append(end)
+    return None
 
 
 def unroll(tape: Tape, kept: Sequence[int], kinds: Sequence[Hashable]) -> Tape:
@@ -101,146 +180,126 @@ def unroll(tape: Tape, kept: Sequence[int], kinds: Sequence[Hashable]) -> Tape:
     """
     if len(kept) == len(kinds):
         return tape
-    templates = _templates(kept, kinds)
+    shallow = [kinds[number] for number in kept]
     runs = _runs(tape)
-    _check_alike(runs, kept, kinds)
-    deep = _Deep(tape, templates)
-    marks = dict(_mark_runs(tape, runs))
-    for group in _passes(runs, len(kept)):
-        deep.emit(group, runs)
-        for run in group:
-            for name in marks.get(run, ()):
-                deep.tape.marks.append((len(deep.tape.events), name))
+    _check_alike(runs, shallow)
+    stand_ins = _stand_ins(shallow, kinds)
+    deep = _Deep(tape, stand_ins)
+    for one in _passes(runs, len(kept)):
+        deep.write(one)
     copies: dict[int | None, list[int | None]] = defaultdict(list, {None: [None]})
-    for number, template in enumerate(templates):
-        copies[template].append(number)
-    deep.tape.costs = {
-        (phase, step, to): counter for (phase, step, layer), counter in tape.costs.items() for to in copies[layer]
-    }
+    for number, stand_in in enumerate(stand_ins):
+        copies[stand_in].append(number)
+    deep.tape.costs = {(phase, step, to): costs for (phase, step, of), costs in tape.costs.items() for to in copies[of]}
     deep.tape.recomputed_flops = Counter(
-        {(step, to): flops for (step, layer), flops in tape.recomputed_flops.items() for to in copies[layer]}
+        {(step, to): flops for (step, of), flops in tape.recomputed_flops.items() for to in copies[of]}
     )
-    deep.tape.weights = {to: weights for layer, weights in tape.weights.items() for to in copies[layer]}
+    deep.tape.weights = {to: weights for of, weights in tape.weights.items() for to in copies[of]}
     return deep.tape
 
 
-@dataclass
-class _Run:
-    """Consecutive events of one layer; `layer` None: outside the layers."""
-
-    layer: int | None
-    entries: list[Entry]
-    end: int
-
-
-class _Deep:
-    """Writes the deep tape."""
-
-    def __init__(self, shallow: Tape, templates: Sequence[int]) -> None:
-        self.shallow, self.templates, self.num_shallow = shallow, templates, max(templates) + 1
-        self.tape = Tape()
-        self.numbers: dict[tuple[int | None, Label], int] = {}
-
-    def emit(self, group: list[int], runs: list[_Run]) -> None:
-        """Write one pass through the layers, or one run outside them."""
-        by_layer = {runs[number].layer: runs[number] for number in group}
-        if None in by_layer:
-            self._write(by_layer[None], None)
-            return
-        first, last = runs[group[0]].layer, runs[group[-1]].layer
-        order = range(len(self.templates))
-        assert first is not None
-        assert last is not None
-        if len(group) == 1 and len(set(self.templates)) > 1:
-            # One layer alone, such as a death at the very end of its neighbour's pass: only the ends may do that.
-            places = [deep for deep, template in enumerate(self.templates) if template == first]
-            if len(places) != 1:
-                raise NotAlikeError(f"layer {first} alone")
-            self._write(by_layer[first], places[0])
-            return
-        for deep in order if first <= last else reversed(order):
-            if (run := by_layer.get(self.templates[deep])) is not None:
-                self._write(run, deep)
-
-    def _write(self, run: _Run, deep: int | None) -> None:
-        for storage, is_birth, reference in run.entries:
-            layer = reference.deep_home(deep, self.num_shallow, len(self.templates))
-            key = (layer, reference.label)
-            if is_birth:
-                self.numbers[key] = len(self.tape.births)
-                self.tape.births.append(replace(self.shallow.births[storage], layer=layer))
-                self.tape.events.append((self.numbers[key], deep))
-            else:
-                if key not in self.numbers:
-                    raise NotAlikeError(f"storage {reference.label} of layer {layer} dies unborn")
-                self.tape.events.append((~self.numbers.pop(key), deep))
-
-
-def _contexts(kinds: Sequence[Hashable]) -> list[Hashable]:
-    """Return what each layer is together with its neighbours; the ends stand for themselves."""
-    edged = ["begin", *kinds, "end"]
-    return [(edged[number], kind, edged[number + 2]) for number, kind in enumerate(kinds)]
-
-
-def _templates(kept: Sequence[int], kinds: Sequence[Hashable]) -> list[int]:
-    """Return for each deep layer the shallow layer that tells its story; the ends tell their own."""
-    shallow = _contexts([kinds[number] for number in kept])
-    place = {context: number for number, context in enumerate(shallow)}
-    return [place[context] for context in _contexts(kinds)]
+def _stand_ins(shallow: Sequence[Hashable], deep: Sequence[Hashable]) -> list[int]:
+    """Return for each deep layer the shallow layer that stands for it: the last one with its neighbourhood."""
+    place = {one: number for number, one in enumerate(neighbourhoods(shallow))}
+    return [place[one] for one in neighbourhoods(deep)]
 
 
 def _runs(tape: Tape) -> list[_Run]:
-    """Part the events into runs of one layer each, every storage named by its layer and its place there."""
-    counts: Counter[tuple[int | None, Hashable]] = Counter()
+    """Cut the events into runs, also where a phase ends; every storage is named by its layer and its label there."""
+    counts: Counter[tuple[object, ...]] = Counter()
     names: dict[int, tuple[int | None, Label]] = {}
     runs: list[_Run] = []
+    ends: dict[int, _Run] = {}
     cuts = {place for place, _ in tape.marks}
     for place, (event, layer) in enumerate(tape.events):
         storage = event if event >= 0 else ~event
         if event >= 0:
             birth = tape.births[storage]
-            home, kind = birth.layer, (birth.phase, birth.step, birth.micro_batch, birth.op)
-            names[storage] = (home, (*kind, counts[home, kind]))
-            counts[home, kind] += 1
+            kind = (birth.phase, birth.step, birth.micro_batch, birth.op)
+            names[storage] = birth.layer, Label(*kind, counts[birth.layer, kind])
+            counts[birth.layer, kind] += 1
         home, label = names[storage]
         if not runs or runs[-1].layer != layer or place in cuts:
-            runs.append(_Run(layer, [], place))
-        runs[-1].entries.append((storage, event >= 0, Reference(home, layer, label)))
-        runs[-1].end = place + 1
+            runs.append(_Run(layer))
+        runs[-1].events.append(Event(storage, event >= 0, Reference(home, layer, label)))
+        ends[place + 1] = runs[-1]
+    for place, phase in tape.marks:
+        ends[place].marks.append(phase)
     return runs
 
 
-def _check_alike(runs: list[_Run], kept: Sequence[int], kinds: Sequence[Hashable]) -> None:
-    """Check that shallow layers with the same surrounding have the same runs."""
-    contexts = _contexts([kinds[number] for number in kept])
-    stories: dict[Hashable, list[list[tuple[bool, tuple[int | None, Label]]]]] = {}
-    for number, context in enumerate(contexts):
-        story = [[(born, who.relative) for _, born, who in run.entries] for run in runs if run.layer == number]
-        if stories.setdefault(context, story) != story:
-            raise NotAlikeError(f"layers of the kind {context} differ")
+def _check_alike(runs: Sequence[_Run], shallow: Sequence[Hashable]) -> None:
+    """Check that shallow layers with the same neighbourhood have the same runs."""
+    seen: dict[Hashable, list[list[tuple[bool, tuple[int | None, Label]]]]] = {}
+    for number, around in enumerate(neighbourhoods(shallow)):
+        own = [
+            [(event.is_birth, event.reference.relative) for event in run.events] for run in runs if run.layer == number
+        ]
+        if seen.setdefault(around, own) != own:
+            raise NotAlikeError(f"layers with the neighbourhood {around} differ")
 
 
-def _passes(runs: list[_Run], num_layers: int) -> list[list[int]]:
-    """Group runs into passes: layers one after another, up or down; a run outside the layers is a group of its own."""
-    groups: list[list[int]] = []
-    for number, run in enumerate(runs):
-        previous = runs[groups[-1][-1]].layer if groups else None
-        if run.layer is None or previous is None:
-            groups.append([number])
-            continue
-        step = run.layer - previous
-        steps = {runs[b].layer - runs[a].layer for a, b in zip(groups[-1], groups[-1][1:], strict=False)}  # type: ignore[operator]
-        if abs(step) == 1 and steps <= {step} and len(groups[-1]) < num_layers:
-            groups[-1].append(number)
+def _passes(runs: Sequence[_Run], num_layers: int) -> list[_Pass]:
+    """Group runs into passes.
+
+    A pass goes from layer to layer in one direction and is over when it would turn, skip a layer or leave them: the
+    backward that follows a forward begins with the layer in which that ended, so it is a pass of its own.
+    """
+    passes: list[_Pass] = []
+    for run in runs:
+        last = passes[-1].runs[-1].layer if passes else None
+        step = 0 if run.layer is None or last is None else run.layer - last
+        goes_on = abs(step) == 1 and passes[-1].direction in (0, step) and len(passes[-1].runs) < num_layers
+        if goes_on:
+            passes[-1].runs.append(run)
+            passes[-1].direction = step
         else:
-            groups.append([number])
-    return groups
+            passes.append(_Pass([run]))
+    return passes
 
 
-def _mark_runs(tape: Tape, runs: list[_Run]) -> list[tuple[int, list[Phase]]]:
-    """Return which run ends at each mark."""
-    ends = {run.end: number for number, run in enumerate(runs)}
-    found: dict[int, list[Phase]] = defaultdict(list)
-    for place, name in tape.marks:
-        found[ends[place]].append(name)
-    return list(found.items())
+class _Deep:
+    """Writes the deep tape."""
+
+    def __init__(self, shallow: Tape, stand_ins: Sequence[int]) -> None:
+        self.tape = Tape()
+        self._shallow, self._stand_ins, self._num_shallow = shallow, stand_ins, max(stand_ins) + 1
+        self._numbers: dict[tuple[int | None, Label], int] = {}
+
+    def write(self, one: _Pass) -> None:
+        """Write a pass, and the marks at its end."""
+        layers = {run.layer: run for run in one.runs}
+        if None in layers:
+            self._write(layers[None], None)
+        elif one.direction == 0:
+            self._write_alone(one.runs[0])
+        else:
+            order = range(len(self._stand_ins))[:: one.direction]
+            for deep in order:
+                if (run := layers.get(self._stand_ins[deep])) is not None:
+                    self._write(run, deep)
+        self.tape.marks += [(len(self.tape.events), phase) for run in one.runs for phase in run.marks]
+
+    def _write_alone(self, run: _Run) -> None:
+        """Write the run of one layer alone, such as a death at the very end of its neighbour's pass.
+
+        Only a layer at one of the ends may do that, or all layers where all are alike: of others nobody knows which.
+        """
+        places = [deep for deep, stand_in in enumerate(self._stand_ins) if stand_in == run.layer]
+        if len(places) != 1 and len(set(self._stand_ins)) > 1:
+            raise NotAlikeError(f"layer {run.layer} alone")
+        for deep in places:
+            self._write(run, deep)
+
+    def _write(self, run: _Run, deep: int | None) -> None:
+        for storage, is_birth, reference in run.events:
+            layer = reference.deep_home(deep, self._num_shallow, len(self._stand_ins))
+            key = (layer, reference.label)
+            if is_birth:
+                self._numbers[key] = len(self.tape.births)
+                self.tape.births.append(replace(self._shallow.births[storage], layer=layer))
+                self.tape.events.append((self._numbers[key], deep))
+            else:
+                if key not in self._numbers:
+                    raise NotAlikeError(f"storage {reference.label} of layer {layer} dies unborn")
+                self.tape.events.append((~self._numbers.pop(key), deep))

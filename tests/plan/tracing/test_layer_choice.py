@@ -11,7 +11,7 @@ from ftkit.models.methods.full import Full
 from ftkit.models.methods.lora import Lora
 from ftkit.plan.predict import predict
 from ftkit.plan.target import find_target
-from ftkit.plan.tracing.layer_choice import shallow
+from ftkit.plan.tracing.layer_choice import choose_layers
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "pad_token_id": 0}
 DENSE_FIRST = {
@@ -47,8 +47,8 @@ def test_a_plan_counts_the_weights_that_the_model_has(kind, fields, is_whole):
     deep = architecture(kind, **fields)
     prediction = predict(run(), find_target("a100-40gb"), deep)
 
-    depth = shallow(run(), deep)
-    assert (len(depth.kept) == deep.num_hidden_layers) is is_whole
+    chosen = choose_layers(run(), deep)
+    assert (len(chosen.kept) == deep.num_hidden_layers) is is_whole
     assert prediction.num_parameters == sum(
         parameter.numel() for parameter in build_empty_model(run(), deep, torch.bfloat16).parameters()
     )
@@ -57,10 +57,10 @@ def test_a_plan_counts_the_weights_that_the_model_has(kind, fields, is_whole):
 def test_lists_in_a_configuration_tell_layers_apart_and_are_shortened_with_them():
     without = [1, 1, 0, 1] * 3
     deep = architecture("smollm3", num_hidden_layers=12, num_key_value_heads=2, no_rope_layers=without)
-    depth = shallow(run(), deep)
+    chosen = choose_layers(run(), deep)
 
-    assert depth.architecture.no_rope_layers == [without[number] for number in depth.kept]
-    assert set(depth.architecture.no_rope_layers) == {0, 1}
+    assert chosen.architecture.no_rope_layers == [without[number] for number in chosen.kept]
+    assert set(chosen.architecture.no_rope_layers) == {0, 1}
 
 
 def test_modules_that_peft_refuses_are_named():
@@ -70,14 +70,14 @@ def test_modules_that_peft_refuses_are_named():
 
 def test_adapters_on_some_layers_are_named_by_the_places_of_those_layers_in_the_shallow_model():
     deep = architecture("llama", num_hidden_layers=12, num_key_value_heads=2)
-    depth = shallow(run(method=Lora(layers=(10, 11))), deep)
+    chosen = choose_layers(run(method=Lora(layers=(10, 11))), deep)
 
-    method = depth.config.method
+    method = chosen.config.method
     assert isinstance(method, Lora)
     assert method.layers is not None
-    adapted = [number for place, number in enumerate(depth.kept) if place in method.layers]
+    adapted = [number for place, number in enumerate(chosen.kept) if place in method.layers]
     assert adapted == [10, 11]
-    assert len(depth.kept) < 12
+    assert len(chosen.kept) < 12
 
 
 def test_a_model_that_transformers_has_not_for_a_task_is_refused():

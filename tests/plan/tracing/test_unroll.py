@@ -1,4 +1,4 @@
-"""A few layers tell the story of ten."""
+"""A few layers stand for ten."""
 
 import pytest
 from hypothesis import given
@@ -9,9 +9,9 @@ from ftkit.models.methods.head import FeatureExtraction
 from ftkit.models.methods.lora import Lora, Qlora
 from ftkit.observe.allocator import replay
 from ftkit.observe.peaks import allocator_events, find_peak
-from ftkit.plan.tracing.layer_choice import shallow
+from ftkit.plan.tracing.layer_choice import choose_layers
 from ftkit.plan.tracing.trace import trace
-from ftkit.plan.tracing.unroll import _contexts, keep_layers, unroll
+from ftkit.plan.tracing.unroll import keep_layers, neighbourhoods, unroll
 from tests.plan import models
 
 DEEP = 10
@@ -25,11 +25,11 @@ def test_an_unrolled_trace_is_the_whole_trace_to_the_byte(family, method, share)
     dtype, sizes = models.DTYPES["bf16"], models.shape(family)
 
     whole = trace(config, architecture, dtype, sizes)
-    depth = shallow(config, architecture)
-    small = trace(depth.config, depth.architecture, dtype, sizes, checkpointed=depth.checkpointed)
-    unrolled = unroll(small, depth.kept, depth.kinds)
+    chosen = choose_layers(config, architecture)
+    small = trace(chosen.config, chosen.architecture, dtype, sizes, checkpointed=chosen.checkpointed)
+    unrolled = unroll(small, chosen.kept, chosen.kinds)
 
-    assert len(depth.kept) < DEEP
+    assert len(chosen.kept) < DEEP
     assert unrolled.weights == whole.weights
     assert unrolled.model_flops(2) == whole.model_flops(2)
     assert unrolled.at_marks() == whole.at_marks()
@@ -41,9 +41,13 @@ def test_four_layers_stand_for_any_number_of_equal_ones():
     assert len(keep_layers(["same"] * 80)) == 4
 
 
+def test_of_32_layers_the_first_of_which_is_of_another_kind_five_are_kept():
+    assert keep_layers(["dense"] + 31 * ["experts"]) == [0, 1, 29, 30, 31]
+
+
 @given(st.lists(st.sampled_from("ab"), min_size=1, max_size=24))
 def test_the_layers_kept_show_every_layer_between_its_own_neighbours(kinds):
     kept = keep_layers(kinds)
 
-    assert set(_contexts([kinds[number] for number in kept])) == set(_contexts(kinds))
+    assert set(neighbourhoods([kinds[number] for number in kept])) == set(neighbourhoods(kinds))
     assert kept == sorted(set(kept))
