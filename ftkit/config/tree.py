@@ -36,6 +36,10 @@ class ModelConfig(Section):
     """The GGUF file inside the folder or repository, where the weights are one."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
+    new_head: bool = False
+    """Draw the head of a trained classifier anew, for other classes than those that it was trained for."""
+    resize_embeddings: bool | Annotated[int, Field(ge=1)] = False
+    """Let the tables of tokens grow to the tokenizer's size, or to a number of rows; new rows train and are saved."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """The attention implementation of transformers."""
     precision: Precision = "auto"

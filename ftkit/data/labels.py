@@ -165,7 +165,7 @@ def match_model(coder: LabelCoder, model: tuple[str, ...] | None) -> LabelCoder:
     if set(model) != set(coder.names):
         raise DataError(
             f"the data's labels are {_listed(coder.names)}, the model's are {_listed(model)}; name them alike with "
-            "data.label_names, or start from a model without a classification head"
+            "data.label_names, or draw a new head for the data's with model.new_head=true"
         )
     return LabelCoder(model, {label: model.index(coder.names[number]) for label, number in coder.numbers.items()})
 

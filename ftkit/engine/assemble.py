@@ -12,6 +12,7 @@ from ftkit.machine.process import ProcessContext
 from ftkit.models.build import build_model, count_parameters, trainable_parameters
 from ftkit.models.objective import objective_of
 from ftkit.models.source import Source
+from ftkit.models.weights import Note
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def assemble(
     architecture: Any,
     process: ProcessContext,
     before_engine: Callable[[nn.Module], None] = lambda _: None,
+    note: Note = lambda _: None,
 ) -> Assembled:
     """Load the model of a run and put it onto its device or devices.
 
@@ -57,6 +59,7 @@ def assemble(
         architecture: what `load_config` returned.
         process: the place of this process; its group has been joined.
         before_engine: called with the model on the CPU, before the engine moves or partitions it.
+        note: told what is new in the model.
 
     Returns:
         Model, engine and counts.
@@ -65,7 +68,7 @@ def assemble(
         ModelError: the weights cannot be loaded, or the model is not for this task or method.
         DeviceError: the engine does not run on this machine.
     """
-    model = build_model(run.config, source, architecture, run.dtype)
+    model = build_model(run.config, source, architecture, run.dtype, note)
     counts = Counts(count_parameters(model), sum(one.numel() for one in trainable_parameters(model).values()))
     before_engine(model)
     return Assembled(model, build_engine(run, model, process), counts)

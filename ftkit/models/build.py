@@ -7,18 +7,22 @@ import torch
 from torch import nn
 from torch.utils import checkpoint as activation_checkpoint
 
-from ftkit.config.tree import ModelConfig, RunConfig, Task
+from ftkit.config.tree import RunConfig
 from ftkit.errors import ConfigError, ModelError
-from ftkit.models.heads import classifies, find_head
+from ftkit.models.heads import find_head
 from ftkit.models.methods import method_of
 from ftkit.models.methods.lora import is_adapted
-from ftkit.models.source import Source, explained_loading
+from ftkit.models.source import Source
+from ftkit.models.start import Start
+from ftkit.models.weights import Note, attention, auto_class, grow_tables, load_weights
 
 _POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
 """As transformers' models call the embedding of absolute positions (BERT and kin, OPT and BART, GPT-2)."""
 
 
-def build_model(config: RunConfig, source: Source, architecture: Any, dtype: torch.dtype) -> nn.Module:
+def build_model(
+    config: RunConfig, source: Source, architecture: Any, dtype: torch.dtype, note: Note = lambda _: None
+) -> nn.Module:
     """Load the weights and make of them what the method trains.
 
     Args:
@@ -26,16 +30,16 @@ def build_model(config: RunConfig, source: Source, architecture: Any, dtype: tor
         source: where the weights are.
         architecture: what `load_config` returned.
         dtype: what weights and activations compute in.
+        note: told what is new in the model.
 
     Returns:
         A module on the CPU, in evaluation mode, in which exactly what the method trains requires gradients.
 
     Raises:
-        ModelError: the weights cannot be loaded, or the model is not for this task or method.
+        ModelError: the weights cannot be loaded or are not whole, or the model is not for this task or method.
     """
-    torch.manual_seed(config.training.seed)
-    model, missing = _load(config, source, architecture, dtype)
-    return prepare_model(config, model, dtype, find_head(model, missing))
+    model, start = load_weights(config, source, architecture, dtype, note)
+    return prepare_model(config, model, dtype, start)
 
 
 def build_empty_model(config: RunConfig, architecture: Any, dtype: torch.dtype) -> nn.Module:
@@ -54,7 +58,8 @@ def build_empty_model(config: RunConfig, architecture: Any, dtype: torch.dtype) 
     """
     model = build_bare_model(config, architecture, dtype)
     with torch.device("meta"):
-        return prepare_model(config, model, dtype, find_head(model, ()))
+        start = Start(head=find_head(model, ()), rows=grow_tables(model, config.model))
+        return prepare_model(config, model, dtype, start)
 
 
 def build_bare_model(config: RunConfig, architecture: Any, dtype: torch.dtype) -> nn.Module:
@@ -71,10 +76,10 @@ def build_bare_model(config: RunConfig, architecture: Any, dtype: torch.dtype) -
     Raises:
         ModelError: transformers has no such model for the task.
     """
-    kind = _auto_class(config.task)
+    kind = auto_class(config.task)
     try:
         with torch.device("meta"):
-            model: nn.Module = kind.from_config(architecture, dtype=dtype, **_attention(config.model))
+            model: nn.Module = kind.from_config(architecture, dtype=dtype, **attention(config.model))
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
@@ -84,14 +89,14 @@ def build_bare_model(config: RunConfig, architecture: Any, dtype: torch.dtype) -
     return model.eval()
 
 
-def prepare_model(config: RunConfig, model: nn.Module, dtype: torch.dtype, head: tuple[str, ...]) -> nn.Module:
+def prepare_model(config: RunConfig, model: nn.Module, dtype: torch.dtype, start: Start) -> nn.Module:
     """Freeze, quantize, adapt and checkpoint a loaded model, as its configuration says.
 
     Args:
         config: the run.
         model: a transformers model.
         dtype: what it computes in.
-        head: the names of the modules that are new.
+        start: what is new in it.
 
     Returns:
         The module to train: the same one, or a PEFT model around it.
@@ -100,7 +105,7 @@ def prepare_model(config: RunConfig, model: nn.Module, dtype: torch.dtype, head:
         ModelError: the method does not fit the model.
     """
     set_checkpointing(model, config.model.gradient_checkpointing)
-    return method_of(config).prepare(model, head, dtype)
+    return method_of(config).prepare(model, start, dtype)
 
 
 def set_checkpointing(model: nn.Module, share: float) -> None:
@@ -151,6 +156,24 @@ def check_positions(model: nn.Module, longest: int) -> None:
                 )
 
 
+def check_tokens(model: nn.Module, highest: int) -> None:
+    """Refuse a token that the model has no row for.
+
+    Args:
+        model: a transformers model, or one around it.
+        highest: the highest number of a token in the data.
+
+    Raises:
+        ConfigError: naming the number of rows and the cure.
+    """
+    num_rows = cast(Any, model).get_input_embeddings().weight.shape[0]
+    if highest >= num_rows:
+        raise ConfigError(
+            f"the data has the token number {highest}, and the model's table of tokens {num_rows} rows; let the table "
+            "grow with model.resize_embeddings=true, or take that token out of the texts"
+        )
+
+
 def set_training(model: nn.Module, is_training: bool) -> None:
     """Switch dropout: a frozen trunk without adapters stays in evaluation mode, but for the new modules inside it.
 
@@ -184,43 +207,6 @@ def _num_elements(parameter: nn.Parameter) -> int:
     if type(parameter).__name__ == "Params4bit":
         return parameter.numel() * parameter.element_size() * 2
     return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
-def _load(config: RunConfig, source: Source, architecture: Any, dtype: torch.dtype) -> tuple[nn.Module, set[str]]:
-    with explained_loading(source, f"weights for {config.task}"):
-        model, info = _auto_class(config.task).from_pretrained(
-            source.name,
-            config=architecture,
-            dtype=dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            use_safetensors=True,
-            **source.arguments,
-            **_attention(config.model),
-        )
-    mismatched = {entry[0] for entry in info["mismatched_keys"]}
-    missing = set(info["missing_keys"]) | mismatched
-    if missing and not classifies(model):
-        raise ModelError(
-            f"{source.name} lacks {len(missing)} weights of {type(model).__name__} ({min(missing)}, ...); "
-            "it is not a model for causal-lm"
-        )
-    trunk = [name for name, _ in model.named_parameters() if name.startswith(f"{model.base_model_prefix}.")]
-    if trunk and all(name in missing for name in trunk):
-        raise ModelError(
-            f"{source.name} holds no weight of {type(model).__name__}; is its config.json of another model?"
-        )
-    return model.eval(), missing
-
-
-def _auto_class(task: Task) -> Any:
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    return AutoModelForSequenceClassification if task == "sequence-classification" else AutoModelForCausalLM
-
-
-def _attention(config: ModelConfig) -> dict[str, str]:
-    return {} if config.attention == "auto" else {"attn_implementation": config.attention}
 
 
 def _checkpoint(function: Any, *arguments: Any, **keywords: Any) -> Any:

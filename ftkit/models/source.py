@@ -75,7 +75,7 @@ def resolve_source(config: ModelConfig, task: Task) -> Source:
 
 
 def load_tokenizer(source: Source) -> Any:
-    """Return a tokenizer that pads on the right and has a pad token.
+    """Return a model's tokenizer, with a pad token.
 
     GPT-2 and Llama have none of their own: theirs becomes the end-of-text token, whose places carry no loss.
 
@@ -94,7 +94,6 @@ def load_tokenizer(source: Source) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(source.name, **source.arguments)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without a tokenizer
         raise ModelError(f"{source.name} has no tokenizer, or one without words; save the model's own there")
-    tokenizer.padding_side = tokenizer.truncation_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
@@ -113,10 +112,7 @@ def load_config(source: Source, label_names: Sequence[str] | None, pad_token_id:
     Returns:
         A transformers configuration.
     """
-    from transformers import AutoConfig
-
-    with explained_loading(source, "a configuration"):
-        architecture = AutoConfig.from_pretrained(source.name, **source.arguments)
+    architecture = own_config(source)
     architecture.use_cache = False
     architecture.pad_token_id = pad_token_id
     if label_names is not None:
@@ -128,12 +124,17 @@ def load_config(source: Source, label_names: Sequence[str] | None, pad_token_id:
 
 def own_label_names(source: Source) -> tuple[str, ...] | None:
     """Return the label names that a fine-tuned classifier brings along, None where it has none of its own."""
+    architecture = own_config(source)
+    classifies = any("ForSequenceClassification" in name for name in architecture.architectures or ())
+    return tuple(architecture.id2label[number] for number in sorted(architecture.id2label)) if classifies else None
+
+
+def own_config(source: Source) -> Any:
+    """Return the configuration that a model came with."""
     from transformers import AutoConfig
 
     with explained_loading(source, "a configuration"):
-        architecture = AutoConfig.from_pretrained(source.name, **source.arguments)
-    classifies = any("ForSequenceClassification" in name for name in architecture.architectures or ())
-    return tuple(architecture.id2label[number] for number in sorted(architecture.id2label)) if classifies else None
+        return AutoConfig.from_pretrained(source.name, **source.arguments)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,8 @@ from ftkit.machine.process import ProcessContext, joined
 from ftkit.machine.versions import device_name
 from ftkit.models.build import check_positions, set_training
 from ftkit.models.gguf import as_safetensors
-from ftkit.models.source import Source, load_config, load_tokenizer, resolve_source
+from ftkit.models.source import Source, load_config, load_tokenizer, own_label_names, resolve_source
+from ftkit.models.start import settle_start
 from ftkit.observe.meter import Meter, gather, known_flops, memory_figures
 from ftkit.observe.peaks import CountedPeak, phase_peaks, timeline
 from ftkit.observe.recorded import batch_tensors, layer_names, make_batches, record_steps, see_model
@@ -126,9 +127,12 @@ def _count(
     run: ResolvedRun, source: Source, process: ProcessContext, shape: Shape, meter: Meter
 ) -> tuple[Engine, Counted, TimelineLine, Counts]:
     """Build model and engine, run two steps and an evaluation, all under the recorder."""
-    config = run.config
-    names = [str(number) for number in range(NUM_LABELS)] if config.task == "sequence-classification" else None
-    architecture = load_config(source, names, load_tokenizer(source).pad_token_id)
+    tokenizer = load_tokenizer(source)
+    run = replace(run, config=settle_start(run.config, source, tokenizer))
+    names = None
+    if run.config.task == "sequence-classification":
+        names = own_label_names(source) or [str(number) for number in range(NUM_LABELS)]
+    architecture = load_config(source, names, tokenizer.pad_token_id)
     recorder, layers = Recorder(device_type=process.device.type), {}
     with quiet_collector(), ExitStack() as watched:
 
@@ -145,7 +149,7 @@ def _count(
         recorder.rename(engine.held_tensors())
         recorder.mark(LOAD)
         meter.enter(_COUNTING)
-        micro_batches = _micro_batches(config, shape, engine.device)
+        micro_batches = _micro_batches(run.config, shape, engine.device)
         recorder.see(batch_tensors(micro_batches), "input")
         tape = record_steps(engine, micro_batches, recorder, _COUNTED_STEPS)
         _evaluate(engine, micro_batches, recorder)

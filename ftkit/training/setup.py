@@ -1,7 +1,7 @@
 """A run that is ready to train, who is told of it, and where it stands."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,10 @@ from ftkit.engine.assemble import Counts, assemble
 from ftkit.engine.protocol import Engine
 from ftkit.engine.resolve import Devices, EngineKind, ResolvedRun, resolve
 from ftkit.machine.process import ProcessContext, first_decides
-from ftkit.models.build import check_positions
+from ftkit.models.build import check_positions, check_tokens
 from ftkit.models.gguf import as_safetensors
 from ftkit.models.source import load_config, load_tokenizer, own_label_names, resolve_source
+from ftkit.models.start import settle_start
 from ftkit.observe.meter import Meter
 from ftkit.plan.preflight import check_weights, plan_first
 from ftkit.plan.shapes import Sequences
@@ -96,7 +97,9 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     source = as_safetensors(resolve_source(config.model, config.task), note)
     meter = Meter(process.device)
     tokenizer = load_tokenizer(source)
-    own_labels = own_label_names(source) if config.task == "sequence-classification" else None
+    asked = replace(asked, config=settle_start(asked.config, source, tokenizer))
+    keeps_head = config.task == "sequence-classification" and not config.model.new_head
+    own_labels = own_label_names(source) if keeps_head else None
     check_weights(asked.config, process, load_config(source, own_labels, tokenizer.pad_token_id))
     data = prepare_data(config.data, config.task, tokenizer, config.training.seed, own_labels)
     for line in data.report.lines():
@@ -118,10 +121,11 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
 
     def before_engine(model: nn.Module) -> None:
         check_positions(model, longest)
+        check_tokens(model, max(int(split.tokens.max()) for split in _splits(data)))
         if run.engine is EngineKind.DEEPSPEED:
             note("starting DeepSpeed; the first time, it compiles for a minute or more (offload: for up to five)")
 
-    assembled = assemble(run, source, architecture, process, before_engine)
+    assembled = assemble(run, source, architecture, process, before_engine, note)
     return Job(run, process, folder, tokenizer, data, assembled.engine, num_steps, assembled.counts, meter, prediction)
 
 

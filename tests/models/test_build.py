@@ -11,8 +11,7 @@ from ftkit.errors import ConfigError, ModelError
 from ftkit.models import build as model
 from ftkit.models import heads
 from ftkit.models import source as ftkit_source
-from ftkit.models.methods import lora
-from ftkit.models.methods.lora import Lora
+from ftkit.models.targets import choose_targets
 from tests.helpers import FAMILIES, ragged_split, save_tiny_model
 
 
@@ -55,7 +54,7 @@ def suffixes(module):
 def test_presets_of_targets_mean_the_linear_layers_of_each_architecture(family, attention, mlp, folders):
     base = built(folders[family], "method.name=full")
     for preset, expected in (("attention", attention), ("mlp", mlp), ("all-linear", attention | mlp)):
-        names = lora.choose_targets(base, Lora(targets=(preset,)), heads.find_head(base, ()))
+        names = choose_targets(base, (preset,), None, heads.find_head(base, ()))
         assert {name.split(".", name.split(".").index("0") + 1)[-1] for name in names if ".0." in name} == expected
         assert len(names) == 2 * len(expected)
 
@@ -132,12 +131,11 @@ def test_a_sequence_gets_the_same_logits_alone_and_padded_beside_longer_ones(fam
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_a_tokenizer_without_a_pad_token_pads_with_its_end_token_on_the_right(family, folders):
+def test_a_tokenizer_without_a_pad_token_pads_with_its_end_token(family, folders):
     tokenizer = ftkit_source.load_tokenizer(
         ftkit_source.resolve_source(ModelConfig(name=str(folders[family])), "causal-lm")
     )
     assert tokenizer.pad_token == "[END]"
-    assert tokenizer.padding_side == "right"
 
 
 def test_a_frozen_trunk_stays_in_evaluation_mode_while_its_head_trains(folders):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ftkit.models.card import Card
+    from ftkit.models.start import Start
 
 for _section in (FeatureExtraction, Lora, Qlora, Full):
     register(_section)
@@ -40,12 +41,12 @@ class Method(Protocol):
     def on_layers(self, kept: Sequence[int]) -> Self: ...  # noqa: D102
     def cheaper(self) -> Sequence[dict[str, Any]]: ...  # noqa: D102
 
-    def prepare(self, model: "nn.Module", head: tuple[str, ...], dtype: "torch.dtype") -> "nn.Module":
+    def prepare(self, model: "nn.Module", start: "Start", dtype: "torch.dtype") -> "nn.Module":
         """Make of a model what trains: exactly that requires gradients afterwards.
 
         Args:
             model: a transformers model in evaluation mode, on the CPU or on `meta`; changed in place.
-            head: names of the modules that are new for the task.
+            start: what is new in it.
             dtype: what weights and activations compute in.
 
         Returns:

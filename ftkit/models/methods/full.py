@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from ftkit.models.start import Start
+
 
 class Full(MethodSection):
     """Train every weight."""
@@ -19,7 +21,7 @@ class Full(MethodSection):
     default_learning_rate: ClassVar[float] = 5e-5
     trains_all: ClassVar[bool] = True
 
-    def prepare(self, model: "nn.Module", head: tuple[str, ...], dtype: "torch.dtype") -> "nn.Module":  # noqa: ARG002  # as any method
+    def prepare(self, model: "nn.Module", start: "Start", dtype: "torch.dtype") -> "nn.Module":  # noqa: ARG002  # as any method
         """Let every weight train."""
         return model.requires_grad_(True)
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from ftkit.models.start import Start
+
 
 class FeatureExtraction(MethodSection):
     """Train the head alone over a frozen trunk in evaluation mode."""
@@ -19,7 +21,7 @@ class FeatureExtraction(MethodSection):
     label: ClassVar[str] = "feature extraction"
     default_learning_rate: ClassVar[float] = 1e-2
 
-    def prepare(self, model: "nn.Module", head: tuple[str, ...], dtype: "torch.dtype") -> "nn.Module":  # noqa: ARG002  # as any method
+    def prepare(self, model: "nn.Module", start: "Start", dtype: "torch.dtype") -> "nn.Module":  # noqa: ARG002  # as any method
         """Freeze all but the new head; without one, all but the layer that makes logits.
 
         Raises:
@@ -27,7 +29,11 @@ class FeatureExtraction(MethodSection):
         """
         from ftkit.models.heads import output_names
 
-        names = head or output_names(model)
+        names = start.head or output_names(model)
+        if start.rows:
+            raise ModelError(
+                "model.resize_embeddings adds rows that feature-extraction does not train; choose method lora or full"
+            )
         if not names:
             raise ModelError(f"{type(model).__name__} has no head of its own to train; choose method lora")
         model.requires_grad_(False)

@@ -1,9 +1,8 @@
 """LoRA, plain and over 4-bit weights: adapters beside frozen linear layers; the only importer of peft."""
 
 import json
-import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -11,16 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field
 
 from ftkit.config.methods import MethodSection
-from ftkit.errors import ModelError, nearest
+from ftkit.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from ftkit.models.card import Card
-
-PRESETS = ("attention", "mlp", "all-linear")
-_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
+    from ftkit.models.start import Start
 
 
 class Lora(MethodSection):
@@ -53,13 +50,13 @@ class Lora(MethodSection):
     shown: ClassVar[Mapping[str, str]] = {"rank": "r"}
     is_adapter: ClassVar[bool] = True
 
-    def prepare(self, model: "nn.Module", head: tuple[str, ...], dtype: "torch.dtype") -> "nn.Module":
+    def prepare(self, model: "nn.Module", start: "Start", dtype: "torch.dtype") -> "nn.Module":
         """Freeze all weights and wrap the model with adapters; only they and the head train.
 
         Raises:
             ModelError: no module matches the targets, or PEFT puts no adapter beside them.
         """
-        return add_adapters(model.requires_grad_(False), self, head, dtype)
+        return add_adapters(model.requires_grad_(False), self, start, dtype)
 
     def adapts(self, layer: int) -> bool:
         """Return whether a layer gets adapters."""
@@ -99,7 +96,7 @@ class Qlora(Lora):
 
     label: ClassVar[str] = "QLoRA"
 
-    def prepare(self, model: "nn.Module", head: tuple[str, ...], dtype: "torch.dtype") -> "nn.Module":
+    def prepare(self, model: "nn.Module", start: "Start", dtype: "torch.dtype") -> "nn.Module":
         """Pack all linear layers but those that make logits in 4 bits; then as LoRA.
 
         Raises:
@@ -109,8 +106,8 @@ class Qlora(Lora):
         from ftkit.models.heads import output_names
 
         packing = bnb.Packing(self.quantization, self.double_quantization, dtype)
-        bnb.quantize(model.requires_grad_(False), packing, keep=(*head, *output_names(model)))
-        return super().prepare(model, head, dtype)
+        bnb.quantize(model.requires_grad_(False), packing, keep=(*start.head, *output_names(model)))
+        return super().prepare(model, start, dtype)
 
     def cheaper(self) -> Sequence[dict[str, Any]]:
         """Return nothing: the weights are as small as they get."""
@@ -136,13 +133,13 @@ class Qlora(Lora):
         return f"quantization_config=BitsAndBytesConfig({', '.join(settings)})"
 
 
-def add_adapters(model: "nn.Module", method: Lora, head: Iterable[str], dtype: "torch.dtype") -> "nn.Module":
-    """Wrap a model with LoRA adapters; only they and the head train.
+def add_adapters(model: "nn.Module", method: Lora, start: "Start", dtype: "torch.dtype") -> "nn.Module":
+    """Wrap a model with LoRA adapters; only they, the head and new rows train.
 
     Args:
         model: frozen or not, quantized or not; its linear layers are 4-bit, ordinary or Conv1D.
         method: rank, scale, targets.
-        head: names of modules that train whole and are saved with the adapters.
+        start: the head, which trains whole and is saved with the adapters, and new rows of the tables of tokens.
         dtype: what the adapters compute in.
 
     Returns:
@@ -155,24 +152,27 @@ def add_adapters(model: "nn.Module", method: Lora, head: Iterable[str], dtype: "
 
     if any(map(bnb.is_packed_type, model.parameters())):
         bnb.preload()
-        return _adapt(model, method, tuple(head), dtype)
+        return _adapt(model, method, start, dtype)
     with _without_bitsandbytes():
-        return _adapt(model, method, tuple(head), dtype)
+        return _adapt(model, method, start, dtype)
 
 
-def _adapt(model: "nn.Module", method: Lora, names: tuple[str, ...], dtype: "torch.dtype") -> "nn.Module":
+def _adapt(model: "nn.Module", method: Lora, start: "Start", dtype: "torch.dtype") -> "nn.Module":
     from peft import LoraConfig, get_peft_model
 
-    chosen = choose_targets(model, method, names)
+    from ftkit.models.targets import choose_targets, shortest_names
+
+    chosen = choose_targets(model, method.targets, method.layers, start.head)
     config = LoraConfig(
         r=method.rank,
         lora_alpha=method.alpha,  # type: ignore[arg-type]  # annotated int, used as a number
         lora_dropout=method.dropout,
-        target_modules=_shortest(model, chosen),
-        modules_to_save=list(names) or None,
+        target_modules=shortest_names(model, chosen),
+        modules_to_save=list(start.head) or None,
         use_rslora=method.use_rslora,
         use_dora=method.use_dora,
         fan_in_fan_out=any(type(model.get_submodule(name)).__name__ == "Conv1D" for name in chosen),
+        trainable_token_indices=_new_rows(model, start),
     )
     try:
         adapted: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=False)
@@ -182,6 +182,18 @@ def _adapt(model: "nn.Module", method: Lora, names: tuple[str, ...], dtype: "tor
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
     return adapted
+
+
+def _new_rows(model: "nn.Module", start: "Start") -> dict[str, list[int]] | None:
+    """Return the rows that train, by the name of their table: of the embedding, and of logits that are not tied."""
+    from ftkit.models.heads import output_names
+
+    if not start.rows:
+        return None
+    tables: Any = [model.get_input_embeddings(), *map(model.get_submodule, output_names(model))]  # type: ignore[operator]  # transformers'
+    names = {module: name for name, module in model.named_modules()}
+    is_tied = len(tables) > 1 and tables[0].weight is tables[1].weight
+    return {names[table]: list(start.rows) for table in (tables[:1] if is_tied else tables)}
 
 
 @contextmanager
@@ -205,40 +217,6 @@ def _without_bitsandbytes() -> Iterator[None]:
         import_utils.is_bnb_4bit_available.cache_clear()
 
 
-def choose_targets(model: "nn.Module", method: Lora, head: Iterable[str] = ()) -> list[str]:
-    """Return the full names of the modules that get an adapter.
-
-    The presets mean the linear layers inside the numbered layers of the model: `attention` those below a module whose
-    name has `attn` or `attention` in it, `mlp` the others. A name of one's own matches modules by their last parts.
-
-    Args:
-        model: any transformer.
-        method: targets and layers.
-        head: modules that train whole, never targets.
-
-    Returns:
-        Names in the order of the model.
-
-    Raises:
-        ModelError: a target matches nothing, or the layers do not exist.
-    """
-    from ftkit.models import bnb
-
-    skipped = tuple(head)
-    linear = [
-        name
-        for name, module in model.named_modules()
-        if bnb.is_linear(module) and not any(name == one or name.startswith(f"{one}.") for one in skipped)
-    ]
-    chosen = {name for target in method.targets for name in _matches(linear, target)}
-    if method.layers is not None:
-        numbers = {int(match[1]) for name in chosen if (match := _LAYER.search(name))}
-        if absent := sorted(set(method.layers) - numbers):
-            raise ModelError(f"method.layers names {absent}, but the targets lie in layers {_span(numbers)}")
-        chosen = {name for name in chosen if (match := _LAYER.search(name)) and int(match[1]) in method.layers}
-    return [name for name in linear if name in chosen]
-
-
 def is_adapted(model: "nn.Module") -> bool:
     """Return whether `add_adapters` made this model."""
     return hasattr(model, "peft_config") and hasattr(model, "base_model")
@@ -254,35 +232,3 @@ def _label_arguments(card: "Card") -> list[str]:
     if card.label_names is None:
         return []
     return [f"id2label={dict(enumerate(card.label_names))}", f"pad_token_id={card.pad_token_id}"]
-
-
-def _matches(linear: list[str], target: str) -> list[str]:
-    if target not in PRESETS:
-        found = [name for name in linear if name == target or name.endswith(f".{target}")]
-        if not found:
-            known = dict.fromkeys([*PRESETS, *(name.rsplit(".", 1)[-1] for name in linear)])
-            raise ModelError(f"method.targets: no linear module is called {target!r}; {nearest(target, known)}")
-        return found
-    inside = [name for name in linear if _LAYER.search(name)]
-    attention = [name for name in inside if re.search("attn|attention", name.lower())]
-    found = {"attention": attention, "all-linear": inside, "mlp": [n for n in inside if n not in set(attention)]}[
-        target
-    ]
-    if not found:
-        raise ModelError(f"method.targets: this model has no {target} layers that are linear; name modules instead")
-    return found
-
-
-def _shortest(model: "nn.Module", chosen: list[str]) -> list[str]:
-    """Name the chosen modules by what follows the layer's number, where that means the same modules."""
-    short = sorted({_LAYER.split(name)[-1] for name in chosen})
-    meant = {
-        name
-        for name, _ in model.named_modules()
-        if any(name == suffix or name.endswith(f".{suffix}") for suffix in short)
-    }
-    return short if meant == set(chosen) else chosen
-
-
-def _span(numbers: set[int]) -> str:
-    return f"{min(numbers)} to {max(numbers)}" if numbers else "without numbers"

@@ -7,6 +7,7 @@ CODE = """
 import sys
 import torch
 from torch import nn
+from ftkit.models.start import Start
 from ftkit.models.methods.lora import Lora, Qlora
 
 class Model(nn.Module):
@@ -17,11 +18,11 @@ class Model(nn.Module):
     def forward(self, x):
         return self.layers[0]["up"](x)
 
-plain = Lora().prepare(Model(), (), torch.float32)
+plain = Lora().prepare(Model(), Start(), torch.float32)
 print("bitsandbytes" in sys.modules, type(plain.get_base_model().layers[0]["up"]).__module__)
 packed = Model()
 packed.get_output_embeddings = lambda: None
-packed = Qlora().prepare(packed, (), torch.float32)
+packed = Qlora().prepare(packed, Start(), torch.float32)
 print("bitsandbytes" in sys.modules, type(packed.get_base_model().layers[0]["up"]).__module__)
 """
 

@@ -17,6 +17,7 @@ from ftkit.config.methods import MethodSection, methods, register
 from ftkit.errors import ConfigError, ModelError
 from ftkit.machine.process import ProcessContext
 from ftkit.models.card import Card, save_whole
+from ftkit.models.start import Start
 from ftkit.plan.predict import predict
 from ftkit.plan.search import cures
 from ftkit.plan.target import find_target
@@ -39,12 +40,12 @@ class BitFit(MethodSection):
     default_learning_rate: ClassVar[float] = 2e-2
     flags: ClassVar[dict[str, str]] = {"--bias": "modules"}
 
-    def prepare(self, model: Any, head: tuple[str, ...], dtype: torch.dtype) -> Any:
+    def prepare(self, model: Any, start: Start, dtype: torch.dtype) -> Any:
         if not any(name.endswith(".bias") for name, _ in model.named_parameters()):
             raise ModelError(f"{type(model).__name__} has no biases; choose method lora")
         for name, parameter in model.named_parameters():
             *_, module, kind = name.split(".")
-            parameter.requires_grad_(name.split(".")[0] in head or (kind == "bias" and module in self.modules))
+            parameter.requires_grad_(name.split(".")[0] in start.head or (kind == "bias" and module in self.modules))
         return model
 
     def cheaper(self) -> list[dict[str, Any]]:
