@@ -45,8 +45,8 @@ def _settle_rows(config: ModelConfig, source: Source, tokenizer: Any) -> ModelCo
     if beyond := _tokens_beyond(tokenizer, max(num_rows, asked)):
         raise ModelError(
             f"the tokenizer of {source.name} has {len(tokenizer)} tokens and the model's table of tokens {num_rows} "
-            f"rows, none of them for {beyond[0]!r}; take the tokenizer that belongs to the model, or let the table grow "
-            "with model.resize_embeddings=true"
+            f"rows, none of them for {beyond[0]!r}; take the tokenizer that belongs to the model, or let the table "
+            "grow with model.resize_embeddings=true"
         )
     return config.model_copy(update={"resize_embeddings": asked or False})
 
