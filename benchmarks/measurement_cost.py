@@ -47,12 +47,13 @@ class Training:
         architecture = load_config(source, data.label_names, tokenizer.pad_token_id)
         engine = assemble(run, source, architecture, process).engine
         set_training(engine.model, True)
+        padding = batching.Padding(tokenizer.pad_token_id)
         wanted = batching.global_batches(len(data.train), config.batch.global_batch_size, 0, num_batches)
         return cls(
             engine,
             [
                 [
-                    batching.collate(data.train, batch.indices[places], tokenizer.pad_token_id, process.device)
+                    batching.collate(data.train, batch.indices[places], padding, process.device)
                     for places in batching.cut(data.train.lengths[batch.indices], config.batch, 1)[0]
                 ]
                 for batch in wanted

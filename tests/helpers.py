@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from ftkit.config import files as config_io
 from ftkit.data import batching
-from ftkit.data.arrays import TokenSplit
+from ftkit.data.arrays import Labels, TokenSplit
 from ftkit.engine.assemble import assemble
 from ftkit.engine.resolve import DTYPES, Devices, ResolvedRun, resolve
 from ftkit.models import build as ftkit_model
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 FAMILIES = ("gpt2", "bert", "llama", "roberta")
 WORDS = ("good", "bad", "film", "plot", "dull", "fine", "actor", "scene", "very", "not", "the", "a", "of", "and", "one")
 VOCABULARY = 64
+PADDING = batching.Padding(1)
+LABELS = Labels("single", ("a", "b", "c"))
 _SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
 
 
@@ -72,12 +74,18 @@ def save_tiny_model(folder: Path, family: str) -> Path:
     return folder
 
 
-def ragged_split(task: str, num_samples: int = 24, longest: int = 30, seed: int = 0) -> TokenSplit:
-    """Return random sequences of 2 to `longest` tokens with labels for a task."""
+def ragged_split(
+    task: str, num_samples: int = 24, longest: int = 30, seed: int = 0, kind: str = "single"
+) -> TokenSplit:
+    """Return random sequences of 2 to `longest` tokens with labels for a task, of a kind where it classifies."""
     random = np.random.default_rng(seed)
     lengths = random.integers(2, longest + 1, size=num_samples)
     offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
     tokens = random.integers(5, VOCABULARY, size=offsets[-1]).astype(np.int32)
+    if task == "sequence-classification" and kind == "multi":
+        return TokenSplit(tokens, offsets, random.integers(0, 2, size=(num_samples, 3)).astype(np.int8))
+    if task == "sequence-classification" and kind == "regression":
+        return TokenSplit(tokens, offsets, random.normal(2.0, 3.0, size=num_samples))
     if task == "sequence-classification":
         return TokenSplit(tokens, offsets, random.integers(0, 3, size=num_samples))
     targets = random.random(offsets[-1]) < 0.7
@@ -98,11 +106,13 @@ class Outcome:
 def build(
     settings: list[str], model: Path, dtype: torch.dtype, process: distributed.ProcessContext
 ) -> tuple[RunConfig, Engine]:
-    """Build the engine of a configuration over a saved tiny model with three classes."""
+    """Build the engine of a configuration over a saved tiny model with three classes or labels, or one number."""
     config = config_io.load_config(settings=[f"model.name={model}", *settings])
     source = ftkit_source.resolve_source(config.model, config.task)
-    labels = ("a", "b", "c") if config.task == "sequence-classification" else None
-    architecture = ftkit_source.load_config(source, labels, pad_token_id=1)
+    kind = "single" if config.data.label_kind == "auto" else config.data.label_kind
+    names = LABELS.names[: 1 if kind == "regression" else 3]
+    labels = names if config.task == "sequence-classification" else None
+    architecture = ftkit_source.load_config(source, labels, 1, kind)
     run = resolved(config, process, dtype)
     return run.config, assemble(run, source, architecture, process).engine
 
@@ -121,8 +131,9 @@ def take_steps(
     losses, norms = [], []
     for batch in batching.global_batches(len(split), config.batch.global_batch_size, 0, num_steps):
         share = batching.cut(split.lengths[batch.indices], config.batch, engine.process.world_size)[engine.process.rank]
-        micro = [batching.collate(split, batch.indices[places], 1, engine.device) for places in share]
-        result = train_step(engine, micro, int(split.num_targets[batch.indices].sum()), rate)
+        micro = [batching.collate(split, batch.indices[places], PADDING, engine.device) for places in share]
+        num_targets = engine.objective.target_weights(split)[batch.indices].sum()
+        result = train_step(engine, micro, float(num_targets), rate)
         losses.append(float(result.loss))
         norms.append(float(result.grad_norm))
         assert math.isfinite(losses[-1])
@@ -131,7 +142,7 @@ def take_steps(
 
 def logits_of(model: Any, split: TokenSplit, rows: int = 4) -> torch.Tensor:
     """Return the logits of the first sequences, padded, in evaluation mode; [B, C] or [B, T, V]."""
-    micro = batching.collate(split, np.arange(rows), 1, torch.device("cpu"))
+    micro = batching.collate(split, np.arange(rows), PADDING, torch.device("cpu"))
     model.eval()
     with torch.no_grad():
         return model(**micro.inputs()).logits.float()

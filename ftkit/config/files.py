@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ftkit.config.methods import DEFAULT, UNKNOWN, methods, section_of
-from ftkit.config.tree import CUTS, RunConfig
+from ftkit.config.tree import CUTS, MAPPINGS, RunConfig
 from ftkit.errors import ConfigError, nearest
 
 Tree = dict[str, Any]
@@ -147,7 +147,7 @@ def flat(tree: Tree, prefix: str = "") -> dict[str, Any]:
     """Return a tree's values by dotted keys."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        found |= flat(value, f"{prefix}{key}.") if _is_section(key, value) else {f"{prefix}{key}": value}
     return found
 
 
@@ -219,7 +219,12 @@ def _as_text(key: str, value: object) -> str:
 
 
 def _normal(tree: Tree) -> Tree:
-    return {str(key): _normal(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    return {str(key): _normal(value) if _is_section(key, value) else value for key, value in tree.items()}
+
+
+def _is_section(key: object, value: object) -> bool:
+    """Whether a value's keys are fields; those of a mapping are a user's own names."""
+    return isinstance(value, dict) and key not in MAPPINGS
 
 
 def _nested(key: str, value: object) -> Tree:
@@ -244,7 +249,7 @@ def _merge(base: Tree, top: Tree) -> Tree:
     for key, value in top.items():
         if key == "method":
             merged[key] = merge_method(merged.get(key), value)
-        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
+        elif _is_section(key, value) and isinstance(merged.get(key), dict):
             merged[key] = _merge(merged[key], value)
         else:
             merged[key] = value

@@ -4,7 +4,8 @@ The defaults live here and nowhere else, but for those of a method, which live i
 the tree from YAML and flags.
 """
 
-from typing import Annotated, ClassVar, Literal, Self
+import math
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -15,9 +16,16 @@ from ftkit.config.section import Section
 Task = Literal["sequence-classification", "causal-lm"]
 Precision = Literal["auto", "fp16", "bf16", "fp32"]
 Tracker = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
+MAPPINGS = ("class_weights",)
+"""Fields whose keys are a user's own names, not those of fields."""
 Offload = Literal["none", "cpu", "nvme"]
 PromptFormat = Literal["auto", "plain", "chat"]
 LossOn = Literal["answers", "last_answer", "everything"]
+LabelKind = Literal["single", "multi", "regression"]
+"""One class of a text, any number of its labels, or a number."""
+BestMetric = Literal[
+    "loss", "accuracy", "exact_match", "f1_macro", "f1_micro", "f1_weighted", "pearson", "spearman", "mae", "rmse"
+]
 
 CUTS = ("micro_batch_size", "micro_batch_tokens")
 """The two ways to cut a global batch, of which a run has one."""
@@ -78,6 +86,18 @@ class DataConfig(Section):
     """The column of second texts, for tasks on pairs."""
     label_column: str | None = None
     """The column of labels, found when not named."""
+    label_kind: LabelKind | Literal["auto"] = "auto"
+    """What a label is: `single`, one class of a text; `multi`, any number of labels; `regression`, a number. `auto`:
+    lists are several labels, numbers with decimals are numbers to predict, all else is one class; the report says."""
+    label_columns: tuple[str, ...] | None = None
+    """Several labels as columns of 0 and 1, one column for each label."""
+    label_separator: str | None = Field(default=None, min_length=1)
+    """What stands between several labels in one text, such as `;`; without it a text is one label."""
+    unlabelled: Literal["refuse", "drop", "no_label"] = "refuse"
+    """What happens to a row whose label is empty or -1: it is refused, left out and counted, or, where a text has
+    several labels, taken as one that has none of them."""
+    standardize_targets: bool = False
+    """regression: train on (number - mean) / deviation of the training split; scores stay in the data's units."""
     prompt_column: str | None = None
     """causal-lm: the column of prompts, which carry no loss."""
     completion_column: str | None = None
@@ -263,10 +283,30 @@ class TrainingConfig(Section):
     """Steps between two validations; one at the end of each epoch when not named."""
     checkpoint_every: int | None = Field(default=None, ge=1)
     """Steps between two checkpoints; one at the end of each epoch when not named."""
-    best_metric: Literal["loss", "accuracy", "f1_macro", "f1_weighted"] = "loss"
-    """The validation figure that decides which model is kept."""
+    best_metric: BestMetric = "loss"
+    """The validation figure that decides which model is kept; which there are depends on the kind of labels."""
+    class_weights: Literal["balanced"] | dict[str, float] | None = None
+    """What each class counts in training: `balanced` by its rows, or a weight for each name (1 where none is given).
+    The loss is divided by the sum of weights over the global batch; evaluations weigh nothing."""
     early_stopping_patience: int | None = Field(default=None, ge=1)
     """Validations without improvement after which training stops; none: never."""
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _weights(cls, given: Any) -> Any:
+        if given in (None, "balanced"):
+            return given
+        if not isinstance(given, dict) or not given:
+            raise ValueError(f"{given!r} is neither 'balanced' nor names with weights, such as {{spam: 5}}")
+        for name, weight in given.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+                raise ValueError(f"the weight of {name!r} is {weight!r}; give a number above 0")
+        return {label_text(name): weight for name, weight in given.items()}
+
+
+def label_text(name: Any) -> str:
+    """Return a label's name as a text: YAML reads `true` and `1` as what they are, and names are texts."""
+    return str(name).lower() if isinstance(name, bool) else str(name)
 
 
 class OutputConfig(Section):

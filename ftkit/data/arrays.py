@@ -2,12 +2,14 @@
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ftkit.config.tree import Task
+from ftkit.config.tree import LabelKind, Task
 from ftkit.data.report import DataReport
+from ftkit.data.standard import AS_THEY_ARE, Standard
 
 
 @dataclass(frozen=True)
@@ -17,14 +19,15 @@ class TokenSplit:
     Attributes:
         tokens: int32 [total tokens].
         offsets: int64 [N + 1], the first 0, the last the total.
-        labels: classification: int64 [N]; causal-lm: bool [total tokens], True where the token is a target and
-            carries loss. The first token of a sequence never does, since nothing predicts it.
+        labels: classification: int64 [N]; of several labels a text int8 [N, C] of 0 and 1; numbers to predict: float64
+            [N]; causal-lm: bool [total tokens], True where the token is a target and carries loss. The first token of a
+            sequence never does, since nothing predicts it.
         segments: int8 [total tokens], BERT's `token_type_ids` of pairs; None where the tokenizer gives none.
     """
 
     tokens: NDArray[np.int32]
     offsets: NDArray[np.int64]
-    labels: NDArray[np.int64] | NDArray[np.bool_]
+    labels: NDArray[Any]
     segments: NDArray[np.int8] | None = None
 
     def __len__(self) -> int:
@@ -38,11 +41,26 @@ class TokenSplit:
 
     @property
     def num_targets(self) -> NDArray[np.int64]:
-        """Targets of each sequence, int64 [N]: one label, or the tokens that carry loss."""
+        """Targets of each sequence, int64 [N]: its label, each of C labels, or the tokens that carry loss."""
         if self.labels.dtype != np.bool_:
-            return np.ones(len(self), dtype=np.int64)
+            return np.full(len(self), self.labels.shape[1] if self.labels.ndim == 2 else 1, dtype=np.int64)
         running = np.concatenate(([0], np.cumsum(self.labels, dtype=np.int64)))
         return np.diff(running[self.offsets])
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the labels of a dataset are.
+
+    Attributes:
+        kind: one class of a text, several labels, or a number.
+        names: the name of label i at place i; of a number to predict its own.
+        standard: how numbers to predict were brought to mean 0 and deviation 1.
+    """
+
+    kind: LabelKind
+    names: tuple[str, ...]
+    standard: Standard = AS_THEY_ARE
 
 
 @dataclass(frozen=True)
@@ -54,7 +72,7 @@ class PreparedData:
         train: the split that trains.
         validation: the split that validates, or None.
         test: the split of the final scores, or None.
-        label_names: the name of label i at place i; None for causal-lm.
+        labels: what they are; None for causal-lm.
         fingerprint: SHA-256 over every array and the label names: what a run was trained on.
         report: what was found, dropped and cut.
     """
@@ -63,9 +81,19 @@ class PreparedData:
     train: TokenSplit
     validation: TokenSplit | None
     test: TokenSplit | None
-    label_names: tuple[str, ...] | None
+    labels: Labels | None
     fingerprint: str
     report: DataReport
+
+    @property
+    def label_names(self) -> tuple[str, ...] | None:
+        """The name of label i at place i; None for causal-lm."""
+        return None if self.labels is None else self.labels.names
+
+    @property
+    def label_kind(self) -> LabelKind | None:
+        """What a label is; None for causal-lm."""
+        return None if self.labels is None else self.labels.kind
 
 
 def fingerprint(splits: tuple[TokenSplit | None, ...], label_names: tuple[str, ...] | None) -> str:

@@ -9,7 +9,7 @@ Dimension letters: B batch, T token.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,19 @@ Indices = npt.NDArray[np.int64]
 
 IGNORED = -100
 """The label of a place that carries no loss."""
+
+
+@dataclass(frozen=True)
+class Padding:
+    """How sequences of a micro-batch are brought to one length.
+
+    Attributes:
+        token_id: what fills up.
+        side: where it stands; a property of the model (XLNet classifies at the last place of a row, whatever is there).
+    """
+
+    token_id: int
+    side: Literal["right", "left"] = "right"
 
 
 @dataclass(frozen=True)
@@ -49,11 +62,12 @@ class MicroBatch:
     """What one rank runs in one forward.
 
     Attributes:
-        input_ids: [B, T] int64, padded on the right.
+        input_ids: [B, T] int64, padded on one side.
         attention_mask: [B, T] int64, 1 at tokens and 0 at padding; None where nothing is padded.
         token_type_ids: [B, T] int64, or None for models without segments.
         position_ids: [B, T] int64; None: the model counts by itself, from the mask or from 0.
-        labels: [B] or [B, T] int64; -100 carries no loss.
+        labels: classes [B] or tokens [B, T], int64; -100 carries no loss. Several labels [B, C] of 0 and 1, or numbers
+            [B], fp32; NaN carries none.
     """
 
     input_ids: torch.Tensor
@@ -149,13 +163,13 @@ def cut(lengths: Indices, config: BatchConfig, world_size: int) -> list[list[Ind
     return ranks
 
 
-def collate(split: "TokenSplit", rows: Indices, pad_token_id: int, device: torch.device) -> MicroBatch:
-    """Return sequences as tensors, padded on the right to the longest of them.
+def collate(split: "TokenSplit", rows: Indices, padding: Padding, device: torch.device) -> MicroBatch:
+    """Return sequences as tensors, padded to the longest of them.
 
     Args:
         split: where the sequences are.
         rows: [B] their places; none of them stands for one sequence that carries no loss (the first of the split).
-        pad_token_id: what fills up.
+        padding: what fills up, and where.
         device: where the tensors go.
 
     Returns:
@@ -164,36 +178,48 @@ def collate(split: "TokenSplit", rows: Indices, pad_token_id: int, device: torch
     is_dummy = len(rows) == 0
     rows = np.zeros(1, dtype=np.int64) if is_dummy else rows
     lengths = split.lengths[rows]
-    width = int(lengths.max())
-    places = np.arange(width) < lengths[:, None]
+    columns = np.arange(int(lengths.max()))
+    places = columns < lengths[:, None] if padding.side == "right" else columns[::-1] < lengths[:, None]
     per_token = split.labels.dtype == np.bool_
-    input_ids = _padded(split.tokens, split.offsets[rows], places, pad_token_id)
+    starts = split.offsets[rows]
+    input_ids = _padded(split.tokens, starts, places, padding.token_id)
     if is_dummy:
-        labels = np.full(input_ids.shape if per_token else 1, IGNORED)
+        labels = _no_labels(split, input_ids)
     elif per_token:
-        labels = np.where(_padded(split.labels, split.offsets[rows], places, 0) == 1, input_ids, IGNORED)
+        labels = np.where(_padded(split.labels, starts, places, 0) == 1, input_ids, IGNORED)
     else:
         labels = split.labels[rows]
     arrays = {
         "input_ids": input_ids,
         "labels": labels,
         "attention_mask": None if places.all() else places,
-        "token_type_ids": None if split.segments is None else _padded(split.segments, split.offsets[rows], places, 0),
+        "token_type_ids": None if split.segments is None else _padded(split.segments, starts, places, 0),
     }
     return MicroBatch(
         **{
-            name: torch.as_tensor(array, dtype=torch.int64).to(device, non_blocking=True)
+            name: torch.as_tensor(array, dtype=_DTYPES.get(array.dtype, torch.int64)).to(device, non_blocking=True)
             for name, array in arrays.items()
             if array is not None
         }
     )
 
 
+_DTYPES = {np.dtype(np.int8): torch.float32, np.dtype(np.float64): torch.float32}
+"""What several labels and numbers are to a model; all else are whole numbers."""
+
+
+def _no_labels(split: "TokenSplit", input_ids: Indices) -> npt.NDArray[Any]:
+    """Return the labels of one sequence that carries no loss."""
+    if split.labels.dtype in _DTYPES:
+        return np.full((1, *split.labels.shape[1:]), np.nan)
+    return np.full(input_ids.shape if split.labels.dtype == np.bool_ else 1, IGNORED)
+
+
 def _padded(values: npt.NDArray[Any], starts: Indices, places: npt.NDArray[np.bool_], fill: int) -> Indices:
-    """Lay ragged values out as a matrix, [B, T] int64."""
+    """Lay ragged values out as a matrix, [B, T] int64, each row's in its own places."""
     matrix = np.full(places.shape, fill, dtype=np.int64)
-    columns = np.arange(places.shape[1])
-    matrix[places] = values[(starts[:, None] + columns)[places]]
+    within = places.cumsum(axis=1) - 1
+    matrix[places] = values[(starts[:, None] + within)[places]]
     return matrix
 
 

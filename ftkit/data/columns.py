@@ -27,6 +27,8 @@ LABELS = (
     "stars",
     "rating",
 )
+SCORES = ("score", "scores", "similarity", "similarity_score")
+"""Numbers to predict, where no column of labels is found."""
 PAIRS = (
     *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("question", "answer"), ("question1", "question2")),
     *(("question", "sentence"), ("text1", "text2"), ("text_a", "text_b"), ("sentence_a", "sentence_b")),
@@ -53,6 +55,7 @@ class Columns:
         second: the column of second texts or completions, or None.
         label: the column of labels, or None.
         group: the column that keeps rows together, or None.
+        several: the columns of 0 and 1 that `label` joins, or None.
         system: the column of system messages, or None.
         tools: the column of tools, or None.
         prompt: how several columns become the prompt; `first` then names them all.
@@ -65,6 +68,7 @@ class Columns:
     second: str | None = None
     label: str | None = None
     group: str | None = None
+    several: tuple[str, ...] | None = None
     system: str | None = None
     tools: str | None = None
     prompt: PromptTemplate | None = None
@@ -111,7 +115,7 @@ def choose_columns(
     Raises:
         DataError: a named column is not there, none is found, or several are.
     """
-    for field in (field for field in type(config).model_fields if field.endswith("_column")):
+    for field in (field for field in type(config).model_fields if field.endswith(("_column", "label_columns"))):
         _check_named(config, field, names)
     group = config.group_column or group
     if task == "sequence-classification":
@@ -132,22 +136,30 @@ def forgotten(columns: Columns, names: Sequence[str]) -> list[str]:
 
 def _check_named(config: DataConfig, field: str, names: Sequence[str]) -> None:
     given = getattr(config, field)
-    if given is not None and given not in names:
-        raise DataError(f"data.{field}={given!r} is no column of {config.dataset}; {nearest(given, names)}")
+    for name in given if isinstance(given, tuple) else (given,):
+        if name is not None and name not in names:
+            raise DataError(f"data.{field}={name!r} is no column of {config.dataset}; {nearest(name, names)}")
 
 
 def _labelled(config: DataConfig, names: Sequence[str], group: str | None) -> Columns:
-    label = config.label_column or _one(config, "label", "label_column", _found(names, LABELS), names)
+    several = config.label_columns
+    label = " + ".join(several) if several else config.label_column or _find_label(config, names)
     first, second = config.text_column, config.text_pair_column
     if first is None:
         if second is not None:
             raise DataError(
                 f"data.text_pair_column={second!r} is named without its first text; name data.text_column too"
             )
-        first, second = _find_text(config, names, (label, group))
-    if len({first, second, label}) < 3:
+        first, second = _find_text(config, names, (label, group, *(several or ())))
+    if len({first, second, label}) < 3 or {first, second} & set(several or ()):
         raise DataError(f"column {first!r} cannot be text and label (or pair) at once; name another; {_listed(names)}")
-    return Columns("labelled", first, second, label, group, is_named=config.text_column is not None)
+    return Columns("labelled", first, second, label, group, several, is_named=config.text_column is not None)
+
+
+def _find_label(config: DataConfig, names: Sequence[str]) -> str:
+    """Find the column of labels; a column of scores only where no other is there."""
+    found = _found(names, LABELS) or _found(names, SCORES)
+    return _one(config, "label", "label_column", found, names)
 
 
 def _find_text(config: DataConfig, names: Sequence[str], others: tuple[str | None, ...]) -> tuple[str, str | None]:

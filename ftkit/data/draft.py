@@ -1,17 +1,16 @@
-"""Splits on their way from tables to tokens: selected, labelled, made where they were not found, drawn from."""
+"""Splits on their way from tables to tokens: selected, made where they were not found, drawn from."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ftkit.config.tree import DataConfig
+from ftkit.config.tree import DataConfig, LabelKind
 from ftkit.data.columns import Columns
 from ftkit.data.findings import Finding
-from ftkit.data.labels import MISSING, choose_names, match_model, read_labels
-from ftkit.data.rows import group_numbers, keys, select_rows, where, with_plain_line_ends
-from ftkit.data.shards import Split
+from ftkit.data.rows import group_numbers, keys, select_rows, with_plain_line_ends
 from ftkit.data.sources import Source
 from ftkit.data.splits import (
     TEST,
@@ -22,6 +21,7 @@ from ftkit.data.splits import (
     assign_grouped,
     assign_stratified,
     draw_stratified,
+    strata,
 )
 from ftkit.errors import DataError
 
@@ -34,19 +34,24 @@ class Draft:
 
     Attributes:
         rows: split to table.
-        labels: split to label numbers, int64 [N]; zeros for causal-lm.
+        labels: split to label numbers, int64 [N], zeros for causal-lm; of several labels a text which it has, int8
+            [N, C] of 0 and 1; numbers to predict, float64 [N].
         origins: split to how it came about.
+        kind: of the labels; None for causal-lm.
+        kind_reason: why it is this kind.
         names: the names of the labels, or None.
         num_empty: rows without text.
         num_duplicates: rows with the text of an earlier one.
-        num_unlabelled: test rows without a label.
+        num_unlabelled: rows without a label that were left out.
         num_line_ends: carriage returns taken out before line feeds.
         findings: what else a user should know.
     """
 
     rows: dict[str, pa.Table] = field(default_factory=dict)
-    labels: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    labels: dict[str, NDArray[Any]] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
+    kind: LabelKind | None = None
+    kind_reason: str = ""
     names: tuple[str, ...] | None = None
     num_empty: int = 0
     num_duplicates: int = 0
@@ -86,49 +91,6 @@ def select(source: Source, columns: Columns) -> Draft:
         draft.num_empty += split.num_rows - rows.num_rows
         draft.origins[role] = "as found" if split.name == role else f"the split {split.name!r}"
     return draft
-
-
-def label(draft: Draft, train: Split, column: str, config: DataConfig, model: tuple[str, ...] | None) -> None:
-    """Number the labels of every split by those of the training split.
-
-    Args:
-        draft: gets labels and names; loses test rows without a label, which are common in public test splits.
-        train: the training split as it was read, whose schema may put its classes in order.
-        column: the column of labels.
-        config: `label_names` and `test_split`.
-        model: the label names of a fine-tuned model in its order, or None.
-
-    Raises:
-        DataError: labels that are missing, unknown, or not the model's.
-    """
-    classes = train.classes(column)
-    raw = {split: read_labels(rows["label"], column, classes) for split, rows in draft.rows.items()}
-    coder = match_model(choose_names(raw["train"], config.label_names, classes), model)
-    draft.names = coder.names
-    for split in raw:
-        draft.labels[split] = coder.encode(raw[split], raw["train"].present, split)
-        _handle_missing(draft, split, column, config)
-
-
-def _handle_missing(draft: Draft, split: str, column: str, config: DataConfig) -> None:
-    missing = draft.labels[split] == MISSING
-    if not missing.any():
-        return
-    if split != "test":
-        raise DataError(
-            f"{where(draft.rows[split], int(np.argmax(missing)))} has no label in {column!r} (empty or -1; "
-            f"{missing.sum():,} such rows of the {split} split); "
-            "label or remove them; where -1 is a class, name all classes with data.label_names"
-        )
-    draft.num_unlabelled += int(missing.sum())
-    draft.keep(split, np.flatnonzero(~missing))
-    if not missing.all():
-        return
-    if config.test_split is not None:
-        raise DataError(
-            f"no row of the split {config.test_split!r} has a label, so nothing is scored; name another one"
-        )
-    draft.discard(split)
 
 
 def make_splits(draft: Draft, columns: Columns, config: DataConfig, seed: int) -> None:
@@ -172,8 +134,13 @@ def draw(draft: Draft, config: DataConfig, seed: int) -> None:
     for split, rows in draft.rows.items():
         limit = sample_limit(config, split)
         if limit is not None and limit < rows.num_rows:
-            draft.keep(split, draw_stratified(draft.labels[split], limit, draw_rng(seed)))
+            draft.keep(split, draw_stratified(strata(draft.labels[split]), limit, draw_rng(seed)))
             draft.origins[split] += f", {limit:,} of {rows.num_rows:,} drawn"
+
+
+def count_labels(labels: NDArray[Any], num_labels: int) -> NDArray[np.int64]:
+    """Return how many rows have each label, int64 [C]."""
+    return np.bincount(labels, minlength=num_labels) if labels.ndim == 1 else (labels == 1).sum(axis=0)
 
 
 def sample_limit(config: DataConfig, split: str) -> int | None:
@@ -195,7 +162,8 @@ def _assign(draft: Draft, shares: Shares, columns: Columns, seed: int) -> None:
         how = f"made by {columns.group!r}, none of which is in two splits"
     else:
         parts = assign_stratified(labels, shares, seed)
-        how = "drawn by the seed" if draft.names is None else "drawn by the seed, labels by their shares"
+        spread = "numbers from all over their range" if draft.kind == "regression" else "labels by their shares"
+        how = "drawn by the seed" if draft.names is None else f"drawn by the seed, {spread}"
     for split, part in (("validation", VALIDATION), ("test", TEST), ("train", TRAIN)):
         if part == TRAIN or (parts == part).any():
             draft.rows[split], draft.labels[split], draft.origins[split] = rows, labels, how
@@ -210,19 +178,20 @@ def _drop_duplicates(draft: Draft) -> None:
         draft.keep("train", np.sort(first))
 
 
-def _check_labels(draft: Draft, labels: NDArray[np.int64], shares: Shares) -> None:
+def _check_labels(draft: Draft, labels: NDArray[Any], shares: Shares) -> None:
     """Refuse made splits that cannot be scored or that training cannot serve."""
-    if draft.names is None:
+    if draft.names is None or draft.kind == "regression":
         return
-    num_labels = len(np.unique(labels))
+    counts = count_labels(labels, len(draft.names))
+    num_labels = int((counts > 0).sum()) if draft.kind == "single" else 1
     for split, share in (("validation", shares.validation), ("test", shares.test)):
-        size = draft.rows[split].num_rows if share > 0 else num_labels
+        size = (draft.rows[split].num_rows if split in draft.rows else 0) if share > 0 else num_labels
         if size < num_labels:
             raise DataError(
                 f"data.{split}_share={share} of {len(labels)} rows is {size} for {num_labels} labels, too few to score "
                 "them; raise it, give more rows, or set it to 0"
             )
-    lost = np.setdiff1d(labels, draft.labels["train"])
+    lost = np.flatnonzero((counts > 0) & (count_labels(draft.labels["train"], len(draft.names)) == 0))
     if len(lost):
         raise DataError(
             f"label {draft.names[lost[0]]!r} occurs only in groups that validate or test, so nothing can learn it; "

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,10 +32,12 @@ class RawLabels:
     Attributes:
         codes: int64 [N], places in `values`; -1 where the label is empty.
         values: the distinct labels; whole numbers are int whether written as text or not.
+        spellings: of the labels that are written in several ways, such as with a space behind: those ways.
     """
 
     codes: NDArray[np.int64]
     values: tuple[Label, ...]
+    spellings: Mapping[Label, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def present(self) -> set[Label]:
@@ -98,24 +100,29 @@ def read_labels(column: pa.ChunkedArray, name: str, classes: Sequence[str] | Non
     known = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
     if not (is_text(kind) or any(check(kind) for check in known)):
         raise DataError(
-            f"column {name!r} holds {kind_words(kind)}, not labels; ftkit trains one label a text: a word or a whole "
-            "number"
+            f"column {name!r} holds {kind_words(kind)}, not labels; a label is a word, a number, or a list of such"
         )
     coded = (
         column.combine_chunks() if pa.types.is_dictionary(column.type) else column.combine_chunks().dictionary_encode()
     )
     codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     places: dict[Label, int] = {}
+    written: dict[Label, list[str]] = {}
     table = []
     for value in coded.dictionary.to_pylist():
         label = _label(value, classes)
         table.append(MISSING if label is None else places.setdefault(label, len(places)))
+        if label is not None:
+            written.setdefault(label, []).append(str(value))
     if len(places) > MAX_LABELS or sum(map(_is_fraction, places)) > MAX_FRACTIONS:
         raise DataError(_too_many(name, list(places)))
-    return RawLabels(np.array([*table, MISSING], dtype=np.int64)[codes], tuple(places))
+    spellings = {label: tuple(ways) for label, ways in written.items() if len(ways) > 1}
+    return RawLabels(np.array([*table, MISSING], dtype=np.int64)[codes], tuple(places), spellings)
 
 
-def choose_names(raw: RawLabels, given: Sequence[str] | None, classes: Sequence[str] | None) -> LabelCoder:
+def choose_names(
+    raw: RawLabels, given: Sequence[str] | None, classes: Sequence[str] | None, least: int = 2
+) -> LabelCoder:
     """Number and name the labels of the training split.
 
     Whole numbers are ordered by size, booleans and texts by alphabet, unless names are given.
@@ -124,9 +131,10 @@ def choose_names(raw: RawLabels, given: Sequence[str] | None, classes: Sequence[
         raw: the training split's labels.
         given: names in the order of the numbers, from the configuration, or None.
         classes: names that are stored with the column, or None.
+        least: how many labels there must be.
 
     Returns:
-        The numbers and names of at least two labels.
+        The numbers and names of the labels.
 
     Raises:
         DataError: one label only, or given names that do not belong to the labels.
@@ -134,7 +142,7 @@ def choose_names(raw: RawLabels, given: Sequence[str] | None, classes: Sequence[
     present = raw.present
     if given is None or len(given) != len(present):
         present = present - {MISSING}  # -1 is a class of its own only where it has a name
-    if len(present) < 2:
+    if len(present) < least:
         found = f"only the label {str(next(iter(present)))!r}" if present else "no label at all"
         raise DataError(f"the training split has {found}; classification needs two labels or more")
     if given is not None:
@@ -215,9 +223,10 @@ def _order(labels: set[Label]) -> Any:
 def _too_many(name: str, values: Sequence[Label]) -> str:
     numbers = all(isinstance(value, int) or _is_fraction(value) for value in values)
     guess = "a regression target" if numbers else "texts or identifiers"
+    cure = ", predict the numbers with data.label_kind=regression, or turn them into a few classes" if numbers else ""
     return (
         f"column {name!r} has {len(values):,} different values such as {str(values[0])!r}: that looks like {guess}, "
-        "not like labels; name the right one with data.label_column, or turn the numbers into a few classes"
+        f"not like labels; name the right one with data.label_column{cure}"
     )
 
 

@@ -1,24 +1,28 @@
 """From a configuration to token arrays: load, choose, check, split, draw, tokenize, report."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ftkit.config.tree import DataConfig, Task
 from ftkit.data import encode
-from ftkit.data.arrays import PreparedData, TokenSplit, fingerprint
+from ftkit.data.arrays import Labels, PreparedData, TokenSplit, fingerprint
 from ftkit.data.columns import Columns, choose_columns, forgotten
 from ftkit.data.conversations import Conversations, take_template
-from ftkit.data.draft import Draft, draw, draw_rng, label, make_splits, sample_limit, select
+from ftkit.data.draft import Draft, count_labels, draw, draw_rng, make_splits, sample_limit, select
 from ftkit.data.fields import field_names
 from ftkit.data.findings import Finding, listed, warning
+from ftkit.data.label_checks import alike_names, joined_names, scarce_labels, shared_texts
+from ftkit.data.labelling import label
 from ftkit.data.losses import findings_of_losses, spelled
 from ftkit.data.report import QUANTILES, DataReport, histogram
 from ftkit.data.rows import iterate, keys
 from ftkit.data.sources import Source, load_source
 from ftkit.data.splits import draw_stratified
+from ftkit.data.standard import AS_THEY_ARE, Standard, standard_of
 from ftkit.data.tokens import TextTokenizer
 from ftkit.errors import DataError
 
@@ -58,19 +62,37 @@ def prepare_data(
     columns = replace(columns, kind="lines") if source.is_lines else columns
     draft = select(source, columns)
     if columns.label is not None:
-        label(draft, train, columns.label, config, model_label_names)
+        label(draft, train, columns, config, model_label_names)
     make_splits(draft, columns, config, seed)
     if not columns.is_running:  # there a sequence is a block of tokens, to be drawn when it is cut
         draw(draft, config, seed)
+    standard = _standard(draft, config)
     encoded, findings = _encode_all(draft, columns, tokenizer, config, seed)
-    splits = {split: result.split for split, result in encoded.items()}
-    ordered = (splits["train"], splits.get("validation"), splits.get("test"))
     ignored = tuple(name for name in train.column_names if not any(_is_of(used, name) for used in columns.used))
     if task == "causal-lm" and (names := forgotten(columns, train.column_names)):
         cure = "leave the names of columns out, or give data.prompt_template"
         findings.append(warning(f"{listed(names)} belongs to what is asked, and is not read", cure))
     report = _report(draft, encoded, source, columns, ignored, findings)
-    return PreparedData(task, *ordered, draft.names, fingerprint(ordered, draft.names), report)
+    splits = {split: _learned(result.split, standard) for split, result in encoded.items()}
+    ordered = (splits["train"], splits.get("validation"), splits.get("test"))
+    labels = None if draft.kind is None or draft.names is None else Labels(draft.kind, draft.names, standard)
+    return PreparedData(task, *ordered, labels, fingerprint(ordered, draft.names), report)
+
+
+def _standard(draft: Draft, config: DataConfig) -> Standard:
+    """Return how numbers to predict are brought to mean 0 and deviation 1, where the configuration asks for it."""
+    if not config.standardize_targets:
+        return AS_THEY_ARE
+    if draft.kind != "regression":
+        raise DataError(
+            f"data.standardize_targets is for numbers to predict, and these labels are {draft.kind or 'tokens'} "
+            f"({draft.kind_reason or 'causal-lm'}); leave it out, or set data.label_kind=regression"
+        )
+    return standard_of(draft.labels["train"], (draft.names or ("",))[0])
+
+
+def _learned(split: TokenSplit, standard: Standard) -> TokenSplit:
+    return split if standard == AS_THEY_ARE else replace(split, labels=standard.standardized(split.labels))
 
 
 def _encode_all(
@@ -126,22 +148,24 @@ def _report(
     findings: list[Finding],
 ) -> DataReport:
     splits = {split: result.split for split, result in encoded.items()}
-    num_labels = 0 if draft.names is None else len(draft.names)
-    counts = {split: np.bincount(draft.labels[split], minlength=num_labels) for split in splits if num_labels}
+    names = () if draft.kind == "regression" else draft.names or ()
+    counts = {split: tuple(count_labels(draft.labels[split], len(names)).tolist()) for split in splits if names}
     return DataReport(
         source=source.name,
         columns=columns.roles,
         origins={split: draft.origins[split] for split in splits},
         rows={split: len(tokens) for split, tokens in splits.items()},
+        label_kind=draft.kind,
+        label_reason=draft.kind_reason,
         label_names=draft.names,
-        label_counts={split: tuple(count.tolist()) for split, count in counts.items()},
+        label_counts=counts,
+        numbers={split: _spread(draft.labels[split]) for split in splits if draft.kind == "regression"},
         dropped_duplicates=draft.num_duplicates,
         dropped_empty=draft.num_empty,
         dropped_unlabelled=draft.num_unlabelled,
         dropped_without_targets=sum(result.num_dropped for result in encoded.values()),
         truncated_share={split: encoded[split].num_truncated / len(splits[split]) for split in splits},
         length_quantiles={split: _quantiles(tokens) for split, tokens in splits.items()},
-        leak_share=_leak_share(draft, columns),
         files=source.files,
         unread=source.unread,
         ignored_columns=ignored,
@@ -150,15 +174,19 @@ def _report(
         num_line_ends=draft.num_line_ends,
         length_histogram={split: histogram(result.whole_lengths) for split, result in encoded.items()},
         num_targets={split: int(tokens.num_targets.sum()) for split, tokens in splits.items()},
-        findings=tuple(findings),
+        findings=(*findings, *_label_findings(draft, names, counts)),
+        shared={} if columns.kind == "lines" else shared_texts({split: keys(draft.rows[split]) for split in splits}),
     )
+
+
+def _label_findings(draft: Draft, names: Sequence[str], counts: Mapping[str, Sequence[int]]) -> list[Finding]:
+    joined = joined_names(names) if draft.kind == "single" else []
+    return [*alike_names(names), *joined, *scarce_labels(names, counts)]
+
+
+def _spread(numbers: NDArray[Any]) -> tuple[float, float, float, float]:
+    return float(numbers.min()), float(numbers.max()), float(numbers.mean()), float(numbers.std())
 
 
 def _quantiles(split: TokenSplit) -> tuple[int, ...]:
     return tuple(np.quantile(split.lengths, QUANTILES, method="inverted_cdf").astype(int).tolist())
-
-
-def _leak_share(draft: Draft, columns: Columns) -> float | None:
-    if columns.kind == "lines" or "test" not in draft.rows:
-        return None
-    return float(np.isin(keys(draft.rows["test"]), keys(draft.rows["train"])).mean())

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ftkit.data.findings import Finding, Severity, by_severity, listed
+from ftkit.config.tree import LabelKind
+from ftkit.data.findings import Finding, by_severity, listed, note, warning
 
 QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
 """The quantiles of sequence lengths that a report names."""
@@ -21,15 +22,17 @@ class DataReport:
         columns: role (text, pair, label, prompt, completion, messages, group) to column.
         origins: how each split came about.
         rows: sequences per split.
+        label_kind: what a label is, or None.
+        label_reason: why it is taken for that.
         label_names: the names of the labels, or None.
-        label_counts: rows per label, in the order of `label_names`; empty for causal-lm.
+        label_counts: rows per label, in the order of `label_names`; empty for causal-lm and for numbers.
+        numbers: of numbers to predict their least, greatest, mean and standard deviation.
         dropped_duplicates: rows left out because an earlier one has the same text (only where splits are made).
         dropped_empty: rows left out because they have no text.
-        dropped_unlabelled: test rows left out because they have no label.
+        dropped_unlabelled: rows left out because they have no label.
         dropped_without_targets: causal-lm sequences left out because no target lies within max_length.
         truncated_share: the share of sequences that were cut at max_length.
         length_quantiles: tokens of a sequence at the quantiles `QUANTILES`.
-        leak_share: the share of test rows whose text is in the training split too; None without a test split.
         files: the files that each split is read from, in order, with their rows and what else is to tell of them.
         unread: what lies beside those files and is not read.
         ignored_columns: columns of the training split that nothing reads.
@@ -39,21 +42,24 @@ class DataReport:
         length_histogram: texts by their tokens before the cut: upper bound and count, ascending.
         num_targets: what carries loss: labels, or tokens.
         findings: what else its owner should know.
+        shared: (later split, earlier split) to the rows of the later one whose text is in the earlier one too.
     """
 
     source: str
     columns: Mapping[str, str]
     origins: Mapping[str, str]
     rows: Mapping[str, int]
+    label_kind: LabelKind | None
+    label_reason: str
     label_names: tuple[str, ...] | None
     label_counts: Mapping[str, tuple[int, ...]]
+    numbers: Mapping[str, tuple[float, float, float, float]]
     dropped_duplicates: int
     dropped_empty: int
     dropped_unlabelled: int
     dropped_without_targets: int
     truncated_share: Mapping[str, float]
     length_quantiles: Mapping[str, tuple[int, ...]]
-    leak_share: float | None
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
     ignored_columns: tuple[str, ...] = ()
@@ -63,12 +69,18 @@ class DataReport:
     length_histogram: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     num_targets: Mapping[str, int] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+    shared: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+    @property
+    def leak_share(self) -> float | None:
+        """The share of test rows whose text is in the training split too; None without a test split."""
+        return self.shared.get(("test", "train"), 0) / self.rows["test"] if "test" in self.rows else None
 
     def lines(self) -> list[str]:
         """Return the report as short lines for a terminal."""
         columns = ", ".join(f"{role} {name!r}" for role, name in self.columns.items())
         return [
-            f"data {self.source}: {columns}" if columns else f"data {self.source}",
+            (f"data {self.source}: {columns}" if columns else f"data {self.source}") + self._kind_words(),
             *(f"{split} is read from {_some(names)}" for split, names in self.files.items()),
             *([f"not read: {_some(self.unread)}"] if self.unread else []),
             *self._prompt_lines(),
@@ -79,12 +91,17 @@ class DataReport:
 
     def all_findings(self) -> tuple[Finding, ...]:
         """Return all that its owner should know, with what follows from the figures."""
-        leak = "of the test texts are in the training split too; scores will flatter"
-        found = [Finding(Severity.WARNING, f"{self.leak_share:.1%} {leak}")] if self.leak_share else []
+        found = [
+            warning(
+                f"{count / self.rows[later]:.1%} of the {later} texts are in the "
+                f"{'training' if earlier == 'train' else earlier} split too ({count:,} rows); scores will flatter"
+            )
+            for (later, earlier), count in self.shared.items()
+        ]
         if self.ignored_columns:
-            found.append(Finding(Severity.NOTE, f"columns that nothing reads: {listed(self.ignored_columns)}"))
+            found.append(note(f"columns that nothing reads: {listed(self.ignored_columns)}"))
         if self.num_line_ends:
-            found.append(Finding(Severity.NOTE, f"{self.num_line_ends:,} line ends CR LF are read as LF"))
+            found.append(note(f"{self.num_line_ends:,} line ends CR LF are read as LF"))
         return (*found, *self.findings)
 
     def _prompt_lines(self) -> list[str]:
@@ -93,6 +110,17 @@ class DataReport:
         prompt = "prompt" if self.prompt is None else f"prompt {self.prompt!r}"
         how = "in the tokenizer's chat template" if self.as_chat else "as it is"
         return [f"{prompt}, {how} (data.prompt_template, data.prompt_format)"]
+
+    def _kind_words(self) -> str:
+        if self.label_kind is None or self.label_names is None:
+            return ""
+        num = len(self.label_names)
+        kind = {
+            "single": f"one of {num} classes",
+            "multi": f"any of {num} labels",
+            "regression": "a number to predict",
+        }[self.label_kind]
+        return f": {kind} ({self.label_reason})"
 
     def _split_line(self, split: str) -> str:
         shortest, median, _, high, longest = self.length_quantiles[split]
@@ -103,6 +131,9 @@ class DataReport:
         return "; ".join(parts)
 
     def _label_parts(self, split: str) -> list[str]:
+        if split in self.numbers:
+            least, greatest, mean, deviation = self.numbers[split]
+            return [f"from {least:g} to {greatest:g}, mean {mean:.4g}, deviation {deviation:.4g}"]
         if self.label_names is None:
             return []
         counts = list(zip(self.label_names, self.label_counts[split], strict=True))
@@ -113,7 +144,7 @@ class DataReport:
         reasons = {
             "with the text of an earlier row": self.dropped_duplicates,
             "without text": self.dropped_empty,
-            "of the test split without a label": self.dropped_unlabelled,
+            "without a label": self.dropped_unlabelled,
             "without a target within max_length": self.dropped_without_targets,
         }
         parts = [f"{count:,} {reason}" for reason, count in reasons.items() if count]

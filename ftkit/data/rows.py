@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ftkit.data.columns import Columns
 from ftkit.data.fields import gather
 from ftkit.data.prompts import PromptTemplate
+from ftkit.data.several_labels import joined_columns
 from ftkit.data.shards import Split
 from ftkit.data.values import is_json, is_text, kind_of, kind_words, values_of
 from ftkit.errors import DataError
@@ -41,7 +42,9 @@ def select_rows(split: Split, columns: Columns, *, may_lack_label: bool = False)
     chosen = {role: name for role, name in names.items() if name is not None}
     if columns.prompt is not None:
         del chosen["first"]
-    picked = {role: _pick(split, name, may_lack=may_lack_label and role == "label") for role, name in chosen.items()}
+    picked = {role: _pick(split, name) for role, name in chosen.items() if role != "label"}
+    if columns.label is not None:
+        picked["label"] = _labels(split, columns.several or (columns.label,), may_lack=may_lack_label)
     if columns.prompt is not None:
         picked["first"] = _prompts(split, columns.prompt)
     rows = pa.table(picked | _places(split))
@@ -157,10 +160,16 @@ def group_numbers(rows: pa.Table, name: str) -> NDArray[np.int64]:
     return np.asarray(coded.indices.to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
-def _pick(split: Split, name: str, *, may_lack: bool) -> pa.ChunkedArray:
-    column = gather(split, name)
-    if column is None and may_lack:
+def _labels(split: Split, names: Sequence[str], *, may_lack: bool) -> pa.ChunkedArray:
+    """Return the column of labels, several columns of 0 and 1 as one; nulls where a split may lack them."""
+    if may_lack and any(gather(split, name) is None for name in names):
         return pa.chunked_array([pa.nulls(split.num_rows)])
+    columns = [_pick(split, name) for name in names]
+    return columns[0] if len(columns) == 1 else joined_columns(columns, names, split.name)
+
+
+def _pick(split: Split, name: str) -> pa.ChunkedArray:
+    column = gather(split, name)
     if column is None:
         raise DataError(
             f"the {split.name} split has no column {name!r}, which others have; it has {', '.join(split.column_names)}"
@@ -190,7 +199,7 @@ def _without_nulls(value: Any) -> Any:
 
 def _prompts(split: Split, template: PromptTemplate) -> pa.ChunkedArray:
     """Fill a template with the columns of each row."""
-    rows = pa.table({name: _pick(split, name, may_lack=False) for name in template.columns} | _places(split))
+    rows = pa.table({name: _pick(split, name) for name in template.columns} | _places(split))
     texts = pa.table({name: _texts(rows, name, name, allows_numbers=True) for name in template.columns})
     filled = (
         template.fill({name: text or "" for name, text in zip(template.columns, row, strict=True)})

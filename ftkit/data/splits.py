@@ -5,6 +5,7 @@ Legend: N rows, G groups.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,6 +107,13 @@ def _find(given: str | None, role: str, names: Sequence[str], others: Sequence[s
     return found[0] if found else None
 
 
+def strata(labels: NDArray[Any]) -> NDArray[np.int64]:
+    """Return rows of like labels as numbers, int64 [N]: their class, set of labels, or place among all numbers."""
+    if labels.dtype == np.int64:
+        return labels
+    return np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+
 def draw_stratified(strata: NDArray[np.int64], size: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Draw rows such that every stratum has its share, to within one row.
 
@@ -126,11 +134,11 @@ def draw_stratified(strata: NDArray[np.int64], size: int, rng: np.random.Generat
     return np.sort(order[places])
 
 
-def assign_stratified(strata: NDArray[np.int64], shares: Shares, seed: int) -> NDArray[np.int8]:
+def assign_stratified(labels: NDArray[Any], shares: Shares, seed: int) -> NDArray[np.int8]:
     """Give rows to splits such that every split has every label's share, and training every label.
 
     Args:
-        strata: int64 [N], the labels; all the same where there are none.
+        labels: classes, int64 [N], all the same where there are none; int8 [N, C] of 0 and 1; or numbers, float64 [N].
         shares: of N.
         seed: the only source of chance.
 
@@ -141,12 +149,12 @@ def assign_stratified(strata: NDArray[np.int64], shares: Shares, seed: int) -> N
         DataError: the shares are too small or too large for N rows.
     """
     rng = np.random.default_rng([seed, 0])
-    parts = np.full(len(strata), TRAIN, dtype=np.int8)
-    for part, size in shares.sizes(len(strata)).items():
+    parts, like = np.full(len(labels), TRAIN, dtype=np.int8), strata(labels)
+    for part, size in shares.sizes(len(labels)).items():
         rest = np.flatnonzero(parts == TRAIN)
-        parts[rest[draw_stratified(strata[rest], size, rng)]] = part
-    for lost in np.setdiff1d(strata, strata[parts == TRAIN]):
-        parts[np.flatnonzero(strata == lost)[0]] = TRAIN  # a label of one or two rows: nothing else can learn it
+        parts[rest[draw_stratified(like[rest], size, rng)]] = part
+    if labels.dtype != np.float64:
+        _return_lost(parts, labels)
     return parts
 
 
@@ -179,6 +187,16 @@ def assign_grouped(groups: NDArray[np.int64], shares: Shares, seed: int) -> NDAr
     if not (part_of_group == TRAIN).any():
         raise DataError("data.group_column has groups so large that none is left for training; name a finer column")
     return part_of_group[groups]
+
+
+def _return_lost(parts: NDArray[np.int8], labels: NDArray[Any]) -> None:
+    """Give a row of each label that training lost back to it, in place: nothing else can learn it."""
+    if labels.ndim == 1:
+        lost = [labels == label for label in np.setdiff1d(labels, labels[parts == TRAIN])]
+    else:
+        lost = [have for have in (labels == 1).T if have.any() and not have[parts == TRAIN].any()]
+    for have in lost:
+        parts[np.flatnonzero(have)[0]] = TRAIN
 
 
 def _fitting(groups: NDArray[np.int64], counts: NDArray[np.int64], room: int) -> list[int]:

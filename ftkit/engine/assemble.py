@@ -10,7 +10,7 @@ from ftkit.engine.protocol import Engine
 from ftkit.engine.resolve import EngineKind, ResolvedRun
 from ftkit.machine.process import ProcessContext
 from ftkit.models.build import build_model, count_parameters, trainable_parameters
-from ftkit.models.objective import objective_of
+from ftkit.models.objective import Objective, objective_of
 from ftkit.models.source import Source
 from ftkit.models.weights import Note
 
@@ -71,21 +71,22 @@ def assemble(
     model = build_model(run.config, source, architecture, run.dtype, note)
     counts = Counts(count_parameters(model), sum(one.numel() for one in trainable_parameters(model).values()))
     before_engine(model)
-    return Assembled(model, build_engine(run, model, process), counts)
+    objective = objective_of(run.config, architecture)
+    return Assembled(model, build_engine(run, model, process, objective), counts)
 
 
-def build_engine(run: ResolvedRun, model: nn.Module, process: ProcessContext) -> Engine:
+def build_engine(run: ResolvedRun, model: nn.Module, process: ProcessContext, objective: Objective) -> Engine:
     """Put a model that is ready to train onto its device or devices.
 
     Args:
         run: the run.
         model: what `build_model` returned, on the CPU.
         process: the place of this process; its group has been joined.
+        objective: what the model is trained for.
 
     Returns:
         The engine.
     """
-    objective = objective_of(run.config)
     if run.engine is EngineKind.DEEPSPEED:
         from ftkit.engine.deepspeed import DeepSpeedEngine
 

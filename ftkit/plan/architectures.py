@@ -9,11 +9,26 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ftkit.config.tree import DEMO, RunConfig
+from ftkit.config.tree import DEMO, LabelKind, RunConfig
 from ftkit.errors import ModelError, nearest
+from ftkit.models.source import PROBLEM_TYPES
 
 NUM_LABELS = 2
 """Classes of a classifier where nothing says how many; a head is a few thousand weights."""
+
+
+def unseen_labels(config: RunConfig) -> tuple[LabelKind, int]:
+    """Return what labels are taken for where the data is not at hand: their kind, and how many there are.
+
+    Args:
+        config: its data section may say.
+    """
+    data = config.data
+    kind = data.label_kind
+    if kind == "auto":
+        kind = "multi" if data.label_columns or data.label_separator else "single"
+    known = len(data.label_columns or data.label_names or ()) or NUM_LABELS
+    return kind, 1 if kind == "regression" else known
 
 
 def table_names() -> list[str]:
@@ -26,12 +41,12 @@ def find_row(name: str) -> str | None:
     return None if Path(name).exists() else _rows().get(_last_part(name))
 
 
-def find_architecture(config: RunConfig, num_labels: int = NUM_LABELS) -> Any:
+def find_architecture(config: RunConfig, num_labels: int | None = None) -> Any:
     """Return the transformers configuration of a run's model.
 
     Args:
         config: its model section names the model.
-        num_labels: classes, where it classifies.
+        num_labels: classes, where it classifies; None: as the configuration says, else two.
 
     Returns:
         A configuration, with a pad token and without a cache.
@@ -45,8 +60,9 @@ def find_architecture(config: RunConfig, num_labels: int = NUM_LABELS) -> Any:
     if getattr(architecture, "pad_token_id", None) is None:
         architecture.pad_token_id = 0
     if config.task == "sequence-classification":
-        architecture.num_labels = num_labels
-        architecture.problem_type = "single_label_classification"
+        kind, known = unseen_labels(config)
+        architecture.num_labels = num_labels or known
+        architecture.problem_type = PROBLEM_TYPES[kind]
     return architecture
 
 

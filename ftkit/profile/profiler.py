@@ -33,7 +33,7 @@ from ftkit.observe.peaks import CountedPeak, phase_peaks, timeline
 from ftkit.observe.recorded import batch_tensors, layer_names, make_batches, record_steps, see_model
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import LOAD
-from ftkit.plan.architectures import NUM_LABELS
+from ftkit.plan.architectures import unseen_labels
 from ftkit.plan.shapes import plan_shape
 from ftkit.records.files import RECORD, SNAPSHOT, RecordWriter
 from ftkit.records.schema import Measurement, PhaseMeasurement, Prediction, ResultLine, TimelineLine
@@ -102,7 +102,7 @@ def profile_run(
         engine, counted, line, counts = _count(run, source, process, shape, meter)
         if log:
             log.write(line)
-        seconds = _time(engine, meter, config, shape, num_warmup, num_timed)
+        seconds = _time(engine, meter, shape, num_warmup, num_timed)
         ranks = gather(meter, process)
         measurement = _measurement(memory_figures(ranks, process.device), _all_ranks(counted, process), process)
         peak = known_flops(name, run.precision, prediction)
@@ -129,10 +129,10 @@ def _count(
     """Build model and engine, run two steps and an evaluation, all under the recorder."""
     tokenizer = load_tokenizer(source)
     run = replace(run, config=settle_start(run.config, source, tokenizer))
-    names = None
+    (kind, num_labels), names = unseen_labels(run.config), None
     if run.config.task == "sequence-classification":
-        names = own_label_names(source) or [str(number) for number in range(NUM_LABELS)]
-    architecture = load_config(source, names, tokenizer.pad_token_id)
+        names = own_label_names(source) or [str(number) for number in range(num_labels)]
+    architecture = load_config(source, names, tokenizer.pad_token_id, kind)
     recorder, layers = Recorder(device_type=process.device.type), {}
     with quiet_collector(), ExitStack() as watched:
 
@@ -149,7 +149,7 @@ def _count(
         recorder.rename(engine.held_tensors())
         recorder.mark(LOAD)
         meter.enter(_COUNTING)
-        micro_batches = _micro_batches(run.config, shape, engine.device)
+        micro_batches = _micro_batches(engine, shape)
         recorder.see(batch_tensors(micro_batches), "input")
         tape = record_steps(engine, micro_batches, recorder, _COUNTED_STEPS)
         _evaluate(engine, micro_batches, recorder)
@@ -166,22 +166,22 @@ def _evaluate(engine: Engine, micro_batches: list[MicroBatch], observer: Observe
         engine.logits(micro_batches[0])
 
 
-def _micro_batches(config: RunConfig, shape: Shape, device: torch.device) -> list[MicroBatch]:
+def _micro_batches(engine: Engine, shape: Shape) -> list[MicroBatch]:
+    device = engine.device
+
     def moved(tensor: torch.Tensor | None) -> torch.Tensor | None:
         return None if tensor is None else tensor.to(device)
 
     return [
         replace(one, input_ids=one.input_ids.to(device), labels=one.labels.to(device),
                 attention_mask=moved(one.attention_mask))
-        for one in make_batches(config.task, shape)
+        for one in make_batches(engine.objective, shape)
     ]  # fmt: skip
 
 
-def _time(
-    engine: Engine, meter: Meter, config: RunConfig, shape: Shape, num_warmup: int, num_timed: int
-) -> list[float]:
+def _time(engine: Engine, meter: Meter, shape: Shape, num_warmup: int, num_timed: int) -> list[float]:
     """Return the seconds of each timed step; one evaluation follows them."""
-    micro_batches = _micro_batches(config, shape, engine.device)
+    micro_batches = _micro_batches(engine, shape)
     num_targets = sum(one.labels.numel() for one in micro_batches) * engine.process.world_size
     seconds = []
     for number in range(num_warmup + num_timed):

@@ -145,6 +145,17 @@ class Measurement(Figures):
     """The ten largest at the peak of the rank that has most; the phases have their own."""
 
 
+class LabelsLine(Record):
+    """What the labels of a run are."""
+
+    kind: Literal["single", "multi", "regression"]
+    names: tuple[str, ...]
+    """In the order of their numbers; of a number to predict its own."""
+    mean: float = 0.0
+    deviation: float = 1.0
+    """Of numbers to predict: the model gives (number - mean) / deviation."""
+
+
 class RunLine(Record):
     """The first line: what was asked for, and by what it was run."""
 
@@ -172,6 +183,8 @@ class RunLine(Record):
     num_steps: int
     """Planned optimizer steps."""
     prediction: Prediction | None = None
+    labels: LabelsLine | None = None
+    """None for a language model, and where no data was read."""
     purpose: Literal["training", "profile"] = "training"
 
 
@@ -190,17 +203,45 @@ class StepLine(Record):
     tokens_per_second: float
 
 
+class LabelScores(Record):
+    """How one class or label is answered."""
+
+    name: str
+    precision: float
+    """Of the texts that were given it, the share that has it; 0 where none was."""
+    recall: float
+    """Of the texts that have it, the share that was given it; 0 where none has."""
+    f1: float
+    support: int
+    """Texts that have it."""
+    num_predicted: int
+    """Texts that were given it."""
+
+
 class Scores(Record):
-    """What an evaluation gives."""
+    """What an evaluation gives; a figure that is not of this kind of labels, or not defined, is None."""
 
     loss: float
-    """The mean over all targets."""
+    """The mean over all targets, each of which counts the same."""
     accuracy: float | None = None
+    exact_match: float | None = None
+    """Of several labels: the share of texts all of whose labels are answered, and no other."""
     f1_macro: float | None = None
+    f1_micro: float | None = None
     f1_weighted: float | None = None
+    pearson: float | None = None
+    spearman: float | None = None
+    mae: float | None = None
+    """In the data's units."""
+    rmse: float | None = None
+    """In the data's units."""
     perplexity: float | None = None
+    baseline: float | None = None
+    """What the best constant answer gets: the accuracy of the largest class, the exact match of the most frequent set
+    of labels, the RMSE of the mean."""
     confusion: list[list[int]] | None = None
     """Row: the true label; column: the predicted one."""
+    per_label: tuple[LabelScores, ...] | None = None
     num_samples: int
     seconds: float
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ftkit.config.files import unusual_values
-from ftkit.records.schema import LiveTensor, MemoryBreakdown, PhaseMeasurement, TimelineLine
+from ftkit.records.schema import LabelScores, LiveTensor, MemoryBreakdown, PhaseMeasurement, TimelineLine
 from ftkit.report import words
 from ftkit.report.collect import Run
-from ftkit.report.columns import COLUMNS, MEMORY_FIGURES
+from ftkit.report.columns import COLUMNS, MEMORY_FIGURES, scores
 from ftkit.report.compare import efficient_front
 
 Plain = dict[str, Any]
@@ -21,8 +21,15 @@ _CURVES = (
     ("Validation accuracy", "validation", "accuracy"),
     ("Validation F1 (macro)", "validation", "f1_macro"),
     ("Validation perplexity", "validation", "perplexity"),
+    ("Validation exact match", "validation", "exact_match"),
+    ("Validation F1 (micro)", "validation", "f1_micro"),
+    ("Validation Pearson", "validation", "pearson"),
+    ("Validation RMSE", "validation", "rmse"),
 )
 _POINTS_OF_A_CURVE = 400
+_SHOWN_LABELS = 100
+_SHOWN_CLASSES = 20
+"""More than a screen can show; the record has them all."""
 
 
 def chart_data(runs: Sequence[Run], labels: Sequence[str], budget_bytes: int | None) -> Plain:
@@ -130,6 +137,7 @@ def _details(run: Run) -> list[Plain]:
     line, measured = run.record.run, run.measured
     figures = [[column.heading, shown] for column in COLUMNS if column.key != "name" and (shown := column.show(run))]
     tables = [{"title": "Figures", "rows": figures}]
+    tables += _answers(run)
     if measured.phases:
         tables.append(_phases(measured.phases))
     if measured.largest_tensors:
@@ -146,6 +154,37 @@ def _details(run: Run) -> list[Plain]:
     tables.append({"title": "Settings that differ from the defaults", "rows": changed_settings(line.config)})
     tables.append({"title": "Versions", "rows": [list(pair) for pair in line.versions.items()]})
     return [table for table in tables if table["rows"]]
+
+
+def _answers(run: Run) -> list[Plain]:
+    """Return how each label is answered, and what is taken for what."""
+    line = scores(run)
+    if line is None or line.per_label is None:
+        return []
+    tables: list[Plain] = [
+        {
+            "title": f"Each label on the {line.split} split",
+            "head": ["Label", "Precision", "Recall", "F1", "Rows", "Answered"],
+            "rows": [
+                [one.name, *map(words.score, (one.precision, one.recall, one.f1)), *_wholes(one)]
+                for one in line.per_label[:_SHOWN_LABELS]
+            ],
+        }
+    ]
+    names = [one.name for one in line.per_label]
+    if line.confusion and len(names) <= _SHOWN_CLASSES:
+        tables.append(
+            {
+                "title": f"Answers on the {line.split} split (row: the true label)",
+                "head": ["", *names],
+                "rows": [[name, *map(words.whole, row)] for name, row in zip(names, line.confusion, strict=True)],
+            }
+        )
+    return tables
+
+
+def _wholes(one: LabelScores) -> list[str]:
+    return [words.whole(one.support), words.whole(one.num_predicted)]
 
 
 def _phases(phases: Sequence[PhaseMeasurement]) -> Plain:

@@ -7,6 +7,7 @@ from typing import Literal
 from ftkit.records.schema import EvaluationLine
 from ftkit.report import words
 from ftkit.report.collect import Run
+from ftkit.report.metrics import METRICS
 from ftkit.report.words import Value
 
 Group = Literal["configuration", "memory", "speed", "quality"]
@@ -228,8 +229,18 @@ _QUALITY = [
     ),
     Column("scored_on", "Scored on", "quality", _scored("split"), words.text, "The split of the scores.", True),
     Column("accuracy", "Accuracy", "quality", _scored("accuracy"), words.score, "On the test split, else validation."),
+    Column("exact_match", "Exact match", "quality", _scored("exact_match"), words.score, METRICS["exact_match"].note),
+    Column(
+        "baseline", "Baseline", "quality", _scored("baseline"), words.figure,
+        "What the best constant answer would get: accuracy, exact match, or RMSE of numbers.",
+    ),
     Column("f1_macro", "F1 macro", "quality", _scored("f1_macro"), words.score, "The mean over classes."),
+    Column("f1_micro", "F1 micro", "quality", _scored("f1_micro"), words.score, METRICS["f1_micro"].note),
     Column("f1_weighted", "F1 weighted", "quality", _scored("f1_weighted"), words.score, "By class size.", True),
+    Column("pearson", "Pearson", "quality", _scored("pearson"), words.score, METRICS["pearson"].note),
+    Column("spearman", "Spearman", "quality", _scored("spearman"), words.score, METRICS["spearman"].note),
+    Column("mae", "MAE", "quality", _scored("mae"), words.figure, METRICS["mae"].note),
+    Column("rmse", "RMSE", "quality", _scored("rmse"), words.figure, METRICS["rmse"].note),
     Column("perplexity", "Perplexity", "quality", _scored("perplexity"), words.rate, "exp of the mean loss."),
     Column("reason", "Reason", "quality", lambda run: run.reason, words.text, "Why it did not complete."),
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from ftkit.report import words
 from ftkit.report.collect import Run
 from ftkit.report.columns import COLUMNS, final_loss, scores, split_shared
 from ftkit.report.compare import labels
+from ftkit.report.metrics import METRICS
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,17 @@ class ContestFigure:
     best: Callable[[Iterable[float]], float] | None
 
 
+def _scored(name: str) -> Callable[[Run], float | None]:
+    return lambda run: getattr(scores(run), name, None)
+
+
 CONTEST_FIGURES: dict[str, ContestFigure] = {
     "accuracy": ContestFigure("Accuracy", lambda run: getattr(scores(run), "accuracy", None), words.score, max),
     "f1_macro": ContestFigure("F1 macro", lambda run: getattr(scores(run), "f1_macro", None), words.score, max),
+    **{
+        name: ContestFigure(METRICS[name].heading, _scored(name), words.figure, METRICS[name].best)
+        for name in ("exact_match", "f1_micro", "pearson", "spearman", "mae", "rmse")
+    },
     "perplexity": ContestFigure("Perplexity", lambda run: getattr(scores(run), "perplexity", None), words.rate, min),
     "loss": ContestFigure("Loss", lambda run: getattr(scores(run), "loss", None), words.score, min),
     "final_loss": ContestFigure("Final train loss", final_loss, words.score, None),

@@ -20,6 +20,7 @@ from ftkit.report.collect import Run
 from ftkit.report.columns import MEMORY_FIGURES, Column, filled_columns, scores, split_shared
 from ftkit.report.compare import labels, prediction_errors
 from ftkit.report.contest import contest, contest_cells
+from ftkit.report.metrics import METRICS
 from ftkit.report.text import comparison_latex, comparison_markdown, shared_words
 
 _FOLDER = Path(str(resources.files("ftkit.report")))
@@ -109,16 +110,24 @@ def tiles(runs: Sequence[Run], names: Sequence[str]) -> list[Tile]:
             size, name = min(lean)
             found.append(Tile(f"Least memory ({heading.lower()})", words.size(size), name))
             break
-    judged = [(line.accuracy, name) for run, name in named if (line := scores(run)) and line.accuracy is not None]
-    if judged:
-        accuracy, name = max(judged)
-        found.append(Tile("Most accurate", words.score(accuracy), name))
+    found += _best_score(named)
     for field, errors in prediction_errors(runs).items():
         sizes = [abs(error) for error in errors]
         note = f"median of {len(sizes)}; worst {max(sizes) * 100:.2f} %" if len(sizes) > 1 else "of one run"
         heading = f"Error of prediction ({MEMORY_FIGURES[field][0].lower()})"
         found.append(Tile(heading, f"{median(sizes) * 100:.2f} %", note))
     return found[:4]
+
+
+def _best_score(named: Sequence[tuple[Run, str]]) -> list[Tile]:
+    """Return who answers best, by the first figure that any run was scored by."""
+    for field, heading in (("accuracy", "Most accurate"), ("f1_micro", "Best F1 (micro)"), ("rmse", "Least RMSE")):
+        judged = [(value, name) for run, name in named if (value := getattr(scores(run), field, None)) is not None]
+        if judged:
+            value = METRICS[field].best(value for value, _ in judged)
+            name = next(name for found, name in judged if found == value)
+            return [Tile(heading, words.figure(value) if field == "rmse" else words.score(value), name)]
+    return []
 
 
 def _column_groups(columns: Sequence[Column]) -> list[tuple[str, int]]:

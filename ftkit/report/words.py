@@ -53,6 +53,11 @@ def score(value: Value) -> str:
     return f"{float(value or 0):.3f}"
 
 
+def figure(value: Value) -> str:
+    """Return a figure in the data's own units to four digits."""
+    return f"{float(value or 0):.4g}"
+
+
 def whole(value: Value) -> str:
     """Return a whole number with its thousands parted."""
     return f"{value:,}"

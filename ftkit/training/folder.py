@@ -24,6 +24,7 @@ from ftkit.models.card import Card
 from ftkit.models.methods import Method, method_of
 from ftkit.records.files import CARD, CHECKPOINTS, CONFIG, MODEL, PAGE, RECORD, read_record
 from ftkit.records.schema import RunRecord, Scores
+from ftkit.report.metrics import BASELINES, METRICS, taken
 from ftkit.units import format_bytes, format_count, format_seconds
 
 Labels = tuple[str, ...] | None
@@ -132,13 +133,7 @@ def write_card(folder: Path, config: RunConfig, record: RunRecord, label_names: 
     ]
     lines += [f"Labels: {', '.join(label_names)}.", ""] if label_names else []
     lines += [
-        "| split | loss | accuracy | F1 macro | F1 weighted | perplexity | sequences |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for split in ("validation", "test"):
-        if (scores := record.last_evaluation(split)) is not None:
-            lines.append(f"| {split} | {' | '.join(score_cells(scores))} |")
-    lines += [
+        *_score_table(record),
         "",
         *(f"- {name}: {value}" for name, value in summary_rows(record)),
         "",
@@ -149,10 +144,26 @@ def write_card(folder: Path, config: RunConfig, record: RunRecord, label_names: 
     (folder / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def score_cells(scores: Scores) -> list[str]:
-    """Return loss, accuracy, F1 macro, F1 weighted, perplexity and sequences as texts, empty where not taken."""
-    figures = (scores.loss, scores.accuracy, scores.f1_macro, scores.f1_weighted, scores.perplexity)
-    return ["" if figure is None else f"{figure:.4f}" for figure in figures] + [str(scores.num_samples)]
+def score_words(scores: Scores) -> dict[str, str]:
+    """Return what an evaluation found, heading to figure: the baseline stands behind what it is to be compared with."""
+    words = {}
+    for name, value in taken(scores).items():
+        metric = METRICS[name]
+        words[metric.heading] = format(value, metric.form)
+        if name in BASELINES and scores.baseline is not None:
+            words["Baseline"] = format(scores.baseline, metric.form)
+    return words
+
+
+def _score_table(record: RunRecord) -> list[str]:
+    """Return the newest scores of each split as lines of Markdown."""
+    lines = [line for split in ("validation", "test") if (line := record.last_evaluation(split)) is not None]
+    headings = list(dict.fromkeys(heading for line in lines for heading in score_words(line)))
+    table = [["split", *headings, "sequences"], ["---"] * (len(headings) + 2)]
+    for line in lines:
+        words = score_words(line)
+        table.append([line.split, *(words.get(heading, "") for heading in headings), str(line.num_samples)])
+    return [f"| {' | '.join(row)} |" for row in table]
 
 
 def summary_rows(record: RunRecord) -> list[tuple[str, str]]:

@@ -24,6 +24,7 @@ from ftkit.observe.meter import gather, memory_figures, planned_utilization
 from ftkit.records.files import CHECKPOINTS, CONFIG, RECORD, RecordWriter, read_record
 from ftkit.records.schema import (
     EvaluationLine,
+    LabelsLine,
     Measurement,
     Record,
     RecoveryLine,
@@ -36,6 +37,7 @@ from ftkit.step.step import StepResult
 from ftkit.training import checkpoint
 from ftkit.training.evaluate import evaluate
 from ftkit.training.folder import save_model, write_card, written_bytes
+from ftkit.training.metrics import remarks
 from ftkit.training.recovery.attempts import Attempts, UpdateFailedError
 from ftkit.training.recovery.heartbeat import Heartbeat, named_silence
 from ftkit.training.recovery.limits import Limits, keep_limits, kept_limits
@@ -107,6 +109,7 @@ def _train(  # what one run is made of
     if job.process.is_main:
         attempts.keep = partial(keep_limits, job.folder, asked)
     run = first_line(job.folder.name, job.run, device_name(job.engine.device), job.num_steps, job.prediction)
+    run = run.model_copy(update={"labels": _labels_line(job)})
     if job.process.is_main:
         (job.folder / CONFIG).write_text(dump_config(job.config), encoding="utf-8")
         record.write(run)
@@ -251,12 +254,14 @@ def _log_step(job: Job, progress: Progress, record: _Recorder, result: StepResul
 
 
 def _score(job: Job, progress: Progress, record: _Recorder, name: str, split: TokenSplit) -> EvaluationLine:
-    scores = evaluate(job.engine, split, job.config.batch, job.tokenizer.pad_token_id, job.num_labels, job.meter)
+    scores = evaluate(job.engine, split, job.config.batch, job.padding, job.data.labels, job.meter)
     step = progress.step if name == "validation" else progress.best_step or progress.step
     line = EvaluationLine(step=step, epoch=progress.epoch, split=name, **scores.model_dump())
     record.write(line)
     if record.reporter:
         record.reporter.evaluation(line)
+        for remark in remarks(name, line, job.data.labels):
+            record.reporter.note(remark)
     return line
 
 
@@ -272,6 +277,14 @@ def _measure(job: Job, progress: Progress) -> Measurement:
         model_flops_utilization=planned_utilization(job.prediction, speed.get("tokens_per_second"), name, precision),
         **speed,
     )
+
+
+def _labels_line(job: Job) -> LabelsLine | None:
+    labels = job.data.labels
+    if labels is None:
+        return None
+    standard = labels.standard
+    return LabelsLine(kind=labels.kind, names=labels.names, mean=standard.mean, deviation=standard.deviation)
 
 
 def _is_due(batch: GlobalBatch, every: int | None) -> bool:

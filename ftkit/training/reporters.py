@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ftkit.records.files import CARD, MODEL, RECORD
 from ftkit.records.schema import EvaluationLine, RunLine, RunRecord, StepLine
-from ftkit.training.folder import score_cells, summary_rows
+from ftkit.training.folder import score_words, summary_rows
 from ftkit.units import format_bytes, format_count, format_seconds
 
 
@@ -94,8 +94,7 @@ class ConsoleReporter:
 
     def evaluation(self, line: EvaluationLine) -> None:
         """Show scores."""
-        names = ("loss", "accuracy", "f1 macro", "f1 weighted", "perplexity")
-        cells = [f"{name} {cell}" for name, cell in zip(names, score_cells(line), strict=False) if cell]
+        cells = [f"{_lowered(heading)} {figure}" for heading, figure in score_words(line).items()]
         self._console.print(
             f"[bold]{line.split}[/] at step {line.step}: {'  '.join(cells)}  ({format_seconds(line.seconds)})",
             highlight=False,
@@ -122,6 +121,11 @@ class ConsoleReporter:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _lowered(heading: str) -> str:
+    """Return a heading within a line: `F1 macro` as `f1 macro`, an abbreviation such as `MAE` as it is."""
+    return heading if heading.isupper() else heading.lower()
 
 
 class Reporters:

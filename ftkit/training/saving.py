@@ -5,6 +5,7 @@ from torch import distributed
 from ftkit.errors import CheckpointError, DoesNotFitError
 from ftkit.records.files import CHECKPOINTS
 from ftkit.records.schema import Scores
+from ftkit.report.metrics import METRICS
 from ftkit.training import checkpoint
 from ftkit.training.recovery.attempts import UpdateFailedError
 from ftkit.training.setup import Job
@@ -20,11 +21,9 @@ def judge(job: Job, progress: Progress, scores: Scores) -> None:
         scores: of the validation.
     """
     metric = job.config.training.best_metric
-    found = getattr(scores, metric)
-    value = float(scores.loss if found is None else found)
-    is_loss = metric == "loss" or found is None
+    value: float | None = getattr(scores, metric)  # None: a correlation with what is all the same
     best = progress.best_value
-    if best is not None and not (value < best if is_loss else value > best):
+    if value is None or (best is not None and not METRICS[metric].is_better(value, best)):
         progress.num_without_improvement += 1
         return
     progress.best_value, progress.best_step, progress.num_without_improvement = value, progress.step, 0

@@ -1,6 +1,6 @@
 """A run that is ready to train, who is told of it, and where it stands."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,13 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from ftkit.config.tree import RunConfig
+from ftkit.config.tree import LabelKind, RunConfig
 from ftkit.data.arrays import PreparedData, TokenSplit
-from ftkit.data.batching import check_cut, count_steps
+from ftkit.data.batching import Padding, check_cut, count_steps
+from ftkit.data.class_weights import class_weights
 from ftkit.data.prepare import prepare_data
 from ftkit.engine.assemble import Counts, assemble
 from ftkit.engine.protocol import Engine
 from ftkit.engine.resolve import Devices, EngineKind, ResolvedRun, resolve
+from ftkit.errors import ConfigError
 from ftkit.machine.process import ProcessContext, first_decides
 from ftkit.models.build import check_positions, check_tokens
 from ftkit.models.gguf import as_safetensors
@@ -26,6 +28,7 @@ from ftkit.observe.meter import Meter
 from ftkit.plan.preflight import check_weights, plan_first
 from ftkit.plan.shapes import Sequences
 from ftkit.records.schema import Prediction
+from ftkit.report.metrics import KINDS
 from ftkit.training import checkpoint
 from ftkit.training.folder import check_folder, open_folder
 from ftkit.training.reporters import Reporter
@@ -57,9 +60,9 @@ class Job:
         return self.run.config
 
     @property
-    def num_labels(self) -> int | None:
-        """Classes, or None for causal-lm."""
-        return None if self.data.label_names is None else len(self.data.label_names)
+    def padding(self) -> Padding:
+        """What fills up micro-batches, and where."""
+        return Padding(self.tokenizer.pad_token_id)
 
     @property
     def longest(self) -> int:
@@ -105,7 +108,9 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     for line in data.report.lines():
         note(line)
     longest = int(max(split.lengths.max() for split in _splits(data)))
-    architecture = load_config(source, data.label_names, tokenizer.pad_token_id)
+    asked = replace(asked, config=_with_weights(asked.config, data, note))
+    _check_best_metric(config.training.best_metric, data.label_kind)
+    architecture = load_config(source, data.label_names, tokenizer.pad_token_id, data.label_kind)
     sequences = Sequences(
         len(data.train), longest, are_equal=all(split.lengths.min() == longest for split in _splits(data))
     )
@@ -127,6 +132,24 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
 
     assembled = assemble(run, source, architecture, process, before_engine, note)
     return Job(run, process, folder, tokenizer, data, assembled.engine, num_steps, assembled.counts, meter, prediction)
+
+
+def _with_weights(config: RunConfig, data: PreparedData, note: Callable[[str], None]) -> RunConfig:
+    """Return the run with the number that each class counts in training, and say them."""
+    weights = class_weights(config.training.class_weights, data.train, data.labels)
+    if weights is not None:
+        shown = [f"{name} {weight:.3g}" for name, weight in weights.items()]
+        note(f"class weights: {', '.join(shown[:8])}" + (f", and {len(shown) - 8} more" if len(shown) > 8 else ""))
+    return config.model_copy(update={"training": config.training.model_copy(update={"class_weights": weights})})
+
+
+def _check_best_metric(metric: str, kind: LabelKind | None) -> None:
+    """Refuse to keep the best model by a figure that these labels do not have."""
+    if metric not in KINDS[kind]:
+        what = {"single": "one class", "multi": "several labels", "regression": "a number", None: "next tokens"}
+        raise ConfigError(
+            f"training.best_metric={metric} is not a score of {what[kind]}; choose one of {', '.join(KINDS[kind])}"
+        )
 
 
 def _splits(data: PreparedData) -> Iterator[TokenSplit]:

@@ -47,7 +47,7 @@ def take_step(job: Job, batch: GlobalBatch, watch: Watch, attempts: Attempts) ->
         )
         with watch.over(batch.step, micro_batches) as recorder:
             observers = Observers((attempts, recorder, job.meter))
-            return step.train_step(job.engine, micro_batches, max(num_targets, 1), rate, observers)
+            return step.train_step(job.engine, micro_batches, num_targets or 1, rate, observers)
 
     return attempts.take(batch.step, attempt)
 
@@ -82,4 +82,4 @@ def try_worst(job: Job, attempts: Attempts) -> None:
 
 
 def _collated(job: Job, rows: Indices) -> MicroBatch:
-    return collate(job.data.train, rows, job.tokenizer.pad_token_id, job.engine.device)
+    return collate(job.data.train, rows, job.padding, job.engine.device)

@@ -69,6 +69,8 @@ configs = st.builds(
         dataset=words,
         subset=st.none() | words,
         label_names=st.none() | st.lists(words, max_size=3).map(tuple),
+        label_kind=st.sampled_from(["auto", "single", "multi", "regression"]),
+        label_separator=st.none() | words.filter(bool),
         max_length=st.integers(2, 10**6),
     ),
     method=methods,
@@ -81,7 +83,13 @@ configs = st.builds(
     ),
     schedule=st.builds(ScheduleConfig, warmup_ratio=shares, warmup_steps=st.none() | st.integers(0, 10**6)),
     engine=engines,
-    training=st.builds(TrainingConfig, epochs=positive, seed=st.integers(0, 2**63), max_steps=st.none() | counts),
+    training=st.builds(
+        TrainingConfig,
+        epochs=positive,
+        seed=st.integers(0, 2**63),
+        max_steps=st.none() | counts,
+        class_weights=st.sampled_from([None, "balanced"]) | st.dictionaries(words, positive, min_size=1, max_size=3),
+    ),
     output=st.builds(OutputConfig, folder=st.none() | words, overwrite=st.booleans()),
 )
 
@@ -126,6 +134,13 @@ def test_what_is_dumped_is_plain_yaml_in_the_order_of_the_sections(config):
 
 def test_nothing_given_is_the_defaults():
     assert load_config() == RunConfig()
+
+
+def test_weights_of_classes_are_a_value_whose_names_are_the_users(write):
+    file = write("training: {class_weights: {U.S.: 2, 1: 3, false: 4}}")
+    assert load_config(file=file).training.class_weights == {"U.S.": 2, "1": 3, "false": 4}
+    other = load_config(file=file, settings=["training.class_weights={spam: 5}"])
+    assert other.training.class_weights == {"spam": 5}
 
 
 def test_later_sources_win_key_by_key(write):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from ftkit.config.tree import BatchConfig
 from ftkit.data.batching import check_cut, collate, count_steps, cut, global_batches
 from ftkit.errors import ConfigError
-from tests.helpers import ragged_split
+from tests.helpers import PADDING, ragged_split
 
 lengths_of = st.lists(st.integers(1, 64), min_size=1, max_size=80).map(lambda values: np.array(values, dtype=np.int64))
 
@@ -91,7 +91,7 @@ def test_a_sequence_longer_than_the_micro_batch_is_refused_with_both_numbers():
 def test_collate_pads_on_the_right_and_puts_labels_where_the_targets_are():
     split = ragged_split("causal-lm")
     rows = np.array([3, 0, 7])
-    batch = collate(split, rows, 1, torch.device("cpu"))
+    batch = collate(split, rows, PADDING, torch.device("cpu"))
     width = int(split.lengths[rows].max())
     assert batch.input_ids.shape == batch.labels.shape == batch.attention_mask.shape == (3, width)
     for place, row in enumerate(rows):
@@ -108,12 +108,12 @@ def test_collate_pads_on_the_right_and_puts_labels_where_the_targets_are():
 
 def test_collate_gives_no_mask_where_nothing_is_padded():
     split = ragged_split("sequence-classification")
-    assert collate(split, np.array([2]), 1, torch.device("cpu")).attention_mask is None
+    assert collate(split, np.array([2]), PADDING, torch.device("cpu")).attention_mask is None
 
 
 @pytest.mark.parametrize("task", ["sequence-classification", "causal-lm"])
 def test_an_empty_share_becomes_a_sequence_without_loss(task):
-    batch = collate(ragged_split(task), np.array([], dtype=np.int64), 1, torch.device("cpu"))
+    batch = collate(ragged_split(task), np.array([], dtype=np.int64), PADDING, torch.device("cpu"))
     assert len(batch.input_ids) == 1
     assert (batch.labels == -100).all()
 

@@ -203,9 +203,9 @@ def test_a_test_file_without_a_label_column_counts_as_unlabelled(tmp_path, token
         ([0.5, 4.5, 4.0], ("0.5", "4", "4.5"), [0, 2, 1]),
     ],
 )
-def test_labels_are_numbered_in_their_own_order_and_keep_their_names(labels, names, numbers, tmp_path, tokenizer):
+def test_classes_are_numbered_in_their_own_order_and_keep_their_names(labels, names, numbers, tmp_path, tokenizer):
     rows = [{"text": f"film {place}", "label": label} for place, label in enumerate(labels)]
-    data = prepare(tokenizer, write_jsonl(tmp_path / "d.jsonl", rows), **ALL)
+    data = prepare(tokenizer, write_jsonl(tmp_path / "d.jsonl", rows), label_kind="single", **ALL)
     assert data.label_names == names
     assert data.train.labels.tolist() == numbers
 

@@ -15,7 +15,7 @@ from ftkit.machine.process import ProcessContext
 from ftkit.models.methods import method_of
 from ftkit.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from ftkit.training.folder import save_model
-from tests.helpers import VOCABULARY, Outcome, build, logits_of, ragged_split, save_tiny_model, take_steps
+from tests.helpers import PADDING, VOCABULARY, Outcome, build, logits_of, ragged_split, save_tiny_model, take_steps
 
 METHODS = ("feature-extraction", "lora", "qlora", "full")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -94,7 +94,7 @@ def begin_and_undo(case: dict, process: ProcessContext, folder: Path) -> Outcome
     shares = batching.cut(split.lengths, config.batch, process.world_size)[process.rank]
     engine.begin_step(len(shares))
     for rows in shares[:-1]:
-        engine.backward(engine.loss(batching.collate(split, rows, 1, engine.device)) / len(split))
+        engine.backward(engine.loss(batching.collate(split, rows, PADDING, engine.device)) / len(split))
     engine.discard_gradients()
     return take_steps(config, engine, ragged_split(case["task"]))
 

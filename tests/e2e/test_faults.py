@@ -185,7 +185,26 @@ FAULTS = {
     "a NaN label": (file("d.jsonl", labelled([1.0, 0.0, float("nan")])), DATA, ["row 3", "label or remove"]),
     "an empty label": (file("d.csv", GOOD + "film 99,\n"), DATA, ["row 41", "label or remove"]),
     "one label only": (file("d.jsonl", labelled(["a"] * 40)), DATA, ["only the label 'a'", "two labels or more"]),
-    "a number to predict": (file("d.jsonl", labelled([n / 7 for n in range(99)])), DATA, ["regression", "few classes"]),
+    "a number to predict as a class": (
+        file("d.jsonl", labelled([n / 7 for n in range(99)]), "--set", "data.label_kind=single"),
+        DATA,
+        ["regression", "few classes"],
+    ),
+    "a score of classes for a number": (
+        file("d.jsonl", labelled([n / 7 for n in range(99)]), "--set", "training.best_metric=accuracy"),
+        CONFIG,
+        ["training.best_metric=accuracy", "not a score of a number", "pearson"],
+    ),
+    "a weight for no class": (
+        file("d.csv", GOOD, "--set", "training.class_weights={goood: 2}"),
+        CONFIG,
+        ["'goood'", "did you mean 'good'"],
+    ),
+    "a weight of nothing": (
+        given("--set", "training.class_weights={good: 0}"),
+        CONFIG,
+        ["training.class_weights", "'good' is 0", "above 0"],
+    ),
     "text that is no UTF-8": (
         file("d.csv", "text,label\na,1\ncafé,2\n".encode("latin-1")),
         DATA,

@@ -6,7 +6,7 @@ import torch
 from ftkit.data import batching
 from ftkit.machine.process import ProcessContext, joined
 from ftkit.models.build import set_training
-from tests.helpers import build, ragged_split, save_tiny_model, take_steps
+from tests.helpers import PADDING, build, ragged_split, save_tiny_model, take_steps
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Each has sums of another kind: of the plain engine in each dtype; of each stage's optimizer, of stage 1's own for
@@ -72,7 +72,7 @@ def losses_and_norms(folder, settings, dtype, undone):
         if undone:
             set_training(engine.model, True)
             engine.begin_step(len(shares))
-            begin(engine, [batching.collate(other, rows, 1, engine.device) for rows in shares])
+            begin(engine, [batching.collate(other, rows, PADDING, engine.device) for rows in shares])
             engine.discard_gradients()
         outcome = take_steps(config, engine, ragged_split(config.task, seed=seed), 1)
         found.append((outcome.losses[0], outcome.norms[0]))

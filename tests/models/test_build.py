@@ -121,12 +121,11 @@ def test_a_sequence_gets_the_same_logits_alone_and_padded_beside_longer_ones(fam
     module = built(folders[family], "method.name=full").eval()
     split = ragged_split("sequence-classification")
     rows = np.argsort(split.lengths)[[0, 10, 23]]
+    padding = batching.Padding(module.config.pad_token_id)
     with torch.no_grad():
-        together = module(
-            **batching.collate(split, rows, module.config.pad_token_id, torch.device("cpu")).inputs()
-        ).logits
+        together = module(**batching.collate(split, rows, padding, torch.device("cpu")).inputs()).logits
         for place, row in enumerate(rows):
-            alone = batching.collate(split, np.array([row]), module.config.pad_token_id, torch.device("cpu"))
+            alone = batching.collate(split, np.array([row]), padding, torch.device("cpu"))
             torch.testing.assert_close(module(**alone.inputs()).logits[0], together[place], rtol=1e-4, atol=1e-5)
 
 

@@ -10,7 +10,7 @@ from ftkit.data.arrays import TokenSplit
 from ftkit.machine.process import ProcessContext
 from ftkit.models.build import set_training
 from ftkit.step.step import train_step
-from tests.helpers import VOCABULARY, build, save_tiny_model
+from tests.helpers import PADDING, VOCABULARY, build, save_tiny_model
 
 NUM_STEPS, BATCH, LENGTH = 5, 6, 12
 
@@ -40,7 +40,7 @@ def test_losses_and_norms_are_those_of_the_hf_trainer_step_by_step(family, task,
     ours = []
     for step in range(NUM_STEPS):
         rows = np.arange(step * BATCH, (step + 1) * BATCH)
-        micro = batching.collate(split, rows, 1, engine.device)
+        micro = batching.collate(split, rows, PADDING, engine.device)
         result = train_step(engine, [micro], int(split.num_targets[rows].sum()), 1e-3 * (1 - step / NUM_STEPS))
         ours.append((float(result.loss), float(result.grad_norm)))
     np.testing.assert_allclose(ours, theirs(engine.model, start, split, task, tmp_path), rtol=1e-5)

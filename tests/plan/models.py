@@ -108,10 +108,10 @@ def measure(config: RunConfig, model_config: Any, dtype: torch.dtype, sizes: Sha
     try:
         with recorder.inside(model, layers):
             see_model(recorder, model, layers)
-            engine = PlainEngine(config, model, LocalProcess(), dtype, objective_of(config))
+            engine = PlainEngine(config, model, LocalProcess(), dtype, objective_of(config, model_config))
             set_training(model, True)
             recorder.mark(LOAD)
-            micro_batches = make_batches(config.task, sizes)
+            micro_batches = make_batches(engine.objective, sizes)
             recorder.see(batch_tensors(micro_batches), "input")
             return record_steps(engine, micro_batches, recorder)
     finally:

@@ -12,7 +12,7 @@ from ftkit.data import batching
 from ftkit.machine.process import ProcessContext
 from ftkit.models import build as model
 from ftkit.step.step import train_step
-from tests.helpers import FAMILIES, build, ragged_split, save_tiny_model, take_steps
+from tests.helpers import FAMILIES, LABELS, PADDING, build, ragged_split, save_tiny_model, take_steps
 
 ALONE = ProcessContext()
 CUTS = (
@@ -65,7 +65,7 @@ def test_checkpointing_activations_changes_no_loss_and_no_norm(family, share, fo
 def test_the_loss_is_the_mean_over_all_targets_of_the_global_batch_and_not_a_mean_of_means(folders):
     _config, engine = build(["task=causal-lm", "batch.micro_batch_size=1"], folders["llama"], torch.float32, ALONE)
     split = ragged_split("causal-lm", num_samples=5)
-    micro = [batching.collate(split, np.array([row]), 1, engine.device) for row in range(5)]
+    micro = [batching.collate(split, np.array([row]), PADDING, engine.device) for row in range(5)]
     with torch.no_grad():
         sums = [
             functional.cross_entropy(
@@ -120,7 +120,7 @@ def test_gradients_are_clipped_by_their_true_global_norm(folders):
     split = ragged_split(config.task)
     share = batching.cut(split.lengths, BatchConfig(micro_batch_size=5), 1)[0]
     for places in share:
-        micro = batching.collate(split, places, 1, engine.device)
+        micro = batching.collate(split, places, PADDING, engine.device)
         engine.backward(engine.loss(micro) / 24)
     weights = list(model.trainable_parameters(engine.model).values())
     true = torch.stack([one.grad.norm() for one in weights if one.grad is not None]).norm()
@@ -154,7 +154,7 @@ def test_evaluating_between_steps_changes_no_step_of_a_quantized_model(folders):
         for seed in range(3):
             found += take_steps(config, engine, ragged_split(config.task, seed=seed), 1).losses
             if looks:
-                evaluate(engine, split, config.batch, 1, 3)
+                evaluate(engine, split, config.batch, PADDING, LABELS)
         return found
 
     assert losses(looks=True) == losses(looks=False)

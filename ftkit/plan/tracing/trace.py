@@ -140,12 +140,12 @@ def trace(  # noqa: PLR0913  # what decides a step
             visits = Visits(recorder, model, layers) if sees_modules else None
             recorder.see(held, "buffer")
             vars(model)["to"] = lambda _: model  # tensors without values are where they belong, and cannot be moved
-            engine = PlainEngine(config, model, tensors.process, dtype, objective_of(config))
+            engine = PlainEngine(config, model, tensors.process, dtype, objective_of(config, architecture))
             if visits is not None:
                 visits.engine_is_built()
             set_training(model, True)
             recorder.mark(LOAD)
-            micro_batches = make_batches(config.task, shape)
+            micro_batches = make_batches(engine.objective, shape)
             recorder.see(batch_tensors(micro_batches), "input")
             with _explained(type(unwrapped(model)).__name__, dtype):
                 return record_steps(engine, micro_batches, recorder)

@@ -11,6 +11,7 @@ from ftkit.engine.resolve import Devices, resolve
 from ftkit.machine.memory import quiet_collector
 from ftkit.machine.process import ProcessContext, join, leave
 from ftkit.models.build import set_training
+from ftkit.models.objective import objective_of
 from ftkit.observe.peaks import find_peak
 from ftkit.observe.recorded import batch_tensors, layer_names, make_batches, record_steps, see_model
 from ftkit.observe.recorder import Recorder
@@ -25,11 +26,12 @@ def measure(case: Case, process: ProcessContext) -> Tape:
     layers, recorder = layer_names(model), Recorder(device_type="cpu")
     with quiet_collector(), recorder.inside(model, layers):
         see_model(recorder, model, layers)
-        engine = build_engine(resolve(case.config, Devices.of(process)), model, process)
+        objective = objective_of(case.config, case.architecture)
+        engine = build_engine(resolve(case.config, Devices.of(process)), model, process, objective)
         set_training(model, True)
         gc.collect()
         recorder.mark(LOAD)
-        micro_batches = make_batches(case.config.task, case.shape)
+        micro_batches = make_batches(engine.objective, case.shape)
         recorder.see(batch_tensors(micro_batches), "input")
         return record_steps(engine, micro_batches, recorder)
 

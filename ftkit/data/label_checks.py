@@ -1,0 +1,108 @@
+"""What in a dataset's labels deserves a look before anything trains on them: counted, and said."""
+
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ftkit.data.findings import Finding, listed, warning
+
+FEW_ROWS = 10
+"""Below so many rows one answer moves a class's recall by a tenth or more, and training sees hardly anything of it."""
+_SHOWN_GROUPS = 5
+_SEPARATORS = (",", ";", "|", "/")
+
+Keys = Mapping[str, NDArray[np.uint64]]
+"""Split to a number for the texts of each row."""
+
+
+def contradictions(
+    keys: Keys, labels: Mapping[str, NDArray[np.int64]], where: Callable[[str, int], str]
+) -> list[Finding]:
+    """Find texts with more than one label, in one split or in several.
+
+    Args:
+        keys: of each split, [N].
+        labels: split to a number for the whole label of each row, [N]; equal labels, equal numbers in all splits.
+        where: the words for the place of a row: of its split, and in it.
+
+    Returns:
+        A warning with their number, their rows and two of these; nothing where there are none.
+    """
+    key, label = (np.concatenate([part[split] for split in keys]) for part in (keys, labels))
+    pairs = np.unique(np.stack([key, label.astype(np.uint64)]), axis=1)
+    texts, counts = np.unique(pairs[0], return_counts=True)
+    several = texts[counts > 1]
+    if not len(several):
+        return []
+    origins = [(split, row) for split in keys for row in range(len(keys[split]))]
+    places = np.flatnonzero(key == several[0])
+    other = places[label[places] != label[places[0]]][0]
+    example = " and ".join(where(*origins[place]) for place in (places[0], other))
+    num_rows = int(np.isin(key, several).sum())
+    return [warning(f"texts with more than one label: {len(several):,}, in {num_rows:,} rows, such as {example}")]
+
+
+def shared_texts(keys: Keys) -> dict[tuple[str, str], int]:
+    """Return how many rows of a later split have a text of an earlier one: (later, earlier) to rows, where any do."""
+    order = [split for split in ("train", "validation", "test") if split in keys]
+    counts = {(two, one): int(np.isin(keys[two], keys[one]).sum()) for one, two in combinations(order, 2)}
+    return {pair: count for pair, count in counts.items() if count}
+
+
+def alike_names(names: Sequence[str]) -> list[Finding]:
+    """Find names that differ in nothing but case, width, spaces and punctuation between words."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        folded = unicodedata.normalize("NFKC", name).casefold()
+        words = "".join(sign if sign.isalnum() or unicodedata.category(sign)[0] in "MS" else " " for sign in folded)
+        groups.setdefault(" ".join(words.split()) or folded, []).append(name)
+    alike = [group for group in groups.values() if len(group) > 1]
+    found = [
+        warning(
+            f"the labels {listed(group)} differ in spelling alone and train as {len(group)} classes",
+            "if they are one, write them alike",
+        )
+        for group in alike[:_SHOWN_GROUPS]
+    ]
+    rest = len(alike) - _SHOWN_GROUPS
+    return [*found, *([warning(f"{rest:,} more groups of labels differ in spelling alone")] if rest > 0 else [])]
+
+
+def joined_names(names: Sequence[str]) -> list[Finding]:
+    """Find names that look like several labels in one: cut at a separator, they have fewer parts than they are."""
+    for separator in _SEPARATORS:
+        parts = {name: [part.strip() for part in name.split(separator)] for name in names}
+        several = [name for name, own in parts.items() if len(own) > 1]
+        if several and len({part for own in parts.values() for part in own}) < len(names):
+            return [
+                warning(
+                    f"labels such as {several[0]!r} look like several in one text, and train as classes of their own",
+                    f"if they are several, set data.label_separator={separator!r}",
+                )
+            ]
+    return []
+
+
+def scarce_labels(names: Sequence[str], counts: Mapping[str, Sequence[int]]) -> list[Finding]:
+    """Find labels that have too few rows: few in training, none in another split.
+
+    Args:
+        names: of the labels.
+        counts: split to the rows of each label.
+
+    Returns:
+        A warning for each split that has such labels, which names them.
+    """
+    found = []
+    for split, rows in counts.items():
+        limit = FEW_ROWS if split == "train" else 1
+        scarce = {name: int(count) for name, count in zip(names, rows, strict=True) if count < limit}
+        if scarce and split == "train":
+            shown = listed([f"{name} {count}" for name, count in scarce.items()]).replace("'", "")
+            found.append(warning(f"fewer than {FEW_ROWS} training rows: {shown}; little can be learned of them"))
+        elif scarce:
+            found.append(warning(f"no {split} row has the label {listed(list(scarce))}; its scores do not speak of it"))
+    return found
