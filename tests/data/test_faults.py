@@ -129,10 +129,10 @@ CLASSIFICATION = {
         "d.csv",
         "text,label\na,1.5\nb,high\n",
         {"label_kind": "regression"},
-        ["row 2", "'high'", "not a finite number"],
+        ["line 3", "'high'", "not a finite number"],
     ),
     "an infinite number": ("d.jsonl", labelled([1.5, float("inf")]), {"label_kind": "regression"}, ["line 2", "inf"]),
-    "a missing number": ("d.csv", "text,label\na,1.5\nb,\n", {}, ["row 2", "no label", "data.unlabelled=drop"]),
+    "a missing number": ("d.csv", "text,label\na,1.5\nb,\n", {}, ["line 3", "no label", "data.unlabelled=drop"]),
     "the same number everywhere": (
         "d.jsonl",
         labelled([2.5] * 30),

@@ -196,7 +196,7 @@ def test_texts_with_several_labels_are_counted_with_two_of_their_rows(tmp_path, 
     rows = [("same", "a"), ("x", "b"), ("same", "b"), ("same", "a"), ("y", "a")]
     (tmp_path / "d.csv").write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
     said = "\n".join(prepare(tmp_path / "d.csv", tokenizer).report.lines())
-    assert re.search(r"more than one label: 1, in 3 rows, such as \S+d\.csv, row 1 and \S+d\.csv, row 3", said)
+    assert re.search(r"more than one label: 1, in 3 rows, such as \S+d\.csv, line 2 and \S+d\.csv, line 4", said)
 
 
 def test_labels_that_differ_in_spelling_alone_are_warned_of_or_read_as_one_and_said(tmp_path, tokenizer):
