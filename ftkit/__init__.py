@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ftkit.records.files import read_record as read_record
     from ftkit.training.train import train as train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["load_config", "plan", "read_record", "train"]
 
 _HOMES = {

@@ -1,0 +1,31 @@
+"""Each example runs as it stands, in an empty folder."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+LAST_LINES = {
+    "plan_three_cards.py": "full ",
+    "train_on_your_file.py": "peak measured: ",
+    "read_records.py": "32 runs, median error",
+}
+
+
+def test_every_example_is_run_here():
+    assert set(LAST_LINES) == {path.name for path in EXAMPLES.glob("*.py")}
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", LAST_LINES)
+def test_an_example_runs_in_an_empty_folder(name, tmp_path):
+    path = os.pathsep.join([str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / name], capture_output=True, text=True, cwd=tmp_path, check=False,
+        env=os.environ | {"PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith(LAST_LINES[name])
