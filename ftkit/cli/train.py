@@ -15,7 +15,12 @@ from ftkit.machine.process import ProcessContext, end_if_launched
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @config_options
-@click.option("--resume", type=click.Path(path_type=Path), metavar="FOLDER", help="Go on with the run in this folder.")
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Go on with the run in this folder; with a later end, such as --epochs 6, also with one that is finished.",
+)
 @click.option("--overwrite", is_flag=True, help="Empty an output folder that another run has filled.")
 @click.option("--no-plan", is_flag=True, help="Train without predicting memory first (training.plan_first=false).")
 @click.option("--memory-timeline", is_flag=True, help="Record the live bytes by kind through one step, the second.")
@@ -45,6 +50,7 @@ def train(  # noqa: PLR0913  # one parameter is one flag
             _check_resumed(resume)
             flags["file"] = flags["file"] or resume / "config.yaml"
             flags["output__folder"] = str(resume)
+            flags["settings"] = (*_other_end(flags), *flags["settings"])
         said = {
             "output.overwrite=true": overwrite,
             "training.plan_first=false": no_plan,
@@ -66,6 +72,14 @@ def train(  # noqa: PLR0913  # one parameter is one flag
         if as_json and process.is_main:
             sys.stdout.write(record.model_dump_json() + "\n")
     end_if_launched()
+
+
+def _other_end(flags: dict[str, Any]) -> list[str]:
+    """Return what lets a run go on to the one end that is named, epochs or steps, whatever the other was."""
+    said = {setting.partition("=")[0].strip() for setting in flags["settings"]}
+    said |= {name.replace("__", ".") for name, value in flags.items() if value is not None}
+    ends = {"training.epochs", "training.max_steps"}
+    return [f"{end}=null" for end in ends - said] if ends & said else []
 
 
 def _check_resumed(folder: Path) -> None:

@@ -30,6 +30,7 @@ class Facts:
         nvme_path: the folder on the disk.
         has_template: whether a template of the user's own says what is offloaded.
         cuts: the keys that cut the batch.
+        has_end: whether training ends.
         optimizer: its name.
         trains_all: whether every weight trains.
         precision: as it was asked for.
@@ -45,6 +46,7 @@ class Facts:
     nvme_path: str | None = None
     has_template: bool = False
     cuts: tuple[str, ...] = ()
+    has_end: bool = True
     optimizer: str | None = None
     trains_all: bool | None = None
     precision: str | None = None
@@ -95,6 +97,12 @@ RULES = (
         "a micro-batch is bounded by its sequences or by its padded tokens",
         "give one of them and leave the other out",
         lambda facts: len(facts.cuts) > 1,
+    ),
+    Rule(
+        "neither epochs nor max_steps",
+        "training would not end",
+        "give one of training.epochs and training.max_steps",
+        lambda facts: not facts.has_end,
     ),
     Rule(
         "ZeRO, offload or a template on the plain engine",

@@ -266,8 +266,8 @@ class EngineConfig(Section):
 class TrainingConfig(Section):
     """How long, how often something is looked at, and when to stop."""
 
-    epochs: float = Field(default=3.0, gt=0.0)
-    """Passes over the training split."""
+    epochs: float | None = Field(default=3.0, gt=0.0)
+    """Passes over the training split; none: as many as `max_steps` make."""
     max_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps after which training ends, before `epochs` do."""
     plan_first: bool = True
@@ -290,6 +290,11 @@ class TrainingConfig(Section):
     The loss is divided by the sum of weights over the global batch; evaluations weigh nothing."""
     early_stopping_patience: int | None = Field(default=None, ge=1)
     """Validations without improvement after which training stops; none: never."""
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        rules.check(rules.Facts(has_end=self.epochs is not None or self.max_steps is not None))
+        return self
 
     @field_validator("class_weights", mode="before")
     @classmethod

@@ -87,8 +87,11 @@ class MicroBatch:
         return {name: tensor for name, tensor in inputs.items() if tensor is not None}
 
 
-def count_steps(num_samples: int, global_batch_size: int, epochs: float, max_steps: int | None) -> int:
+def count_steps(num_samples: int, global_batch_size: int, epochs: float | None, max_steps: int | None) -> int:
     """Return the number of optimizer steps of a run; the last, smaller batch of an epoch counts."""
+    if epochs is None:
+        assert max_steps is not None  # ftkit/config/rules.py: training ends
+        return max_steps
     steps = max(1, math.ceil(round(epochs * math.ceil(num_samples / global_batch_size), 6)))
     return steps if max_steps is None else min(steps, max_steps)
 

@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 
 from ftkit.errors import DeviceError
 
+UNFINISHED = ".tmp"
+"""How the name ends of what is being written."""
 CACHE_VARIABLE = "FTKIT_CACHE"
 
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
@@ -31,32 +33,45 @@ def written_aside(target: Path, elsewhere: str) -> Iterator[Path]:
     """Yield a temporary folder that becomes `target` when all of it is on the disk.
 
     Args:
-        target: what it becomes; an earlier one is replaced.
+        target: what it becomes; it must not be there yet. Something that changes is named by `replace_text`.
         elsewhere: what the user could do to have it written to another disk, for the error.
 
     Yields:
         The folder to write into.
 
     Raises:
-        DeviceError: the disk is full or not writable; nothing is left of the attempt, and an earlier `target` is whole.
+        DeviceError: the disk is full or not writable; nothing is left of the attempt.
     """
-    aside = target.with_name(f"{target.name}.tmp")
+    aside = target.with_name(f"{target.name}{UNFINISHED}")
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         yield aside
         for file in (*aside.iterdir(), aside):
             _flush(file)
-        old = target.with_name(f"{target.name}.old")
-        if target.exists():
-            target.rename(old)
         aside.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
         _flush(target.parent)
     except (OSError, SafetensorError) as error:
         raise DeviceError(f"cannot write {target}: {error}; free some space or {elsewhere}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file so that at every moment the old text or the new one is there, whole.
+
+    Args:
+        path: the file, which may be there.
+        text: its new content.
+
+    Raises:
+        OSError: the disk is full or not writable; the old text is there.
+    """
+    aside = path.with_name(f"{path.name}{UNFINISHED}")
+    aside.write_text(text, encoding="utf-8")
+    _flush(aside)
+    aside.replace(path)  # POSIX renames a file over another in one go; a folder over another it does not
+    _flush(path.parent)
 
 
 @contextmanager

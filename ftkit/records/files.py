@@ -87,7 +87,7 @@ def read_record(path: Path | str) -> RunRecord:
     for line in _lines(path):
         match line:
             case RunLine():
-                run = line
+                run, result = line, None  # whatever ended before goes on
             case StepLine():
                 steps[line.step] = line
             case EvaluationLine():

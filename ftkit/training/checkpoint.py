@@ -5,6 +5,7 @@ draws are seeded by the step and the data order by the epoch, so no generator ne
 """
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,10 +17,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ftkit.errors import CheckpointError
-from ftkit.machine.disk import written_aside
+from ftkit.machine.disk import replace_text, written_aside
 
 WEIGHTS, MOMENTS, STATE = "trainable.safetensors", "optimizer.safetensors", "state.json"
+BEST = "best"
+"""The file that names the folder of the best weights."""
+_BEST_FOLDERS = ("best-a", "best-b")
+_NAME = re.compile(r"step-\d+")
 _KEPT = 2
+ENDS = ("epochs", "max_steps", "early_stopping_patience")
+"""The keys of the training section that say when training ends."""
 _ELSEWHERE = "choose another output.folder; the last checkpoint that is there goes on with --resume"
 
 
@@ -38,6 +45,7 @@ class TrainingState(BaseModel):
     best_step: int | None = None
     num_without_improvement: int = 0
     train_seconds: float = 0.0
+    total_seconds: float = 0.0
     owes_validation: bool = False
     """Whether the run was stopped before the validation that was due at this step."""
 
@@ -71,19 +79,39 @@ def save_checkpoint(folder: Path, state: TrainingState, weights: Tensors, moment
 
 
 def save_best(folder: Path, weights: Tensors) -> None:
-    """Keep the weights of the best validation so far; raises as `save_checkpoint` does."""
-    with written_aside(folder / "best", _ELSEWHERE) as aside:
+    """Keep the weights of the best validation so far; raises as `save_checkpoint` does.
+
+    Two folders take turns, and a file names the one that counts. The file is replaced in one go when the new weights
+    are on the disk, so at no moment are there none.
+
+    Args:
+        folder: the run's `checkpoints` folder.
+        weights: what trains, whole, fp32.
+    """
+    old = _best_folder(folder)
+    new = folder / next(name for name in _BEST_FOLDERS if name != old.name)
+    shutil.rmtree(new, ignore_errors=True)
+    with written_aside(new, _ELSEWHERE) as aside:
         save_file(dict(weights), aside / WEIGHTS)
+    replace_text(folder / BEST, new.name)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_best(folder: Path) -> dict[str, torch.Tensor]:
     """Return the weights that `save_best` kept; raises as `load_checkpoint` does."""
-    return _read_tensors(folder / "best" / WEIGHTS)
+    return _read_tensors(_best_folder(folder) / WEIGHTS, "train anew, with another --output")
+
+
+def _best_folder(folder: Path) -> Path:
+    """Return the folder of the best weights; before the first of them, the one that is not written first."""
+    named = folder / BEST
+    name = named.read_text(encoding="utf-8").strip() if named.is_file() else ""
+    return folder / (name if name in _BEST_FOLDERS else _BEST_FOLDERS[-1])
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return the whole checkpoints of a run, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir() and path.suffix != ".tmp")
+    return sorted(path for path in folder.glob("step-*") if path.is_dir() and _NAME.fullmatch(path.name))
 
 
 def load_checkpoint(path: Path) -> tuple[TrainingState, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -98,13 +126,14 @@ def load_checkpoint(path: Path) -> tuple[TrainingState, dict[str, torch.Tensor],
     Raises:
         CheckpointError: a file is missing, truncated or not one of ours.
     """
+    cure = "move it away, and --resume goes on from an older checkpoint"
     try:
         text = (path / STATE).read_text(encoding="utf-8")
         state = TrainingState.model_validate_json(text)
     except (OSError, ValidationError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is truncated or of another version"
-        raise CheckpointError(f"cannot read {path / STATE}: {reason}; resume from an older checkpoint") from None
-    return state, _read_tensors(path / WEIGHTS), _read_tensors(path / MOMENTS)
+        raise CheckpointError(f"cannot read {path / STATE}: {reason}; {cure}") from None
+    return state, _read_tensors(path / WEIGHTS, cure), _read_tensors(path / MOMENTS, cure)
 
 
 def check_resumable(path: Path, saved: TrainingState, config: dict[str, Any], fingerprint: str) -> None:
@@ -130,25 +159,25 @@ def check_resumable(path: Path, saved: TrainingState, config: dict[str, Any], fi
 def resumable_part(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return of a dumped configuration what may not change between start and resume.
 
-    The cut, the engine, the precision, the output and how often something is looked at may: what is saved is whole, in
-    fp32, and knows no topology.
+    The cut, the engine, the precision, the output, how often something is looked at and when training ends may: what is
+    saved is whole, in fp32, and knows no topology.
     """
     kept = json.loads(json.dumps({key: value for key, value in config.items() if key not in ("engine", "output")}))
     kept["batch"] = {"global_batch_size": kept["batch"]["global_batch_size"]}
     for key in ("gradient_checkpointing", "precision"):
         kept["model"].pop(key)
-    for key in ("log_every", "eval_every", "checkpoint_every", "plan_first", "trial_step"):
+    for key in ("log_every", "eval_every", "checkpoint_every", "plan_first", "trial_step", *ENDS):
         kept["training"].pop(key)
     return dict(kept)
 
 
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+def _read_tensors(path: Path, cure: str) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; resume from another checkpoint") from None
+        raise CheckpointError(f"{path} is missing; {cure}") from None
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or damaged ({error}); resume from an older checkpoint") from None
+        raise CheckpointError(f"{path} is truncated or damaged ({error}); {cure}") from None
 
 
 def _differences(old: Any, new: Any, place: str = "") -> Iterator[str]:

@@ -25,6 +25,7 @@ from ftkit.models.methods import Method, method_of
 from ftkit.records.files import CARD, CHECKPOINTS, CONFIG, MODEL, PAGE, RECORD, read_record
 from ftkit.records.schema import RunRecord, Scores
 from ftkit.report.metrics import BASELINES, METRICS, taken
+from ftkit.training.checkpoint import ENDS
 from ftkit.units import format_bytes, format_count, format_seconds
 
 Labels = tuple[str, ...] | None
@@ -50,8 +51,20 @@ def check_folder(config: RunConfig, *, is_resumed: bool) -> None:
         raise ConfigError(
             f"{folder} holds a run; go on with --resume {folder}, empty it with --overwrite, or name another"
         )
-    if is_resumed and read_record(folder).result is not None:
-        raise CheckpointError(f"the run in {folder} is finished; start another, with another --output")
+    if is_resumed:
+        _check_unfinished(config, folder)
+
+
+def _check_unfinished(config: RunConfig, folder: Path) -> None:
+    """Refuse to go on with a run that is finished, unless another end is asked for."""
+    record = read_record(folder)
+    earlier = record.run.config.get("training", {})
+    asked = config.training.model_dump(mode="json")
+    if record.result is not None and all(asked[key] == earlier.get(key) for key in ENDS):
+        raise CheckpointError(
+            f"the run in {folder} is finished; train it for longer with --resume {folder} and a higher --epochs or "
+            "--max-steps, or start another with another --output"
+        )
 
 
 def open_folder(config: RunConfig, *, is_resumed: bool) -> Path:

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -13,8 +14,8 @@ from ftkit.data.arrays import TokenSplit
 from ftkit.data.batching import GlobalBatch, global_batches
 from ftkit.engine.first_line import first_line
 from ftkit.engine.optim import learning_rate_at
-from ftkit.errors import DivergedError, DoesNotFitError, InterruptedRunError
-from ftkit.machine.disk import explained_writing
+from ftkit.errors import DoesNotFitError, InterruptedRunError
+from ftkit.machine.disk import explained_writing, replace_text
 from ftkit.machine.memory import Snapshot, is_out_of_memory
 from ftkit.machine.process import ProcessContext, joined
 from ftkit.machine.versions import device_name
@@ -36,14 +37,16 @@ from ftkit.records.schema import (
 from ftkit.step.step import StepResult
 from ftkit.training import checkpoint
 from ftkit.training.evaluate import evaluate
+from ftkit.training.finite import FiniteSteps, check_loss
 from ftkit.training.folder import save_model, write_card, written_bytes
 from ftkit.training.metrics import remarks
 from ftkit.training.recovery.attempts import Attempts, UpdateFailedError
 from ftkit.training.recovery.heartbeat import Heartbeat, named_silence
 from ftkit.training.recovery.limits import Limits, keep_limits, kept_limits
 from ftkit.training.recovery.signals import StopNow, StopRequest, Work
-from ftkit.training.reporters import Reporter
-from ftkit.training.saving import go_back, judge, load_newest, save
+from ftkit.training.reporters import Reporter, Reporters
+from ftkit.training.resume import take_up
+from ftkit.training.saving import explained_divergence, go_back, judge, save
 from ftkit.training.setup import Job, prepare
 from ftkit.training.state import Progress, Window
 from ftkit.training.steps import take_step, try_worst, wants_trial
@@ -74,33 +77,34 @@ def train_run(config: RunConfig, process: ProcessContext, reporter: Reporter, *,
         job = prepare(config, process, reporter, resume=resume)
         cure = f"then go on with --resume {job.folder}"
         with explained_writing(job.folder, cure), named_silence(job.folder, process):
-            log = RecordWriter(job.folder / RECORD) if process.is_main else None
-            record = _Recorder(log, reporter if process.is_main else None)
-            return _train(job, record, started, snapshot, stop, resume=resume)
+            if not process.is_main:
+                return _train(job, _Recorder(None, Reporters()), started, snapshot, stop, resume=resume)
+            with RecordWriter(job.folder / RECORD) as log:
+                return _train(job, _Recorder(log, reporter), started, snapshot, stop, resume=resume)
 
 
+@dataclass(frozen=True)
 class _Recorder:
-    """Writes lines, tells the reporter, and remembers them; on the first rank."""
+    """Who hears of a run: its record and a reporter on the first rank, nobody on the others."""
 
-    def __init__(self, log: RecordWriter | None, reporter: Reporter | None) -> None:
-        self._log, self.reporter = log, reporter
+    log: RecordWriter | None
+    reporter: Reporter
 
     def write(self, line: Record) -> None:
-        if self._log is not None:
-            self._log.write(line)
+        if self.log is not None:
+            self.log.write(line)
 
     def tell(self, line: RecoveryLine) -> None:
         """Write that a step was taken again, and say so."""
         self.write(line)
-        if self.reporter is not None:
-            self.reporter.note(f"warning: {line.reason}; going on with {line.after}, where it was {line.before}")
+        self.reporter.note(f"warning: {line.reason}; going on with {line.after}, where it was {line.before}")
 
 
 def _train(  # what one run is made of
     job: Job, record: _Recorder, started: float, snapshot: Snapshot | None, stop: StopRequest, *, resume: bool
 ) -> RunRecord:
     """Run all steps, restore the best weights, score the test split, save."""
-    progress = load_newest(job) if resume else Progress()
+    progress = take_up(job, started, record.reporter.note) if resume else Progress(started)
     asked = Limits(job.config.batch, job.config.model.gradient_checkpointing)
     limits = kept_limits(job.folder, asked) if resume else asked
     if limits.checkpointing != asked.checkpointing:
@@ -111,14 +115,13 @@ def _train(  # what one run is made of
     run = first_line(job.folder.name, job.run, device_name(job.engine.device), job.num_steps, job.prediction)
     run = run.model_copy(update={"labels": _labels_line(job)})
     if job.process.is_main:
-        (job.folder / CONFIG).write_text(dump_config(job.config), encoding="utf-8")
-        record.write(run)
-    if record.reporter:
-        record.reporter.start(run, job.folder)
-    with _saved_when_stopped(job, progress, stop):
+        replace_text(job.folder / CONFIG, dump_config(job.config))
+    record.write(run)
+    record.reporter.start(run, job.folder)
+    with explained_divergence(job), _saved_when_stopped(job, progress, stop):
         with closing(_watch(job, progress, record, snapshot)) as watch:
             status = _run_steps(job, progress, record, watch, attempts)
-        return _finish(job, progress, record, run, status, started, stop)
+        return _finish(job, progress, record, run, status, stop)
 
 
 @contextmanager
@@ -135,23 +138,23 @@ def _saved_when_stopped(job: Job, progress: Progress, stop: StopRequest) -> Iter
             ) from None
 
 
-def _finish(  # noqa: PLR0913  # what one run is made of
-    job: Job, progress: Progress, record: _Recorder, run: RunLine, status: Status, started: float, stop: StopRequest
+def _finish(
+    job: Job, progress: Progress, record: _Recorder, run: RunLine, status: Status, stop: StopRequest
 ) -> RunRecord:
-    """Restore the best weights, score the test split, save."""
+    """Restore the best weights, save, score the test split."""
     if progress.best_step not in (None, progress.step):
         job.engine.load_trainable_state(checkpoint.load_best(job.folder / CHECKPOINTS))
+    save_model(job.engine, method_of(job.config), job.tokenizer, job.folder)
     if job.data.test is not None:
         with stop.during(Work.READING):
             _score(job, progress, record, "test", job.data.test)
-    save_model(job.engine, method_of(job.config), job.tokenizer, job.folder)
     measurement = _measure(job, progress)
     result = ResultLine(
         status=status,
         num_steps=progress.step,
         best_step=progress.best_step,
         train_seconds=progress.train_seconds,
-        total_seconds=time.perf_counter() - started,
+        total_seconds=progress.total_seconds,
         measurement=measurement,
     )
     record.write(result)
@@ -159,8 +162,7 @@ def _finish(  # noqa: PLR0913  # what one run is made of
         return RunRecord(run=run, result=result)
     whole = read_record(job.folder)
     write_card(job.folder, job.config, whole, job.data.label_names, job.tokenizer.pad_token_id)
-    if record.reporter:
-        record.reporter.finish(whole, job.folder)
+    record.reporter.finish(whole, job.folder)
     return whole
 
 
@@ -186,6 +188,17 @@ def _run_steps(job: Job, progress: Progress, record: _Recorder, watch: Watch, at
 
 
 def _steps_from(job: Job, progress: Progress, record: _Recorder, watch: Watch, attempts: Attempts) -> Status:
+    finite = FiniteSteps(may_skip=job.run.precision == "fp16")
+    try:
+        return _take_steps(job, progress, record, watch, attempts, finite)
+    except StopNow:
+        finite.check()  # the weights are about to be saved
+        raise
+
+
+def _take_steps(
+    job: Job, progress: Progress, record: _Recorder, watch: Watch, attempts: Attempts, finite: FiniteSteps
+) -> Status:
     training = job.config.training
     batches = global_batches(
         len(job.data.train), job.config.batch.global_batch_size, training.seed, job.num_steps, progress.step + 1
@@ -196,24 +209,25 @@ def _steps_from(job: Job, progress: Progress, record: _Recorder, watch: Watch, a
             return "stopped early"
         heart.beat(batch.step)
         result = take_step(job, batch, watch, attempts)
+        finite.add(batch.step, result)
         progress.step, progress.epoch = batch.step, batch.epoch
         is_end = batch.step == job.num_steps
         progress.owes_validation = is_end or _is_due(batch, training.eval_every)
         window.add(job.data.train, batch)
-        if record.reporter:
-            record.reporter.advance(batch.step)
+        record.reporter.advance(batch.step)
         if is_end or batch.step % training.log_every == 0:
+            finite.check()
             _log_step(job, progress, record, result, window)
         if attempts.stops:
             raise StopNow
         if progress.owes_validation:
-            if window.num_steps:
-                window.close(progress)
+            finite.check()
+            window.pause(progress)
             _validate(job, progress, record, attempts.stop)
             window = Window()
         if is_end or _is_due(batch, training.checkpoint_every):
-            if window.num_steps:
-                window.close(progress)
+            finite.check()
+            window.pause(progress)
             save(job, progress)
             window = Window()
     return "completed"
@@ -232,11 +246,6 @@ def _log_step(job: Job, progress: Progress, record: _Recorder, result: StepResul
     loss, norm = float(result.loss), float(result.grad_norm)  # reading waits for the device, so the clock is right
     step_seconds, tokens_per_second = window.close(progress)
     config = job.config
-    if not math.isfinite(loss):
-        raise DivergedError(
-            f"the loss at step {progress.step} is {loss}; lower optimizer.learning_rate={config.learning_rate:g}, "
-            "warm up longer, or compute in bf16 or fp32. The last checkpoint is kept"
-        )
     line = StepLine(
         step=progress.step,
         epoch=progress.epoch,
@@ -247,21 +256,20 @@ def _log_step(job: Job, progress: Progress, record: _Recorder, result: StepResul
         tokens_per_second=tokens_per_second,
     )
     record.write(line)
-    if record.reporter:
-        reached = job.meter.overall()
-        active, process = reached.active_bytes, reached.process_bytes
-        record.reporter.step(line, active if active is not None else process)
+    reached = job.meter.overall()
+    active, process = reached.active_bytes, reached.process_bytes
+    record.reporter.step(line, active if active is not None else process)
 
 
 def _score(job: Job, progress: Progress, record: _Recorder, name: str, split: TokenSplit) -> EvaluationLine:
     scores = evaluate(job.engine, split, job.config.batch, job.padding, job.data.labels, job.meter)
     step = progress.step if name == "validation" else progress.best_step or progress.step
+    check_loss(scores.loss, name, step)
     line = EvaluationLine(step=step, epoch=progress.epoch, split=name, **scores.model_dump())
     record.write(line)
-    if record.reporter:
-        record.reporter.evaluation(line)
-        for remark in remarks(name, line, job.data.labels):
-            record.reporter.note(remark)
+    record.reporter.evaluation(line)
+    for remark in remarks(name, line, job.data.labels):
+        record.reporter.note(remark)
     return line
 
 

@@ -1,12 +1,16 @@
 """Keep what a run needs to go on, and take it up again: checkpoints, and the best weights so far."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import distributed
 
-from ftkit.errors import CheckpointError, DoesNotFitError
+from ftkit.errors import CheckpointError, DivergedError, DoesNotFitError
 from ftkit.records.files import CHECKPOINTS
 from ftkit.records.schema import Scores
 from ftkit.report.metrics import METRICS
 from ftkit.training import checkpoint
+from ftkit.training.finite import check_tensors
 from ftkit.training.recovery.attempts import UpdateFailedError
 from ftkit.training.setup import Job
 from ftkit.training.state import Progress
@@ -28,6 +32,7 @@ def judge(job: Job, progress: Progress, scores: Scores) -> None:
         return
     progress.best_value, progress.best_step, progress.num_without_improvement = value, progress.step, 0
     weights = job.engine.trainable_state()
+    check_tensors(weights, "weight", progress.step)
     if job.process.is_main:
         checkpoint.save_best(job.folder / CHECKPOINTS, weights)
     _meet(job)
@@ -41,13 +46,15 @@ def save(job: Job, progress: Progress) -> None:
         progress: where it stands.
     """
     weights, moments = job.engine.trainable_state(), job.engine.optimizer_state()
+    check_tensors(weights, "weight", progress.step)
+    check_tensors(moments, "moment", progress.step)
     if job.process.is_main:
         checkpoint.save_checkpoint(job.folder / CHECKPOINTS, job.state(progress), weights, moments)
     _meet(job)
 
 
-def load_newest(job: Job) -> Progress:
-    """Take up the newest checkpoint that is whole.
+def load_newest(job: Job) -> checkpoint.TrainingState:
+    """Load the newest checkpoint of a run into its engine.
 
     Args:
         job: the run; every rank calls this.
@@ -63,17 +70,11 @@ def load_newest(job: Job) -> Progress:
     if not found:
         raise CheckpointError(f"no checkpoint in {folder}; start without --resume")
     saved, weights, moments = checkpoint.load_checkpoint(found[-1])
-    checkpoint.check_resumable(found[-1], saved, job.state(Progress()).config, job.data.fingerprint)
+    config = checkpoint.resumable_part(job.config.model_dump(mode="json"))
+    checkpoint.check_resumable(found[-1], saved, config, job.data.fingerprint)
     job.engine.load_trainable_state(weights)
     job.engine.load_optimizer_state(moments)
-    return Progress(
-        step=saved.step,
-        best_value=saved.best_value,
-        best_step=saved.best_step,
-        num_without_improvement=saved.num_without_improvement,
-        train_seconds=saved.train_seconds,
-        owes_validation=saved.owes_validation,
-    )
+    return saved
 
 
 def go_back(job: Job, progress: Progress, error: UpdateFailedError) -> None:
@@ -97,6 +98,27 @@ def go_back(job: Job, progress: Progress, error: UpdateFailedError) -> None:
     progress.step, progress.owes_validation = saved.step, saved.owes_validation
     progress.best_value, progress.best_step = saved.best_value, saved.best_step
     progress.num_without_improvement = saved.num_without_improvement
+
+
+@contextmanager
+def explained_divergence(job: Job) -> Iterator[None]:
+    """Say of a run whose numbers are not finite what would help, and where it can go on.
+
+    Args:
+        job: the run.
+
+    Raises:
+        DivergedError: with the sentence of the one that came, the cures and the last good checkpoint.
+    """
+    try:
+        yield
+    except DivergedError as error:
+        *_, good = (None, *checkpoint.list_checkpoints(job.folder / CHECKPOINTS))
+        kept = f"The last good checkpoint is {good}: --resume {job.folder} goes on from there"
+        raise DivergedError(
+            f"{error}; lower optimizer.learning_rate={job.config.learning_rate:g}, warm up longer, or compute in bf16 "
+            f"or fp32. {kept if good else 'No checkpoint had been written: start anew with --overwrite'}"
+        ) from None
 
 
 def _meet(job: Job) -> None:

@@ -85,6 +85,7 @@ class Job:
             best_step=progress.best_step,
             num_without_improvement=progress.num_without_improvement,
             train_seconds=progress.train_seconds,
+            total_seconds=progress.total_seconds,
             owes_validation=progress.owes_validation,
         )
 

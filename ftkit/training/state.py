@@ -14,6 +14,10 @@ from ftkit.data.batching import GlobalBatch
 class Progress:
     """Where a run stands; the only thing here that changes."""
 
+    started: float
+    """When this process began, by `time.perf_counter`."""
+    earlier_seconds: float = 0.0
+    """What earlier processes of the run took, up to the checkpoint that it went on from."""
     step: int = 0
     epoch: float = 0.0
     best_value: float | None = None
@@ -24,6 +28,11 @@ class Progress:
     step_seconds: list[float] = field(default_factory=list)
     num_tokens: int = 0
     num_samples: int = 0
+
+    @property
+    def total_seconds(self) -> float:
+        """What the run has taken so far, loading and evaluations included."""
+        return self.earlier_seconds + time.perf_counter() - self.started
 
     def speed(self) -> dict[str, Any]:
         """Return the figures of a `Measurement` that time gives; none of a run that had no step left to take."""
@@ -54,6 +63,11 @@ class Window:
         self.num_steps += 1
         self.num_tokens += int(split.lengths[batch.indices].sum())
         self.num_samples += len(batch.indices)
+
+    def pause(self, progress: Progress) -> None:
+        """Add what passed to the progress, if anything did, before something else than steps takes time."""
+        if self.num_steps:
+            self.close(progress)
 
     def close(self, progress: Progress) -> tuple[float, float]:
         """Add what passed to the progress; return seconds per step and tokens per second."""

@@ -82,7 +82,7 @@ def test_segments_are_to_grow_unless_the_user_said_otherwise(said, found, monkey
         monkeypatch.delenv(name, raising=False)
     for name, value in said.items():
         monkeypatch.setenv(name, value)
-    code = "from ftkit.memory import grow_segments; grow_segments(); import torch; "
+    code = "from ftkit.machine.memory import grow_segments; grow_segments(); import torch; "
     code += "print(torch._C._accelerator_getAllocatorSettings())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout.strip(), done.returncode) == (found, 0), done.stderr

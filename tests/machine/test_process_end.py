@@ -12,7 +12,7 @@ from ftkit.sweep.sweep import explain_failure
 PROGRAM = """
 import sys, time, click, torch
 from ftkit.cli.options import user_errors
-from ftkit.distributed import ProcessContext, first_decides, joined
+from ftkit.machine.process import ProcessContext, first_decides, joined
 from ftkit.errors import DataError
 
 process = ProcessContext.from_environment()
@@ -96,7 +96,7 @@ def test_a_rank_that_fails_says_why_and_the_other_says_that_it_lost_it(how, code
 def test_a_launched_process_ends_before_the_interpreter_cleans_up(place, code):
     program = (
         "import atexit, os\n"
-        "from ftkit.distributed import end_if_launched\n"
+        "from ftkit.machine.process import end_if_launched\n"
         "atexit.register(os.abort)\n"
         "print('whole')\n"
         "end_if_launched()\n"

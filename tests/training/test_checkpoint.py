@@ -1,6 +1,8 @@
 """A checkpoint is whole or not there, and says what is wrong with it."""
 
 import errno
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,10 +55,42 @@ def test_a_truncated_or_missing_file_is_named(name, tmp_path):
         checkpoint.load_checkpoint(path)
 
 
-def test_an_unfinished_checkpoint_is_not_listed(tmp_path):
+@pytest.mark.parametrize("name", ["step-00000002.tmp", "step-00000002.old", "step-two"])
+def test_what_is_not_a_whole_checkpoint_is_not_listed(name, tmp_path):
     checkpoint.save_checkpoint(tmp_path, state(), WEIGHTS, {})
-    (tmp_path / "step-00000002.tmp").mkdir()
+    (tmp_path / name).mkdir()
     assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["step-00000001"]
+
+
+def test_the_best_weights_are_there_at_every_moment_of_their_replacement(tmp_path, monkeypatch):
+    """A kill before each call that renames or removes something: what was best is still found, or what is."""
+    found = []
+
+    def watched(function):
+        def call(*arguments, **options):
+            if (tmp_path / checkpoint.BEST).is_file():
+                found.append(int(checkpoint.load_best(tmp_path)["a"].sum()))
+            return function(*arguments, **options)
+
+        return call
+
+    for target in (Path, "rename"), (Path, "replace"), (shutil, "rmtree"):
+        monkeypatch.setattr(*target, watched(getattr(*target)))
+    for value in (1, 2, 3):
+        checkpoint.save_best(tmp_path, {"a": torch.tensor(value)})
+        assert int(checkpoint.load_best(tmp_path)["a"]) == value
+    assert found == sorted(found)
+    assert {1, 2, 3} == set(found)
+    assert sum(path.is_dir() for path in tmp_path.iterdir()) == 1, "the weights that were best take no room"
+
+
+def test_best_weights_that_a_kill_left_half_written_do_not_stand_in_the_way(tmp_path):
+    checkpoint.save_best(tmp_path, {"a": torch.tensor(1)})
+    for name in ("best-a", "best-b", "best-b.tmp", "best.tmp"):
+        (tmp_path / name).mkdir(exist_ok=True) if name != "best.tmp" else (tmp_path / name).write_text("")
+    assert int(checkpoint.load_best(tmp_path)["a"]) == 1
+    checkpoint.save_best(tmp_path, {"a": torch.tensor(2)})
+    assert int(checkpoint.load_best(tmp_path)["a"]) == 2
 
 
 def test_another_configuration_or_other_data_is_refused_by_name(tmp_path):
@@ -67,7 +101,13 @@ def test_another_configuration_or_other_data_is_refused_by_name(tmp_path):
         checkpoint.check_resumable(tmp_path, state(), state().config, "g")
 
 
-def test_the_cut_and_the_engine_may_change_between_start_and_resume(tmp_path):
-    changed = RunConfig(batch={"micro_batch_size": 1}, engine={"zero_stage": 3}, output={"folder": "x"})
+def test_the_cut_the_engine_the_precision_and_the_end_may_change_between_start_and_resume(tmp_path):
+    changed = RunConfig(
+        batch={"micro_batch_size": 1},
+        engine={"zero_stage": 3},
+        output={"folder": "x"},
+        model={"precision": "bf16"},
+        training={"epochs": None, "max_steps": 9, "early_stopping_patience": 2},
+    )
     config = checkpoint.resumable_part(changed.model_dump(mode="json"))
     checkpoint.check_resumable(tmp_path, state(), config, "f")

@@ -1,0 +1,75 @@
+"""Go on with a run from its newest checkpoint, to the end that it had or to a later one."""
+
+from collections.abc import Callable
+
+from ftkit.engine.optim import learning_rate_at
+from ftkit.errors import CheckpointError
+from ftkit.records.files import read_record
+from ftkit.training import checkpoint
+from ftkit.training.saving import load_newest
+from ftkit.training.setup import Job
+from ftkit.training.state import Progress
+
+
+def take_up(job: Job, started: float, note: Callable[[str], None]) -> Progress:
+    """Load the newest checkpoint of a run into its engine.
+
+    Args:
+        job: the run, set up as it is to go on.
+        started: when this process began, by `time.perf_counter`.
+        note: told where it goes on, if its end is another one than it was.
+
+    Returns:
+        Where the run stands.
+
+    Raises:
+        CheckpointError: there is no checkpoint, it is damaged, it is of another run, or no step is left to take.
+    """
+    saved = load_newest(job)
+    _check_end(job, saved)
+    if saved.num_steps != job.num_steps:
+        note(_new_end(job, saved))
+    return Progress(
+        started,
+        earlier_seconds=saved.total_seconds,
+        step=saved.step,
+        best_value=saved.best_value,
+        best_step=saved.best_step,
+        num_without_improvement=saved.num_without_improvement,
+        train_seconds=saved.train_seconds,
+        owes_validation=saved.owes_validation,
+    )
+
+
+def _check_end(job: Job, saved: checkpoint.TrainingState) -> None:
+    """Refuse an end that the run has passed; a run that was stopped between its last step and its result goes on."""
+    record = read_record(job.folder)
+    is_behind = job.num_steps < saved.step or (job.num_steps == saved.step and record.result is not None)
+    if is_behind:
+        training = job.config.training
+        ends = " and ".join(
+            f"training.{key}={value:g}"
+            for key in ("epochs", "max_steps")
+            if (value := getattr(training, key)) is not None
+        )
+        raise CheckpointError(
+            f"the run in {job.folder} has taken {saved.step} steps, and {ends} ends it at step {job.num_steps}; "
+            "to train it for longer, give more --epochs or --max-steps"
+        )
+    patience, waited = job.config.training.early_stopping_patience, saved.num_without_improvement
+    if record.result is not None and patience is not None and waited >= patience:
+        raise CheckpointError(
+            f"the run in {job.folder} stopped early: {waited} validations brought no improvement, and "
+            f"training.early_stopping_patience is {patience}; to train it for longer, raise that too"
+        )
+
+
+def _new_end(job: Job, saved: checkpoint.TrainingState) -> str:
+    config, step = job.config, saved.step + 1
+    text = f"going on from step {saved.step} to step {job.num_steps}; the run was to end at step {saved.num_steps}"
+    if config.schedule.name == "constant" or step > job.num_steps:
+        return text
+    rate = learning_rate_at(step, job.num_steps, config.schedule, config.learning_rate)
+    return (
+        f"{text}. The {config.schedule.name} schedule now spans all {job.num_steps} steps: step {step} has {rate:.2e}"
+    )
