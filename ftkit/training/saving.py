@@ -113,11 +113,15 @@ def explained_divergence(job: Job) -> Iterator[None]:
     try:
         yield
     except DivergedError as error:
-        *_, good = (None, *checkpoint.list_checkpoints(job.folder / CHECKPOINTS))
-        kept = f"The last good checkpoint is {good}: --resume {job.folder} goes on from there"
+        good = checkpoint.list_checkpoints(job.folder / CHECKPOINTS)
+        kept = (
+            f"The last good checkpoint is {good[-1]}: --resume {job.folder} goes on from there"
+            if good
+            else "No checkpoint had been written: start anew with --overwrite"
+        )
         raise DivergedError(
             f"{error}; lower optimizer.learning_rate={job.config.learning_rate:g}, warm up longer, or compute in bf16 "
-            f"or fp32. {kept if good else 'No checkpoint had been written: start anew with --overwrite'}"
+            f"or fp32. {kept}"
         ) from None
 
 
