@@ -1,5 +1,6 @@
 """Keep what a run needs to go on, and take it up again: checkpoints, and the best weights so far."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,7 +28,7 @@ def judge(job: Job, progress: Progress, scores: Scores) -> None:
     metric = job.config.training.best_metric
     value: float | None = getattr(scores, metric)  # None: a correlation with what is all the same
     best = progress.best_value
-    if value is None or (best is not None and not METRICS[metric].is_better(value, best)):
+    if value is None or not math.isfinite(value) or (best is not None and not METRICS[metric].is_better(value, best)):
         progress.num_without_improvement += 1
         return
     progress.best_value, progress.best_step, progress.num_without_improvement = value, progress.step, 0
