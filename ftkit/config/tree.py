@@ -62,7 +62,7 @@ class DataConfig(Section):
     dataset: str = DEMO
     """Hub name, file, folder, or `demo` for the embedded movie reviews."""
     subset: str | None = None
-    """The configuration of a hub dataset, such as `sst2` of `glue`."""
+    """The configuration of a hub dataset, such as `sst2` of `glue`; the sheet of an Excel workbook."""
     encoding: str = "utf-8"
     """The encoding of text files (CSV, TSV, JSON, JSONL, txt), such as `cp1252` for files of Windows and Excel."""
     separator: str | None = None

@@ -171,6 +171,6 @@ def _notes(layout: Layout, dialect: Dialect, separator: str, config: DataConfig)
         f"{SEPARATORS.get(dialect.separator, repr(dialect.separator))} between columns": dialect.separator != separator,
         f"in {config.encoding}": not is_utf8(config.encoding),
         quotes.get(dialect.quotes, ""): dialect.quotes in quotes,
-        f"{layout.num_quoted_ends:,} line ends inside quotes": layout.num_quoted_ends > 0,
+        f"line ends inside quotes: {layout.num_quoted_ends:,}": layout.num_quoted_ends > 0,
     }
     return tuple(words for words, is_so in told.items() if is_so)

@@ -9,6 +9,7 @@ from ftkit.config.tree import DataConfig
 from ftkit.data.arrow_files import read_arrow, read_parquet
 from ftkit.data.decoding import COMPRESSIONS, text_lines
 from ftkit.data.delimited import read_delimited
+from ftkit.data.excel import read_workbook
 from ftkit.data.json_files import read_json, read_json_lines
 from ftkit.data.shards import Shard
 from ftkit.errors import DataError, nearest
@@ -33,7 +34,7 @@ def read_file(path: Path, config: DataConfig) -> Shard:
 
     Args:
         path: the file; its suffix says what it is.
-        config: `encoding` of text files; `separator` and `quotes` of CSV and TSV.
+        config: `encoding` of text files; `separator` and `quotes` of CSV and TSV; `subset`, a workbook's sheet.
 
     Returns:
         At least one row.
@@ -90,5 +91,7 @@ KINDS: dict[str, Callable[[Path, DataConfig], Shard]] = {
     **_TEXT_KINDS,
     ".parquet": lambda path, _: read_parquet(path),
     ".arrow": lambda path, _: read_arrow(path),
+    ".xlsx": lambda path, config: read_workbook(path, config.subset),
+    ".xlsm": lambda path, config: read_workbook(path, config.subset),
 }
 """The suffixes of the files that are read, and what reads them."""

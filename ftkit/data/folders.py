@@ -4,7 +4,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ftkit.data.files import KINDS, kind_of_file
+from ftkit.config.tree import DataConfig
+from ftkit.data.files import KINDS, kind_of_file, read_file
+from ftkit.data.shards import Shard
 from ftkit.errors import DataError
 
 _SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d+)-of-(?P<count>\d+)(-[0-9a-f]+)?")
@@ -22,12 +24,22 @@ class FolderFiles:
     folder: Path
     splits: dict[str, list[Path]]
 
-    def shards(self, split: str) -> list[Path]:
-        """Return the files of a split in order.
+    def shards(self, split: str, config: DataConfig) -> tuple[Shard, ...]:
+        """Read the files of a split in order.
+
+        Args:
+            split: a name in `splits`.
+            config: how text files are written.
+
+        Returns:
+            What each file gives.
 
         Raises:
-            DataError: several files have the name of the split, or a shard is missing.
+            DataError: several files have the name of the split, a shard is missing, or a file cannot be read.
         """
+        return tuple(read_file(path, config) for path in self._paths(split))
+
+    def _paths(self, split: str) -> list[Path]:
         files = self.splits[split]
         numbered = {int(match["number"]): (file, int(match["count"])) for file in files if (match := _match(file))}
         if len(files) == 1 and not numbered:
@@ -45,11 +57,12 @@ class FolderFiles:
             raise DataError(f"{self.folder}: {names} are shards of {split!r}, but {told}; add or remove files")
         return [numbered[number][0] for number in sorted(numbered)]
 
-    def unread(self, used: list[Path]) -> list[str]:
-        """Return the names of the other things that lie beside the files that are used."""
-        places = [self.folder, *({file.parent for file in used} - {self.folder})]
+    def unread(self, used: list[str]) -> list[str]:
+        """Return the names of what lies beside the files of the splits that are used."""
+        read = [file for split in used for file in self.splits[split]]
+        places = [self.folder, *({file.parent for file in read} - {self.folder})]
         lying = (entry for place in places for entry in sorted(place.iterdir()) if not entry.name.startswith("."))
-        kept = {*used, *(file.parent for file in used)}
+        kept = {*read, *(file.parent for file in read)}
         return [str(entry.relative_to(self.folder)) for entry in lying if entry not in kept]
 
 

@@ -178,10 +178,10 @@ def _pick(split: Split, name: str) -> pa.ChunkedArray:
 
 
 def _places(split: Split) -> dict[str, Any]:
-    files = pa.array([f"{shard.name}, {shard.unit}" for shard in split.shards])
-    indices = np.repeat(np.arange(len(split.shards), dtype=np.int32), [shard.table.num_rows for shard in split.shards])
-    numbers = np.concatenate([shard.numbers for shard in split.shards])
-    return {"file": pa.DictionaryArray.from_arrays(pa.array(indices), files), "row": pa.array(numbers)}
+    sources = [(words, count) for shard in split.shards for words, count in shard.sources.items()]
+    indices = np.repeat(np.arange(len(sources), dtype=np.int32), [count for _, count in sources])
+    files = pa.DictionaryArray.from_arrays(pa.array(indices), pa.array([words for words, _ in sources]))
+    return {"file": files, "row": pa.array(np.concatenate([shard.numbers for shard in split.shards]))}
 
 
 def _key(texts: tuple[Any, ...]) -> int:

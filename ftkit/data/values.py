@@ -8,6 +8,7 @@ Arrow would give every object the keys of all others, and turn whole numbers bes
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
+from datetime import date, datetime, time, timedelta
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +18,16 @@ from ftkit.errors import DataError
 Row = dict[str, Any]
 _CHUNK_ROWS = 10_000  # Python objects are some ten times their Arrow bytes: hold few of them
 _EXACT = 2**53  # the whole numbers below it are exact as float64
-_SCALARS: dict[type, pa.DataType] = {str: pa.large_string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
+_SCALARS: dict[type, pa.DataType] = {
+    str: pa.large_string(),
+    bool: pa.bool_(),
+    int: pa.int64(),
+    float: pa.float64(),
+    datetime: pa.timestamp("us"),  # this and what follows are Excel's
+    date: pa.date32(),
+    time: pa.time64("us"),
+    timedelta: pa.duration("us"),
+}
 _JSON = pa.json_(pa.large_string())
 _ENCODE = json.JSONEncoder(ensure_ascii=False, default=str).encode
 _WORDS = {

@@ -224,7 +224,7 @@ def test_every_row_knows_its_line(tmp_path):
     (tmp_path / "d.csv").write_bytes(b'sep=;\n\ntext;id\n\n"a\nb";1\n\nc;2\n"d";3')
     shard = read_file(tmp_path / "d.csv", DataConfig())
     assert [shard.where(row)[-6:] for row in range(3)] == ["line 5", "line 8", "line 9"]
-    assert shard.notes == ("semicolons between columns", "1 line ends inside quotes")
+    assert shard.notes == ("semicolons between columns", "line ends inside quotes: 1")
 
 
 def test_rows_across_blocks_are_counted_once(tmp_path, monkeypatch):

@@ -42,7 +42,7 @@ def labelled(labels):
 CLASSIFICATION = {
     "an empty file": ("d.csv", "", {}, ["d.csv", "empty"]),
     "a header alone": ("d.csv", "text,label\n", {}, ["no rows", "header"]),
-    "an unknown suffix": ("d.xlsx", "x", {}, [".xlsx", ".csv", ".parquet"]),
+    "an unknown suffix": ("d.docx", "x", {}, [".docx", ".csv", ".parquet"]),
     "a pickle": ("d.pkl", "x", {}, [".pkl", "are not read"]),
     "a missing text column": ("d.csv", GOOD, {"text_column": "txt"}, ["data.text_column='txt'", "did you mean 'text'"]),
     "a missing label column": ("d.csv", GOOD, {"label_column": "lable"}, ["'lable'", "did you mean 'label'"]),
@@ -277,7 +277,7 @@ CAUSAL = {
         {},
         ["d.jsonl, line 1", "without a role", "'user'"],
     ),
-    "messages as text": ("d.csv", "messages\nhello\n", {}, ["row 1", "not JSON", "'role'"]),
+    "messages as text": ("d.csv", "messages\nhello\n", {}, ["d.csv, line 2", "not JSON", "'role'"]),
     "messages as an object": ("d.jsonl", lines({"messages": {"a": 1}}), {}, ["d.jsonl, line 1", "an object", "'role'"]),
     "no assistant": (
         "d.jsonl",

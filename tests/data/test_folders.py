@@ -3,6 +3,9 @@
 import pytest
 
 from ftkit.config.tree import DataConfig
+from ftkit.data.columns import Columns
+from ftkit.data.fields import gather
+from ftkit.data.rows import select_rows, where
 from ftkit.data.sources import load_source
 from ftkit.errors import DataError
 
@@ -69,3 +72,53 @@ def test_what_could_be_meant_in_two_ways_is_refused(names, words, tmp_path):
     with pytest.raises(DataError) as caught:
         load(tmp_path, *names)
     assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
+
+
+def write_texts(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"the text of {name}\n")
+
+
+def test_folders_of_text_files_are_classes(tmp_path):
+    write_texts(
+        tmp_path, "spam/2.txt", "spam/1.txt", "ham/1.txt", "spam/old/3.txt", "ham/x.html", "notes/x.md", "all.txt"
+    )
+    source = load_source(DataConfig(dataset=str(tmp_path)))
+    train = source.splits["train"]
+    assert gather(train, "label").to_pylist() == ["ham", "spam", "spam"]
+    assert gather(train, "text").to_pylist()[1] == "the text of spam/1.txt\n"
+    assert source.files == {"train": ("ham (1 file)", "spam (2 files)")}
+    assert source.unread == ("all.txt", "notes", "ham/x.html", "spam/old")
+    rows = select_rows(train, Columns("labelled", "text", label="label"))
+    assert where(rows, 2) == f"{tmp_path}/spam/2.txt, line 1"
+
+
+def test_classes_below_the_names_of_splits_make_up_those_splits(tmp_path):
+    write_texts(
+        tmp_path, "train/pos/1.txt", "train/neg/1.txt", "test/pos/1.txt", "test/neg/1.txt", "test_old/pos/1.txt"
+    )
+    write_texts(tmp_path, "train/urls.txt", "README.txt")
+    source = load_source(DataConfig(dataset=str(tmp_path)))
+    assert source.files == {
+        "train": ("train/neg (1 file)", "train/pos (1 file)"),
+        "test": ("test/neg (1 file)", "test/pos (1 file)"),
+    }
+    assert source.unread == ("README.txt", "test_old", "train/urls.txt")
+
+
+def test_text_files_alone_are_documents(tmp_path):
+    write_texts(tmp_path, "b.txt", "a.txt")
+    source = load_source(DataConfig(dataset=str(tmp_path)))
+    assert gather(source.splits["train"], "text").to_pylist() == ["the text of a.txt\n", "the text of b.txt\n"]
+    assert not source.is_lines
+    assert source.files == {"train": ("its .txt files (2 files)",)}
+
+
+def test_a_text_of_another_encoding_is_refused_with_its_file(tmp_path):
+    write_texts(tmp_path, "spam/1.txt", "ham/1.txt")
+    (tmp_path / "spam" / "2.txt").write_bytes("café".encode("cp1252"))
+    with pytest.raises(DataError, match=r"spam/2\.txt: line 1, byte 3.*data\.encoding=cp1252"):
+        load_source(DataConfig(dataset=str(tmp_path)))
+    source = load_source(DataConfig(dataset=str(tmp_path), encoding="cp1252"))
+    assert gather(source.splits["train"], "text").to_pylist()[2] == "café"
