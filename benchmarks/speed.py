@@ -24,9 +24,9 @@ its times are short; what counts is whether the order is the published one.
 
 - LitGPT publishes minutes for a thousand iterations over Alpaca, and not how long its samples were: an iteration is
   traced with {tokens} tokens a sample (the longest, which decides memory, comes once).
-- torchtune's rows are tokens a second. Where they were compiled, operators that only move bytes count nothing: the
-  compiler fuses them into their neighbours.
-- Several GPUs are left out: what goes over their wires is not on these traces.
+- torchtune's rows are tokens a second. Where they were compiled, operators that only move bytes count as free, because
+  the compiler fuses them into their neighbours.
+- Rows with several GPUs are left out, since these traces do not contain what goes over the wires.
 """
 
 

@@ -1,7 +1,7 @@
 """Models in GGUF, dequantized once into a folder of safetensors, which loads in a second; the only importer of gguf.
 
-What transformers makes of a GGUF file takes half a minute for a small one, believes that it is quantized, and cannot
-be saved. So the first run converts, into the cache (`ftkit.disk.cache_folder`), and all others load what it left there.
+transformers takes half a minute to load even a small GGUF file, takes the model for a quantized one, and cannot save
+it. So the first run converts it into the cache (`ftkit.machine.disk.cache_folder`), and all others load it from there.
 """
 
 import contextlib

@@ -95,9 +95,9 @@ def test_the_page_says_that_a_run_that_ftkit_could_hold_is_no_verdict_on_the_pub
         f"{row['id']} ftkit": {"reserved_bytes": 38 * 2**30, "fits": True, "fits_grown": True},
     }
     page = verdict_table.page([row], found, room, lambda _: "")
-    assert f"\n{row['id']}: the stack's own trace says what was published" in page
+    assert f"\n{row['id']}: the stack's own trace agrees" in page
     del found[f"{row['id']} ftkit"]
-    assert "the stack's own trace says what was published" not in verdict_table.page([row], found, room, lambda _: "")
+    assert "the stack's own trace agrees" not in verdict_table.page([row], found, room, lambda _: "")
 
 
 def test_rows_of_any_library_on_transformers_are_traced_by_what_they_say():
