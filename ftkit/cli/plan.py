@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,14 +10,16 @@ import click
 
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
 from ftkit.config.files import as_settings, dump_config
+from ftkit.errors import ConfigError
 from ftkit.machine.hub import work_offline_if_unreachable
 from ftkit.machine.memory import quiet_collector
 from ftkit.units import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from ftkit.config.tree import RunConfig
+    from ftkit.engine.resolve import ResolvedRun
     from ftkit.plan.search import Candidate
     from ftkit.plan.shapes import Sequences
     from ftkit.plan.target import Target
@@ -33,8 +36,12 @@ SHOWN = 10
 @click.option("--memory-budget", metavar="SIZE", help="What one device has, such as 8GiB.")
 @click.option("--ram-budget", metavar="SIZE", help="What the host has.")
 @click.option("--samples", type=click.IntRange(min=1), help="Training sequences, for the number of steps.")
-@click.option("--search", "is_search", is_flag=True, help="Rank what fits by speed, and write the winner.")
-@click.option("--write", type=click.Path(path_type=Path), help="Where --search writes the winner, as YAML for train.")
+@click.option("--search", "is_search", is_flag=True, help="Rank what fits by speed.")
+@click.option(
+    "--write",
+    type=click.Path(path_type=Path),
+    help="Write the configuration, if it fits, as YAML for train: that of --search, or the one that was asked for.",
+)
 @click.option("--exact", is_flag=True, help="Trace every layer instead of unrolling the layers that are alike.")
 @click.option("--json", "as_json", is_flag=True, help="Print the prediction as JSON.")
 def plan(  # noqa: PLR0913  # one parameter a flag
@@ -57,11 +64,13 @@ def plan(  # noqa: PLR0913  # one parameter a flag
     # The collector would take a sixth of a plan's time, and finds nothing in what the imports bring.
     with user_errors(), quiet_collector(trusts=True):
         config = read_config(flags)
+        _check_file(write)
         from ftkit.plan.architectures import find_architecture, find_row
 
         if find_row(config.model.name) is None:
             work_offline_if_unreachable((config.model.name,))
         quieten()
+        from ftkit.engine.resolve import resolve
         from ftkit.plan.predict import Tapes, predict
         from ftkit.plan.search import settled
         from ftkit.plan.shapes import Sequences
@@ -79,21 +88,26 @@ def plan(  # noqa: PLR0913  # one parameter a flag
         if as_json:
             click.echo(prediction.model_dump_json())
         else:
-            click.echo("\n".join(prediction_lines(prediction, gpus)))
+            click.echo("\n".join(prediction_lines(prediction, resolve(config, target.devices))))
             if not prediction.fits:
                 _show_cures(config, target, sequences)
+        if write is not None and prediction.fits:
+            _write(write, config, target)
+            if not as_json:
+                click.echo(_train_command(config, target, write))
     if not prediction.fits:
+        if write is not None:
+            click.echo(f"{write} is not written: the configuration does not fit", err=True)
         click.get_current_context().exit(8)
 
 
-def prediction_lines(prediction: "Prediction", num_devices: int = 1) -> list[str]:
-    """Return a prediction as lines of text."""
+def prediction_lines(prediction: "Prediction", run: "ResolvedRun") -> list[str]:
+    """Return a prediction of a run as lines of text."""
     verdict = "fits" if prediction.fits else f"does not fit: {prediction.reason}"
+    where = f"{run.devices.world_size} x {prediction.device}, {format_bytes(prediction.budget_bytes or 0)} each"
     rows = [
-        (
-            "verdict",
-            f"{verdict} ({num_devices} x {prediction.device}, {format_bytes(prediction.budget_bytes or 0)} each)",
-        ),
+        ("verdict", f"{verdict} ({where})"),
+        ("engine", _engine(run)),
         ("step", _shape(prediction)),
         ("peak, as the system shows it", format_bytes(prediction.peak_process_bytes or 0)),
         *_part_rows(prediction),
@@ -112,6 +126,15 @@ def prediction_lines(prediction: "Prediction", num_devices: int = 1) -> list[str
         ("found", prediction.basis or ""),
     ]
     return [f"{name:30} {value}" for name, value in rows]
+
+
+def _engine(run: "ResolvedRun") -> str:
+    from ftkit.report.words import sharing
+
+    devices = run.devices
+    how = sharing(run.engine, devices.world_size, run.zero_stage, run.offload_optimizer, run.offload_parameters)
+    is_asked_for = run.config.engine.name != "auto" or run.config.engine.asks_for_zero
+    return how if run.zero_stage == 0 or is_asked_for else f"{how}, which the deepspeed launcher brings"
 
 
 def _shape(prediction: "Prediction") -> str:
@@ -165,31 +188,78 @@ def _show_cures(config: "RunConfig", target: "Target", sequences: "Sequences | N
 def _search(
     config: "RunConfig", target: "Target", sequences: "Sequences | None", write: Path | None, *, as_json: bool
 ) -> None:
+    from ftkit.engine.resolve import resolve
     from ftkit.errors import DoesNotFitError
-    from ftkit.plan.predict import predict
-    from ftkit.plan.search import search
+    from ftkit.plan.search import confirmed, search
 
     found = search(config, target, sequences=sequences)
-    if not found:
+    kept, checked = confirmed(found[:SHOWN], target, sequences)
+    if checked is None:
         raise DoesNotFitError(
             f"nothing fits on {target.name}; choose a smaller model, a shorter data.max_length or 4 bits"
         )
-    best = found[0]
+    found = [*kept, *found[SHOWN:]]
     if write is not None:
-        write.write_text(dump_config(best.config), encoding="utf-8")
+        _write(write, found[0].config, target)
     if as_json:
         rows = [{"changes": one.changes, "prediction": one.prediction.model_dump(mode="json")} for one in found]
         click.echo(json.dumps(rows))
         return
-    for line in search_lines(found[:SHOWN]):
-        click.echo(line)
-    checked = predict(best.config, target, sequences=sequences, exact=True)
-    click.echo("\n".join(prediction_lines(checked, target.num_devices)))
-    if write is not None:
-        click.echo(f"ftkit train --config {shlex.quote(str(write))}")
-    else:
-        settings = (f"--set {shlex.quote(setting)}" for setting in as_settings(best.config))
-        click.echo(" ".join(("ftkit train", *settings)))
+    run = resolve(found[0].config, target.devices)
+    click.echo("\n".join([*search_lines(found[:SHOWN]), *prediction_lines(checked, run)]))
+    click.echo(_train_command(found[0].config, target, write))
+
+
+def _check_file(write: Path | None) -> None:
+    """Refuse a file that cannot be written before anything is planned."""
+    if write is None:
+        return
+    with _explained(write):
+        is_folder = write.is_dir()
+    if is_folder:
+        raise ConfigError(f"--write {write} is a folder; name a file in it, such as {write / 'best.yaml'}")
+    if not write.parent.is_dir():
+        raise ConfigError(f"--write {write}: there is no folder {write.parent}; make it, or name a file elsewhere")
+
+
+def _write(file: Path, config: "RunConfig", target: "Target") -> None:
+    """Write a configuration with what the target settles, and with the name by which the hub knows its model."""
+    from ftkit.engine.resolve import resolve
+
+    text = dump_config(_by_hub_name(resolve(config, target.devices).config))
+    with _explained(file):
+        file.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _explained(file: Path) -> "Iterator[None]":
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"cannot write {file}: {error.strerror}; name another file with --write") from None
+
+
+def _train_command(config: "RunConfig", target: "Target", written: Path | None) -> str:
+    """Return the command that runs what was planned: by the launcher that the plan has taken for several devices."""
+    from ftkit.engine.resolve import EngineKind, resolve
+
+    start = "ftkit train"
+    if target.num_devices > 1:
+        is_plain = resolve(config, target.devices).engine is EngineKind.PLAIN
+        start = (
+            f"torchrun --nproc-per-node {target.num_devices} -m ftkit train"
+            if is_plain
+            else f"deepspeed --num_accelerators {target.num_devices} --module ftkit train"
+        )
+    settings = [f"--set {shlex.quote(setting)}" for setting in as_settings(_by_hub_name(config))]
+    return " ".join((start, *([f"--config {shlex.quote(str(written))}"] if written else settings)))
+
+
+def _by_hub_name(config: "RunConfig") -> "RunConfig":
+    """Return a configuration that training can load: it does not know the names of the planner's table."""
+    from ftkit.plan.architectures import hub_name
+
+    return config.model_copy(update={"model": config.model.model_copy(update={"name": hub_name(config.model.name)})})
 
 
 def search_lines(found: "Sequence[Candidate]") -> list[str]:

@@ -41,6 +41,12 @@ def find_row(name: str) -> str | None:
     return None if Path(name).exists() else _rows().get(_last_part(name))
 
 
+def hub_name(name: str) -> str:
+    """Return the name by which the hub knows a model of the table; any other name as it is."""
+    row = find_row(name)
+    return name if row is None else str(_table()[row]["source"]).removeprefix("https://huggingface.co/")
+
+
 def find_architecture(config: RunConfig, num_labels: int | None = None) -> Any:
     """Return the transformers configuration of a run's model.
 

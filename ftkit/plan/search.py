@@ -6,7 +6,7 @@ bits, partitioning, offloading. The cut of the batch never changes the mathemati
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,26 @@ def search(
         if not ranked or not ranked[0].is_between:
             return ranked
         ranked[0] = options.confirm(ranked[0])
+
+
+def confirmed(
+    found: Sequence[Candidate], target: Target, sequences: Sequences | None = None
+) -> tuple[list[Candidate], Prediction | None]:
+    """Trace every layer of what a search found first, and of the next ones until one fits even so.
+
+    Args:
+        found: candidates, the best first.
+        target: the devices.
+        sequences: the data; None: not at hand.
+
+    Returns:
+        The candidates without those that do not fit, and the exact prediction of the first; None where none is left.
+    """
+    for number, candidate in enumerate(found):
+        checked = predict(candidate.config, target, sequences=sequences, exact=True)
+        if checked.fits:
+            return list(found[number:]), checked
+    return [], None
 
 
 def cures(

@@ -88,21 +88,37 @@ def engine(run: Run) -> str:
 
 
 def distribution(line: RunLine) -> str:
-    """Return how a run is distributed, such as `ZeRO-3, parameters on cpu`.
+    """Return how a run is distributed; see `sharing`.
 
     Args:
         line: the first of a record; one that does not say its stage has it in its configuration, unless a template
             decided it.
     """
-    if line.engine != "deepspeed":
-        return f"{line.engine} (DDP)" if line.engine == "plain" and line.world_size > 1 else line.engine
     section = line.config.get("engine", {})
     stage = section.get("zero_stage") if line.zero_stage is None else line.zero_stage
-    template = section.get("ds_config")
-    parts = [f"DeepSpeed by {template}" if stage is None and template else f"ZeRO-{2 if stage is None else stage}"]
-    for what in ("optimizer", "parameters"):
-        place = getattr(line, f"offload_{what}") or section.get(f"offload_{what}")
-        if place and place != "none":
+    if line.engine == "deepspeed" and stage is None and section.get("ds_config"):
+        return f"DeepSpeed by {section['ds_config']}"
+    places = [getattr(line, key) or section.get(key) for key in ("offload_optimizer", "offload_parameters")]
+    return sharing(line.engine, line.world_size, 2 if stage is None else stage, *places)
+
+
+def sharing(
+    engine: str, world_size: int, zero_stage: int, offload_optimizer: str | None, offload_parameters: str | None
+) -> str:
+    """Return how a run is shared out over its devices, such as `ZeRO-3, parameters on cpu`.
+
+    Args:
+        engine: `plain`, `deepspeed` or `unknown`.
+        world_size: ranks.
+        zero_stage: what ZeRO partitions.
+        offload_optimizer: where the optimizer's state lives; `none` or None: on the device.
+        offload_parameters: where the weights live.
+    """
+    if engine != "deepspeed":
+        return f"{engine} (DDP)" if engine == "plain" and world_size > 1 else engine
+    parts = [f"ZeRO-{zero_stage}"]
+    for what, place in (("optimizer", offload_optimizer), ("parameters", offload_parameters)):
+        if place not in (None, "none"):
             parts.append(f"{what} on {place}")
     return ", ".join(parts)
 

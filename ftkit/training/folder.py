@@ -25,6 +25,7 @@ from ftkit.models.methods import Method, method_of
 from ftkit.records.files import CARD, CHECKPOINTS, CONFIG, MODEL, PAGE, RECORD, read_record
 from ftkit.records.schema import RunRecord, Scores
 from ftkit.report.metrics import BASELINES, METRICS, taken
+from ftkit.report.words import distribution
 from ftkit.training.checkpoint import ENDS
 from ftkit.units import format_bytes, format_count, format_seconds
 
@@ -182,7 +183,10 @@ def _score_table(record: RunRecord) -> list[str]:
 def summary_rows(record: RunRecord) -> list[tuple[str, str]]:
     """Return what a run took, as names and texts."""
     rows = [
-        ("engine", f"{record.run.engine}, {record.run.world_size} x {record.run.device}, {record.run.precision}"),
+        (
+            "engine",
+            f"{distribution(record.run)}, {record.run.world_size} x {record.run.device}, {record.run.precision}",
+        ),
         ("steps planned", str(record.run.num_steps)),
     ]
     if record.result is None:

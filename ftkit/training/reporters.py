@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ftkit.records.files import CARD, MODEL, RECORD
 from ftkit.records.schema import EvaluationLine, RunLine, RunRecord, StepLine
+from ftkit.report.words import distribution
 from ftkit.training.folder import score_words, summary_rows
 from ftkit.units import format_bytes, format_count, format_seconds
 
@@ -57,9 +58,10 @@ class ConsoleReporter:
     def start(self, run: RunLine, folder: Path) -> None:  # noqa: ARG002  # the end of the run names it
         """Show what trains, and open the live line."""
         self._num_steps = run.num_steps
-        method = run.config["method"]["name"]
+        method, engine = run.config["method"]["name"], distribution(run)
         self._console.print(
-            f"[bold]{escape(method)}[/] on {run.world_size} x {escape(run.device)}, {run.engine} engine, "
+            f"[bold]{escape(method)}[/] on {run.world_size} x {escape(run.device)}, "
+            f"{engine}{' engine' if engine == 'plain' else ''}, "
             f"{run.precision}, {run.num_steps} steps of {run.config['batch']['global_batch_size']} sequences"
         )
         if self._console.is_terminal:

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from ftkit.config.tree import EngineConfig, RunConfig
+from ftkit.plan.predict import predict
+from ftkit.plan.target import find_target
 from ftkit.records.files import read_record
 from tests.helpers import save_tiny_model
 
@@ -205,3 +208,19 @@ def test_two_ranks_under_zero_are_measured_each_and_predicted_within_two_percent
         ]
         assert row["host_bytes"] > row["peak_process_bytes"]
         assert row["peak_active_bytes_error"] == pytest.approx(0, abs=0.02)
+
+
+@pytest.mark.distributed
+def test_two_ranks_are_planned_as_they_are_launched_by_zero_2(model, tmp_path):
+    done = run(model, tmp_path, "--sweep", "world_size=2", "--method", "full", "--json")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)
+    line = read_record(tmp_path / row["name"]).run
+    assert (line.engine, line.zero_stage, row["engine"]) == ("deepspeed", 2, "ZeRO-2")
+    config = RunConfig.model_validate(line.config)
+    planned = {
+        stage: predict(config.model_copy(update={"engine": EngineConfig(zero_stage=stage)}), find_target(num_devices=2))
+        for stage in (0, 2)
+    }
+    assert row["predicted_peak_active_bytes"] == planned[2].peak_active_bytes != planned[0].peak_active_bytes
+    assert row["peak_active_bytes"] == pytest.approx(planned[2].peak_active_bytes, rel=0.02)  # when cycles go varies

@@ -19,6 +19,7 @@ from ftkit.report.columns import filled_columns, relative_error, split_shared
 from ftkit.report.compare import efficient_front, labels
 from ftkit.report.contest import contest, contest_cells
 from ftkit.report.page import html_page, shared_budget
+from ftkit.report.words import distribution
 from tests.made_records import write_run, write_runs
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>|&"
@@ -55,6 +56,26 @@ def test_a_folder_without_records_is_refused_in_a_sentence(tmp_path):
         collect_runs([tmp_path])
     with pytest.raises(DataError, match="no run at"):
         collect_runs([tmp_path / "nowhere"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"engine": "plain", "zero_stage": 0}, "plain (DDP)"),
+        ({"zero_stage": 3, "config": {"engine": {"ds_config": "zero3"}}}, "ZeRO-3"),
+        (
+            {"zero_stage": 3, "offload_parameters": "cpu", "config": {"engine": {"ds_config": "mine.json"}}},
+            "ZeRO-3, parameters on cpu",
+        ),
+        ({"config": {"engine": {"zero_stage": 1, "offload_optimizer": "nvme"}}}, "ZeRO-1, optimizer on nvme"),
+        ({"config": {"engine": {}}}, "ZeRO-2"),  # an older record
+        ({"config": {"engine": {"ds_config": "zero3"}}}, "DeepSpeed by zero3"),  # an older record, which cannot know
+        ({"engine": "unknown"}, "unknown"),
+    ],
+)
+def test_a_run_is_shown_with_the_stage_that_it_had(fields, words):
+    line = {"config": {}, "engine": "deepspeed", "precision": "bf16", "world_size": 2, "device": "cpu"} | fields
+    assert distribution(RunLine(name="run", started="", num_steps=1, **line)) == words
 
 
 def test_a_run_without_an_end_is_a_row_that_says_unfinished(tmp_path):
