@@ -138,7 +138,7 @@ def _check_named(config: DataConfig, field: str, names: Sequence[str]) -> None:
     given = getattr(config, field)
     for name in given if isinstance(given, tuple) else (given,):
         if name is not None and name not in names:
-            raise DataError(f"data.{field}={name!r} is no column of {config.dataset}; {nearest(name, names)}")
+            raise DataError(f"data.{field}={name!r} is not a column of {config.dataset}; {nearest(name, names)}")
 
 
 def _labelled(config: DataConfig, names: Sequence[str], group: str | None) -> Columns:
@@ -281,8 +281,20 @@ def _one(config: DataConfig, what: str, field: str, found: list[str], names: Seq
 
 def _unclear(config: DataConfig, what: str, field: str, found: list[str], names: Sequence[str]) -> DataError:
     problem = f"several could be the {what} column ({', '.join(found)})" if found else f"no {what} column is found"
-    header = "; has the file a header line, and the separator that its suffix says?" if not found else ""
-    return DataError(f"{config.dataset}: {problem}; name it with data.{field}; {_listed(names)}{header}")
+    flags = {"text_column": "--text-column", "label_column": "--label-column"}
+    given = f"{flags[field]} (data.{field})" if field in flags else f"--set data.{field}=..."
+    return DataError(
+        f"{config.dataset}: {problem}; name it with {given}; {_listed(names)}{_doubt(config, found, names)}"
+    )
+
+
+def _doubt(config: DataConfig, found: list[str], names: Sequence[str]) -> str:
+    """Return what else could be wrong with a file none of whose columns is known."""
+    if found or not any(kind in config.dataset.lower() for kind in (".csv", ".tsv")):
+        return ""
+    if len(names) == 1:
+        return "; if it has several, name the separator between them with --set data.separator=..."
+    return "; has the file a header line with the names of its columns?"
 
 
 def _listed(names: Sequence[str]) -> str:

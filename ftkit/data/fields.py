@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ftkit.config.tree import DataConfig
 from ftkit.data.classes import name_classes
 from ftkit.data.shards import Shard, Split
 from ftkit.data.values import is_json, kind_words, plain, table_of_rows, values_of
@@ -15,12 +16,23 @@ from ftkit.errors import DataError
 _NUM_SAMPLES = 1000  # rows of objects whose keys are offered as names
 
 
-def field_names(split: Split) -> list[str]:
-    """Return the names that `gather` knows: every column of a split, and after it the fields of its objects."""
+def field_names(split: Split, config: DataConfig) -> list[str]:
+    """Return the names that `gather` knows.
+
+    Args:
+        split: the files.
+        config: may name fields deep inside objects.
+
+    Returns:
+        Every column of the split, after it the fields of its objects, and what the configuration names of those inside.
+    """
     names: list[str] = []
     for shard in split.shards:
         for column in shard.table.column_names:
             names += [column, *(f"{column}.{inner}" for inner in _inner_names(shard.table[column]))]
+    given = (getattr(config, field) for field in type(config).model_fields if field.endswith("_column"))
+    named = [name for name in given if name is not None and "." in name and name not in names]
+    names += [name for name in named if any(_lookup(shard, name) is not None for shard in split.shards)]
     return list(dict.fromkeys(names))
 
 

@@ -24,6 +24,7 @@ from ftkit.data.sources import Source, load_source
 from ftkit.data.splits import draw_stratified
 from ftkit.data.standard import AS_THEY_ARE, Standard, standard_of
 from ftkit.data.tokens import TextTokenizer
+from ftkit.data.two_columns import name_two_columns
 from ftkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -58,9 +59,12 @@ def prepare_data(
         raise DataError(f"{source.name} is text without labels; give a CSV, JSONL or Parquet file with a label column")
     train = source.splits["train"]
     has_template = take_template(config, tokenizer)
-    columns = choose_columns(config, task, field_names(train), source.group_column, has_template=has_template)
+    config, guesses = name_two_columns(config, task, train)
+    names = field_names(train, config)
+    columns = choose_columns(config, task, names, source.group_column, has_template=has_template)
     columns = replace(columns, kind="lines") if source.is_lines else columns
     draft = select(source, columns)
+    draft.findings += guesses
     if columns.label is not None:
         label(draft, train, columns, config, model_label_names)
     make_splits(draft, columns, config, seed)

@@ -59,7 +59,7 @@ CLASSIFICATION = {
         {},
         ["no label column", "data.label_column", "columns: text, x"],
     ),
-    "another separator": ("d.csv", "text^label\na^1\n", {}, ["columns: text^label", "separator"]),
+    "another separator": ("d.csv", "text^label\na^1\n", {}, ["columns: text^label", "data.separator"]),
     "two text columns": ("d.csv", "text,review,label\na,b,1\n", {}, ["several", "text, review", "data.text_column"]),
     "two label columns": ("d.csv", "text,class,label\na,b,1\n", {}, ["several", "class, label", "data.label_column"]),
     "two columns of one name": ("d.csv", "text,text\na,1\n", {}, ["two columns of one name", "rename"]),

@@ -1,0 +1,60 @@
+"""Two columns with headers in any language: told apart by what they hold, or refused with the flags to name them."""
+
+import json
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from ftkit.config.tree import DataConfig
+from ftkit.data.prepare import prepare_data
+from ftkit.errors import DataError
+
+TEXTS = [f"{word} {noun} {number}" for word in ("buena", "mala") for noun in ("idea", "obra") for number in range(6)]
+LABELS = [text.split()[0] for text in TEXTS]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    inner = Tokenizer(models.WordLevel({"[UNK]": 0, "<eos>": 1}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]", eos_token="<eos>")
+
+
+def report(tokenizer, path, names, first, second):
+    rows = [dict(zip(names, row, strict=True)) for row in zip(first, second, strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return prepare_data(DataConfig(dataset=str(path)), "sequence-classification", tokenizer, 0).report
+
+
+@pytest.mark.parametrize(
+    ("names", "first", "second", "roles"),
+    [
+        (("Reseña", "Opinión"), TEXTS, LABELS, ("Reseña", "Opinión")),
+        (("评论", "情感"), TEXTS, [int(label == "mala") for label in LABELS], ("评论", "情感")),
+        (("Opinión", "Reseña"), LABELS, TEXTS, ("Reseña", "Opinión")),
+        (("label", "Reseña"), LABELS, TEXTS, ("Reseña", "label")),
+        (("text", "Opinión"), TEXTS, LABELS, ("text", "Opinión")),
+    ],
+)
+def test_few_values_that_repeat_are_labels_and_many_are_texts(names, first, second, roles, tmp_path, tokenizer):
+    found = report(tokenizer, tmp_path / "d.jsonl", names, first, second)
+    assert found.columns == {"text": roles[0], "label": roles[1]}
+    told = [line for line in found.lines() if "by what they hold" in line]
+    assert len(told) == 1
+    assert "--label-column" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "first", "second"),
+    [
+        (("x", "y"), TEXTS, TEXTS),  # two texts
+        (("x", "y"), LABELS, LABELS),  # two labels
+        (("x", "y"), [str(number) for number in range(len(LABELS))], LABELS),  # identifiers
+        (("buena idea", "buena"), TEXTS, LABELS),  # the first row stands where the header should
+        (("x", "y"), TEXTS[::8], LABELS[::8]),  # too few rows to tell
+    ],
+)
+def test_a_doubt_is_refused_with_the_flags_to_name_columns(names, first, second, tmp_path, tokenizer):
+    with pytest.raises(DataError, match=r"--label-column.*columns: "):
+        report(tokenizer, tmp_path / "d.jsonl", names, first, second)
