@@ -58,7 +58,8 @@ def read_delimited(path: Path, separator: str, config: DataConfig) -> Shard:
     table = _below_header(rows)
     if not dialect.is_stated and layout.num_quoted_ends:
         _refuse_swallowed(path, table, dialect, lines[1:])
-    return Shard(str(path), table, unit="line", places=lines[1:], notes=_notes(layout, dialect, separator, config))
+    notes = (*_notes(layout, dialect, separator, config), *_repeated_header(table))
+    return Shard(str(path), table, unit="line", places=lines[1:], notes=notes)
 
 
 def _behind(path: Path, head: Head, config: DataConfig) -> Iterator[bytes]:
@@ -162,6 +163,14 @@ def _labels(column: pa.ChunkedArray) -> list[str]:
         if len(values) > most:
             return []
     return [str(value) for value in values.to_pylist()]
+
+
+def _repeated_header(table: pa.Table) -> list[str]:
+    """Tell of rows that say what the header says, as where files were put end to end."""
+    again = table
+    for place, name in enumerate(table.column_names):
+        again = again.filter(pc.equal(again[place], name))
+    return [f"rows that repeat the header: {again.num_rows:,}"] if again.num_rows else []
 
 
 def _notes(layout: Layout, dialect: Dialect, separator: str, config: DataConfig) -> tuple[str, ...]:

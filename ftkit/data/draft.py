@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from ftkit.config.tree import DataConfig, LabelKind
 from ftkit.data.columns import Columns
-from ftkit.data.findings import Finding
-from ftkit.data.rows import group_numbers, keys, select_rows, with_plain_line_ends
+from ftkit.data.findings import Finding, warning
+from ftkit.data.rows import count_half_pairs, group_numbers, keys, select_rows, with_plain_line_ends
 from ftkit.data.sources import Source
 from ftkit.data.splits import (
     TEST,
@@ -87,6 +87,9 @@ def select(source: Source, columns: Columns) -> Draft:
         rows = select_rows(split, columns, may_lack_label=role == "test")
         rows, num_line_ends = with_plain_line_ends(rows)
         draft.num_line_ends += num_line_ends
+        if columns.kind == "labelled" and (num_half := count_half_pairs(rows)):
+            told = f"rows of the {split.name} split with one text of the pair alone: {num_half:,}"
+            draft.findings.append(warning(told, "they train as that text beside an empty one"))
         draft.rows[role], draft.labels[role] = rows, np.zeros(rows.num_rows, dtype=np.int64)
         draft.num_empty += split.num_rows - rows.num_rows
         draft.origins[role] = "as found" if split.name == role else f"the split {split.name!r}"

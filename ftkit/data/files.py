@@ -24,6 +24,7 @@ _TO_UNPACK = {
     ".pkl": "save the table as Parquet or CSV: a pickle can run any code",
     ".pickle": "save the table as Parquet or CSV: a pickle can run any code",
     ".npy": "save the table as Parquet or CSV",
+    **dict.fromkeys(COMPRESSIONS, "name a text file by what it holds, such as reviews.csv.gz, and unpack others"),
 }
 
 

@@ -51,7 +51,8 @@ class FolderFiles:
                 f"files of one table {split}-00000-of-00002.csv and so on"
             )
         counts = {count for _, count in numbered.values()}
-        missing = sorted(set(range(max(counts))) - numbered.keys())
+        first = min(1, *numbered)  # some number from 1
+        missing = sorted(set(range(first, first + max(counts))) - numbered.keys())
         if len(counts) > 1 or missing or len({kind_of_file(file) for file in files}) > 1:
             told = f"number {missing[0]} of {max(counts)} is missing" if missing else "they are not of one table"
             raise DataError(f"{self.folder}: {names} are shards of {split!r}, but {told}; add or remove files")

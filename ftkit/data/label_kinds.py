@@ -12,7 +12,7 @@ from ftkit.errors import DataError
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 _WHOLE = re.compile(r"[-+]?\d+(\.0*)?")
-_COMMA = re.compile(r"[-+]?\d+,\d+")
+DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 _LIST = re.compile(r"\[.*\]", re.DOTALL)
 
 
@@ -82,10 +82,10 @@ def _by_values(values: list[str], name: str) -> Choice:
         )
     if decimals:
         return Choice("regression", "the column holds numbers with decimals; data.label_kind=single makes classes")
-    if words and all(_COMMA.fullmatch(value) for value in words):
+    if words and all(DECIMAL_COMMA.fullmatch(value) for value in words):
         raise DataError(
-            f"column {name!r} holds numbers with a decimal comma such as {words[0]!r}; write a point, or make each a "
-            "class of its own with data.label_kind=single, or several labels with data.label_separator"
+            f"column {name!r} holds {words[0]!r} and its like; say whether that is a number with a decimal comma "
+            "(data.label_kind=regression), several labels (data.label_separator) or a class (data.label_kind=single)"
         )
     if words:
         return Choice("single", "the column holds words")

@@ -98,6 +98,13 @@ def with_plain_line_ends(rows: pa.Table) -> tuple[pa.Table, int]:
     return rows, count
 
 
+def count_half_pairs(rows: pa.Table) -> int:
+    """Return how many rows have one text of a pair alone."""
+    if "second" not in rows.column_names:
+        return 0
+    return int(pc.sum(pc.xor(_is_empty(rows["first"]), _is_empty(rows["second"]))).as_py() or 0)
+
+
 def iterate(rows: pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:
     """Yield rows as Python values, a chunk at a time.
 

@@ -227,6 +227,11 @@ def test_every_row_knows_its_line(tmp_path):
     assert shard.notes == ("semicolons between columns", "line ends inside quotes: 1")
 
 
+def test_a_header_in_the_middle_is_told(tmp_path):
+    (tmp_path / "d.csv").write_text("text,label\na,1\ntext,label\ntext,2\n")
+    assert read_file(tmp_path / "d.csv", DataConfig()).notes == ("rows that repeat the header: 1",)
+
+
 def test_rows_across_blocks_are_counted_once(tmp_path, monkeypatch):
     monkeypatch.setattr("ftkit.data.decoding._BLOCK_BYTES", 7)
     rows = [["text", "id"], *(['é"\n,' * (place % 9), str(place)] for place in range(50))]

@@ -43,6 +43,7 @@ CLASSIFICATION = {
     "an empty file": ("d.csv", "", {}, ["d.csv", "empty"]),
     "a header alone": ("d.csv", "text,label\n", {}, ["no rows", "header"]),
     "an unknown suffix": ("d.docx", "x", {}, [".docx", ".csv", ".parquet"]),
+    "a compressed file of no kind": ("d.gz", "x", {}, ["'.gz'", "reviews.csv.gz"]),
     "a pickle": ("d.pkl", "x", {}, [".pkl", "are not read"]),
     "a missing text column": ("d.csv", GOOD, {"text_column": "txt"}, ["data.text_column='txt'", "did you mean 'text'"]),
     "a missing label column": ("d.csv", GOOD, {"label_column": "lable"}, ["'lable'", "did you mean 'label'"]),
@@ -118,7 +119,12 @@ CLASSIFICATION = {
         {},
         ["'1.5'", "'n/a'", "data.label_kind=single"],
     ),
-    "decimal commas": ("d.csv", 'text,label\na,"1,5"\nb,"2,5"\n', {}, ["decimal comma", "'1,5'", "write a point"]),
+    "decimal commas": (
+        "d.csv",
+        'text,label\na,"1,5"\nb,"2,5"\n',
+        {},
+        ["decimal comma", "'1,5'", "data.label_kind=regression"],
+    ),
     "lists written as text": (
         "d.csv",
         "text,label\na,\"['x', 'y']\"\nb,\"['x']\"\n",

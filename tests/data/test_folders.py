@@ -39,6 +39,11 @@ def test_numbered_shards_make_up_one_split_in_their_order(tmp_path):
     assert source.unread == ("train_old.csv",)
 
 
+def test_shards_may_count_from_one(tmp_path):
+    names = ["train-1-of-2.csv", "train-2-of-2.csv"]
+    assert files(load(tmp_path, *names), tmp_path) == {"train": names}
+
+
 def test_files_in_the_data_folder_are_found(tmp_path):
     source = load(tmp_path, "data/train-00000-of-00001-0123456789abcdef.csv", "data/dev.csv", "README.md")
     assert files(source, tmp_path) == {

@@ -134,6 +134,14 @@ def test_whole_numbers_are_predicted_as_numbers_where_the_configuration_says_so(
     assert data.label_names == ("stars",)
 
 
+def test_decimal_commas_are_points_where_numbers_are_asked_for_and_no_thousands(tmp_path, tokenizer):
+    path = table(tmp_path / "d.csv", label=["1,5", "2", "-0,25"])
+    assert prepare(path, tokenizer, label_kind="regression").train.labels.tolist() == [1.5, 2.0, -0.25]
+    for labels in (["1,500", "2,250"], ["1,5", "2.5"]):
+        with pytest.raises(DataError, match=r"line 2 has '1,5.*not a finite number"):
+            prepare(table(tmp_path / "d.csv", label=labels), tokenizer, label_kind="regression")
+
+
 def test_a_column_of_scores_is_found_where_there_are_no_labels(tmp_path, tokenizer):
     assert prepare(jsonl(tmp_path / "d.jsonl", [1.5, 2.5], "score"), tokenizer).label_names == ("score",)
 

@@ -246,6 +246,12 @@ def test_known_pairs_are_found_and_have_segments(tmp_path, tokenizer):
     assert data.report.columns == {"text": "Premise", "pair": "Hypothesis", "label": "Label"}
 
 
+def test_half_a_pair_is_told(tmp_path, tokenizer):
+    rows = [{"text_a": f"film {n}", "text_b": "good" if n % 4 else "", "label": n % 2} for n in range(40)]
+    lines = prepare(tokenizer, write_csv(tmp_path / "d.csv", rows), **ALL).report.lines()
+    assert any("one text of the pair alone: 10" in line for line in lines)
+
+
 def test_a_named_text_column_wins_over_a_pair_that_could_be_found(tmp_path, tokenizer):
     rows = [{"question": f"film {n}", "answer": "good", "label": n % 2} for n in range(10)]
     data = prepare(tokenizer, write_csv(tmp_path / "d.csv", rows), text_column="question", **ALL)

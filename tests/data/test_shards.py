@@ -4,6 +4,8 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ftkit.config.tree import DataConfig
 from ftkit.data.columns import Columns
@@ -28,6 +30,30 @@ def split(*shards):
 
 def table(name, **columns):
     return Shard(name, pa.table(columns))
+
+
+STORED = {
+    "text": lambda texts: pa.array(texts, pa.string()),
+    "large text": lambda texts: pa.array(texts, pa.large_string()),
+    "views": lambda texts: pa.array(texts, pa.string_view()),
+    "dictionaries": lambda texts: pa.array(texts, pa.string()).dictionary_encode(),
+    "chunks": lambda texts: pa.chunked_array([texts[:1], texts[1:]], pa.string()),
+}
+columns = st.lists(st.none() | st.text() | st.sampled_from(["NA", "null", "nan", "", "007"]), min_size=1, max_size=6)
+
+
+@given(columns, st.sampled_from(list(STORED)), st.sampled_from(["d.parquet", "d.arrow", "stream.arrow"]))
+@settings(max_examples=60)
+def test_texts_that_arrow_stores_are_read_as_they_were(tmp_path_factory, texts, stored, name):
+    path = tmp_path_factory.mktemp("arrow") / name
+    whole = pa.table({"text": STORED[stored](texts)})
+    if name == "d.parquet":
+        pyarrow.parquet.write_table(whole, path)
+    else:
+        writer = pa.ipc.new_file if name == "d.arrow" else pa.ipc.new_stream
+        with writer(str(path), whole.schema) as file:
+            file.write_table(whole)
+    assert gather(split(read_file(path, DataConfig())), "text").to_pylist() == texts
 
 
 def test_each_file_names_its_classes_by_its_own_numbers(tmp_path):
