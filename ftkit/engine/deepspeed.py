@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -12,6 +11,7 @@ from torch import distributed, nn
 
 from ftkit.config.tree import OptimizerConfig
 from ftkit.data.batching import MicroBatch
+from ftkit.engine import foreign
 from ftkit.engine.ds_config import Sizes
 from ftkit.engine.jit_watch import watched_compiling
 from ftkit.engine.optim import build_optimizer, parameter_groups
@@ -20,13 +20,12 @@ from ftkit.engine.released_weights import ReleasedWeights
 from ftkit.engine.resolve import ResolvedRun
 from ftkit.engine.undone_step import forget_step
 from ftkit.errors import DependencyError, DeviceError
+from ftkit.machine.foreign import TorchSays
 from ftkit.machine.process import ProcessContext, rendezvous
 from ftkit.models.build import trainable_parameters
 from ftkit.models.objective import Objective
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-_HELD = {"grad": "gradient", "ipg_bucket": "buffer", "fp32": "optimizer"}
-"""A word in the name of an attribute of DeepSpeed's optimizers, to what its tensors are; the first that fits."""
 
 
 class DeepSpeedEngine:
@@ -42,9 +41,9 @@ class DeepSpeedEngine:
         self._num_to_come = 0
         self.settings = run.deepspeed_dict(measure_sizes(model))
         self._is_partitioned = run.partitions_weights
-        _forget_ended_groups(deepspeed)
+        foreign.forget_ended_groups(deepspeed)
         watch = watched_compiling() if process.local_rank == 0 else contextlib.nullcontext()
-        with _explained(), _hushed(), _own_linear(), watch:
+        with _explained(), _hushed(), foreign.keeping_linear(), watch:
             if self._is_partitioned:
                 deepspeed.init_distributed(dist_init_required=False)  # Init asks it for the number of ranks
                 # One weight after another goes to its owners, so that no device ever holds the model whole.
@@ -103,7 +102,7 @@ class DeepSpeedEngine:
         """Return the fp32 masters, gathered one by one."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        return {name: _whole(safe_get_full_fp32_param(one), one) for name, one in self._parameters.items()}
+        return {name: foreign.as_whole(safe_get_full_fp32_param(one), one) for name, one in self._parameters.items()}
 
     def load_trainable_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Set the masters, and the weights from them."""
@@ -111,7 +110,7 @@ class DeepSpeedEngine:
             for name, parameter in self._parameters.items():
                 self._set(parameter, state[name])
                 if self._is_partitioned:
-                    parameter.ds_tensor.copy_(self._own_part(parameter, state[name]))  # type: ignore[attr-defined]  # ZeRO-3's
+                    foreign.own_part(parameter).copy_(self._own_part(parameter, state[name]))
                 if parameter.numel() == state[name].numel():
                     parameter.copy_(state[name].view_as(parameter))
 
@@ -122,11 +121,14 @@ class DeepSpeedEngine:
         step = self._step_count()
         if step is None:
             return {}
-        self._link_moments()
+        if not self._is_partitioned:
+            foreign.link_moments(self._engine.optimizer)
         tensors = {}
         for name, parameter in self._parameters.items():
             for moment in _MOMENTS:
-                tensors[f"{name}/{moment}"] = _whole(safe_get_full_optimizer_state(parameter, moment), parameter)
+                tensors[f"{name}/{moment}"] = foreign.as_whole(
+                    safe_get_full_optimizer_state(parameter, moment), parameter
+                )
             tensors[f"{name}/step"] = step.clone()
         if self.dtype == torch.float16:
             tensors["loss_scale/"] = torch.tensor(float(self._engine.optimizer.loss_scale))
@@ -138,30 +140,26 @@ class DeepSpeedEngine:
         if step is None:
             return
         zero = self._engine.optimizer
-        for partition in self._partitions():
+        for partition in foreign.flat_masters(self._engine.optimizer):
             zero.optimizer.state[partition] = {
                 "step": int(step)
-                if "CPUAdam" in type(zero.optimizer).__name__
+                if foreign.counts_steps_in_python(zero.optimizer)
                 else step.float().to(partition.device, copy=True),
                 **{moment: torch.zeros_like(partition) for moment in _MOMENTS},
             }
-        self._link_moments()
+        if not self._is_partitioned:
+            foreign.link_moments(self._engine.optimizer)
         for name, parameter in self._parameters.items():
             for moment in _MOMENTS:
                 self._set(parameter, state[f"{name}/{moment}"], moment)
         if "loss_scale/" in state and self.dtype == torch.float16:
-            zero.loss_scaler.cur_scale = float(state["loss_scale/"])
+            foreign.set_loss_scale(zero, float(state["loss_scale/"]))
 
     def held_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield what lives between two steps, each with the part of a breakdown that DeepSpeed's name for it says."""
         for parameter in self.model.parameters():
-            yield "parameter", getattr(parameter, "ds_tensor", parameter)
-        for name, value in vars(self._engine.optimizer).items():
-            kind = next((kind for word, kind in _HELD.items() if word in name), None)
-            if kind is not None:
-                yield from ((kind, tensor) for tensor in _tensors(value))
-        for state in self._engine.optimizer.optimizer.state.values():
-            yield from (("optimizer", tensor) for tensor in _tensors(state))
+            yield "parameter", foreign.own_part(parameter)
+        yield from foreign.held_tensors(self._engine.optimizer)
 
     def full_state(self) -> Tensors:
         """Return all weights, gathered one by one."""
@@ -169,7 +167,7 @@ class DeepSpeedEngine:
 
         state: Tensors = {}
         for name, tensor in self.model.state_dict(keep_vars=True).items():
-            with zero.GatheredParameters([tensor]) if hasattr(tensor, "ds_id") else contextlib.nullcontext():
+            with zero.GatheredParameters([tensor]) if foreign.is_partitioned(tensor) else contextlib.nullcontext():
                 state[name] = tensor.detach().to("cpu", copy=True)
         return state
 
@@ -186,21 +184,11 @@ class DeepSpeedEngine:
         adam = DeepSpeedCPUAdam(groups, lr=0.0, betas=config.betas, eps=config.epsilon, adamw_mode=True)
         return cast(torch.optim.Optimizer, adam)
 
-    def _partitions(self) -> list[torch.Tensor]:
-        """Return this rank's flat fp32 masters, whatever the stage calls them."""
-        optimizer = self._engine.optimizer
-        names = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_partitioned_groups_flat")
-        found = next(getattr(optimizer, name) for name in names if getattr(optimizer, name, None))
-        return cast(list[torch.Tensor], found)
-
-    def _link_moments(self) -> None:
-        """Tell each weight where its moments are; by itself DeepSpeed does so before its last group has any."""
-        if not self._is_partitioned:
-            self._engine.optimizer._hp_optimizer_states_linked = False
-            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
-
     def _step_count(self) -> torch.Tensor | None:
-        states = [self._engine.optimizer.optimizer.state.get(partition) for partition in self._partitions()]
+        states = [
+            self._engine.optimizer.optimizer.state.get(partition)
+            for partition in foreign.flat_masters(self._engine.optimizer)
+        ]
         return next((torch.as_tensor(float(one["step"])) for one in states if one and "step" in one), None)
 
     def _set(self, parameter: nn.Parameter, value: torch.Tensor, moment: str | None = None) -> None:
@@ -222,7 +210,7 @@ class DeepSpeedEngine:
             utils.safe_set_local_optimizer_state(parameter, part, moment)
 
     def _own_part(self, parameter: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
-        size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]  # ZeRO-3's
+        size = foreign.part_numel(parameter)
         padded = nn.functional.pad(value.flatten(), (0, size * self.process.world_size - value.numel()))
         return padded[size * self.process.rank : size * (self.process.rank + 1)]
 
@@ -243,22 +231,6 @@ def measure_sizes(model: nn.Module) -> Sizes:
     return Sizes(sum(trainable), max(trainable), max(layers or alone))
 
 
-def _tensors(value: object) -> Iterator[torch.Tensor]:
-    """Yield the tensors in nested containers, and in DeepSpeed's own records of buckets."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (list, tuple, dict)):
-        for one in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(one)
-    elif type(value).__name__.startswith("IPGBucket"):
-        yield from _tensors(list(vars(value).values()))
-
-
-def _whole(value: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
-    shape = getattr(parameter, "ds_shape", parameter.shape)
-    return value.detach().view(shape).to("cpu", copy=True)
-
-
 def _import() -> Any:
     try:
         import deepspeed
@@ -274,37 +246,11 @@ def _hushed() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _own_linear() -> Iterator[None]:
-    """Keep torch's linear layer, which DeepSpeed replaces for the whole process; see `ftkit/engine/released.py`."""
-    linear = nn.functional.linear
-    try:
-        yield
-    finally:
-        nn.functional.linear = linear
-
-
-def _forget_ended_groups(deepspeed: Any) -> None:
-    """Let a second run in one process start anew: DeepSpeed remembers its first process group for ever."""
-    groups = deepspeed.utils.groups
-    try:
-        if groups._WORLD_GROUP is not None:
-            distributed.get_rank(groups._WORLD_GROUP)
-    except ValueError:  # a group that has been destroyed
-        groups._WORLD_GROUP = deepspeed.comm.comm.cdb = None
-
-
 def _unlink_shared_memory(process: ProcessContext) -> None:
-    """Take away the name of this rank's buffer for all-reduce on a CPU, so that its memory ends with the processes.
-
-    DeepSpeed maps 66 MiB per rank under a name in /dev/shm (csrc/cpu/comm/shm.cpp) and leaves them there for ever:
-    memory that no process holds and nothing gives back until the machine restarts.
-    """
+    """Let the memory of this rank's buffer for all-reduce on a CPU end with the processes."""
     if process.world_size > 1 and process.device.type == "cpu":
         distributed.barrier()  # every rank has opened the buffers of the others
-        address, port = rendezvous()
-        name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{process.rank}"
-        Path("/dev/shm", name).unlink(missing_ok=True)
+        foreign.unlink_shared_memory(*rendezvous(), process.rank)
 
 
 @contextlib.contextmanager
@@ -313,11 +259,11 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if "not supported on your device" in str(error):
+        if foreign.DeepSpeedSays.NO_SUCH_PRECISION in str(error):
             raise DeviceError(f"DeepSpeed: {error}; choose another model.precision") from error
         raise
     except RuntimeError as error:
-        if "Unable to JIT load" in str(error) or "Error building extension" in str(error):
+        if foreign.DeepSpeedSays.NO_COMPILER in str(error) or TorchSays.NO_EXTENSION in str(error):
             raise DependencyError(
                 "offload needs a compiler for DeepSpeed's extensions (g++ and ninja; libaio-dev for nvme): install "
                 f"them, or leave offload out ({str(error).splitlines()[0]})"

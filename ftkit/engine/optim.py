@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ftkit.config.tree import OptimizerConfig, ScheduleConfig
-from ftkit.models import bnb
+from ftkit.models import bnb, foreign
 
 
 def parameter_groups(parameters: Mapping[str, torch.Tensor], weight_decay: float) -> list[dict[str, Any]]:
@@ -20,7 +20,7 @@ def parameter_groups(parameters: Mapping[str, torch.Tensor], weight_decay: float
     Returns:
         One or two groups, none of them empty, with their names.
     """
-    decays = {name: tensor for name, tensor in parameters.items() if _num_dimensions(tensor) >= 2}
+    decays = {name: tensor for name, tensor in parameters.items() if len(foreign.whole_shape(tensor)) >= 2}
     rest = {name: tensor for name, tensor in parameters.items() if name not in decays}
     groups = [(decays, weight_decay), (rest, 0.0)]
     return [{"params": list(group.values()), "weight_decay": decay} for group, decay in groups if group]
@@ -65,8 +65,3 @@ def learning_rate_at(step: int, num_steps: int, config: ScheduleConfig, peak: fl
         return peak
     share = (done - warmup) / max(1, num_steps - warmup)
     return peak * (1 - share if config.name == "linear" else 0.5 * (1 + math.cos(math.pi * share)))
-
-
-def _num_dimensions(tensor: torch.Tensor) -> int:
-    """ZeRO-3 flattens what it partitions; the shape before is in `ds_shape`."""
-    return len(getattr(tensor, "ds_shape", tensor.shape))

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from ftkit.engine.foreign import gathered, own_parameters, storage_key
+
 
 @dataclass(frozen=True)
 class _View:
@@ -33,34 +35,24 @@ class ReleasedWeights(saved_tensors_hooks):
         super().__init__(self._pack, self._unpack)
         self._owners: dict[int, nn.Parameter] = {}
         for module in model.modules():
-            if module._parameters:
+            if own_parameters(module):
                 module.register_forward_pre_hook(self._note)
 
     def _note(self, module: nn.Module, _: Any) -> None:
-        for parameter in module._parameters.values():
+        for parameter in own_parameters(module).values():
             if parameter is not None:
-                self._owners[parameter.untyped_storage()._cdata] = parameter
+                self._owners[storage_key(parameter.untyped_storage())] = parameter
 
     def _pack(self, tensor: torch.Tensor) -> Any:
-        storage = tensor.untyped_storage()._cdata
+        storage = storage_key(tensor.untyped_storage())
         owner = self._owners.get(storage)
         # An old address may belong to something else by now.
-        if owner is None or owner.untyped_storage()._cdata != storage or owner.dtype != tensor.dtype:
+        if owner is None or storage_key(owner.untyped_storage()) != storage or owner.dtype != tensor.dtype:
             return tensor
         return _View(owner, tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
 
     def _unpack(self, saved: Any) -> torch.Tensor:
         if not isinstance(saved, _View):
             return saved  # type: ignore[no-any-return]  # what was packed as it is
-        whole = _gathered(saved.owner)
+        whole = gathered(saved.owner)
         return whole.as_strided(saved.size, saved.stride, saved.offset)
-
-
-def _gathered(parameter: Any) -> torch.Tensor:
-    """Return a weight whole; it is gathered for this one use where the layer's backward has not done so."""
-    if parameter.ds_status.name == "AVAILABLE":
-        return parameter.data  # type: ignore[no-any-return]  # ZeRO's
-    parameter.all_gather()
-    whole: torch.Tensor = parameter.data
-    parameter.partition()
-    return whole

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftkit.errors import DeviceError
+from ftkit.machine import foreign
 
 if TYPE_CHECKING:
     import torch
@@ -157,20 +158,16 @@ class Snapshot:
             DeviceError: it is none.
         """
         check_snapshot(device)
-        import torch
-
         self._is_open = True
-        torch.cuda.memory._record_memory_history(max_entries=_MOST_ENTRIES, stacks="python")
+        foreign.record_memory_history(_MOST_ENTRIES)
 
     def write(self, path: Path) -> None:
         """Write what was recorded and record no more; a second call does nothing."""
         if not self._is_open:
             return
-        import torch
-
         self._is_open = False
-        torch.cuda.memory._dump_snapshot(str(path))
-        torch.cuda.memory._record_memory_history(enabled=None)
+        foreign.write_memory_history(str(path))
+        foreign.forget_memory_history()
 
 
 def check_snapshot(device: "torch.device") -> None:

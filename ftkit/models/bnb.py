@@ -1,10 +1,9 @@
 """4-bit weights and 8-bit or paged AdamW; the only importer of bitsandbytes."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache, wraps
 from types import ModuleType
 from typing import Any, cast
 
@@ -13,9 +12,7 @@ from torch import nn
 
 from ftkit.config.tree import OptimizerConfig
 from ftkit.errors import DependencyError, ModelError
-
-_LINEAR = ("Linear4bit", "Conv1D", "FalconLinear")
-"""Classes that do as a linear layer does; GPT-2's Conv1D holds its weight transposed."""
+from ftkit.models import foreign
 
 
 @dataclass(frozen=True)
@@ -58,8 +55,7 @@ def quantize(model: nn.Module, packing: Packing, keep: Iterable[str]) -> None:
         raise ModelError(f"{type(model).__name__} has no linear layer to quantize; choose method lora")
     for name, module in linear:
         model.set_submodule(name, _linear_4bit(module, packing))
-    # PEFT asks this attribute which kind of adapter layer fits (peft/tuners/lora/bnb.py, dispatch_bnb_4bit).
-    cast(Any, model).is_loaded_in_4bit = True
+    foreign.say_loaded_in_4bit(model)
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -67,7 +63,7 @@ def is_linear(module: nn.Module) -> bool:
 
     By the class itself: others that derive from a linear layer do something else, such as choose experts.
     """
-    return type(module) is nn.Linear or type(module).__name__ in _LINEAR
+    return type(module) is nn.Linear or type(module).__name__ in foreign.LINEAR
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -88,11 +84,6 @@ def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> to
     }[config.name]
     optimizer = kind(groups, lr=0.0, betas=config.betas, eps=config.epsilon, weight_decay=config.weight_decay)
     return cast(torch.optim.Optimizer, optimizer)
-
-
-def is_packed_type(parameter: torch.Tensor) -> bool:
-    """Return whether a parameter is, or is to become, a 4-bit weight."""
-    return type(parameter).__name__ == "Params4bit"
 
 
 def pack_without_values(parameter: Any, weight: torch.Tensor) -> nn.Parameter:
@@ -135,19 +126,12 @@ def pack_without_values(parameter: Any, weight: torch.Tensor) -> nn.Parameter:
     parameter.module.quant_state = state
     # A fake tensor has a class of its own, so what makes it a 4-bit weight is set on an ordinary parameter.
     new = nn.Parameter(packed, requires_grad=False)
-    vars(new).update(vars(parameter), quant_state=state, bnb_quantized=True)
-    return new
+    return foreign.as_packed(new, parameter, state)
 
 
-@contextmanager
-def without_values() -> Iterator[None]:
+def without_values() -> AbstractContextManager[None]:
     """Let the optimizers start where tensors have no values: their table of 8-bit numbers is left open."""
-    functional = _library().functional
-    table, functional.create_dynamic_map = functional.create_dynamic_map, lambda **_: torch.empty(256)
-    try:
-        yield
-    finally:
-        functional.create_dynamic_map = table
+    return foreign.without_dynamic_map(_library())
 
 
 def state_tensors(state: Any) -> dict[str, torch.Tensor]:
@@ -162,7 +146,7 @@ def _linear_4bit(module: nn.Module, packing: Packing) -> nn.Module:
     """Return the 4-bit twin of a linear layer; Conv1D holds its weight as [in, out] and is transposed."""
     library = _library()
     weight = cast(torch.Tensor, module.weight)
-    weight = weight.t().contiguous() if type(module).__name__ == "Conv1D" else weight
+    weight = weight.t().contiguous() if foreign.is_conv1d(module) else weight
     num_outputs, num_inputs = weight.shape
     with torch.device("meta"):
         new: Any = library.nn.Linear4bit(
@@ -183,51 +167,24 @@ def _linear_4bit(module: nn.Module, packing: Packing) -> nn.Module:
         module=new,
     )
     new.bias = module.bias
-    # On a CPU, evaluation would repack the weight in place: ZeRO-3 loses such a change, and training would go on
-    # with the other layout (bitsandbytes/nn/modules.py, Linear4bit.forward).
-    new.support_avx512bf16_for_cpu = False
+    foreign.keep_layout(new)
     # Moving to a device is what quantizes (bitsandbytes/nn/modules.py, Params4bit.to).
     return cast(nn.Module, new if weight.is_meta else new.to(weight.device))
 
 
 def preload() -> None:
-    """Import bitsandbytes, if it is there, before somebody else does so slowly; see `_compiling_later`."""
+    """Import bitsandbytes, if it is there, before another library triggers its slow import; see `compiling_later`."""
     with contextlib.suppress(DependencyError):
         _library()
 
 
 def _library() -> ModuleType:
     try:
-        with _compiling_later():
+        with foreign.compiling_later():
             import bitsandbytes
     except ImportError:
         raise DependencyError("4-bit weights and 8-bit AdamW need bitsandbytes: pip install bitsandbytes") from None
     return bitsandbytes
-
-
-@contextmanager
-def _compiling_later() -> Iterator[None]:
-    """Let functions be compiled when they are first called.
-
-    bitsandbytes decorates its fallback kernels with torch.compile, which loads the whole compiler at once: a second of
-    every start, for kernels that most runs never call (bitsandbytes/backends/default/ops.py).
-    """
-    compile_now = torch.compile
-
-    def compile_later(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
-        compiled = cache(lambda: compile_now(function, **settings))
-
-        @wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return compiled()(*args, **kwargs)
-
-        return call
-
-    torch.compile = cast(Any, compile_later)
-    try:
-        yield
-    finally:
-        torch.compile = compile_now
 
 
 def hidden_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from torch.utils import checkpoint as activation_checkpoint
 
 from ftkit.config.tree import RunConfig
 from ftkit.errors import ConfigError, ModelError
+from ftkit.models import foreign
 from ftkit.models.heads import find_head
 from ftkit.models.methods import method_of
 from ftkit.models.methods.lora import is_adapted
@@ -81,7 +82,7 @@ def build_bare_model(config: RunConfig, architecture: Any, dtype: torch.dtype) -
         with torch.device("meta"):
             model: nn.Module = kind.from_config(architecture, dtype=dtype, **attention(config.model))
     except ValueError as error:
-        if "Unrecognized configuration class" not in str(error):
+        if foreign.TransformersSays.NO_MODEL_FOR_TASK not in str(error):
             raise
         raise ModelError(
             f"transformers has no {architecture.model_type} model for {config.task}; choose another model or task"
@@ -120,14 +121,11 @@ def set_checkpointing(model: nn.Module, share: float) -> None:
     Raises:
         ModelError: the model has no layers that can.
     """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = foreign.checkpointing_layers(model)
     if share > 0 and not layers:
         raise ModelError(f"{type(model).__name__} cannot checkpoint its layers; set model.gradient_checkpointing to 0")
-    for layer, recomputes in zip(cast(list[Any], layers), checkpointed_layers(len(layers), share), strict=True):
-        layer.gradient_checkpointing = recomputes
-        layer._gradient_checkpointing_func = _checkpoint
+    for layer, recomputes in zip(layers, checkpointed_layers(len(layers), share), strict=True):
+        foreign.set_recomputing(layer, _checkpoint, recomputes=recomputes)
 
 
 def checkpointed_layers(num_layers: int, share: float) -> list[bool]:
@@ -204,9 +202,9 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def _num_elements(parameter: nn.Parameter) -> int:
-    if type(parameter).__name__ == "Params4bit":
+    if foreign.is_packed(parameter):
         return parameter.numel() * parameter.element_size() * 2
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
+    return foreign.whole_numel(parameter)
 
 
 def _checkpoint(function: Any, *arguments: Any, **keywords: Any) -> Any:

@@ -1,8 +1,90 @@
-"""Names of other libraries that are not public, each as a function that says whose it is."""
+"""Names of torch, transformers, bitsandbytes and peft that are not public, or that ftkit replaces for a while.
 
+Each is a function that says in which version and file it was read; `tests/contracts/test_foreign.py` asks the installed
+libraries for each, so that an upgrade names what has gone.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from enum import StrEnum
+from functools import cache, wraps
 from typing import Any, cast
 
+import torch
 from torch import nn
+
+
+class TransformersSays(StrEnum):
+    """Words by which an error of transformers is told from others of its class (transformers 5.23)."""
+
+    NO_MODEL_FOR_TASK = "Unrecognized configuration class"
+    """models/auto/auto_factory.py: the task has no class for this architecture."""
+
+
+@contextmanager
+def patched(module: Any, name: str, stand_in: Any) -> Iterator[None]:
+    """Let something else stand under a name of a module while a block runs.
+
+    Args:
+        module: whose callers look the name up when they call.
+        name: of the module; it has to be there.
+        stand_in: what stands there meanwhile.
+
+    Raises:
+        AttributeError: there is no such name, so nobody would call the stand-in.
+    """
+    original = getattr(module, name)
+    setattr(module, name, stand_in)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
+
+
+# --- torch ------------------------------------------------------------------------------------------------------------
+
+
+def compiling_later() -> AbstractContextManager[None]:
+    """Let functions that `torch.compile` decorates be compiled when they are first called (torch 2.13, __init__.py).
+
+    bitsandbytes decorates its fallback kernels with it, which loads the whole compiler at once: a second of every
+    start, for kernels that most runs never call (bitsandbytes 0.50, backends/default/ops.py).
+    """
+    compile_now = torch.compile
+
+    def compile_later(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+        compiled = cache(lambda: compile_now(function, **settings))
+
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return compiled()(*args, **kwargs)
+
+        return call
+
+    return patched(torch, "compile", compile_later)
+
+
+# --- transformers -----------------------------------------------------------------------------------------------------
+
+
+def checkpointing_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the layers that can recompute: `GradientCheckpointingLayer` (transformers 5.23, modeling_layers.py)."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def set_recomputing(layer: nn.Module, checkpoint: Callable[..., Any], *, recomputes: bool) -> None:
+    """Decide whether a layer recomputes (transformers 5.23, modeling_layers.py, GradientCheckpointingLayer.__call__).
+
+    Args:
+        layer: one of `checkpointing_layers`.
+        checkpoint: called with the layer's forward and its positional arguments.
+        recomputes: in training.
+    """
+    cast(Any, layer).gradient_checkpointing = recomputes
+    cast(Any, layer)._gradient_checkpointing_func = checkpoint
 
 
 def draw_anew(model: nn.Module, module: nn.Module) -> None:
@@ -19,3 +101,94 @@ def draw_anew(model: nn.Module, module: nn.Module) -> None:
         for tensor in part.parameters(recurse=False):
             cast(Any, tensor)._is_hf_initialized = False
         cast(Any, model)._init_weights(part)
+
+
+LINEAR = {
+    "Linear4bit": "bitsandbytes 0.50, nn/modules.py",
+    "Conv1D": "transformers 5.23, pytorch_utils.py",
+    "FalconLinear": "transformers 5.23, models/falcon/modeling_falcon.py",
+}
+"""Classes that do as a linear layer does, and where they are."""
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Return whether a layer is GPT-2's linear one, which holds its weight as [in, out]."""
+    return type(module).__name__ == "Conv1D"
+
+
+# --- bitsandbytes and peft, which are asked by name since loading them takes a second ---------------------------------
+
+
+def is_packed(parameter: torch.Tensor) -> bool:
+    """Return whether a parameter is, or is to become, 4-bit: `Params4bit` (bitsandbytes 0.50, nn/modules.py)."""
+    return type(parameter).__name__ == "Params4bit"
+
+
+def as_packed(parameter: nn.Parameter, like: nn.Parameter, state: Any) -> nn.Parameter:
+    """Make an ordinary parameter pass for a 4-bit one (bitsandbytes 0.50, nn/modules.py, Params4bit.__new__).
+
+    Args:
+        parameter: the packed values, or a tensor without any, whose class cannot be another.
+        like: a `Params4bit`, whose attributes it gets.
+        state: its constants.
+
+    Returns:
+        The same parameter.
+    """
+    vars(parameter).update(vars(like), quant_state=state, bnb_quantized=True)
+    return parameter
+
+
+def keep_layout(layer: nn.Module) -> None:
+    """Keep a 4-bit layer from packing its weight anew, in place, when it first evaluates on a CPU.
+
+    ZeRO-3 loses such a change, and training would go on with the other layout: `support_avx512bf16_for_cpu`
+    (bitsandbytes 0.50, nn/modules.py, Linear4bit.forward).
+    """
+    cast(Any, layer).support_avx512bf16_for_cpu = False
+
+
+def without_dynamic_map(bitsandbytes: Any) -> AbstractContextManager[None]:
+    """Leave the table of 8-bit numbers open, for tensors without values (bitsandbytes 0.50, functional.py)."""
+    return patched(bitsandbytes.functional, "create_dynamic_map", lambda **_: torch.empty(256))
+
+
+def say_loaded_in_4bit(model: nn.Module) -> None:
+    """Say that a model is in 4 bits, which is how PEFT chooses its adapters (peft 0.21, tuners/lora/bnb.py)."""
+    cast(Any, model).is_loaded_in_4bit = True
+
+
+@contextmanager
+def without_bitsandbytes() -> Iterator[None]:
+    """Hide bitsandbytes, if nobody has imported it yet, from PEFT, which would load it for adapters of any model.
+
+    PEFT imports it at its own start (peft 0.21, helpers.py), and asks at each adapter whether the layer is in 4 bits
+    (tuners/lora/model.py, _create_new_module). What it has found it remembers (import_utils.py, is_bnb_available and
+    is_bnb_4bit_available); a QLoRA may follow in this process.
+    """
+    if "bitsandbytes" in sys.modules:
+        yield
+        return
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # how Python is told that there is no such module
+    try:
+        yield
+    finally:
+        del sys.modules["bitsandbytes"]
+        from peft import import_utils
+
+        import_utils.is_bnb_available.cache_clear()
+        import_utils.is_bnb_4bit_available.cache_clear()
+
+
+# --- DeepSpeed, as far as a model's weights show it -------------------------------------------------------------------
+
+
+def whole_numel(parameter: torch.Tensor) -> int:
+    """Return the elements of a weight, which ZeRO-3 may have partitioned (deepspeed 0.19, partition_parameters.py)."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def whole_shape(parameter: torch.Tensor) -> torch.Size:
+    """Return the shape of a weight, which ZeRO-3 may have partitioned (deepspeed 0.19, partition_parameters.py)."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape

@@ -1,4 +1,4 @@
-"""Which sums of gradients autograd makes in place.
+"""Detect which gradient accumulations autograd performs in place.
 
 It adds in place where it holds the last reference to the first summand, but not under a dispatch mode, which would see
 the operator (torch/csrc/autograd/input_buffer.cpp, can_accumulate_inplace).
@@ -9,7 +9,8 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from ftkit.observe import foreign
 
 ADD = torch.ops.aten.add.Tensor
 
@@ -24,12 +25,7 @@ def autograd_adds_in_place(args: tuple[Any, ...]) -> bool:
         Whether autograd itself called the operator, not code that it runs such as a recomputation, and nobody else
         has the first summand.
     """
-    if not _is_last_reference(args):
-        return False
-    frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_code.co_name in ("_fn", "inner"):  # torch's wrappers of every mode
-        frame = frame.f_back
-    return frame.f_code.co_name == "_engine_run_backward"
+    return _is_last_reference(args) and foreign.is_backward(sys._getframe(2))
 
 
 def _is_last_reference(args: tuple[Any, ...]) -> bool:
@@ -38,21 +34,21 @@ def _is_last_reference(args: tuple[Any, ...]) -> bool:
         return False
     storage = args[0].untyped_storage()
     # One reference is the tensor's, one is `storage`.
-    if torch._C._storage_Use_Count(storage._cdata) != 2 or storage.nbytes() != args[0].nbytes:
+    if foreign.storage_users(storage) != 2 or storage.nbytes() != args[0].nbytes:
         return False
     return _references(args) == references_of_the_last()
 
 
 def _references(args: tuple[Any, ...]) -> tuple[int, int]:
     """Return how many references Python and torch have to the first of some tensors."""
-    return sys.getrefcount(args[0]), int(args[0]._use_count())
+    return sys.getrefcount(args[0]), foreign.tensor_users(args[0])
 
 
-class _Counting(TorchDispatchMode):
+class _Counting(foreign.DispatchMode):
     """Counts references to the first summands of sums."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+        super().__init__()
         self.counted: list[tuple[int, int]] = []
 
     def __torch_dispatch__(
@@ -61,10 +57,6 @@ class _Counting(TorchDispatchMode):
         if func is ADD:
             self.counted.append(_references(args))
         return func(*args, **(kwargs or {}))
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
 
 
 @cache

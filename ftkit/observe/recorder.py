@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
 
+from ftkit.engine.foreign import storage_key
+from ftkit.observe import foreign
 from ftkit.observe.inplace_sums import ADD, autograd_adds_in_place, references_of_the_last
 from ftkit.observe.operators import dtype_name, kind_of, op_key
 from ftkit.observe.tape import BACKWARD, EVALUATION, FORWARD, LOAD, OPTIMIZER, Birth, OpKey, Tape
@@ -24,7 +24,7 @@ from ftkit.step.observer import Phase
 _DEVICE_OF = torch.ops.prim.device.default
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(foreign.DispatchMode):
     """Records on a tape what runs below it.
 
     Attributes:
@@ -48,7 +48,7 @@ class Recorder(TorchDispatchMode):
             device_type: whose storages are written down, such as `cuda`; None: those of any device.
             call: runs an operator; None: torch does.
         """
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+        super().__init__()
         self.tape = Tape()
         self.phase: Phase = LOAD
         self.step, self.micro_batch, self.stream = 0, 0, 0
@@ -65,9 +65,9 @@ class Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operator and write down what it made."""
-        if func is _DEVICE_OF and isinstance(args[0], FakeTensor):
-            # Autograd asks for the device of each gradient, two thirds of all calls; the answer needs no dispatch.
-            return args[0].fake_device
+        # Autograd asks for the device of each gradient, two thirds of all calls; the answer needs no dispatch.
+        if func is _DEVICE_OF and (device := foreign.fake_device(args[0])) is not None:
+            return device
         if any(map(_wraps, types)):
             return NotImplemented  # the tensors inside it are seen when its own code computes with them
         out = func(*args, **(kwargs or {})) if self._call is None else self._call(func, args, kwargs or {})
@@ -93,11 +93,6 @@ class Recorder(TorchDispatchMode):
             *(Birth(size, self.phase, self.step, self.micro_batch, self.module, self.layer, op=op) for size in sizes)
         )
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Say that nothing here is compiled: torch need not wrap each call in what keeps its compiler out."""
-        return False
-
     def see(self, tensors: Iterable[tuple[str, torch.Tensor]], role: str, layers: dict[str, int] | None = None) -> None:
         """Write down tensors that were there before, and say what they are of those that were not.
 
@@ -109,7 +104,7 @@ class Recorder(TorchDispatchMode):
         for name, tensor in tensors:
             layer = layer_named(name, layers or {})
             storage = tensor.untyped_storage()
-            entry = self._live.get(storage._cdata)
+            entry = self._live.get(storage_key(storage))
             if self._is_elsewhere(tensor):
                 continue
             if entry is None:
@@ -122,19 +117,19 @@ class Recorder(TorchDispatchMode):
         """Return whether a tensor is not on the device that is watched, or has left it."""
         if self._device_type not in (None, tensor.device.type):
             return True
-        return bool(self._elsewhere) and tensor.untyped_storage()._cdata in self._elsewhere
+        return bool(self._elsewhere) and storage_key(tensor.untyped_storage()) in self._elsewhere
 
     def rename(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Give a role to tensors that are on the tape already: pairs of role and tensor."""
         for role, tensor in tensors:
-            entry = self._live.get(tensor.untyped_storage()._cdata)
+            entry = self._live.get(storage_key(tensor.untyped_storage()))
             if entry is not None:
                 self.tape.births[entry[1]].role = role
 
     def resized(self, tensor: torch.Tensor) -> None:
         """Write down that a tensor's storage was given another size, which no operator does: the old one has died."""
         storage = tensor.untyped_storage()
-        self._died(storage._cdata)
+        self._died(storage_key(storage))
         if size := storage.nbytes():
             birth = Birth(size, self.phase, self.step, self.micro_batch, self.module, self.layer, op="resize")
             self._born(storage, birth, tensor)
@@ -142,13 +137,13 @@ class Recorder(TorchDispatchMode):
     def leave(self, tensor: torch.Tensor) -> None:
         """Write down that a tensor's storage is on the device no longer, such as one that was moved to the host."""
         storage = tensor.untyped_storage()
-        key = storage._cdata
+        key = storage_key(storage)
         self._died(key)
         self._elsewhere[key] = weakref.ref(storage, lambda _: self._elsewhere.pop(key, None))
 
     def number_of(self, tensor: torch.Tensor) -> int | None:
         """Return the number of a tensor's storage on the tape; None: it is not there."""
-        entry = self._live.get(tensor.untyped_storage()._cdata)
+        entry = self._live.get(storage_key(tensor.untyped_storage()))
         return None if entry is None else entry[1]
 
     @contextmanager
@@ -172,12 +167,12 @@ class Recorder(TorchDispatchMode):
     def _birth_of(self, tensor: object) -> Birth | None:
         if not isinstance(tensor, torch.Tensor):
             return None
-        entry = self._live.get(tensor.untyped_storage()._cdata)
+        entry = self._live.get(storage_key(tensor.untyped_storage()))
         return None if entry is None else self.tape.births[entry[1]]
 
     def _see(self, tensor: torch.Tensor, func: Any, number: int, args: tuple[Any, ...]) -> None:
         storage = tensor.untyped_storage()
-        if storage._cdata in self._live or self._is_elsewhere(tensor):
+        if storage_key(storage) in self._live or self._is_elsewhere(tensor):
             return
         size = storage.nbytes() if self._sizes is None else self._sizes(func.__name__, number, tensor)
         layer = self.layer if self._is_positional else self._inherited(number, args)
@@ -190,12 +185,12 @@ class Recorder(TorchDispatchMode):
 
     def _take_over(self, old: torch.Tensor, new: torch.Tensor) -> None:
         """Let a sum of gradients live where its first summand lived."""
-        entry = self._live.pop(old.untyped_storage()._cdata, None)
+        entry = self._live.pop(storage_key(old.untyped_storage()), None)
         storage = new.untyped_storage()
         if entry is None:
             self._see(new, ADD, 0, (old,))
         else:
-            key = storage._cdata
+            key = storage_key(storage)
             self._live[key] = (weakref.ref(storage, lambda _: self._died(key)), entry[1])
 
     @property
@@ -231,7 +226,7 @@ class Recorder(TorchDispatchMode):
         birth.shape, birth.dtype, birth.stream = tuple(tensor.shape), dtype_name(tensor.dtype), self.stream
         number = len(self.tape.births)
         self.tape.births.append(birth)
-        key = storage._cdata
+        key = storage_key(storage)
         self._live[key] = (weakref.ref(storage, lambda _: self._died(key)), number)
         self.tape.events.append((number, birth.layer))
 
@@ -336,7 +331,7 @@ def layer_named(name: str, layers: dict[str, int]) -> int | None:
 @cache
 def _wraps(kind: type) -> bool:
     """Return whether tensors of a type hold other tensors, such as torchao's 4-bit ones."""
-    return bool(is_traceable_wrapper_subclass_type(kind))
+    return foreign.wraps_tensors(kind)
 
 
 def _needs_grad(tensor: object) -> bool:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ftkit.engine.resolve import ResolvedRun
-from ftkit.models import bnb
+from ftkit.models import foreign
 from ftkit.models.build import build_empty_model
 from ftkit.plan.target import Target
 from ftkit.units import format_bytes
@@ -28,7 +28,7 @@ def least_weight_bytes(run: ResolvedRun, architecture: Any) -> int:
     model = build_empty_model(run.config, architecture, run.dtype)
     # `parameters` yields tied weights once.
     whole = sum(
-        weight.numel() // 2 if bnb.is_packed_type(weight) else weight.numel() * weight.itemsize
+        weight.numel() // 2 if foreign.is_packed(weight) else weight.numel() * weight.itemsize
         for weight in model.parameters()
     )
     return whole // run.devices.world_size if run.partitions_weights else whole

@@ -1,9 +1,7 @@
 """LoRA, plain and over 4-bit weights: adapters beside frozen linear layers; the only importer of peft."""
 
 import json
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -148,18 +146,19 @@ def add_adapters(model: "nn.Module", method: Lora, start: "Start", dtype: "torch
     Raises:
         ModelError: no module matches the targets, or PEFT puts no adapter beside them.
     """
-    from ftkit.models import bnb
+    from ftkit.models import bnb, foreign
 
-    if any(map(bnb.is_packed_type, model.parameters())):
+    if any(map(foreign.is_packed, model.parameters())):
         bnb.preload()
         return _adapt(model, method, start, dtype)
-    with _without_bitsandbytes():
+    with foreign.without_bitsandbytes():
         return _adapt(model, method, start, dtype)
 
 
 def _adapt(model: "nn.Module", method: Lora, start: "Start", dtype: "torch.dtype") -> "nn.Module":
     from peft import LoraConfig, get_peft_model
 
+    from ftkit.models import foreign
     from ftkit.models.targets import choose_targets, shortest_names
 
     chosen = choose_targets(model, method.targets, method.layers, start.head)
@@ -171,7 +170,7 @@ def _adapt(model: "nn.Module", method: Lora, start: "Start", dtype: "torch.dtype
         modules_to_save=list(start.head) or None,
         use_rslora=method.use_rslora,
         use_dora=method.use_dora,
-        fan_in_fan_out=any(type(model.get_submodule(name)).__name__ == "Conv1D" for name in chosen),
+        fan_in_fan_out=any(foreign.is_conv1d(model.get_submodule(name)) for name in chosen),
         trainable_token_indices=_new_rows(model, start),
     )
     try:
@@ -194,27 +193,6 @@ def _new_rows(model: "nn.Module", start: "Start") -> dict[str, list[int]] | None
     names = {module: name for name, module in model.named_modules()}
     is_tied = len(tables) > 1 and tables[0].weight is tables[1].weight
     return {names[table]: list(start.rows) for table in (tables[:1] if is_tied else tables)}
-
-
-@contextmanager
-def _without_bitsandbytes() -> Iterator[None]:
-    """Hide bitsandbytes, if nobody has imported it yet, from PEFT, which would load it for adapters of any model.
-
-    PEFT imports it at its own start (peft/helpers.py 0.21), and asks at each adapter whether the layer is in 4 bits
-    (peft/tuners/lora/model.py, _create_new_module). What it has found it remembers; a QLoRA may follow in this process.
-    """
-    if "bitsandbytes" in sys.modules:
-        yield
-        return
-    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # how Python is told that there is no such module
-    try:
-        yield
-    finally:
-        del sys.modules["bitsandbytes"]
-        from peft import import_utils
-
-        import_utils.is_bnb_available.cache_clear()
-        import_utils.is_bnb_4bit_available.cache_clear()
 
 
 def is_adapted(model: "nn.Module") -> bool:

@@ -1,7 +1,7 @@
-"""What a CUDA device would do differently, put right on a machine that has none.
+"""Trace what CUDA would do on a machine that has no GPU.
 
-Fake tensors say they are on the CPU, and torch then takes the CPU's way. Four ways differ in memory, and each is put
-right here by calling the operator that CUDA would call:
+Fake tensors say that they are on the CPU, and torch then takes the CPU's way. It differs from CUDA's in the memory of
+four operators, and each is corrected here by calling the operator that CUDA would call:
 
 - dropout: CUDA makes one result and one bool mask (`native_dropout`); the CPU makes a float mask.
 - attention: CUDA has the flash and memory-efficient kernels, which keep query, key, value, result and a log-sum-exp.
@@ -10,16 +10,14 @@ right here by calling the operator that CUDA would call:
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from importlib import import_module
-from importlib.util import find_spec
+from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import torch
 from torch.nn import functional
 
 from ftkit.machine.hardware import Gpu
+from ftkit.plan.tracing import foreign
 
 FLASH_MAX_HEAD = 256
 """Flash attention's widest head (torch, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp)."""
@@ -48,31 +46,8 @@ def cuda_semantics(gpu: Gpu | None = None) -> Iterator[None]:
     def attention(*args: Any, **kwargs: Any) -> torch.Tensor:
         return _attention(has_flash, *args, **kwargs)
 
-    with ExitStack() as stack:
-        # Patched and not overridden by a mode: in checkpoint's recomputation modes are not active.
-        stack.enter_context(mock.patch.object(functional, "dropout", _dropout))
-        stack.enter_context(mock.patch.object(torch, "dropout", lambda x, p, train: _dropout(x, p, train)))
-        stack.enter_context(mock.patch.object(functional, "scaled_dot_product_attention", attention))
-        # The fused optimizer, which CUDA has, is refused on `meta` by name; torch.optim hides the module's own name.
-        adam = import_module("torch.optim.adam")
-        stack.enter_context(mock.patch.object(adam, "_device_dtype_check_for_fused", _accept))
-        yield
-
-
-@contextmanager
-def unpacked_batches() -> Iterator[None]:
-    """Answer for transformers what it would read from values: no sequence is packed of several.
-
-    With fake tensors it supposes that they may be, and then makes a mask that training does not have
-    (transformers/masking_utils.py, find_packed_sequence_indices).
-    """
-    if find_spec("transformers.masking_utils") is None:  # before 4.53, which did not ask
-        yield
-        return
-    from transformers import masking_utils
-
-    # A function and no return_value: a Mock would keep the tensors that it was called with alive.
-    with mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda _: None):  # noqa: PT008  # as said
+    # Replaced and not overridden by a mode: in checkpoint's recomputation modes are not active.
+    with foreign.dropout_by(_dropout), foreign.attention_by(attention), foreign.fused_adam_anywhere():
         yield
 
 
@@ -182,10 +157,6 @@ def cublas_workspace(gpu: Gpu | None) -> int:
     if gpu is not None and gpu.vendor == "nvidia" and gpu.capability[0] == 9:
         return 32 * 2**20
     return 8 * 16 * 2**10 + 2 * 4096 * 2**10
-
-
-def _accept(*_: Any, **__: Any) -> None:
-    """Refuse nothing."""
 
 
 def _dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:

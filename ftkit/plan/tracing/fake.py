@@ -1,14 +1,14 @@
-"""A model without weights: the modules of `model.build_empty_model`, ready for a step."""
+"""Make a model without weights ready for a step."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
-from unittest import mock
+from contextlib import AbstractContextManager
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from ftkit.engine.foreign import own_buffers, own_parameters
 from ftkit.models import bnb
+from ftkit.models.foreign import is_packed
 
 
 def materialize(model: nn.Module, mode: AbstractContextManager[Any], device: torch.device) -> nn.Module:
@@ -27,27 +27,18 @@ def materialize(model: nn.Module, mode: AbstractContextManager[Any], device: tor
     made: dict[int, torch.Tensor] = {}
     with mode:
         for module in model.modules():
-            for name, parameter in list(module._parameters.items()):
+            parameters, buffers = own_parameters(module), own_buffers(module)
+            for name, parameter in list(parameters.items()):
                 if parameter is not None and parameter.is_meta:
                     if id(parameter) not in made:
                         made[id(parameter)] = _parameter(parameter, device)
-                    module._parameters[name] = made[id(parameter)]  # type: ignore[assignment]  # kept by identity
-            for name, buffer in list(module._buffers.items()):
+                    parameters[name] = cast(nn.Parameter, made[id(parameter)])
+            for name, buffer in list(buffers.items()):
                 if buffer is not None and buffer.is_meta:
                     if id(buffer) not in made:
                         made[id(buffer)] = _empty_like(buffer, device)
-                    module._buffers[name] = made[id(buffer)]
+                    buffers[name] = made[id(buffer)]
     return model
-
-
-@contextmanager
-def taken_for_fake() -> Iterator[None]:
-    """Let transformers take every tensor for a fake one, whose values it does not ask for (utils/import_utils.py)."""
-    from transformers.utils import import_utils
-
-    # A function and no return_value: a Mock would keep the tensors that it was called with alive.
-    with mock.patch.object(import_utils, "is_fake_tensor", lambda _: True):  # noqa: PT008  # as said
-        yield
 
 
 def _empty_like(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -55,6 +46,6 @@ def _empty_like(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def _parameter(parameter: nn.Parameter, device: torch.device) -> Any:
-    if bnb.is_packed_type(parameter):
+    if is_packed(parameter):
         return bnb.pack_without_values(parameter, _empty_like(parameter, device))
     return nn.Parameter(_empty_like(parameter, device), requires_grad=parameter.requires_grad)

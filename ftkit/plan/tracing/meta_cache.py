@@ -1,4 +1,4 @@
-"""What operators make of tensors on `meta`, worked out once.
+"""Cache the shapes that operators produce on `meta` tensors.
 
 torch works much of it out in Python, at every call anew (torch/_refs, torch/_meta_registrations.py): a tenth of a
 millisecond each, and a step calls the same few operators on the same few shapes, layer after layer.
@@ -9,6 +9,9 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+
+from ftkit.engine.foreign import storage_key
+from ftkit.plan.tracing import foreign
 
 
 class _Layout(NamedTuple):
@@ -52,7 +55,7 @@ def call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 @cache
 def _is_pure(func: Any) -> bool:
     """Return whether an operator makes one new tensor and leaves its arguments as they are."""
-    schema = func._schema
+    schema = foreign.schema(func)
     is_fresh = all(one.alias_info is None for one in (*schema.arguments, *schema.returns))
     return is_fresh and len(schema.returns) == 1 and str(schema.returns[0].type) == "Tensor"
 
@@ -78,4 +81,6 @@ def _layout(out: Any, args: tuple[Any, ...]) -> _Layout | None:
 
 
 def _shares_storage(out: torch.Tensor, other: Any) -> bool:
-    return isinstance(other, torch.Tensor) and out.untyped_storage()._cdata == other.untyped_storage()._cdata
+    return isinstance(other, torch.Tensor) and storage_key(out.untyped_storage()) == storage_key(
+        other.untyped_storage()
+    )

@@ -1,4 +1,4 @@
-"""The real training step on tensors without values: what it makes, when, and when that dies.
+"""Run the real training step on tensors without values, and record what it makes and when that dies.
 
 `step.train_step` runs on the plain engine, as it does in training; a Recorder watches. The model is built empty, so
 that neither weights nor a GPU are needed.
@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from ftkit.config.tree import RunConfig
 from ftkit.data.batching import Shape
 from ftkit.engine.plain import PlainEngine
 from ftkit.errors import ModelError
+from ftkit.machine.foreign import TorchSays
 from ftkit.machine.hardware import Gpu
 from ftkit.machine.memory import quiet_collector
 from ftkit.machine.process import ProcessContext
@@ -32,9 +32,8 @@ from ftkit.observe.operators import dtype_name
 from ftkit.observe.recorded import batch_tensors, layer_names, make_batches, record_steps, see_model
 from ftkit.observe.recorder import Recorder, layer_named
 from ftkit.observe.tape import LOAD, Tape
-from ftkit.plan.tracing import cuda
-from ftkit.plan.tracing import meta_cache as remembered
-from ftkit.plan.tracing.fake import materialize, taken_for_fake
+from ftkit.plan.tracing import cuda, foreign, meta_cache
+from ftkit.plan.tracing.fake import materialize
 from ftkit.plan.zero.module_events import Visits
 
 
@@ -79,6 +78,31 @@ def count_weights(model: nn.Module, layers: dict[str, int]) -> dict[int | None, 
     return {layer: (count, trainable[layer]) for layer, count in total.items()}
 
 
+@dataclass(frozen=True)
+class ValuelessTensors:
+    """A kind of tensors without values.
+
+    Attributes:
+        process: whose device they say that they are on.
+        mode: the mode or device in which they are made.
+        call: runs an operator on them; None: torch does.
+    """
+
+    process: ProcessContext
+    mode: Any
+    call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any] | None = None
+
+
+def fake_tensors() -> ValuelessTensors:
+    """Return the kind that is taken for tensors of the CPU."""
+    return ValuelessTensors(LocalProcess(), foreign.fake_mode())
+
+
+def meta_tensors() -> ValuelessTensors:
+    """Return the kind that is on no device."""
+    return ValuelessTensors(MetaProcess(), torch.device("meta"), meta_cache.call)
+
+
 def trace(  # noqa: PLR0913  # what decides a step
     config: RunConfig,
     architecture: Any,
@@ -92,9 +116,9 @@ def trace(  # noqa: PLR0913  # what decides a step
 ) -> Tape:
     """Trace two optimizer steps of a configuration.
 
-    The way of a CPU is told by fake tensors, which say that they are on one, and which torch treats as such. The way
-    of CUDA, where each choice of a device is put right by `cuda`, is told by tensors on `meta`: the same events three
-    times as fast; by fake tensors for a model that does what `meta` cannot.
+    A CPU's step runs on fake tensors, which say that they are on one, and which torch treats as such. CUDA's step, in
+    which `cuda` corrects each choice of a device, runs on tensors on `meta`: the same events three times as fast. A
+    model that does what `meta` cannot runs on fake tensors there too.
 
     Args:
         config: the run.
@@ -116,44 +140,71 @@ def trace(  # noqa: PLR0913  # what decides a step
     if dtype == torch.float16 and config.optimizer.name != "adamw":
         dtype = torch.bfloat16  # as many bytes; torch's loss scaler reads a flag back, unless the optimizer is fused
 
-    def run(tensors: ValuelessTensors) -> Tape:
-        model = build_empty_model(config, architecture, dtype)
+    step = _Step(config, architecture, dtype, shape, gpu, device_type == "cuda", checkpointed or (), sees_modules)
+    if step.on_cuda:
+        try:
+            return step.trace(meta_tensors())
+        except (RuntimeError, TypeError) as error:
+            if not foreign.meta_cannot(error):
+                raise
+    return step.trace(fake_tensors())
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What is traced; see `trace`."""
+
+    config: RunConfig
+    architecture: Any
+    dtype: torch.dtype
+    shape: Shape
+    gpu: Gpu | None
+    on_cuda: bool
+    checkpointed: Sequence[bool]
+    sees_modules: bool
+
+    def trace(self, tensors: ValuelessTensors) -> Tape:
+        """Run two steps on a kind of tensors."""
+        model = build_empty_model(self.config, self.architecture, self.dtype)
         layers = layer_names(model)
         weights = count_weights(model, layers)
         materialize(model, tensors.mode, tensors.process.device)
-        for name, recomputes in zip(layers, checkpointed or (), strict=False):
-            # What set_checkpointing sets (transformers.modeling_layers.GradientCheckpointingLayer).
-            vars(model.get_submodule(name))["gradient_checkpointing"] = recomputes
-        on_cuda = device_type == "cuda"
-        recorder = Recorder(cuda.storage_size, cuda.scratch_size, call=tensors.call) if on_cuda else Recorder()
+        for name, recomputes in zip(layers, self.checkpointed, strict=False):
+            foreign.recompute(model.get_submodule(name), recomputes=recomputes)
+        recorder = self._recorder(tensors)
         recorder.tape.weights = weights
-        with contextlib.ExitStack() as stack:
-            for context in (quiet_collector(), tensors.mode, taken_for_fake(), cuda.unpacked_batches()):
-                stack.enter_context(context)
-            if on_cuda:
-                stack.enter_context(cuda.cuda_semantics(gpu))
-            if config.optimizer.name != "adamw":
-                stack.enter_context(bnb.without_values())
-            stack.enter_context(recorder.inside(model, layers))
+        with self._without_values(tensors), recorder.inside(model, layers):
             see_model(recorder, model, layers)
-            held = workspaces(gpu) if on_cuda else []
-            visits = Visits(recorder, model, layers) if sees_modules else None
+            held = workspaces(self.gpu) if self.on_cuda else []
+            visits = Visits(recorder, model, layers) if self.sees_modules else None
             recorder.see(held, "buffer")
-            vars(model)["to"] = lambda _: model  # tensors without values are where they belong, and cannot be moved
-            engine = PlainEngine(config, model, tensors.process, dtype, objective_of(config, architecture))
+            foreign.stay(model)
+            engine = PlainEngine(
+                self.config, model, tensors.process, self.dtype, objective_of(self.config, self.architecture)
+            )
             if visits is not None:
                 visits.engine_is_built()
             set_training(model, True)
             recorder.mark(LOAD)
-            micro_batches = make_batches(engine.objective, shape)
+            micro_batches = make_batches(engine.objective, self.shape)
             recorder.see(batch_tensors(micro_batches), "input")
-            with _explained(type(unwrapped(model)).__name__, dtype):
+            with _explained(type(unwrapped(model)).__name__, self.dtype):
                 return record_steps(engine, micro_batches, recorder)
 
-    if device_type == "cuda":
-        with contextlib.suppress(RuntimeError):  # no operator for `meta`, or a value that is read: fake tensors tell
-            return run(meta_tensors())
-    return run(fake_tensors())
+    def _recorder(self, tensors: ValuelessTensors) -> Recorder:
+        return Recorder(cuda.storage_size, cuda.scratch_size, call=tensors.call) if self.on_cuda else Recorder()
+
+    @contextlib.contextmanager
+    def _without_values(self, tensors: ValuelessTensors) -> Iterator[None]:
+        """Let libraries do without the values that they would look at."""
+        with contextlib.ExitStack() as stack:
+            for context in (quiet_collector(), tensors.mode, foreign.taken_for_fake(), foreign.unpacked_batches()):
+                stack.enter_context(context)
+            if self.on_cuda:
+                stack.enter_context(cuda.cuda_semantics(self.gpu))
+            if self.config.optimizer.name != "adamw":
+                stack.enter_context(bnb.without_values())
+            yield
 
 
 @contextlib.contextmanager
@@ -161,38 +212,13 @@ def _explained(name: str, dtype: torch.dtype) -> Iterator[None]:
     """Say of a model's code what it does that a plan cannot follow, or that it cannot do itself."""
     try:
         yield
-    except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        raise UntraceableModelError(_explain(name, error)) from error
     except RuntimeError as error:
-        if "expected scalar type" not in str(error):
+        if foreign.needs_values(error):
+            raise UntraceableModelError(_explain(name, error)) from error
+        if TorchSays.OTHER_DTYPE not in str(error):
             raise
         # Its code makes some weights of a dtype of its own, and transformers loads them so.
         raise ModelError(f"{name} does not compute in {dtype_name(dtype)} ({error}); try --precision fp32") from error
-
-
-@dataclass(frozen=True)
-class ValuelessTensors:
-    """A kind of tensors without values.
-
-    Attributes:
-        process: whose device they say that they are on.
-        mode: the mode or device in which they are made.
-        call: runs an operator on them; None: torch does.
-    """
-
-    process: ProcessContext
-    mode: Any
-    call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any] | None = None
-
-
-def fake_tensors() -> ValuelessTensors:
-    """Return the kind that is taken for tensors of the CPU."""
-    return ValuelessTensors(LocalProcess(), FakeTensorMode(allow_non_fake_inputs=True))
-
-
-def meta_tensors() -> ValuelessTensors:
-    """Return the kind that is on no device."""
-    return ValuelessTensors(MetaProcess(), torch.device("meta"), remembered.call)
 
 
 def workspaces(gpu: Gpu | None) -> list[tuple[str, torch.Tensor]]:

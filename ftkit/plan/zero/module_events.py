@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ftkit.engine.foreign import own_parameters, watch_parameters
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import FORWARD, Birth
 
@@ -57,7 +58,7 @@ class Visits:
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         for name, module in model.named_modules():
             self._watch(name, module)
-            module._parameters = _Watched(module._parameters, name, self._touch)
+            watch_parameters(module, _Watched(own_parameters(module), name, self._touch))
         self._hear_gradients(Moment.GRADIENT)
 
     def engine_is_built(self) -> None:
@@ -75,8 +76,9 @@ class Visits:
             self._tell(Moment.TOUCH, self._recorder.module, (self._names[id(parameter)],))
 
     def _watch(self, name: str, module: nn.Module) -> None:
-        weights = tuple(self._names[id(one)] for one in module._parameters.values() if one is not None)
-        packed = any(getattr(one, "quant_state", None) is not None for one in module._parameters.values())
+        own = [parameter for parameter in own_parameters(module).values() if parameter is not None]
+        weights = tuple(self._names[id(parameter)] for parameter in own)
+        packed = any(getattr(parameter, "quant_state", None) is not None for parameter in own)
         remaining = [0]
 
         def enter(_: nn.Module, inputs: tuple[Any, ...]) -> Any:

@@ -1,0 +1,60 @@
+"""Names of torch that are not public and that a recorder needs.
+
+Each says in which version and file it was read; `tests/contracts/test_foreign.py` asks the installed torch for it.
+"""
+
+from types import FrameType
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
+
+MODE_FRAMES = ("_fn", "inner")
+"""Functions of torch that wrap each dispatch mode's (torch 2.13, utils/_python_dispatch.py, _compile.py)."""
+BACKWARD_FRAME = "_engine_run_backward"
+"""The function in which autograd runs a backward (torch 2.13, autograd/graph.py)."""
+
+
+class DispatchMode(TorchDispatchMode):
+    """A mode that sees every operator (torch 2.13, utils/_python_dispatch.py); nothing in it is ever compiled."""
+
+    def __init__(self) -> None:
+        """Start outside any `with`."""
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Say that torch need not wrap each call in what keeps its compiler out."""
+        return False
+
+
+def fake_device(value: object) -> torch.device | None:
+    """Return the device that a fake tensor says it is on, without a dispatch; None: it is not one (_subclasses)."""
+    return value.fake_device if isinstance(value, FakeTensor) else None
+
+
+def wraps_tensors(kind: type) -> bool:
+    """Return whether tensors of a type hold other tensors (torch 2.13, utils/_python_dispatch.py)."""
+    return bool(is_traceable_wrapper_subclass_type(kind))
+
+
+def storage_users(storage: Any) -> int:
+    """Return how many tensors and Python objects use a storage (torch 2.13, csrc/Module.cpp)."""
+    return int(torch._C._storage_Use_Count(storage._cdata))
+
+
+def tensor_users(tensor: Any) -> int:
+    """Return how many references torch itself has to a tensor (torch 2.13, csrc/autograd/python_variable.cpp)."""
+    return int(tensor._use_count())
+
+
+def is_backward(frame: FrameType) -> bool:
+    """Return whether a dispatch mode was called by autograd's backward itself, not by code that this runs.
+
+    Args:
+        frame: that called the mode.
+    """
+    while frame.f_back is not None and frame.f_code.co_name in MODE_FRAMES:
+        frame = frame.f_back
+    return frame.f_code.co_name == BACKWARD_FRAME

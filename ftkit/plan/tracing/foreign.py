@@ -1,0 +1,115 @@
+"""Names of torch and transformers that a trace replaces, or that are not public.
+
+Each is a function that says in which version and file it was read; `tests/contracts/test_foreign.py` asks the installed
+libraries for each, so that an upgrade names what has gone.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
+from torch.nn import functional
+
+from ftkit.machine.foreign import TorchSays
+from ftkit.models.foreign import patched
+
+# --- torch ------------------------------------------------------------------------------------------------------------
+
+
+def fake_mode() -> FakeTensorMode:
+    """Return a mode in which tensors have no values and say that they are on a CPU (torch 2.13, _subclasses)."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def meta_cannot(error: Exception) -> bool:
+    """Return whether an error is one of tensors on `meta`: no such operator there, or a value that was asked for.
+
+    Whatever else is raised, such as shapes that do not match, is raised on every device.
+    """
+    is_theirs = isinstance(error, RuntimeError | TypeError) and TorchSays.ON_META in str(error)
+    return is_theirs or isinstance(error, NotImplementedError)
+
+
+def needs_values(error: Exception) -> bool:
+    """Return whether an error is one of fake tensors whose values were asked for (torch 2.13, _subclasses)."""
+    kinds = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and TorchSays.NO_NUMPY in str(error))
+
+
+@contextmanager
+def dropout_by(dropout: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """Let another function drop out (torch 2.13, nn/functional.py, dropout; torch.dropout of csrc).
+
+    Args:
+        dropout: takes the tensor, the share and whether it trains.
+    """
+    with (
+        patched(functional, "dropout", dropout),
+        patched(torch, "dropout", lambda tensor, share, train: dropout(tensor, share, train)),
+    ):
+        yield
+
+
+def attention_by(attention: Callable[..., torch.Tensor]) -> AbstractContextManager[None]:
+    """Let another function attend: `scaled_dot_product_attention` (torch 2.13, nn/functional.py)."""
+    return patched(functional, "scaled_dot_product_attention", attention)
+
+
+def fused_adam_anywhere() -> AbstractContextManager[None]:
+    """Let the fused optimizer, which CUDA has, take tensors of any device, also of `meta`, which it refuses by name.
+
+    `_device_dtype_check_for_fused` (torch 2.13, optim/optimizer.py), as optim/adam.py has imported it.
+    """
+    # torch.optim hides the module's own name behind a function.
+    return patched(import_module("torch.optim.adam"), "_device_dtype_check_for_fused", lambda *_, **__: None)
+
+
+def stay(model: nn.Module) -> None:
+    """Keep a model where it is: tensors without values cannot be moved (torch 2.13, nn/modules/module.py, to)."""
+    vars(model)["to"] = lambda _: model
+
+
+def schema(operator: Any) -> Any:
+    """Return an operator's arguments and results, with what they share: `_schema` (torch 2.13, _ops.py)."""
+    return operator._schema
+
+
+# --- transformers -----------------------------------------------------------------------------------------------------
+
+
+def unpacked_batches() -> AbstractContextManager[None]:
+    """Answer for transformers what it would read from values: no sequence is packed of several.
+
+    With tensors without values it supposes that they may be, and then makes a mask that training does not have:
+    `find_packed_sequence_indices` (transformers 5.23, masking_utils.py; versions before 4.53 do not ask).
+    """
+    if find_spec("transformers.masking_utils") is None:
+        return nullcontext()
+    from transformers import masking_utils
+
+    return patched(masking_utils, "find_packed_sequence_indices", lambda _: None)
+
+
+def taken_for_fake() -> AbstractContextManager[None]:
+    """Let transformers take every tensor for one without values, which it does not ask for any.
+
+    `is_fake_tensor` (transformers 5.23, utils/import_utils.py).
+    """
+    from transformers.utils import import_utils
+
+    return patched(import_utils, "is_fake_tensor", lambda _: True)
+
+
+def recompute(layer: nn.Module, *, recomputes: bool) -> None:
+    """Decide of one layer what `set_checkpointing` has decided of all (transformers 5.23, modeling_layers.py)."""
+    vars(layer)["gradient_checkpointing"] = recomputes
