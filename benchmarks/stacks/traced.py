@@ -23,6 +23,7 @@ from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Tape
 from ftkit.plan.tracing import cuda
 from ftkit.plan.tracing.fake import materialize
+from ftkit.plan.tracing.foreign import unpacked_batches
 from ftkit.plan.tracing.trace import fake_tensors, workspaces
 
 Event = tuple[int, int] | tuple[int, int, int]
@@ -40,7 +41,7 @@ def computing() -> Iterator[None]:
     with (
         quiet_collector(),
         fake_tensors().mode,
-        cuda.unpacked_batches(),
+        unpacked_batches(),
         cuda.cuda_semantics(),
         foreach_by_default(),
     ):
