@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import types
 from importlib.metadata import distribution
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -145,7 +146,7 @@ TRIED = {
 @pytest.mark.parametrize("written", WRITTEN, ids=str)
 def test_a_name_is_where_it_was(written):
     package = distribution(written.package)
-    file = package.locate_file(f"{written.package}/{written.file}")
+    file = Path(str(package.locate_file(written.package)), written.file)
 
     assert written.text in file.read_text(encoding="utf-8"), (
         f"{written.package} {package.version} has renamed or removed {written.text.strip()!r} of {written.file}, "
