@@ -8,7 +8,7 @@
     ├── DependencyError       a package that this configuration needs is missing
     ├── DeviceError           this machine cannot do what was asked (precision, accelerator, disk)
     ├── DoesNotFitError       the configuration needs more memory than there is
-    ├── DivergedError         the loss is no number any more
+    ├── DivergedError         the loss became NaN or infinite
     ├── PeerLostError         another rank of the job ended early
     └── InterruptedRunError   a signal ended the run; the same command with --resume goes on
 
@@ -70,7 +70,7 @@ class DoesNotFitError(FtkitError):
 
 
 class DivergedError(FtkitError):
-    """The loss is no number any more."""
+    """The loss became NaN or infinite."""
 
     exit_code = 9
 

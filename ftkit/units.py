@@ -21,11 +21,11 @@ def parse_bytes(text: str) -> int:
         Whole bytes.
 
     Raises:
-        ConfigError: the text is no size.
+        ConfigError: the text is not a size.
     """
     match = _BYTES.fullmatch(text)
     if match is None:
-        raise ConfigError(f"{text!r} is no size in bytes; write a number and a unit, such as 8GiB or 500MB")
+        raise ConfigError(f"{text!r} is not a size in bytes; write a number and a unit, such as 8GiB or 500MB")
     number, prefix, binary = match.groups()
     decimal = not binary and text.strip().lower().endswith("b")
     return round(float(number) * (_DECIMAL if decimal else _BINARY)[prefix.lower()])

@@ -60,7 +60,7 @@ class Share(click.ParamType[float]):
         try:
             return words[value] if value in words else float(value)
         except ValueError:
-            self.fail(f"{value!r} is no share of the layers; write none, all, or a number from 0 to 1", param, ctx)
+            self.fail(f"{value!r} is not a share of the layers; write none, all, or a number from 0 to 1", param, ctx)
 
 
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 @click.option("--memory-snapshot", is_flag=True, help="CUDA: write torch's own snapshot of each, for its viewer.")
 @click.option("--no-plan", is_flag=True, help="Leave the prediction out.")
 @click.option("--retry", is_flag=True, help="Run again what failed before.")
-@click.option("--overwrite", is_flag=True, help="Measure anew what is measured already.")
+@click.option("--overwrite", is_flag=True, help="Measure again what has been measured.")
 @click.option("--json", "as_json", is_flag=True, help="Print nothing but the rows, as `ftkit report --json` does.")
 def profile(  # noqa: PLR0913  # one parameter is one flag
     sweeps: tuple[str, ...],

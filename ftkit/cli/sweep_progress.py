@@ -1,4 +1,4 @@
-"""How far a sweep is: a line for each configuration, and on a terminal a live one of what runs now."""
+"""Show the progress of a sweep: a line for each configuration, on a terminal also a live one for what runs now."""
 
 import sys
 import time

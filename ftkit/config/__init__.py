@@ -1,4 +1,4 @@
-"""What a run is asked to be: a frozen tree of sections, filled from YAML files, presets and flags."""
+"""The description of a run: a frozen tree of sections, filled from YAML files, presets and flags."""
 
 from ftkit.config.tree import DataConfig, RunConfig
 

@@ -198,14 +198,14 @@ def load_yaml(file: Path) -> object:
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}; give the path of a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is no valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _parse_value(key: str, text: str) -> object:
     try:
         value: object = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ConfigError(f"--set {key}={text!r}: the value is no valid YAML; quote it") from None
+        raise ConfigError(f"--set {key}={text!r}: the value is not valid YAML; quote it") from None
     return value
 
 

@@ -1,4 +1,4 @@
-"""What a run is: one frozen tree of sections; a choice is a type; what follows from other numbers is a property.
+"""The configuration of a run: one frozen tree of sections. Choices are types, derived numbers are properties.
 
 The defaults live here and nowhere else, but for those of a method, which live in the method's own file. `files` fills
 the tree from YAML and flags.
@@ -229,7 +229,7 @@ class EngineConfig(Section):
     peer_timeout: float = Field(default=600.0, gt=0.0)
     """Seconds after which a rank that does not answer counts as lost, and the others end."""
     expandable_segments: bool = False
-    """CUDA: torch's allocator lets segments grow and hands back what is free between; little is lost in pieces."""
+    """CUDA: torch's allocator lets segments grow and returns free pages, so that fragmentation is low."""
 
     default_zero_stage: ClassVar[int] = 2
 

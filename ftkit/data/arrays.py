@@ -1,4 +1,4 @@
-"""What training is fed with: flat token arrays, ragged by offsets, and what is known of them."""
+"""The arrays that training reads: flat tokens, ragged by offsets, and what is known of them."""
 
 import hashlib
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What each class counts in training: balanced by its rows, or as a user says."""
+"""Weigh the classes in training: balanced by their rows, or as a user says."""
 
 from collections.abc import Mapping
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Which column is what: named by the configuration, or found by the names that people give to such columns."""
+"""Choose the columns: as the configuration names them, or by the names that people give to such columns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -163,7 +163,7 @@ def _find_label(config: DataConfig, names: Sequence[str]) -> str:
 
 
 def _find_text(config: DataConfig, names: Sequence[str], others: tuple[str | None, ...]) -> tuple[str, str | None]:
-    """Find one text or one known pair; a text that is half of a found pair is no candidate of its own."""
+    """Find one text or one known pair; a text that is half of a found pair is not a candidate of its own."""
     free = [name for name in names if name not in others]
     pairs = _found_pairs(free, PAIRS)
     taken = {name for pair in pairs for name in pair}

@@ -1,4 +1,4 @@
-"""How a CSV or TSV file writes its columns: as the user states it, or as its beginning shows."""
+"""Find how a CSV or TSV file writes its columns: as the user states it, or as its beginning shows."""
 
 import csv
 import io

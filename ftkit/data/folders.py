@@ -1,4 +1,4 @@
-"""Which files of a folder are which split: by their whole names, never by a likeness."""
+"""Assign the files of a folder to splits, by their whole names and never by similarity."""
 
 import re
 from dataclasses import dataclass

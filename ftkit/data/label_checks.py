@@ -1,4 +1,4 @@
-"""What in a dataset's labels deserves a look before anything trains on them: counted, and said."""
+"""Check a dataset's labels for what deserves a look before anything trains on them; all of it is counted and said."""
 
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence

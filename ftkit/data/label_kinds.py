@@ -1,4 +1,4 @@
-"""Which kind of labels a column holds: one class of a text, several labels, or a number to predict."""
+"""Decide which kind of labels a column holds: one class of a text, several labels, or a number to predict."""
 
 import re
 from collections.abc import Sequence
@@ -98,7 +98,7 @@ def holds_lists(kind: pa.DataType) -> bool:
 
 
 def _distinct(column: pa.ChunkedArray) -> list[str]:
-    """Return the distinct values that are not empty as texts; of what is no value, such as an object, none."""
+    """Return the distinct values that are not empty as texts; none of what is not a value, such as an object."""
     if pa.types.is_nested(column.type):
         return []
     texts = (str(value).strip() for value in pc.unique(column).to_pylist() if value is not None and value == value)

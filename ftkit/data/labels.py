@@ -94,7 +94,7 @@ def read_labels(column: pa.ChunkedArray, name: str, classes: Sequence[str] | Non
         The labels; empty texts, nulls and NaN are missing.
 
     Raises:
-        DataError: the values are no labels.
+        DataError: the values are not labels.
     """
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     known = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)

@@ -1,4 +1,4 @@
-"""What tokenizing a split cost, in findings: targets that were cut off, tokens across a border, special tokens."""
+"""Report what tokenizing a split cost: targets that were cut off, tokens across a border, special tokens."""
 
 from collections.abc import Mapping
 

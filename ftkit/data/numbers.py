@@ -46,7 +46,7 @@ def _has_decimal_commas(texts: list[str]) -> bool:
 
 
 def _number(text: str) -> float:
-    """Return a written value as a number: NaN for nothing, infinity for what is no number."""
+    """Return a written value as a number: NaN for nothing, infinity for what is not a number."""
     if not text or text.lower() == "nan":
         return float("nan")
     return float(text) if NUMBER.fullmatch(text) else float("inf")

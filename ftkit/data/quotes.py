@@ -1,4 +1,4 @@
-"""Where the rows of a CSV or TSV file begin, and whether its quotes hold.
+"""Find the rows of a CSV or TSV file, and check that its quotes hold.
 
 A field is quoted where a double quote is its first character; it ends at a quote that a separator or a line end
 follows, and a quote inside it is written twice (RFC 4180). Readers differ in what they make of anything else, and most

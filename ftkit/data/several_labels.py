@@ -80,7 +80,7 @@ def read_several(
         The labels.
 
     Raises:
-        DataError: the values are no labels.
+        DataError: the values are not labels.
     """
     lists = _as_lists(column.combine_chunks(), name, separator)
     is_missing = pc.is_null(lists).to_numpy(zero_copy_only=False)
@@ -162,7 +162,7 @@ def _parsed(text: str | None, name: str) -> list[str] | None:
             return [str(value) for value in parse(text)]
         except (ValueError, SyntaxError):
             continue
-    raise DataError(f"column {name!r} holds {text!r}, which is no list that can be read; write ['a', 'b']")
+    raise DataError(f"column {name!r} holds {text!r}, which cannot be read as a list; write ['a', 'b']")
 
 
 def _num_places(lists: pa.Array, flat: pa.Array) -> int | None:

@@ -1,4 +1,4 @@
-"""What one file gives, and the files that make up a split."""
+"""The contents of one file, and the files that make up a split."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -50,7 +50,8 @@ class Shares:
             name, share = wanted[part]
             if size == 0:
                 raise DataError(
-                    f"data.{name}_share={share} of {num_rows} rows is no row; raise it, give more rows, or set it to 0"
+                    f"data.{name}_share={share} of {num_rows} rows is less than a row; raise it, give more rows, or "
+                    "set it to 0"
                 )
         if sum(sizes.values()) >= num_rows:
             raise DataError(

@@ -1,1 +1,1 @@
-"""How a model and its optimizer are spread over devices."""
+"""Engines, which spread a model and its optimizer over devices."""

@@ -102,7 +102,7 @@ def read_template(engine: EngineConfig) -> dict[str, Any]:
     try:
         template = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no valid JSON: {error}") from None
+        raise ConfigError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(template, dict) or not isinstance(template.get("zero_optimization", {}), dict):
         raise ConfigError(f"{path} must hold an object with an object 'zero_optimization'; see ds_configs/zero2.json")
     for key in template.keys() & _OWNERS.keys():

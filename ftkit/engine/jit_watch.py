@@ -1,4 +1,4 @@
-"""What DeepSpeed compiles at its first use: a word while it does, and no wait for a process that is dead.
+"""Announce what DeepSpeed compiles at its first use, and do not wait for a process that is dead.
 
 torch keeps other processes out of a build folder by a file `lock` (torch/utils/file_baton.py), which a compilation that
 is killed leaves behind: every later start would wait for it for ever, without a word.

@@ -1,4 +1,4 @@
-"""How training is distributed: one small protocol, two engines; nobody above asks which one it has."""
+"""The protocol of an engine, which two files implement; nobody above asks which one a run has."""
 
 from collections.abc import Iterator, Mapping
 from typing import Protocol

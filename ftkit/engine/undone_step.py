@@ -1,4 +1,4 @@
-"""What DeepSpeed's optimizers keep of a step that has begun, forgotten.
+"""Forget what DeepSpeed's optimizers keep of a step that has begun.
 
 They drop gradients by themselves after an update and where fp16 overflows. A step that is undone before its update,
 perhaps in the middle of a forward or a backward that ran out of memory, is not foreseen: of these places `zero_grad`

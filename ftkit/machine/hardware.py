@@ -1,4 +1,4 @@
-"""Where a run computes: a table of GPUs, and what this machine grants this process.
+"""The table of GPUs, and what this machine grants this process.
 
 Memory is what the driver leaves to programs, as it stands in public out-of-memory messages ("GPU 0 has a total capacity
 of 14.75 GiB"), rounded down; it is less than the label says. Bandwidth and dense tensor throughput with fp32

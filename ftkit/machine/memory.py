@@ -1,4 +1,4 @@
-"""What the system says of this process's memory; a figure that cannot be taken is None."""
+"""Read this process's memory from the system; a figure that cannot be taken is None."""
 
 import contextlib
 import gc

@@ -54,7 +54,7 @@ class ProcessContext:
             The place; alone where nothing is set.
 
         Raises:
-            DeviceError: the variables contradict one another or are no numbers.
+            DeviceError: the variables contradict one another or are not numbers.
         """
         if "RANK" not in environment:
             return cls()

@@ -1,4 +1,4 @@
-"""What a model card is made of, and the program in it that loads the model; whole models are written here."""
+"""Write the parts of a model card, with the program in it that loads the model, and save whole models."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -126,7 +126,7 @@ def _matrix_dtype(file: Path) -> torch.dtype:
         kinds = {tensor.tensor_type.name for tensor in GGUFReader(file).tensors if len(tensor.shape) > 1}
     except (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{file} is no whole GGUF file ({reason}); copy or download it again") from None
+        raise ModelError(f"{file} is truncated or damaged ({reason}); copy or download it again") from None
     return _WHOLE.get(kinds.pop(), torch.bfloat16) if len(kinds) == 1 else torch.bfloat16
 
 

@@ -1,4 +1,4 @@
-"""What a model is trained for: how its outputs are scored, and how many targets there are to divide by.
+"""Objectives: how a model's outputs are scored, and how many targets there are to divide by.
 
 A loss is a sum over targets, divided by the targets of the global batch. No mean of means. Where targets have weights,
 it is the sum of weighted losses, divided by the sum of the weights of the global batch.

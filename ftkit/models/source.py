@@ -1,4 +1,4 @@
-"""Where a model is, and what comes with its weights: its tokenizer, its configuration, its labels."""
+"""Find a model and what comes with its weights: its tokenizer, its configuration, its labels."""
 
 import contextlib
 from collections.abc import Iterator, Sequence

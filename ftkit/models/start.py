@@ -1,4 +1,4 @@
-"""What a run starts from: settings that follow from the model as it came, and what is new in it."""
+"""Settle what a run starts from: settings that follow from the model as it came, and what is new in it."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which modules of a model get an adapter."""
+"""Choose the modules of a model that get an adapter."""
 
 import re
 from collections.abc import Iterable, Sequence

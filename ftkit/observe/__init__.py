@@ -1,1 +1,1 @@
-"""How a step is watched, on real tensors or on tensors without values."""
+"""Watch a step, on real tensors or on tensors without values."""

@@ -1,4 +1,4 @@
-"""What an operator computes and moves, told by its name and its arguments."""
+"""Count what an operator computes and moves, from its name and its arguments."""
 
 from functools import cache
 from typing import Any

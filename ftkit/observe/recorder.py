@@ -281,7 +281,7 @@ class Recorder(foreign.DispatchMode):
         finally:
             for handle in handles:
                 handle.remove()
-            # What dies from here on is no part of the tape; it would go on growing under whoever reads it.
+            # What dies from here on is not part of the tape, which would otherwise keep growing under whoever reads it.
             self._live.clear()
             self._elsewhere.clear()
 

@@ -1,4 +1,4 @@
-"""What happened in a step, in order: every storage's birth and death, and what each operator computed and moved.
+"""The tape of a step: every storage's birth and death, in order, and what each operator computed and moved.
 
 Storages are counted, not tensors: a view has no bytes of its own.
 """

@@ -1,4 +1,4 @@
-"""What a configuration needs and how long it takes, told before it runs.
+"""Predict what a configuration needs and how long it takes, before it runs.
 
 The room is callable: `ftkit.plan(config, gpu="t4")` is `ftkit.plan.ask.plan`. Importing a file of this room sets the
 name `plan` of the package to the room, so a function of that name would be gone after the first such import.

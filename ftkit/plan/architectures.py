@@ -1,4 +1,4 @@
-"""Which model a plan is about: a name of the shipped table, a folder with config.json, a hub name; never its weights.
+"""Find the architecture of a model: in the shipped table, in a folder with config.json, or on the hub.
 
 The table holds the facts of public config.json files (each row names its source), so that a plan needs no download.
 """

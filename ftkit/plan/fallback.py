@@ -1,4 +1,4 @@
-"""What stands in where a model's code cannot be traced: sizes from its configuration, by a published formula.
+"""Estimate sizes from a model's configuration, by a published formula, where its code cannot be traced.
 
 State is counted exactly. Activations are those of Korthikanti et al. 2022 (Reducing Activation Recomputation in Large
 Transformer Models, section 4): a layer keeps B T D (34 + 5 H T / D) bytes in half precision, whose second term is

@@ -119,7 +119,9 @@ def predict(
     reason = _reason(target, fits, peak, reserved, host, pinned)
     may_grow = on_cuda and not fits and not grows and peak.active_bytes <= room
     if may_grow and replay(events, room, expandable=True).fits:
-        reason = f"{reason}, in segments of fixed size; in ones that grow it fits (engine.expandable_segments=true)"
+        reason = (
+            f"{reason}, with segments of fixed size; with growing segments it fits (engine.expandable_segments=true)"
+        )
     return Prediction(
         basis=basis,
         fits=reason is None,

@@ -1,4 +1,4 @@
-"""How a plan's batches are shaped: by the data, or by what data can be at worst, and by how a global batch is cut."""
+"""Shape the batches of a plan: by the data, or by the worst that data can be, and by the cut of a global batch."""
 
 import math
 import sys

@@ -1,4 +1,4 @@
-"""How long a step takes: each operator by the roofline (Williams et al. 2009), and what goes over the wire.
+"""Predict how long a step takes: each operator by the roofline (Williams et al. 2009), and what goes over the wire.
 
 An operator takes as long as its arithmetic at the device's peak or its bytes at the device's bandwidth, whichever is
 longer. A GPU is asked for it beforehand: the host goes on while the device computes, and a phase takes as long as the

@@ -1,4 +1,4 @@
-"""Where a run would compute: a GPU of the table, a number of bytes, or this machine."""
+"""The target of a plan: a GPU of the table, a number of bytes, or this machine."""
 
 from dataclasses import dataclass, replace
 
@@ -81,7 +81,7 @@ def find_target(
         ConfigError: an unknown GPU, or a budget that is none.
     """
     if num_devices < 1:
-        raise ConfigError(f"--gpus {num_devices} is no number of devices; give 1 or more")
+        raise ConfigError(f"--gpus {num_devices} is not a number of devices; give 1 or more")
     ram = parse_budget(ram_budget) if ram_budget else None
     budget = parse_budget(memory_budget) if memory_budget else None
     launcher = launcher or usual_launcher(num_devices)

@@ -1,1 +1,1 @@
-"""What was planned and what was observed: records, and the files that hold them."""
+"""Records of what was planned and observed, and the files that hold them."""

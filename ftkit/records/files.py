@@ -99,7 +99,7 @@ def read_record(path: Path | str) -> RunRecord:
             case ResultLine():
                 result = line
     if run is None:
-        raise DataError(f"{path} has no line of kind 'run'; it is no record of ftkit, or its first line was lost")
+        raise DataError(f"{path} has no line of kind 'run'; it is not a record of ftkit, or its first line was lost")
     return RunRecord(
         run=run,
         steps=tuple(steps.values()),

@@ -1,4 +1,4 @@
-"""What was planned and what was observed, in base units, as JSON lines.
+"""The schema of a record: what was planned and what was observed, in base units, as JSON lines.
 
 A run writes one `record.jsonl`: a `run` line first, then `step` and `evaluation` lines as they happen, a `result`
 line last. Each line is whole by itself, so a killed run loses at most its last line.

@@ -1,4 +1,4 @@
-"""What the page's charts draw and its rows unfold to: plain values, ready for JSON."""
+"""The data of the page's charts and of its unfolded rows: plain values, ready for JSON."""
 
 from collections.abc import Sequence
 from typing import Any

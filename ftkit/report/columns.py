@@ -1,4 +1,4 @@
-"""What a row of the report says: each column's key, heading, value and words, for every format alike."""
+"""The columns of a report: each one's key, heading, value and words, for every format alike."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -95,7 +95,7 @@ def split_shared(runs: Sequence[Run], columns: Sequence[Column]) -> tuple[list[C
         columns: any columns.
 
     Returns:
-        (what differs, with every column that is no configuration; what all runs share). One run shares nothing.
+        (what differs, with every column that is not configuration; what all runs share). One run shares nothing.
     """
     shared = [
         column

@@ -1,4 +1,4 @@
-"""Who is told what a step does: its phases, and an observer that hears of them."""
+"""The phases of a step, and the observers that are told of them."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager

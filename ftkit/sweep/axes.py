@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ftkit.engine.resolve import ResolvedRun
 
 WORLD_SIZE = "world_size"
-"""The one axis that is no key of a configuration: the ranks."""
+"""The one axis that is not a key of a configuration: the ranks."""
 
 Settings = dict[str, str]
 """Dotted key to its value as YAML."""
@@ -91,7 +91,7 @@ def read_axes(tree: object, short: Mapping[str, str] | None = None) -> list[list
         The axes.
 
     Raises:
-        ConfigError: an unknown key, or something that is no list.
+        ConfigError: an unknown key, or something that is not a list.
     """
     if isinstance(tree, list):
         tree = {"configurations": tree}

@@ -95,7 +95,7 @@ def open_folder(trials: Iterable[Trial], folder: Path, *, overwrite: bool) -> No
         if earlier and not _is_of(earlier, trial):
             raise ConfigError(
                 f"{folder / trial.name} holds a measurement of another configuration; name another folder with "
-                "--output, or measure anew with --overwrite"
+                "--output, or measure again with --overwrite"
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)

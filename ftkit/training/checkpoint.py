@@ -1,4 +1,4 @@
-"""What a run needs to go on: what trains and its moments, whole, as safetensors; written aside and renamed.
+"""Checkpoints: what trains and its moments, whole, as safetensors; written aside and renamed.
 
 A checkpoint knows no topology: it resumes on another number of ranks, another ZeRO stage, another engine. Dropout's
 draws are seeded by the step and the data order by the epoch, so no generator needs to be saved.

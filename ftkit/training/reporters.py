@@ -1,4 +1,4 @@
-"""What a training run shows: a live line on a terminal, plain lines elsewhere, a summary at the end."""
+"""Show a training run: a live line on a terminal, plain lines elsewhere, a summary at the end."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A run that is ready to train, who is told of it, and where it stands."""
+"""Set up a run: the job, and what it is made of."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace

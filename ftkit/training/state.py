@@ -1,4 +1,4 @@
-"""Where a run stands, and the clock of the steps since the last line of its log."""
+"""The progress of a run, and the clock of the steps since the last line of its log."""
 
 import time
 from dataclasses import dataclass, field

@@ -209,7 +209,7 @@ def test_a_field_of_the_default_method_needs_no_name():
         ("task=translation", r"task='translation': .*'causal-lm'"),
         ("model=gpt2", r"model"),
         ("training.epochs", r"has no '='; write section.field=value"),
-        ("training.epochs=[", r"no valid YAML; quote it"),
+        ("training.epochs=[", r"not valid YAML; quote it"),
     ],
 )
 def test_a_wrong_setting_is_answered_with_what_would_be_right(setting, sentence):
@@ -235,8 +235,8 @@ def test_an_unknown_preset_is_answered_with_the_nearest():
         ("# only a comment\n", "is empty"),
         ("- a\n- b\n", "holds a list"),
         ("lora", "holds a str"),
-        ("batch: [", "is no valid YAML"),
-        ("batch: !!python/object/apply:os.getcwd []", "is no valid YAML"),
+        ("batch: [", "is not valid YAML"),
+        ("batch: !!python/object/apply:os.getcwd []", "is not valid YAML"),
     ],
 )
 def test_a_file_that_is_no_configuration_says_so(write, text, sentence):
@@ -249,7 +249,7 @@ def test_a_file_that_is_no_configuration_says_so(write, text, sentence):
 def test_bytes_that_are_no_text_are_refused(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_bytes(b"batch: \xff\xfe")
-    with pytest.raises(ConfigError, match="no valid YAML"):
+    with pytest.raises(ConfigError, match="not valid YAML"):
         load_config(file=file)
 
 

@@ -81,7 +81,7 @@ CLASSIFICATION = {
     "broken JSON lines": ("d.jsonl", '{"text": "a"}\n{"text": \n', {}, ["line 2", "not valid JSON"]),
     "broken JSON": ("d.json", '[\n{"text": "a"},\n{"text": }\n]', {}, ["line 3", "not valid JSON"]),
     "JSON that is no table": ("d.json", "[1, 2]", {}, ["line 1 is a whole number", "object of columns"]),
-    "a JSON line that is no row": ("d.jsonl", "[1]\n", {}, ["line 1 is a list", "object of columns"]),
+    "a JSON line that is not a row": ("d.jsonl", "[1]\n", {}, ["line 1 is a list", "object of columns"]),
     "kinds mixed in a column": (
         "d.jsonl",
         labelled([1, "a"]),
@@ -191,7 +191,7 @@ CLASSIFICATION = {
     "text that is no text": ("d.jsonl", lines({"text": 5, "label": 1}), {}, ["'text'", "whole numbers, not text"]),
     "blank texts alone": ("d.jsonl", lines({"text": " ", "label": 1}), {}, ["no row", "'text'"]),
     "an unknown split": ("d.csv", GOOD, {"test_split": "tset"}, ["data.test_split='tset'", "known: train"]),
-    "a share without a row": ("d.jsonl", labelled([0, 1]), {}, ["data.test_share=0.1 of 2 rows is no row"]),
+    "a share without a row": ("d.jsonl", labelled([0, 1]), {}, ["data.test_share=0.1 of 2 rows is less than a row"]),
     "shares without training": (
         "d.csv",
         GOOD,
@@ -310,7 +310,7 @@ CAUSAL = {
         ["train split", "data.max_length=2", "raise"],
     ),
     "one token": ("d.txt", "film", {}, ["fewer than two tokens"]),
-    "one line to split": ("d.txt", "film film", {"test_share": 0.1}, ["of 1 rows is no row"]),
+    "one line to split": ("d.txt", "film film", {"test_share": 0.1}, ["of 1 rows is less than a row"]),
 }
 
 

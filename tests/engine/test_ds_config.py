@@ -81,7 +81,7 @@ def test_the_name_of_each_template_says_everything_that_it_turns_on(path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("{", "no valid JSON"),
+        ("{", "not valid JSON"),
         ("[]", "must hold an object"),
         ('{"zero_optimization": {"stage": 0}}', "stage 0 is the plain engine"),
         ('{"zero_optimization": {"stage": 2}, "train_batch_size": 8}', "belongs to batch.global_batch_size"),

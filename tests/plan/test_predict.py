@@ -107,7 +107,7 @@ def test_where_pieces_alone_are_in_the_way_segments_that_grow_are_offered():
 
     prediction = predict(run, target)
     assert not prediction.fits
-    assert prediction.reason.endswith("in ones that grow it fits (engine.expandable_segments=true)")
+    assert prediction.reason.endswith("with growing segments it fits (engine.expandable_segments=true)")
     (grown,) = [one for one in cures(run, target) if one.changes == {"engine.expandable_segments": True}]
     assert grown.prediction.fits
     assert grown.prediction.step_seconds == prediction.step_seconds

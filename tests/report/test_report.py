@@ -241,7 +241,7 @@ def test_the_command_writes_every_format_by_its_ending(tmp_path):
     [
         (["--output", "report.pdf"], "what format is '.pdf'"),
         (["--sort", "tokens_per_secnd"], "did you mean 'tokens_per_second'"),
-        (["--budget", "plenty"], "is no size in bytes"),
+        (["--budget", "plenty"], "is not a size in bytes"),
         (["nowhere"], "no run at nowhere"),
     ],
 )

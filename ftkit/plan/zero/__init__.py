@@ -1,1 +1,1 @@
-"""What DeepSpeed's ZeRO stages hold and send on one rank, computed from the trace."""
+"""Compute what DeepSpeed's ZeRO stages hold and send on one rank, from the trace."""

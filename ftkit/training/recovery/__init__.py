@@ -1,1 +1,1 @@
-"""What ends a run before its time, and how it goes on: signals, and memory that runs out."""
+"""Recover from what ends a run before its time: signals, and memory that runs out."""
