@@ -1,0 +1,41 @@
+"""Decide whether a command starts a run or goes on with it, from what its result folder holds.
+
+With `output.resume=auto` the same command can be given again and again, as a scheduler does that requeues a job: it
+starts the run, goes on with it, or finds it finished.
+"""
+
+import warnings
+from enum import Enum
+from pathlib import Path
+
+from ftkit.errors import DataError
+from ftkit.records.files import CHECKPOINTS, read_record
+from ftkit.training.checkpoint import list_checkpoints
+
+
+class Start(Enum):
+    """What there is to do in a result folder."""
+
+    NEW = "new"
+    """Nothing is there, or a run that stopped before its first checkpoint: the run begins."""
+    GOES_ON = "goes on"
+    """There is a checkpoint."""
+    FINISHED = "finished"
+    """The run has ended."""
+
+
+def how_to_start(folder: Path) -> Start:
+    """Return what there is to do in a result folder.
+
+    Args:
+        folder: perhaps not there yet.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a line that a kill cut short says nothing about how the run goes on
+            is_finished = read_record(folder).result is not None
+    except DataError:
+        is_finished = False
+    if is_finished:
+        return Start.FINISHED
+    return Start.GOES_ON if list_checkpoints(folder / CHECKPOINTS) else Start.NEW
