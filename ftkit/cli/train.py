@@ -7,6 +7,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from ftkit.cli.launch import NumDevices, launch
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
 from ftkit.errors import ConfigError
 from ftkit.machine.environment import prepare_environment
@@ -18,14 +19,19 @@ from ftkit.machine.process import ProcessContext, end_if_launched
 @click.option(
     "--resume",
     type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    help="Go on with the run in this folder; with a later end, such as --epochs 6, also with one that is finished.",
+    metavar="FOLDER|auto",
+    help="Go on with the run in this folder; with a later end, such as --epochs 6, also with one that is finished. "
+    "auto: go on with what --output holds, or start it.",
 )
 @click.option("--overwrite", is_flag=True, help="Empty an output folder that another run has filled.")
 @click.option("--no-plan", is_flag=True, help="Train without predicting memory first (training.plan_first=false).")
 @click.option("--memory-timeline", is_flag=True, help="Record the live bytes by kind through one step, the second.")
 @click.option("--memory-snapshot", is_flag=True, help="CUDA: write torch's own snapshot of two steps for its viewer.")
 @click.option("--json", "as_json", is_flag=True, help="Print nothing but the record of the run, as JSON, at the end.")
+@click.option(
+    "--num-devices", type=NumDevices(), help="Start one process for each of this many devices, as torchrun does."
+)
+@click.option("--restarts", type=int, default=0, help="Times to start all processes again when one is lost.")
 @click.option("--local_rank", "--local-rank", type=int, hidden=True, help="Given by the deepspeed launcher; not used.")
 def train(  # noqa: PLR0913  # one parameter is one flag
     resume: Path | None,
@@ -35,6 +41,8 @@ def train(  # noqa: PLR0913  # one parameter is one flag
     memory_timeline: bool,
     memory_snapshot: bool,
     as_json: bool,
+    num_devices: int | None,
+    restarts: int,
     local_rank: int | None,  # noqa: ARG001  # LOCAL_RANK says the same
     **flags: Any,
 ) -> None:
@@ -46,6 +54,8 @@ def train(  # noqa: PLR0913  # one parameter is one flag
     with user_errors():
         process = ProcessContext.from_environment()
     with user_errors(process.rank):
+        if resume == Path("auto"):
+            flags["settings"], resume = (*flags["settings"], "output.resume=auto"), None
         if resume is not None:
             _check_resumed(resume)
             flags["file"] = flags["file"] or resume / "config.yaml"
@@ -59,6 +69,8 @@ def train(  # noqa: PLR0913  # one parameter is one flag
         }
         flags["settings"] = (*flags["settings"], *(setting for setting, is_wanted in said.items() if is_wanted))
         config = read_config(flags)
+        if (num_devices or restarts) and process.launcher == "none":
+            launch(config, num_devices or 1, restarts)
         prepare_environment(config)
         quieten()
         from ftkit.cli.report import write_run_page

@@ -283,6 +283,8 @@ class TrainingConfig(Section):
     """Steps between two validations; one at the end of each epoch when not named."""
     checkpoint_every: int | None = Field(default=None, ge=1)
     """Steps between two checkpoints; one at the end of each epoch when not named."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Checkpoints that stay, the newest ones; the best weights are kept beside them."""
     best_metric: BestMetric = "loss"
     """The validation figure that decides which model is kept; which there are depends on the kind of labels."""
     class_weights: Literal["balanced"] | dict[str, float] | None = None
@@ -319,6 +321,8 @@ class OutputConfig(Section):
 
     folder: str | None = None
     """The result folder; a new one below `runs/` when not named."""
+    resume: Literal["never", "auto"] = "never"
+    """`auto`: go on with the run that the folder holds, or start it; so the same command can be given again."""
     overwrite: bool = False
     """Empty a result folder that another run has filled."""
     memory_timeline: bool = False

@@ -4,6 +4,7 @@ A checkpoint knows no topology: it resumes on another number of ranks, another Z
 draws are seeded by the step and the data order by the epoch, so no generator needs to be saved.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -20,11 +21,12 @@ from ftkit.errors import CheckpointError
 from ftkit.machine.disk import replace_text, written_aside
 
 WEIGHTS, MOMENTS, STATE = "trainable.safetensors", "optimizer.safetensors", "state.json"
+MANIFEST = "manifest.json"
+"""Size and SHA-256 of the other files; written last, so that what it vouches for is whole."""
 BEST = "best"
 """The file that names the folder of the best weights."""
 _BEST_FOLDERS = ("best-a", "best-b")
-_NAME = re.compile(r"step-\d+")
-_KEPT = 2
+_NAME = re.compile(r"(step-\d+)(\.replaced)?")
 ENDS = ("epochs", "max_steps", "early_stopping_patience")
 """The keys of the training section that say when training ends."""
 _ELSEWHERE = "choose another output.folder; the last checkpoint that is there goes on with --resume"
@@ -51,31 +53,55 @@ class TrainingState(BaseModel):
 
 
 Tensors = Mapping[str, torch.Tensor]
+Loaded = tuple[TrainingState, dict[str, torch.Tensor], dict[str, torch.Tensor]]
+"""State, weights, moments."""
 
 
-def save_checkpoint(folder: Path, state: TrainingState, weights: Tensors, moments: Tensors) -> Path:
-    """Write a checkpoint beside the earlier ones and remove the oldest; the last good one always survives.
+def save_checkpoint(folder: Path, state: TrainingState, weights: Tensors, moments: Tensors, keep: int = 2) -> Path:
+    """Write a checkpoint beside the earlier ones, read it back, and remove the oldest.
+
+    The last good one always survives: an older one is removed when the new one is whole.
 
     Args:
         folder: the run's `checkpoints` folder.
         state: where the run stands.
         weights: what trains, whole, fp32.
         moments: the optimizer's tensors.
+        keep: checkpoints that stay, this one counted.
 
     Returns:
         The new checkpoint's folder.
 
     Raises:
         DeviceError: the disk is full or not writable.
+        CheckpointError: what was read back is not what was written.
     """
     target = folder / f"step-{state.step:08d}"
     with written_aside(target, _ELSEWHERE) as aside:
         save_file(dict(weights), aside / WEIGHTS)
         save_file(dict(moments), aside / MOMENTS)
         (aside / STATE).write_text(state.model_dump_json(indent=2), encoding="utf-8")
-    for old in list_checkpoints(folder)[:-_KEPT]:
+        manifest = {name: _seal(aside / name) for name in (WEIGHTS, MOMENTS, STATE)}
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        _make_way(target)
+    shutil.rmtree(_replaced(target), ignore_errors=True)
+    for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return target
+
+
+def _make_way(target: Path) -> None:
+    """Rename an earlier checkpoint of the same step: a damaged one, or one behind which a run was stopped.
+
+    It counts under its other name until the new one has its own, so at no moment is neither there.
+    """
+    if target.exists():
+        shutil.rmtree(_replaced(target), ignore_errors=True)
+        target.rename(_replaced(target))
+
+
+def _replaced(target: Path) -> Path:
+    return target.with_name(f"{target.name}.replaced")
 
 
 def save_best(folder: Path, weights: Tensors) -> None:
@@ -110,11 +136,15 @@ def _best_folder(folder: Path) -> Path:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the whole checkpoints of a run, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir() and _NAME.fullmatch(path.name))
+    """Return the whole checkpoints of a run, oldest first, each the new one if it was being replaced."""
+    steps: dict[str, Path] = {}
+    for path in sorted(folder.glob("step-*"), reverse=True):  # step-3.replaced comes before step-3, which wins
+        if path.is_dir() and (match := _NAME.fullmatch(path.name)):
+            steps[match[1]] = path
+    return [steps[step] for step in sorted(steps)]
 
 
-def load_checkpoint(path: Path) -> tuple[TrainingState, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def load_checkpoint(path: Path) -> Loaded:
     """Read a checkpoint.
 
     Args:
@@ -127,6 +157,7 @@ def load_checkpoint(path: Path) -> tuple[TrainingState, dict[str, torch.Tensor],
         CheckpointError: a file is missing, truncated or not one of ours.
     """
     cure = "move it away, and --resume goes on from an older checkpoint"
+    _verify(path, cure)
     try:
         text = (path / STATE).read_text(encoding="utf-8")
         state = TrainingState.model_validate_json(text)
@@ -134,6 +165,25 @@ def load_checkpoint(path: Path) -> tuple[TrainingState, dict[str, torch.Tensor],
         reason = getattr(error, "strerror", None) or "it is truncated or of another version"
         raise CheckpointError(f"cannot read {path / STATE}: {reason}; {cure}") from None
     return state, _read_tensors(path / WEIGHTS, cure), _read_tensors(path / MOMENTS, cure)
+
+
+def _seal(path: Path) -> dict[str, int | str]:
+    """Return the size of a file and the SHA-256 of what is on the disk."""
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _verify(path: Path, cure: str) -> None:
+    """Compare the files of a checkpoint with its manifest; one of an earlier ftkit has none."""
+    if not (path / MANIFEST).is_file():
+        return
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        damaged = [name for name, seal in manifest.items() if not (path / name).is_file() or _seal(path / name) != seal]
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"cannot read {path / MANIFEST}: {error}; {cure}") from None
+    if damaged:
+        raise CheckpointError(f"{path / damaged[0]} is not what was written (its checksum differs); {cure}")
 
 
 def check_resumable(path: Path, saved: TrainingState, config: dict[str, Any], fingerprint: str) -> None:
@@ -166,7 +216,7 @@ def resumable_part(config: Mapping[str, Any]) -> dict[str, Any]:
     kept["batch"] = {"global_batch_size": kept["batch"]["global_batch_size"]}
     for key in ("gradient_checkpointing", "precision"):
         kept["model"].pop(key)
-    for key in ("log_every", "eval_every", "checkpoint_every", "plan_first", "trial_step", *ENDS):
+    for key in ("log_every", "eval_every", "checkpoint_every", "plan_first", "trial_step", "keep_checkpoints", *ENDS):
         kept["training"].pop(key)
     return dict(kept)
 

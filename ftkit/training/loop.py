@@ -38,6 +38,7 @@ from ftkit.step.step import StepResult
 from ftkit.training import checkpoint
 from ftkit.training.evaluate import evaluate
 from ftkit.training.finite import FiniteSteps, check_loss
+from ftkit.training.first_steps import FirstSteps
 from ftkit.training.folder import save_model, write_card, written_bytes
 from ftkit.training.metrics import remarks
 from ftkit.training.recovery.attempts import Attempts, UpdateFailedError
@@ -183,7 +184,7 @@ def _run_steps(job: Job, progress: Progress, record: _Recorder, watch: Watch, at
         try:
             return _steps_from(job, progress, record, watch, attempts)
         except UpdateFailedError as error:
-            go_back(job, progress, error)
+            go_back(job, progress, error, record.reporter.note)
             attempts.shrink(progress.step, str(error))
 
 
@@ -203,6 +204,7 @@ def _take_steps(
     batches = global_batches(
         len(job.data.train), job.config.batch.global_batch_size, training.seed, job.num_steps, progress.step + 1
     )
+    first_steps = FirstSteps(job.engine, progress.step, may_skip=job.run.precision == "fp16")
     window, patience, heart = Window(), training.early_stopping_patience, Heartbeat(job.folder, job.process)
     for batch in batches:
         if patience is not None and progress.num_without_improvement >= patience:
@@ -210,6 +212,7 @@ def _take_steps(
         heart.beat(batch.step)
         result = take_step(job, batch, watch, attempts)
         finite.add(batch.step, result)
+        first_steps.look(batch.step, record.reporter.note)
         progress.step, progress.epoch = batch.step, batch.epoch
         is_end = batch.step == job.num_steps
         progress.owes_validation = is_end or _is_due(batch, training.eval_every)

@@ -25,7 +25,7 @@ def take_up(job: Job, started: float, note: Callable[[str], None]) -> Progress:
     Raises:
         CheckpointError: there is no checkpoint, it is damaged, it is of another run, or no step is left to take.
     """
-    saved = load_newest(job)
+    saved = load_newest(job, note)
     _check_end(job, saved)
     if saved.num_steps != job.num_steps:
         note(_new_end(job, saved))

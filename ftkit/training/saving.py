@@ -1,8 +1,9 @@
 """Keep what a run needs to go on, and take it up again: checkpoints, and the best weights so far."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from torch import distributed
 
@@ -49,42 +50,57 @@ def save(job: Job, progress: Progress) -> None:
     weights, moments = job.engine.trainable_state(), job.engine.optimizer_state()
     check_tensors(weights, "weight", progress.step)
     check_tensors(moments, "moment", progress.step)
+    keep = job.config.training.keep_checkpoints
     if job.process.is_main:
-        checkpoint.save_checkpoint(job.folder / CHECKPOINTS, job.state(progress), weights, moments)
+        checkpoint.save_checkpoint(job.folder / CHECKPOINTS, job.state(progress), weights, moments, keep)
     _meet(job)
 
 
-def load_newest(job: Job) -> checkpoint.TrainingState:
-    """Load the newest checkpoint of a run into its engine.
+def load_newest(job: Job, note: Callable[[str], None]) -> checkpoint.TrainingState:
+    """Load the newest checkpoint of a run that is whole into its engine.
 
     Args:
         job: the run; every rank calls this.
+        note: told of a newer one that is damaged.
 
     Returns:
         Where it stood.
 
     Raises:
-        CheckpointError: there is none, or it is of another run.
+        CheckpointError: there is none, none is whole, or it is of another run.
     """
     folder = job.folder / CHECKPOINTS
     found = checkpoint.list_checkpoints(folder)
     if not found:
         raise CheckpointError(f"no checkpoint in {folder}; start without --resume")
-    saved, weights, moments = checkpoint.load_checkpoint(found[-1])
+    path, (saved, weights, moments) = _newest_whole(found, note)
     config = checkpoint.resumable_part(job.config.model_dump(mode="json"))
-    checkpoint.check_resumable(found[-1], saved, config, job.data.fingerprint)
+    checkpoint.check_resumable(path, saved, config, job.data.fingerprint)
     job.engine.load_trainable_state(weights)
     job.engine.load_optimizer_state(moments)
     return saved
 
 
-def go_back(job: Job, progress: Progress, error: UpdateFailedError) -> None:
+def _newest_whole(found: Sequence[Path], note: Callable[[str], None]) -> tuple[Path, checkpoint.Loaded]:
+    """Return the newest checkpoint that can be read as it was written."""
+    for path, older in zip(reversed(found), [*reversed(found[:-1]), None], strict=True):
+        try:
+            return path, checkpoint.load_checkpoint(path)
+        except CheckpointError as error:
+            if older is None:
+                raise
+            note(f"warning: {error}; going on from {older}")
+    raise AssertionError("the last one is read or raises")
+
+
+def go_back(job: Job, progress: Progress, error: UpdateFailedError, note: Callable[[str], None]) -> None:
     """Return to the last checkpoint, after an update that left weights of which nobody knows how far they came.
 
     Args:
         job: the run.
         progress: where it stands; changed to where it stood.
         error: what the allocator said.
+        note: told of a checkpoint that is damaged.
 
     Raises:
         DoesNotFitError: there is no checkpoint yet.
@@ -95,7 +111,7 @@ def go_back(job: Job, progress: Progress, error: UpdateFailedError) -> None:
             f"out of memory in the update of step {progress.step + 1}, before the first checkpoint: {error}; start "
             "again with smaller micro-batches, or with training.trial_step=always, which finds this before it starts"
         )
-    saved = load_newest(job)
+    saved = load_newest(job, note)
     progress.step, progress.owes_validation = saved.step, saved.owes_validation
     progress.best_value, progress.best_step = saved.best_value, saved.best_step
     progress.num_without_improvement = saved.num_without_improvement

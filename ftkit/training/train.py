@@ -8,6 +8,7 @@ from ftkit.config.files import Configuration, as_config
 from ftkit.config.tree import RunConfig
 from ftkit.machine.environment import prepare_environment
 from ftkit.machine.process import ProcessContext
+from ftkit.records.files import read_record
 from ftkit.records.schema import RunRecord
 
 if TYPE_CHECKING:
@@ -53,8 +54,16 @@ def train_and_track(
         FtkitError: as `train`.
     """
     from ftkit.training.loop import train_run
+    from ftkit.training.recovery.restart import Start, begin
     from ftkit.training.reporters import Reporters
 
+    if config.output.resume == "auto" and not resume:
+        config, start = begin(config)
+        if start is Start.FINISHED:
+            if reporter is not None and process.is_main:
+                reporter.note(f"the run in {config.output.folder} is finished; `ftkit report` shows it")
+            return read_record(str(config.output.folder))
+        resume = start is Start.GOES_ON
     told = () if reporter is None else (reporter,)
     with closing(Reporters(*told, *_trackers(config))) as reporters:
         return train_run(config, process, reporters, resume=resume)

@@ -15,7 +15,7 @@ from ftkit.training.reporters import Reporters
 STEPS = 4
 
 
-def train(work, folder, *settings, resume=False):
+def train(work, folder, *settings, resume=False, reporter=None):
     config = load_config(
         settings=[
             f"model.name={work / 'bert'}", f"data.dataset={work / 'texts.csv'}", f"output.folder={folder}",
@@ -23,7 +23,7 @@ def train(work, folder, *settings, resume=False):
             "batch.global_batch_size=16", "batch.micro_batch_size=8", *settings,
         ]
     )  # fmt: skip
-    return train_run(config, ProcessContext(), Reporters(), resume=resume)
+    return train_run(config, ProcessContext(), reporter or Reporters(), resume=resume)
 
 
 def weights(folder):

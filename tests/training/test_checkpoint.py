@@ -111,3 +111,36 @@ def test_the_cut_the_engine_the_precision_and_the_end_may_change_between_start_a
     )
     config = checkpoint.resumable_part(changed.model_dump(mode="json"))
     checkpoint.check_resumable(tmp_path, state(), config, "f")
+
+
+@pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.MOMENTS, checkpoint.STATE])
+def test_a_flipped_bit_is_found_by_its_checksum(tmp_path, name):
+    path = checkpoint.save_checkpoint(tmp_path, state(), WEIGHTS, {"a/exp_avg": torch.ones(2)})
+    data = bytearray((path / name).read_bytes())
+    data[-2] ^= 1
+    (path / name).write_bytes(data)
+    with pytest.raises(CheckpointError, match=f"{name} is not what was written"):
+        checkpoint.load_checkpoint(path)
+
+
+def test_as_many_checkpoints_stay_as_are_asked_for(tmp_path):
+    for step in range(1, 6):
+        checkpoint.save_checkpoint(tmp_path, state(step), WEIGHTS, {}, keep=3)
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == [f"step-0000000{n}" for n in (3, 4, 5)]
+
+
+def test_a_step_that_is_saved_again_is_there_at_every_moment(tmp_path, monkeypatch):
+    checkpoint.save_checkpoint(tmp_path, state(), {"w": torch.zeros(2)}, {})
+    seen = []
+    rename = Path.rename
+
+    def watched(path, target):
+        rename(path, target)
+        seen.append(
+            [checkpoint.load_checkpoint(found)[1]["w"][0].item() for found in checkpoint.list_checkpoints(tmp_path)]
+        )
+
+    monkeypatch.setattr(Path, "rename", watched)
+    checkpoint.save_checkpoint(tmp_path, state(), {"w": torch.ones(2)}, {})
+    assert seen == [[0.0], [1.0]]
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.list_checkpoints(tmp_path)[0].name]

@@ -8,7 +8,8 @@ import warnings
 from enum import Enum
 from pathlib import Path
 
-from ftkit.errors import DataError
+from ftkit.config.tree import RunConfig
+from ftkit.errors import ConfigError, DataError
 from ftkit.records.files import CHECKPOINTS, read_record
 from ftkit.training.checkpoint import list_checkpoints
 
@@ -22,6 +23,25 @@ class Start(Enum):
     """There is a checkpoint."""
     FINISHED = "finished"
     """The run has ended."""
+
+
+def begin(config: RunConfig) -> tuple[RunConfig, Start]:
+    """Return a run as it is to start in its folder, and how.
+
+    Args:
+        config: with `output.resume=auto`.
+
+    Returns:
+        The run, which replaces what stopped before its first checkpoint; and what there is to do.
+
+    Raises:
+        ConfigError: the run names no folder.
+    """
+    if config.output.folder is None:
+        raise ConfigError("output.resume=auto needs output.folder, where the run is found again; give --output FOLDER")
+    start = how_to_start(Path(config.output.folder))
+    output = config.output.model_copy(update={"overwrite": config.output.overwrite or start is Start.NEW})
+    return config.model_copy(update={"output": output}), start
 
 
 def how_to_start(folder: Path) -> Start:
