@@ -25,7 +25,7 @@ def prepared(bert, method="lora"):
 def test_a_run_that_trains_passes(bert, method):
     config, engine, first = prepared(bert, method)
     take_steps(config, engine, ragged_split("sequence-classification"), AFTER_STEPS)
-    notes = []
+    notes: list[str] = []
     first.look(AFTER_STEPS, notes.append)
     assert all("had not changed" in note for note in notes)
 
