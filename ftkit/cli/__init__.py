@@ -9,6 +9,7 @@ import click
 from ftkit import __version__
 
 _COMMANDS = {
+    "data": ("ftkit.cli.data", "data", "Show what a dataset holds, and what is wrong with it."),
     "train": ("ftkit.cli.train", "train", "Fine-tune a model and score it."),
     "plan": ("ftkit.cli.plan", "plan", "Predict memory, speed and disk, on any GPU, before anything runs."),
     "profile": ("ftkit.cli.profile", "profile", "Measure what configurations really take, in a sweep."),

@@ -94,7 +94,7 @@ class Columns:
     def used(self) -> set[str]:
         """The columns that are read."""
         first = {self.first} if self.prompt is None else set(self.prompt.columns)
-        return first | {name for role, name in self.roles.items() if name != self.first}
+        return first | set(self.several or ()) | {name for name in self.roles.values() if name != self.first}
 
 
 def choose_columns(
@@ -183,7 +183,8 @@ def _causal(config: DataConfig, names: Sequence[str], group: str | None, *, has_
         )
     found = named or _found_causal(config, names, has_template=has_template)
     if len(found) != 1:
-        raise _unclear(config, "text", "text_column", [" + ".join(column.roles.values()) for column in found], names)
+        keys = "messages_column, data.prompt_column and data.completion_column, or data.text_column"
+        raise _unclear(config, "text", keys, [" + ".join(one.roles.values()) for one in found], names)
     return _with_others(replace(found[0], group=group), config, names)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -76,16 +76,27 @@ class Conversations:
             DataError: there is no template, a row that is not in any known form, or text that the template leaves out.
         """
         template = ChatTemplate(self.tokenizer.original, self.tokenizer.special, self.config.loss_on)
+        problems: list[str] = []
         for place, row in iterate_conversations(rows):
-            if self.columns.kind == "chat":
-                conversation = read_conversation(row, place, self.seen, self.config.loss_on)
-            else:
-                conversation = as_conversation(row, place)
-            if not self.tokenizer.original.chat_template:
-                raise DataError(_NO_TEMPLATE)
-            yield template.pieces(conversation, place, self.rendering)
+            try:
+                yield self._written(template, place, row)
+            except DataError as error:
+                problems.append(str(error))
+                if len(problems) == _MOST_PROBLEMS:
+                    break
+        if problems:
+            raise DataError(_told(problems))
         if self.rendering.num_omitting and self.config.template_omissions == "refuse":
             raise DataError(f"{self._omissions()}; {_OMISSIONS_CURE}")
+
+    def _written(self, template: ChatTemplate, place: str, row: dict[str, Any]) -> list[Piece]:
+        if self.columns.kind == "chat":
+            conversation = read_conversation(row, place, self.seen, self.config.loss_on)
+        else:
+            conversation = as_conversation(row, place)
+        if not self.tokenizer.original.chat_template:
+            raise DataError(_NO_TEMPLATE)
+        return template.pieces(conversation, place, self.rendering)
 
     def findings(self) -> list[Finding]:
         """Return what is worth telling of all splits."""
@@ -113,6 +124,16 @@ class Conversations:
         )
 
 
+def _told(problems: list[str]) -> str:
+    """Return the problems of rows as one sentence: the first whole, and the number of others."""
+    others = len(problems) - 1
+    if not others or problems[0] == problems[1]:  # the same for all: there is no template
+        return problems[0]
+    count = f"at least {others}" if len(problems) == _MOST_PROBLEMS else f"{others}"
+    return f"{problems[0]} ({count} more rows cannot be used either, the next one: {problems[1]})"
+
+
+_MOST_PROBLEMS = 100
 _NO_TEMPLATE = (
     "the model's tokenizer has no chat template, so it is not known how it writes a conversation; choose a model that "
     "was trained to chat, give a template with data.chat_template, or give prompt and completion columns with "

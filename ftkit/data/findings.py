@@ -1,8 +1,11 @@
 """Findings about data that a user should know of before it trains: how bad each is, and what cures it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+
+from ftkit.errors import DataError
 
 
 class Severity(Enum):
@@ -33,6 +36,28 @@ class Finding:
     def line(self) -> str:
         """Return the finding as one line, such as `warning: 3 rows ...; raise data.max_length`."""
         return f"{self.severity.value}: {self.text}{'; ' if self.cure else ''}{self.cure}"
+
+
+class RefusedDataError(DataError):
+    """Data that cannot be used.
+
+    Attributes:
+        findings: what else was found before it was refused.
+    """
+
+    def __init__(self, sentence: str, findings: Sequence[Finding]) -> None:
+        """Keep the sentence and the findings."""
+        super().__init__(sentence)
+        self.findings = tuple(findings)
+
+
+@contextmanager
+def kept(findings: list[Finding]) -> Iterator[None]:
+    """Give an error about data the findings so far."""
+    try:
+        yield
+    except DataError as error:
+        raise RefusedDataError(str(error), findings) from None
 
 
 def warning(text: str, cure: str = "") -> Finding:

@@ -1,6 +1,6 @@
 """From a configuration to token arrays: load, choose, check, split, draw, tokenize, report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from ftkit.data.columns import Columns, choose_columns, forgotten
 from ftkit.data.conversations import Conversations, take_template
 from ftkit.data.draft import Draft, count_labels, draw, draw_rng, make_splits, sample_limit, select
 from ftkit.data.fields import field_names
-from ftkit.data.findings import Finding, listed, warning
+from ftkit.data.findings import Finding, kept, listed, warning
 from ftkit.data.label_checks import alike_names, joined_names, scarce_labels, shared_texts
 from ftkit.data.labelling import label
 from ftkit.data.losses import findings_of_losses, spelled
@@ -37,6 +37,7 @@ def prepare_data(
     tokenizer: "PreTrainedTokenizerBase",
     seed: int,
     model_label_names: tuple[str, ...] | None = None,
+    source: Source | None = None,
 ) -> PreparedData:
     """Turn a dataset into token arrays.
 
@@ -46,6 +47,7 @@ def prepare_data(
         tokenizer: the model's.
         seed: of made splits and of draws; nothing else is left to chance.
         model_label_names: names that a fine-tuned model carries, in its order; None for a model without a head.
+        source: the dataset, where it is loaded already.
 
     Returns:
         The splits, their label names, fingerprint and report.
@@ -54,7 +56,7 @@ def prepare_data(
         DataError: data that is missing, malformed or not for this task; one sentence that names the cure.
         DependencyError: the demo's package is missing.
     """
-    source = load_source(config)
+    source = source or load_source(config)
     if source.is_lines and task == "sequence-classification":
         raise DataError(f"{source.name} is text without labels; give a CSV, JSONL or Parquet file with a label column")
     train = source.splits["train"]
@@ -65,13 +67,15 @@ def prepare_data(
     columns = replace(columns, kind="lines") if source.is_lines else columns
     draft = select(source, columns)
     draft.findings += guesses
-    if columns.label is not None:
-        label(draft, train, columns, config, model_label_names)
-    make_splits(draft, columns, config, seed)
-    if not columns.is_running:  # there a sequence is a block of tokens, to be drawn when it is cut
-        draw(draft, config, seed)
-    standard = _standard(draft, config)
-    encoded, findings = _encode_all(draft, columns, tokenizer, config, seed)
+    with kept(draft.findings):
+        if columns.label is not None:
+            label(draft, train, columns, config, model_label_names)
+            draft.findings += _name_findings(draft)
+        make_splits(draft, columns, config, seed)
+        if not columns.is_running:  # there a sequence is a block of tokens, to be drawn when it is cut
+            draw(draft, config, seed)
+        standard = _standard(draft, config)
+        encoded, findings = _encode_all(draft, columns, tokenizer, config, seed)
     ignored = tuple(name for name in train.column_names if not any(_is_of(used, name) for used in columns.used))
     if task == "causal-lm" and (names := forgotten(columns, train.column_names)):
         cure = "leave the names of columns out, or give data.prompt_template"
@@ -178,14 +182,16 @@ def _report(
         num_line_ends=draft.num_line_ends,
         length_histogram={split: histogram(result.whole_lengths) for split, result in encoded.items()},
         num_targets={split: int(tokens.num_targets.sum()) for split, tokens in splits.items()},
-        findings=(*findings, *_label_findings(draft, names, counts)),
+        findings=(*findings, *scarce_labels(names, counts)),
         shared={} if columns.kind == "lines" else shared_texts({split: keys(draft.rows[split]) for split in splits}),
     )
 
 
-def _label_findings(draft: Draft, names: Sequence[str], counts: Mapping[str, Sequence[int]]) -> list[Finding]:
-    joined = joined_names(names) if draft.kind == "single" else []
-    return [*alike_names(names), *joined, *scarce_labels(names, counts)]
+def _name_findings(draft: Draft) -> list[Finding]:
+    """Return what is worth telling of the names of labels."""
+    if draft.kind == "regression" or draft.names is None:
+        return []
+    return [*alike_names(draft.names), *(joined_names(draft.names) if draft.kind == "single" else [])]
 
 
 def _spread(numbers: NDArray[Any]) -> tuple[float, float, float, float]:

@@ -153,14 +153,17 @@ def _tool_names(tools: Sequence[Any] | None) -> Iterator[str]:
 
 
 def _rest(text: str, shown: str) -> str:
-    """Return a text without the beginning and the end that are shown, and without white space."""
-    squeezed = _squeezed(text)
+    """Return a text without the beginning and the end that are shown."""
+    letters = [place for place, sign in enumerate(text) if not sign.isspace()]
+    squeezed = "".join(text[place] for place in letters)
     bare = shown.strip("\0")
-    if bare and bare in squeezed:  # an answer of which a part alone is shown
-        return squeezed.replace(bare, "", 1)
-    begin = _longest(squeezed, shown, is_end=False)
-    end = _longest(squeezed[begin:], shown, is_end=True)
-    return squeezed[begin : len(squeezed) - end]
+    if bare and squeezed.endswith(bare):  # an answer of which the end alone is shown
+        begin, end = 0, len(bare)
+    else:
+        begin = _longest(squeezed, shown, is_end=False)
+        end = _longest(squeezed[begin:], shown, is_end=True)
+    missing = letters[begin : len(letters) - end]
+    return text[missing[0] : missing[-1] + 1] if missing else ""
 
 
 def _longest(text: str, shown: str, *, is_end: bool) -> int:

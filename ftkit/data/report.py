@@ -77,7 +77,11 @@ class DataReport:
         return self.shared.get(("test", "train"), 0) / self.rows["test"] if "test" in self.rows else None
 
     def lines(self) -> list[str]:
-        """Return the report as short lines for a terminal."""
+        """Return the report as short lines for a terminal, what its owner should know at the end."""
+        return [*self.summary(), *(finding.line() for finding in by_severity(self.all_findings()))]
+
+    def summary(self) -> list[str]:
+        """Return the columns, the splits and what was left out as short lines for a terminal."""
         columns = ", ".join(f"{role} {name!r}" for role, name in self.columns.items())
         return [
             (f"data {self.source}: {columns}" if columns else f"data {self.source}") + self._kind_words(),
@@ -86,7 +90,6 @@ class DataReport:
             *self._prompt_lines(),
             *(self._split_line(split) for split in self.rows),
             *self._dropped_lines(),
-            *(finding.line() for finding in by_severity(self.all_findings())),
         ]
 
     def all_findings(self) -> tuple[Finding, ...]:

@@ -30,7 +30,9 @@ def test_help_is_there_at_once():
     assert min(taken) < 0.3
 
 
-@pytest.mark.parametrize("command", [["train"], ["plan"], ["profile"], ["report"], ["config"], ["config", "show"]])
+@pytest.mark.parametrize(
+    "command", [["data"], ["train"], ["plan"], ["profile"], ["report"], ["config"], ["config", "show"]]
+)
 def test_the_help_of_each_command_needs_no_torch(command):
     call = f"main({[*command, '--help']!r}, standalone_mode=False)"
     code = f"import sys; from ftkit.cli import main; {call}; print(*sys.modules)"

@@ -84,7 +84,7 @@ def test_a_prompt_that_says_more_than_the_answer_begins_with_is_not_an_obstacle(
 def test_reasoning_that_a_template_drops_is_counted(original):
     pieces, rendering = written(original, ANSWER_AFTER_THINKING, chat("7*8?", "<think>7*8 is 56</think>56"))
     assert pieces[-1] == ("56</s>", True)
-    assert (rendering.num_omitting, rendering.num_omitted) == (1, len("<think>7*8is56</think>"))
+    assert (rendering.num_omitting, rendering.num_omitted) == (1, len("<think>7*8 is 56</think>"))
     assert rendering.first_place == "line 1"
 
 

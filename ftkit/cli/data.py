@@ -1,0 +1,166 @@
+"""`ftkit data`: a dataset as a model will see it, and what is wrong with it, before anything trains."""
+
+import json
+import unicodedata
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ftkit.cli.options import config_options, quieten, read_config, user_errors
+from ftkit.errors import DataError
+from ftkit.machine.hub import work_offline_if_unreachable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from ftkit.config.tree import RunConfig
+    from ftkit.data.arrays import PreparedData
+    from ftkit.data.findings import Finding
+    from ftkit.data.inspect import ShownSequence
+    from ftkit.data.sources import Source
+
+_BAR = 40  # characters of the longest bar
+_CONTEXT, _TARGET = 300, 600  # characters of a text that are shown
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("dataset", required=False, metavar="[FILE|FOLDER|NAME]")
+@config_options
+@click.option("--rows", type=click.IntRange(min=0), default=3, show_default=True, help="Sequences that are shown.")
+@click.option("--strict", is_flag=True, help="Exit with 3 where there is a warning, for continuous integration.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def data(dataset: str | None, rows: int, *, strict: bool, as_json: bool, **flags: Any) -> None:
+    """Show what a dataset holds, what is wrong with it, and the first sequences with their targets marked.
+
+    Takes all flags of `ftkit train`; those that say nothing of data are not listed here. Only the tokenizer of the
+    model is loaded. Exits with 3 where the data cannot be used.
+    """
+    with user_errors():
+        is_guessed = not (flags["task"] or flags["file"] or flags["preset"])
+        is_guessed = is_guessed and not any(setting.partition("=")[0] == "task" for setting in flags["settings"])
+        flags["data__dataset"] = dataset or flags["data__dataset"]
+        config = read_config(flags)
+        work_offline_if_unreachable((config.model.name, config.data.dataset))
+        from ftkit.data.sources import load_source
+
+        source = load_source(config.data)
+        if not as_json:
+            click.echo("\n".join(_source_lines(source)))
+        config = _with_task(config, source, as_json=as_json) if is_guessed else config
+        problems = _show(config, source, rows, as_json=as_json)
+    if "error" in problems or (strict and "warning" in problems):
+        click.get_current_context().exit(DataError.exit_code)
+
+
+def _show(config: "RunConfig", source: "Source", rows: int, *, as_json: bool) -> set[str]:
+    """Print everything, and return the severities of what was found."""
+    quieten()
+    from ftkit.data.findings import Finding, RefusedDataError, Severity, by_severity
+    from ftkit.data.inspect import figures, first_sequences
+    from ftkit.data.prepare import prepare_data
+    from ftkit.models.source import load_tokenizer, own_label_names, resolve_source
+
+    model = resolve_source(config.model, config.task)
+    tokenizer = load_tokenizer(model)
+    own_labels = own_label_names(model) if config.task == "sequence-classification" else None
+    try:
+        prepared = prepare_data(config.data, config.task, tokenizer, config.training.seed, own_labels, source)
+    except DataError as error:
+        found = [
+            Finding(Severity.ERROR, str(error)),
+            *(by_severity(error.findings) if isinstance(error, RefusedDataError) else ()),
+        ]
+        click.echo(json.dumps({"findings": _plain(found)}) if as_json else "\n".join(_finding_lines(found)))
+        return {"error"}
+    found = by_severity(prepared.report.all_findings())
+    sequences = list(first_sequences(prepared, tokenizer, rows))
+    if as_json:
+        shown = [asdict(sequence) for sequence in sequences]
+        click.echo(json.dumps(figures(prepared) | {"sequences": shown, "findings": _plain(found)}, ensure_ascii=False))
+    else:
+        lines = [*_report_lines(prepared), *_sequence_lines(sequences), *_finding_lines(found)]
+        click.echo("\n".join(lines))
+    return {finding.severity.value for finding in found}
+
+
+def _with_task(config: "RunConfig", source: "Source", *, as_json: bool) -> "RunConfig":
+    """Take the task that the columns are for, where it is clear."""
+    from ftkit.data.inspect import guess_task
+
+    task = guess_task(config.data, source)
+    if not as_json:
+        told = f"{task}, by its columns" if task else f"{config.task}, since its columns do not tell"
+        click.echo(f"task: {told}; --task says otherwise")
+    return config.model_copy(update={"task": task or config.task})
+
+
+def _source_lines(source: "Source") -> list[str]:
+    from ftkit.data.inspect import column_lines
+
+    return [click.style(source.name, bold=True), *column_lines(source)]
+
+
+def _report_lines(prepared: "PreparedData") -> list[str]:
+    lines = ["", *prepared.report.summary()]
+    for split, bars in prepared.report.length_histogram.items():
+        lines += ["", f"{split}, tokens of a text before it is cut", *_bars(bars)]
+    return lines
+
+
+def _bars(bars: "Sequence[tuple[int, int]]") -> list[str]:
+    most = max((count for _, count in bars), default=1)
+    return [
+        f"  up to {bound:>7,}  {'█' * max(count > 0, round(_BAR * count / most)):{_BAR}}  {count:,}"
+        for bound, count in bars
+    ]
+
+
+def _sequence_lines(sequences: "Iterable[ShownSequence]") -> list[str]:
+    lines = []
+    for shown in sequences:
+        label = "" if shown.label is None else f", label {shown.label!r}"
+        targets = "" if shown.label is not None else f", {shown.num_targets:,} of them targets, marked ⟦ ⟧"
+        lines += ["", f"{shown.split} {shown.number}: {shown.num_tokens:,} tokens{targets}{label}"]
+        text = "".join(_marked(text, is_target=is_target) for text, is_target in shown.parts)
+        lines += [f"  {line}" for line in text.split("\n")]
+    return lines
+
+
+def _marked(text: str, *, is_target: bool) -> str:
+    shown = _shortened(_printable(text), _TARGET if is_target else _CONTEXT)
+    return click.style(f"⟦{shown}⟧", fg="green") if is_target else shown
+
+
+def _printable(text: str) -> str:
+    """Return a text without control characters, which a terminal would obey."""
+    return "".join(sign if sign == "\n" or unicodedata.category(sign)[0] != "C" else repr(sign)[1:-1] for sign in text)
+
+
+def _shortened(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"
+
+
+def _finding_lines(found: "Sequence[Finding]") -> list[str]:
+    colours = {"error": "red", "warning": "yellow", "note": None}
+    lines = [click.style(finding.line(), fg=colours[finding.severity.value]) for finding in found]
+    return ["", *(lines or ["nothing to complain of"])]
+
+
+def _plain(found: "Sequence[Finding]") -> list[dict[str, str]]:
+    return [{"severity": one.severity.value, "text": one.text, "cure": one.cure} for one in found]
+
+
+def _hide_flags_of_training(command: click.Command) -> None:
+    """Keep flags that say nothing of data out of the help; they are taken all the same, as `ftkit train` takes them."""
+    shown = ("data__", "model__name", "training__seed")
+    for option in command.params:
+        is_of_training = "__" in (option.name or "") and not (option.name or "").startswith(shown)
+        if isinstance(option, click.Option) and (is_of_training or option.name == "method"):
+            option.hidden = True
+
+
+_hide_flags_of_training(data)

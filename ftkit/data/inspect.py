@@ -1,0 +1,137 @@
+"""Prepared data as a model will see it: the first sequences with their targets marked, and the report's figures."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ftkit.config.tree import DataConfig, Task
+from ftkit.data.arrays import PreparedData, TokenSplit
+from ftkit.data.columns import choose_columns
+from ftkit.data.fields import field_names, gather
+from ftkit.data.findings import by_severity
+from ftkit.data.sources import Source
+from ftkit.data.values import kind_words
+from ftkit.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class ShownSequence:
+    """A sequence of tokens as text.
+
+    Attributes:
+        split: `train`, `validation` or `test`.
+        number: its place in the split, from 1.
+        num_tokens: special tokens included.
+        num_targets: the tokens that carry loss, or the label.
+        label: the name of its label, those of several, or its number; None for causal-lm.
+        parts: texts, and whether their tokens carry loss, in turn.
+    """
+
+    split: str
+    number: int
+    num_tokens: int
+    num_targets: int
+    label: str | None
+    parts: tuple[tuple[str, bool], ...]
+
+
+def first_sequences(
+    data: PreparedData, tokenizer: "PreTrainedTokenizerBase", count: int, split: str = "train"
+) -> Iterator[ShownSequence]:
+    """Yield the first sequences of a split as the model will see them.
+
+    Args:
+        data: of `prepare_data`.
+        tokenizer: that the data was prepared with.
+        count: how many at most.
+        split: `train`, `validation` or `test`.
+
+    Yields:
+        The sequences in the order of the split.
+    """
+    tokens: TokenSplit | None = getattr(data, split)
+    for place in range(min(count, 0 if tokens is None else len(tokens))):
+        assert tokens is not None
+        part = slice(int(tokens.offsets[place]), int(tokens.offsets[place + 1]))
+        ids = tokens.tokens[part].tolist()
+        is_target = tokens.labels[part] if tokens.labels.dtype == np.bool_ else np.zeros(len(ids), np.bool_)
+        yield ShownSequence(
+            split=split,
+            number=place + 1,
+            num_tokens=len(ids),
+            num_targets=int(tokens.num_targets[place]),
+            label=_label(data, tokens, place),
+            parts=tuple(_parts(ids, is_target.tolist(), tokenizer)),
+        )
+
+
+def figures(data: PreparedData) -> dict[str, Any]:
+    """Return the report and its findings as plain values, for JSON."""
+    report = asdict(data.report)
+    report["shared"] = {f"{later} with {earlier}": count for (later, earlier), count in data.report.shared.items()}
+    report["findings"] = [
+        {"severity": finding.severity.value, "text": finding.text, "cure": finding.cure}
+        for finding in by_severity(data.report.all_findings())
+    ]
+    return {"task": data.task, "fingerprint": data.fingerprint, **report}
+
+
+def column_lines(source: Source) -> list[str]:
+    """Return a line for each split of a source: its rows, and its columns with what they hold."""
+    lines = []
+    for role, split in source.splits.items():
+        kinds = ((name, gather(split, name)) for name in split.column_names)
+        columns = ", ".join(f"{name} ({kind_words(values.type)})" for name, values in kinds if values is not None)
+        lines.append(f"{role}: {split.num_rows:,} rows of {columns}")
+    return lines
+
+
+def guess_task(config: DataConfig, source: Source) -> Task | None:
+    """Return the task that the columns of a source are for: labels where there are some; None where nothing fits.
+
+    Args:
+        config: whose columns are named, as far as they are.
+        source: the dataset.
+    """
+    if source.is_lines:
+        return "causal-lm"
+    tasks: tuple[Task, ...] = ("sequence-classification", "causal-lm")
+    return next((task for task in tasks if _fits(config, task, source)), None)
+
+
+def _fits(config: DataConfig, task: Task, source: Source) -> bool:
+    try:
+        choose_columns(config, task, field_names(source.splits["train"], config), source.group_column)
+    except DataError:
+        return False
+    return True
+
+
+def _label(data: PreparedData, tokens: TokenSplit, place: int) -> str | None:
+    if data.labels is None:
+        return None
+    value = tokens.labels[place]
+    match data.labels.kind:
+        case "regression":
+            return f"{data.labels.standard.restored(value):g}"
+        case "multi":
+            return ", ".join(name for name, has in zip(data.labels.names, value, strict=True) if has == 1) or "none"
+        case _:
+            return data.labels.names[int(value)]
+
+
+def _parts(ids: list[int], is_target: list[bool], tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[str, bool]]:
+    """Yield the text of each run of tokens that carry loss or do not, as it stands in the whole."""
+    turns = [place for place in range(1, len(ids)) if is_target[place] != is_target[place - 1]]
+    before = ""
+    for start, stop in pairwise([0, *turns, len(ids)]):
+        whole = str(tokenizer.decode(ids[:stop], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        alone = str(tokenizer.decode(ids[start:stop], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        yield whole[len(before) :] if whole.startswith(before) else alone, is_target[start]
+        before = whole

@@ -1,0 +1,109 @@
+"""`ftkit data`: what it shows, and its exit codes; the models have a tokenizer and no weights."""
+
+import json
+
+import pytest
+import transformers
+from click.testing import CliRunner
+
+from ftkit.cli import main
+from tests.made_tokenizers import byte_level, word_piece
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chat")
+    byte_level().save_pretrained(folder)
+    transformers.LlamaConfig().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bert")
+    word_piece().save_pretrained(folder)
+    transformers.BertConfig().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def chats(tmp_path):
+    path = tmp_path / "chats.jsonl"
+    turns = [{"role": "user", "content": "Hi\x1b[31m"}, {"role": "assistant", "content": "Hello\nthere"}]
+    path.write_text("".join(json.dumps({"messages": turns, "id": n}) + "\n" for n in range(3)))
+    return path
+
+
+@pytest.fixture
+def reviews(tmp_path):
+    path = tmp_path / "reviews.csv"
+    path.write_text("text,label\n" + "".join(f"the cat sat on {n},{'good' if n % 2 else 'bad'}\n" for n in range(40)))
+    return path
+
+
+def run(*words, shares=("--set", "data.validation_share=0", "--set", "data.test_share=0")):
+    return CliRunner().invoke(main, ["data", *map(str, words), *shares])
+
+
+def test_a_chat_is_shown_with_its_targets_marked(chats, chat_model):
+    done = run(chats, "--model", chat_model)
+    assert done.exit_code == 0
+    assert "task: causal-lm, by its columns" in done.output
+    assert "train: 3 rows of messages (objects or mixed values), id (whole numbers)" in done.output
+    assert "⟦Hello\n  there<|im_end|>⟧" in done.output
+    assert "note: columns that nothing reads: 'id'" in done.output
+
+
+def test_control_characters_of_a_text_do_not_reach_the_terminal(chats, chat_model):
+    done = run(chats, "--model", chat_model)
+    assert "\x1b" not in done.output
+    assert r"Hi\x1b[31m" in done.output
+
+
+def test_classes_lengths_and_labels_are_shown(reviews, text_model):
+    done = run(reviews, "--model", text_model, "--max-length", "6", "--rows", "2", shares=())
+    assert done.exit_code == 0
+    assert "bad 16, good 16" in done.output
+    assert "label 'bad'" in done.output or "label 'good'" in done.output
+    assert "validation, tokens of a text before it is cut" in done.output
+    assert "warning: train: 100.0% of the texts are cut at max_length; data.max_length=" in done.output
+
+
+def test_warnings_fail_where_that_is_wanted(reviews, text_model):
+    assert run(reviews, "--model", text_model, "--max-length", "6", "--strict").exit_code == 3
+    assert run(reviews, "--model", text_model, "--strict").exit_code == 0
+
+
+def test_data_that_cannot_be_used_exits_with_3_after_what_was_found(chats, chat_model):
+    chats.write_text('{"messages": [{"role": "user", "content": "Hi"}]}\n')
+    done = run(chats, "--model", chat_model)
+    assert done.exit_code == 3
+    assert "train: 1 rows of messages" in done.output
+    assert "error: train split: " in done.output
+    assert "chats.jsonl, line 1 has no assistant's answer" in done.output
+
+
+def test_what_else_was_found_is_told_with_an_error(tmp_path, text_model):
+    path = tmp_path / "reviews.csv"
+    path.write_text("text,label\n" + "".join(f"the cat {n},{('good', 'GOOD', 'bad')[n % 3]}\n" for n in range(9)))
+    done = run(path, "--model", text_model, shares=())
+    assert done.exit_code == 3
+    assert "error: data.validation_share=0.1 of 9 rows is 1 for 3 labels" in done.output
+    assert "warning: the labels 'GOOD', 'good' differ in spelling alone" in done.output
+
+
+def test_json_has_all_of_it(chats, chat_model):
+    known = json.loads(run(chats, "--model", chat_model, "--json", "--rows", "1").output)
+    assert known["task"] == "causal-lm"
+    assert known["rows"] == {"train": 3}
+    assert known["sequences"][0]["parts"][1] == ["Hello\nthere<|im_end|>", True]
+    assert [finding["severity"] for finding in known["findings"]] == ["note"]
+    chats.write_text('{"messages": []}\n')
+    (finding,) = json.loads(run(chats, "--model", chat_model, "--json").output)["findings"]
+    assert finding["severity"] == "error"
+
+
+def test_a_missing_file_is_a_sentence():
+    done = run("nowhere.csv")
+    assert done.exit_code == 3
+    assert "no file nowhere.csv" in done.output
