@@ -34,7 +34,7 @@ class ConfigError(FtkitError):
 
 
 class DataError(FtkitError):
-    """A file, a column, a label or a split that is not there or not usable."""
+    """A file, a column, a label or a split is missing or not usable."""
 
     exit_code = 3
 

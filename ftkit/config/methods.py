@@ -1,4 +1,4 @@
-"""The section of a method, and the table of the methods, which is open: whoever registers a section adds a method.
+"""The section of a method, and the table of the methods, which is open: registering a section adds a method.
 
 A method is a class in a file of its own in `ftkit/models/methods/`: its fields are its section of the configuration,
 and its functions are all that it does. That room lies above this one, so this file names it and never imports it at
@@ -23,7 +23,7 @@ UNKNOWN = "unknown_method"
 
 
 class MethodSection(Section):
-    """What the configuration, the command line, the planner and the reports know of a method.
+    """The part of a method that the configuration, the command line, the planner and the reports know.
 
     What it does to a model is in `ftkit.models.methods.Method`. A method says here only how it differs from one that
     trains weights of the model itself, alike in all layers, and whose result is the whole model.

@@ -10,7 +10,7 @@ from enum import Enum
 
 
 class Force(Enum):
-    """How far a rule goes."""
+    """The force of a rule."""
 
     REFUSED = "refused"
     """It does not work, so no run begins with it."""
@@ -20,7 +20,7 @@ class Force(Enum):
 
 @dataclass(frozen=True)
 class Facts:
-    """What the rules look at; a rule that asks for a fact which is not known does not apply.
+    """The facts that rules look at; a rule that asks for an unknown fact does not apply.
 
     Attributes:
         uses_deepspeed: whether DeepSpeed runs it; None: its launcher decides.
@@ -87,7 +87,7 @@ class Rule:
 
     @property
     def sentence(self) -> str:
-        """What a user is told."""
+        """The sentence for the user."""
         return f"{self.what}: {self.reason}; {self.remedy}"
 
 

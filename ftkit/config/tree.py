@@ -34,7 +34,7 @@ DEMO = "demo"
 
 
 class ModelConfig(Section):
-    """Which model, and how it computes."""
+    """The model, and how it computes."""
 
     name: str = DEMO
     """Hub name, local folder, or `demo` for the embedded MiniLM."""
@@ -57,7 +57,7 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """Which texts, which columns, which splits."""
+    """The texts: their source, columns, splits and labels."""
 
     dataset: str = DEMO
     """Hub name, file, folder, or `demo` for the embedded movie reviews."""
@@ -196,7 +196,7 @@ class OptimizerConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """How the learning rate moves over the steps."""
+    """The course of the learning rate over the steps."""
 
     name: Literal["linear", "cosine", "constant"] = "linear"
     """The decay after the warm-up."""
@@ -211,7 +211,7 @@ class ScheduleConfig(Section):
 
 
 class EngineConfig(Section):
-    """How training is distributed, and how the device's memory is handed out."""
+    """The distribution of training over devices, and of the device's memory."""
 
     name: Literal["auto", "plain", "deepspeed"] = "auto"
     """`auto`: DeepSpeed under its launcher or where ZeRO, offload or a template is asked for, else plain."""
@@ -264,7 +264,7 @@ class EngineConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How long, how often something is looked at, and when to stop."""
+    """The length of training, the intervals of its log, validations and checkpoints, and its stops."""
 
     epochs: float | None = Field(default=3.0, gt=0.0)
     """Passes over the training split; none: as many as `max_steps` make."""
@@ -317,7 +317,7 @@ def label_text(name: Any) -> str:
 
 
 class OutputConfig(Section):
-    """Where results go."""
+    """The folder of the results, and what goes into it."""
 
     folder: str | None = None
     """The result folder; a new one below `runs/` when not named."""

@@ -50,7 +50,7 @@ class TokenSplit:
 
 @dataclass(frozen=True)
 class Labels:
-    """What the labels of a dataset are.
+    """The labels of a dataset.
 
     Attributes:
         kind: one class of a text, several labels, or a number.
@@ -92,7 +92,7 @@ class PreparedData:
 
     @property
     def label_kind(self) -> LabelKind | None:
-        """What a label is; None for causal-lm."""
+        """The kind of the labels; None for causal-lm."""
         return None if self.labels is None else self.labels.kind
 
 

@@ -29,7 +29,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Padding:
-    """How sequences of a micro-batch are brought to one length.
+    """The padding that brings the sequences of a micro-batch to one length.
 
     Attributes:
         token_id: what fills up.
@@ -59,7 +59,7 @@ class GlobalBatch:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one rank runs in one forward.
+    """The input of one forward on one rank.
 
     Attributes:
         input_ids: [B, T] int64, padded on one side.

@@ -52,7 +52,7 @@ class Conversation:
 
 @dataclass
 class Seen:
-    """What was seen of conversations while they were read.
+    """Counts of what was seen in conversations while they were read.
 
     Attributes:
         num_line_ends: carriage returns taken out before line feeds.

@@ -47,7 +47,7 @@ def take_template(config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> b
 
 @dataclass(frozen=True)
 class Conversations:
-    """How the rows of a dataset become pieces of text.
+    """The way from the rows of a dataset to pieces of text.
 
     Attributes:
         config: what carries loss, and whether a template may leave something out.

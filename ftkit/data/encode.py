@@ -192,7 +192,7 @@ def _counted(texts: Iterable[str], tokenizer: TextTokenizer, counts: "_Counts") 
 
 @dataclass
 class _Counts:
-    """What cutting texts at the maximal length costs; see `Encoded`."""
+    """The cost of cutting texts at the maximal length; see `Encoded`."""
 
     num_truncated: int = 0
     num_dropped: int = 0

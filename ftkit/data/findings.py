@@ -9,7 +9,7 @@ from ftkit.errors import DataError
 
 
 class Severity(Enum):
-    """How bad a finding is."""
+    """The severity of a finding."""
 
     ERROR = "error"
     """Nothing trains."""

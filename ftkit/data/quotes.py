@@ -30,7 +30,7 @@ Places = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a file writes its columns.
+    """The dialect in which a file writes its columns.
 
     Attributes:
         separator: the one byte between two columns.
@@ -45,7 +45,7 @@ class Dialect:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a file holds, counted before it is read.
+    """The contents of a file, counted before it is read.
 
     Attributes:
         lines: int64 [rows, the header and blank lines included], the line that each begins in.
@@ -86,7 +86,7 @@ def lay_out(path: Path, blocks: Iterable[bytes], dialect: Dialect, first_line: i
 
 @dataclass
 class _Scan:
-    """What is known at the beginning of a block.
+    """The state at the beginning of a block.
 
     Attributes:
         line: the number of the line that the block begins with.

@@ -15,7 +15,7 @@ QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
 
 @dataclass(frozen=True)
 class DataReport:
-    """What is known of the data before it trains; mappings go from a split's name to its figure.
+    """All that is known of the data before it trains; mappings go from a split's name to its figure.
 
     Attributes:
         source: the dataset as it was named.

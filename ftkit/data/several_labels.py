@@ -37,7 +37,7 @@ class SeveralLabels:
 
     @property
     def num_repeated(self) -> int:
-        """How many labels a row names that it has named before."""
+        """The labels that rows name more than once, counted."""
         pairs = np.stack([self.owners, self.raw.codes])
         return int(pairs.shape[1] - np.unique(pairs, axis=1).shape[1])
 

@@ -10,7 +10,7 @@ from ftkit.errors import DataError
 
 @dataclass(frozen=True)
 class Standard:
-    """How numbers are brought to mean 0 and deviation 1.
+    """The shift and scale that bring numbers to mean 0 and deviation 1.
 
     Attributes:
         mean: of the training split.

@@ -84,7 +84,7 @@ def _mark_by_characters(
 
 @dataclass(frozen=True)
 class _Beginnings:
-    """Marks the answers of texts whose tokenizer does not tell the characters of its tokens."""
+    """Mark the answers in texts whose tokenizer does not give the characters of its tokens."""
 
     tokenizer: TextTokenizer
     is_rendered: bool

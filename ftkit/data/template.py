@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Rendering:
-    """What is worth telling of conversations that a template wrote.
+    """Counts of what a template did to conversations that is worth reporting.
 
     Attributes:
         num_omitting: conversations of which it leaves something out.

@@ -122,7 +122,7 @@ class TextTokenizer:
             self.backend.no_truncation()
 
     def filler(self) -> int:
-        """Return the token that stands for an empty text."""
+        """Return the token that takes the place of an empty text."""
         names = ("eos_token_id", "bos_token_id", "sep_token_id", "unk_token_id")
         known = (getattr(self.original, name) for name in names)
         return next((int(token) for token in known if isinstance(token, int)), 0)

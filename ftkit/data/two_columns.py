@@ -1,4 +1,4 @@
-"""A table of two columns with headers in any language: which is the text and which the label, if there is no doubt."""
+"""Tell the text from the label in a table of two columns with headers in any language, if there is no doubt."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ _NUMBER = r"^\s*[-+]?(\d+([.,]\d*)?|[.,]\d+)\s*$"
 
 
 class _Sight(NamedTuple):
-    """What a column looks like."""
+    """The appearance of a column."""
 
     is_label: bool
     is_text: bool

@@ -38,7 +38,7 @@ _PREFETCH_MAXIMUM = 2**24
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the buckets are sized to.
+    """The sizes that buckets are made for.
 
     Attributes:
         num_trainable_parameters: elements that train.

@@ -46,7 +46,7 @@ def watched_compiling(every_seconds: float = 60.0) -> Iterator[None]:
 
 @dataclass
 class _Watch:
-    """What one watcher remembers of the locks that it saw; a lock is told by its inode."""
+    """The locks that one watcher has seen; a lock is recognized by its inode."""
 
     every_seconds: float
     begun: dict[int, float] = field(default_factory=dict)

@@ -81,7 +81,7 @@ class PlainEngine:
         return norm
 
     def reset_optimizer(self) -> None:
-        """Forget the moments, which the next step makes anew, and the loss scale."""
+        """Forget the moments, which the next step makes again, and the loss scale."""
         self._optimizer.state.clear()
         self._scaler = self._new_scaler()
 

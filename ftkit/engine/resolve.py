@@ -80,7 +80,7 @@ class ResolvedRun:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What weights and activations compute in."""
+        """The dtype that weights and activations compute in."""
         return DTYPES[self.precision]
 
     @property
@@ -90,7 +90,7 @@ class ResolvedRun:
 
     @property
     def facts(self) -> Facts:
-        """What the rulebook looks at."""
+        """The facts that the rulebook looks at."""
         config = self.config
         return Facts(
             uses_deepspeed=self.engine is EngineKind.DEEPSPEED,
@@ -112,7 +112,7 @@ class ResolvedRun:
         return replace(self, config=self.config.model_copy(update={"batch": batch}))
 
     def deepspeed_dict(self, sizes: Sizes) -> dict[str, Any]:
-        """Return the dictionary that `deepspeed.initialize` receives; the planner computes from the very same.
+        """Return the dictionary that `deepspeed.initialize` receives; the planner computes from the same one.
 
         Args:
             sizes: what the buckets are sized to.

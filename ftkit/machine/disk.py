@@ -1,4 +1,4 @@
-"""Folders that are whole or not there: written aside, flushed, renamed; and the place of what can be made anew."""
+"""Write folders that are either whole or absent: aside, flushed, renamed; and find the cache folder."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def cache_folder() -> Path:
-    """Return the folder of what can be made anew: FTKIT_CACHE, else `ftkit` where the user's caches are."""
+    """Return the cache folder, whose contents can be made again: FTKIT_CACHE, else `ftkit` among the user's caches."""
     named = os.environ.get(CACHE_VARIABLE)
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(named).expanduser() if named else Path(caches) / "ftkit"

@@ -72,7 +72,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """What this process may use of the machine it runs on.
+    """The part of the machine that this process may use.
 
     Attributes:
         memory_bytes: the smallest of physical memory, the control group's limit and the address-space limit.

@@ -133,7 +133,7 @@ def _has_statistics(device: "torch.device") -> bool:
 
 
 def reset_peaks(device: "torch.device") -> None:
-    """Let the peaks start anew from what is held now."""
+    """Reset the peaks to what is held now."""
     import torch
 
     if _has_statistics(device):

@@ -17,7 +17,7 @@ from ftkit.models import foreign
 
 @dataclass(frozen=True)
 class Packing:
-    """How weights are packed.
+    """The format that weights are packed in.
 
     Attributes:
         quant_type: `nf4` or `fp4`.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Card:
-    """What a program must know to load a result as it was scored.
+    """The facts that a program needs to load a result as it was scored.
 
     Attributes:
         folder: where the model was saved.

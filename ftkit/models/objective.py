@@ -30,7 +30,7 @@ Weights = tuple[float, ...] | None
 
 
 class Objective(Protocol):
-    """How a model is scored. An engine runs it together with the model, so that no one else needs whole logits."""
+    """The way a model is scored. An engine runs it together with the model, so that no one else needs whole logits."""
 
     def loss_sum(self, forward: Forward, micro_batch: MicroBatch) -> torch.Tensor:
         """Run the model and return its loss summed over the targets of a micro-batch, a scalar in fp32."""

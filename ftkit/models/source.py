@@ -27,7 +27,7 @@ _DEMO_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model is, resolved.
+    """The resolved location of a model.
 
     Attributes:
         name: hub name or folder.
@@ -43,7 +43,7 @@ class Source:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What transformers' `from_pretrained` takes beside the name."""
+        """The arguments of transformers' `from_pretrained` beside the name."""
         arguments: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
         return arguments | ({"gguf_file": self.gguf_file} if self.gguf_file else {})
 

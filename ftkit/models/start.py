@@ -10,7 +10,7 @@ from ftkit.models.source import Source, own_config
 
 @dataclass(frozen=True)
 class Start:
-    """What training starts from, where that is more than the weights as they came.
+    """The start of a training, where it is more than the weights as they came.
 
     Attributes:
         head: names of the modules that are the task's own; they train whole.

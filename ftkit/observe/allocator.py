@@ -259,7 +259,7 @@ class CachingAllocator:
 
 @dataclass(frozen=True)
 class Replay:
-    """What a sequence of births and deaths came to.
+    """The result of a sequence of births and deaths.
 
     Attributes:
         peak_active_bytes: blocks in use at the worst moment.

@@ -69,7 +69,7 @@ class Meter:
         memory.reset_peaks(device)
 
     def enter(self, phase: str) -> None:
-        """End the phase at hand and begin another; going on in the same one costs nothing."""
+        """End the current phase and begin another; continuing the same one costs nothing."""
         if phase != self._phase:
             self._read()
             memory.reset_peaks(self._device)
@@ -85,7 +85,7 @@ class Meter:
             self._step += 1
 
     def discard(self, phase: str) -> None:
-        """Forget a phase whose peaks are not the run's, and begin anew from what is held now."""
+        """Forget a phase whose peaks are not the run's, and start again from what is held now."""
         self._read()
         self.peaks.pop(phase, None)
         memory.reset_peaks(self._device)
@@ -125,7 +125,7 @@ class Meter:
 
 @dataclass(frozen=True)
 class RankPeaks:
-    """What one rank reached."""
+    """The peaks that one rank reached."""
 
     whole: Reading
     phases: list[PhaseMeasurement]

@@ -49,7 +49,7 @@ class Birth:
 
 @dataclass
 class Tape:
-    """What happened, in order.
+    """The events of a step, in order.
 
     Attributes:
         births: storage number to its birth.

@@ -170,7 +170,7 @@ def disk_bytes(config: RunConfig, counts: Counts, itemsize: int) -> int:
 def _known_tape(
     run: ResolvedRun, architecture: Any, shape: Shape, target: Target, exact: bool, tapes: Tapes
 ) -> tuple[Tape, str]:
-    """Trace, unless the same step was traced before: ZeRO and the number of ranks leave it as it is."""
+    """Trace, unless the same step was traced before: ZeRO and the number of ranks do not change the trace."""
     config = run.config
     sections = (config.model, config.method, config.optimizer.name)
     key = (config.task, *map(str, sections), shape.traced, target.gpu, exact, run.partitions_weights)
@@ -281,7 +281,7 @@ def _reason(target: Target, fits: bool, peak: Peak, reserved: int, host: int, pi
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers from talking about configurations that nobody will save."""
+    """Silence what transformers says about saving configurations that are never saved."""
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -87,7 +87,7 @@ def _plan(
 
 
 def _target(process: ProcessContext) -> Target:
-    """Return this machine, as the job has it; the host memory of several machines is not known here."""
+    """Return this machine as the job uses it; the host memory of several machines is not known here."""
     target = find_target(num_devices=process.world_size, launcher=process.launcher)
     return (
         target if process.local_world_size == process.world_size else replace(target, ram_bytes=None, locked_bytes=None)

@@ -61,7 +61,7 @@ class Candidate:
 
     @property
     def needed_bytes(self) -> int:
-        """What the process is seen to hold at its peak."""
+        """The memory of the process at its peak, as the system reports it."""
         return self.prediction.peak_process_bytes or 0
 
 
@@ -224,7 +224,7 @@ def changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
 
 @dataclass(frozen=True)
 class _Options:
-    """What a search may choose among, at its target."""
+    """The choices of a search, at its target."""
 
     target: Target
     architecture: Any

@@ -10,7 +10,7 @@ from ftkit.data.batching import Shape, count_steps
 
 @dataclass(frozen=True)
 class Sequences:
-    """What a plan has to know of the data that will train.
+    """The facts about the training data that a plan needs.
 
     Attributes:
         num: of the training split; None: unknown.
@@ -24,7 +24,7 @@ class Sequences:
 
     @classmethod
     def unseen(cls, config: RunConfig, num: int | None = None) -> "Sequences":
-        """Return what data that is not at hand can be at worst: all as long as `data.max_length`.
+        """Return the worst case of data that is not at hand: every sequence as long as `data.max_length`.
 
         Args:
             config: the run.

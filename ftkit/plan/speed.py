@@ -36,7 +36,7 @@ _ROWS, _COLUMNS, _OPERATOR_ROUNDS = 2**12, 2**8, 3
 
 @dataclass(frozen=True)
 class Device:
-    """What computes.
+    """A device that computes.
 
     Attributes:
         fp32_flops, half_flops: dense FLOP/s.
@@ -56,7 +56,7 @@ class Device:
 
 @dataclass(frozen=True)
 class StepTime:
-    """What one optimizer step on one rank does.
+    """The time and the arithmetic of one optimizer step on one rank.
 
     Attributes:
         seconds: without communication.

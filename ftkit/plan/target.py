@@ -42,13 +42,13 @@ class Target:
 
     @property
     def devices(self) -> Devices:
-        """What a configuration is resolved for."""
+        """The devices that a configuration is resolved for."""
         fast = has_bf16(torch.device("cpu")) if self.gpu is None else self.gpu.has_bf16
         return Devices(self.device_type, fast, self.num_devices, self.launcher)
 
     @property
     def context_bytes(self) -> int:
-        """What one process takes of the device before any tensor."""
+        """The memory that one process takes of the device before any tensor."""
         return CUDA_CONTEXT_BYTES if self.device_type == "cuda" else 0
 
     def device(self, precision: str) -> Device:

@@ -49,7 +49,7 @@ _COUNTING = "counting"
 
 @dataclass(frozen=True)
 class Counted:
-    """What the recorder counted on one rank."""
+    """The recorder's counts on one rank."""
 
     phases: dict[str, CountedPeak]
     model_flops: int

@@ -63,7 +63,7 @@ class Figures(Record):
 
 
 class Prediction(Figures):
-    """What a plan says."""
+    """A prediction by the planner."""
 
     basis: str | None = None
     """How it was found: `traced`, `traced whole`, or the formula that stood in and why."""
@@ -130,7 +130,7 @@ class PhaseMeasurement(Record):
 
 
 class Measurement(Figures):
-    """What a run saw."""
+    """The figures that a run measured."""
 
     active_source: str | None = None
     """How `peak_active_bytes` was taken, such as `allocator statistics` or `counted storages`."""
@@ -146,7 +146,7 @@ class Measurement(Figures):
 
 
 class LabelsLine(Record):
-    """What the labels of a run are."""
+    """The labels of a run."""
 
     kind: Literal["single", "multi", "regression"]
     names: tuple[str, ...]
@@ -204,7 +204,7 @@ class StepLine(Record):
 
 
 class LabelScores(Record):
-    """How one class or label is answered."""
+    """The scores of one class or label."""
 
     name: str
     precision: float
@@ -219,7 +219,7 @@ class LabelScores(Record):
 
 
 class Scores(Record):
-    """What an evaluation gives; a figure that is not of this kind of labels, or not defined, is None."""
+    """The scores of an evaluation; a figure that is not defined for this kind of labels is None."""
 
     loss: float
     """The mean over all targets, each of which counts the same."""

@@ -27,18 +27,18 @@ class Run:
 
     @cached_property
     def measured(self) -> Measurement:
-        """What the run saw; an empty measurement where it saw nothing."""
+        """The measurement of the run; empty where it measured nothing."""
         result = self.record.result
         return result.measurement if result else Measurement()
 
     @cached_property
     def predicted(self) -> Prediction:
-        """What the plan said; an empty prediction where there was no plan."""
+        """The prediction of the plan; empty where there was no plan."""
         return self.record.run.prediction or Prediction()
 
     @property
     def status(self) -> str:
-        """How it ended: the kind of failure where it failed, `unfinished` where no end was written."""
+        """The end of the run: the kind of failure if it failed, `unfinished` if no end was written."""
         result = self.record.result
         if result is None:
             return "unfinished"

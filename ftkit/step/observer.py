@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Phase(StrEnum):
-    """What is going on; a record names it by its value."""
+    """The phases of a run; a record names one by its value."""
 
     LOAD = "load"  # all that comes before the first step
     FORWARD = "forward"  # of one micro-batch, with its loss

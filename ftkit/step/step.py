@@ -12,7 +12,7 @@ from ftkit.step.observer import NOTHING, Observer, Phase
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step leaves, on the device and not yet read.
+    """The result of a step, on the device and not yet read.
 
     Attributes:
         loss: scalar fp32, the mean over the targets of the global batch.

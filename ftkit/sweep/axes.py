@@ -47,7 +47,7 @@ class Trial:
         return self.run.config if self.run else None
 
     def asked(self) -> dict[str, Any]:
-        """Return the configuration as a record has it; of one that cannot be, what the axes say of it."""
+        """Return the configuration as a record has it; of an invalid one, the settings of the axes."""
         return self.config.model_dump(mode="json") if self.config else _nested(self.settings)
 
 
@@ -156,7 +156,7 @@ def _keys() -> Iterator[str]:
 
 
 def _of_the_method(settings: Settings, build: Build) -> Settings:
-    """Leave out what the method at hand has no field for, where another method has one."""
+    """Leave out settings that another method has a field for and this method has not."""
     own = [key for key in settings if key.startswith("method.") and key != "method.name"]
     rest = {key: value for key, value in settings.items() if key not in own}
     try:
@@ -204,7 +204,7 @@ def _nested(settings: Settings) -> dict[str, Any]:
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """Split at a separator that stands in no brackets."""
+    """Split at a separator outside brackets."""
     parts, depth = [""], 0
     for letter in text:
         depth += (letter in "[{(") - (letter in "]})")

@@ -1,4 +1,4 @@
-"""Many configurations, each in a process of its own: what fails is a row with its reason, and the sweep goes on."""
+"""Run many configurations, each in a process of its own; one that fails is a row with its reason."""
 
 import contextlib
 import os
@@ -41,7 +41,7 @@ def _never(_: RunRecord) -> bool:
 
 @dataclass(frozen=True)
 class Runner:
-    """How the trials of a sweep are run.
+    """The way in which the trials of a sweep are run.
 
     Attributes:
         command: a trial and its folder to the command line of its process.

@@ -33,7 +33,7 @@ _ELSEWHERE = "choose another output.folder; the last checkpoint that is there go
 
 
 class TrainingState(BaseModel):
-    """Where a run stands, and what it was trained on."""
+    """The state of a run, and what it was trained on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -86,7 +86,7 @@ def train_run(config: RunConfig, process: ProcessContext, reporter: Reporter, *,
 
 @dataclass(frozen=True)
 class _Recorder:
-    """Who hears of a run: its record and a reporter on the first rank, nobody on the others."""
+    """The audience of a run: its record and a reporter on the first rank, nobody on the others."""
 
     log: RecordWriter | None
     reporter: Reporter

@@ -1,4 +1,4 @@
-"""The figures of predictions: summed batch by batch on the device and over ranks, then worked out once.
+"""The figures of predictions: summed batch by batch on the device and over ranks, then computed once.
 
 Dimension letters: B batch, C class, N sequences.
 """

@@ -17,7 +17,7 @@ from ftkit.units import format_bytes, format_count, format_seconds
 
 
 class Reporter(Protocol):
-    """Who is told what happens, on the first rank."""
+    """The interface that is told what happens, on the first rank."""
 
     def note(self, text: str) -> None:
         """Say something."""

@@ -61,7 +61,7 @@ class Job:
 
     @property
     def padding(self) -> Padding:
-        """What fills up micro-batches, and where."""
+        """The token that pads micro-batches, and the side that it stands on."""
         return Padding(self.tokenizer.pad_token_id)
 
     @property
@@ -71,7 +71,7 @@ class Job:
 
     @cached_property
     def target_weights(self) -> NDArray[np.int64] | NDArray[np.float64]:
-        """How much the targets of each training sequence count, [N]."""
+        """The weight of the targets of each training sequence, [N]."""
         return self.engine.objective.target_weights(self.data.train)
 
     def state(self, progress: "Progress") -> checkpoint.TrainingState:

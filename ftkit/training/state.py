@@ -12,7 +12,7 @@ from ftkit.data.batching import GlobalBatch
 
 @dataclass
 class Progress:
-    """Where a run stands; the only thing here that changes."""
+    """The progress of a run; the only thing here that changes."""
 
     started: float
     """When this process began, by `time.perf_counter`."""
@@ -31,7 +31,7 @@ class Progress:
 
     @property
     def total_seconds(self) -> float:
-        """What the run has taken so far, loading and evaluations included."""
+        """The seconds that the run has taken so far, loading and evaluations included."""
         return self.earlier_seconds + time.perf_counter() - self.started
 
     def speed(self) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def trace(  # noqa: PLR0913  # what decides a step
 
 @dataclass(frozen=True)
 class _Step:
-    """What is traced; see `trace`."""
+    """The step that is traced; see `trace`."""
 
     config: RunConfig
     architecture: Any

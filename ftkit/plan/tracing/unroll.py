@@ -45,7 +45,7 @@ class Label(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """A storage as it is seen from an event.
+    """The identity of a storage, as seen from an event.
 
     Attributes:
         home: the shallow layer that it belongs to; None: none.
@@ -59,7 +59,7 @@ class Reference(NamedTuple):
 
     @property
     def relative(self) -> tuple[int | None, Label]:
-        """How many layers away it is, and its label: the same in layers that do the same."""
+        """The distance in layers and the label: equal in layers that behave identically."""
         if self.home is None or self.seen_from is None:
             return self.home, self.label
         return self.home - self.seen_from, self.label

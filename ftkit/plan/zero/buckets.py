@@ -40,7 +40,7 @@ class Stage2Bucket:
         self._sums: int | None = None
 
     def take(self, elements: int) -> None:
-        """Put a gradient in; what is there is reduced first where there is no room beside it."""
+        """Add a gradient; if there is no room for it, the bucket is reduced first."""
         if self._filled and self._filled + elements > self._capacity:
             self._reduce()
         self._filled += elements
@@ -102,7 +102,7 @@ class Stage3Bucket:
         self._gradients: list[int] = []
 
     def take(self, elements: int) -> None:
-        """Put a gradient in; what is there is reduced first where there is no room beside it."""
+        """Add a gradient; if there is no room for it, the bucket is reduced first."""
         if self._gradients and sum(self._gradients) + elements > self.capacity:
             self.reduce()
         self._gradients.append(elements)

@@ -42,7 +42,7 @@ from ftkit.plan.zero.module_events import Moment, Visit
 
 
 class TraceMode(Enum):
-    """What is known of the order of the modules in a pass."""
+    """The knowledge of the order of the modules in a pass."""
 
     INVALID = auto()
     """Nothing yet, or the pass at hand goes another way than the last one."""
@@ -54,7 +54,7 @@ class TraceMode(Enum):
 
 @dataclass(frozen=True)
 class Limits:
-    """What of the configuration decides which parameters are whole, in elements.
+    """The settings that decide which parameters are whole, in elements.
 
     Attributes:
         prefetch: stage3_prefetch_bucket_size.
@@ -76,7 +76,7 @@ class Limits:
 
 
 class Coordinator:
-    """Decides what is gathered and what is released, told of one visit after another."""
+    """Decides what is gathered and what is released, as one visit follows another."""
 
     def __init__(self, parameters: dict[Module, Parameter], limits: Limits, gatherer: Gatherer) -> None:
         """Start with nothing known.
@@ -233,7 +233,7 @@ class Coordinator:
             self._gatherer.gather_now(parameter)
 
     def _release_sub_module(self, module: Module, *, is_forward: bool) -> None:
-        """Release what a module has been at work with and what nobody needs soon."""
+        """Release what a module has used and no other needs soon."""
         own = self._own[module]
         release = set(self._params_to_release(module) if self._mode is TraceMode.COMPLETE else own)
         touched = set(own)

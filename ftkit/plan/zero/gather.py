@@ -27,7 +27,7 @@ NEVER = -1
 
 
 class Status(Enum):
-    """Where a parameter is."""
+    """The state of a parameter."""
 
     NOT_AVAILABLE = auto()
     """Each rank has its part."""
@@ -38,7 +38,7 @@ class Status(Enum):
 
 
 class Keeper(Enum):
-    """What may keep the storage of a parameter that has been partitioned again, beside a module."""
+    """The holders, besides a module, that may keep the storage of a parameter that has been partitioned again."""
 
     GRAPH = auto()
     """Autograd's graph, which is gone when the backward has ended."""

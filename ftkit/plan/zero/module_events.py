@@ -19,7 +19,7 @@ from ftkit.observe.tape import FORWARD, Birth
 
 
 class Moment(Enum):
-    """What happens to a module or to one of its parameters."""
+    """The events of a module and of its parameters."""
 
     ENTER = "its forward begins"
     LEAVE = "its forward has ended"

@@ -45,12 +45,12 @@ class Partition:
 
     @property
     def optimizer_at(self) -> str:
-        """Where masters, moments and sums are: `none` is the device itself, or `cpu`, or `nvme`."""
+        """The place of masters, moments and sums: `none` is the device itself, or `cpu`, or `nvme`."""
         return self._place("offload_optimizer")
 
     @property
     def weights_at(self) -> str:
-        """Where parts of weights are, in the same words."""
+        """The place of the parts of weights, in the same words."""
         return self._place("offload_param")
 
     @property
@@ -83,7 +83,7 @@ class Partition:
 
     @property
     def num_buckets(self) -> int:
-        """How many there are: one is filled while another is sent."""
+        """The number of buckets: one is filled while another is sent."""
         return 2 if self.zero.get("overlap_comm") else 1
 
     @property

@@ -20,7 +20,7 @@ from ftkit.plan.zero.module_events import Moment, Visit
 
 
 class Fate(Enum):
-    """What a storage of the plain engine becomes on one rank."""
+    """The fate of a storage of the plain engine on one rank."""
 
     STAYS = auto()
     """It is there as on the plain engine."""

@@ -1,4 +1,4 @@
-"""Compute what one rank holds and sends of a step, from the very dictionary that DeepSpeed will receive.
+"""Compute what one rank holds and sends of a step, from the dictionary that DeepSpeed will receive.
 
 The plain engine's tape says what the model does. Of that, ZeRO replaces what it owns: masters, moments, gradient sums
 and, at stage 3, the weights. Per rank, with P_t trained elements, P all elements, c bytes of the compute dtype and W
@@ -36,7 +36,7 @@ CPU_ADAM_BYTES_PER_SECOND = 20e9
 
 @dataclass(frozen=True)
 class RankShare:
-    """What one rank holds and sends.
+    """The memory and traffic of one rank.
 
     Attributes:
         tape: the step with what this rank holds on its device.

@@ -150,7 +150,7 @@ class Stage2(Stage):
         self._states.after_load()
 
     def on_first_gradient(self) -> None:
-        """Make the bucket's memory, in each backward anew."""
+        """Make the bucket's memory, again in each backward."""
         self._buffer = self._heap.born(self._buffer_bytes)
 
     def on_gradient(self, elements: int) -> None:

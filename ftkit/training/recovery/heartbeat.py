@@ -38,7 +38,7 @@ class Heartbeat:
     """Writes this rank's file."""
 
     def __init__(self, folder: Path, process: ProcessContext) -> None:
-        """Begin; a process alone writes nothing, since nobody would read it.
+        """Begin; a process alone writes nothing, since no other would read it.
 
         Args:
             folder: the result folder, which all ranks see.

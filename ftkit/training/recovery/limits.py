@@ -17,7 +17,7 @@ _SHARES = (0.5, 1.0)
 
 @dataclass(frozen=True)
 class Limits:
-    """What bounds the memory of a step.
+    """The limits that bound the memory of a step.
 
     Attributes:
         batch: how a global batch is cut.

@@ -23,7 +23,7 @@ class StopNow(Exception):  # noqa: N818  # it reports a wish, not an error
 
 
 class Work(Enum):
-    """What a run is doing, as far as it decides what a signal does."""
+    """The activity of a run, as far as it decides what a signal does."""
 
     SETUP = "setup"
     """There is nothing to save: the run ends at once."""
