@@ -19,6 +19,7 @@ from ftkit.engine.resolve import DTYPES, Devices, ResolvedRun, resolve
 from ftkit.models import build as ftkit_model
 from ftkit.models import source as ftkit_source
 from ftkit.step.step import train_step
+from tests import families
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ftkit.engine.protocol import Engine
     from ftkit.machine import process as distributed
 
+# Those that every method and setting is tried on; tests/families.py has all that a cut is tried on.
 FAMILIES = ("gpt2", "bert", "llama", "roberta")
 WORDS = ("good", "bad", "film", "plot", "dull", "fine", "actor", "scene", "very", "not", "the", "a", "of", "and", "one")
 VOCABULARY = 64
@@ -36,7 +38,7 @@ _SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "
 
 
 def tiny_config(family: str) -> Any:
-    """Return a configuration of two layers, 64 wide (a block of 4-bit weights), without dropout, as equality needs."""
+    """Return a configuration of two layers, without dropout, as equality needs; FAMILIES are a block of 4 bits wide."""
     no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     common: dict[str, Any] = {"vocab_size": VOCABULARY, "pad_token_id": 1}
     match family:
@@ -50,14 +52,14 @@ def tiny_config(family: str) -> Any:
             return transformers.RobertaConfig(max_position_embeddings=80, **common, **_SHAPE, **no_dropout)
         case "llama":
             return transformers.LlamaConfig(num_key_value_heads=1, tie_word_embeddings=False, **common, **_SHAPE)
-    raise AssertionError(family)
+    return families.architecture(family)
 
 
 def save_tiny_model(folder: Path, family: str) -> Path:
     """Save a random base model of a family, with a tokenizer of whole words; returns its folder."""
     torch.manual_seed(7)
     config = tiny_config(family)
-    causal = family in ("gpt2", "llama")
+    causal = family in ("gpt2", *families.DECODERS)
     kind = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
     kind.from_config(config).save_pretrained(folder)
     words = {"[UNK]": 0, "[PAD]": 1, "[END]": 2, "[CLS]": 3, "[SEP]": 4}

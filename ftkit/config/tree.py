@@ -52,6 +52,9 @@ class ModelConfig(Section):
     """The attention implementation of transformers."""
     precision: Precision = "auto"
     """What weights and activations compute in; masters, moments and gradient sums are fp32 in all of them."""
+    padding: Literal["auto", "right", "left", "none"] = "auto"
+    """Where shorter sequences of a micro-batch are filled up. `auto`: a check at the start finds the side that changes
+    no logit, and takes sequences one at a time (`none`) where each does."""
     gradient_checkpointing: float = Field(default=0.0, ge=0.0, le=1.0)
     """The share of the layers that recompute their activations in the backward pass: 0 none, 1 all."""
 
@@ -168,6 +171,10 @@ class BatchConfig(Section):
     def _one_cut(self) -> Self:
         rules.check(rules.Facts(cuts=tuple(key for key in CUTS if getattr(self, key) is not None)))
         return self
+
+    def one_at_a_time(self) -> "BatchConfig":
+        """Return the cut in which nothing is padded, since each sequence is a micro-batch of its own."""
+        return self.model_copy(update={"micro_batch_size": 1, "micro_batch_tokens": None})
 
     @property
     def token_limit(self) -> int | None:

@@ -27,6 +27,9 @@ IGNORED = -100
 """The label of a place that carries no loss."""
 
 
+Side = Literal["right", "left"]
+
+
 @dataclass(frozen=True)
 class Padding:
     """The padding that brings the sequences of a micro-batch to one length.
@@ -37,7 +40,7 @@ class Padding:
     """
 
     token_id: int
-    side: Literal["right", "left"] = "right"
+    side: Side = "right"
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,14 @@ from ftkit.records.schema import Prediction
 from ftkit.report.metrics import KINDS
 from ftkit.training import checkpoint
 from ftkit.training.folder import check_folder, open_folder
+from ftkit.training.padding import settle_padding
 from ftkit.training.reporters import Reporter
 
 if TYPE_CHECKING:
     from ftkit.training.state import Progress
 
 _WARMUP_WARNING = 1 / 3
+_PADDING = "padding"
 
 
 @dataclass(frozen=True)
@@ -53,16 +55,12 @@ class Job:
     counts: Counts
     meter: Meter
     prediction: Prediction | None
+    padding: Padding
 
     @property
     def config(self) -> RunConfig:
         """The run's configuration, with every `auto` settled."""
         return self.run.config
-
-    @property
-    def padding(self) -> Padding:
-        """The token that pads micro-batches, and the side that it stands on."""
-        return Padding(self.tokenizer.pad_token_id)
 
     @property
     def longest(self) -> int:
@@ -132,7 +130,11 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
             note("starting DeepSpeed; the first time, it compiles for a minute or more (offload: for up to five)")
 
     assembled = assemble(run, source, architecture, process, before_engine, note)
-    return Job(run, process, folder, tokenizer, data, assembled.engine, num_steps, assembled.counts, meter, prediction)
+    engine = assembled.engine
+    meter.enter(_PADDING)
+    run, padding = settle_padding(run, engine, _splits(data), tokenizer, note)
+    meter.discard(_PADDING)
+    return Job(run, process, folder, tokenizer, data, engine, num_steps, assembled.counts, meter, prediction, padding)
 
 
 def _with_weights(config: RunConfig, data: PreparedData, note: Callable[[str], None]) -> RunConfig:
