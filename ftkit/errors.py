@@ -10,6 +10,7 @@
     ├── DoesNotFitError       the configuration needs more memory than there is
     ├── DivergedError         the loss became NaN or infinite
     ├── PeerLostError         another rank of the job ended early
+    ├── PlannerError          the planner failed, which is our mistake; training without a plan is the way round it
     └── InterruptedRunError   a signal ended the run; the same command with --resume goes on
 
 Anything else that escapes is our own mistake and keeps its traceback.
@@ -79,6 +80,12 @@ class PeerLostError(FtkitError):
     """Another rank of the job ended early."""
 
     exit_code = 10
+
+
+class PlannerError(FtkitError):
+    """The planner failed: a mistake of ours, whose traceback is in a file. Training without a plan goes round it."""
+
+    exit_code = 70  # EX_SOFTWARE of sysexits.h: an internal error
 
 
 class InterruptedRunError(FtkitError):

@@ -11,8 +11,15 @@ from ftkit.config.tree import RunConfig
 from ftkit.models.build import checkpointed_layers
 from ftkit.records.schema import MemoryBreakdown
 
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+"""What the formula reads of a configuration."""
 BYTES_PER_VALUE = 34
 SCORES_PER_VALUE = 5
+
+
+def missing_size(architecture: Any) -> str | None:
+    """Return a size that the formula needs and a configuration does not have; None where it has them all."""
+    return next((name for name in SIZES if getattr(architecture, name, None) is None), None)
 
 
 def activation_bytes(architecture: Any, batch: int, length: int, itemsize: int, share: float) -> int:

@@ -87,7 +87,8 @@ def predict(
         The prediction.
 
     Raises:
-        ModelError: the model is unknown, or not for this task or method.
+        ModelError: the model is unknown, or not for this task or method, or its step can be neither traced nor computed
+            by a formula.
         ConfigError: the settings do not go together, or the batch cannot be cut.
         DeviceError: the target cannot compute in the precision asked for.
     """
@@ -101,6 +102,8 @@ def predict(
         try:
             tape, basis = _known_tape(run, architecture, shape, target, exact, {} if tapes is None else tapes)
         except UntraceableModelError as error:
+            if (size := formula.missing_size(architecture)) is not None:
+                raise UntraceableModelError(f"{error}; and no formula stands in: it has no {size}") from error
             return _by_formula(run, architecture, shape, target, str(error), steps)
     counts = Counts.of(tape.weights, run.dtype)
     sharing = zero.share_out(tape, run, counts.trainable)

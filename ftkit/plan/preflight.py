@@ -3,21 +3,29 @@
 The first rank plans; the others hear what it found.
 """
 
-from collections.abc import Callable
+import contextlib
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ftkit.config.tree import BatchConfig, RunConfig
 from ftkit.engine.resolve import resolve
-from ftkit.errors import DoesNotFitError
+from ftkit.errors import DoesNotFitError, FtkitError, PlannerError
 from ftkit.machine.process import ProcessContext, first_decides
 from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.search import as_flags, cures, settled
 from ftkit.plan.shapes import Sequences
 from ftkit.plan.target import Target, find_target
+from ftkit.plan.tracing.trace import UntraceableModelError
 from ftkit.plan.weights import least_weight_bytes, weights_reason
 from ftkit.records.schema import Prediction
 from ftkit.units import format_bytes
+
+FAULT = "planner_fault.txt"
+"""The file in the result folder that keeps the traceback of a fault of the planner's."""
 
 
 def check_weights(config: RunConfig, process: ProcessContext, architecture: Any) -> None:
@@ -30,13 +38,10 @@ def check_weights(config: RunConfig, process: ProcessContext, architecture: Any)
 
     Raises:
         DoesNotFitError: the weights do not fit; the cheapest changes that would are named.
+        PlannerError: the planner failed.
     """
-    if not config.training.plan_first:
-        return
-    if (
-        refusal := first_decides(process, lambda: _weights_refusal(config, _target(process), architecture))
-    ) is not None:
-        raise DoesNotFitError(refusal)
+    if config.training.plan_first:
+        first_decides(process, lambda: _check_weights(config, _target(process), architecture))
 
 
 def plan_first(
@@ -57,10 +62,11 @@ def plan_first(
 
     Returns:
         The cut, with `micro_batch_tokens: auto` replaced by a number, and the prediction; None where planning is off
-        or was not possible.
+        or the model's code cannot be followed.
 
     Raises:
         DoesNotFitError: the run is predicted not to fit; the cheapest changes that would are named.
+        PlannerError: the planner failed; a run that it should have protected does not begin unprotected.
     """
     if not config.training.plan_first and config.batch.micro_batch_tokens != "auto":
         return config.batch, None
@@ -70,20 +76,47 @@ def plan_first(
 def _plan(
     config: RunConfig, process: ProcessContext, architecture: Any, sequences: Sequences, note: Callable[[str], None]
 ) -> tuple[BatchConfig, Prediction | None]:
-    target, refusal = _target(process), None
-    try:
-        tapes: Tapes = {}
-        config = settled(config, target, architecture, sequences, tapes)
-        prediction = predict(config, target, architecture, sequences=sequences, tapes=tapes)
+    target, refusal, tapes = _target(process), None, Tapes()
+    with _faults_kept(config):
+        try:
+            config = settled(config, target, architecture, sequences, tapes)
+            prediction = predict(config, target, architecture, sequences=sequences, tapes=tapes)
+        except UntraceableModelError as error:
+            note(f"warning: no plan for this run, since {error}")
+            return _with_number(config.batch), None
         if config.training.plan_first:
             refusal = _refusal(config, target, architecture, sequences, prediction)
-    except Exception as error:  # a planner that fails on an unusual model must not stop its training
-        note(f"warning: no plan for this run ({type(error).__name__}: {' '.join(str(error).split())[:300]})")
-        return _with_number(config.batch), None
     if refusal is not None:
         raise DoesNotFitError(refusal)
     note(_line(prediction))
     return config.batch, prediction
+
+
+@contextlib.contextmanager
+def _faults_kept(config: RunConfig) -> Iterator[None]:
+    """Turn a fault of the planner's into a sentence that says the way round it; its traceback goes into a file."""
+    try:
+        yield
+    except FtkitError:
+        raise
+    except Exception as error:
+        file = _fault_file(config)
+        file.write_text(traceback.format_exc(), encoding="utf-8")
+        number = config.batch.default_micro_batch_tokens
+        cut = f" --set batch.micro_batch_tokens={number}" if config.batch.micro_batch_tokens == "auto" else ""
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise PlannerError(
+            f"the planner failed ({said}); this is a mistake of ftkit's, and {file} has the traceback. To train "
+            f"without a plan: --no-plan{cut}"
+        ) from error
+
+
+def _fault_file(config: RunConfig) -> Path:
+    """Return where a traceback goes: into the result folder if it is there already, else among temporary files."""
+    folder = Path(config.output.folder or "")
+    if config.output.folder and folder.is_dir():
+        return folder / FAULT
+    return Path(tempfile.mkdtemp(prefix="ftkit-")) / FAULT
 
 
 def _target(process: ProcessContext) -> Target:
@@ -94,9 +127,11 @@ def _target(process: ProcessContext) -> Target:
     )
 
 
-def _weights_refusal(config: RunConfig, target: Target, architecture: Any) -> str | None:
-    reason = weights_reason(target, least_weight_bytes(resolve(config, target.devices), architecture))
-    return None if reason is None else _with_cures(f"this run does not fit: {reason}", config, target, architecture)
+def _check_weights(config: RunConfig, target: Target, architecture: Any) -> None:
+    with _faults_kept(config):
+        reason = weights_reason(target, least_weight_bytes(resolve(config, target.devices), architecture))
+        if reason is not None:
+            raise DoesNotFitError(_with_cures(f"this run does not fit: {reason}", config, target, architecture))
 
 
 def _refusal(

@@ -17,7 +17,7 @@ from ftkit.config.rules import Force, broken_rules
 from ftkit.config.tree import RunConfig
 from ftkit.data.batching import Shape
 from ftkit.engine.resolve import resolve
-from ftkit.errors import ConfigError, FtkitError
+from ftkit.errors import ConfigError, FtkitError, ModelError
 from ftkit.models.methods import method_of
 from ftkit.plan.architectures import find_architecture
 from ftkit.plan.interpolate import between
@@ -236,12 +236,24 @@ class _Options:
 
         Those that differ in the size of the micro-batch alone are a family: its ends are traced, the others lie
         between.
+
+        Raises:
+            ModelError: the model goes with none of them.
         """
         families: dict[str, list[tuple[Shape, RunConfig, dict[str, Any]]]] = defaultdict(list)
         for changes, new in itertools.islice(self._sound(config, options), limit):
             key = repr({name: value for name, value in changes.items() if name != _SIZE})
             families[key].append((plan_shape(new, self.target.num_devices, self.sequences), new, changes))
-        return [candidate for family in families.values() for candidate in self._family(family)]
+        priced: list[Candidate] = []
+        refused: list[ModelError] = []
+        for family in families.values():
+            try:
+                priced += self._family(family)
+            except ModelError as error:  # what this model does not go with, such as 4 bits without a linear layer
+                refused.append(error)
+        if refused and not priced:
+            raise refused[0]
+        return priced
 
     def confirm(self, candidate: Candidate) -> Candidate:
         """Return a candidate whose prediction was traced and not read off between two others."""

@@ -8,9 +8,10 @@ from click.testing import CliRunner
 
 from ftkit.cli import main
 from ftkit.config.files import load_config
+from ftkit.errors import ModelError
 from ftkit.plan import search as searching
 from ftkit.plan.predict import predict
-from ftkit.plan.search import confirmed, search
+from ftkit.plan.search import confirmed, cures, search
 from ftkit.plan.target import find_target
 
 GPT2 = ("model.name=gpt2", "data.max_length=64")
@@ -113,3 +114,15 @@ def test_a_winner_that_does_not_fit_when_every_layer_is_traced_is_not_one(monkey
     assert kept == found[len(found) - len(kept) :] != found
     assert kept[0].config.batch.micro_batch_size <= 8
     assert confirmed(found[:1], find_target("t4")) == ([], None)
+
+
+def test_what_a_model_does_not_go_with_is_not_offered(monkeypatch):
+    def quantize(*_, **__):
+        raise ModelError("no linear layer")
+
+    monkeypatch.setattr("ftkit.models.bnb.quantize", quantize)
+    found = cures(config("method.name=lora"), find_target(memory_budget="900MiB"))
+
+    assert all(one.changes.get("method.name") != "qlora" for one in found)
+    with pytest.raises(ModelError, match="no linear layer"):
+        search(config("method.name=qlora"), find_target("t4"), limit=2)

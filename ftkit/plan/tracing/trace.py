@@ -25,7 +25,7 @@ from ftkit.machine.hardware import Gpu
 from ftkit.machine.memory import quiet_collector
 from ftkit.machine.process import ProcessContext
 from ftkit.models import bnb
-from ftkit.models.build import build_empty_model, set_training
+from ftkit.models.build import build_empty_model, check_positions, set_training
 from ftkit.models.methods.lora import unwrapped
 from ftkit.models.objective import objective_of
 from ftkit.observe.operators import dtype_name
@@ -136,6 +136,7 @@ def trace(  # noqa: PLR0913  # what decides a step
     Raises:
         UntraceableModelError: the model's code reads values back in its forward; the line is named.
         ModelError: the model's own code does not compute in `dtype`.
+        ConfigError: the sequences are longer than the model's table of positions.
     """
     if dtype == torch.float16 and config.optimizer.name != "adamw":
         dtype = torch.bfloat16  # as many bytes; torch's loss scaler reads a flag back, unless the optimizer is fused
@@ -166,6 +167,7 @@ class _Step:
     def trace(self, tensors: ValuelessTensors) -> Tape:
         """Run two steps on a kind of tensors."""
         model = build_empty_model(self.config, self.architecture, self.dtype)
+        check_positions(model, self.shape.length)
         layers = layer_names(model)
         weights = count_weights(model, layers)
         materialize(model, tensors.mode, tensors.process.device)

@@ -1,0 +1,91 @@
+"""What is refused before training, and what happens where the planner itself fails."""
+
+from pathlib import Path
+
+import pytest
+import transformers
+
+from ftkit.config.tree import BatchConfig, OutputConfig, TrainingConfig
+from ftkit.errors import ConfigError, PlannerError
+from ftkit.machine.process import ProcessContext
+from ftkit.models.methods.lora import Lora
+from ftkit.plan import preflight
+from ftkit.plan.shapes import Sequences
+from tests.plan import models
+
+SEQUENCES = Sequences(8, 32, are_equal=True)
+
+
+def plan(architecture=None, note=print, **sections):
+    config = models.run_config("gpt2", Lora(), **sections)
+    return preflight.plan_first(config, ProcessContext(), architecture or models.architecture("gpt2"), SEQUENCES, note)
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    def predict(*_, **__):
+        return {}["a key that was there yesterday"]
+
+    monkeypatch.setattr(preflight, "predict", predict)
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_fault_of_the_planner_ends_the_run_with_the_way_round_and_a_traceback_in_a_file():
+    with pytest.raises(PlannerError, match=r"KeyError.* this is a mistake of ftkit's.*: --no-plan$") as raised:
+        plan()
+
+    said = Path(str(raised.value).partition("ftkit's, and ")[2].partition(" has the traceback")[0])
+    assert "a key that was there yesterday" in said.read_text()
+    assert "Traceback" in said.read_text()
+    assert raised.value.exit_code == 70
+
+
+@pytest.mark.usefixtures("broken")
+def test_the_traceback_goes_into_the_result_folder_where_there_is_one(tmp_path):
+    with pytest.raises(PlannerError, match=str(tmp_path / preflight.FAULT)):
+        plan(output=OutputConfig(folder=str(tmp_path)))
+
+    assert (tmp_path / preflight.FAULT).is_file()
+
+
+@pytest.mark.usefixtures("broken")
+def test_the_way_round_names_a_cut_where_the_plan_was_to_choose_it():
+    with pytest.raises(PlannerError, match=r"--no-plan --set batch\.micro_batch_tokens=4096$"):
+        plan(batch=BatchConfig(micro_batch_tokens="auto"), training=TrainingConfig(plan_first=False))
+
+
+@pytest.mark.usefixtures("broken")
+def test_without_a_plan_nothing_can_fail_in_it():
+    assert plan(training=TrainingConfig(plan_first=False))[1] is None
+
+
+@pytest.fixture
+def reads_back(monkeypatch):
+    forward = transformers.models.gpt2.modeling_gpt2.GPT2MLP.forward
+    monkeypatch.setattr(
+        transformers.models.gpt2.modeling_gpt2.GPT2MLP,
+        "forward",
+        lambda self, hidden: forward(self, hidden) if hidden.sum().item() else hidden,
+    )
+
+
+@pytest.mark.usefixtures("reads_back")
+def test_a_model_that_cannot_be_followed_trains_with_a_formulas_word_or_with_a_warning():
+    notes: list[str] = []
+    assert plan(note=notes.append)[1].basis.startswith("by formula")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ftkit.plan.fallback.missing_size", lambda _: "vocab_size")
+        batch, prediction = plan(note=notes.append, batch=BatchConfig(micro_batch_tokens="auto"))
+
+    assert prediction is None
+    assert batch.micro_batch_tokens == BatchConfig.default_micro_batch_tokens
+    assert notes[-1].startswith("warning: no plan for this run, since GPT2ForSequenceClassification reads values back")
+    assert notes[-1].endswith("no formula stands in: it has no vocab_size")
+
+
+def test_sequences_longer_than_the_table_of_positions_are_refused_with_the_most_that_it_takes():
+    architecture = models.architecture("gpt2")
+    architecture.n_positions = 16
+    with pytest.raises(ConfigError, match="32 tokens, and the model has 16 positions; try --max-length 16"):
+        plan(architecture)
