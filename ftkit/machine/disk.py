@@ -65,12 +65,15 @@ def replace_text(path: Path, text: str) -> None:
         text: its new content.
 
     Raises:
-        OSError: the disk is full or not writable; the old text is there.
+        OSError: the disk is full or not writable; the old text is there, and nothing of the new one.
     """
     aside = path.with_name(f"{path.name}{UNFINISHED}")
-    aside.write_text(text, encoding="utf-8")
-    _flush(aside)
-    aside.replace(path)  # POSIX renames a file over another in one go; a folder over another it does not
+    try:
+        aside.write_text(text, encoding="utf-8")
+        _flush(aside)
+        aside.replace(path)  # POSIX renames a file over another in one go; a folder over another it does not
+    finally:
+        aside.unlink(missing_ok=True)
     _flush(path.parent)
 
 

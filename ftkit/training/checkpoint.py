@@ -183,7 +183,9 @@ def _verify(path: Path, cure: str) -> None:
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"cannot read {path / MANIFEST}: {error}; {cure}") from None
     if damaged:
-        raise CheckpointError(f"{path / damaged[0]} is not what was written (its checksum differs); {cure}")
+        file = path / damaged[0]
+        fault = "is not what was written (its checksum differs)" if file.is_file() else "is missing"
+        raise CheckpointError(f"{file} {fault}; {cure}")
 
 
 def check_resumable(path: Path, saved: TrainingState, config: dict[str, Any], fingerprint: str) -> None:
