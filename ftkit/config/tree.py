@@ -5,6 +5,7 @@ the tree from YAML and flags.
 """
 
 import math
+from datetime import date
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -119,6 +120,8 @@ class DataConfig(Section):
     instructions that ftkit finds by itself, where the tokenizer has a chat template."""
     chat_template: str | None = None
     """causal-lm: a file with a Jinja chat template, in the place of the tokenizer's own; it is saved with the model."""
+    chat_date: date = date(2024, 7, 26)
+    """causal-lm: the date for chat templates that write today's, so that the data is the same tomorrow."""
     loss_on: LossOn = "answers"
     """causal-lm: what carries the loss: completions and the assistant's turns, a chat's last answer alone, or all."""
     template_omissions: Literal["refuse", "allow"] = "refuse"

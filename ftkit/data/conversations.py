@@ -75,7 +75,7 @@ class Conversations:
         Raises:
             DataError: there is no template, a row that is not in any known form, or text that the template leaves out.
         """
-        template = ChatTemplate(self.tokenizer.original, self.tokenizer.special, self.config.loss_on)
+        template = self._template
         problems: list[str] = []
         for place, row in iterate_conversations(rows):
             try:
@@ -88,6 +88,11 @@ class Conversations:
             raise DataError(_told(problems))
         if self.rendering.num_omitting and self.config.template_omissions == "refuse":
             raise DataError(f"{self._omissions()}; {_OMISSIONS_CURE}")
+
+    @property
+    def _template(self) -> ChatTemplate:
+        config = self.config
+        return ChatTemplate(self.tokenizer.original, self.tokenizer.special, config.loss_on, config.chat_date)
 
     def _written(self, template: ChatTemplate, place: str, row: dict[str, Any]) -> list[Piece]:
         if self.columns.kind == "chat":
@@ -103,10 +108,13 @@ class Conversations:
         seen, rendering = self.seen, self.rendering
         found = [warning(self._omissions())] if rendering.num_omitting else []
         for key, count in sorted(rendering.unread_keys.items()):
-            found.append(warning(f"the chat template does not read the key {key!r} that {count:,} messages have"))
+            say = note if key in _BOOKKEEPING else warning
+            found.append(say(f"the chat template does not read the key {key!r} that {count:,} messages have"))
         for key, count in sorted(seen.unused_loss_keys.items()):
             if count:
                 found.append(warning(f"{key!r} on {count:,} messages that are not the assistant's is not used"))
+        if self._template.asks_for_date and (self.columns.kind == "chat" or self.columns.as_chat):
+            found.append(note(f"the chat template writes the date {self.config.chat_date}, as data.chat_date says"))
         if seen.num_trailing:
             found.append(note(f"{seen.num_trailing:,} messages after a conversation's last answer are left out"))
         if seen.num_openings:
@@ -134,6 +142,8 @@ def _told(problems: list[str]) -> str:
 
 
 _MOST_PROBLEMS = 100
+_BOOKKEEPING = ("id", "name", "tool_call_id")
+"""Keys that say which call a turn answers, or who speaks; most templates do without."""
 _NO_TEMPLATE = (
     "the model's tokenizer has no chat template, so it is not known how it writes a conversation; choose a model that "
     "was trained to chat, give a template with data.chat_template, or give prompt and completion columns with "

@@ -22,7 +22,7 @@ _KNOWN = {"role", "content", "tool_calls"}
 def left_out(conversation: Conversation, pieces: Sequence[Piece], special: SpecialTokens) -> list[str]:
     """Return the texts of a conversation that its rendering does not show.
 
-    What an answer says must stand in the answer; what comes before it, before it.
+    What an answer says must stand in the answer, or in what prompts for it; what comes before it, before it.
 
     Args:
         conversation: as it was given to the template.
@@ -35,15 +35,17 @@ def left_out(conversation: Conversation, pieces: Sequence[Piece], special: Speci
     whole = _squeezed(special.without("".join(text for text, _ in pieces)))
     missing = [name for name in _tool_names(conversation.tools) if _squeezed(name) not in whole]
     missing += _python_arguments(conversation.messages, "".join(text for text, _ in pieces))
-    for messages, rendered in _parts(conversation, pieces):
-        part = _Part(_squeezed(special.without(rendered)))
+    for messages, answer, rendered in _parts(conversation, pieces):
+        context, answered = (_squeezed(special.without(text)) for text in rendered)
+        part = _Part(context + answered)
         for message in messages:
-            missing += part.take(_said(message))
+            missing += part.take(_said(message), (0, len(context)))
+        missing += part.take(_said(answer), (len(context), len(context) + len(answered)))
     return [text for text in missing if text]
 
 
 class _Part:
-    """A part of a rendering in which the texts of messages are looked for, one message after the other.
+    """A context with the answer to it, in which the texts of messages are looked for, one message after the other.
 
     Each text takes its characters, so that what stands there once is not found twice.
     """
@@ -52,24 +54,30 @@ class _Part:
         self._shown = shown
         self._place = 0
 
-    def take(self, texts: Sequence[str]) -> list[str]:
-        """Find the texts of one message in any order; return what is missing of them."""
-        missing, begin = [], self._place
+    def take(self, texts: Sequence[str], span: tuple[int, int]) -> list[str]:
+        """Find the texts of one message in any order; return what is missing of them.
+
+        Args:
+            texts: what the message says.
+            span: where it should stand. It is looked for behind earlier messages, there and then elsewhere in the span;
+                at last behind earlier messages before the span, where the prompt for an answer says how it begins.
+        """
+        missing, behind = [], self._place
         for text in texts:
-            span = self._find(text, begin)
-            if span is None:
-                missing.append(_rest(text, self._shown))
+            found = self._find(text, (max(behind, span[0]), span[0], behind), span[1])
+            if found is None:
+                missing.append(_rest(text, self._shown[slice(*span)]))
                 continue
-            self._shown = self._shown[: span[0]] + "\0" * (span[1] - span[0]) + self._shown[span[1] :]
-            self._place = max(self._place, span[1])
+            self._shown = self._shown[: found[0]] + "\0" * (found[1] - found[0]) + self._shown[found[1] :]
+            self._place = max(self._place, found[1])
         return missing
 
-    def _find(self, text: str, begin: int) -> tuple[int, int] | None:
-        """Find a text, plain or as JSON writes it: after earlier messages if it is there, else anywhere."""
+    def _find(self, text: str, starts: Sequence[int], stop: int) -> tuple[int, int] | None:
+        """Find a text, plain or as JSON writes it, from one of several places on."""
         forms = [_squeezed(form) for form in (text, json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1])]
-        for start in (begin, 0):
+        for start in dict.fromkeys(starts):
             for form in forms:
-                if (found := self._shown.find(form, start)) >= 0:
+                if (found := self._shown.find(form, start, stop)) >= 0:
                     return found, found + len(form)
         return None
 
@@ -96,15 +104,17 @@ def unread_keys(messages: Sequence[Message], source: str, rendered: str) -> Coun
     )
 
 
-def _parts(conversation: Conversation, pieces: Sequence[Piece]) -> Iterator[tuple[Sequence[Message], str]]:
-    """Yield messages and the piece that must show them: those before an answer, then the answer."""
+def _parts(
+    conversation: Conversation, pieces: Sequence[Piece]
+) -> Iterator[tuple[Sequence[Message], Message, tuple[str, str]]]:
+    """Yield messages, the answer to them, and the pieces that must show both."""
     done = 0
     for number, place in enumerate(conversation.answers):
-        yield conversation.messages[done:place], pieces[2 * number][0]
-        yield conversation.messages[place : place + 1], pieces[2 * number + 1][0]
+        rendered = pieces[2 * number][0], pieces[2 * number + 1][0]
+        yield conversation.messages[done:place], conversation.messages[place], rendered
         done = place + 1
     if not conversation.answers:
-        yield conversation.messages, pieces[0][0]
+        yield conversation.messages, {}, (pieces[0][0], "")
 
 
 def _said(message: Message) -> list[str]:

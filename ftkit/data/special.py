@@ -77,6 +77,10 @@ class SpecialTokens:
         """Return a rendered template with a line break for each of its special tokens."""
         return self._pattern.sub("\n", rendered)
 
+    def ends(self, rendered: str) -> list[int]:
+        """Return the characters after each special token of a rendered template, ascending."""
+        return [match.end() for match in self._pattern.finditer(rendered)]
+
     def count(self, texts: Iterable[str]) -> int:
         """Return how many texts spell out a special token."""
         pattern = self._pattern

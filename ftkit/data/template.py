@@ -1,28 +1,25 @@
-"""A conversation written by the tokenizer's chat template: its pieces, and which of them are answers.
+"""A conversation written by the tokenizer's chat template: its pieces, and which of them are answers."""
 
-Where an answer begins and ends is seen by rendering the conversation up to it, once with the prompt for an answer and
-once with the answer: the second must begin with the first, and the whole conversation with the second.
-
-    messages[:1] and the prompt   <user>Hi</user><assistant>
-    messages[:2]                  <user>Hi</user><assistant>Hello</assistant>
-    the answer                                              Hello</assistant>
-"""
-
-import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from ftkit.config.tree import LossOn
 from ftkit.data.chat import Conversation, Message
+from ftkit.data.forms import forms_of
 from ftkit.data.rendered import left_out, unread_keys
 from ftkit.data.special import SpecialTokens
 from ftkit.data.targets import Piece
+from ftkit.data.turns import Answer
 from ftkit.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_DATE = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 
 
 @dataclass
@@ -63,11 +60,23 @@ class ChatTemplate:
         tokenizer: it has a template.
         special: its special tokens, and whether those that a message spells out are characters.
         loss_on: what carries loss.
+        today: the date that a template is given which asks for today's.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
     special: SpecialTokens
     loss_on: LossOn
+    today: date = date.min
+
+    @property
+    def asks_for_date(self) -> bool:
+        """Whether the template writes today's date."""
+        return "strftime_now" in str(self.tokenizer.chat_template)
+
+    def source(self, tools: list[Any] | None) -> str:
+        """Return the template, which may be another one where there are tools, with `today` for today's date."""
+        written = str(self.tokenizer.get_chat_template(tools=tools))
+        return _DATE.sub(lambda match: repr(self.today.strftime(match[2])), written)
 
     def pieces(self, conversation: Conversation, where: str, rendering: Rendering) -> list[Piece]:
         """Write a conversation.
@@ -88,8 +97,8 @@ class ChatTemplate:
         hidden = Conversation(messages, () if self.loss_on == "everything" else conversation.answers, tools)
         pieces, missing = min(self._written(hidden, where), key=lambda written: sum(map(len, written[1])))
         rendering.omit(where, [self.special.shown(text) for text in missing])
-        source = str(self.tokenizer.get_chat_template(tools=tools))
-        rendering.unread_keys.update(unread_keys(messages, source, "".join(text for text, _ in pieces)))
+        rendered = "".join(text for text, _ in pieces)
+        rendering.unread_keys.update(unread_keys(messages, self.source(tools), rendered))
         return [(self.special.as_tokenized(text), is_answer) for text, is_answer in pieces]
 
     def _written(self, conversation: Conversation, where: str) -> Iterator[tuple[list[Piece], list[str]]]:
@@ -100,7 +109,7 @@ class ChatTemplate:
         """
         problem: DataError | None = None
         is_written = False
-        for messages in _forms_of_calls(conversation.messages):
+        for messages in forms_of(conversation.messages):
             form = replace(conversation, messages=messages)
             try:
                 pieces = self._pieces(form, where)
@@ -115,55 +124,36 @@ class ChatTemplate:
             raise problem
 
     def _pieces(self, conversation: Conversation, where: str) -> list[Piece]:
-        messages = conversation.messages
+        def render(messages: Sequence[Message], *, is_prompt: bool = False) -> str:
+            return self._render(replace(conversation, messages=list(messages)), where, is_prompt=is_prompt)
+
+        whole = render(conversation.messages)
         if self.loss_on == "everything":
-            return [(self._render(conversation, len(messages), where), True)]
+            return [(whole, True)]
         pieces: list[Piece] = []
-        done = rest = ""
+        done = 0
         for place in conversation.answers:
-            after = self._render(conversation, place + 1, where)
-            begin = self._begin_of_answer(conversation, place, after, where)
-            if begin is None or not after.startswith(done) or begin < len(done):
+            span = Answer(conversation.messages, place, whole, self.special).find(render)
+            if span is None or span[0] < done:
                 raise DataError(_rewrites(where, self.loss_on))
-            stop = len(after) - self._after_end(after[begin:])
-            pieces += [(after[len(done) : begin], False), (after[begin:stop], True)]
-            done, rest = after[:stop], after[stop:]
-        if not conversation.answers:
-            rest = self._render(conversation, len(messages), where)
-        return [*pieces, (rest, False)]
+            pieces += [(whole[done : span[0]], False), (whole[slice(*span)], True)]
+            done = span[1]
+        return [*pieces, (whole[done:], False)]
 
-    def _begin_of_answer(self, conversation: Conversation, place: int, after: str, where: str) -> int | None:
-        """Return the first character of an answer: where the rendering leaves the one that prompts for it."""
-        prompt = self._render(conversation, place, where, is_prompt=True)
-        if after.startswith(prompt):
-            return len(prompt)
-        # The prompt says more than an answer begins with, such as <think> before an answer without reasoning.
-        before = self._render(conversation, place, where)
-        if not (after.startswith(before) and prompt.startswith(before)):
-            return None
-        same = (one == other for one, other in zip(after, prompt, strict=False))
-        return next((number for number, is_same in enumerate(same) if not is_same), min(len(after), len(prompt)))
-
-    def _after_end(self, answer: str) -> int:
-        """Return the white space after the special token that ends an answer, in characters: it is never generated."""
-        ending = answer.rstrip()
-        is_ended = any(ending.endswith(name) for name in self.special.names)
-        return len(answer) - len(ending) if is_ended else 0
-
-    def _render(self, conversation: Conversation, stop: int, where: str, *, is_prompt: bool = False) -> str:
+    def _render(self, conversation: Conversation, where: str, *, is_prompt: bool) -> str:
         from jinja2 import TemplateError
 
-        if not stop:
+        if not conversation.messages:
             return ""
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    conversation.messages[:stop],
-                    tools=conversation.tools,
-                    tokenize=False,
-                    add_generation_prompt=is_prompt,
-                )
+            rendered = self.tokenizer.apply_chat_template(
+                conversation.messages,
+                tools=conversation.tools,
+                tokenize=False,
+                add_generation_prompt=is_prompt,
+                chat_template=self.source(conversation.tools),
             )
+            return str(rendered)
         except (TemplateError, TypeError, KeyError, ValueError) as error:
             raise DataError(
                 f"{where}: the tokenizer's chat template refuses the messages ({error}); correct them, or give "
@@ -178,38 +168,3 @@ def _rewrites(where: str, loss_on: LossOn) -> str:
         f"part cannot be told apart; set {cure}data.loss_on=everything, or give a template that does not with "
         "data.chat_template"
     )
-
-
-def _forms_of_calls(messages: Sequence[Message]) -> Iterator[list[Message]]:
-    """Yield messages as they are written with arguments as objects, then in the other forms that templates want."""
-    has_calls = any(message.get("tool_calls") for message in messages)
-    is_silent = any("content" not in message for message in messages)
-    for as_text in (False, True) if has_calls else (False,):
-        for content in (None, "") if is_silent else (None,):
-            yield [_with_calls(message, content, as_text=as_text) for message in messages]
-
-
-def _with_calls(message: Message, content: str | None, *, as_text: bool) -> Message:
-    if content is not None and "content" not in message:
-        message = {**message, "content": content}
-    if not isinstance(message.get("tool_calls"), list):
-        return message
-    return {**message, "tool_calls": [_with_arguments(call, as_text=as_text) for call in message["tool_calls"]]}
-
-
-def _with_arguments(call: Any, *, as_text: bool) -> Any:
-    """Return a call whose arguments are an object, or the JSON of one; what is neither stays as it is."""
-    if not isinstance(call, dict):
-        return call
-    if isinstance(call.get("function"), dict):
-        return {**call, "function": _with_arguments(call["function"], as_text=as_text)}
-    arguments = call.get("arguments")
-    if isinstance(arguments, str) and not as_text:
-        try:
-            arguments = json.loads(arguments)
-        except ValueError:
-            return call
-        return {**call, "arguments": arguments} if isinstance(arguments, dict) else call
-    if isinstance(arguments, dict) and as_text:
-        return {**call, "arguments": json.dumps(arguments, ensure_ascii=False)}
-    return call

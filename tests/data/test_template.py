@@ -1,6 +1,7 @@
 """Chat templates: what is an answer, what they leave out, and the forms that they want calls in."""
 
 import json
+from datetime import date
 
 import pytest
 
@@ -30,8 +31,9 @@ def written(original, template, messages, answers=None, tools=None, loss_on="ans
     rendering = Rendering()
     conversation = Conversation(messages, answers or (len(messages) - 1,), tools)
     pieces = ChatTemplate(original, tokenizer.special, loss_on).pieces(conversation, "line 1", rendering)
-    plain = [(text.replace(tokenizer.special.as_tokenized("</s>"), "</s>"), is_answer) for text, is_answer in pieces]
-    return [piece for piece in plain if piece[0]], rendering
+    for name in ("</s>", "<unk>"):
+        pieces = [(text.replace(tokenizer.special.as_tokenized(name), name), is_answer) for text, is_answer in pieces]
+    return [piece for piece in pieces if piece[0]], rendering
 
 
 def chat(*contents):
@@ -139,6 +141,45 @@ def test_a_key_that_a_template_does_not_read_is_named():
     messages = [{"role": "user", "content": "x", "name": "Eva", "mood": "glad"}]
     assert unread_keys(messages, "{{ m.role }}{{ m.name }}", "<user>x") == {"mood": 1}
     assert not unread_keys(messages, "{{ m | tojson }}", '{"mood": "glad", "name": "Eva"}')
+
+
+THINKS_AT_LAST = BODY.replace(
+    "SHOWN", "{% if loop.last and m.role == 'assistant' %}<think></think>{% endif %}{{ m.content }}"
+)
+CLOSES_AT_LAST = TURNS.replace("{% if add_g", "{% if not add_generation_prompt %}<unk>{% endif %}{% if add_g")
+
+
+@pytest.mark.parametrize("text", ["Hello", "Hi", "zebra", "a", "quick", "</s>", "Hello</s>", " padded \n"])
+@pytest.mark.parametrize("template", [THINKS_AT_LAST, CLOSES_AT_LAST], ids=["begin", "end"])
+def test_a_last_turn_that_is_written_in_another_way_hides_no_earlier_answer(template, text, original):
+    messages = chat("Hi", text, text, text, "Bye", "Ciao")
+    pieces, rendering = written(original, template, messages, (1, 3, 5))
+    answers = [text for text, is_answer in pieces if is_answer]
+    assert answers[:2] == [f"{text}</s>", f"{text}</s>"]
+    assert answers[2] in ("<think></think>Ciao</s>", "Ciao</s><unk>")
+    assert rendering.num_omitting == 0
+
+
+def test_calls_before_a_last_turn_that_is_written_in_another_way_are_found(original):
+    template = THINKS_AT_LAST.replace("{{ m.content }}", "{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}")
+    pieces, _ = written(original, template, [chat("?")[0], call({"city": "Oslo"}), *chat("4 C", "Cold.")], (1, 3))
+    answers = [text for text, is_answer in pieces if is_answer]
+    assert answers[0] == '[{"function": {"name": "weather", "arguments": {"city": "Oslo"}}}]</s>'
+
+
+def test_a_beginning_that_the_prompt_says_already_is_found(original):
+    template = TURNS.replace("<assistant>{% endif", "<assistant><think>{% endif")
+    pieces, rendering = written(original, template, chat("Hi", "<think>so</think>Hello"))
+    assert pieces == [("<user>Hi</s><assistant><think>", False), ("so</think>Hello</s>", True)]
+    assert rendering.num_omitting == 0
+
+
+def test_a_template_that_asks_for_the_date_is_given_the_same_one_every_day(original):
+    original.chat_template = "{{ strftime_now('%d %b %Y') }}" + TURNS
+    template = ChatTemplate(original, TextTokenizer.of(original).special, "answers", date(2024, 7, 26))
+    pieces = template.pieces(Conversation(chat("Hi", "Hello"), (1,)), "line 1", Rendering())
+    assert pieces[0][0].startswith("26 Jul 2024<user>")
+    assert template.asks_for_date
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused_with_ways_round(original):
