@@ -56,6 +56,9 @@ class ModelConfig(Section):
     padding: Literal["auto", "right", "left", "none"] = "auto"
     """Where shorter sequences of a micro-batch are filled up. `auto`: a check at the start finds the side that changes
     no logit, and takes sequences one at a time (`none`) where each does."""
+    lean: bool = False
+    """Run LoRA layers as one function that keeps its input alone, and on a CPU dropout by seed and not by mask, where
+    that covers the model: equal up to rounding, with other draws of dropout."""
     gradient_checkpointing: float = Field(default=0.0, ge=0.0, le=1.0)
     """The share of the layers that recompute their activations in the backward pass: 0 none, 1 all."""
 

@@ -66,6 +66,20 @@ def is_linear(module: nn.Module) -> bool:
     return type(module) is nn.Linear or type(module).__name__ in foreign.LINEAR
 
 
+def matrix_of(layer: nn.Module) -> torch.Tensor:
+    """Return the weight of a linear layer as [out, in]: a view, or the unpacked numbers of a 4-bit one.
+
+    Args:
+        layer: of a class that `is_linear` knows.
+    """
+    weight = cast(torch.Tensor, layer.weight)
+    state = getattr(weight, "quant_state", None)
+    if state is not None:
+        unpacked: torch.Tensor = _library().functional.dequantize_4bit(weight, state)
+        return unpacked
+    return weight.t() if foreign.is_conv1d(layer) else weight
+
+
 def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
     """Return an AdamW of bitsandbytes: moments in 8 bits, or paged, or both.
 

@@ -106,7 +106,14 @@ def prepare_model(config: RunConfig, model: nn.Module, dtype: torch.dtype, start
         ModelError: the method does not fit the model.
     """
     set_checkpointing(model, config.model.gradient_checkpointing)
-    return method_of(config).prepare(model, start, dtype)
+    prepared = method_of(config).prepare(model, start, dtype)
+    if config.model.lean:
+        from ftkit.models.kernels.dropout import seed_dropouts
+        from ftkit.models.kernels.lora_linear import make_lean
+
+        seed_dropouts(prepared)
+        make_lean(prepared)
+    return prepared
 
 
 def set_checkpointing(model: nn.Module, share: float) -> None:

@@ -192,3 +192,13 @@ def whole_shape(parameter: torch.Tensor) -> torch.Size:
     """Return the shape of a weight, which ZeRO-3 may have partitioned (deepspeed 0.19, partition_parameters.py)."""
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
     return shape
+
+
+def has_values(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor has values: one on `meta` or a fake one has none.
+
+    Source: torch 2.13, torch/_subclasses/fake_tensor.py.
+    """
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return not tensor.is_meta and not isinstance(tensor, FakeTensor)

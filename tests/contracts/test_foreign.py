@@ -56,6 +56,7 @@ WRITTEN = [
     Written(models.set_recomputing, "transformers", "modeling_layers.py", "if self.gradient_checkpointing and"),
     Written(models.draw_anew, "transformers", "modeling_utils.py", "def _init_weights(self, module"),
     Written(models.draw_anew, "transformers", "initialization.py", "_is_hf_initialized"),
+    Written(models.has_values, "torch", "_subclasses/fake_tensor.py", "class FakeTensor("),
     Written(models.is_conv1d, "transformers", "pytorch_utils.py", "class Conv1D("),
     Written(models.LINEAR, "transformers", "models/falcon/modeling_falcon.py", "class FalconLinear("),
     Written(models.LINEAR, "bitsandbytes", "nn/modules.py", "class Linear4bit("),

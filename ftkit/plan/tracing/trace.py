@@ -26,6 +26,8 @@ from ftkit.machine.memory import quiet_collector
 from ftkit.machine.process import ProcessContext
 from ftkit.models import bnb
 from ftkit.models.build import build_empty_model, check_positions, set_training
+from ftkit.models.kernels.dropout import keep_masks
+from ftkit.models.kernels.lora_linear import make_plain
 from ftkit.models.methods.lora import unwrapped
 from ftkit.models.objective import objective_of
 from ftkit.observe.operators import dtype_name
@@ -175,10 +177,15 @@ class _Step:
             foreign.recompute(model.get_submodule(name), recomputes=recomputes)
         recorder = self._recorder(tensors)
         recorder.tape.weights = weights
+        if self.on_cuda:
+            keep_masks(model)  # fake tensors say that they are on a CPU
         with self._without_values(tensors), recorder.inside(model, layers):
             see_model(recorder, model, layers)
             held = workspaces(self.gpu) if self.on_cuda else []
-            visits = Visits(recorder, model, layers) if self.sees_modules else None
+            visits = None
+            if self.sees_modules:
+                make_plain(model)  # as the lean layers themselves do where weights are partitioned
+                visits = Visits(recorder, model, layers)
             recorder.see(held, "buffer")
             foreign.stay(model)
             engine = PlainEngine(
