@@ -5,6 +5,7 @@ its rows and to see that its quotes hold, and once by Arrow, which must find as 
 """
 
 import io
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,23 +137,33 @@ def _below_header(rows: pa.Table) -> pa.Table:
 
 
 def _refuse_swallowed(path: Path, table: pa.Table, dialect: Dialect, lines: NDArray[np.int64]) -> None:
-    """Refuse a quoted text whose every line ends, or begins, as rows do: two stray quotes with rows between them."""
-    separator = re.escape(dialect.separator)
-    long = np.flatnonzero(np.diff(lines, append=lines[-1] + 2) > 1)  # the last one may be long, too
-    for border, pattern in ((table.num_columns - 1, f"{separator}(?:%s)\r?\n"), (0, f"\n(?:%s){separator}")):
-        labels = _labels(table[border])
-        regex = pattern % "|".join(map(re.escape, labels))
-        for place in set(range(table.num_columns)) - {border} if labels else ():
-            texts = table[place].take(pa.array(long))
-            counts = pc.count_substring(texts, "\n"), pc.count_substring_regex(texts, regex)
-            alike = pc.and_(pc.equal(*counts), pc.greater(counts[0], 0))
-            if pc.any(alike).as_py():
-                line = lines[long[pc.index(alike, True).as_py()]]
-                raise DataError(
-                    f"{path}: line {line} opens a quote that closes only some lines later, and each line between looks "
-                    "like a row; write quotes inside texts twice, or pass --set data.quotes=none where quotes are "
-                    "plain characters, or data.quotes=doubled where this is one text"
-                )
+    """Refuse a quoted text whose every line has a label where rows have one: stray quotes with rows between them."""
+    is_long = np.diff(lines, append=lines[-1] + 2) > 1  # the last one may be long, too
+    several = table.filter(pa.array(is_long))
+    labels = [_labels(column) for column in table.columns]
+    for place, other in itertools.permutations(range(table.num_columns), 2):
+        if not labels[other]:
+            continue
+        texts = several[place]
+        regex = _row_regex(dialect.separator, labels[other], other, table.num_columns, is_behind=other > place)
+        counts = pc.count_substring(texts, "\n"), pc.count_substring_regex(texts, regex)
+        alike = pc.and_(pc.equal(*counts), pc.greater(counts[0], 0))
+        if pc.any(alike).as_py():
+            line = lines[is_long][pc.index(alike, True).as_py()]
+            raise DataError(
+                f"{path}: line {line} opens a quote that closes only some lines later, and each line between looks "
+                "like a row; write quotes inside texts twice, or pass --set data.quotes=none where quotes are "
+                "plain characters, or data.quotes=doubled where this is one text"
+            )
+
+
+def _row_regex(separator: str, labels: list[str], place: int, width: int, *, is_behind: bool) -> str:
+    """Return what matches a line end where the row that ends there, or begins behind it, has a label in its place."""
+    mark = re.escape(separator)
+    words, other = "|".join(map(re.escape, labels)), f"[^{mark}\n]*"
+    if is_behind:
+        return f"{mark}(?:{words})(?:{mark}{other}){{{width - 1 - place}}}\r?\n"
+    return f"\n(?:{other}{mark}){{{place}}}(?:{words}){mark}"
 
 
 def _labels(column: pa.ChunkedArray) -> list[str]:
@@ -162,7 +173,7 @@ def _labels(column: pa.ChunkedArray) -> list[str]:
         values = pc.unique(part)
         if len(values) > most:
             return []
-    return [str(value) for value in values.to_pylist()]
+    return [value for value in values.to_pylist() if value]
 
 
 def _repeated_header(table: pa.Table) -> list[str]:

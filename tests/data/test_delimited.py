@@ -257,6 +257,10 @@ REFUSED = {
         'label\ttext\nx\t"a\ny\tb\nx\tc"\ny\td\nx\te\nx\tf\n',
         ["line 2", "looks like a row"],
     ),
+    "rows between two stray quotes beside identifiers": (
+        'text,label,id\n"a,x,1\nb,y,2\nc",x,3\nd,y,4\ne,x,5\nf,x,6\n',
+        ["line 2", "looks like a row"],
+    ),
     "nothing but escapes": ("text,label\nC:\\\\x,1\n", ["line 2", "backslash", "data.quotes=doubled"]),
     "a row too wide": ('text,label\n"a\nb",1\n\nc,d,e\n', ["line 5", "3 field(s)", "header's 2", "commas"]),
     "a row too narrow": ("text;label\na;1\nb\n", ["line 3", "1 field(s)", "semicolons"]),
