@@ -122,7 +122,7 @@ def _recognised(path: Path, chunks: Iterator[bytes], encoding: str) -> Iterator[
     """Refuse a file whose first bytes say that it is something else."""
     start = next(chunks, b"")
     for mark, other in _BYTE_ORDER_MARKS.items():
-        if start.startswith(mark) and not encoding.lower().replace("_", "-").startswith(other):
+        if start.startswith(mark) and not codecs.lookup(encoding).name.startswith(other):
             raise DataError(
                 f"{path} is {other.upper()} by its byte order mark; save it as UTF-8, or pass "
                 f"--set data.encoding={other}"
@@ -153,7 +153,7 @@ def _transcoded(path: Path, chunks: Iterable[bytes], encoding: str) -> Iterator[
             raise DataError(_not_in(path, line, f"0x{ord(control[0]):02x}", encoding) + " such as cp1252")
         line += text.count("\n")
         yield text.encode()
-    if utf8.is_likely and not encoding.lower().startswith("utf"):
+    if utf8.is_likely and not codecs.lookup(encoding).name.startswith("utf"):
         raise DataError(f"{path} is UTF-8 by all of its bytes, not {encoding}; leave data.encoding out")
 
 

@@ -141,8 +141,9 @@ def _refuse_swallowed(path: Path, table: pa.Table, dialect: Dialect, lines: NDAr
     is_long = np.diff(lines, append=lines[-1] + 2) > 1  # the last one may be long, too
     several = table.filter(pa.array(is_long))
     labels = [_labels(column) for column in table.columns]
-    for place, other in itertools.permutations(range(table.num_columns), 2):
-        if not labels[other]:
+    broken = [place for place, texts in enumerate(several.columns) if pc.any(pc.match_substring(texts, "\n")).as_py()]
+    for place, other in itertools.product(broken, range(table.num_columns)):
+        if place == other or not labels[other]:
             continue
         texts = several[place]
         regex = _row_regex(dialect.separator, labels[other], other, table.num_columns, is_behind=other > place)

@@ -62,7 +62,7 @@ def load_source(config: DataConfig) -> Source:
     """
     path = Path(config.dataset).expanduser()
     if config.dataset == DEMO:
-        return Source(DEMO, _found(config, {"train": _demo_table()}), group_column="movie_name")
+        return _source(config, {"train": _demo_table()}, group_column="movie_name")
     if path.is_dir():
         return _load_folder(path, config)
     if path.is_file() or _looks_local(config.dataset):
@@ -72,15 +72,23 @@ def load_source(config: DataConfig) -> Source:
         return Source(config.dataset, {"train": split}, is_lines=kind_of_file(path) == ".txt", files=files)
     if config.dataset in _LOADERS:  # `datasets` would read every file below the working folder
         raise DataError(f"{config.dataset!r} is a kind of file, not a dataset; give the path of the file itself")
-    return Source(config.dataset, _found(config, _load_hub(config)))
+    return _source(config, _load_hub(config))
 
 
-def _found(config: DataConfig, tables: Mapping[str, pa.Table]) -> dict[str, Split]:
-    """Make splits of the tables that a configuration means."""
-    return {
-        role: Split(name, (Shard(f"{config.dataset}, split {name}", tables[name], _classes(tables[name], name)),))
-        for role, name in find_splits(config, list(tables)).items()
+def _source(config: DataConfig, tables: Mapping[str, pa.Table], group_column: str | None = None) -> Source:
+    """Take the splits that a configuration means of those that a dataset has."""
+    found = find_splits(config, list(tables))
+    shards = {
+        role: Shard(f"{config.dataset}, split {name}", tables[name], _classes(tables[name], name))
+        for role, name in found.items()
     }
+    return Source(
+        config.dataset,
+        {role: Split(name, (shards[role],)) for role, name in found.items()},
+        group_column=group_column,
+        files={role: (shards[role].summary(f"its split {name!r}"),) for role, name in found.items()},
+        unread=tuple(f"its split {name!r}" for name in tables if name not in found.values()),
+    )
 
 
 def _classes(table: pa.Table, name: str) -> dict[str, tuple[str, ...]]:
@@ -110,7 +118,7 @@ def _demo_table() -> pa.Table:
 
 def _load_folder(folder: Path, config: DataConfig) -> Source:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return Source(config.dataset, _found(config, _load_saved(folder)))
+        return _source(config, _load_saved(folder))
     files: FolderFiles | TextFolder = list_folder(folder)
     named = [name for name in files.splits if is_split_name(name)]
     if not named and config.train_split not in files.splits:

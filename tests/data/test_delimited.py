@@ -119,7 +119,7 @@ def test_texts_behind_backslashes_are_read_as_they_were_or_refused(folder, rows,
         same_or_refused(folder / "d.csv", content, rows, quotes="backslash")
 
 
-@given(tables(), st.sampled_from(",;\t|"), st.sampled_from(["utf-8", "cp1252", "latin-1", "utf-16"]))
+@given(tables(), st.sampled_from(",;\t|"), st.sampled_from(["utf-8", "cp1252", "latin-1", "UTF16"]))
 @settings(max_examples=100)
 def test_another_encoding_is_read_as_it_was_or_refused(folder, rows, separator, encoding):
     content = written(rows, delimiter=separator)
@@ -152,7 +152,7 @@ EXCEL = [["Reseña", "Nota", ""], ["así; «sí»", "3,5", ""], ["línea\notra",
 
 
 @pytest.mark.parametrize("separator", [";", ",", "\t"])
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "cp1252", "utf-16"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "cp1252", "UTF16"])
 def test_what_excel_writes_is_read(separator, encoding, tmp_path):
     content = written(EXCEL, delimiter=separator).encode(encoding)
     found = read(tmp_path / "d.csv", content, encoding=encoding)

@@ -145,6 +145,7 @@ def test_a_saved_dataset_gives_its_class_names_in_their_order(tmp_path, tokenize
     data = prepare(tokenizer, tmp_path / "saved", validation_share=0.0)
     assert data.label_names == ("zeta", "alpha")
     assert data.report.rows == {"train": 30, "test": 10}
+    assert data.report.files == {"train": ("its split 'train' (30 rows)",), "test": ("its split 'test' (10 rows)",)}
     even = [words(tokenizer, data.test, place)[2] for place in np.flatnonzero(data.test.labels == 0)]
     assert all(int(word) % 2 == 0 for word in even)
 
