@@ -15,7 +15,7 @@ import transformers
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ftkit.observe.recorder import Recorder  # found from the line above
-from ftkit.observe.tape import BACKWARD, FORWARD  # found from the line above
+from ftkit.step.observer import Phase  # found from the line above
 
 SIZES = {
     "llama": {"hidden_size": 16, "num_hidden_layers": 12, "num_attention_heads": 4, "intermediate_size": 32},
@@ -44,10 +44,10 @@ def main() -> None:
 def num_operators(model: torch.nn.Module, ids: torch.Tensor) -> int:
     """Return how many operators of a step the planner counts."""
     with Recorder() as recorder:
-        recorder.phase = FORWARD
-        loss = model(input_ids=ids, labels=ids).loss
-        recorder.phase = BACKWARD
-        loss.backward()
+        with recorder.during(Phase.FORWARD):
+            loss = model(input_ids=ids, labels=ids).loss
+        with recorder.during(Phase.BACKWARD):
+            loss.backward()
     return sum(sum(counter.values()) for counter in recorder.tape.costs.values())
 
 

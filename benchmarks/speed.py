@@ -11,7 +11,8 @@ from typing import Any
 from benchmarks import stacks
 from benchmarks.rows import Row, card
 from benchmarks.runner import ROOT, Answer, Question
-from ftkit.observe.tape import OPTIMIZER, Tape
+from ftkit.observe.tape import Tape
+from ftkit.step.observer import Phase
 
 ALPACA_TOKENS = 128
 """A usual sample of Alpaca: half of the 256 tokens that hold 96 % of them (tloen/alpaca-lora, finetune.py). LitGPT's
@@ -61,7 +62,7 @@ def usual(row: Row) -> Row:
 def fused(tape: Tape) -> Tape:
     """Return a tape of which a compiler has fused what only moves bytes."""
     costs = {
-        key: counter if key[0] == OPTIMIZER else Counter({op: count for op, count in counter.items() if op[1]})
+        key: counter if key[0] == Phase.OPTIMIZER else Counter({op: count for op, count in counter.items() if op[1]})
         for key, counter in tape.costs.items()
     }
     return Tape(costs=costs)
@@ -80,7 +81,7 @@ def answer(_: str, row: Row, found: Any) -> Answer:
     assert gpu is not None
     assert isinstance(tape, Tape)
     if is_per_iteration(row):  # its optimizer steps every 128th
-        tape = Tape(costs={key: counter for key, counter in tape.costs.items() if key[0] != OPTIMIZER})
+        tape = Tape(costs={key: counter for key, counter in tape.costs.items() if key[0] != Phase.OPTIMIZER})
     time = step_time(fused(tape) if row["torch_compile"] else tape, gpu_device(gpu, "bf16"), 1, 1)
     return {"seconds": round(time.seconds, 6)}
 

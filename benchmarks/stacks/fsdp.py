@@ -123,7 +123,7 @@ class Device:
     def _enter(self, stream: DeviceStream) -> None:
         self._current = stream
         if self.recorder is not None:
-            self.recorder.stream = stream.number
+            self.recorder.live.stream = stream.number
 
     def synchronize(self, *_: Any) -> None:
         """Let the host wait for everything."""
@@ -145,7 +145,7 @@ class Device:
         """Remember that `stream` uses a tensor."""
         if self.recorder is None:
             return
-        number = self.recorder.number_of(tensor)
+        number = self.recorder.live.number_of(tensor)
         if number is not None and self.recorder.tape.births[number].stream != stream.number:
             self.used_elsewhere.add(number)
 
@@ -165,13 +165,13 @@ class Device:
         """Make a unit's flat parameter; offloaded, it goes to the host at once."""
         _init_handle(state, params, module)
         if self.recorder is not None and state._handle is not None and state._handle._offload_params:
-            self.recorder.leave(state._handle.flat_param)
+            self.recorder.live.leave(state._handle.flat_param)
 
     def attributes(self, handle: Any) -> None:
         """Make a unit's buffers; of an offloaded one the sharded gradient is on the host."""
         _init_attributes(handle)
         if self.recorder is not None and handle._offload_params:
-            self.recorder.leave(handle.flat_param._cpu_grad)
+            self.recorder.live.leave(handle.flat_param._cpu_grad)
 
     def pre_unshard(self, handle: Any) -> bool:
         """Copy an offloaded shard to the device, as FSDP does where host and device are two.
@@ -183,7 +183,7 @@ class Device:
         if not handle._offload_params:
             return ran
         if self.recorder is not None and handle.flat_param.grad is not None:
-            self.recorder.leave(handle.flat_param.grad)
+            self.recorder.live.leave(handle.flat_param.grad)
         if not ran or _same_storage(handle.flat_param, handle.flat_param._local_shard):
             handle.flat_param.data = handle.flat_param.data.clone()
             return True
@@ -199,7 +199,7 @@ class Device:
     def resized(self, tensor: torch.Tensor) -> None:
         """Tell the recorder of a storage that has another size."""
         if self.recorder is not None:
-            self.recorder.resized(tensor)
+            self.recorder.live.resized(tensor)
 
     @contextmanager
     def told_to(self, recorder: Recorder) -> Iterator[None]:
@@ -220,20 +220,20 @@ class Device:
         pending: list[tuple[int, int]] = []
         waits = iter([*self.waited, (len(tape.events) + 1, 0)])
         wait = next(waits)
-        for place, (event, _) in enumerate(tape.events):
+        for place, (number, is_birth, _) in enumerate(tape.walk()):
             while wait[0] <= place:
                 done = [storage for at, storage in pending if at < wait[1]]
                 events += [(storage, -1, tape.births[storage].stream) for storage in done]
                 pending = [one for one in pending if one[0] >= wait[1]]
                 wait = next(waits)
-            birth = tape.births[event if event >= 0 else ~event]
+            birth = tape.births[number]
             if not birth.size:
                 continue
-            if event < 0 and ~event in self.used_elsewhere:
-                pending.append((place, ~event))
-                events.append((~event, LET_GO, birth.stream))
+            if not is_birth and number in self.used_elsewhere:
+                pending.append((place, number))
+                events.append((number, LET_GO, birth.stream))
             else:
-                events.append((event, birth.size, birth.stream) if event >= 0 else (~event, -1, birth.stream))
+                events.append((number, birth.size if is_birth else -1, birth.stream))
         return events
 
 

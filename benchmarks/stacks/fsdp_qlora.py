@@ -12,7 +12,7 @@ from torch import nn
 from benchmarks.rows import Row, rank_of
 from benchmarks.stacks import fourbit, fsdp, hf, traced
 from ftkit.observe.recorder import Recorder
-from ftkit.observe.tape import LOAD
+from ftkit.step.observer import Phase
 
 GROUPS = ("answerdotai/fsdp_qlora",)
 REQUIREMENTS = (
@@ -37,7 +37,7 @@ def trace_row(row: Row) -> traced.Found:
     with fourbit.unpacking(), fsdp.recording(model, row["n_gpus"]) as (device, recorder):
         model = shard(row, model)
         traced.see_workspaces(recorder)
-        recorder.mark(LOAD)
+        recorder.mark(Phase.LOAD)
         steps(row, model, recorder, device)
     return device.allocator_events(recorder.tape)
 

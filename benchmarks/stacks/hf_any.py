@@ -18,7 +18,8 @@ from ftkit.config.tree import OptimizerConfig
 from ftkit.models import bnb
 from ftkit.observe.recorded import layer_names
 from ftkit.observe.recorder import Recorder
-from ftkit.observe.tape import LOAD
+from ftkit.observe.tape import Role
+from ftkit.step.observer import Phase
 
 GROUPS = ("",)
 REQUIREMENTS = ()
@@ -100,7 +101,7 @@ def sharded(row: Row, model: Any) -> traced.Found:
     with fsdp.recording(model, row["n_gpus"]) as (device, recorder):
         model = fms.shard(row, model)
         traced.see_workspaces(recorder)
-        recorder.mark(LOAD)
+        recorder.mark(Phase.LOAD)
         steps(row, model, recorder)
     if row["metric_class"] in ("allocated_peak", "active_peak"):
         return recorder.tape
@@ -121,7 +122,7 @@ def fully_sharded(row: Row, model: Any) -> traced.Found:
         for module in [*map(model.get_submodule, layer_names(model)), model]:
             fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
         traced.see_workspaces(recorder)
-        recorder.mark(LOAD)
+        recorder.mark(Phase.LOAD)
         steps(row, model, recorder)
     return device.allocator_events(recorder.tape)
 
@@ -130,7 +131,7 @@ def see_buckets(recorder: Recorder, model: nn.Module) -> None:
     """Write DistributedDataParallel's buckets on the tape: flat, together as large as the gradients (reducer.cpp)."""
     buckets = [torch.empty_like(parameter) for parameter in model.parameters() if parameter.requires_grad]
     vars(recorder)["buckets"] = buckets
-    recorder.see([("bucket", one) for one in buckets], "buffer")
+    recorder.see([("bucket", one) for one in buckets], Role.BUFFER)
 
 
 def build(row: Row) -> Any:

@@ -17,7 +17,8 @@ from torch import nn
 from benchmarks.rows import Row
 from benchmarks.stacks import autocast, fsdp, packed, traced
 from ftkit.observe.recorder import Recorder
-from ftkit.observe.tape import BACKWARD, FORWARD, OPTIMIZER, Tape
+from ftkit.observe.tape import Role, Tape
+from ftkit.step.observer import Phase
 
 GROUPS = ("litgpt/resource-tables",)
 REQUIREMENTS = ("litgpt==0.2.0", "lightning==2.2.5", "bitsandbytes==0.41.1", "setuptools==69.5.1")
@@ -59,7 +60,7 @@ def trace_row(row: Row) -> Tape:
         if row["quant"]:
             stack.enter_context(packed.no_library())
             for _ in range(2):  # at first what was initialized, then what was loaded
-                recorder.see(packed.quantize(model, torch.float16), "parameter")
+                recorder.see(packed.quantize(model, torch.float16), Role.PARAMETER)
         traced.fake(model)
         model.max_seq_length = row["seq_len"]  # makes the rotary tables anew, in fp32
         traced.see(recorder, model)
@@ -153,27 +154,24 @@ def iterate(recorder: Recorder, row: Row, model: Any, adamw: torch.optim.Optimiz
     What an iteration leaves behind, gradients, moments and logits, is there in the next one: that matters where a rank
     keeps the whole gradients of its units until they are summed over ranks.
     """
-    recorder.step = 1
+    recorder.begin_step(1)
     logits = loss = None
     for tokens, ends in iterations(row):
         ids = torch.ones(row["micro_batch"], tokens, dtype=torch.int64)
         targets = torch.ones_like(ids)
-        recorder.phase = FORWARD
         with traced.patched() if ends or row["n_gpus"] == 1 else model.no_sync():
-            with torch.autocast("cpu", torch.bfloat16, enabled=mixed(row)):
-                made = model(ids) if row["method"] == "full" else model(ids, lm_head_chunk_size=CHUNK_TOKENS)
-            logits = in_fp32(made)
-            del made
-            loss = loss_of(logits, targets)
-            recorder.mark(FORWARD)
-            recorder.phase = BACKWARD
-            (loss / 8).backward()
-            recorder.mark(BACKWARD)
+            with recorder.during(Phase.FORWARD):
+                with torch.autocast("cpu", torch.bfloat16, enabled=mixed(row)):
+                    made = model(ids) if row["method"] == "full" else model(ids, lm_head_chunk_size=CHUNK_TOKENS)
+                logits = in_fp32(made)
+                del made
+                loss = loss_of(logits, targets)
+            with recorder.during(Phase.BACKWARD):
+                (loss / 8).backward()
         if ends:
-            recorder.phase = OPTIMIZER
-            adamw.step()
-            adamw.zero_grad()
-            recorder.mark(OPTIMIZER)
+            with recorder.during(Phase.OPTIMIZER):
+                adamw.step()
+                adamw.zero_grad()
     del logits, loss
 
 

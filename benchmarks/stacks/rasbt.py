@@ -13,7 +13,8 @@ import torch
 from benchmarks.rows import Row, num_micro_batches
 from benchmarks.stacks import fsdp, hf, traced, vit, zero2
 from ftkit.observe.recorder import Recorder
-from ftkit.observe.tape import LOAD
+from ftkit.observe.tape import Role
+from ftkit.step.observer import Phase
 
 GROUPS = ("rasbt/pytorch-memory-optim",)
 REQUIREMENTS = ("transformers==4.30.2", "huggingface_hub==0.16.4", "torchvision==0.15.2", "pillow==9.5.0")
@@ -44,7 +45,7 @@ def trace_shards(row: Row) -> traced.Found:
         block = type(next(module for module in model.modules() if type(module).__name__ == "TransformerBlock"))
         model = shard(row, model, block)
         traced.see_workspaces(recorder)
-        recorder.mark(LOAD)
+        recorder.mark(Phase.LOAD)
         steps(row, model, recorder, device)
     return device.allocator_events(recorder.tape)
 
@@ -55,9 +56,9 @@ def partitioned(row: Row) -> traced.Found:
     with traced.recording() as recorder:
         traced.fake(model)
         traced.see_workspaces(recorder)
-        recorder.see(model.named_buffers(), "buffer")
+        recorder.see(model.named_buffers(), Role.BUFFER)
         engine = zero2.Stage2(model, recorder, ranks=row["n_gpus"], bucket_elements=FABRIC_BUCKET, lr=5e-5)
-        recorder.mark(LOAD)
+        recorder.mark(Phase.LOAD)
         traced.two_steps(recorder, lambda: loss_of(row, model, recorder), engine.step, backward=engine.backward)
     return fsdp.Device().allocator_events(recorder.tape)
 

@@ -20,11 +20,12 @@ from ftkit.models import bnb
 from ftkit.observe.allocator import replay
 from ftkit.observe.peaks import allocator_events
 from ftkit.observe.recorder import Recorder
-from ftkit.observe.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Tape
+from ftkit.observe.tape import Role, Tape
 from ftkit.plan.tracing import cuda
 from ftkit.plan.tracing.fake import materialize
 from ftkit.plan.tracing.foreign import unpacked_batches
 from ftkit.plan.tracing.trace import fake_tensors, workspaces
+from ftkit.step.observer import Phase
 
 Event = tuple[int, int] | tuple[int, int, int]
 """As `allocator.replay` takes them; the stream where there are several."""
@@ -96,16 +97,16 @@ def see(recorder: Recorder, model: nn.Module, *, workspaces: bool = True) -> Non
     """
     if workspaces:
         see_workspaces(recorder)
-    recorder.see(model.named_parameters(), "parameter")
-    recorder.see(hidden(model), "parameter")
-    recorder.see(model.named_buffers(), "buffer")
-    recorder.mark(LOAD)
+    recorder.see(model.named_parameters(), Role.PARAMETER)
+    recorder.see(hidden(model), Role.PARAMETER)
+    recorder.see(model.named_buffers(), Role.BUFFER)
+    recorder.mark(Phase.LOAD)
 
 
 def see_workspaces(recorder: Recorder) -> None:
     """Write cuBLAS's workspaces on the tape; they live as long as the process."""
     spaces = vars(recorder)["workspaces"] = workspaces(None)
-    recorder.see(spaces, "buffer")
+    recorder.see(spaces, Role.BUFFER)
 
 
 def two_steps(
@@ -126,24 +127,21 @@ def two_steps(
         backward: of a loss.
     """
     for step in (1, 2):
-        recorder.step = step
+        recorder.begin_step(step)
         for _ in range(micro_batches):
-            recorder.phase = FORWARD
-            loss = loss_of()
-            recorder.mark(FORWARD)
-            recorder.phase = BACKWARD
-            backward(loss)
-            del loss
-            recorder.mark(BACKWARD)
-        recorder.phase = OPTIMIZER
-        update()
-        recorder.mark(OPTIMIZER)
+            with recorder.during(Phase.FORWARD):
+                loss = loss_of()
+            with recorder.during(Phase.BACKWARD):
+                backward(loss)
+                del loss
+        with recorder.during(Phase.OPTIMIZER):
+            update()
 
 
 def token_ids(recorder: Recorder, row: Row) -> torch.Tensor:
     """Return a batch of tokens of a row's shape, written on the tape."""
     ids = torch.ones(row["micro_batch"], row["seq_len"], dtype=torch.int64)
-    recorder.see([("ids", ids)], "input")
+    recorder.see([("ids", ids)], Role.INPUT)
     return ids
 
 

@@ -15,7 +15,8 @@ from torch import nn
 from benchmarks.rows import Row, num_micro_batches
 from benchmarks.stacks import autocast, fsdp, older_adam, traced
 from ftkit.observe.recorder import Recorder
-from ftkit.observe.tape import LOAD, Tape
+from ftkit.observe.tape import Tape
+from ftkit.step.observer import Phase
 
 CLASSES = 10
 PIXELS = 224
@@ -76,7 +77,7 @@ def trace_shards(row: Row, shard: Any) -> traced.Found:
             check_fn=lambda module: isinstance(module, EncoderBlock),
         )
         traced.see_workspaces(recorder)
-        recorder.mark(LOAD)
+        recorder.mark(Phase.LOAD)
         Loop(row, sharded, device).run(recorder)
     return device.allocator_events(recorder.tape)
 

@@ -45,9 +45,9 @@ class Stage2:
         self._filled = 0
         loss.float().backward()
         assert self._filled <= self._bucket_elements
-        self._recorder.stream = REDUCTION_STREAM
+        self._recorder.live.stream = REDUCTION_STREAM
         self._reduce()
-        self._recorder.stream = 0
+        self._recorder.live.stream = 0
         self._buckets.clear()
 
     def _take(self, parameter: torch.Tensor) -> None:

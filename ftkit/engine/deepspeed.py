@@ -24,6 +24,7 @@ from ftkit.machine.foreign import TorchSays
 from ftkit.machine.process import ProcessContext, rendezvous
 from ftkit.models.build import trainable_parameters
 from ftkit.models.objective import Objective
+from ftkit.records.schema import Kind
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -155,10 +156,10 @@ class DeepSpeedEngine:
         if "loss_scale/" in state and self.dtype == torch.float16:
             foreign.set_loss_scale(zero, float(state["loss_scale/"]))
 
-    def held_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def held_tensors(self) -> Iterator[tuple[Kind, torch.Tensor]]:
         """Yield what lives between two steps, each with the part of a breakdown that DeepSpeed's name for it says."""
         for parameter in self.model.parameters():
-            yield "parameter", foreign.own_part(parameter)
+            yield Kind.PARAMETER, foreign.own_part(parameter)
         yield from foreign.held_tensors(self._engine.optimizer)
 
     def full_state(self) -> Tensors:

@@ -16,6 +16,7 @@ import torch
 from torch import distributed, nn
 
 from ftkit.models.foreign import patched, whole_shape
+from ftkit.records.schema import Kind
 
 
 class DeepSpeedSays(StrEnum):
@@ -67,7 +68,7 @@ FLAT_MASTERS = {
     "fp32_partitioned_groups_flat": "runtime/zero/stage3.py",
 }
 """How each optimizer calls this rank's flat fp32 masters (deepspeed 0.19)."""
-_HELD = {"grad": "gradient", "ipg_bucket": "buffer", "fp32": "optimizer"}
+_HELD = {"grad": Kind.GRADIENT, "ipg_bucket": Kind.BUFFER, "fp32": Kind.OPTIMIZER}
 """A word in the name of an attribute of DeepSpeed's optimizers, to what its tensors are; the first that fits."""
 
 
@@ -87,14 +88,14 @@ def link_moments(optimizer: Any) -> None:
     optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def held_tensors(optimizer: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def held_tensors(optimizer: Any) -> Iterator[tuple[Kind, torch.Tensor]]:
     """Yield what an optimizer of DeepSpeed holds between two steps, each with the part of a breakdown that it is."""
     for name, value in vars(optimizer).items():
         kind = next((kind for word, kind in _HELD.items() if word in name), None)
         if kind is not None:
             yield from ((kind, tensor) for tensor in _tensors(value))
     for state in optimizer.optimizer.state.values():
-        yield from (("optimizer", tensor) for tensor in _tensors(state))
+        yield from ((Kind.OPTIMIZER, tensor) for tensor in _tensors(state))
 
 
 def _tensors(value: object) -> Iterator[torch.Tensor]:

@@ -17,6 +17,7 @@ from ftkit.engine.protocol import Tensors
 from ftkit.machine.process import ProcessContext
 from ftkit.models.build import trainable_parameters
 from ftkit.models.objective import Objective
+from ftkit.records.schema import Kind
 
 BUCKET_ELEMENTS = 2**24
 """Gradients that are summed over ranks at once: 64 MiB in fp32."""
@@ -122,14 +123,14 @@ class PlainEngine:
         if "loss_scale/" in state and self._scaler.is_enabled():
             self._scaler.load_state_dict(self._scaler.state_dict() | {"scale": state["loss_scale/"].item()})
 
-    def held_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def held_tensors(self) -> Iterator[tuple[Kind, torch.Tensor]]:
         """Yield the masters and the moments; a weight that is its own master is a weight."""
         for name, master in self._masters.items():
             if self._parameters[name] is not master:
-                yield "optimizer", master
+                yield Kind.OPTIMIZER, master
             for value in self._optimizer.state.get(master, {}).values():
                 if isinstance(value, torch.Tensor):
-                    yield "optimizer", value
+                    yield Kind.OPTIMIZER, value
 
     def full_state(self) -> Tensors:
         """Return all weights."""

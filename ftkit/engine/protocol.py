@@ -9,6 +9,7 @@ from torch import nn
 from ftkit.data.batching import MicroBatch
 from ftkit.machine.process import ProcessContext
 from ftkit.models.objective import Objective
+from ftkit.records.schema import Kind
 
 Tensors = dict[str, torch.Tensor]
 
@@ -60,8 +61,8 @@ class Engine(Protocol):
     def load_optimizer_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take back what `optimizer_state` returned."""
 
-    def held_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield what lives between two steps, each with the part of a breakdown that it is, such as `optimizer`."""
+    def held_tensors(self) -> Iterator[tuple[Kind, torch.Tensor]]:
+        """Yield what lives between two steps, each with the part of a breakdown that it is."""
 
     def full_state(self) -> Tensors:
         """Return all weights, trained and frozen, whole, in the compute dtype, on the CPU of every rank."""

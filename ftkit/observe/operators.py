@@ -1,5 +1,6 @@
 """Count what an operator computes and moves, from its name and its arguments."""
 
+from enum import Enum, auto
 from functools import cache
 from typing import Any
 
@@ -13,15 +14,23 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+class Work(Enum):
+    """Whether an operator costs anything."""
+
+    NONE = auto()  # it makes nothing: it tells of a tensor
+    VIEW = auto()  # it makes a tensor and computes nothing
+    SOME = auto()
+
+
 @cache
-def kind_of(func: Any) -> str:
-    """Return `free` for an operator that makes nothing and moves nothing, `view` or `work` for the others."""
+def work_of(func: Any) -> Work:
+    """Return whether an operator costs anything."""
     name = str(func)
     if name.startswith("prim.") or "sym_" in name:
-        return "free"
+        return Work.NONE
     if getattr(func, "is_view", False) or name.startswith(("aten.detach", "aten._unsafe_view", "aten.empty")):
-        return "view"
-    return "work"
+        return Work.VIEW
+    return Work.SOME
 
 
 def op_key(name: str, args: tuple[Any, ...], out: Any) -> OpKey:

@@ -3,12 +3,14 @@
 A plan and a profile read their tapes here, so that both count by the same rules.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ftkit.observe.allocator import round_size
-from ftkit.observe.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Birth, Tape
-from ftkit.records.schema import LiveTensor, MemoryBreakdown, TimelineLine
+from ftkit.observe.tape import Birth, Tape
+from ftkit.records.schema import Kind, LiveTensor, MemoryBreakdown, TimelineLine
+from ftkit.step.observer import Phase
 
 _POINTS = 600
 _LARGEST = 10
@@ -21,7 +23,7 @@ class Peak:
     Attributes:
         active_bytes: live storages, rounded as the allocator rounds them.
         breakdown: its parts.
-        phase: `load`, `forward`, `backward` or `optimizer`.
+        phase: what was going on.
         step: the optimizer step, from 1.
         module: the innermost module at work, empty where none is.
         layer: the layer at work, from 0.
@@ -29,17 +31,13 @@ class Peak:
 
     active_bytes: int
     breakdown: MemoryBreakdown
-    phase: str
+    phase: Phase
     step: int
     module: str
     layer: int | None
 
 
-_ROLES = {"trainable": "parameter", "constant": "parameter", "input": "buffer"}
-"""What was named on the tape, and the part of a breakdown that it is; any other name is one already."""
-
-
-def kinds(tape: Tape) -> list[str]:
+def kinds(tape: Tape) -> list[Kind]:
     """Return for each storage the part of a breakdown that it belongs to, judged by when it was born and died.
 
     What a forward leaves behind for the backward is an activation, and so is what a recomputation makes; what a
@@ -64,22 +62,25 @@ def find_peak(tape: Tape, rounding: Callable[[int], int] = round_size) -> Peak:
     for place, live in enumerate(tape.live_bytes(rounding)):
         if live > worst:
             worst, at = live, place
-    parts = dict.fromkeys(MemoryBreakdown.model_fields, 0)
-    names = kinds(tape)
-    for storage in live_at(tape, at):
-        parts[f"{names[storage]}_bytes"] += rounding(tape.births[storage].size)
     if at < 0:
-        return Peak(0, MemoryBreakdown(), LOAD, 0, "", None)
-    last = tape.births[tape.events[at][0]]
-    return Peak(worst, MemoryBreakdown(**parts), last.phase, last.step, last.module, tape.events[at][1])
+        return Peak(0, MemoryBreakdown(), Phase.LOAD, 0, "", None)
+    parts: Counter[Kind] = Counter()
+    of_kind = kinds(tape)
+    for storage in live_at(tape, at):
+        parts[of_kind[storage]] += rounding(tape.births[storage].size)
+    ((number, _, layer),) = tape.walk(at, at + 1)
+    last = tape.births[number]
+    return Peak(worst, _breakdown(parts), last.phase, last.step, last.module, layer)
+
+
+def _breakdown(parts: Mapping[Kind, int]) -> MemoryBreakdown:
+    return MemoryBreakdown(**{kind.field: size for kind, size in parts.items()})
 
 
 def allocator_events(tape: Tape) -> list[tuple[int, int]]:
     """Return the tape as the allocator model reads it: (storage, bytes) for births, (storage, -1) for deaths."""
     return [
-        (event, tape.births[event].size) if event >= 0 else (~event, -1)
-        for event, _ in tape.events
-        if tape.births[event if event >= 0 else ~event].size
+        (number, size if is_birth else -1) for number, is_birth, _ in tape.walk() if (size := tape.births[number].size)
     ]
 
 
@@ -87,39 +88,38 @@ def _survivors(tape: Tape) -> set[int]:
     """Return the storages that outlived the phase they were born in."""
     survived: set[int] = set()
     begin = 0
-    for place, _ in [*tape.marks, (len(tape.events), "")]:
-        born: set[int] = set()
-        for event, _ in tape.events[begin:place]:
-            if event >= 0:
-                born.add(event)
-            else:
-                born.discard(~event)
-        survived |= born
-        begin = place
+    for end in [*(place for place, _ in tape.marks), len(tape.events)]:
+        survived |= _left(tape.walk(begin, end))
+        begin = end
     return survived
 
 
-def _kind(number: int, birth: Birth, survived: set[int]) -> str:
-    if birth.role:
-        return _ROLES.get(birth.role, birth.role)
-    if birth.phase == LOAD:
-        return "optimizer"
-    if birth.recomputed or (birth.phase == FORWARD and number in survived):
-        return "activation"
+def _left(events: Iterable[tuple[int, bool, int | None]]) -> set[int]:
+    """Return the storages that are born in a part of a tape and do not die there."""
+    live: set[int] = set()
+    for number, is_birth, _ in events:
+        if is_birth:
+            live.add(number)
+        else:
+            live.discard(number)
+    return live
+
+
+def _kind(number: int, birth: Birth, survived: set[int]) -> Kind:
+    if birth.role is not None:
+        return birth.role.kind
+    if birth.phase is Phase.LOAD:
+        return Kind.OPTIMIZER
+    if birth.recomputed or (birth.phase is Phase.FORWARD and number in survived):
+        return Kind.ACTIVATION
     if number not in survived:
-        return "temporary"
-    return {BACKWARD: "gradient", OPTIMIZER: "optimizer"}.get(birth.phase, "temporary")
+        return Kind.TEMPORARY
+    return {Phase.BACKWARD: Kind.GRADIENT, Phase.OPTIMIZER: Kind.OPTIMIZER}.get(birth.phase, Kind.TEMPORARY)
 
 
 def live_at(tape: Tape, place: int) -> set[int]:
     """Return the storages that live after the event at `place`."""
-    live: set[int] = set()
-    for event, _ in tape.events[: place + 1]:
-        if event >= 0:
-            live.add(event)
-        else:
-            live.discard(~event)
-    return live
+    return _left(tape.walk(0, place + 1))
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Moment:
     """The live bytes after an event of a tape."""
 
     place: int
-    phase: str
+    phase: Phase
     by_kind: tuple[int, ...]
 
     @property
@@ -136,12 +136,12 @@ class Moment:
         return sum(self.by_kind)
 
 
-def moments(tape: Tape, names: Sequence[str], order: Sequence[str]) -> Iterator[Moment]:
+def moments(tape: Tape, of_kind: Sequence[Kind], order: Sequence[Kind]) -> Iterator[Moment]:
     """Walk through a tape.
 
     Args:
         tape: of whole steps.
-        names: the kind of each storage.
+        of_kind: the kind of each storage.
         order: the kinds, in the order of `by_kind`.
 
     Yields:
@@ -149,14 +149,13 @@ def moments(tape: Tape, names: Sequence[str], order: Sequence[str]) -> Iterator[
     """
     live = [0] * len(order)
     index = {kind: position for position, kind in enumerate(order)}
-    ends = [*tape.marks, (len(tape.events), tape.marks[-1][1] if tape.marks else "")]
+    ends = [*tape.marks, (len(tape.events), tape.marks[-1][1] if tape.marks else Phase.LOAD)]
     current = 0
-    for place, (event, _) in enumerate(tape.events):
+    for place, (number, is_birth, _) in enumerate(tape.walk()):
         while ends[current][0] <= place:
             current += 1
-        storage = event if event >= 0 else ~event
-        size = tape.births[storage].size
-        live[index[names[storage]]] += size if event >= 0 else -size
+        size = tape.births[number].size
+        live[index[of_kind[number]]] += size if is_birth else -size
         yield Moment(place, ends[current][1], tuple(live))
 
 
@@ -175,7 +174,7 @@ class CountedPeak:
     largest: tuple[LiveTensor, ...]
 
 
-def phase_peaks(tape: Tape, layers: Mapping[str, int]) -> dict[str, CountedPeak]:
+def phase_peaks(tape: Tape, layers: Mapping[str, int]) -> dict[Phase, CountedPeak]:
     """Return the peak of each phase, over all steps.
 
     Args:
@@ -185,31 +184,31 @@ def phase_peaks(tape: Tape, layers: Mapping[str, int]) -> dict[str, CountedPeak]
     Returns:
         Phase to its peak, in the order in which the phases began.
     """
-    names = kinds(tape)
-    order = sorted(set(names))
-    highest: dict[str, Moment] = {}
-    for moment in moments(tape, names, order):
+    of_kind = kinds(tape)
+    order = sorted(set(of_kind))
+    highest: dict[Phase, Moment] = {}
+    for moment in moments(tape, of_kind, order):
         known = highest.get(moment.phase)
         if known is None or moment.total > known.total:
             highest[moment.phase] = moment
     return {
         phase: CountedPeak(
             moment.total,
-            MemoryBreakdown(**{f"{kind}_bytes": size for kind, size in zip(order, moment.by_kind, strict=True)}),
-            _largest(tape, names, moment.place, layers),
+            _breakdown(dict(zip(order, moment.by_kind, strict=True))),
+            _largest(tape, of_kind, moment.place, layers),
         )
         for phase, moment in highest.items()
     }
 
 
-def _largest(tape: Tape, names: Sequence[str], place: int, layers: Mapping[str, int]) -> tuple[LiveTensor, ...]:
+def _largest(tape: Tape, of_kind: Sequence[Kind], place: int, layers: Mapping[str, int]) -> tuple[LiveTensor, ...]:
     """Return the largest storages that live after the event at `place`."""
     modules = {number: name for name, number in layers.items()}
     largest = sorted(live_at(tape, place), key=lambda storage: (-tape.births[storage].size, storage))[:_LARGEST]
     return tuple(
         LiveTensor(
             num_bytes=birth.size,
-            kind=names[storage],
+            kind=of_kind[storage],
             module=birth.module or modules.get(-1 if birth.layer is None else birth.layer, "outside the layers"),
             op=birth.op,
             shape=birth.shape,
@@ -232,12 +231,12 @@ def timeline(tape: Tape, step: int, rank: int, layers: Mapping[str, int]) -> Tim
     Returns:
         The live bytes by kind.
     """
-    names = kinds(tape)
-    order = sorted(set(names))
-    ends = [place for place, name in tape.marks if name == OPTIMIZER]
-    begins = [place for place, name in tape.marks if name in (LOAD, OPTIMIZER) and place < ends[-1]]
+    of_kind = kinds(tape)
+    order = sorted(set(of_kind))
+    ends = [place for place, name in tape.marks if name is Phase.OPTIMIZER]
+    begins = [place for place, name in tape.marks if name in (Phase.LOAD, Phase.OPTIMIZER) and place < ends[-1]]
     begin, end = max(begins, default=0), ends[-1]
-    within = [moment for moment in moments(tape, names, order) if begin <= moment.place < end]
+    within = [moment for moment in moments(tape, of_kind, order) if begin <= moment.place < end]
     stride = max(1, len(within) // _POINTS)
     stretches = [within[first : first + stride] for first in range(0, len(within), stride)]
     kept = [max(stretch, key=lambda moment: moment.total) for stretch in stretches]
@@ -247,5 +246,5 @@ def timeline(tape: Tape, step: int, rank: int, layers: Mapping[str, int]) -> Tim
         events=tuple(moment.place - begin for moment in kept),
         phases=tuple(moment.phase for moment in kept),
         live_bytes={kind: tuple(moment.by_kind[index] for moment in kept) for index, kind in enumerate(order)},
-        largest_tensors=_largest(tape, names, max(within, key=lambda moment: moment.total).place, layers),
+        largest_tensors=_largest(tape, of_kind, max(within, key=lambda moment: moment.total).place, layers),
     )

@@ -10,7 +10,7 @@ from ftkit.engine.protocol import Engine
 from ftkit.models.bnb import hidden_tensors
 from ftkit.models.objective import Objective
 from ftkit.observe.recorder import Recorder
-from ftkit.observe.tape import Tape
+from ftkit.observe.tape import Role, Tape
 from ftkit.step import step
 
 
@@ -37,7 +37,7 @@ def record_steps(engine: Engine, micro_batches: Sequence[MicroBatch], recorder: 
     """
     num_targets = sum(micro_batch.labels.numel() for micro_batch in micro_batches)
     for number in range(1, num_steps + 1):
-        recorder.step, recorder.micro_batch = number, 0
+        recorder.begin_step(number)
         result = step.train_step(engine, micro_batches, num_targets, 1e-4, recorder)
         del result
     return recorder.tape
@@ -46,10 +46,10 @@ def record_steps(engine: Engine, micro_batches: Sequence[MicroBatch], recorder: 
 def see_model(recorder: Recorder, model: nn.Module, layers: dict[str, int]) -> None:
     """Write a model's tensors on the tape."""
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    recorder.see(trainable, "trainable", layers)
-    recorder.see(model.named_parameters(), "parameter", layers)
-    recorder.see(hidden_tensors(model).items(), "constant", layers)
-    recorder.see(model.named_buffers(), "buffer", layers)
+    recorder.see(trainable, Role.TRAINABLE, layers)
+    recorder.see(model.named_parameters(), Role.PARAMETER, layers)
+    recorder.see(hidden_tensors(model).items(), Role.CONSTANT, layers)
+    recorder.see(model.named_buffers(), Role.BUFFER, layers)
 
 
 def make_batches(objective: Objective, shape: Shape) -> list[MicroBatch]:

@@ -6,12 +6,33 @@ Storages are counted, not tensors: a view has no bytes of its own.
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from enum import StrEnum
 
+from ftkit.records.schema import Kind
 from ftkit.step.observer import Phase
 
-LOAD, FORWARD, BACKWARD, OPTIMIZER, EVALUATION = Phase
 OpKey = tuple[str, int, int, str]
 """An operator's name, its FLOPs, the bytes that it reads and writes, and the dtype it computes in."""
+
+
+class Role(StrEnum):
+    """What a storage is, where a recorder was told; what others are is judged by when they were born and died."""
+
+    TRAINABLE = "trainable"  # a weight that trains
+    PARAMETER = "parameter"  # a frozen weight
+    CONSTANT = "constant"  # what unpacks a frozen weight in 4 bits
+    INPUT = "input"  # of a micro-batch
+    BUFFER = "buffer"
+    GRADIENT = "gradient"
+    OPTIMIZER = "optimizer"
+
+    @property
+    def kind(self) -> Kind:
+        """The part of a breakdown that it belongs to."""
+        return _KINDS.get(self) or Kind(self.value)
+
+
+_KINDS = {Role.TRAINABLE: Kind.PARAMETER, Role.CONSTANT: Kind.PARAMETER, Role.INPUT: Kind.BUFFER}
 
 
 @dataclass(slots=True)
@@ -26,7 +47,7 @@ class Birth:
         module: the innermost module whose forward ran.
         layer: the layer at work, counted from 0; None outside the layers.
         recomputed: born in a forward that ran during the backward.
-        role: `parameter`, `buffer` or `input` where somebody said so, else empty.
+        role: what it is, where somebody said so.
         op: the operator that made it.
         shape: of the first tensor that was seen on it; empty where there was none.
         dtype: of that tensor, such as `bfloat16`.
@@ -40,7 +61,7 @@ class Birth:
     module: str
     layer: int | None
     recomputed: bool = False
-    role: str = ""
+    role: Role | None = None
     op: str = ""
     shape: tuple[int, ...] = ()
     dtype: str = ""
@@ -53,7 +74,8 @@ class Tape:
 
     Attributes:
         births: storage number to its birth.
-        events: (storage, layer at work) for a birth, (~storage, layer at work) for a death.
+        events: (storage, layer at work) for a birth, (~storage, layer at work) for a death; read by `walk`, written
+            by `begin` and `end`.
         marks: (position in `events`, name): the ends of phases.
         costs: (phase, step, layer) to how often each operator ran.
         recomputed_flops: (step, layer) to the FLOPs of forwards that ran again during the step's backward.
@@ -67,12 +89,38 @@ class Tape:
     recomputed_flops: Counter[tuple[int, int | None]] = field(default_factory=Counter)
     weights: dict[int | None, tuple[int, int]] = field(default_factory=dict)
 
+    def add(self, birth: Birth) -> int:
+        """Take up a storage and return its number; it lives from `begin` to `end`."""
+        self.births.append(birth)
+        return len(self.births) - 1
+
+    def begin(self, number: int, layer: int | None) -> None:
+        """Write down that a storage is born."""
+        self.events.append((number, layer))
+
+    def end(self, number: int, layer: int | None) -> None:
+        """Write down that a storage dies."""
+        self.events.append((~number, layer))
+
+    def walk(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, bool, int | None]]:
+        """Yield what happens between two positions in `events`.
+
+        Args:
+            start: the first event that is told.
+            stop: the first that is not; None: the end.
+
+        Yields:
+            The number of a storage, whether it is born (else it dies), and the layer at work.
+        """
+        for event, layer in self.events[start:stop] if start or stop is not None else self.events:
+            yield (event, True, layer) if event >= 0 else (~event, False, layer)
+
     def live_bytes(self, round_to: Callable[[int], int] = int) -> Iterator[int]:
         """Yield the live bytes after each event; `round_to` is what the allocator makes of a request."""
         live = 0
-        for storage, _ in self.events:
-            size = round_to(self.births[storage if storage >= 0 else ~storage].size)
-            live += size if storage >= 0 else -size
+        for number, is_birth, _ in self.walk():
+            size = round_to(self.births[number].size)
+            live += size if is_birth else -size
             yield live
 
     def at_marks(self) -> list[tuple[Phase, int]]:
@@ -85,7 +133,7 @@ class Tape:
         counted = sum(
             flops * times
             for (phase, at, _), costs in self.costs.items()
-            if at == step and phase in (FORWARD, BACKWARD)
+            if at == step and phase in (Phase.FORWARD, Phase.BACKWARD)
             for (_, flops, _, _), times in costs.items()
         )
         return counted - sum(flops for (at, _), flops in self.recomputed_flops.items() if at == step)

@@ -15,7 +15,7 @@ from ftkit.models.build import build_empty_model
 from ftkit.models.methods import method_of
 from ftkit.observe.allocator import replay
 from ftkit.observe.peaks import Peak, allocator_events, find_peak
-from ftkit.observe.tape import LOAD, Tape
+from ftkit.observe.tape import Tape
 from ftkit.plan import fallback as formula
 from ftkit.plan.architectures import find_architecture
 from ftkit.plan.shapes import Sequences, num_steps, plan_shape
@@ -27,6 +27,7 @@ from ftkit.plan.tracing.unroll import NotAlikeError, unroll
 from ftkit.plan.weights import weights_reason
 from ftkit.plan.zero import share as zero
 from ftkit.records.schema import Prediction
+from ftkit.step.observer import Phase
 from ftkit.units import format_bytes
 
 Tapes = dict[tuple[Any, ...], tuple[Tape, str]]
@@ -147,7 +148,7 @@ def _by_formula(
     parts = formula.breakdown(
         config, architecture, shape.batch, shape.length, itemsize, (counts.total, counts.trainable)
     )
-    peak = Peak(parts.total_bytes, parts, "backward", 2, "", None)
+    peak = Peak(parts.total_bytes, parts, Phase.BACKWARD, 2, "", None)
     process = _process_bytes(run, target, peak, peak.active_bytes, None, counts)
     host = target.num_devices * (CUDA_HOST_BYTES + counts.load_bytes if target.device_type == "cuda" else process)
     fits = peak.active_bytes <= target.memory_bytes - target.context_bytes
@@ -213,7 +214,7 @@ def _process_bytes(
     runtime = RUNTIME_BYTES + (DEEPSPEED_RUNTIME_BYTES if run.engine is EngineKind.DEEPSPEED else 0)
     if sharing is None:
         return runtime + max(peak.active_bytes, counts.load_bytes)
-    comes_and_goes = peak.active_bytes - dict(sharing.tape.at_marks()[:1]).get(LOAD, 0)
+    comes_and_goes = peak.active_bytes - dict(sharing.tape.at_marks()[:1]).get(Phase.LOAD, 0)
     kept = min(HEAP_BYTES, comes_and_goes)
     return runtime + max(peak.active_bytes + sharing.host_bytes + kept, counts.load_bytes)
 

@@ -21,7 +21,8 @@ import torch
 
 from ftkit.machine.hardware import Gpu
 from ftkit.observe.operators import dtype_name
-from ftkit.observe.tape import OPTIMIZER, OpKey, Tape
+from ftkit.observe.tape import OpKey, Tape
+from ftkit.step.observer import Phase
 
 HOST_SECONDS = 10e-6
 """What an operator costs the host: Python, modules, autograd, dispatch and the views around it. A step of a model whose
@@ -171,7 +172,8 @@ def step_time(tape: Tape, device: Device, num_micro_batches: int, traced_micro_b
             phases[phase] += counter
     repeats = num_micro_batches / traced_micro_batches
     seconds = sum(
-        (1.0 if phase == OPTIMIZER else repeats) * _phase_seconds(counter, device) for phase, counter in phases.items()
+        (1.0 if phase is Phase.OPTIMIZER else repeats) * _phase_seconds(counter, device)
+        for phase, counter in phases.items()
     )
     return StepTime(seconds, repeats * tape.model_flops(last))
 

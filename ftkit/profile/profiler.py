@@ -32,7 +32,7 @@ from ftkit.observe.meter import Meter, gather, known_flops, memory_figures
 from ftkit.observe.peaks import CountedPeak, phase_peaks, timeline
 from ftkit.observe.recorded import batch_tensors, layer_names, make_batches, record_steps, see_model
 from ftkit.observe.recorder import Recorder
-from ftkit.observe.tape import LOAD
+from ftkit.observe.tape import Role
 from ftkit.plan.architectures import unseen_labels
 from ftkit.plan.shapes import plan_shape
 from ftkit.records.files import RECORD, SNAPSHOT, RecordWriter
@@ -51,11 +51,11 @@ _COUNTING = "counting"
 class Counted:
     """The recorder's counts on one rank."""
 
-    phases: dict[str, CountedPeak]
+    phases: dict[Phase, CountedPeak]
     model_flops: int
 
     @property
-    def worst(self) -> str:
+    def worst(self) -> Phase:
         """The phase with the highest peak."""
         return max(self.phases, key=lambda phase: self.phases[phase].active_bytes)
 
@@ -147,10 +147,10 @@ def _count(
         set_training(engine.model, True)
         gc.collect()  # what building left in cycles would count as held
         recorder.rename(engine.held_tensors())
-        recorder.mark(LOAD)
+        recorder.mark(Phase.LOAD)
         meter.enter(_COUNTING)
         micro_batches = _micro_batches(engine, shape)
-        recorder.see(batch_tensors(micro_batches), "input")
+        recorder.see(batch_tensors(micro_batches), Role.INPUT)
         tape = record_steps(engine, micro_batches, recorder, _COUNTED_STEPS)
         _evaluate(engine, micro_batches, recorder)
     set_training(engine.model, True)
@@ -212,7 +212,9 @@ def _measurement(figures: dict[str, Any], counted: list[Counted], process: Proce
             "peak_phase": worst.worst,
         }
     figures |= {
-        "phases": tuple(_joined(phase, counted[phase.rank].phases.get(phase.phase)) for phase in figures["phases"]),
+        "phases": tuple(
+            _joined(phase, counted[phase.rank].phases.get(Phase(phase.phase))) for phase in figures["phases"]
+        ),
         "peak_breakdown": worst.peak.breakdown,
         "largest_tensors": worst.peak.largest,
     }

@@ -4,6 +4,7 @@ A run writes one `record.jsonl`: a `run` line first, then `step` and `evaluation
 line last. Each line is whole by itself, so a killed run loses at most its last line.
 """
 
+from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -17,8 +18,24 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
 
+class Kind(StrEnum):
+    """A part of a peak, the steadiest first: the order in which charts stack them."""
+
+    PARAMETER = "parameter"  # weights
+    BUFFER = "buffer"  # what a model, an engine or a library holds beside its weights, and the batch
+    OPTIMIZER = "optimizer"  # masters and moments
+    GRADIENT = "gradient"
+    ACTIVATION = "activation"  # what a forward leaves for the backward
+    TEMPORARY = "temporary"
+
+    @property
+    def field(self) -> str:
+        """Its name in a breakdown."""
+        return f"{self}_bytes"
+
+
 class MemoryBreakdown(Record):
-    """The parts of a peak, in bytes."""
+    """The parts of a peak, in bytes; a field for each `Kind`."""
 
     parameter_bytes: int = 0
     gradient_bytes: int = 0

@@ -4,16 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ftkit.config.files import unusual_values
-from ftkit.records.schema import LabelScores, LiveTensor, MemoryBreakdown, PhaseMeasurement, TimelineLine
+from ftkit.records.schema import Kind, LabelScores, LiveTensor, MemoryBreakdown, PhaseMeasurement, TimelineLine
 from ftkit.report import words
 from ftkit.report.collect import Run
 from ftkit.report.columns import COLUMNS, MEMORY_FIGURES, scores
 from ftkit.report.compare import efficient_front
 
 Plain = dict[str, Any]
-
-MEMORY_KINDS = ("parameter", "buffer", "optimizer", "gradient", "activation", "temporary")
-"""In the order that they are stacked, the steadiest at the bottom."""
 
 _CURVES = (
     ("Training loss", None, "loss"),
@@ -45,7 +42,7 @@ def chart_data(runs: Sequence[Run], labels: Sequence[str], budget_bytes: int | N
     """
     return {
         "budget": budget_bytes,
-        "kinds": MEMORY_KINDS,
+        "kinds": list(Kind),
         "figures": [
             {"key": key, "heading": heading, "front": efficient_front(runs, key)}
             for key, (heading, _) in MEMORY_FIGURES.items()
@@ -77,7 +74,7 @@ def _run_data(run: Run, label: str) -> Plain:
 
 
 def _kinds(breakdown: MemoryBreakdown | None) -> list[int] | None:
-    return [getattr(breakdown, f"{kind}_bytes") for kind in MEMORY_KINDS] if breakdown else None
+    return [getattr(breakdown, kind.field) for kind in Kind] if breakdown else None
 
 
 def _curve(run: Run, split: str | None, field: str) -> Plain | None:
@@ -98,7 +95,7 @@ def _curve(run: Run, split: str | None, field: str) -> Plain | None:
 
 
 def _timeline(line: TimelineLine, run: Run) -> Plain:
-    known = [kind for kind in MEMORY_KINDS if kind in line.live_bytes]
+    known = [kind for kind in Kind if kind in line.live_bytes]
     totals = [sum(parts) for parts in zip(*(line.live_bytes[kind] for kind in known), strict=True)]
     peak = max(range(len(totals)), key=totals.__getitem__)
     return {

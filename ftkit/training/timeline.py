@@ -14,10 +14,10 @@ from ftkit.machine.memory import Snapshot, quiet_collector
 from ftkit.observe.peaks import timeline
 from ftkit.observe.recorded import batch_tensors, layer_names, see_model
 from ftkit.observe.recorder import Recorder
-from ftkit.observe.tape import LOAD
+from ftkit.observe.tape import Role
 from ftkit.records.files import SNAPSHOT
 from ftkit.records.schema import TimelineLine
-from ftkit.step.observer import NOTHING, Observer
+from ftkit.step.observer import NOTHING, Observer, Phase
 
 
 class Watch:
@@ -89,10 +89,10 @@ def recorded(
     layers = layer_names(model)
     with quiet_collector(), recorder.inside(model, layers):
         see_model(recorder, model, layers)
-        for role, tensor in engine.held_tensors():
-            recorder.see([("held by the engine", tensor)], role)
-        recorder.mark(LOAD)
-        recorder.step = step
-        recorder.see(batch_tensors(micro_batches), "input")
+        for kind, tensor in engine.held_tensors():
+            recorder.see([("held by the engine", tensor)], Role(kind))
+        recorder.mark(Phase.LOAD)
+        recorder.begin_step(step)
+        recorder.see(batch_tensors(micro_batches), Role.INPUT)
         yield recorder
     write(timeline(recorder.tape, step, engine.process.rank, layers))

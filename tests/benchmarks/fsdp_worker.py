@@ -16,7 +16,8 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from benchmarks.stacks import fsdp, fsdp2, traced
 from ftkit.observe.recorder import Recorder
-from ftkit.observe.tape import LOAD
+from ftkit.observe.tape import Role
+from ftkit.step.observer import Phase
 from tests.plan import gloo
 
 
@@ -67,8 +68,8 @@ def live_bytes(num_ranks: int, *, is_fake: bool, version: int = 1) -> dict[str, 
         recorder = stack.enter_context(Recorder())
         stack.enter_context(device.told_to(recorder))
         shards = ((name, getattr(one, "_local_tensor", one)) for name, one in model.named_parameters())
-        recorder.see(shards, "parameter")
-        recorder.mark(LOAD)
+        recorder.see(shards, Role.PARAMETER)
+        recorder.mark(Phase.LOAD)
         optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
 
         def loss_of() -> torch.Tensor:

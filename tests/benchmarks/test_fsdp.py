@@ -8,6 +8,7 @@ import torch
 from benchmarks.stacks import autocast, fsdp, traced
 from ftkit.observe.allocator import replay
 from ftkit.observe.tape import Birth, Tape
+from ftkit.step.observer import Phase
 from tests.benchmarks.fsdp_worker import live_bytes
 
 
@@ -35,7 +36,7 @@ def test_a_rank_of_four_holds_a_quarter_of_the_weights(version):
 
 
 def _tape(*events, streams):
-    births = [Birth(2**20 * 20, "forward", 1, 0, "", None, stream=stream) for stream in streams]
+    births = [Birth(2**20 * 20, Phase.FORWARD, 1, 0, "", None, stream=stream) for stream in streams]
     return Tape(births, [(event, None) for event in events], [])
 
 

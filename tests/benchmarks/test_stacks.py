@@ -8,7 +8,7 @@ from benchmarks.stacks import compiled, hf, traced
 from benchmarks.stacks.older_adam import Adam
 from benchmarks.stacks.zero2 import Stage2
 from ftkit.observe.recorder import Recorder
-from ftkit.observe.tape import LOAD
+from ftkit.step.observer import Phase
 
 ELEMENTS = 1024
 
@@ -31,10 +31,10 @@ def test_stage_2_holds_flat_weights_masters_and_moments_of_its_share_and_two_buc
     recorder = Recorder()
     with recorder:
         engine = Stage2(model, recorder, ranks=4, bucket_elements=2 * ELEMENTS, lr=0.1)
-        recorder.mark(LOAD)
+        recorder.mark(Phase.LOAD)
         engine.backward(model(torch.ones(1, 32, dtype=torch.float16)).sum())
         engine.step()
-        recorder.mark("optimizer")
+        recorder.mark(Phase.OPTIMIZER)
     share = ELEMENTS // 4
     (_, loaded), (_, left) = recorder.tape.at_marks()
     assert loaded == 2 * ELEMENTS + 3 * 4 * share
@@ -49,11 +49,11 @@ def test_what_is_compiled_keeps_what_the_partitioner_chose_and_fuses_the_rest():
 
     with traced.recording() as recorder, compiled.compiling():
         x = torch.ones(ELEMENTS, requires_grad=True)
-        recorder.mark(LOAD)
+        recorder.mark(Phase.LOAD)
         out = torch.compile(one_tensor)(x)
-        recorder.mark("forward")
+        recorder.mark(Phase.FORWARD)
         out.backward(out)
-        recorder.mark("backward")
+        recorder.mark(Phase.BACKWARD)
     (_, loaded), (_, kept), _ = recorder.tape.at_marks()
     assert kept - loaded == 4 * ELEMENTS  # the result: its backward begins at the input
     assert recorder.tape.peak_bytes() - kept == 4 * ELEMENTS  # the gradient

@@ -9,8 +9,9 @@ from benchmarks.stacks.traced import events_of
 from benchmarks.verdicts import judges
 from ftkit.machine.hardware import CUDA_CONTEXT_BYTES, find_gpu
 from ftkit.observe.allocator import replay
-from ftkit.observe.tape import LOAD, OPTIMIZER, Tape
+from ftkit.observe.tape import Tape
 from ftkit.plan.tracing import cuda
+from ftkit.step.observer import Phase
 
 LLAMA = {"arch_class": "LlamaForCausalLM", "vocab": 32000}
 SIZES = {
@@ -151,7 +152,9 @@ def test_moments_in_8_bits_are_kept_so_and_an_optimizer_that_is_not_known_is_nam
     row |= {"method": "full", "lora_r": None, "attn_impl": "sdpa", "fused_kernels": None, "parallel": "none"}
     names = ("adamw_torch", "bnb.optim.AdamW8bit", "paged_adamw_32bit")
     tapes = [hf_any.trace_row(row | {"optimizer": name}) for name in names]
-    whole, small, paged = (dict(tape.at_marks())[OPTIMIZER] - dict(tape.at_marks()[:1])[LOAD] for tape in tapes)
+    whole, small, paged = (
+        dict(tape.at_marks())[Phase.OPTIMIZER] - dict(tape.at_marks()[:1])[Phase.LOAD] for tape in tapes
+    )
     # In bf16 the moments of torch are so too: two of 2 bytes a weight, where bitsandbytes keeps two of 1 and constants.
     assert small == pytest.approx(whole / 2, rel=0.05)
     # Paged ones lie in managed memory, but for those of norms and biases.

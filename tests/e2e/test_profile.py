@@ -80,8 +80,9 @@ def test_each_rank_and_phase_has_its_peaks_parts_and_largest_tensors(swept):
             assert 1 <= len(phase["largest_tensors"]) <= 10
             known = [one["module"] for one in phase["largest_tensors"] if one["kind"] in ("parameter", "activation")]
             assert all("." in module for module in known)
+        activations = [one["module"] for one in row["largest_tensors"] if one["kind"] == "activation"]
+        assert any("encoder.layer" in module for module in activations)
         kinds = {tensor["kind"]: tensor["module"] for tensor in row["largest_tensors"]}
-        assert "encoder.layer" in kinds["activation"]
         assert "bert" in kinds.get("optimizer", "bert")  # of a master the weight, and of a moment too
 
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from ftkit.report.chart_data import MEMORY_KINDS
+from ftkit.records.schema import Kind
 from ftkit.report.collect import collect_runs
 from ftkit.report.page import html_page
 from tests.made_records import write_run, write_runs
@@ -207,7 +207,7 @@ def test_a_budget_far_above_every_peak_is_named_and_leaves_the_points_where_they
 def test_the_timeline_is_stacked_by_kind_and_its_peak_explained(opened):
     drawn = chart(opened, "timeline")
     stacked = [trace for trace in drawn["data"] if trace.get("stackgroup")]
-    assert [trace["name"] for trace in stacked] == list(MEMORY_KINDS)
+    assert [trace["name"] for trace in stacked] == list(Kind)
     totals = [sum(parts) for parts in zip(*(trace["y"] for trace in stacked), strict=True)]
     peak = next(note for note in drawn["layout"]["annotations"] if "peak" in note["text"])
     assert peak["y"] == pytest.approx(max(totals))

@@ -8,18 +8,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
 from ftkit.observe.recorder import Recorder
-from ftkit.observe.tape import BACKWARD, FORWARD
+from ftkit.step.observer import Phase
 
 
 def gradients_of_a_sum(recorder: Recorder) -> torch.Tensor:
     weight = torch.nn.Parameter(torch.empty(256, 256))
     with recorder:
-        recorder.phase = FORWARD
         # Three uses of one weight: its gradient is a sum of three.
-        loss = sum((torch.ones(8, 256) @ weight).sum() for _ in range(3))
-        recorder.phase = BACKWARD
+        with recorder.during(Phase.FORWARD):
+            loss = sum((torch.ones(8, 256) @ weight).sum() for _ in range(3))
         assert isinstance(loss, torch.Tensor)
-        loss.backward()
+        with recorder.during(Phase.BACKWARD):
+            loss.backward()
     assert weight.grad is not None
     return weight.grad
 
@@ -28,9 +28,9 @@ def test_a_sum_of_gradients_lives_where_its_first_summand_lived():
     with FakeTensorMode():
         recorder = Recorder()
         grad = gradients_of_a_sum(recorder)
-        kept = recorder.number_of(grad)
+        kept = recorder.live.number_of(grad)
     assert kept is not None
-    made = [birth for birth in recorder.tape.births if birth.phase == BACKWARD and birth.size == 256 * 256 * 4]
+    made = [birth for birth in recorder.tape.births if birth.phase == Phase.BACKWARD and birth.size == 256 * 256 * 4]
     assert len(made) == 3  # one of each product, and none of a sum
     sizes = list(recorder.tape.live_bytes())
     assert max(sizes) < 3 * 256 * 256 * 4
@@ -46,8 +46,7 @@ def test_a_summand_that_a_hook_keeps_is_not_added_to_in_place(is_fake):
         branch = start * 3
         branch.register_hook(lambda grad: kept.append(grad))
         loss = (start + branch * 1.0).sum()  # the gradient of the sum goes to both branches as it is
-        recorder.phase = BACKWARD
-        with recorder:
+        with recorder, recorder.during(Phase.BACKWARD):
             loss.backward()
     sums = [birth for birth in recorder.tape.births if birth.op == "add.Tensor"]
     assert len(sums) == 1

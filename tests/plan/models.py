@@ -14,8 +14,9 @@ from ftkit.models.build import build_empty_model, set_training
 from ftkit.models.objective import objective_of
 from ftkit.observe.recorded import batch_tensors, layer_names, make_batches, record_steps, see_model
 from ftkit.observe.recorder import Recorder
-from ftkit.observe.tape import LOAD, Tape
+from ftkit.observe.tape import Role, Tape
 from ftkit.plan.tracing.trace import LocalProcess
+from ftkit.step.observer import Phase
 
 NUM_LAYERS = 4
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -110,9 +111,9 @@ def measure(config: RunConfig, model_config: Any, dtype: torch.dtype, sizes: Sha
             see_model(recorder, model, layers)
             engine = PlainEngine(config, model, LocalProcess(), dtype, objective_of(config, model_config))
             set_training(model, True)
-            recorder.mark(LOAD)
+            recorder.mark(Phase.LOAD)
             micro_batches = make_batches(engine.objective, sizes)
-            recorder.see(batch_tensors(micro_batches), "input")
+            recorder.see(batch_tensors(micro_batches), Role.INPUT)
             return record_steps(engine, micro_batches, recorder)
     finally:
         gc.enable()

@@ -6,7 +6,7 @@ import pytest
 
 from ftkit.config.tree import DataConfig, ModelConfig, RunConfig
 from ftkit.models.methods.lora import Lora, Qlora
-from ftkit.observe.tape import FORWARD, OPTIMIZER, OpKey, Tape
+from ftkit.observe.tape import OpKey, Tape
 from ftkit.plan.predict import predict
 from ftkit.plan.speed import Device, cpu_device, step_time
 from ftkit.plan.target import find_target
@@ -23,24 +23,24 @@ def seconds(device: Device, **counts: dict[OpKey, int]) -> float:
 
 
 def test_many_small_operators_wait_for_the_host():
-    assert seconds(GPU, **{FORWARD: {SMALL: 1000}}) == pytest.approx(1000 * 1e-5)
+    assert seconds(GPU, **{Phase.FORWARD: {SMALL: 1000}}) == pytest.approx(1000 * 1e-5)
 
 
 def test_the_host_hides_behind_large_operators():
     # A millisecond each on the device, a hundredth of it on the host; the small ones between them cost nothing more.
-    assert seconds(GPU, **{FORWARD: {LARGE: 100, SMALL: 1000}}) == pytest.approx(100 * 1e-3, rel=1e-3)
+    assert seconds(GPU, **{Phase.FORWARD: {LARGE: 100, SMALL: 1000}}) == pytest.approx(100 * 1e-3, rel=1e-3)
 
 
 def test_a_cpu_asks_and_computes_one_after_the_other():
     cpu = Device(1e12, 1e13, 1e11, 1e-5, is_asynchronous=False)
-    assert seconds(cpu, **{FORWARD: {LARGE: 100}}) == pytest.approx(100 * (1e-3 + 1e-5))
+    assert seconds(cpu, **{Phase.FORWARD: {LARGE: 100}}) == pytest.approx(100 * (1e-3 + 1e-5))
 
 
 def test_what_a_cpu_does_slower_than_it_copies_takes_as_long_as_it_was_timed():
     dropout: OpKey = ("bernoulli_.float", 0, 10**6, "bfloat16")
     cpu = Device(1e12, 1e13, 1e11, 0.0, is_asynchronous=False, rates={("bernoulli_", "bfloat16"): 1e8})
-    assert seconds(cpu, **{FORWARD: {dropout: 3}}) == pytest.approx(3 * 1e-2)
-    assert seconds(cpu, **{FORWARD: {(*dropout[:3], "float32"): 3}}) == pytest.approx(3 * 1e-5)
+    assert seconds(cpu, **{Phase.FORWARD: {dropout: 3}}) == pytest.approx(3 * 1e-2)
+    assert seconds(cpu, **{Phase.FORWARD: {(*dropout[:3], "float32"): 3}}) == pytest.approx(3 * 1e-5)
 
 
 def test_a_random_number_costs_this_cpu_more_than_a_copy():
@@ -52,16 +52,16 @@ def test_a_random_number_costs_this_cpu_more_than_a_copy():
 
 def test_phases_follow_each_other_and_the_layers_of_one_phase_run_together():
     layers = {
-        (FORWARD, 2, 0): Counter({LARGE: 10}),
-        (FORWARD, 2, 1): Counter({SMALL: 900}),
-        (OPTIMIZER, 2, None): Counter({SMALL: 100}),
+        (Phase.FORWARD, 2, 0): Counter({LARGE: 10}),
+        (Phase.FORWARD, 2, 1): Counter({SMALL: 900}),
+        (Phase.OPTIMIZER, 2, None): Counter({SMALL: 100}),
     }
     # Forward: the device's 10 ms hide 9.1 ms of the host; the optimizer's 1 ms comes after it.
     assert step_time(Tape(costs=dict(layers)), GPU, 1, 1).seconds == pytest.approx(11e-3, rel=1e-2)
 
 
 def test_a_list_of_parameters_is_one_kernel():
-    assert seconds(GPU, **{OPTIMIZER: {("_fused_foreach_add", 0, 1000, "float32"): 1000}}) == pytest.approx(1e-5)
+    assert seconds(GPU, **{Phase.OPTIMIZER: {("_fused_foreach_add", 0, 1000, "float32"): 1000}}) == pytest.approx(1e-5)
 
 
 def test_four_bits_compute_as_much_as_sixteen_and_take_longer():

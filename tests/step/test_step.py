@@ -1,5 +1,6 @@
 """However a global batch is cut, a step is the same; and it is the one that one uncut batch would take."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -158,3 +159,15 @@ def test_evaluating_between_steps_changes_no_step_of_a_quantized_model(folders):
         return found
 
     assert losses(looks=True) == losses(looks=False)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
+def test_positions_that_are_given_are_used_and_those_a_model_would_count_itself_change_nothing(family, folders):
+    _config, engine = build([], folders[family], torch.float32, ALONE)
+    micro = batching.collate(ragged_split("sequence-classification"), np.array([0, 0]), 1, engine.device)
+    own = torch.arange(micro.input_ids.shape[1]).expand(2, -1)
+    model.set_training(engine.model, False)
+    with torch.no_grad():
+        expected = engine.logits(micro)
+        assert torch.equal(engine.logits(replace(micro, position_ids=own)), expected)
+        assert not torch.equal(engine.logits(replace(micro, position_ids=own.flip(1))), expected)

@@ -30,13 +30,15 @@ from ftkit.models.kernels.dropout import keep_masks
 from ftkit.models.kernels.lora_linear import make_plain
 from ftkit.models.methods.lora import unwrapped
 from ftkit.models.objective import objective_of
+from ftkit.observe.attribution import layer_named
 from ftkit.observe.operators import dtype_name
 from ftkit.observe.recorded import batch_tensors, layer_names, make_batches, record_steps, see_model
-from ftkit.observe.recorder import Recorder, layer_named
-from ftkit.observe.tape import LOAD, Tape
+from ftkit.observe.recorder import Recorder
+from ftkit.observe.tape import Role, Tape
 from ftkit.plan.tracing import cuda, foreign, meta_cache
 from ftkit.plan.tracing.fake import materialize
 from ftkit.plan.zero.module_events import Visits
+from ftkit.step.observer import Phase
 
 
 class UntraceableModelError(ModelError):
@@ -186,7 +188,7 @@ class _Step:
             if self.sees_modules:
                 make_plain(model)  # as the lean layers themselves do where weights are partitioned
                 visits = Visits(recorder, model, layers)
-            recorder.see(held, "buffer")
+            recorder.see(held, Role.BUFFER)
             foreign.stay(model)
             engine = PlainEngine(
                 self.config, model, tensors.process, self.dtype, objective_of(self.config, self.architecture)
@@ -194,9 +196,9 @@ class _Step:
             if visits is not None:
                 visits.engine_is_built()
             set_training(model, True)
-            recorder.mark(LOAD)
+            recorder.mark(Phase.LOAD)
             micro_batches = make_batches(engine.objective, self.shape)
-            recorder.see(batch_tensors(micro_batches), "input")
+            recorder.see(batch_tensors(micro_batches), Role.INPUT)
             with _explained(type(unwrapped(model)).__name__, self.dtype):
                 return record_steps(engine, micro_batches, recorder)
 

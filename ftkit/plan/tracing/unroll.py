@@ -211,9 +211,8 @@ def _runs(tape: Tape) -> list[_Run]:
     runs: list[_Run] = []
     ends: dict[int, _Run] = {}
     cuts = {place for place, _ in tape.marks}
-    for place, (event, layer) in enumerate(tape.events):
-        storage = event if event >= 0 else ~event
-        if event >= 0:
+    for place, (storage, is_birth, layer) in enumerate(tape.walk()):
+        if is_birth:
             birth = tape.births[storage]
             kind = (birth.phase, birth.step, birth.micro_batch, birth.op)
             names[storage] = birth.layer, Label(*kind, counts[birth.layer, kind])
@@ -221,7 +220,7 @@ def _runs(tape: Tape) -> list[_Run]:
         home, label = names[storage]
         if not runs or runs[-1].layer != layer or place in cuts:
             runs.append(_Run(layer))
-        runs[-1].events.append(Event(storage, event >= 0, Reference(home, layer, label)))
+        runs[-1].events.append(Event(storage, is_birth, Reference(home, layer, label)))
         ends[place + 1] = runs[-1]
     for place, phase in tape.marks:
         ends[place].marks.append(phase)
@@ -296,10 +295,9 @@ class _Deep:
             layer = reference.deep_home(deep, self._num_shallow, len(self._stand_ins))
             key = (layer, reference.label)
             if is_birth:
-                self._numbers[key] = len(self.tape.births)
-                self.tape.births.append(replace(self._shallow.births[storage], layer=layer))
-                self.tape.events.append((self._numbers[key], deep))
+                self._numbers[key] = self.tape.add(replace(self._shallow.births[storage], layer=layer))
+                self.tape.begin(self._numbers[key], deep)
             else:
                 if key not in self._numbers:
                     raise NotAlikeError(f"storage {reference.label} of layer {layer} dies unborn")
-                self.tape.events.append((~self._numbers.pop(key), deep))
+                self.tape.end(self._numbers.pop(key), deep)

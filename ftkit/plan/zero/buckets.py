@@ -12,6 +12,7 @@ DeepSpeed calls them ipg buckets, for independent parallel gradients (deepspeed 
 
 from dataclasses import dataclass
 
+from ftkit.observe.tape import Role
 from ftkit.plan.zero.heap import FP32, FP64, Heap
 from ftkit.plan.zero.partition import Partition
 
@@ -74,7 +75,7 @@ class Stage2Bucket:
 
     def _hold_sums(self) -> None:
         if self._sums is None:
-            self._sums = self._heap.born(self._sum_bytes, "gradient")
+            self._sums = self._heap.born(self._sum_bytes, Role.GRADIENT)
 
 
 @dataclass

@@ -36,9 +36,9 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
-from ftkit.observe.tape import BACKWARD, FORWARD
 from ftkit.plan.zero.gather import NEVER, Gatherer, Keeper, Module, Parameter, Status, in_order
 from ftkit.plan.zero.module_events import Moment, Visit
+from ftkit.step.observer import Phase
 
 
 class TraceMode(Enum):
@@ -174,7 +174,7 @@ class Coordinator:
         if self._mode is TraceMode.RECORD:
             self._order.append((module, own))
         self._all_gather_params([parameter for parameter in own if parameter.status is Status.NOT_AVAILABLE])
-        is_recomputed = visit.moment is Moment.ENTER and visit.phase == BACKWARD and bool(self._active_backward)
+        is_recomputed = visit.moment is Moment.ENTER and visit.phase is Phase.BACKWARD and bool(self._active_backward)
         for parameter in own:
             parameter.active_sub_modules.add(module)
             # A frozen parameter has no backward of its own to release it: that of the recomputed layer does.
@@ -199,8 +199,8 @@ class Coordinator:
         for name in visit.weights:
             parameter = self.parameter(visit.layer, name)
             if visit.is_packed:
-                parameter.kept_by = Keeper.GRAPH if visit.phase == FORWARD else parameter.kept_by
-            elif visit.phase == BACKWARD and parameter.is_matrix:
+                parameter.kept_by = Keeper.GRAPH if visit.phase is Phase.FORWARD else parameter.kept_by
+            elif visit.phase is Phase.BACKWARD and parameter.is_matrix:
                 parameter.kept_by = module
 
     def _prefetch(self, own: list[Parameter]) -> None:

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from ftkit.observe.tape import LOAD, Birth, Tape
+from ftkit.observe.tape import Birth, Role, Tape
+from ftkit.step.observer import Phase
 
 FP32, FP64 = 4, 8
 """Bytes of an element."""
@@ -24,17 +25,17 @@ class Heap:
             plain: the tape of the plain engine, whose storages are copied one by one.
         """
         self.tape = Tape(costs=plain.costs, recomputed_flops=plain.recomputed_flops)
-        self.phase, self.step = LOAD, 0
+        self.phase, self.step = Phase.LOAD, 0
         self._plain = plain
         self._numbers: dict[int, int] = {}  # of a plain storage that lives, to its number on the new tape
         self._waiting: set[int] = set()
 
-    def born(self, size: int, role: str = "buffer") -> int | None:
+    def born(self, size: int, role: Role = Role.BUFFER) -> int | None:
         """Add a storage that the plain engine does not have.
 
         Args:
             size: bytes.
-            role: the part of a breakdown that it belongs to.
+            role: what it is.
 
         Returns:
             Its number, which `died` takes; None for one of no bytes, which is not written down.
@@ -44,7 +45,7 @@ class Heap:
     def died(self, number: int | None) -> None:
         """End a storage that `born` added; None is nothing."""
         if number is not None:
-            self.tape.events.append((~number, None))
+            self.tape.end(number, None)
 
     def pass_by(self, *sizes: int) -> None:
         """Add storages that die as soon as all of them are there."""
@@ -68,7 +69,7 @@ class Heap:
     def end(self, storage: int, layer: int | None) -> None:
         """End a storage of the plain engine, unless it has never been here or has been ended before."""
         if storage in self._numbers:
-            self.tape.events.append((~self._numbers.pop(storage), layer))
+            self.tape.end(self._numbers.pop(storage), layer)
 
     def end_gradients(self) -> Iterator[int]:
         """End the gradients that wait, in the order of their births; yield the elements of each."""
@@ -99,6 +100,6 @@ class Heap:
         self.tape.marks.append((len(self.tape.events), self.phase))
 
     def _born(self, birth: Birth, layer: int | None) -> int:
-        self.tape.births.append(birth)
-        self.tape.events.append((len(self.tape.births) - 1, layer))
-        return len(self.tape.births) - 1
+        number = self.tape.add(birth)
+        self.tape.begin(number, layer)
+        return number

@@ -15,7 +15,8 @@ from torch import nn
 
 from ftkit.engine.foreign import own_parameters, watch_parameters
 from ftkit.observe.recorder import Recorder
-from ftkit.observe.tape import FORWARD, Birth
+from ftkit.observe.tape import Birth
+from ftkit.step.observer import Phase
 
 
 class Moment(Enum):
@@ -72,8 +73,9 @@ class Visits:
 
     def _touch(self, owner: str, parameter: nn.Parameter) -> None:
         """Tell of a weight that a module asks another one for: DeepSpeed gathers it for the one that asks."""
-        if self._recorder.phase == FORWARD and self._recorder.module != owner:
-            self._tell(Moment.TOUCH, self._recorder.module, (self._names[id(parameter)],))
+        at = self._recorder.at
+        if at.phase is Phase.FORWARD and at.module != owner:
+            self._tell(Moment.TOUCH, at.module, (self._names[id(parameter)],))
 
     def _watch(self, name: str, module: nn.Module) -> None:
         own = [parameter for parameter in own_parameters(module).values() if parameter is not None]
@@ -109,19 +111,19 @@ class Visits:
     def _tell(
         self, moment: Moment, name: str, weights: tuple[str, ...], *, needs_grad: bool = False, is_packed: bool = False
     ) -> None:
-        recorder = self._recorder
+        at = self._recorder.at
         parts = name.split(".")
         homes = (self._layers.get(".".join(parts[:end])) for end in range(len(parts), 0, -1))
         home = next((number for number in homes if number is not None), None)
-        recorder.pass_by(
+        self._recorder.live.pass_by(
             Visit(
                 0,
-                recorder.phase,
-                recorder.step,
-                recorder.micro_batch,
+                at.phase,
+                at.step,
+                at.micro_batch,
                 name,
                 home,
-                recorder.is_recomputing,
+                at.is_recomputing,
                 op=moment.name,
                 moment=moment,
                 weights=weights,

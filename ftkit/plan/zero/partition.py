@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftkit.engine.ds_config import Sizes
-from ftkit.observe.tape import FORWARD, Birth, Tape
+from ftkit.observe.tape import Birth, Role, Tape
 from ftkit.plan.zero.heap import FP32
+from ftkit.step.observer import Phase
 
-WEIGHTS = ("parameter", "trainable")
+WEIGHTS = (Role.PARAMETER, Role.TRAINABLE)
 """The roles of weights; the constants of 4-bit weights are not among them."""
 
 
@@ -107,7 +108,7 @@ class Partition:
     @property
     def accumulates(self) -> bool:
         """Whether a step has several micro-batches."""
-        return any(birth.phase == FORWARD and birth.micro_batch > 0 for birth in self.tape.births)
+        return any(birth.phase is Phase.FORWARD and birth.micro_batch > 0 for birth in self.tape.births)
 
     @property
     def is_mixed(self) -> bool:

@@ -9,14 +9,15 @@ decides; what the stage holds beside them it adds to the heap itself, whenever i
     update     before_update, end_update
 """
 
-from collections.abc import Sequence
 from enum import Enum, auto
 from itertools import zip_longest
 
 from ftkit.observe.peaks import kinds
-from ftkit.observe.tape import BACKWARD, FORWARD, LOAD, OPTIMIZER, Birth, Tape
+from ftkit.observe.tape import Birth, Tape
 from ftkit.plan.zero.heap import FP32, Heap
 from ftkit.plan.zero.module_events import Moment, Visit
+from ftkit.records.schema import Kind
+from ftkit.step.observer import Phase
 
 
 class Fate(Enum):
@@ -37,7 +38,7 @@ class Fate(Enum):
 class Stage:
     """A stage, told of the moments of a step; one that a stage has no method for changes nothing."""
 
-    def fate(self, birth: Birth, kind: str) -> Fate:  # noqa: ARG002  # for stages that ask
+    def fate(self, birth: Birth, kind: Kind) -> Fate:  # noqa: ARG002  # for stages that ask
         """Return what becomes of a storage of the plain engine.
 
         Args:
@@ -96,38 +97,36 @@ class _Walk:
         marks = self._tape.marks
         for (end, phase), following in zip_longest(marks, [name for _, name in marks[1:]]):
             self._heap.phase = phase
-            if phase == OPTIMIZER:
+            if phase is Phase.OPTIMIZER:
                 self._stage.before_update()
-            self._phase(range(begin, end))
-            self._end_phase(is_last=following != FORWARD)
+            self._phase(begin, end)
+            self._end_phase(is_last=following is not Phase.FORWARD)
             begin = end
-        self._phase(range(begin, len(self._tape.events)))
+        self._phase(begin)
         return self._heap.tape
 
-    def _phase(self, places: Sequence[int]) -> None:
-        watches = self._heap.phase == BACKWARD
-        for number, place in enumerate(places):
+    def _phase(self, begin: int, end: int | None = None) -> None:
+        watches = self._heap.phase is Phase.BACKWARD
+        for number, (storage, is_birth, layer) in enumerate(self._tape.walk(begin, end)):
             # Later micro-batches add to the gradients of the first one, and so begin where that one had its first.
-            if watches and (self._is_gradient(self._tape.events[place][0]) or number == self._first_gradient):
+            is_gradient = is_birth and self._fates[storage] in (Fate.WAITS, Fate.GOES)
+            if watches and (is_gradient or number == self._first_gradient):
                 self._first_gradient, watches = number, False
                 self._stage.on_first_gradient()
-            self._copy(*self._tape.events[place])
+            if is_birth:
+                self._copy(storage, layer)
+            else:
+                self._heap.end(storage, layer)
 
-    def _is_gradient(self, event: int) -> bool:
-        return event >= 0 and self._fates[event] in (Fate.WAITS, Fate.GOES)
-
-    def _copy(self, event: int, layer: int | None) -> None:
-        if event < 0:
-            self._heap.end(~event, layer)
-            return
-        birth, fate = self._tape.births[event], self._fates[event]
+    def _copy(self, storage: int, layer: int | None) -> None:
+        birth, fate = self._tape.births[storage], self._fates[storage]
         if isinstance(birth, Visit):
             self._visit(birth)
         elif fate is Fate.GOES:
             self._stage.on_gradient(birth.size // FP32)
         elif fate is not Fate.LEAVES and not self._is_summing:
             size = -(-birth.size // 2) if fate is Fate.HALVES else birth.size
-            self._heap.copy(event, size, layer, waits=fate is Fate.WAITS)
+            self._heap.copy(storage, size, layer, waits=fate is Fate.WAITS)
 
     def _visit(self, visit: Visit) -> None:
         # Between these two the plain engine adds a gradient to its sums, which the stage does not have.
@@ -136,12 +135,12 @@ class _Walk:
         self._stage.on_visit(visit)
 
     def _end_phase(self, *, is_last: bool) -> None:
-        if self._heap.phase == LOAD:
+        if self._heap.phase is Phase.LOAD:
             self._stage.after_load()
             self._heap.step = 1
-        elif self._heap.phase == BACKWARD:
+        elif self._heap.phase is Phase.BACKWARD:
             self._stage.end_backward(is_last=is_last)
-        elif self._heap.phase == OPTIMIZER:
+        elif self._heap.phase is Phase.OPTIMIZER:
             self._stage.end_update()
             self._heap.step += 1
         self._heap.end_phase()

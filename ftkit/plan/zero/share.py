@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from ftkit.engine.ds_config import Sizes
 from ftkit.engine.plain import BUCKET_ELEMENTS
 from ftkit.engine.resolve import EngineKind, ResolvedRun
-from ftkit.observe.tape import Tape
+from ftkit.observe.tape import Role, Tape
 from ftkit.plan.zero.heap import FP32, Heap
 from ftkit.plan.zero.partition import WEIGHTS, Partition, elements
 from ftkit.plan.zero.rewrite import rewrite
@@ -91,7 +91,7 @@ def _largest_bucket(tape: Tape) -> int:
     """Return the elements of the largest flat bucket in which the plain engine sums gradients over ranks."""
     largest = filled = 0
     for birth in tape.births:
-        if birth.role == "trainable":
+        if birth.role is Role.TRAINABLE:
             filled += elements(birth)
             largest = max(largest, filled)
             filled = filled if filled < BUCKET_ELEMENTS else 0
@@ -105,7 +105,7 @@ def tape_sizes(tape: Tape) -> Sizes:
     for birth in weights:
         if birth.layer is not None:
             layers[birth.layer] += elements(birth)
-    trained = [elements(birth) for birth in weights if birth.role == "trainable"]
+    trained = [elements(birth) for birth in weights if birth.role is Role.TRAINABLE]
     largest = max(layers.values(), default=0) or max(map(elements, weights))
     return Sizes(sum(trained), max(trained), largest)
 

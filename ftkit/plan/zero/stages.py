@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ftkit.observe.tape import Birth
+from ftkit.observe.tape import Birth, Role
 from ftkit.plan.zero.buckets import Stage2Bucket, Stage3Bucket
 from ftkit.plan.zero.coordinator import Coordinator, Limits
 from ftkit.plan.zero.gather import Gatherer, Module, Parameter
@@ -24,6 +24,7 @@ from ftkit.plan.zero.heap import FP32, FP64, Heap
 from ftkit.plan.zero.module_events import Moment, Visit
 from ftkit.plan.zero.partition import WEIGHTS, Partition, elements
 from ftkit.plan.zero.rewrite import Fate, Stage
+from ftkit.records.schema import Kind
 
 
 def stage_of(partition: Partition) -> Callable[[Partition, Heap], Stage]:
@@ -58,14 +59,14 @@ class Stage1(Stage):
         self._heap, self._sums = heap, FP32 * partition.trained
         self._states = _States(heap, FP32 * partition.trained_part, 2 * FP32 * partition.trained_part)
 
-    def fate(self, birth: Birth, kind: str) -> Fate:  # noqa: ARG002  # as of any stage
+    def fate(self, birth: Birth, kind: Kind) -> Fate:  # noqa: ARG002  # as of any stage
         """Keep gradients in half precision until the update."""
-        return {"optimizer": Fate.LEAVES, "gradient": Fate.HALVES}.get(kind, Fate.STAYS)
+        return {Kind.OPTIMIZER: Fate.LEAVES, Kind.GRADIENT: Fate.HALVES}.get(kind, Fate.STAYS)
 
     def after_load(self) -> None:
         """Make masters and sums."""
         self._states.after_load()
-        self._heap.born(self._sums, "gradient")
+        self._heap.born(self._sums, Role.GRADIENT)
 
     def end_backward(self, *, is_last: bool) -> None:
         """Average the sums over the ranks, in a copy."""
@@ -89,11 +90,11 @@ class Stage1Kept(Stage):
         self._buffer_bytes = FP32 * partition.bucket * partition.num_buckets
         self._buffer: int | None = None
 
-    def fate(self, birth: Birth, kind: str) -> Fate:
+    def fate(self, birth: Birth, kind: Kind) -> Fate:
         """Let gradients wait."""
-        if kind == "gradient" and birth.size in self._sizes:
+        if kind is Kind.GRADIENT and birth.size in self._sizes:
             return Fate.WAITS
-        return Fate.LEAVES if kind == "optimizer" else Fate.STAYS
+        return Fate.LEAVES if kind is Kind.OPTIMIZER else Fate.STAYS
 
     def after_load(self) -> None:
         """Make the masters."""
@@ -139,11 +140,11 @@ class Stage2(Stage):
         self._buffer_bytes = partition.itemsize * partition.bucket * partition.num_buckets
         self._buffer: int | None = None
 
-    def fate(self, birth: Birth, kind: str) -> Fate:
+    def fate(self, birth: Birth, kind: Kind) -> Fate:
         """Let gradients go."""
-        if kind == "gradient" and birth.size in self._sizes:
+        if kind is Kind.GRADIENT and birth.size in self._sizes:
             return Fate.GOES
-        return Fate.LEAVES if kind == "optimizer" else Fate.STAYS
+        return Fate.LEAVES if kind is Kind.OPTIMIZER else Fate.STAYS
 
     def after_load(self) -> None:
         """Make the masters."""
@@ -201,12 +202,12 @@ class Stage3(Stage):
         self._expected = _num_gradients(partition)
         self._num_gradients = 0
 
-    def fate(self, birth: Birth, kind: str) -> Fate:
+    def fate(self, birth: Birth, kind: Kind) -> Fate:
         """Let gradients wait for the moment that puts them into the bucket; weights never come whole to a GPU."""
-        if kind == "gradient":
+        if kind is Kind.GRADIENT:
             return Fate.WAITS
         is_away = birth.role in WEIGHTS and self._is_far
-        return Fate.LEAVES if kind == "optimizer" or is_away else Fate.STAYS
+        return Fate.LEAVES if kind is Kind.OPTIMIZER or is_away else Fate.STAYS
 
     def after_load(self) -> None:
         """Partition the weights, one after another, and make masters, bucket and sums."""
@@ -220,7 +221,7 @@ class Stage3(Stage):
         )
         self._states.after_load()
         self._heap.born(FP32 * self._partition.bucket)
-        self._heap.born(self._sums, "gradient")
+        self._heap.born(self._sums, Role.GRADIENT)
 
     def on_visit(self, visit: Visit) -> None:
         """Move weights, or put a gradient into the bucket."""
@@ -277,18 +278,18 @@ class _States:
 
     def after_load(self) -> None:
         """Make the masters and the buffer."""
-        self.heap.born(self.masters, "optimizer")
+        self.heap.born(self.masters, Role.OPTIMIZER)
         self.heap.born(self.staging)
 
     def before_update(self) -> None:
         """Take the norm, and make gradients flat."""
         self.heap.pass_by(self.norm)
-        self._gradients = self.heap.born(self.flat, "gradient")
+        self._gradients = self.heap.born(self.flat, Role.GRADIENT)
 
     def end_update(self) -> None:
         """Keep the moments, which the first update makes."""
         if not self._has_moments:
-            self.heap.born(self.moments, "optimizer")
+            self.heap.born(self.moments, Role.OPTIMIZER)
             self._has_moments = True
         self.heap.died(self._gradients)
 
@@ -306,12 +307,12 @@ def _states(partition: Partition, heap: Heap) -> _States:
 
 def _gradient_sizes(partition: Partition) -> frozenset[int]:
     """Return the bytes that gradients have: a loss survives its backward too, and is not one."""
-    return frozenset(FP32 * elements(birth) for birth in partition.weights if birth.role == "trainable")
+    return frozenset(FP32 * elements(birth) for birth in partition.weights if birth.role is Role.TRAINABLE)
 
 
 def _largest_group(partition: Partition) -> int:
     """Return the elements of a rank's part of the larger parameter group: what decays, or what does not."""
-    trained = [birth for birth in partition.weights if birth.role == "trainable"]
+    trained = [birth for birth in partition.weights if birth.role is Role.TRAINABLE]
     decays = sum(elements(birth) for birth in trained if len(birth.shape) > 1)
     return math.ceil(max(decays, partition.trained - decays) / partition.ranks)
 
@@ -322,7 +323,7 @@ def _parameters(partition: Partition) -> dict[Module, Parameter]:
             numel=elements(birth),
             itemsize=birth.size // max(1, elements(birth)),
             order=number,
-            is_trainable=birth.role == "trainable",
+            is_trainable=birth.role is Role.TRAINABLE,
             is_matrix=len(birth.shape) > 1,
         )
         for number, birth in enumerate(partition.weights)

@@ -2,11 +2,12 @@
 
 import pytest
 
-from ftkit.observe.tape import BACKWARD, FORWARD, Tape
+from ftkit.observe.tape import Tape
 from ftkit.plan.zero.coordinator import Coordinator, Limits
 from ftkit.plan.zero.gather import Gatherer, Parameter
 from ftkit.plan.zero.heap import Heap
 from ftkit.plan.zero.module_events import Moment, Visit
+from ftkit.step.observer import Phase
 
 SIZE, ITEMSIZE, NAMES = 100, 2, ("a", "b", "c")
 
@@ -26,7 +27,7 @@ class Passes:
     def live_bytes(self):
         return [0, *self.heap.tape.live_bytes()][-1]
 
-    def visit(self, moment, name, phase=FORWARD):
+    def visit(self, moment, name, phase=Phase.FORWARD):
         weights = (name,) if name else ()
         self.coordinator.visit(Visit(0, phase, 1, 0, name, None, moment=moment, weights=weights, is_root=not name))
         return self.live_bytes
@@ -38,8 +39,8 @@ class Passes:
             within.append(self.visit(Moment.ENTER, name))
             self.visit(Moment.LEAVE, name)
         for name in reversed(order):
-            within.append(self.visit(Moment.ENTER_BACKWARD, name, BACKWARD))
-            self.visit(Moment.LEAVE_BACKWARD, name, BACKWARD)
+            within.append(self.visit(Moment.ENTER_BACKWARD, name, Phase.BACKWARD))
+            self.visit(Moment.LEAVE_BACKWARD, name, Phase.BACKWARD)
         self.coordinator.release_backward_leftovers()
         return within
 

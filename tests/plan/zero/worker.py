@@ -15,7 +15,8 @@ from ftkit.models.objective import objective_of
 from ftkit.observe.peaks import find_peak
 from ftkit.observe.recorded import batch_tensors, layer_names, make_batches, record_steps, see_model
 from ftkit.observe.recorder import Recorder
-from ftkit.observe.tape import LOAD, Tape
+from ftkit.observe.tape import Role, Tape
+from ftkit.step.observer import Phase
 from tests.plan import gloo
 from tests.plan.zero.cases import SETS, Case
 
@@ -30,9 +31,9 @@ def measure(case: Case, process: ProcessContext) -> Tape:
         engine = build_engine(resolve(case.config, Devices.of(process)), model, process, objective)
         set_training(model, True)
         gc.collect()
-        recorder.mark(LOAD)
+        recorder.mark(Phase.LOAD)
         micro_batches = make_batches(engine.objective, case.shape)
-        recorder.see(batch_tensors(micro_batches), "input")
+        recorder.see(batch_tensors(micro_batches), Role.INPUT)
         return record_steps(engine, micro_batches, recorder)
 
 
