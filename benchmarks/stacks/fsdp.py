@@ -20,9 +20,8 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import _common_utils, _flat_param, _init_utils, _runtime_utils
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from benchmarks.stacks import traced
+from benchmarks.stacks import absent_ranks, traced
 from ftkit.observe.allocator import LET_GO
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import Tape
@@ -259,25 +258,8 @@ def rank_of(num_ranks: int) -> Iterator[Device]:
         num_ranks: GPUs of the run.
     """
     device = Device()
-    with group_of(num_ranks), traced.patched(*_patches(device)):
+    with absent_ranks.group_of(num_ranks), traced.patched(*_patches(device)):
         yield device
-
-
-@contextmanager
-def group_of(num_ranks: int) -> Iterator[None]:
-    """Be in a process group of which the others are not there.
-
-    Args:
-        num_ranks: of the group.
-    """
-    is_ours = not dist.is_initialized()  # a test brings real ranks
-    if is_ours:
-        dist.init_process_group("fake", rank=0, world_size=num_ranks, store=FakeStore())
-    try:
-        yield
-    finally:
-        if is_ours:
-            dist.destroy_process_group()
 
 
 def _patches(device: Device) -> Iterator[Any]:

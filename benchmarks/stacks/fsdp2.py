@@ -23,7 +23,7 @@ from torch.distributed.fsdp._fully_shard import (
 from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.utils._python_dispatch import _disable_current_modes
 
-from benchmarks.stacks import fsdp, traced
+from benchmarks.stacks import absent_ranks, fsdp, traced
 from ftkit.observe.recorder import Recorder
 
 
@@ -49,7 +49,7 @@ def rank_of(num_ranks: int) -> Iterator[tuple[fsdp.Device, DeviceMesh]]:
         num_ranks: GPUs of the run.
     """
     device = fsdp.Device()
-    with fsdp.group_of(num_ranks):
+    with absent_ranks.group_of(num_ranks):
         mesh = init_device_mesh("cpu", (num_ranks,))  # reads its own numbers back: not among tensors without values
         with traced.patched(*_patches(device)):
             yield device, mesh
