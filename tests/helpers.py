@@ -96,6 +96,19 @@ def ragged_split(
     return TokenSplit(tokens, offsets, targets)
 
 
+class Notes:
+    """A reporter that remembers what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a few steps gave."""

@@ -42,7 +42,8 @@ def contradictions(
     other = places[label[places] != label[places[0]]][0]
     example = " and ".join(where(*origins[place]) for place in (places[0], other))
     num_rows = int(np.isin(key, several).sum())
-    return [warning(f"texts with more than one label: {len(several):,}, in {num_rows:,} rows, such as {example}")]
+    text = f"texts with more than one label: {len(several):,}, in {num_rows:,} rows, such as {example}"
+    return [warning(text, "where splits are made, the first row of each text is kept")]
 
 
 def shared_texts(keys: Keys) -> dict[tuple[str, str], int]:

@@ -22,6 +22,7 @@ class Card:
         label_names: the classes in the order of their numbers; None for causal-lm.
         pad_token_id: the tokenizer's.
         precision: what it computed in: `fp32`, `bf16` or `fp16`.
+        problem_type: what transformers calls the kind of its labels; None for causal-lm.
     """
 
     folder: Path
@@ -29,6 +30,7 @@ class Card:
     label_names: tuple[str, ...] | None
     pad_token_id: int
     precision: str
+    problem_type: str | None = None
 
     def program(
         self, library: str, loader: str, arguments: Iterable[str] = (), imports: Iterable[str] = ()

@@ -144,6 +144,12 @@ def own_label_names(source: Source) -> tuple[str, ...] | None:
     return tuple(architecture.id2label[number] for number in sorted(architecture.id2label)) if classifies else None
 
 
+def own_label_kind(source: Source) -> LabelKind | None:
+    """Return what the labels of a fine-tuned classifier are, None where it does not say or is none."""
+    architecture = own_config(source)
+    return label_kind(architecture) if getattr(architecture, "problem_type", None) else None
+
+
 def own_config(source: Source) -> Any:
     """Return the configuration that a model came with."""
     from transformers import AutoConfig

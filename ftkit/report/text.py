@@ -48,7 +48,7 @@ def markdown(runs: Sequence[Run]) -> str:
         Markdown; a `|` in a name is escaped.
     """
     columns, shared = split_shared(runs, filled_columns(runs))
-    parts = [f"Same in all runs: {_escape_markdown(shared_words(runs[0], shared))}.\n"] if shared else []
+    parts = [f"Same in all runs: {escape_markdown(shared_words(runs[0], shared))}.\n"] if shared else []
     parts.append(
         _markdown_table(
             [column.heading for column in columns],
@@ -156,10 +156,11 @@ def shared_words(run: Run, columns: Sequence[Column]) -> str:
 
 def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[bool]) -> str:
     lines = [headings, ["---:" if number else "---" for number in numbers], *rows]
-    return "".join("| " + " | ".join(_escape_markdown(cell) for cell in line) + " |\n" for line in lines)
+    return "".join("| " + " | ".join(escape_markdown(cell) for cell in line) + " |\n" for line in lines)
 
 
-def _escape_markdown(cell: str) -> str:
+def escape_markdown(cell: str) -> str:
+    """Return a text that a table of Markdown shows as it is."""
     return " ".join(cell.split()).replace("|", r"\|").replace("<", "&lt;")
 
 

@@ -22,14 +22,17 @@ from ftkit.engine.protocol import Engine
 from ftkit.errors import CheckpointError, ConfigError
 from ftkit.models.card import Card
 from ftkit.models.methods import Method, method_of
+from ftkit.models.source import PROBLEM_TYPES
 from ftkit.records.files import CARD, CHECKPOINTS, CONFIG, MODEL, PAGE, RECORD, read_record
-from ftkit.records.schema import RunRecord, Scores
+from ftkit.records.schema import LabelsLine, RunRecord, Scores
 from ftkit.report.metrics import BASELINES, METRICS, taken
+from ftkit.report.text import escape_markdown
 from ftkit.report.words import distribution
 from ftkit.training.checkpoint import ENDS
 from ftkit.units import format_bytes, format_count, format_seconds
 
 Labels = tuple[str, ...] | None
+_SHOWN_LABELS = 50
 
 
 def check_folder(config: RunConfig, *, is_resumed: bool) -> None:
@@ -138,7 +141,9 @@ def write_card(folder: Path, config: RunConfig, record: RunRecord, label_names: 
         label_names: the classes, or None.
         pad_token_id: the tokenizer's.
     """
-    card = Card(folder / MODEL, config.task, label_names, pad_token_id, record.run.precision)
+    labels = record.run.labels
+    problem_type = None if labels is None else PROBLEM_TYPES[labels.kind]
+    card = Card(folder / MODEL, config.task, label_names, pad_token_id, record.run.precision, problem_type)
     lines = [
         f"# {folder.name}",
         "",
@@ -149,11 +154,13 @@ def write_card(folder: Path, config: RunConfig, record: RunRecord, label_names: 
     lines += [
         *_score_table(record),
         "",
+        *_label_table(record),
         *(f"- {name}: {value}" for name, value in summary_rows(record)),
         "",
         "```python",
         *method_of(config).loading_code(card),
         "```",
+        *([] if labels is None else ["", _answer(labels)]),
     ]
     (folder / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -178,6 +185,31 @@ def _score_table(record: RunRecord) -> list[str]:
         words = score_words(line)
         table.append([line.split, *(words.get(heading, "") for heading in headings), str(line.num_samples)])
     return [f"| {' | '.join(row)} |" for row in table]
+
+
+def _label_table(record: RunRecord) -> list[str]:
+    """Return how each label was answered on the split of the scores, as lines of Markdown."""
+    line = record.last_evaluation("test") or record.last_evaluation("validation")
+    if line is None or line.per_label is None:
+        return []
+    rows = [
+        f"| {escape_markdown(one.name)} | {one.precision:.4f} | {one.recall:.4f} | {one.f1:.4f} | {one.support} |"
+        for one in line.per_label[:_SHOWN_LABELS]
+    ]
+    rest = len(line.per_label) - len(rows)
+    more = ["", f"The record has {rest} more labels."] if rest else []
+    return [f"| label ({line.split}) | precision | recall | F1 | rows |", "| --- " * 5 + "|", *rows, *more, ""]
+
+
+def _answer(labels: LabelsLine) -> str:
+    """Say how the logits of a saved model are read."""
+    if labels.kind == "single":
+        return "The answer is the class of the largest logit, `model.config.id2label[int(logits.argmax())]`."
+    if labels.kind == "multi":
+        return "A label applies where its logit is above 0, which is a sigmoid of one half."
+    if (labels.mean, labels.deviation) == (0.0, 1.0):
+        return f"The logit is the predicted {labels.names[0]}."
+    return f"The predicted {labels.names[0]} is `logit * {labels.deviation!r} + {labels.mean!r}`."
 
 
 def summary_rows(record: RunRecord) -> list[tuple[str, str]]:

@@ -18,11 +18,11 @@ from ftkit.data.prepare import prepare_data
 from ftkit.engine.assemble import Counts, assemble
 from ftkit.engine.protocol import Engine
 from ftkit.engine.resolve import Devices, EngineKind, ResolvedRun, resolve
-from ftkit.errors import ConfigError
+from ftkit.errors import ConfigError, ModelError
 from ftkit.machine.process import ProcessContext, first_decides
 from ftkit.models.build import check_positions, check_tokens
 from ftkit.models.gguf import as_safetensors
-from ftkit.models.source import load_config, load_tokenizer, own_label_names, resolve_source
+from ftkit.models.source import Source, load_config, load_tokenizer, own_label_kind, own_label_names, resolve_source
 from ftkit.models.start import settle_start
 from ftkit.observe.meter import Meter
 from ftkit.plan.preflight import check_weights, plan_first
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _WARMUP_WARNING = 1 / 3
 _PADDING = "padding"
+_KINDS = {"single": "one class", "multi": "several labels", "regression": "a number", None: "next tokens"}
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,8 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     longest = int(max(split.lengths.max() for split in _splits(data)))
     asked = replace(asked, config=_with_weights(asked.config, data, note))
     _check_best_metric(config.training.best_metric, data.label_kind)
+    if keeps_head:
+        _check_head(source, data.label_kind)
     architecture = load_config(source, data.label_names, tokenizer.pad_token_id, data.label_kind)
     sequences = Sequences(
         len(data.train), longest, are_equal=all(split.lengths.min() == longest for split in _splits(data))
@@ -146,12 +149,21 @@ def _with_weights(config: RunConfig, data: PreparedData, note: Callable[[str], N
     return config.model_copy(update={"training": config.training.model_copy(update={"class_weights": weights})})
 
 
+def _check_head(source: Source, kind: LabelKind | None) -> None:
+    """Refuse to go on with a head that was trained for labels of another kind."""
+    own = own_label_kind(source)
+    if own not in (None, kind):
+        raise ModelError(
+            f"the head of {source.name} was trained for {_KINDS[own]}, and the data's labels are {_KINDS[kind]}; draw "
+            f"a new head with model.new_head=true, or say data.label_kind={own}"
+        )
+
+
 def _check_best_metric(metric: str, kind: LabelKind | None) -> None:
     """Refuse to keep the best model by a figure that these labels do not have."""
     if metric not in KINDS[kind]:
-        what = {"single": "one class", "multi": "several labels", "regression": "a number", None: "next tokens"}
         raise ConfigError(
-            f"training.best_metric={metric} is not a score of {what[kind]}; choose one of {', '.join(KINDS[kind])}"
+            f"training.best_metric={metric} is not a score of {_KINDS[kind]}; choose one of {', '.join(KINDS[kind])}"
         )
 
 

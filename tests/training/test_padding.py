@@ -8,20 +8,7 @@ from transformers import AutoTokenizer
 from ftkit.config.files import load_config
 from ftkit.machine.process import ProcessContext
 from ftkit.training.loop import train_run
-from tests.helpers import WORDS, save_tiny_model
-
-
-class Notes:
-    """Remembers what is said."""
-
-    def __init__(self):
-        self.said = []
-
-    def note(self, text):
-        self.said.append(text)
-
-    def __getattr__(self, name):
-        return lambda *_: None
+from tests.helpers import WORDS, Notes, save_tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -209,4 +209,8 @@ def unwrapped(model: "nn.Module") -> "nn.Module":
 def _label_arguments(card: "Card") -> list[str]:
     if card.label_names is None:
         return []
-    return [f"id2label={dict(enumerate(card.label_names))}", f"pad_token_id={card.pad_token_id}"]
+    return [
+        f"id2label={dict(enumerate(card.label_names))}",
+        f"problem_type={card.problem_type!r}",
+        f"pad_token_id={card.pad_token_id}",
+    ]
