@@ -12,6 +12,7 @@ The combinations that do not go together, from the rulebook itself.
 """
 
 import typing
+from datetime import date
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin
 
@@ -26,7 +27,14 @@ from ftkit.config import tree as config
 from ftkit.config.methods import MethodSection, methods
 from ftkit.config.tree import RunConfig
 
-WORDS: dict[object, str] = {str: "text", int: "integer", float: "number", bool: "`true` or `false`", NoneType: "none"}
+WORDS: dict[object, str] = {
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "`true` or `false`",
+    date: "date",
+    NoneType: "none",
+}
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 

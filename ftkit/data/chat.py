@@ -73,7 +73,8 @@ def read_conversation(row: Mapping[str, Any], where: str, seen: Seen, loss_on: L
     """Bring a row's conversation into the form that chat templates take.
 
     Args:
-        row: `first`, the messages (a list, or its JSON); maybe `system` and `tools`.
+        row: `first`, the messages (a list, or its JSON); maybe `second`, messages that answer them and carry the loss;
+            maybe `system` and `tools`.
         where: where the row stands, for errors.
         seen: counts what is worth telling.
         loss_on: which of the assistant's turns carry loss.
@@ -84,13 +85,18 @@ def read_conversation(row: Mapping[str, Any], where: str, seen: Seen, loss_on: L
     Raises:
         DataError: messages or tools that are not in any known form, named by their place.
     """
-    written, tools = _parsed(row["first"], where), _read_tools(row.get("tools"), where)
-    if not isinstance(written, list) or not written:
-        raise DataError(f"{where} has {_kind(written)} where its messages should be; {_SHAPE}")
-    messages = [_read_message(entry, where, seen) for entry in written]
-    weights = [_loss(message, where, seen) for message in messages]
-    if (row.get("system") or "").strip():
+    tools = _read_tools(row.get("tools"), where)
+    messages, weights = _read_messages(row["first"], where, seen)
+    if row.get("second") is not None:
+        said, answering = _read_messages(row["second"], where, seen)
+        messages, weights = [*messages, *said], [*(weight or False for weight in weights), *answering]
+    system = (row.get("system") or "").strip()
+    if system and messages[0]["role"] != "system":
         messages, weights = [{"role": "system", "content": row["system"]}, *messages], [None, *weights]
+    elif system and (messages[0].get("content") or "").strip() != system:
+        raise DataError(
+            f"{where} has a system message in its messages and another in a column of their own; remove one"
+        )
     if loss_on == "everything":
         return Conversation(messages, (), tools)
     answers = _answers(messages, weights, where, seen)
@@ -105,6 +111,18 @@ def as_conversation(row: Mapping[str, Any], where: str) -> Conversation:
     system = [{"role": "system", "content": row["system"]}] if (row.get("system") or "").strip() else []
     turns = [{"role": "user", "content": row["first"]}, {"role": "assistant", "content": row["second"]}]
     return Conversation([*system, *turns], (len(system) + 1,), _read_tools(row.get("tools"), where))
+
+
+def _read_messages(written: Any, where: str, seen: Seen) -> tuple[list[Message], list[bool | None]]:
+    """Return messages, and for each whether it carries loss as far as it says so."""
+    written = _parsed(written, where)
+    if isinstance(written, dict) and written and all(isinstance(values, list) for values in written.values()):
+        # `datasets` keeps a sequence of objects as an object of sequences.
+        written = [dict(zip(written, values, strict=True)) for values in zip(*written.values(), strict=True)]
+    if not isinstance(written, list) or not written:
+        raise DataError(f"{where} has {_kind(written)} where its messages should be; {_SHAPE}")
+    messages = [_read_message(entry, where, seen) for entry in written]
+    return messages, [_loss(message, where, seen) for message in messages]
 
 
 def _parsed(value: Any, where: str) -> Any:

@@ -1,6 +1,6 @@
 """Choose the columns: as the configuration names them, or by the names that people give to such columns."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -52,7 +52,7 @@ class Columns:
     Attributes:
         kind: `labelled` text, `plain` documents, `lines` of one text, prompt with `completion`, or `chat`.
         first: the column of texts, prompts or messages.
-        second: the column of second texts or completions, or None.
+        second: the column of second texts or completions (of a chat: of messages that answer), or None.
         label: the column of labels, or None.
         group: the column that keeps rows together, or None.
         several: the columns of 0 and 1 that `label` joins, or None.
@@ -83,7 +83,7 @@ class Columns:
     @property
     def roles(self) -> dict[str, str]:
         """Role to column, for the report."""
-        first, second = {"completion": ("prompt", "completion"), "chat": ("messages", "")}.get(
+        first, second = {"completion": ("prompt", "completion"), "chat": ("messages", "answers")}.get(
             self.kind, ("text", "pair")
         )
         named = {first: self.first, second: self.second, "label": self.label, "group": self.group}
@@ -98,7 +98,13 @@ class Columns:
 
 
 def choose_columns(
-    config: DataConfig, task: Task, names: Sequence[str], group: str | None = None, *, has_template: bool = False
+    config: DataConfig,
+    task: Task,
+    names: Sequence[str],
+    group: str | None = None,
+    *,
+    has_template: bool = False,
+    nested: Collection[str] = (),
 ) -> Columns:
     """Choose the columns of a task.
 
@@ -108,6 +114,7 @@ def choose_columns(
         names: the columns that there are.
         group: the column that keeps rows together where the configuration names none.
         has_template: the tokenizer has a chat template, so that instructions can be written as a chat.
+        nested: the columns that hold lists or objects, so that prompts and completions in them are messages.
 
     Returns:
         Columns that are all in `names`.
@@ -120,7 +127,10 @@ def choose_columns(
     group = config.group_column or group
     if task == "sequence-classification":
         return _labelled(config, names, group)
-    return _causal(config, names, group, has_template=has_template)
+    columns = _causal(config, names, has_template=has_template)
+    if columns.kind == "completion" and {columns.first, columns.second} <= set(nested):
+        columns = replace(columns, kind="chat", as_chat=False)
+    return _with_others(replace(columns, group=group), config, names)
 
 
 def forgotten(columns: Columns, names: Sequence[str]) -> list[str]:
@@ -174,7 +184,7 @@ def _find_text(config: DataConfig, names: Sequence[str], others: tuple[str | Non
     raise _unclear(config, "text", "text_column", [" + ".join(filter(None, pair)) for pair in found], names)
 
 
-def _causal(config: DataConfig, names: Sequence[str], group: str | None, *, has_template: bool) -> Columns:
+def _causal(config: DataConfig, names: Sequence[str], *, has_template: bool) -> Columns:
     named = _named_causal(config, names)
     if len(named) > 1:
         raise DataError(
@@ -185,7 +195,7 @@ def _causal(config: DataConfig, names: Sequence[str], group: str | None, *, has_
     if len(found) != 1:
         keys = "messages_column, data.prompt_column and data.completion_column, or data.text_column"
         raise _unclear(config, "text", keys, [" + ".join(one.roles.values()) for one in found], names)
-    return _with_others(replace(found[0], group=group), config, names)
+    return found[0]
 
 
 def _with_others(columns: Columns, config: DataConfig, names: Sequence[str]) -> Columns:

@@ -36,6 +36,16 @@ def field_names(split: Split, config: DataConfig) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def nested_names(split: Split) -> set[str]:
+    """Return the names of the columns that hold lists or objects."""
+    return {
+        field.name
+        for shard in split.shards
+        for field in shard.table.schema
+        if is_json(field.type) or pa.types.is_nested(field.type)
+    }
+
+
 def read_field(shard: Shard, name: str) -> pa.ChunkedArray | None:
     """Return the values of a column or of a field inside one, numbers of classes as their names.
 

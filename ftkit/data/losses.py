@@ -7,26 +7,33 @@ from numpy.typing import NDArray
 
 from ftkit.data.encode import Encoded
 from ftkit.data.findings import Finding, note, warning
+from ftkit.data.tokens import TextTokenizer
 
 _MUCH = 0.05
 """The share of texts that may be cut before it is a warning."""
+_FEW = 0.01
+"""The share of tokens that may be unknown before it is a warning."""
 
 
-def findings_of_losses(encoded: Mapping[str, Encoded], max_length: int, *, are_characters: bool) -> list[Finding]:
+def findings_of_losses(encoded: Mapping[str, Encoded], max_length: int, tokenizer: TextTokenizer) -> list[Finding]:
     """Say what tokenizing cost.
 
     Args:
         encoded: split to sequences.
         max_length: tokens after which they were cut.
-        are_characters: special tokens that a text spells out are its characters.
+        tokenizer: that made the tokens.
 
     Returns:
         Findings, by split.
     """
     found = [finding for split, result in encoded.items() for finding in _of_split(split, result, max_length)]
+    if (unknown := tokenizer.unknown()) is not None:
+        found += [finding for split, result in encoded.items() for finding in _unknown(split, result, unknown)]
+    if tokenizer.backend is None:
+        found.append(note("the tokenizer has no fast form (tokenizer.json), so texts are tokenized one by one"))
     num_spelled = sum(result.num_spelled for result in encoded.values())
     if num_spelled:
-        found.append(spelled(num_spelled, are_characters=are_characters))
+        found.append(spelled(num_spelled, are_characters=tokenizer.special.are_characters))
     num_across = sum(result.num_across for result in encoded.values())
     if num_across:
         found.append(note(f"{num_across:,} tokens lie across the border before an answer; they carry loss"))
@@ -65,3 +72,11 @@ def _of_split(split: str, result: Encoded, max_length: int) -> list[Finding]:
     if share > _MUCH and not (result.num_dropped or result.num_shortened):
         found.append(warning(f"{split}: {share:.1%} of the texts are cut at max_length", cure))
     return found
+
+
+def _unknown(split: str, result: Encoded, token: int) -> list[Finding]:
+    share = float((result.split.tokens == token).mean())
+    if share < _FEW:
+        return []
+    cure = "choose a model that was trained on such texts"
+    return [warning(f"{split}: {share:.1%} of the tokens stand for what the tokenizer does not know", cure)]

@@ -13,8 +13,9 @@ from ftkit.data.arrays import Labels, PreparedData, TokenSplit, fingerprint
 from ftkit.data.columns import Columns, choose_columns, forgotten
 from ftkit.data.conversations import Conversations, take_template
 from ftkit.data.draft import Draft, count_labels, draw, draw_rng, make_splits, sample_limit, select
-from ftkit.data.fields import field_names
+from ftkit.data.fields import field_names, nested_names
 from ftkit.data.findings import Finding, kept, listed, warning
+from ftkit.data.idle_keys import idle_keys
 from ftkit.data.label_checks import alike_names, joined_names, scarce_labels, shared_texts
 from ftkit.data.labelling import label
 from ftkit.data.losses import findings_of_losses, spelled
@@ -63,10 +64,12 @@ def prepare_data(
     has_template = take_template(config, tokenizer)
     config, guesses = name_two_columns(config, task, train)
     names = field_names(train, config)
-    columns = choose_columns(config, task, names, source.group_column, has_template=has_template)
+    columns = choose_columns(
+        config, task, names, source.group_column, has_template=has_template, nested=nested_names(train)
+    )
     columns = replace(columns, kind="lines") if source.is_lines else columns
     draft = select(source, columns)
-    draft.findings += guesses
+    draft.findings += [*guesses, *idle_keys(config, columns)]
     with kept(draft.findings):
         if columns.label is not None:
             label(draft, train, columns, config, model_label_names)
@@ -121,7 +124,7 @@ def _encode_all(
             encoded[split] = encode.take_blocks(encoded[split], chosen)
             draft.origins[split] += f", {limit:,} of {num_blocks:,} drawn"
     draft.num_line_ends += chats.seen.num_line_ends
-    findings = findings_of_losses(encoded, config.max_length, are_characters=are_characters)
+    findings = findings_of_losses(encoded, config.max_length, tokens)
     if chats.rendering.num_spelled:
         findings.append(spelled(chats.rendering.num_spelled, are_characters=are_characters))
     return encoded, [*draft.findings, *chats.findings(), *findings]

@@ -19,6 +19,8 @@ from ftkit.data.values import is_json, is_text, kind_of, kind_words, values_of
 from ftkit.errors import DataError
 
 _CHUNK_ROWS = 10_000
+_OPTIONAL = {"system", "tools"}
+"""Roles whose column a split may lack: its conversations have none."""
 _NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)\s*$"
 
 
@@ -42,6 +44,9 @@ def select_rows(split: Split, columns: Columns, *, may_lack_label: bool = False)
     chosen = {role: name for role, name in names.items() if name is not None}
     if columns.prompt is not None:
         del chosen["first"]
+    for role in _OPTIONAL & chosen.keys():
+        if gather(split, chosen[role]) is None:
+            del chosen[role]
     picked = {role: _pick(split, name) for role, name in chosen.items() if role != "label"}
     if columns.label is not None:
         picked["label"] = _labels(split, columns.several or (columns.label,), may_lack=may_lack_label)
@@ -53,7 +58,7 @@ def select_rows(split: Split, columns: Columns, *, may_lack_label: bool = False)
     # sums, ratings and codes are answers, and parts of prompts too
     allows_numbers = columns.kind == "completion" or columns.is_named
     for role in ("first", "second", "system"):
-        if role in chosen and not (role == "first" and columns.kind == "chat"):
+        if role in chosen and (role == "system" or columns.kind != "chat"):
             texts = _texts(rows, role, chosen[role], allows_numbers=allows_numbers)
             rows = rows.set_column(rows.column_names.index(role), role, texts)
     if columns.kind == "lines":  # blank lines belong to the text
@@ -258,7 +263,7 @@ def _without_empty(rows: pa.Table, columns: Columns, split: str) -> pa.Table:
         raise DataError(
             f"no row of the {split} split has text in column {columns.first!r}; name another column of texts"
         )
-    for role in ("first", "second"):
+    for role in ("first", "second") if columns.kind != "chat" else ():
         if role in kept.column_names and kept[role].null_count:  # the half of a pair that is not there
             kept = kept.set_column(kept.column_names.index(role), role, kept[role].fill_null(""))
     return kept

@@ -127,6 +127,12 @@ class TextTokenizer:
         known = (getattr(self.original, name) for name in names)
         return next((int(token) for token in known if isinstance(token, int)), 0)
 
+    def unknown(self) -> int | None:
+        """Return the token that stands for what is not known; None where it has another meaning too, as GPT-2's has."""
+        others = ("eos_token_id", "bos_token_id", "sep_token_id", "cls_token_id")
+        token = self.original.unk_token_id
+        return token if isinstance(token, int) and all(getattr(self.original, one) != token for one in others) else None
+
     def _slow(self, text: str, pair: str | None = None, **arguments: Any) -> Any:
         are_characters = self.special.are_characters and self.special.count([text, pair or ""]) > 0
         return self.original(text, pair, split_special_tokens=are_characters, verbose=False, **arguments)

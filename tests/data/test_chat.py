@@ -92,6 +92,23 @@ def test_a_system_column_begins_the_conversation_where_it_is_not_empty():
     assert read(HELLO, system=" ").messages == HELLO
 
 
+def test_a_system_message_that_stands_in_both_places_is_taken_once():
+    both = [{"role": "system", "content": "Be brief."}, *HELLO]
+    assert read(both, system="Be brief.").messages == both
+    with pytest.raises(DataError, match="another in a column"):
+        read(both, system="Be long.")
+
+
+def test_messages_of_a_prompt_are_context_for_those_of_its_completion():
+    conversation = read(HELLO + HELLO[:1], second=HELLO[1:])
+    assert conversation.messages == HELLO * 2
+    assert conversation.answers == (3,)
+
+
+def test_an_object_of_sequences_is_a_sequence_of_objects():
+    assert read({"role": ["user", "assistant"], "content": ["Hi", "Hello"]}).messages == HELLO
+
+
 def test_line_ends_of_messages_are_normalised_and_counted():
     seen = Seen()
     assert read(turns(("user", "a\r\nb\r\n"), ("assistant", "c\rd")), seen).messages[0]["content"] == "a\nb\n"

@@ -10,7 +10,7 @@ from ftkit.config.tree import DataConfig
 from ftkit.data.inspect import figures, first_sequences
 from ftkit.data.prepare import prepare_data
 from ftkit.errors import DataError
-from tests.made_tokenizers import byte_level
+from tests.made_tokenizers import byte_level, in_python, word_piece
 
 WITH_TOOLS = (
     "{% if tools %}<tools>{{ tools | tojson }}{% endif %}{% for m in messages %}<{{ m.role }}>{{ m.content }}"
@@ -105,6 +105,51 @@ def test_prompts_are_written_as_a_chat_where_that_is_wanted(prepare, tokenizer):
     answered = "<|im_start|>assistant\n[Hello<|im_end|>]\n"
     assert shown(prepare(rows, prompt_format="chat"), tokenizer) == [asked + answered]
     assert shown(prepare(rows), tokenizer) == ["Hi[Hello</s>]"]
+
+
+def test_prompts_and_completions_of_messages_are_chats(prepare, tokenizer):
+    user, said = answer()
+    data = prepare([{"prompt": [user], "completion": [said]}])
+    assert shown(data, tokenizer)[0].endswith("assistant\n[Hello<|im_end|>]\n")
+    assert data.report.columns == {"messages": "prompt", "answers": "completion"}
+
+
+def test_a_split_without_the_column_of_tools_has_none(tmp_path, tokenizer):
+    tokenizer.chat_template = WITH_TOOLS
+    (tmp_path / "train.jsonl").write_text(json.dumps({"messages": answer(), "tools": [{"name": "f"}]}) + "\n")
+    (tmp_path / "test.jsonl").write_text(json.dumps({"messages": answer()}) + "\n")
+    data = prepare_data(DataConfig(dataset=str(tmp_path), validation_share=0), "causal-lm", tokenizer, seed=0)
+    assert "<tools>" in tokenizer.decode(data.train.tokens)
+    assert "<tools>" not in tokenizer.decode(data.test.tokens)
+
+
+@pytest.mark.parametrize(
+    ("row", "settings"),
+    [
+        ({"text": "a b c d"}, {"prompt_format": "chat"}),
+        ({"text": "a b c d"}, {"loss_on": "last_answer"}),
+        ({"prompt": "a", "completion": "b"}, {"template_omissions": "allow"}),
+        ({"messages": answer()}, {"prompt_format": "plain"}),
+        ({"text": "a b c d", "label": "x"}, {"label_column": "label"}),
+    ],
+)
+def test_a_key_that_has_no_effect_is_named(row, settings, prepare):
+    (key,) = settings
+    assert any(f"data.{key} has no effect on" in line for line in prepare([row], **settings).report.lines())
+
+
+def test_the_share_of_tokens_that_are_not_known_is_told(tmp_path):
+    (tmp_path / "d.jsonl").write_text('{"prompt": "the cat", "completion": "\u0416\u0416"}\n')
+    config = DataConfig(dataset=str(tmp_path / "d.jsonl"), validation_share=0, test_share=0)
+    lines = prepare_data(config, "causal-lm", word_piece(), seed=0).report.lines()
+    assert any(line.startswith("warning: train: ") and "what the tokenizer does not know" in line for line in lines)
+
+
+def test_a_tokenizer_without_a_fast_form_is_named(tmp_path):
+    (tmp_path / "d.jsonl").write_text('{"prompt": "the cat", "completion": " sat"}\n')
+    config = DataConfig(dataset=str(tmp_path / "d.jsonl"), validation_share=0, test_share=0)
+    lines = prepare_data(config, "causal-lm", in_python(), seed=0).report.lines()
+    assert any("no fast form" in line for line in lines)
 
 
 def test_targets_that_are_cut_off_are_counted_with_the_length_that_keeps_them(prepare):
