@@ -164,3 +164,7 @@ def _hide_flags_of_training(command: click.Command) -> None:
 
 
 _hide_flags_of_training(data)
+
+
+if __name__ == "__main__":
+    data()

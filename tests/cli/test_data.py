@@ -37,7 +37,9 @@ def chats(tmp_path):
 @pytest.fixture
 def reviews(tmp_path):
     path = tmp_path / "reviews.csv"
-    path.write_text("text,label\n" + "".join(f"{'the cat ' * (n + 3)},{'good' if n % 2 else 'bad'}\n" for n in range(40)))
+    path.write_text(
+        "text,label\n" + "".join(f"{'the cat ' * (n + 3)},{'good' if n % 2 else 'bad'}\n" for n in range(40))
+    )
     return path
 
 

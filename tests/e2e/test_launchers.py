@@ -118,15 +118,18 @@ def test_one_process_that_is_killed_goes_on_as_two_ranks_of_zero_3(work, whole, 
 def test_a_launcher_and_deepspeed_say_nothing_of_their_own(work, tmp_path):
     folder = tmp_path / "run"
     said = finish([*deepspeed(2), *flags(work, folder, "--max-steps", 2, "--zero-stage", 1)], folder)
-    data = ("data ", "train: ", "validation: ", "test: ")
+    data = ("data ", "train is read from ", "train: ", "validation: ", "test: ")
     run_itself = (
         "plan: ",
+        "new, drawn by the seed: ",
         "starting DeepSpeed",
         "compiling ",
         "lora on 2 x cpu",
         "step 2/2 ",
         "validation at",
         "test at",
+        "warning: validation: ",
+        "warning: test: ",
     )
     summary = ("engine ", "steps ", "trainable ", "training ", "total ", "throughput ", "peak of ")
     places = ("the model", "all figures: ", "next: ", "the report: ")

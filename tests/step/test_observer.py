@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from ftkit.data import batching
+from ftkit.data.arrays import Labels
 from ftkit.machine.process import ProcessContext
 from ftkit.step import step
 from ftkit.step.observer import NOTHING, Observers, Phase
 from ftkit.training.evaluate import evaluate
-from tests.helpers import build, ragged_split, save_tiny_model
+from tests.helpers import PADDING, build, ragged_split, save_tiny_model
 
 
 class Diary:
@@ -36,11 +37,12 @@ def ready(tmp_path_factory):
 def test_a_step_tells_its_phases_and_an_evaluation_its_own(ready):
     config, engine, split = ready
     micro_batches = [
-        batching.collate(split, rows, 1, engine.device) for rows in batching.cut(split.lengths, config.batch, 1)[0]
+        batching.collate(split, rows, PADDING, engine.device)
+        for rows in batching.cut(split.lengths, config.batch, 1)[0]
     ]
     diary = Diary()
     step.train_step(engine, micro_batches, 4, 0.0, diary)
-    evaluate(engine, split, config.batch, 1, 3, diary)
+    evaluate(engine, split, config.batch, PADDING, Labels("single", ("a", "b", "c")), diary)
     told = [line for line in diary.lines if line != "end"]
     assert told == ["forward", "backward", "forward", "backward", "optimizer", "evaluation"]
     assert diary.lines[1::2] == ["end"] * 6  # no phase lies within another

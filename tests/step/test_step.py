@@ -164,7 +164,7 @@ def test_evaluating_between_steps_changes_no_step_of_a_quantized_model(folders):
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
 def test_positions_that_are_given_are_used_and_those_a_model_would_count_itself_change_nothing(family, folders):
     _config, engine = build([], folders[family], torch.float32, ALONE)
-    micro = batching.collate(ragged_split("sequence-classification"), np.array([0, 0]), 1, engine.device)
+    micro = batching.collate(ragged_split("sequence-classification"), np.array([0, 0]), PADDING, engine.device)
     own = torch.arange(micro.input_ids.shape[1]).expand(2, -1)
     model.set_training(engine.model, False)
     with torch.no_grad():
