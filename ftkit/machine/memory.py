@@ -52,7 +52,7 @@ def is_out_of_memory(error: Exception) -> bool:
     """Return whether an accelerator's allocator, torch's on a CPU, or Python itself ran out of memory."""
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or foreign.TorchSays.NO_HOST_MEMORY in str(error)
 
 
 def release_memory(device: "torch.device") -> None:

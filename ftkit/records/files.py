@@ -25,6 +25,8 @@ from ftkit.records.schema import (
 
 RECORD, CONFIG, CHECKPOINTS, MODEL, CARD = "record.jsonl", "config.yaml", "checkpoints", "model", "README.md"
 PAGE = "report.html"
+LIMITS, RANKS = "limits.json", "ranks"
+"""The limits that fitted after memory ran out; the last sign of life of each rank."""
 SNAPSHOT = "memory_snapshot_rank{rank}.pickle"
 
 

@@ -23,7 +23,7 @@ from ftkit.errors import CheckpointError, ConfigError
 from ftkit.models.card import Card
 from ftkit.models.methods import Method, method_of
 from ftkit.models.source import PROBLEM_TYPES
-from ftkit.records.files import CARD, CHECKPOINTS, CONFIG, MODEL, PAGE, RECORD, read_record
+from ftkit.records.files import CARD, CHECKPOINTS, CONFIG, LIMITS, MODEL, PAGE, RANKS, RECORD, read_record
 from ftkit.records.schema import LabelsLine, RunRecord, Scores
 from ftkit.report.metrics import BASELINES, METRICS, taken
 from ftkit.report.text import escape_markdown
@@ -89,7 +89,7 @@ def open_folder(config: RunConfig, *, is_resumed: bool) -> Path:
     folder = Path(named) if named else _free_folder(config)
     with _explained(folder):
         if (folder / RECORD).exists() and not is_resumed:
-            for name in (RECORD, CONFIG, CHECKPOINTS, MODEL, CARD, PAGE):
+            for name in (RECORD, CONFIG, CHECKPOINTS, MODEL, CARD, PAGE, LIMITS, RANKS):
                 path = folder / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)

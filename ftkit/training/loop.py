@@ -108,6 +108,8 @@ def _train(  # what one run is made of
     progress = take_up(job, started, record.reporter.note) if resume else Progress(started)
     asked = Limits(job.config.batch, job.config.model.gradient_checkpointing)
     limits = kept_limits(job.folder, asked) if resume else asked
+    if limits != asked:
+        record.reporter.note(f"going on with {limits}, since memory ran out earlier with {asked}")
     if limits.checkpointing != asked.checkpointing:
         set_checkpointing(job.engine.model, limits.checkpointing)
     attempts = Attempts(job.engine, limits, job.longest, stop, record.tell)

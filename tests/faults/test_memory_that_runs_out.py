@@ -8,7 +8,7 @@ from ftkit.config.files import load_config
 from ftkit.engine.plain import PlainEngine
 from ftkit.errors import DoesNotFitError
 from ftkit.machine.process import ProcessContext
-from ftkit.records.files import read_record
+from ftkit.records.files import LIMITS, read_record
 from ftkit.training.loop import train_run
 from ftkit.training.reporters import Reporters
 
@@ -161,3 +161,12 @@ def test_an_error_of_another_kind_is_not_taken_for_memory(work, tmp_path, monkey
     monkeypatch.setattr(PlainEngine, "loss", lambda *_: (_ for _ in ()).throw(RuntimeError("sizes do not match")))
     with pytest.raises(RuntimeError, match="sizes do not match"):
         train(work, tmp_path / "run")
+
+
+def test_another_run_in_the_same_folder_does_not_begin_with_the_limits_of_the_one_before(work, tmp_path, monkeypatch):
+    with monkeypatch.context() as short:
+        failing(short, "loss", above=4)
+        train(work, tmp_path / "run")
+    assert (tmp_path / "run" / LIMITS).is_file()
+    train(work, tmp_path / "run", "output.overwrite=true")
+    assert not (tmp_path / "run" / LIMITS).exists()

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from ftkit.errors import PeerLostError
 from ftkit.machine.process import PEER_LOST, ProcessContext
+from ftkit.records.files import RANKS
 from ftkit.units import format_seconds
 
-_FOLDER = "ranks"
 _EVERY_SECONDS = 1.0
 """A file on a network disk is not written more often than this, however quick the steps are."""
 
@@ -44,7 +44,7 @@ class Heartbeat:
             folder: the result folder, which all ranks see.
             process: the place of this process.
         """
-        self._file = folder / _FOLDER / f"rank-{process.rank}" if process.world_size > 1 else None
+        self._file = folder / RANKS / f"rank-{process.rank}" if process.world_size > 1 else None
         self._written = float("-inf")
         if self._file is not None:
             self._file.parent.mkdir(exist_ok=True)
@@ -67,7 +67,7 @@ def last_beats(folder: Path) -> list[Beat]:
     Args:
         folder: the result folder.
     """
-    files = list((folder / _FOLDER).glob("rank-*"))
+    files = list((folder / RANKS).glob("rank-*"))
     beats = [
         Beat(
             rank=int(file.name.removeprefix("rank-")),

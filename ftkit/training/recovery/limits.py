@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ftkit.config.tree import BatchConfig
+from ftkit.records.files import LIMITS
 
-_FILE = "limits.json"
 _SHARES = (0.5, 1.0)
 """Shares of recomputing layers that are tried, in this order."""
 
@@ -59,7 +59,7 @@ def keep_limits(folder: Path, asked: Limits, used: Limits) -> None:
     """
     note = {"asked": str(asked), "micro_batch_size": used.batch.micro_batch_size,
             "micro_batch_tokens": used.batch.micro_batch_tokens, "checkpointing": used.checkpointing}  # fmt: skip
-    (folder / _FILE).write_text(json.dumps(note), encoding="utf-8")
+    (folder / LIMITS).write_text(json.dumps(note), encoding="utf-8")
 
 
 def kept_limits(folder: Path, asked: Limits) -> Limits:
@@ -69,7 +69,7 @@ def kept_limits(folder: Path, asked: Limits) -> Limits:
         folder: the result folder.
         asked: those that the configuration asks for; another cut than before is a wish to try it.
     """
-    file = folder / _FILE
+    file = folder / LIMITS
     note = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if note.get("asked") != str(asked):
         return asked
