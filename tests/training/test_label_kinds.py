@@ -113,7 +113,9 @@ def test_numbers_are_scored_as_plain_libraries_do(method, standardize, model, te
         predicted = eval(re.search(r"`(logit .*?)`", card)[1], {"logit": predicted})
         assert record.run.labels.deviation != 1
     assert scores.rmse == pytest.approx(metrics.root_mean_squared_error(labels, predicted), rel=1e-4)
-    assert scores.pearson == pytest.approx(stats.pearsonr(labels, predicted).statistic, rel=1e-3)
+    # Predictions that hardly differ carry their rounding, which is relative to their size, into the correlation.
+    rounding = torch.finfo(torch.float32).eps * abs(predicted).max() / predicted.std()
+    assert scores.pearson == pytest.approx(stats.pearsonr(labels, predicted).statistic, abs=10 * rounding)
     assert best_is(record, "rmse", min)
 
 
