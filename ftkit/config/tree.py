@@ -342,6 +342,9 @@ class OutputConfig(Section):
     """Record the live bytes by kind through the second step; the report draws them."""
     memory_snapshot: bool = False
     """CUDA: write torch's own snapshot of the first two steps, for its viewer."""
+    disk_patience: float = Field(default=300.0, ge=0.0)
+    """Seconds that a run waits for a disk that is full or gone, before it ends with what is whole. Ranks that wait for
+    the one that writes count it as lost after `engine.peer_timeout`, so keep this below it."""
     trackers: tuple[Tracker, ...] = ()
     """Experiment trackers that are sent every figure; none by default, since most of them talk to a server."""
 

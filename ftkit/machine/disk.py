@@ -1,22 +1,33 @@
-"""Write folders that are either whole or absent: aside, flushed, renamed; and find the cache folder."""
+"""Write folders that are either whole or absent: aside, flushed, renamed; wait for a disk; find the cache folder."""
 
 import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from safetensors import SafetensorError
 
 from ftkit.errors import DeviceError
+from ftkit.units import format_seconds
 
 UNFINISHED = ".tmp"
 """How the name ends of what is being written."""
 CACHE_VARIABLE = "FTKIT_CACHE"
 
-_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+Written = TypeVar("Written")
+
+_MAY_PASS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOENT, errno.ESTALE, errno.ENOTCONN, errno.EROFS}
+"""Of a disk that is full or gone for a while. A disk that has errors is mounted anew, read-only; people mend that."""
+_UNWRITABLE = _MAY_PASS - {errno.ENOENT} | {errno.EFBIG, errno.EACCES, errno.EPERM}
+_NOT_FLUSHED = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
+"""The answers of file systems that cannot flush, as some network disks and FUSE: there renaming has to do."""
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
+"""Seconds between two tries, doubled from the first to the longest."""
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 """As safetensors quotes the system."""
 
@@ -91,16 +102,65 @@ def explained_writing(folder: Path, cure: str) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        quoted = _OS_ERROR.search(str(error))
-        number = int(quoted[1]) if quoted else getattr(error, "errno", None)
+        number = _system_number(error)
         if number not in _UNWRITABLE:
             raise
         raise DeviceError(f"cannot write {folder}: {os.strerror(number)}; free some space, {cure}") from error
+
+
+def written_patiently(
+    write: Callable[[], Written], folder: Path, patience_seconds: float, tell: Callable[[str], None]
+) -> Written:
+    """Write, and where the disk is full or gone, wait for somebody to mend that and write again.
+
+    Args:
+        write: does all of the writing, and can be called again after it failed; it leaves nothing half written.
+        folder: what is being written, for the sentences.
+        patience_seconds: since the first failure; the error of the last try is raised.
+        tell: takes a sentence when the waiting begins, and when it ends well.
+
+    Returns:
+        What `write` returns.
+
+    Raises:
+        DeviceError, OSError, SafetensorError: as `write` raises; at once where waiting cannot help.
+    """
+    began, wait = None, _FIRST_WAIT
+    while True:
+        try:
+            written = write()
+        except (OSError, SafetensorError, DeviceError) as error:
+            number = _system_number(error)
+            began, is_first = began or time.monotonic(), began is None
+            left = began + patience_seconds - time.monotonic()
+            if number not in _MAY_PASS or left <= 0:
+                raise
+            if is_first:
+                tell(f"warning: cannot write {folder}: {os.strerror(number)}; the run waits and tries again for up to "
+                     f"{format_seconds(patience_seconds)} (output.disk_patience)")  # fmt: skip
+            time.sleep(min(wait, left))
+            wait = min(2 * wait, _LONGEST_WAIT)
+            continue
+        if began is not None:
+            tell(f"wrote {folder} after {format_seconds(time.monotonic() - began)} of waiting; the run goes on")
+        return written
+
+
+def _system_number(error: BaseException) -> int | None:
+    """Return the system's number of an error, which safetensors quotes and a `DeviceError` has as its cause."""
+    if isinstance(error, DeviceError):
+        return None if error.__cause__ is None else _system_number(error.__cause__)
+    quoted = _OS_ERROR.search(str(error))
+    number: int | None = int(quoted[1]) if quoted else getattr(error, "errno", None)
+    return number
 
 
 def _flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NOT_FLUSHED:
+            raise
     finally:
         os.close(handle)

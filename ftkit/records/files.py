@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Self
 
@@ -31,22 +32,40 @@ SNAPSHOT = "memory_snapshot_rank{rank}.pickle"
 
 
 class RecordWriter:
-    """Append lines to a record as they happen, each flushed whole."""
+    """Append lines to a record as they happen, each flushed whole; a line that fails can be written again."""
 
     def __init__(self, path: Path) -> None:
         """Open `path` for appending; its folder exists. A last line that was not written whole is ended."""
-        self._file = path.open("a+b", buffering=0)  # nothing is held back that a full disk would lose at the end
-        self._file.seek(max(path.stat().st_size - 1, 0))
+        self._path = path
+        self._file = self._open()
+        self._size = path.stat().st_size
+        self._file.seek(max(self._size - 1, 0))
         if self._file.read() not in (b"", b"\n"):
             self._append(b"\n")
 
     def write(self, line: Record) -> None:
-        """Append one line."""
-        self._append(line.model_dump_json().encode() + b"\n")
+        """Append one line.
+
+        Raises:
+            OSError: the disk is full or gone. What was written of the line goes when the next one comes.
+        """
+        if self._file.closed:  # an open file of a disk that comes back is of no use
+            self._file = self._open()
+            self._file.truncate(self._size)
+        try:
+            self._append(line.model_dump_json().encode() + b"\n")
+        except OSError:
+            self._file.close()
+            raise
+
+    def _open(self) -> FileIO:
+        return self._path.open("a+b", buffering=0)  # nothing is held back that a full disk would lose at the end
 
     def _append(self, data: bytes) -> None:
-        while data:
-            data = data[self._file.write(data) :]
+        rest = data
+        while rest:
+            rest = rest[self._file.write(rest) :]
+        self._size += len(data)
 
     def __enter__(self) -> Self:
         """Return the writer."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 from ftkit.config.files import dump_config
@@ -15,7 +16,7 @@ from ftkit.data.batching import GlobalBatch, global_batches
 from ftkit.engine.first_line import first_line
 from ftkit.engine.optim import learning_rate_at
 from ftkit.errors import DoesNotFitError, InterruptedRunError
-from ftkit.machine.disk import explained_writing, replace_text
+from ftkit.machine.disk import explained_writing, replace_text, written_patiently
 from ftkit.machine.memory import Snapshot, is_out_of_memory
 from ftkit.machine.process import ProcessContext, joined
 from ftkit.machine.versions import device_name
@@ -79,21 +80,23 @@ def train_run(config: RunConfig, process: ProcessContext, reporter: Reporter, *,
         cure = f"then go on with --resume {job.folder}"
         with explained_writing(job.folder, cure), named_silence(job.folder, process):
             if not process.is_main:
-                return _train(job, _Recorder(None, Reporters()), started, snapshot, stop, resume=resume)
+                return _train(job, _Recorder(Reporters()), started, snapshot, stop, resume=resume)
             with RecordWriter(job.folder / RECORD) as log:
-                return _train(job, _Recorder(log, reporter), started, snapshot, stop, resume=resume)
+                recorder = _Recorder(reporter, log, config.output.disk_patience)
+                return _train(job, recorder, started, snapshot, stop, resume=resume)
 
 
 @dataclass(frozen=True)
 class _Recorder:
     """The audience of a run: its record and a reporter on the first rank, nobody on the others."""
 
-    log: RecordWriter | None
     reporter: Reporter
+    log: RecordWriter | None = None
+    disk_patience: float = 0.0
 
     def write(self, line: Record) -> None:
         if self.log is not None:
-            self.log.write(line)
+            written_patiently(partial(self.log.write, line), Path(RECORD), self.disk_patience, self.reporter.note)
 
     def tell(self, line: RecoveryLine) -> None:
         """Write that a step was taken again, and say so."""

@@ -4,6 +4,7 @@ Every rank of a job keeps one small file below `ranks/` in the result folder, wh
 fails says only that a peer is gone; these files say which one, and how far it came.
 """
 
+import contextlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,8 +58,9 @@ class Heartbeat:
         """
         now = time.monotonic()
         if self._file is not None and now - self._written >= _EVERY_SECONDS:
-            self._file.write_text(str(step), encoding="utf-8")
             self._written = now
+            with contextlib.suppress(OSError):  # a disk that is full for a moment must not end the run over this
+                self._file.write_text(str(step), encoding="utf-8")
 
 
 def last_beats(folder: Path) -> list[Beat]:
