@@ -42,8 +42,8 @@ def judge(row: Row, gpu: Gpu) -> dict[str, Any]:
     import transformers
 
     from ftkit.config.tree import RunConfig
+    from ftkit.plan.changes import changed
     from ftkit.plan.predict import Tapes, predict
-    from ftkit.plan.search import changed
     from ftkit.plan.target import Target
 
     arch = arch_of(row)

@@ -5,12 +5,12 @@ import random
 from pathlib import Path
 
 from ftkit.config.files import build_config
+from ftkit.records.figures import MemoryBreakdown
 from ftkit.records.files import RecordWriter
 from ftkit.records.schema import (
     EvaluationLine,
     LiveTensor,
     Measurement,
-    MemoryBreakdown,
     PhaseMeasurement,
     Prediction,
     ResultLine,

@@ -4,7 +4,7 @@ import json
 import shlex
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -20,13 +20,24 @@ if TYPE_CHECKING:
 
     from ftkit.config.tree import RunConfig
     from ftkit.engine.resolve import ResolvedRun
+    from ftkit.plan.predict import Tapes
+    from ftkit.plan.predicted import AnyPrediction
     from ftkit.plan.search import Candidate
     from ftkit.plan.shapes import Sequences
     from ftkit.plan.target import Target
-    from ftkit.records.schema import Prediction
 
 SHOWN = 10
 """Candidates of a search that are printed; --json has all of them."""
+
+
+class Asked(NamedTuple):
+    """What was asked for, with what has been found of it so far."""
+
+    config: "RunConfig"
+    target: "Target"
+    architecture: Any
+    sequences: "Sequences | None"
+    tapes: "Tapes"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -82,7 +93,7 @@ def plan(  # noqa: PLR0913  # one parameter a flag
         tapes: Tapes = {}
         config = settled(config, target, architecture, sequences, tapes)
         if is_search:
-            _search(config, target, sequences, write, as_json=as_json)
+            _search(Asked(config, target, architecture, sequences, tapes), write, as_json=as_json)
             return
         prediction = predict(config, target, architecture, sequences=sequences, exact=exact, tapes=tapes)
         if as_json:
@@ -90,7 +101,7 @@ def plan(  # noqa: PLR0913  # one parameter a flag
         else:
             click.echo("\n".join(prediction_lines(prediction, resolve(config, target.devices))))
             if not prediction.fits:
-                _show_cures(config, target, sequences)
+                _show_cures(Asked(config, target, architecture, sequences, tapes))
         if write is not None and prediction.fits:
             _write(write, config, target)
             if not as_json:
@@ -101,29 +112,29 @@ def plan(  # noqa: PLR0913  # one parameter a flag
         click.get_current_context().exit(8)
 
 
-def prediction_lines(prediction: "Prediction", run: "ResolvedRun") -> list[str]:
+def prediction_lines(prediction: "AnyPrediction", run: "ResolvedRun") -> list[str]:
     """Return a prediction of a run as lines of text."""
     verdict = "fits" if prediction.fits else f"does not fit: {prediction.reason}"
-    where = f"{run.devices.world_size} x {prediction.device}, {format_bytes(prediction.budget_bytes or 0)} each"
+    where = f"{run.devices.world_size} x {prediction.device}, {format_bytes(prediction.budget_bytes)} each"
     rows = [
         ("verdict", f"{verdict} ({where})"),
         ("engine", _engine(run)),
         ("step", _shape(prediction)),
-        ("peak, as the system shows it", format_bytes(prediction.peak_process_bytes or 0)),
+        ("peak, as the system shows it", format_bytes(prediction.peak_process_bytes)),
         *_part_rows(prediction),
         ("where", _where(prediction)),
         (
             "host memory",
-            f"{format_bytes(prediction.host_bytes or 0)}, of it pinned {format_bytes(prediction.pinned_bytes or 0)}",
+            f"{format_bytes(prediction.host_bytes)}, of it pinned {format_bytes(prediction.pinned_bytes)}",
         ),
-        ("disk", format_bytes((prediction.disk_bytes or 0) + (prediction.nvme_bytes or 0))),
+        ("disk", format_bytes(prediction.disk_bytes + prediction.nvme_bytes)),
         (
             "weights",
-            f"{format_count(prediction.num_parameters or 0)}, of them "
-            f"{format_count(prediction.num_trainable_parameters or 0)} train",
+            f"{format_count(prediction.num_parameters)}, of them "
+            f"{format_count(prediction.num_trainable_parameters)} train",
         ),
         *_time_rows(prediction),
-        ("found", prediction.basis or ""),
+        ("found", prediction.found),
     ]
     return [f"{name:30} {value}" for name, value in rows]
 
@@ -137,30 +148,32 @@ def _engine(run: "ResolvedRun") -> str:
     return how if run.zero_stage == 0 or is_asked_for else f"{how}, which the deepspeed launcher brings"
 
 
-def _shape(prediction: "Prediction") -> str:
+def _shape(prediction: "AnyPrediction") -> str:
     return (
         f"{prediction.num_micro_batches} x {prediction.micro_batch_size} sequences "
         f"of {prediction.sequence_length} tokens on each device, {prediction.precision}"
     )
 
 
-def _part_rows(prediction: "Prediction") -> list[tuple[str, str]]:
-    parts = dict(prediction.peak_breakdown.model_dump()) if prediction.peak_breakdown else {}
+def _part_rows(prediction: "AnyPrediction") -> list[tuple[str, str]]:
+    parts = prediction.peak_breakdown.model_dump()
     rows = [(f"  {name.removesuffix('_bytes')}", format_bytes(size)) for name, size in parts.items()]
-    if prediction.peak_reserved_bytes is not None and prediction.peak_active_bytes is not None:
+    if prediction.peak_reserved_bytes is not None:
         rows.append(("  fragmentation", format_bytes(prediction.peak_reserved_bytes - prediction.peak_active_bytes)))
-    return [*rows, ("  context", format_bytes(prediction.context_bytes or 0))]
+    return [*rows, ("  context", format_bytes(prediction.context_bytes))]
 
 
-def _where(prediction: "Prediction") -> str:
+def _where(prediction: "AnyPrediction") -> str:
     place = prediction.peak_module or (
         "the loss" if prediction.peak_layer is None else f"layer {prediction.peak_layer}"
     )
     return f"{prediction.peak_phase}, {place}"
 
 
-def _time_rows(prediction: "Prediction") -> list[tuple[str, str]]:
-    if prediction.step_seconds is None or prediction.tokens_per_second is None:
+def _time_rows(prediction: "AnyPrediction") -> list[tuple[str, str]]:
+    from ftkit.plan.predicted import FormulaPrediction
+
+    if isinstance(prediction, FormulaPrediction):
         return [("speed", "not predicted")]
     rows = [
         (
@@ -174,10 +187,11 @@ def _time_rows(prediction: "Prediction") -> list[tuple[str, str]]:
     return [*rows, ("time, at best", time)]
 
 
-def _show_cures(config: "RunConfig", target: "Target", sequences: "Sequences | None") -> None:
-    from ftkit.plan.search import as_flags, cures
+def _show_cures(asked: Asked) -> None:
+    from ftkit.plan.changes import as_flags
+    from ftkit.plan.search import cures
 
-    found = cures(config, target, sequences=sequences)
+    found = cures(asked.config, asked.target, asked.architecture, asked.sequences, asked.tapes)
     click.echo(
         "what would fit:" if found else "nothing that ftkit can change makes it fit; choose a smaller model or length"
     )
@@ -185,15 +199,14 @@ def _show_cures(config: "RunConfig", target: "Target", sequences: "Sequences | N
         click.echo(f"  {as_flags(candidate.changes)}: {_cost(candidate)}")
 
 
-def _search(
-    config: "RunConfig", target: "Target", sequences: "Sequences | None", write: Path | None, *, as_json: bool
-) -> None:
+def _search(asked: Asked, write: Path | None, *, as_json: bool) -> None:
     from ftkit.engine.resolve import resolve
     from ftkit.errors import DoesNotFitError
     from ftkit.plan.search import confirmed, search
 
-    found = search(config, target, sequences=sequences)
-    kept, checked = confirmed(found[:SHOWN], target, sequences)
+    target, architecture, sequences = asked.target, asked.architecture, asked.sequences
+    found = search(asked.config, target, architecture, sequences, asked.tapes)
+    kept, checked = confirmed(found[:SHOWN], target, architecture, sequences)
     if checked is None:
         raise DoesNotFitError(
             f"nothing fits on {target.name}; choose a smaller model, a shorter data.max_length or 4 bits"
@@ -264,22 +277,23 @@ def _by_hub_name(config: "RunConfig") -> "RunConfig":
 
 def search_lines(found: "Sequence[Candidate]") -> list[str]:
     """Return candidates as lines of text, each with what it costs and what it leaves free beside the fastest."""
-    from ftkit.plan.search import as_flags
+    from ftkit.plan.changes import as_flags
 
-    fastest = found[0].prediction.step_seconds or 1.0
+    fastest = found[0].seconds
     lines = [f"{'':4}{'peak':>10}  {'a step':>9}  {'slower':>7}  changes"]
     for number, candidate in enumerate(found, start=1):
-        seconds = candidate.prediction.step_seconds or 0.0
+        seconds = f"{candidate.seconds:.3g} s" if fastest else "?"
+        slower = f"{candidate.seconds / fastest - 1:.1%}" if fastest else "?"
         lines.append(
-            f"{number:2}. {format_bytes(candidate.needed_bytes):>10}  {seconds:7.3g} s  {seconds / fastest - 1:7.1%}  "
+            f"{number:2}. {format_bytes(candidate.needed_bytes):>10}  {seconds:>9}  {slower:>7}  "
             f"{as_flags(candidate.changes) or 'as it is'}"
         )
     return lines
 
 
 def _cost(candidate: "Candidate") -> str:
-    prediction = candidate.prediction
-    return f"{format_bytes(prediction.peak_process_bytes or 0)}, {prediction.step_seconds or 0:.3g} s a step"
+    needed = format_bytes(candidate.needed_bytes)
+    return f"{needed}, {candidate.seconds:.3g} s a step" if candidate.seconds else needed
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from ftkit.machine.foreign import TorchSays
 from ftkit.machine.process import ProcessContext, rendezvous
 from ftkit.models.build import trainable_parameters
 from ftkit.models.objective import Objective
-from ftkit.records.schema import Kind
+from ftkit.records.figures import Kind
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

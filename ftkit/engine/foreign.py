@@ -16,7 +16,7 @@ import torch
 from torch import distributed, nn
 
 from ftkit.models.foreign import patched, whole_shape
-from ftkit.records.schema import Kind
+from ftkit.records.figures import Kind
 
 
 class DeepSpeedSays(StrEnum):

@@ -17,7 +17,7 @@ from ftkit.engine.protocol import Tensors
 from ftkit.machine.process import ProcessContext
 from ftkit.models.build import trainable_parameters
 from ftkit.models.objective import Objective
-from ftkit.records.schema import Kind
+from ftkit.records.figures import Kind
 
 BUCKET_ELEMENTS = 2**24
 """Gradients that are summed over ranks at once: 64 MiB in fp32."""

@@ -9,7 +9,7 @@ from torch import nn
 from ftkit.data.batching import MicroBatch
 from ftkit.machine.process import ProcessContext
 from ftkit.models.objective import Objective
-from ftkit.records.schema import Kind
+from ftkit.records.figures import Kind
 
 Tensors = dict[str, torch.Tensor]
 

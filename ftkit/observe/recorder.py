@@ -19,7 +19,7 @@ from ftkit.observe.inplace_sums import ADD, autograd_adds_in_place, references_o
 from ftkit.observe.liveness import Liveness
 from ftkit.observe.operators import Work, op_key, work_of
 from ftkit.observe.tape import OpKey, Role, Tape
-from ftkit.records.schema import Kind
+from ftkit.records.figures import Kind
 from ftkit.step.observer import Phase
 
 _DEVICE_OF = torch.ops.prim.device.default

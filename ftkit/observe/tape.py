@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from ftkit.records.schema import Kind
+from ftkit.records.figures import Kind
 from ftkit.step.observer import Phase
 
 OpKey = tuple[str, int, int, str]

@@ -4,10 +4,10 @@ from ftkit.config.files import Configuration, as_config
 from ftkit.machine.hub import work_offline_if_unreachable
 from ftkit.plan.architectures import find_architecture, find_row
 from ftkit.plan.predict import Tapes, predict
+from ftkit.plan.predicted import AnyPrediction
 from ftkit.plan.search import settled
 from ftkit.plan.shapes import Sequences
 from ftkit.plan.target import find_target
-from ftkit.records.schema import Prediction
 
 
 def plan(
@@ -18,7 +18,7 @@ def plan(
     memory_budget: str | None = None,
     ram_budget: str | None = None,
     samples: int | None = None,
-) -> Prediction:
+) -> AnyPrediction:
     """Predict peak memory, speed and disk of a configuration, on any GPU, without that GPU.
 
     Args:
@@ -30,7 +30,8 @@ def plan(
         samples: training sequences, for the number of steps and the total time.
 
     Returns:
-        The prediction; `fits` says whether it fits, `reason` why not.
+        The prediction; `fits` says whether it fits, `reason` why not. A `TracedPrediction` has times too; where the
+        model's code cannot be traced it is a `FormulaPrediction`, which has none.
 
     Raises:
         FtkitError: an unknown model or GPU, or a configuration that cannot be.

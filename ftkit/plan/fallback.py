@@ -9,7 +9,7 @@ from typing import Any
 
 from ftkit.config.tree import RunConfig
 from ftkit.models.build import checkpointed_layers
-from ftkit.records.schema import MemoryBreakdown
+from ftkit.records.figures import MemoryBreakdown
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 """What the formula reads of a configuration."""

@@ -6,7 +6,7 @@ The first rank plans; the others hear what it found.
 import contextlib
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ from ftkit.config.tree import BatchConfig, RunConfig
 from ftkit.engine.resolve import resolve
 from ftkit.errors import DoesNotFitError, FtkitError, PlannerError
 from ftkit.machine.process import ProcessContext, first_decides
+from ftkit.plan.changes import as_flags
 from ftkit.plan.predict import Tapes, predict
-from ftkit.plan.search import as_flags, cures, settled
+from ftkit.plan.predicted import AnyPrediction, TracedPrediction
+from ftkit.plan.search import Candidate, cures, settled
 from ftkit.plan.shapes import Sequences
 from ftkit.plan.target import Target, find_target
 from ftkit.plan.tracing.trace import UntraceableModelError
 from ftkit.plan.weights import least_weight_bytes, weights_reason
-from ftkit.records.schema import Prediction
 from ftkit.units import format_bytes
 
 FAULT = "planner_fault.txt"
@@ -50,7 +51,7 @@ def plan_first(
     architecture: Any,
     sequences: Sequences,
     note: Callable[[str], None],
-) -> tuple[BatchConfig, Prediction | None]:
+) -> tuple[BatchConfig, AnyPrediction | None]:
     """Predict a run on the machine that it is about to run on.
 
     Args:
@@ -75,8 +76,9 @@ def plan_first(
 
 def _plan(
     config: RunConfig, process: ProcessContext, architecture: Any, sequences: Sequences, note: Callable[[str], None]
-) -> tuple[BatchConfig, Prediction | None]:
-    target, refusal, tapes = _target(process), None, Tapes()
+) -> tuple[BatchConfig, AnyPrediction | None]:
+    target = _target(process)
+    tapes: Tapes = {}
     with _faults_kept(config):
         try:
             config = settled(config, target, architecture, sequences, tapes)
@@ -84,10 +86,9 @@ def _plan(
         except UntraceableModelError as error:
             note(f"warning: no plan for this run, since {error}")
             return _with_number(config.batch), None
-        if config.training.plan_first:
-            refusal = _refusal(config, target, architecture, sequences, prediction)
-    if refusal is not None:
-        raise DoesNotFitError(refusal)
+        # A formula's word is not enough to refuse a run.
+        if config.training.plan_first and not prediction.fits and isinstance(prediction, TracedPrediction):
+            raise _refusal(f"this run {prediction.reason}", cures(config, target, architecture, sequences, tapes))
     note(_line(prediction))
     return config.batch, prediction
 
@@ -131,31 +132,20 @@ def _check_weights(config: RunConfig, target: Target, architecture: Any) -> None
     with _faults_kept(config):
         reason = weights_reason(target, least_weight_bytes(resolve(config, target.devices), architecture))
         if reason is not None:
-            raise DoesNotFitError(_with_cures(f"this run does not fit: {reason}", config, target, architecture))
+            raise _refusal(f"this run does not fit: {reason}", cures(config, target, architecture))
 
 
-def _refusal(
-    config: RunConfig, target: Target, architecture: Any, sequences: Sequences, prediction: Prediction
-) -> str | None:
-    """Return why a run is refused; a formula's word is not enough for that."""
-    if prediction.fits or not (prediction.basis or "").startswith("traced"):
-        return None
-    return _with_cures(f"this run {prediction.reason}", config, target, architecture, sequences)
-
-
-def _with_cures(
-    reason: str, config: RunConfig, target: Target, architecture: Any, sequences: Sequences | None = None
-) -> str:
-    found = cures(config, target, architecture, sequences=sequences)
+def _refusal(reason: str, found: Sequence[Candidate]) -> DoesNotFitError:
+    """Return the error of a run that does not fit, with the changes that would make it fit."""
     ways = "; ".join(f"{as_flags(one.changes)} ({format_bytes(one.needed_bytes)})" for one in found)
     cure = f"what would fit: {ways}" if found else "nothing that ftkit can change makes it fit: take a smaller model"
-    return f"{reason}; {cure}. To run it all the same: --no-plan"
+    return DoesNotFitError(f"{reason}; {cure}. To run it all the same: --no-plan")
 
 
-def _line(prediction: Prediction) -> str:
+def _line(prediction: AnyPrediction) -> str:
     verdict = "fits" if prediction.fits else f"does not fit: it {prediction.reason}"
-    peak, budget = format_bytes(prediction.peak_process_bytes or 0), format_bytes(prediction.budget_bytes or 0)
-    how = "" if (prediction.basis or "").startswith("traced") else f", {prediction.basis}"
+    peak, budget = format_bytes(prediction.peak_process_bytes), format_bytes(prediction.budget_bytes)
+    how = "" if isinstance(prediction, TracedPrediction) else f", {prediction.found}"
     return f"plan: {verdict}; {peak} of {budget} in micro-batches of {prediction.micro_batch_size}{how}"
 
 

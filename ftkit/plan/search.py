@@ -1,7 +1,7 @@
 """The fastest configuration that fits, and for one that does not, the cheapest changes that would.
 
-Each step down costs time and saves memory: recomputing layers, smaller micro-batches, moments in 8 bits, weights in 4
-bits, partitioning, offloading. The cut of the batch never changes the mathematics, so it is tried first.
+A candidate is priced by a prediction. Those that differ in the size of the micro-batch alone are a family: the two ends
+are traced, the others are interpolated, and what is recommended is traced after all.
 """
 
 import itertools
@@ -10,25 +10,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
-from ftkit.config.files import merge_method
 from ftkit.config.rules import Force, broken_rules
 from ftkit.config.tree import RunConfig
 from ftkit.data.batching import Shape
 from ftkit.engine.resolve import resolve
-from ftkit.errors import ConfigError, FtkitError, ModelError
-from ftkit.models.methods import method_of
+from ftkit.errors import FtkitError, ModelError
 from ftkit.plan.architectures import find_architecture
+from ftkit.plan.changes import SIZE, Changes, changed, grid, halves, steps_down, value_of
 from ftkit.plan.interpolate import between
 from ftkit.plan.predict import Tapes, predict
+from ftkit.plan.predicted import AnyPrediction, TracedPrediction
 from ftkit.plan.shapes import Sequences, plan_shape, rank_share
 from ftkit.plan.target import Target
-from ftkit.records.schema import Prediction
+from ftkit.records.schema import Basis
 
-_SIZE = "batch.micro_batch_size"
 _SHARING_KEYS = ("engine.zero_stage", "engine.offload_optimizer", "engine.offload_parameters")
-SHARES = (0.0, 0.5, 1.0)
 TIGHT = 0.95
 """A recommendation leaves a twentieth of the device free: for other processes' contexts and libraries' workspaces."""
 NOTABLY = 1.02
@@ -46,27 +42,38 @@ class Candidate:
     """
 
     config: RunConfig
-    prediction: Prediction
-    changes: dict[str, Any]
+    prediction: AnyPrediction
+    changes: Changes
 
     @property
     def has_room(self) -> bool:
         """Whether it fits with something to spare."""
-        return bool(self.prediction.fits) and self.needed_bytes <= TIGHT * (self.prediction.budget_bytes or 0)
+        return self.prediction.fits and self.needed_bytes <= TIGHT * self.prediction.budget_bytes
 
     @property
     def is_between(self) -> bool:
         """Whether it was read off between two that were traced."""
-        return (self.prediction.basis or "").startswith("between")
+        return self.prediction.basis is Basis.INTERPOLATED
 
     @property
     def needed_bytes(self) -> int:
         """The memory of the process at its peak, as the system reports it."""
-        return self.prediction.peak_process_bytes or 0
+        return self.prediction.peak_process_bytes
+
+    @property
+    def seconds(self) -> float:
+        """Of a step; 0 for every candidate of a model whose step is known by a formula, which has no time."""
+        return self.prediction.step_seconds if isinstance(self.prediction, TracedPrediction) else 0.0
 
 
 def search(
-    config: RunConfig, target: Target, architecture: Any = None, sequences: Sequences | None = None, limit: int = 100
+    config: RunConfig,
+    target: Target,
+    architecture: Any = None,
+    sequences: Sequences | None = None,
+    tapes: Tapes | None = None,
+    *,
+    limit: int = 100,
 ) -> list[Candidate]:
     """Predict what can be changed without changing what is learned, and rank what fits by speed.
 
@@ -75,13 +82,14 @@ def search(
         target: the devices.
         architecture: of the model; found by its name when None.
         sequences: the data; None: not at hand.
+        tapes: what was traced of this model before.
         limit: configurations that are predicted at most.
 
     Returns:
         Those that fit, fastest first; among equals the one with more room. The first is traced.
     """
-    options = _options(config, target, architecture, sequences)
-    ranked = options.price(config, _grid(config, target, sequences), limit)
+    options = _options(config, target, architecture, sequences, tapes)
+    ranked = options.price(config, grid(config, target, sequences), limit)
     while True:
         ranked = sorted((one for one in ranked if one.has_room), key=_rank)
         if not ranked or not ranked[0].is_between:
@@ -90,27 +98,32 @@ def search(
 
 
 def confirmed(
-    found: Sequence[Candidate], target: Target, sequences: Sequences | None = None
-) -> tuple[list[Candidate], Prediction | None]:
+    found: Sequence[Candidate], target: Target, architecture: Any = None, sequences: Sequences | None = None
+) -> tuple[list[Candidate], AnyPrediction | None]:
     """Trace every layer of what a search found first, and of the next ones until one fits even so.
 
     Args:
         found: candidates, the best first.
         target: the devices.
+        architecture: of the model; found by its name when None.
         sequences: the data; None: not at hand.
 
     Returns:
         The candidates without those that do not fit, and the exact prediction of the first; None where none is left.
     """
     for number, candidate in enumerate(found):
-        checked = predict(candidate.config, target, sequences=sequences, exact=True)
+        checked = predict(candidate.config, target, architecture, sequences=sequences, exact=True)
         if checked.fits:
             return list(found[number:]), checked
     return [], None
 
 
 def cures(
-    config: RunConfig, target: Target, architecture: Any = None, sequences: Sequences | None = None
+    config: RunConfig,
+    target: Target,
+    architecture: Any = None,
+    sequences: Sequences | None = None,
+    tapes: Tapes | None = None,
 ) -> list[Candidate]:
     """Return the changes, fewest and fastest first, that make a configuration fit.
 
@@ -119,13 +132,14 @@ def cures(
         target: the devices.
         architecture: of the model; found by its name when None.
         sequences: the data; None: not at hand.
+        tapes: what was traced of this model before.
 
     Returns:
         At most three candidates; none where nothing helps.
     """
-    singles = _steps_down(config, target, sequences)
+    singles = steps_down(config, target, sequences)
     pairs = [first | second for first, second in itertools.combinations(singles, 2) if not first.keys() & second.keys()]
-    options = _options(config, target, architecture, sequences)
+    options = _options(config, target, architecture, sequences, tapes)
     for changes in (singles, pairs):
         found = [one for one in options.price(config, changes, 24) if one.prediction.fits]
         if found:
@@ -170,56 +184,25 @@ def settled(
         return best.config
     slope = max(1, tried(2).needed_bytes - best.needed_bytes)
     largest = min(share, 1 + (int(TIGHT * target.memory_bytes) - best.needed_bytes) // slope)
-    fitting = (one for one in map(tried, _halves(largest)) if one.has_room)
+    fitting = (one for one in map(tried, halves(largest)) if one.has_room)
     fastest: float | None = None
     for one in fitting:
-        seconds = one.prediction.step_seconds or 0.0
-        fastest = seconds if fastest is None else fastest
-        if seconds > NOTABLY * fastest:
+        fastest = one.seconds if fastest is None else fastest
+        if one.seconds > NOTABLY * fastest:
             break
         best = one
     return best.config
 
 
-def _options(config: RunConfig, target: Target, architecture: Any, sequences: Sequences | None) -> "_Options":
+def _options(
+    config: RunConfig, target: Target, architecture: Any, sequences: Sequences | None, tapes: Tapes | None
+) -> "_Options":
     architecture = find_architecture(config) if architecture is None else architecture
-    return _Options(target, architecture, sequences or Sequences.unseen(config), {})
+    return _Options(target, architecture, sequences or Sequences.unseen(config), {} if tapes is None else tapes)
 
 
 def _rank(candidate: Candidate) -> tuple[float, int]:
-    return candidate.prediction.step_seconds or 0.0, candidate.needed_bytes
-
-
-def as_flags(changes: dict[str, Any]) -> str:
-    """Return changes as flags of the command line."""
-    return " ".join(
-        f"--method {value}" if key == "method.name" else f"--set {key}={value}" for key, value in changes.items()
-    )
-
-
-def changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
-    """Return a configuration with some keys changed.
-
-    Args:
-        config: the old one.
-        changes: dotted key to value; another method keeps the fields that it has too.
-
-    Returns:
-        The new one.
-
-    Raises:
-        ConfigError: the values do not go together.
-    """
-    tree = config.model_dump()
-    for key, value in changes.items():
-        section, _, name = key.partition(".")
-        tree[section] = merge_method(tree[section], value) if key == "method.name" else tree[section] | {name: value}
-        if key == _SIZE:
-            tree["batch"]["micro_batch_tokens"] = None
-    try:
-        return RunConfig.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(str(error)) from None
+    return candidate.seconds, candidate.needed_bytes
 
 
 @dataclass(frozen=True)
@@ -231,7 +214,7 @@ class _Options:
     sequences: Sequences
     tapes: Tapes
 
-    def price(self, config: RunConfig, options: Iterable[dict[str, Any]], limit: int) -> list[Candidate]:
+    def price(self, config: RunConfig, options: Iterable[Changes], limit: int) -> list[Candidate]:
         """Predict the sound ones of some changes, `limit` at most.
 
         Those that differ in the size of the micro-batch alone are a family: its ends are traced, the others lie
@@ -240,9 +223,9 @@ class _Options:
         Raises:
             ModelError: the model goes with none of them.
         """
-        families: dict[str, list[tuple[Shape, RunConfig, dict[str, Any]]]] = defaultdict(list)
+        families: dict[str, list[tuple[Shape, RunConfig, Changes]]] = defaultdict(list)
         for changes, new in itertools.islice(self._sound(config, options), limit):
-            key = repr({name: value for name, value in changes.items() if name != _SIZE})
+            key = repr({name: value for name, value in changes.items() if name != SIZE})
             families[key].append((plan_shape(new, self.target.num_devices, self.sequences), new, changes))
         priced: list[Candidate] = []
         refused: list[ModelError] = []
@@ -259,13 +242,11 @@ class _Options:
         """Return a candidate whose prediction was traced and not read off between two others."""
         return Candidate(candidate.config, self.predict(candidate.config), candidate.changes)
 
-    def predict(self, config: RunConfig) -> Prediction:
+    def predict(self, config: RunConfig) -> AnyPrediction:
         """Predict a configuration."""
         return predict(config, self.target, self.architecture, sequences=self.sequences, tapes=self.tapes)
 
-    def _sound(
-        self, config: RunConfig, options: Iterable[dict[str, Any]]
-    ) -> Iterator[tuple[dict[str, Any], RunConfig]]:
+    def _sound(self, config: RunConfig, options: Iterable[Changes]) -> Iterator[tuple[Changes, RunConfig]]:
         """Yield the changes that work, that no rule advises against unless the user asked for that, each run once."""
         devices, seen = self.target.devices, set()
         asked = set(broken_rules(resolve(config, devices).facts, Force.UNWISE))
@@ -281,60 +262,9 @@ class _Options:
                 seen.add(same)
                 yield {key: value for key, value in changes.items() if value_of(config, key) != value}, new
 
-    def _family(self, family: list[tuple[Shape, RunConfig, dict[str, Any]]]) -> Iterator[Candidate]:
+    def _family(self, family: list[tuple[Shape, RunConfig, Changes]]) -> Iterator[Candidate]:
         family.sort(key=lambda member: member[0].batch)
         ends = {shape.batch: self.predict(new) for shape, new, _ in (family[0], family[-1])}
         small, large = ends[family[0][0].batch], ends[family[-1][0].batch]
         for shape, new, changes in family:
             yield Candidate(new, ends.get(shape.batch) or between(small, large, shape), changes)
-
-
-def value_of(config: RunConfig, key: str) -> Any:
-    """Return what a configuration says under a dotted key."""
-    section, _, name = key.partition(".")
-    return getattr(getattr(config, section), name)
-
-
-def _steps_down(config: RunConfig, target: Target, sequences: Sequences | None) -> list[dict[str, Any]]:
-    batch = plan_shape(config, target.num_devices, sequences).batch
-    steps: list[dict[str, Any]] = [{_SIZE: size} for size in _halves(batch)[1:]]
-    if target.device_type == "cuda" and not config.engine.expandable_segments:
-        steps.append({"engine.expandable_segments": True})
-    steps += [
-        {"model.gradient_checkpointing": share} for share in SHARES if share > config.model.gradient_checkpointing
-    ]
-    if config.optimizer.name == "adamw":
-        steps.append({"optimizer.name": "adamw_8bit"})
-    return [*steps, *method_of(config).cheaper(), *_sharing()]
-
-
-def _grid(config: RunConfig, target: Target, sequences: Sequences | None) -> list[dict[str, Any]]:
-    """Return combinations, those that change least first."""
-    batch = plan_shape(config, target.num_devices, sequences).batch
-    whole = -(-config.batch.global_batch_size // target.num_devices)
-    sizes = sorted({*_halves(batch), *_halves(whole)}, reverse=True)[:6]
-    methods: list[dict[str, Any]] = [{}, *method_of(config).cheaper()]
-    optimizers: list[dict[str, Any]] = [{}]
-    if config.optimizer.name == "adamw":
-        optimizers.append({"optimizer.name": "adamw_8bit"})
-    grid = []
-    for method, optimizer, sharing, share, size in itertools.product(
-        methods, optimizers, [{}, {"engine.zero_stage": 0}, *_sharing()], SHARES, sizes
-    ):
-        grid.append({_SIZE: size, "model.gradient_checkpointing": share} | method | optimizer | sharing)
-    return sorted(grid, key=len)
-
-
-def _sharing() -> list[dict[str, Any]]:
-    """Return the ways to share a step out, the least first; the rules say which of them make sense at a target."""
-    stages: list[dict[str, Any]] = [{"engine.zero_stage": stage} for stage in (1, 2, 3)]
-    optimizer = {"engine.zero_stage": 2, "engine.offload_optimizer": "cpu"}
-    both = {"engine.zero_stage": 3, "engine.offload_optimizer": "cpu", "engine.offload_parameters": "cpu"}
-    return [*stages, optimizer, both]
-
-
-def _halves(number: int) -> list[int]:
-    found = [number]
-    while found[-1] > 1:
-        found.append(found[-1] // 2)
-    return found

@@ -10,6 +10,8 @@ from ftkit.machine.hardware import CUDA_CONTEXT_BYTES, Gpu, find_gpu, parse_budg
 from ftkit.machine.process import Launcher, has_bf16, usual_launcher
 from ftkit.plan.speed import Device, cpu_device, gpu_device
 
+HOST_LINK = 10e9
+"""Bytes per second between two processes of a CPU, which share its memory."""
 TYPICAL_GPU = "rtx3060"
 """Whose kernels and speed are taken where only a number of bytes is given."""
 
@@ -50,6 +52,11 @@ class Target:
     def context_bytes(self) -> int:
         """The memory that one process takes of the device before any tensor."""
         return CUDA_CONTEXT_BYTES if self.device_type == "cuda" else 0
+
+    @property
+    def link(self) -> float:
+        """Bytes per second that one device sends to another."""
+        return HOST_LINK if self.gpu is None else self.gpu.link
 
     def device(self, precision: str) -> Device:
         """Return the speed of one device."""

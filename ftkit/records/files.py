@@ -10,12 +10,12 @@ from typing import Self
 from pydantic import ValidationError
 
 from ftkit.errors import DataError
+from ftkit.records.figures import Record
 from ftkit.records.schema import (
     LINE,
     SCHEMA_VERSION,
     AnyLine,
     EvaluationLine,
-    Record,
     RecoveryLine,
     ResultLine,
     RunLine,

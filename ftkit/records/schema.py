@@ -7,83 +7,37 @@ line last. Each line is whole by itself, so a killed run loses at most its last 
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import Field, TypeAdapter, model_validator
+
+from ftkit.records.figures import Figures, MemoryBreakdown, Record
 
 SCHEMA_VERSION = 1
 
 
-class Record(BaseModel):
-    """A frozen line; keys of a newer schema are ignored."""
+class Basis(StrEnum):
+    """How a prediction was made."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
-
-
-class Kind(StrEnum):
-    """A part of a peak, the steadiest first: the order in which charts stack them."""
-
-    PARAMETER = "parameter"  # weights
-    BUFFER = "buffer"  # what a model, an engine or a library holds beside its weights, and the batch
-    OPTIMIZER = "optimizer"  # masters and moments
-    GRADIENT = "gradient"
-    ACTIVATION = "activation"  # what a forward leaves for the backward
-    TEMPORARY = "temporary"
-
-    @property
-    def field(self) -> str:
-        """Its name in a breakdown."""
-        return f"{self}_bytes"
+    TRACED = "traced"
+    """The step was traced on a few layers, which stand for all."""
+    TRACED_WHOLE = "traced whole"
+    """The step was traced on every layer."""
+    INTERPOLATED = "interpolated"
+    """It lies between two that were made."""
+    FORMULA = "formula"
+    """A formula stands in for a step that cannot be traced."""
 
 
-class MemoryBreakdown(Record):
-    """The parts of a peak, in bytes; a field for each `Kind`."""
-
-    parameter_bytes: int = 0
-    gradient_bytes: int = 0
-    optimizer_bytes: int = 0
-    activation_bytes: int = 0
-    temporary_bytes: int = 0
-    buffer_bytes: int = 0
-
-    @property
-    def total_bytes(self) -> int:
-        """The sum of the parts."""
-        return sum(self.model_dump().values())
-
-
-class Figures(Record):
-    """The figures that a plan predicts and a run measures; a figure that was not taken is None."""
-
-    device: str | None = None
-    """What computes, such as `NVIDIA T4` or `cpu`."""
-    peak_active_bytes: int | None = None
-    """Live tensors at the peak, on the rank that has most."""
-    peak_reserved_bytes: int | None = None
-    """The caching allocator's segments at the peak."""
-    peak_process_bytes: int | None = None
-    """What the system shows for one process: NVML on a GPU, resident memory on a CPU."""
-    peak_breakdown: MemoryBreakdown | None = None
-    """The parts of the active peak."""
-    peak_phase: str | None = None
-    """`load`, `forward`, `backward`, `optimizer` or `evaluation`."""
-    host_bytes: int | None = None
-    """Host memory of all ranks of one node."""
-    disk_bytes: int | None = None
-    """What a run keeps in its folder: checkpoints and the result."""
-    num_parameters: int | None = None
-    num_trainable_parameters: int | None = None
-    step_seconds: float | None = None
-    """The median optimizer step."""
-    tokens_per_second: float | None = None
-    """Real (not padding) tokens of the whole job."""
-    samples_per_second: float | None = None
-    model_flops_utilization: float | None = None
+_FORMER_BASES = {"between": Basis.INTERPOLATED, "by": Basis.FORMULA}
+"""The first word of a basis in records that were written before it was one of four."""
 
 
 class Prediction(Figures):
-    """A prediction by the planner."""
+    """What a plan says."""
 
-    basis: str | None = None
-    """How it was found: `traced`, `traced whole`, or the formula that stood in and why."""
+    basis: Basis | None = None
+    """How it was made."""
+    basis_note: str | None = None
+    """What there is to say of that: between what it lies, or which formula stood in and why."""
     precision: str | None = None
     micro_batch_size: int | None = None
     """Sequences in one forward on one rank."""
@@ -112,6 +66,20 @@ class Prediction(Figures):
     num_steps: int | None = None
     total_seconds: float | None = None
     """All steps, without loading and evaluation."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_basis(cls, given: Any) -> Any:
+        """Read the basis of an earlier record, which was a sentence."""
+        said = given.get("basis") if isinstance(given, dict) else None
+        if not isinstance(said, str) or said in list(Basis):
+            return given
+        return given | {"basis": _FORMER_BASES.get(said.partition(" ")[0]), "basis_note": said}
+
+    @property
+    def found(self) -> str:
+        """How it was made, in words."""
+        return self.basis_note or (self.basis or "")
 
 
 class LiveTensor(Record):
@@ -184,7 +152,7 @@ class RunLine(Record):
     """ISO 8601, UTC."""
     config: dict[str, Any]
     """The RunConfig, with the learning rate, the precision and the cut that were used."""
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
     """Package to version."""
     engine: str
     """`plain` or `deepspeed`; `unknown` of a configuration that was refused."""

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ftkit.config.files import unusual_values
-from ftkit.records.schema import Kind, LabelScores, LiveTensor, MemoryBreakdown, PhaseMeasurement, TimelineLine
+from ftkit.records.figures import Kind, MemoryBreakdown
+from ftkit.records.schema import LabelScores, LiveTensor, PhaseMeasurement, TimelineLine
 from ftkit.report import words
 from ftkit.report.collect import Run
 from ftkit.report.columns import COLUMNS, MEMORY_FIGURES, scores

@@ -23,12 +23,12 @@ from ftkit.machine.versions import device_name
 from ftkit.models.build import set_checkpointing, set_training
 from ftkit.models.methods import method_of
 from ftkit.observe.meter import gather, memory_figures, planned_utilization
+from ftkit.records.figures import Record
 from ftkit.records.files import CHECKPOINTS, CONFIG, RECORD, RecordWriter, read_record
 from ftkit.records.schema import (
     EvaluationLine,
     LabelsLine,
     Measurement,
-    Record,
     RecoveryLine,
     ResultLine,
     RunLine,

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from ftkit.records.schema import Kind
+from ftkit.records.figures import Kind
 from ftkit.report.collect import collect_runs
 from ftkit.report.page import html_page
 from tests.made_records import write_run, write_runs

@@ -15,8 +15,9 @@ import transformers
 from sklearn.metrics import accuracy_score, f1_score
 
 from ftkit.machine import hardware
-from ftkit.plan.predict import RUNTIME_BYTES
+from ftkit.plan.memory import RUNTIME_BYTES
 from ftkit.records.files import read_record
+from ftkit.records.schema import Basis
 from tests.e2e.command import flags, run
 from tests.helpers import WORDS
 from tests.made_gguf import write_gguf
@@ -91,7 +92,7 @@ def test_the_run_was_planned_and_the_plan_is_in_its_record(trained):
     assert "plan: fits" in trained[1].output
     prediction = record.run.prediction
     assert prediction.fits
-    assert prediction.basis.startswith("traced")
+    assert prediction.basis is Basis.TRACED
     assert prediction.num_trainable_parameters == record.result.measurement.num_trainable_parameters
     assert prediction.num_steps == record.run.num_steps
 

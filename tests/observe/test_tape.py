@@ -4,7 +4,7 @@ import torch
 
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import Birth, Role, Tape
-from ftkit.records.schema import Kind, MemoryBreakdown
+from ftkit.records.figures import Kind, MemoryBreakdown
 from ftkit.step.observer import Phase
 
 

@@ -18,6 +18,7 @@ from ftkit.models.methods.full import Full
 from ftkit.models.methods.lora import Lora, Qlora
 from ftkit.plan.architectures import find_row, table_names
 from ftkit.plan.predict import predict
+from ftkit.plan.predicted import FormulaPrediction
 from ftkit.plan.search import cures, search
 from ftkit.plan.target import Target, find_target
 from ftkit.plan.tracing.trace import UntraceableModelError
@@ -146,8 +147,9 @@ def test_a_model_that_reads_values_back_is_named_with_the_line_and_planned_by_fo
     monkeypatch.setattr(transformers.models.gpt2.modeling_gpt2.GPT2MLP, "forward", reads_back)
     prediction = predict(config("gpt2"), find_target("t4"))
 
-    assert prediction.basis.startswith("by formula")
-    assert "test_predict.py" in prediction.basis
+    assert isinstance(prediction, FormulaPrediction)
+    assert prediction.found.startswith("by formula (Korthikanti et al. 2022): ")
+    assert "test_predict.py" in prediction.found
     assert prediction.step_seconds is None
 
 

@@ -10,6 +10,7 @@ from ftkit.errors import ConfigError, PlannerError
 from ftkit.machine.process import ProcessContext
 from ftkit.models.methods.lora import Lora
 from ftkit.plan import preflight
+from ftkit.plan.predicted import FormulaPrediction
 from ftkit.plan.shapes import Sequences
 from tests.plan import models
 
@@ -72,7 +73,7 @@ def reads_back(monkeypatch):
 @pytest.mark.usefixtures("reads_back")
 def test_a_model_that_cannot_be_followed_trains_with_a_formulas_word_or_with_a_warning():
     notes: list[str] = []
-    assert plan(note=notes.append)[1].basis.startswith("by formula")
+    assert isinstance(plan(note=notes.append)[1], FormulaPrediction)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ftkit.plan.fallback.missing_size", lambda _: "vocab_size")

@@ -5,17 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftkit.errors import DataError
+from ftkit.records.figures import Figures, MemoryBreakdown
 from ftkit.records.files import RecordWriter, read_record
-from ftkit.records.schema import (
-    EvaluationLine,
-    Figures,
-    Measurement,
-    MemoryBreakdown,
-    Prediction,
-    ResultLine,
-    RunLine,
-    StepLine,
-)
+from ftkit.records.schema import Basis, EvaluationLine, Measurement, Prediction, ResultLine, RunLine, StepLine
 
 RUN = RunLine(
     name="lora-1",
@@ -180,3 +172,23 @@ def test_a_line_that_was_cut_short_does_not_swallow_what_is_appended(kept, tmp_p
     record = read_record(path)
     assert [line.loss for line in record.steps][-1] == 2.0
     assert record.result == RESULT
+
+
+@pytest.mark.parametrize(
+    ("said", "basis"),
+    [
+        ("traced", Basis.TRACED),
+        ("traced whole", Basis.TRACED_WHOLE),
+        ("between micro-batches of 1 and 16", Basis.INTERPOLATED),
+        ("by formula (Korthikanti et al. 2022): it reads values back", Basis.FORMULA),
+    ],
+)
+def test_an_earlier_record_whose_prediction_has_a_sentence_for_its_basis_is_read(path, said, basis):
+    line = json.loads(RUN.model_dump_json())
+    del line["prediction"]["basis_note"]
+    line["prediction"]["basis"] = said
+    path.write_text(json.dumps(line) + "\n")
+
+    prediction = read_record(path).run.prediction
+    assert prediction.basis is basis
+    assert prediction.found == said

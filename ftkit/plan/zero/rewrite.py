@@ -16,7 +16,7 @@ from ftkit.observe.peaks import kinds
 from ftkit.observe.tape import Birth, Tape
 from ftkit.plan.zero.heap import FP32, Heap
 from ftkit.plan.zero.module_events import Moment, Visit
-from ftkit.records.schema import Kind
+from ftkit.records.figures import Kind
 from ftkit.step.observer import Phase
 
 

@@ -24,7 +24,7 @@ from ftkit.plan.zero.heap import FP32, FP64, Heap
 from ftkit.plan.zero.module_events import Moment, Visit
 from ftkit.plan.zero.partition import WEIGHTS, Partition, elements
 from ftkit.plan.zero.rewrite import Fate, Stage
-from ftkit.records.schema import Kind
+from ftkit.records.figures import Kind
 
 
 def stage_of(partition: Partition) -> Callable[[Partition, Heap], Stage]:

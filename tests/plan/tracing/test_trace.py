@@ -6,13 +6,14 @@ import torch
 from ftkit.models.methods.full import Full
 from ftkit.models.methods.head import FeatureExtraction
 from ftkit.models.methods.lora import Lora, Qlora
+from ftkit.plan.changes import changed
 from ftkit.plan.interpolate import between
 from ftkit.plan.predict import predict
-from ftkit.plan.search import changed
 from ftkit.plan.shapes import plan_shape
 from ftkit.plan.target import find_target
 from ftkit.plan.tracing import trace as tracing
 from ftkit.plan.tracing.trace import trace
+from ftkit.records.schema import Basis
 from tests.plan import models
 
 LEAST_BYTES = 64
@@ -61,4 +62,5 @@ def test_what_lies_between_two_predictions_is_as_much_as_traced_or_up_to_a_tenth
         traced[4].tokens_per_second * traced[4].step_seconds / middle.step_seconds
     )
     assert (middle.micro_batch_size, middle.num_micro_batches) == (4, traced[4].num_micro_batches)
-    assert middle.basis == "between micro-batches of 1 and 16"
+    assert middle.basis is Basis.INTERPOLATED
+    assert middle.found == "between micro-batches of 1 and 16"

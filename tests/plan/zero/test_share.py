@@ -5,13 +5,13 @@ from ftkit.config.tree import ModelConfig, RunConfig
 from ftkit.engine.resolve import resolve
 from ftkit.models.methods.full import Full
 from ftkit.models.methods.lora import Lora
-from ftkit.plan.search import _sharing, changed
+from ftkit.plan.changes import changed, zero_choices
 from ftkit.plan.target import find_target
 
 
 def offered(method, target):
     config = RunConfig(task="causal-lm", model=ModelConfig(name="llama-2-7b"), method=method)
-    engines = [changed(config, change) for change in _sharing()]
+    engines = [changed(config, change) for change in zero_choices()]
     return [
         (run.engine.zero_stage, run.engine.offload_optimizer, run.engine.offload_parameters)
         for run in engines

@@ -1,0 +1,78 @@
+"""One case: a run at a target, with all that a prediction of it starts from."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ftkit.data.batching import Shape
+from ftkit.engine.resolve import ResolvedRun
+from ftkit.models.methods import method_of
+from ftkit.plan.shapes import Sequences, num_steps, plan_shape
+from ftkit.plan.target import Target
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is predicted.
+
+    Attributes:
+        run: the run, resolved for the devices of the target.
+        target: where it would compute.
+        architecture: a transformers configuration of its model.
+        shape: the micro-batches of one rank.
+        num_steps: optimizer steps; None where neither the data nor `max_steps` says it.
+    """
+
+    run: ResolvedRun
+    target: Target
+    architecture: Any
+    shape: Shape
+    num_steps: int | None
+
+    @classmethod
+    def of(cls, run: ResolvedRun, target: Target, architecture: Any, sequences: Sequences | None) -> "Case":
+        """Return the case of a run, with the worst micro-batch that its data can have.
+
+        Args:
+            run: the run.
+            target: where it would compute.
+            architecture: of its model.
+            sequences: the data; None: not at hand.
+
+        Raises:
+            ConfigError: the batch cannot be cut.
+        """
+        sequences = sequences or Sequences.unseen(run.config)
+        shape = plan_shape(run.config, target.num_devices, sequences)
+        return cls(run, target, architecture, shape, num_steps(run.config, sequences.num))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Weights of the deep model.
+
+    Attributes:
+        total: all of them.
+        trainable: those that train.
+        load_bytes: bytes of all in the compute dtype, as they are loaded.
+    """
+
+    total: int
+    trainable: int
+    load_bytes: int
+
+    @classmethod
+    def of(cls, weights: dict[int | None, tuple[int, int]], dtype: torch.dtype) -> "Counts":
+        """Add up what `trace.count_weights` found."""
+        total, trainable = map(sum, zip(*weights.values(), strict=True))
+        return cls(total, trainable, total * dtype.itemsize)
+
+
+def disk_bytes(case: Case, counts: Counts) -> int:
+    """Return what a run keeps: two checkpoints (masters and moments in fp32), the best masters, and the result.
+
+    The result is in the compute dtype: the adapters where there are some, else all weights.
+    """
+    result = method_of(case.run.config).stored_parameters(counts.total, counts.trainable)
+    return counts.trainable * (2 * 12 + 4) + result * case.run.dtype.itemsize

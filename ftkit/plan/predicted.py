@@ -1,0 +1,73 @@
+"""The types of a prediction: what a record may lack, a plan may not.
+
+Of a step that was traced, memory and time are known; of one for which a formula stands in, memory alone. A caller that
+needs a time has to tell the two apart.
+"""
+
+from dataclasses import asdict, dataclass
+
+from ftkit.records.figures import MemoryBreakdown
+from ftkit.records.schema import Basis, Prediction
+
+
+class MemoryPrediction(Prediction):
+    """What every plan says."""
+
+    basis: Basis
+    device: str
+    precision: str
+    micro_batch_size: int
+    num_micro_batches: int
+    sequence_length: int
+    num_parameters: int
+    num_trainable_parameters: int
+    peak_active_bytes: int
+    peak_process_bytes: int
+    peak_breakdown: MemoryBreakdown
+    peak_phase: str
+    budget_bytes: int
+    context_bytes: int
+    host_bytes: int
+    pinned_bytes: int
+    nvme_bytes: int
+    disk_bytes: int
+    fits: bool
+
+
+class FormulaPrediction(MemoryPrediction):
+    """A prediction by a formula, of a step that cannot be traced: it knows no time."""
+
+
+class TracedPrediction(MemoryPrediction):
+    """A prediction of a step that was traced, or that lies between two that were: it knows the time too."""
+
+    step_seconds: float
+    samples_per_second: float
+    tokens_per_second: float
+    device_flops: float
+    model_flops_utilization: float
+
+
+AnyPrediction = TracedPrediction | FormulaPrediction
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a run is, in the words of a `Prediction`."""
+
+    step_seconds: float
+    samples_per_second: float
+    tokens_per_second: float
+    device_flops: float
+    model_flops_utilization: float
+    total_seconds: float | None
+
+
+def traced(memory: MemoryPrediction, speed: Speed) -> TracedPrediction:
+    """Return a prediction of memory and time."""
+    return TracedPrediction.model_validate(dict(memory) | asdict(speed))
+
+
+def by_formula(memory: MemoryPrediction) -> FormulaPrediction:
+    """Return a prediction of memory alone."""
+    return FormulaPrediction.model_validate(dict(memory))
