@@ -17,7 +17,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from ftkit.cli import main
-from ftkit.records.schema import Prediction
+from ftkit.plan.predicted import TracedPrediction
 from ftkit.units import format_bytes
 
 HEAD = "| | add to the command | peak of each device | host memory | a step | fits |"
@@ -43,9 +43,9 @@ class PlanTable(SphinxDirective):
         done = CliRunner().invoke(main, asked)
         if done.exit_code not in (0, DOES_NOT_FIT):
             raise self.error(f"ftkit {shlex.join(asked)}: {done.output}")
-        plan = Prediction.model_validate_json(done.stdout)
-        cells = [words, f"`{flags}`" if flags else "", format_bytes(plan.peak_process_bytes or 0)]
-        cells += [format_bytes(plan.host_bytes or 0), f"{plan.step_seconds or 0:.1f} s", "yes" if plan.fits else "no"]
+        plan = TracedPrediction.model_validate_json(done.stdout)
+        cells = [words, f"`{flags}`" if flags else "", format_bytes(plan.peak_process_bytes)]
+        cells += [format_bytes(plan.host_bytes), f"{plan.step_seconds:.1f} s", "yes" if plan.fits else "no"]
         return "| " + " | ".join(cells) + " |"
 
 

@@ -92,7 +92,7 @@ def test_the_run_was_planned_and_the_plan_is_in_its_record(trained):
     assert "plan: fits" in trained[1].output
     prediction = record.run.prediction
     assert prediction.fits
-    assert prediction.basis is Basis.TRACED
+    assert prediction.basis is Basis.TRACED_WHOLE  # a model of two layers has none that stand for others
     assert prediction.num_trainable_parameters == record.result.measurement.num_trainable_parameters
     assert prediction.num_steps == record.run.num_steps
 
