@@ -58,6 +58,7 @@ def written_aside(target: Path, elsewhere: str) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         yield aside
+        make_readable(aside)
         for file in (*aside.iterdir(), aside):
             _flush(file)
         aside.rename(target)
@@ -86,6 +87,19 @@ def replace_text(path: Path, text: str) -> None:
     finally:
         aside.unlink(missing_ok=True)
     _flush(path.parent)
+
+
+def make_readable(folder: Path) -> None:
+    """Give the files of a folder the rights that a new file has; safetensors writes its own for their owner alone.
+
+    Args:
+        folder: with all below it.
+    """
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
 
 
 @contextmanager

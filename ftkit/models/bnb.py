@@ -143,6 +143,24 @@ def pack_without_values(parameter: Any, weight: torch.Tensor) -> nn.Parameter:
     return foreign.as_packed(new, parameter, state)
 
 
+def unpack_without_values(parameter: Any) -> torch.Tensor | None:
+    """Return a tensor for the whole weight that a 4-bit one without values stands for.
+
+    Args:
+        parameter: on `meta` and not packed yet, or what `pack_without_values` returned.
+
+    Returns:
+        [out, in] without values; None where the parameter is not such a weight, so that it can be read as any other.
+    """
+    if foreign.is_packed(parameter):
+        return torch.empty_like(parameter.data) if parameter.is_meta else None
+    state = getattr(parameter, "quant_state", None)
+    unpacked: torch.Tensor | None = None
+    if state is not None:
+        unpacked = _library().functional.dequantize_4bit(parameter.data, state)
+    return unpacked
+
+
 def without_values() -> AbstractContextManager[None]:
     """Let the optimizers start where tensors have no values: their table of 8-bit numbers is left open."""
     return foreign.without_dynamic_map(_library())

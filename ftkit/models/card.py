@@ -1,68 +1,119 @@
-"""Write the parts of a model card, with the program in it that loads the model, and save whole models."""
+"""The program on a model card: it loads a result as it was scored, and uses it once."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
 
 from ftkit.config.tree import Task
+from ftkit.data.arrays import Labels
 
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
 class Card:
-    """The facts that a program needs to load a result as it was scored.
+    """What a program must know to load a result as it was scored, and to use it as it was trained.
 
     Attributes:
-        folder: where the model was saved.
+        folder: where the model was saved, from the root.
         task: what it was trained for.
-        label_names: the classes in the order of their numbers; None for causal-lm.
+        labels: what the labels are; None for causal-lm.
         pad_token_id: the tokenizer's.
         precision: what it computed in: `fp32`, `bf16` or `fp16`.
-        problem_type: what transformers calls the kind of its labels; None for causal-lm.
+        max_length: tokens after which a text was cut.
+        has_pairs: whether an example is two texts.
+        is_chat: whether an example is a chat in the tokenizer's template.
     """
 
     folder: Path
     task: Task
-    label_names: tuple[str, ...] | None
+    labels: Labels | None
     pad_token_id: int
     precision: str
-    problem_type: str | None = None
+    max_length: int = 128
+    has_pairs: bool = False
+    is_chat: bool = False
+
+    @property
+    def dtype(self) -> str:
+        """The expression of what it computed in."""
+        return f"torch.{_DTYPES[self.precision]}"
 
     def program(
-        self, library: str, loader: str, arguments: Iterable[str] = (), imports: Iterable[str] = ()
+        self,
+        library: str,
+        loader: str,
+        arguments: Sequence[str] = (),
+        imports: Sequence[str] = (),
+        loaded: Sequence[str] = (),
     ) -> list[str]:
-        """Return the lines of a program that loads model and tokenizer.
+        """Return the lines of a program that loads model and tokenizer and uses them once.
 
         Args:
             library: whose class loads the model.
             loader: that class, without the task: `AutoModelFor`.
-            arguments: of its `from_pretrained`, beside the folder.
-            imports: lines that come first.
+            arguments: of its `from_pretrained`, beside folder and dtype.
+            imports: further lines at the top.
+            loaded: lines that set the loaded model right.
         """
         kind = loader + ("SequenceClassification" if self.task == "sequence-classification" else "CausalLM")
+        places = ", ".join(json.dumps(name, ensure_ascii=False) for name in (str(self.folder), self.folder.name))
         return [
-            *imports,
+            "import os",
+            "",
+            "import torch",
             f"from {library} import {kind}",
             "from transformers import AutoTokenizer",
+            *imports,
             "",
+            "# Where the run has left it, or in a copy of its folder if you are there.",
+            f"folder = next(place for place in ({places}) if os.path.isdir(place))",
             f"model = {kind}.from_pretrained(",
-            f'    "{self.folder.name}",',
-            *(f"    {argument}," for argument in arguments),
-            ")",
-            f'tokenizer = AutoTokenizer.from_pretrained("{self.folder.name}")',
+            "    folder,",
+            *(f"    {argument}," for argument in (f"dtype={self.dtype}", *arguments)),
+            ").eval()",
+            *loaded,
+            "tokenizer = AutoTokenizer.from_pretrained(folder)",
+            "",
+            *(self._classify() if self.task == "sequence-classification" else self._generate()),
         ]
 
+    def _classify(self) -> list[str]:
+        given = '["A text."], ["Its second text."]' if self.has_pairs else '["A text.", "Another one."]'
+        segments = "" if self.has_pairs else ", return_token_type_ids=False"
+        return [
+            "inputs = tokenizer(",
+            f"    {given}, padding=True, truncation=True, max_length={self.max_length}{segments},",
+            '    return_tensors="pt",',
+            ")",
+            "with torch.inference_mode():",
+            "    logits = model(**inputs).logits",
+            *self._answer(),
+        ]
 
-def save_whole(model: "nn.Module", folder: Path, weights: "dict[str, torch.Tensor]") -> None:
-    """Write a model as transformers loads it.
+    def _answer(self) -> list[str]:
+        """Return lines that turn logits into what a label is: a name, several names or a number."""
+        assert self.labels is not None
+        if self.labels.kind == "regression":
+            mean, deviation = self.labels.standard.mean, self.labels.standard.deviation
+            return [f"print((logits[:, 0] * {deviation!r} + {mean!r}).tolist())"]
+        if self.labels.kind == "multi":
+            return [
+                "for row in (logits.sigmoid() > 0.5).tolist():",
+                "    print([model.config.id2label[number] for number, is_so in enumerate(row) if is_so])",
+            ]
+        return ["print([model.config.id2label[number] for number in logits.argmax(-1).tolist()])"]
 
-    Args:
-        model: a transformers model; its own tensors may be partitioned.
-        folder: where to.
-        weights: all, whole, by their names.
-    """
-    cast(Any, model).save_pretrained(folder, state_dict=weights)
+    def _generate(self) -> list[str]:
+        inputs = 'tokenizer("Once upon a time", return_token_type_ids=False, return_tensors="pt")'
+        if self.is_chat:
+            inputs = (
+                'tokenizer.apply_chat_template([{"role": "user", "content": "Hello!"}], '
+                'add_generation_prompt=True, return_dict=True, return_tensors="pt")'
+            )
+        return [
+            f"inputs = {inputs}",
+            "tokens = model.generate(**inputs, max_new_tokens=20)[0]",
+            "print(tokenizer.decode(tokens))",
+        ]

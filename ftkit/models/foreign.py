@@ -180,6 +180,26 @@ def without_bitsandbytes() -> Iterator[None]:
         import_utils.is_bnb_4bit_available.cache_clear()
 
 
+def dora_reading(unpack: Callable[[Any], torch.Tensor | None]) -> AbstractContextManager[None]:
+    """Let DoRA read weights that are 4-bit and have no values.
+
+    PEFT unpacks a weight that is of bitsandbytes' class (peft 0.21, utils/integrations.py, dequantize_module_weight,
+    as tuners/lora/dora.py imports it). On `meta` such a weight has not been packed; a fake one is of torch's class.
+
+    Args:
+        unpack: from a weight to the whole one; None: it is read as PEFT reads it.
+    """
+    from peft.tuners.lora import dora
+
+    plain = cast(Any, dora).dequantize_module_weight
+
+    def read(module: nn.Module) -> Any:
+        whole = unpack(module.weight)
+        return plain(module) if whole is None else whole
+
+    return patched(dora, "dequantize_module_weight", read)
+
+
 # --- DeepSpeed, as far as a model's weights show it -------------------------------------------------------------------
 
 

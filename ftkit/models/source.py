@@ -9,6 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from ftkit.config.paths import from_root
 from ftkit.config.tree import DEMO, LabelKind, ModelConfig, Task
 from ftkit.errors import DependencyError, ModelError
 
@@ -30,7 +31,7 @@ class Source:
     """The resolved location of a model.
 
     Attributes:
-        name: hub name or folder.
+        name: hub name, or a folder from the root.
         gguf_file: the GGUF file inside it, or None.
         revision: branch, tag or commit on the hub.
         trust_remote_code: whether code that comes with the model may run.
@@ -68,7 +69,7 @@ def resolve_source(config: ModelConfig, task: Task) -> Source:
     looks_like_path = config.name.startswith((".", "/", "~")) or Path(config.name).exists()
     if not looks_like_path:
         return Source(config.name, config.gguf_file, config.revision, config.trust_remote_code)
-    path = Path(config.name).expanduser()
+    path = from_root(config.name)
     if path.is_file() and path.suffix == ".gguf":
         return Source(str(path.parent), path.name)
     if not path.is_dir():

@@ -160,8 +160,8 @@ def _trio(field: str, heading: str, group: Group, shown: Words, note: str, detai
 _CONFIGURATION = [
     Column("name", "Run", "configuration", lambda run: run.name, words.text, "The result folder."),
     Column("status", "Status", "configuration", lambda run: run.status, words.text, "How it ended."),
-    Column("model", "Model", "configuration", _setting("model.name"), words.text, "What was fine-tuned."),
-    Column("dataset", "Dataset", "configuration", _setting("data.dataset"), words.text, "What it was tuned on."),
+    Column("model", "Model", "configuration", _setting("model.name"), words.place, "What was fine-tuned."),
+    Column("dataset", "Dataset", "configuration", _setting("data.dataset"), words.place, "What it was tuned on."),
     Column("method", "Method", "configuration", words.method, words.text, "What trains."),
     Column("engine", "Engine", "configuration", words.engine, words.text, "How it was distributed."),
     Column("world_size", "Ranks", "configuration", lambda run: run.record.run.world_size, words.whole, "Processes."),

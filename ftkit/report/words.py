@@ -1,5 +1,7 @@
 """Values into words, and what a configuration is called."""
 
+from pathlib import Path
+
 from ftkit.config.methods import methods
 from ftkit.records.schema import RunLine
 from ftkit.report.collect import Run
@@ -11,6 +13,11 @@ Value = str | int | float | None
 def text(value: Value) -> str:
     """Return a text as it is."""
     return str(value)
+
+
+def place(value: Value) -> str:
+    """Return a name, or the last two parts of a path from the root."""
+    return "/".join(Path(str(value)).parts[-2:]) if Path(str(value)).is_absolute() else str(value)
 
 
 def size(value: Value) -> str:

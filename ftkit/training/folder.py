@@ -11,28 +11,27 @@ memory_snapshot_rank0.pickle   where it was asked for, what torch's viewer of a 
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from ftkit.config.tree import DEMO, RunConfig
 from ftkit.engine.protocol import Engine
 from ftkit.errors import CheckpointError, ConfigError
-from ftkit.models.card import Card
-from ftkit.models.methods import Method, method_of
-from ftkit.models.source import PROBLEM_TYPES
+from ftkit.machine.disk import make_readable
+from ftkit.models.methods import Method
+from ftkit.models.saved import as_stored, restore_settings, save_tokenizer, stored_dtype
+from ftkit.models.source import Source
 from ftkit.records.files import CARD, CHECKPOINTS, CONFIG, LIMITS, MODEL, PAGE, RANKS, RECORD, read_record
-from ftkit.records.schema import LabelsLine, RunRecord, Scores
-from ftkit.report.metrics import BASELINES, METRICS, taken
-from ftkit.report.text import escape_markdown
+from ftkit.records.schema import RunRecord
 from ftkit.report.words import distribution
 from ftkit.training.checkpoint import ENDS
 from ftkit.units import format_bytes, format_count, format_seconds
-
-Labels = tuple[str, ...] | None
-_SHOWN_LABELS = 50
 
 
 def check_folder(config: RunConfig, *, is_resumed: bool) -> None:
@@ -106,22 +105,48 @@ def _explained(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def save_model(engine: Engine, method: Method, tokenizer: Any, folder: Path) -> None:
+def round_as_stored(engine: Engine, method: Method, source: Source) -> None:
+    """Round what trains to what it will be stored in, where that is less than it computes in.
+
+    Called by every rank before the last scores are taken, so that they are those of the saved weights.
+
+    Args:
+        engine: holds the weights.
+        method: an adapter is stored as it computes.
+        source: where the base model is, whose type of weights a whole model keeps.
+    """
+    dtype = None if method.is_adapter else stored_dtype(source)
+    if dtype not in (None, torch.float32, engine.dtype):
+        engine.load_trainable_state(as_stored(engine.trainable_state(), dtype))
+
+
+def save_model(engine: Engine, method: Method, tokenizer: Any, source: Source, folder: Path) -> None:
     """Write the trained model as plain PEFT or transformers load it; called by every rank, written by the first.
 
     Args:
         engine: holds the weights, partitioned or not.
         method: knows which of them are the result, and how they are written.
-        tokenizer: saved beside them.
+        tokenizer: the run's.
+        source: where the base model is.
         folder: the result folder.
     """
-    weights = engine.trainable_state() if method.is_adapter else engine.full_state()
+    masters = engine.trainable_state()
+    weights = masters if method.is_adapter else engine.full_state() | _by_every_name(engine.model, masters)
     if not engine.process.is_main:
         return
-    if method.is_adapter:  # masters, in fp32
-        weights = {name: tensor.to(engine.dtype) for name, tensor in weights.items()}
-    method.save(engine.model, folder / MODEL, weights)
-    tokenizer.save_pretrained(folder / MODEL)
+    dtype = (None if method.is_adapter else stored_dtype(source)) or engine.dtype
+    target = folder / MODEL
+    method.save(engine.model, target, as_stored(weights, dtype))
+    save_tokenizer(tokenizer, source, target)
+    restore_settings(source, dtype, target)
+    make_readable(target)
+
+
+def _by_every_name(model: nn.Module, masters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the masters under every name that a tied weight has."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    every = ((name, names[id(one)]) for name, one in model.named_parameters(remove_duplicate=False))
+    return {name: masters[first] for name, first in every if first in masters}
 
 
 def written_bytes(folder: Path) -> int:
@@ -129,87 +154,6 @@ def written_bytes(folder: Path) -> int:
     roots = [folder / name for name in (RECORD, CONFIG, CHECKPOINTS, MODEL)]
     files = [file for root in roots for file in (root.rglob("*") if root.is_dir() else [root])]
     return sum(file.stat().st_size for file in files if file.is_file())
-
-
-def write_card(folder: Path, config: RunConfig, record: RunRecord, label_names: Labels, pad_token_id: int) -> None:
-    """Write the model card: what it is, how it scores, how to load it.
-
-    Args:
-        folder: the result folder.
-        config: the run.
-        record: its figures so far.
-        label_names: the classes, or None.
-        pad_token_id: the tokenizer's.
-    """
-    labels = record.run.labels
-    problem_type = None if labels is None else PROBLEM_TYPES[labels.kind]
-    card = Card(folder / MODEL, config.task, label_names, pad_token_id, record.run.precision, problem_type)
-    lines = [
-        f"# {folder.name}",
-        "",
-        f"{config.model.name} trained with {config.method.name} for {config.task} on {config.data.dataset} by ftkit.",
-        "",
-    ]
-    lines += [f"Labels: {', '.join(label_names)}.", ""] if label_names else []
-    lines += [
-        *_score_table(record),
-        "",
-        *_label_table(record),
-        *(f"- {name}: {value}" for name, value in summary_rows(record)),
-        "",
-        "```python",
-        *method_of(config).loading_code(card),
-        "```",
-        *([] if labels is None else ["", _answer(labels)]),
-    ]
-    (folder / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def score_words(scores: Scores) -> dict[str, str]:
-    """Return what an evaluation found, heading to figure: the baseline stands behind what it is to be compared with."""
-    words = {}
-    for name, value in taken(scores).items():
-        metric = METRICS[name]
-        words[metric.heading] = format(value, metric.form)
-        if name in BASELINES and scores.baseline is not None:
-            words["Baseline"] = format(scores.baseline, metric.form)
-    return words
-
-
-def _score_table(record: RunRecord) -> list[str]:
-    """Return the newest scores of each split as lines of Markdown."""
-    lines = [line for split in ("validation", "test") if (line := record.last_evaluation(split)) is not None]
-    headings = list(dict.fromkeys(heading for line in lines for heading in score_words(line)))
-    table = [["split", *headings, "sequences"], ["---"] * (len(headings) + 2)]
-    for line in lines:
-        words = score_words(line)
-        table.append([line.split, *(words.get(heading, "") for heading in headings), str(line.num_samples)])
-    return [f"| {' | '.join(row)} |" for row in table]
-
-
-def _label_table(record: RunRecord) -> list[str]:
-    """Return how each label was answered on the split of the scores, as lines of Markdown."""
-    line = record.last_evaluation("test") or record.last_evaluation("validation")
-    if line is None or line.per_label is None:
-        return []
-    rows = [
-        f"| {escape_markdown(one.name)} | {one.precision:.4f} | {one.recall:.4f} | {one.f1:.4f} | {one.support} |"
-        for one in line.per_label[:_SHOWN_LABELS]
-    ]
-    rest = len(line.per_label) - len(rows)
-    more = ["", f"The record has {rest} more labels."] if rest else []
-    return [f"| label ({line.split}) | precision | recall | F1 | rows |", "| --- " * 5 + "|", *rows, *more, ""]
-
-
-def _answer(labels: LabelsLine) -> str:
-    """Say how the logits of a saved model are read."""
-    if labels.kind == "single":
-        return "The answer is the class of the largest logit, `model.config.id2label[int(logits.argmax())]`."
-    if labels.kind == "multi":
-        return "A label applies where its logit is above 0, which is a sigmoid of one half."
-    if (labels.mean, labels.deviation) == (0.0, 1.0):
-        return f"The logit is the predicted {labels.names[0]}."
-    return f"The predicted {labels.names[0]} is `logit * {labels.deviation!r} + {labels.mean!r}`."
 
 
 def summary_rows(record: RunRecord) -> list[tuple[str, str]]:

@@ -37,10 +37,11 @@ from ftkit.records.schema import (
 )
 from ftkit.step.step import StepResult
 from ftkit.training import checkpoint
+from ftkit.training.card import write_cards
 from ftkit.training.evaluate import evaluate
 from ftkit.training.finite import FiniteSteps, check_loss
 from ftkit.training.first_steps import FirstSteps
-from ftkit.training.folder import save_model, write_card, written_bytes
+from ftkit.training.folder import round_as_stored, save_model, written_bytes
 from ftkit.training.metrics import remarks
 from ftkit.training.recovery.attempts import Attempts, UpdateFailedError
 from ftkit.training.recovery.heartbeat import Heartbeat, named_silence
@@ -150,7 +151,8 @@ def _finish(
     """Restore the best weights, save, score the test split."""
     if progress.best_step not in (None, progress.step):
         job.engine.load_trainable_state(checkpoint.load_best(job.folder / CHECKPOINTS))
-    save_model(job.engine, method_of(job.config), job.tokenizer, job.folder)
+    round_as_stored(job.engine, method_of(job.config), job.source)
+    save_model(job.engine, method_of(job.config), job.tokenizer, job.source, job.folder)
     if job.data.test is not None:
         with stop.during(Work.READING):
             _score(job, progress, record, "test", job.data.test)
@@ -167,7 +169,7 @@ def _finish(
     if not job.process.is_main:
         return RunRecord(run=run, result=result)
     whole = read_record(job.folder)
-    write_card(job.folder, job.config, whole, job.data.label_names, job.tokenizer.pad_token_id)
+    write_cards(job.folder, job.config, whole, job.data, job.tokenizer)
     record.reporter.finish(whole, job.folder)
     return whole
 

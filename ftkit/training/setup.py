@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from ftkit.config.paths import with_absolute_paths
 from ftkit.config.tree import LabelKind, RunConfig
 from ftkit.data.arrays import PreparedData, TokenSplit
 from ftkit.data.batching import Padding, check_cut, count_steps
@@ -49,6 +50,7 @@ class Job:
     run: ResolvedRun
     process: ProcessContext
     folder: Path
+    source: Source
     tokenizer: Any
     data: PreparedData
     engine: Engine
@@ -95,6 +97,7 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     What can be refused is refused before what takes longer: the settings, the folder, the weights, the data, the plan.
     """
     note = reporter.note if process.is_main else _silent
+    config = with_absolute_paths(config)
     asked = resolve(config, Devices.of(process))
     first_decides(process, lambda: check_folder(config, is_resumed=resume))
     source = as_safetensors(resolve_source(config.model, config.task), note)
@@ -137,7 +140,9 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     meter.enter(_PADDING)
     run, padding = settle_padding(run, engine, _splits(data), tokenizer, note)
     meter.discard(_PADDING)
-    return Job(run, process, folder, tokenizer, data, engine, num_steps, assembled.counts, meter, prediction, padding)
+    return Job(
+        run, process, folder, source, tokenizer, data, engine, num_steps, assembled.counts, meter, prediction, padding
+    )
 
 
 def _with_weights(config: RunConfig, data: PreparedData, note: Callable[[str], None]) -> RunConfig:

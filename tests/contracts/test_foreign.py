@@ -71,6 +71,7 @@ WRITTEN = [
     Written(models.keep_layout, "bitsandbytes", "nn/modules.py", "and self.support_avx512bf16_for_cpu"),
     Written(models.without_dynamic_map, "bitsandbytes", "functional.py", "def create_dynamic_map("),
     Written(models.say_loaded_in_4bit, "peft", "tuners/lora/model.py", '"is_loaded_in_4bit"'),
+    Written(models.dora_reading, "peft", "tuners/lora/dora.py", "dequantize_module_weight("),
     Written(models.without_bitsandbytes, "peft", "import_utils.py", "@lru_cache\ndef is_bnb_available("),
     Written(models.without_bitsandbytes, "peft", "import_utils.py", "@lru_cache\ndef is_bnb_4bit_available("),
     Written(models.whole_numel, "deepspeed", PARTITIONED, "param.ds_numel = "),

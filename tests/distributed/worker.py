@@ -13,6 +13,7 @@ from ftkit.engine.ds_config import templates_folder
 from ftkit.machine import process as distributed
 from ftkit.machine.process import ProcessContext
 from ftkit.models.methods import method_of
+from ftkit.models.source import load_tokenizer, resolve_source
 from ftkit.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from ftkit.training.folder import save_model
 from tests.helpers import PADDING, VOCABULARY, Outcome, build, logits_of, ragged_split, save_tiny_model, take_steps
@@ -74,7 +75,8 @@ def run_case(case: dict, process: ProcessContext, folder: Path) -> dict:
     found = {"losses": outcome.losses, "norms": outcome.norms, "engine": engine.name}
     if case["dtype"] == "fp32":
         target = folder / "saved" / case["name"]
-        save_model(engine, method_of(config), _Tokenizer(), target)
+        source = resolve_source(config.model, config.task)
+        save_model(engine, method_of(config), load_tokenizer(source), source, target)
         weights, moments = engine.trainable_state(), engine.optimizer_state()
         if process.is_main:
             state = TrainingState(step=3, num_steps=6, fingerprint="", config={})
@@ -106,11 +108,6 @@ def resume(case: dict, process: ProcessContext, folder: Path, target: Path):
     engine.load_trainable_state(weights)
     engine.load_optimizer_state(moments)
     return take_steps(config, engine, ragged_split(case["task"], seed=1), 2)
-
-
-class _Tokenizer:
-    def save_pretrained(self, folder: Path) -> None:
-        """Do nothing: these cases save no tokenizer."""
 
 
 def main() -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ftkit.config.methods import MethodSection
-from ftkit.models import card as cards
+from ftkit.models.card import Card
+from ftkit.models.saved import save_whole
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +28,8 @@ class Full(MethodSection):
 
     def save(self, model: "nn.Module", folder: Path, weights: "dict[str, torch.Tensor]") -> None:
         """Write all weights."""
-        cards.save_whole(model, folder, weights)
+        save_whole(model, folder, weights)
 
-    def loading_code(self, card: cards.Card) -> list[str]:
+    def loading_code(self, card: Card) -> list[str]:
         """Return a program for transformers."""
         return card.program("transformers", "AutoModelFor")

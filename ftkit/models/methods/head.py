@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from ftkit.config.methods import MethodSection
 from ftkit.errors import ModelError
-from ftkit.models import card as cards
+from ftkit.models.card import Card
+from ftkit.models.saved import save_whole
 
 if TYPE_CHECKING:
     import torch
@@ -45,8 +46,8 @@ class FeatureExtraction(MethodSection):
 
     def save(self, model: "nn.Module", folder: Path, weights: "dict[str, torch.Tensor]") -> None:
         """Write all weights, the frozen ones too."""
-        cards.save_whole(model, folder, weights)
+        save_whole(model, folder, weights)
 
-    def loading_code(self, card: cards.Card) -> list[str]:
+    def loading_code(self, card: Card) -> list[str]:
         """Return a program for transformers."""
         return card.program("transformers", "AutoModelFor")

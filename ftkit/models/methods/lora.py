@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -9,6 +10,7 @@ from pydantic import Field
 
 from ftkit.config.methods import MethodSection
 from ftkit.errors import ModelError
+from ftkit.models.source import PROBLEM_TYPES
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +18,13 @@ if TYPE_CHECKING:
 
     from ftkit.models.card import Card
     from ftkit.models.start import Start
+
+_KEEP_LAYOUT = (
+    "# On some CPUs bitsandbytes packs weights anew when they are first used, and DoRA would misread them.",
+    "for module in model.modules():",
+    '    if hasattr(module, "support_avx512bf16_for_cpu"):',
+    "        module.support_avx512bf16_for_cpu = False",
+)
 
 
 class Lora(MethodSection):
@@ -73,6 +82,7 @@ class Lora(MethodSection):
 
     def save(self, model: "nn.Module", folder: Path, weights: "dict[str, torch.Tensor]") -> None:
         """Write adapters and head as PEFT does, as safetensors."""
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT would read an earlier run's card
         saver: Any = model
         saver.save_pretrained(
             str(folder), state_dict=dict(weights), safe_serialization=True, save_embedding_layers=False
@@ -80,7 +90,7 @@ class Lora(MethodSection):
 
     def loading_code(self, card: "Card") -> list[str]:
         """Return a program for PEFT, which keeps the adapters alone: labels and pad token are given."""
-        return card.program("peft", "AutoPeftModelFor", _label_arguments(card))
+        return card.program("peft", "AutoPeftModelFor", _label_arguments(card), _quiet(card))
 
 
 class Qlora(Lora):
@@ -114,18 +124,17 @@ class Qlora(Lora):
     def loading_code(self, card: "Card") -> list[str]:
         """Return a program that packs the frozen weights as they were packed in training."""
         arguments = [*_label_arguments(card), self._quantization(card)]
-        imports = ["import torch", "from transformers import BitsAndBytesConfig"]
-        return card.program("peft", "AutoPeftModelFor", arguments, imports)
+        imports = ["from transformers import BitsAndBytesConfig", *_quiet(card)]
+        return card.program("peft", "AutoPeftModelFor", arguments, imports, _KEEP_LAYOUT if self.use_dora else ())
 
     def _quantization(self, card: "Card") -> str:
         """Return the argument that packs the frozen weights; the head stays whole."""
         adapter = json.loads((card.folder / "adapter_config.json").read_text(encoding="utf-8"))
-        dtype = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[card.precision]
         settings = [
             "load_in_4bit=True",
             f'bnb_4bit_quant_type="{self.quantization}"',
             f"bnb_4bit_use_double_quant={self.double_quantization}",
-            f"bnb_4bit_compute_dtype=torch.{dtype}",
+            f"bnb_4bit_compute_dtype={card.dtype}",
             f"llm_int8_skip_modules={[*(adapter['modules_to_save'] or []), 'lm_head']}",
         ]
         return f"quantization_config=BitsAndBytesConfig({', '.join(settings)})"
@@ -150,9 +159,17 @@ def add_adapters(model: "nn.Module", method: Lora, start: "Start", dtype: "torch
 
     if any(map(foreign.is_packed, model.parameters())):
         bnb.preload()
-        return _adapt(model, method, start, dtype)
+        with without_values():
+            return _adapt(model, method, start, dtype)
     with foreign.without_bitsandbytes():
         return _adapt(model, method, start, dtype)
+
+
+def without_values() -> AbstractContextManager[None]:
+    """Let DoRA read 4-bit weights that have shapes and no values, on `meta` or fake."""
+    from ftkit.models import bnb, foreign
+
+    return foreign.dora_reading(bnb.unpack_without_values)
 
 
 def _adapt(model: "nn.Module", method: Lora, start: "Start", dtype: "torch.dtype") -> "nn.Module":
@@ -206,11 +223,20 @@ def unwrapped(model: "nn.Module") -> "nn.Module":
     return base
 
 
+def _quiet(card: "Card") -> list[str]:
+    """Return lines without which transformers warns of the head, which it does not find and PEFT then loads."""
+    return (
+        [] if card.labels is None else ["from transformers.utils import logging", "", "logging.set_verbosity_error()"]
+    )
+
+
 def _label_arguments(card: "Card") -> list[str]:
-    if card.label_names is None:
+    if card.labels is None:
         return []
-    return [
-        f"id2label={dict(enumerate(card.label_names))}",
-        f"problem_type={card.problem_type!r}",
-        f"pad_token_id={card.pad_token_id}",
-    ]
+    given: dict[str, Any] = {
+        "id2label": dict(enumerate(card.labels.names)),
+        "label2id": {name: number for number, name in enumerate(card.labels.names)},
+        "problem_type": PROBLEM_TYPES[card.labels.kind],
+        "pad_token_id": card.pad_token_id,
+    }
+    return [f"{name}={value!r}" for name, value in given.items()]

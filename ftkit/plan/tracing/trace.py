@@ -28,7 +28,7 @@ from ftkit.models import bnb
 from ftkit.models.build import build_empty_model, check_positions, set_training
 from ftkit.models.kernels.dropout import keep_masks
 from ftkit.models.kernels.lora_linear import make_plain
-from ftkit.models.methods.lora import unwrapped
+from ftkit.models.methods import lora
 from ftkit.models.objective import objective_of
 from ftkit.observe.attribution import layer_named
 from ftkit.observe.operators import dtype_name
@@ -181,7 +181,7 @@ class _Step:
         recorder.tape.weights = weights
         if self.on_cuda:
             keep_masks(model)  # fake tensors say that they are on a CPU
-        with self._without_values(tensors), recorder.inside(model, layers):
+        with self._without_values(tensors, model), recorder.inside(model, layers):
             see_model(recorder, model, layers)
             held = workspaces(self.gpu) if self.on_cuda else []
             visits = None
@@ -199,14 +199,14 @@ class _Step:
             recorder.mark(Phase.LOAD)
             micro_batches = make_batches(engine.objective, self.shape)
             recorder.see(batch_tensors(micro_batches), Role.INPUT)
-            with _explained(type(unwrapped(model)).__name__, self.dtype):
+            with _explained(type(lora.unwrapped(model)).__name__, self.dtype):
                 return record_steps(engine, micro_batches, recorder)
 
     def _recorder(self, tensors: ValuelessTensors) -> Recorder:
         return Recorder(cuda.storage_size, cuda.scratch_size, call=tensors.call) if self.on_cuda else Recorder()
 
     @contextlib.contextmanager
-    def _without_values(self, tensors: ValuelessTensors) -> Iterator[None]:
+    def _without_values(self, tensors: ValuelessTensors, model: nn.Module) -> Iterator[None]:
         """Let libraries do without the values that they would look at."""
         with contextlib.ExitStack() as stack:
             for context in (quiet_collector(), tensors.mode, foreign.taken_for_fake(), foreign.unpacked_batches()):
@@ -215,6 +215,8 @@ class _Step:
                 stack.enter_context(cuda.cuda_semantics(self.gpu))
             if self.config.optimizer.name != "adamw":
                 stack.enter_context(bnb.without_values())
+            if lora.is_adapted(model):
+                stack.enter_context(lora.without_values())
             yield
 
 

@@ -16,7 +16,8 @@ from ftkit.config.files import json_schema, load_config
 from ftkit.config.methods import MethodSection, methods, register
 from ftkit.errors import ConfigError, ModelError
 from ftkit.machine.process import ProcessContext
-from ftkit.models.card import Card, save_whole
+from ftkit.models.card import Card
+from ftkit.models.saved import save_whole
 from ftkit.models.start import Start
 from ftkit.plan.predict import predict
 from ftkit.plan.search import cures

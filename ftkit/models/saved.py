@@ -1,0 +1,115 @@
+"""Write a result for use: what training changed for itself is put back as the base model has it."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from ftkit.models.source import Source, load_tokenizer, own_config
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_CONFIGS = ("config.json", "generation_config.json")
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+"""As safetensors and torch call the types of stored weights."""
+
+
+def save_whole(model: "nn.Module", folder: Path, weights: "dict[str, torch.Tensor]") -> None:
+    """Write a model as transformers loads it.
+
+    Args:
+        model: a transformers model; its own tensors may be partitioned.
+        folder: where to.
+        weights: all, whole, by their names.
+    """
+    cast(Any, model).save_pretrained(folder, state_dict=weights)
+
+
+def save_tokenizer(tokenizer: Any, source: Source, folder: Path) -> None:
+    """Write the base model's tokenizer, with the pad token and the chat template of the run.
+
+    A tokenizer that has been called keeps how it cut and padded, and would write that down; a fresh one has not.
+
+    Args:
+        tokenizer: the run's.
+        source: where the base model is.
+        folder: where to.
+    """
+    fresh = load_tokenizer(source)
+    fresh.chat_template = tokenizer.chat_template
+    fresh.save_pretrained(folder)
+
+
+def restore_settings(source: Source, dtype: "torch.dtype", folder: Path) -> None:
+    """Set what training changed in the configuration of a saved model back to what the base model came with.
+
+    Args:
+        source: where the base model is.
+        dtype: what the weights were saved in.
+        folder: of the saved model.
+    """
+    use_cache = getattr(own_config(source), "use_cache", None)
+    for file in (folder / name for name in _CONFIGS):
+        if file.is_file():
+            fields = json.loads(file.read_text(encoding="utf-8"))
+            fields.pop("use_cache", None)
+            fields |= {} if use_cache is None else {"use_cache": use_cache}
+            fields |= {"dtype": str(dtype).removeprefix("torch.")} if "dtype" in fields else {}
+            file.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():  # PEFT forgets the revision, and knows a base model by whatever its configuration says
+        fields = json.loads(adapter.read_text(encoding="utf-8"))
+        fields |= {"base_model_name_or_path": source.name, "revision": source.revision}
+        adapter.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def stored_dtype(source: Source) -> "torch.dtype | None":
+    """Return what the weights of a model are stored in, None where nothing says so.
+
+    Its configuration says it, or does not (those of 2019 have no such field); then its first matrix does.
+    """
+    import torch
+
+    said = getattr(own_config(source), "dtype", None)
+    return said if isinstance(said, torch.dtype) else _first_dtype(source)
+
+
+def as_stored(weights: "dict[str, torch.Tensor]", dtype: "torch.dtype") -> "dict[str, torch.Tensor]":
+    """Return weights in the type that they are stored in; what is not a weight, such as a table of numbers, stays."""
+    return {name: one.to(dtype) if one.is_floating_point() else one for name, one in weights.items()}
+
+
+def _first_dtype(source: Source) -> "torch.dtype | None":
+    import torch
+    from safetensors import safe_open
+
+    file = _first_file(source)
+    if file is None:
+        return None
+    with safe_open(file, "pt") as tensors:
+        names = (
+            _DTYPES.get(part.get_dtype())
+            for part in map(tensors.get_slice, tensors.keys())
+            if len(part.get_shape()) > 1
+        )
+        name = next((name for name in names if name), None)
+    return getattr(torch, name) if name else None
+
+
+def _first_file(source: Source) -> str | None:
+    """Return a safetensors file of a model, from a folder or from the hub's cache."""
+    from transformers.utils.hub import cached_file
+
+    def found(name: str) -> str | None:
+        file: str | None = cached_file(
+            source.name, name, revision=source.revision, _raise_exceptions_for_missing_entries=False
+        )
+        return file
+
+    whole, index = map(found, _WEIGHTS)
+    if whole is None and index is not None:
+        shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        return found(next(iter(shards.values())))
+    return whole
