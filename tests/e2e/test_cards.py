@@ -26,7 +26,12 @@ METHODS = {
     "full": ["--method", "full"],
 }
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
-KINDS = {"class": METHODS, "tokens": METHODS, "several": ["lora", "full"], "number": ["lora", "full"]}
+KINDS = {
+    "class": METHODS,
+    "tokens": ["feature-extraction", "lora", "qlora-dora-true", "full"],
+    "several": ["lora"],
+    "number": ["full"],
+}
 NAMES = [f"{kind}-{method}" for kind, methods in KINDS.items() for method in methods]
 
 
