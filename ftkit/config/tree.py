@@ -298,6 +298,8 @@ class TrainingConfig(Section):
     """Steps between two checkpoints; one at the end of each epoch when not named."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Checkpoints that stay, the newest ones; the best weights are kept beside them."""
+    keep_best: int = Field(default=1, ge=1)
+    """Validations whose weights stay, those that are best by `best_metric`; the result is the best of all."""
     best_metric: BestMetric = "loss"
     """The validation figure that decides which model is kept; which there are depends on the kind of labels."""
     class_weights: Literal["balanced"] | dict[str, float] | None = None

@@ -70,9 +70,12 @@ class Counts:
 
 
 def disk_bytes(case: Case, counts: Counts) -> int:
-    """Return what a run keeps: two checkpoints (masters and moments in fp32), the best masters, and the result.
+    """Return the most that a run keeps: checkpoints (masters and moments in fp32), the best masters, and the result.
 
-    The result is in the compute dtype: the adapters where there are some, else all weights.
+    An older checkpoint may refer to a best validation that the newest has left behind. The result is in the compute
+    dtype: the adapters where there are some, else all weights.
     """
+    training = case.run.config.training
+    num, num_best = training.keep_checkpoints, training.keep_best + training.keep_checkpoints - 1
     result = method_of(case.run.config).stored_parameters(counts.total, counts.trainable)
-    return counts.trainable * (2 * 12 + 4) + result * case.run.dtype.itemsize
+    return counts.trainable * (num * 12 + num_best * 4) + result * case.run.dtype.itemsize

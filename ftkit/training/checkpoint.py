@@ -1,35 +1,37 @@
-"""Checkpoints: what trains and its moments, whole, as safetensors; written aside and renamed.
+"""Checkpoints: what trains and its moments, whole, as safetensors; written aside, read back and renamed.
 
 A checkpoint knows no topology: it resumes on another number of ranks, another ZeRO stage, another engine. Dropout's
-draws are seeded by the step and the data order by the epoch, so no generator needs to be saved.
+draws are seeded by seed, step and rank, and the data's order by seed and epoch, so the step says where every random
+stream stands and no generator is saved.
+
+    checkpoints/step-00000008/   trainable.safetensors optimizer.safetensors state.json manifest.json
+    checkpoints/best-00000004/   trainable.safetensors manifest.json
 """
 
 import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from ftkit.errors import CheckpointError
-from ftkit.machine.disk import replace_text, written_aside
+from ftkit.machine.disk import written_aside
 
 WEIGHTS, MOMENTS, STATE = "trainable.safetensors", "optimizer.safetensors", "state.json"
 MANIFEST = "manifest.json"
 """Size and SHA-256 of the other files; written last, so that what it vouches for is whole."""
-BEST = "best"
-"""The file that names the folder of the best weights."""
-_BEST_FOLDERS = ("best-a", "best-b")
-_NAME = re.compile(r"(step-\d+)(\.replaced)?")
-ENDS = ("epochs", "max_steps", "early_stopping_patience")
-"""The keys of the training section that say when training ends."""
+FORMAT = 1
+"""Of the files of a checkpoint; a later one that these lines cannot read has a higher number."""
+_NAME = re.compile(r"((?:step|best)-\d+)(\.replaced)?")
 _ELSEWHERE = "choose another output.folder; the last checkpoint that is there goes on with --resume"
+_OLDER = "move it away, and --resume goes on from an older checkpoint"
 
 
 class TrainingState(BaseModel):
@@ -37,15 +39,19 @@ class TrainingState(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    format: int = FORMAT
     step: int
     num_steps: int
     fingerprint: str
     """Of the data."""
     config: dict[str, Any]
     """The resolved configuration, less what may change between start and resume."""
-    best_value: float | None = None
-    best_step: int | None = None
-    num_without_improvement: int = 0
+    versions: dict[str, str] = {}
+    """Package to version, ftkit's too."""
+    validations: dict[int, float | None] = {}
+    """Step to the figure that decides which weights are kept; None where it was not finite."""
+    best_steps: tuple[int, ...] = ()
+    """The steps whose weights are kept beside this checkpoint, the best first."""
     train_seconds: float = 0.0
     total_seconds: float = 0.0
     owes_validation: bool = False
@@ -77,71 +83,37 @@ def save_checkpoint(folder: Path, state: TrainingState, weights: Tensors, moment
         CheckpointError: what was read back is not what was written.
     """
     target = folder / f"step-{state.step:08d}"
-    with written_aside(target, _ELSEWHERE) as aside:
-        save_file(dict(weights), aside / WEIGHTS)
-        save_file(dict(moments), aside / MOMENTS)
-        (aside / STATE).write_text(state.model_dump_json(indent=2), encoding="utf-8")
-        manifest = {name: _seal(aside / name) for name in (WEIGHTS, MOMENTS, STATE)}
-        (aside / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-        _make_way(target)
-    shutil.rmtree(_replaced(target), ignore_errors=True)
+    _write(target, {WEIGHTS: weights, MOMENTS: moments}, {STATE: state.model_dump_json(indent=2)})
     for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
+    _remove_bests(folder, state.best_steps)
     return target
 
 
-def _make_way(target: Path) -> None:
-    """Rename an earlier checkpoint of the same step: a damaged one, or one behind which a run was stopped.
-
-    It counts under its other name until the new one has its own, so at no moment is neither there.
-    """
-    if target.exists():
-        shutil.rmtree(_replaced(target), ignore_errors=True)
-        target.rename(_replaced(target))
-
-
-def _replaced(target: Path) -> Path:
-    return target.with_name(f"{target.name}.replaced")
-
-
-def save_best(folder: Path, weights: Tensors) -> None:
-    """Keep the weights of the best validation so far; raises as `save_checkpoint` does.
-
-    Two folders take turns, and a file names the one that counts. The file is replaced in one go when the new weights
-    are on the disk, so at no moment are there none.
+def save_best(folder: Path, step: int, weights: Tensors, best_steps: Collection[int]) -> None:
+    """Keep the weights of a validation that is among the best so far; raises as `save_checkpoint` does.
 
     Args:
         folder: the run's `checkpoints` folder.
+        step: of the validation.
         weights: what trains, whole, fp32.
+        best_steps: the steps whose weights are to stay, beside those that a checkpoint goes on from.
     """
-    old = _best_folder(folder)
-    new = folder / next(name for name in _BEST_FOLDERS if name != old.name)
-    shutil.rmtree(new, ignore_errors=True)
-    with written_aside(new, _ELSEWHERE) as aside:
-        save_file(dict(weights), aside / WEIGHTS)
-    replace_text(folder / BEST, new.name)
-    shutil.rmtree(old, ignore_errors=True)
+    _write(_best_folder(folder, step), {WEIGHTS: weights}, {})
+    _remove_bests(folder, best_steps)
 
 
-def load_best(folder: Path) -> dict[str, torch.Tensor]:
+def load_best(folder: Path, step: int) -> dict[str, torch.Tensor]:
     """Return the weights that `save_best` kept; raises as `load_checkpoint` does."""
-    return _read_tensors(_best_folder(folder) / WEIGHTS, "train anew, with another --output")
-
-
-def _best_folder(folder: Path) -> Path:
-    """Return the folder of the best weights; before the first of them, the one that is not written first."""
-    named = folder / BEST
-    name = named.read_text(encoding="utf-8").strip() if named.is_file() else ""
-    return folder / (name if name in _BEST_FOLDERS else _BEST_FOLDERS[-1])
+    path, cure = _whole_or_replaced(_best_folder(folder, step)), "train anew, with another --output"
+    _verify(path, cure)
+    return _read_tensors(path / WEIGHTS, cure)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return the whole checkpoints of a run, oldest first, each the new one if it was being replaced."""
-    steps: dict[str, Path] = {}
-    for path in sorted(folder.glob("step-*"), reverse=True):  # step-3.replaced comes before step-3, which wins
-        if path.is_dir() and (match := _NAME.fullmatch(path.name)):
-            steps[match[1]] = path
-    return [steps[step] for step in sorted(steps)]
+    steps = {match[1] for path in folder.glob("step-*") if path.is_dir() and (match := _NAME.fullmatch(path.name))}
+    return [_whole_or_replaced(folder / step) for step in sorted(steps)]
 
 
 def load_checkpoint(path: Path) -> Loaded:
@@ -154,17 +126,93 @@ def load_checkpoint(path: Path) -> Loaded:
         State, weights, moments.
 
     Raises:
-        CheckpointError: a file is missing, truncated or not one of ours.
+        CheckpointError: a file is missing, truncated or not one of ours, or a later ftkit has written it.
     """
-    cure = "move it away, and --resume goes on from an older checkpoint"
-    _verify(path, cure)
+    _verify(path, _OLDER)
+    state = _read_state(path / STATE)
+    return state, _read_tensors(path / WEIGHTS, _OLDER), _read_tensors(path / MOMENTS, _OLDER)
+
+
+def _write(target: Path, tensors: Mapping[str, Tensors], texts: Mapping[str, str]) -> None:
+    """Write a folder aside, read it back, vouch for it and give it its name.
+
+    An earlier folder of that name is one that is damaged, or one behind which a run was stopped. It counts under its
+    other name until the new one has its own, so at no moment is neither there.
+    """
+    with written_aside(target, _ELSEWHERE) as aside:
+        for name, content in tensors.items():
+            save_file(dict(content), aside / name)
+            _read_back(aside / name, content)
+        for name, text in texts.items():
+            (aside / name).write_text(text, encoding="utf-8")
+        manifest = {name: _seal(aside / name) for name in (*tensors, *texts)}
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        if target.exists():
+            shutil.rmtree(_replaced(target), ignore_errors=True)
+            target.rename(_replaced(target))
+    shutil.rmtree(_replaced(target), ignore_errors=True)
+
+
+def _read_back(path: Path, written: Tensors) -> None:
+    """Compare a file with what it was made of, one tensor after another."""
+    with safe_open(path, framework="pt") as file:
+        names = set(file.keys())
+        differing = [
+            name for name in written if name not in names or not _is_same(file.get_tensor(name), written[name])
+        ]
+    if differing:
+        raise CheckpointError(f"{path} is not what was written ({differing[0]} differs); the disk or the memory fails")
+
+
+def _is_same(read: torch.Tensor, written: torch.Tensor) -> bool:
+    return read.dtype == written.dtype and torch.equal(read, written)
+
+
+def _replaced(target: Path) -> Path:
+    return target.with_name(f"{target.name}.replaced")
+
+
+def _whole_or_replaced(target: Path) -> Path:
+    """Return a folder, or the one that was there before if it had not got its name yet."""
+    return target if target.is_dir() or not _replaced(target).is_dir() else _replaced(target)
+
+
+def _best_folder(folder: Path, step: int) -> Path:
+    return folder / f"best-{step:08d}"
+
+
+def _remove_bests(folder: Path, best_steps: Collection[int]) -> None:
+    """Remove the weights of validations that neither the run nor a checkpoint that it could go on from asks for."""
+    kept = set(best_steps)
+    for path in list_checkpoints(folder):
+        try:
+            kept.update(_read_state(path / STATE).best_steps)
+        except CheckpointError:  # damaged: nothing goes on from it, and it is told where a run would
+            continue
+    for path in folder.glob("best-*"):
+        match = _NAME.fullmatch(path.name)
+        if match and int(match[1].removeprefix("best-")) not in kept:
+            shutil.rmtree(path)
+
+
+def _read_state(file: Path) -> TrainingState:
+    """Read the state of a checkpoint; one of a later format is told from one that is damaged."""
     try:
-        text = (path / STATE).read_text(encoding="utf-8")
-        state = TrainingState.model_validate_json(text)
-    except (OSError, ValidationError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is truncated or of another version"
-        raise CheckpointError(f"cannot read {path / STATE}: {reason}; {cure}") from None
-    return state, _read_tensors(path / WEIGHTS, cure), _read_tensors(path / MOMENTS, cure)
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}; {_OLDER}") from None
+    if isinstance(raw, dict) and isinstance(raw.get("format"), int) and raw["format"] > FORMAT:
+        writer = raw["versions"].get("ftkit") if isinstance(raw.get("versions"), dict) else None
+        raise CheckpointError(
+            f"{file} was written by a later ftkit ({writer or 'of unknown version'}, format {raw['format']}, and this "
+            f"one reads format {FORMAT}); go on with that version, or {_OLDER}"
+        )
+    try:
+        return TrainingState.model_validate(raw)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(map(str, fault["loc"])) or "its content"
+        raise CheckpointError(f"{file} is not the state of a run ({key}: {fault['msg'].lower()}); {_OLDER}") from None
 
 
 def _seal(path: Path) -> dict[str, int | str]:
@@ -174,53 +222,20 @@ def _seal(path: Path) -> dict[str, int | str]:
 
 
 def _verify(path: Path, cure: str) -> None:
-    """Compare the files of a checkpoint with its manifest; one of an earlier ftkit has none."""
-    if not (path / MANIFEST).is_file():
-        return
+    """Compare the files of a folder with its manifest, which is written last."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         damaged = [name for name, seal in manifest.items() if not (path / name).is_file() or _seal(path / name) != seal]
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path / MANIFEST} is missing, so {path.name} is half written or not a checkpoint of ftkit; {cure}"
+        ) from None
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"cannot read {path / MANIFEST}: {error}; {cure}") from None
     if damaged:
         file = path / damaged[0]
         fault = "is not what was written (its checksum differs)" if file.is_file() else "is missing"
         raise CheckpointError(f"{file} {fault}; {cure}")
-
-
-def check_resumable(path: Path, saved: TrainingState, config: dict[str, Any], fingerprint: str) -> None:
-    """Refuse to go on with another configuration or other data.
-
-    Args:
-        path: the checkpoint, to name it.
-        saved: what it holds.
-        config: the configuration of the run that would go on, as `TrainingState.config`.
-        fingerprint: of its data.
-
-    Raises:
-        CheckpointError: naming the keys that differ.
-    """
-    if changed := sorted(_differences(saved.config, config)):
-        raise CheckpointError(
-            f"{path} was written with another {', '.join(changed)}; resume with the same, or start anew elsewhere"
-        )
-    if saved.fingerprint != fingerprint:
-        raise CheckpointError(f"{path} was trained on other data; resume with the same texts, or start anew elsewhere")
-
-
-def resumable_part(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return of a dumped configuration what may not change between start and resume.
-
-    The cut, the engine, the precision, the output, how often something is looked at and when training ends may: what is
-    saved is whole, in fp32, and knows no topology.
-    """
-    kept = json.loads(json.dumps({key: value for key, value in config.items() if key not in ("engine", "output")}))
-    kept["batch"] = {"global_batch_size": kept["batch"]["global_batch_size"]}
-    for key in ("gradient_checkpointing", "precision"):
-        kept["model"].pop(key)
-    for key in ("log_every", "eval_every", "checkpoint_every", "plan_first", "trial_step", "keep_checkpoints", *ENDS):
-        kept["training"].pop(key)
-    return dict(kept)
 
 
 def _read_tensors(path: Path, cure: str) -> dict[str, torch.Tensor]:
@@ -230,11 +245,3 @@ def _read_tensors(path: Path, cure: str) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path} is missing; {cure}") from None
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or damaged ({error}); {cure}") from None
-
-
-def _differences(old: Any, new: Any, place: str = "") -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in old.keys() | new.keys():
-            yield from _differences(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
-    elif old != new:
-        yield place

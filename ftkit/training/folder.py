@@ -30,7 +30,7 @@ from ftkit.models.source import Source
 from ftkit.records.files import CARD, CHECKPOINTS, CONFIG, LIMITS, MODEL, PAGE, RANKS, RECORD, read_record
 from ftkit.records.schema import RunRecord
 from ftkit.report.words import distribution
-from ftkit.training.checkpoint import ENDS
+from ftkit.training.same_run import ENDS
 from ftkit.units import format_bytes, format_count, format_seconds
 
 

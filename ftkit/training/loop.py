@@ -15,7 +15,7 @@ from ftkit.data.arrays import TokenSplit
 from ftkit.data.batching import GlobalBatch, global_batches
 from ftkit.engine.first_line import first_line
 from ftkit.engine.optim import learning_rate_at
-from ftkit.errors import DoesNotFitError, InterruptedRunError
+from ftkit.errors import DoesNotFitError
 from ftkit.machine.disk import explained_writing, replace_text, written_patiently
 from ftkit.machine.memory import Snapshot, is_out_of_memory
 from ftkit.machine.process import ProcessContext, joined
@@ -24,7 +24,7 @@ from ftkit.models.build import set_checkpointing, set_training
 from ftkit.models.methods import method_of
 from ftkit.observe.meter import gather, memory_figures, planned_utilization
 from ftkit.records.figures import Record
-from ftkit.records.files import CHECKPOINTS, CONFIG, RECORD, RecordWriter, read_record
+from ftkit.records.files import CONFIG, RECORD, RecordWriter, read_record
 from ftkit.records.schema import (
     EvaluationLine,
     LabelsLine,
@@ -36,7 +36,6 @@ from ftkit.records.schema import (
     StepLine,
 )
 from ftkit.step.step import StepResult
-from ftkit.training import checkpoint
 from ftkit.training.card import write_cards
 from ftkit.training.evaluate import evaluate
 from ftkit.training.finite import FiniteSteps, check_loss
@@ -49,9 +48,18 @@ from ftkit.training.recovery.limits import Limits, keep_limits, kept_limits
 from ftkit.training.recovery.signals import StopNow, StopRequest, Work
 from ftkit.training.reporters import Reporter, Reporters
 from ftkit.training.resume import take_up
-from ftkit.training.saving import explained_divergence, go_back, judge, save
+from ftkit.training.saving import (
+    explained_divergence,
+    finish_writing,
+    go_back,
+    judge,
+    load_best,
+    save,
+    saved_when_stopped,
+    told_when_stopped,
+)
 from ftkit.training.setup import Job, prepare
-from ftkit.training.state import Progress, Window
+from ftkit.training.state import Progress, Window, best_step, num_without_improvement
 from ftkit.training.steps import take_step, try_worst, wants_trial
 from ftkit.training.timeline import Watch
 
@@ -125,32 +133,18 @@ def _train(  # what one run is made of
         replace_text(job.folder / CONFIG, dump_config(job.config))
     record.write(run)
     record.reporter.start(run, job.folder)
-    with explained_divergence(job), _saved_when_stopped(job, progress, stop):
-        with closing(_watch(job, progress, record, snapshot)) as watch:
+    with explained_divergence(job), job.writer.finished(), told_when_stopped(job, progress, stop):
+        with closing(_watch(job, progress, record, snapshot)) as watch, saved_when_stopped(job, progress):
             status = _run_steps(job, progress, record, watch, attempts)
         return _finish(job, progress, record, run, status, stop)
-
-
-@contextmanager
-def _saved_when_stopped(job: Job, progress: Progress, stop: StopRequest) -> Iterator[None]:
-    """Write a checkpoint where the run was asked to stop, and end it with the code that means that it can go on."""
-    with stop.during(Work.CHANGING):
-        try:
-            yield
-        except StopNow:
-            save(job, progress)
-            raise InterruptedRunError(
-                f"stopped by {stop.name or 'a signal to another rank'} after step {progress.step} of {job.num_steps}; "
-                f"nothing is lost: go on with --resume {job.folder}"
-            ) from None
 
 
 def _finish(
     job: Job, progress: Progress, record: _Recorder, run: RunLine, status: Status, stop: StopRequest
 ) -> RunRecord:
     """Restore the best weights, save, score the test split."""
-    if progress.best_step not in (None, progress.step):
-        job.engine.load_trainable_state(checkpoint.load_best(job.folder / CHECKPOINTS))
+    finish_writing(job)
+    load_best(job, progress)
     round_as_stored(job.engine, method_of(job.config), job.source)
     save_model(job.engine, method_of(job.config), job.tokenizer, job.source, job.folder)
     if job.data.test is not None:
@@ -160,7 +154,7 @@ def _finish(
     result = ResultLine(
         status=status,
         num_steps=progress.step,
-        best_step=progress.best_step,
+        best_step=best_step(progress.validations, job.config.training.best_metric),
         train_seconds=progress.train_seconds,
         total_seconds=progress.total_seconds,
         measurement=measurement,
@@ -185,8 +179,8 @@ def _run_steps(job: Job, progress: Progress, record: _Recorder, watch: Watch, at
     set_training(job.engine.model, True)
     if wants_trial(job):
         try_worst(job, attempts)
-    if progress.owes_validation:
-        _validate(job, progress, record, attempts.stop)
+    if progress.owes_validation and _validate(job, progress, record, attempts.stop):
+        save(job, progress, is_best=True, is_due=False)
     while True:
         try:
             return _steps_from(job, progress, record, watch, attempts)
@@ -214,7 +208,8 @@ def _take_steps(
     first_steps = FirstSteps(job.engine, progress.step, may_skip=job.run.precision == "fp16")
     window, patience, heart = Window(), training.early_stopping_patience, Heartbeat(job.folder, job.process)
     for batch in batches:
-        if patience is not None and progress.num_without_improvement >= patience:
+        job.writer.check()
+        if patience is not None and num_without_improvement(progress.validations, training.best_metric) >= patience:
             return "stopped early"
         heart.beat(batch.step)
         result = take_step(job, batch, watch, attempts)
@@ -230,26 +225,25 @@ def _take_steps(
             _log_step(job, progress, record, result, window)
         if attempts.stops:
             raise StopNow
-        if progress.owes_validation:
+        is_due = is_end or _is_due(batch, training.checkpoint_every)
+        if progress.owes_validation or is_due:
             finite.check()
             window.pause(progress)
-            _validate(job, progress, record, attempts.stop)
-            window = Window()
-        if is_end or _is_due(batch, training.checkpoint_every):
-            finite.check()
-            window.pause(progress)
-            save(job, progress)
+            is_best = progress.owes_validation and _validate(job, progress, record, attempts.stop)
+            if is_best or is_due:
+                save(job, progress, is_best=is_best, is_due=is_due)
             window = Window()
     return "completed"
 
 
-def _validate(job: Job, progress: Progress, record: _Recorder, stop: StopRequest) -> None:
-    """Score the validation split, if there is one, and keep the weights if they are the best so far."""
-    if job.data.validation is not None:
-        with stop.during(Work.READING):
-            line = _score(job, progress, record, "validation", job.data.validation)
-        judge(job, progress, line)
-    progress.owes_validation = False
+def _validate(job: Job, progress: Progress, record: _Recorder, stop: StopRequest) -> bool:
+    """Score the validation split, if there is one; return whether the weights are to be kept."""
+    if job.data.validation is None:
+        progress.owes_validation = False
+        return False
+    with stop.during(Work.READING):
+        line = _score(job, progress, record, "validation", job.data.validation)
+    return judge(job, progress, line)
 
 
 def _log_step(job: Job, progress: Progress, record: _Recorder, result: StepResult, window: Window) -> None:
@@ -273,7 +267,8 @@ def _log_step(job: Job, progress: Progress, record: _Recorder, result: StepResul
 
 def _score(job: Job, progress: Progress, record: _Recorder, name: str, split: TokenSplit) -> EvaluationLine:
     scores = evaluate(job.engine, split, job.config.batch, job.padding, job.data.labels, job.meter)
-    step = progress.step if name == "validation" else progress.best_step or progress.step
+    best = best_step(progress.validations, job.config.training.best_metric)
+    step = progress.step if name == "validation" else best or progress.step
     check_loss(scores.loss, name, step)
     line = EvaluationLine(step=step, epoch=progress.epoch, split=name, **scores.model_dump())
     record.write(line)

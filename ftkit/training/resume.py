@@ -8,7 +8,7 @@ from ftkit.records.files import read_record
 from ftkit.training import checkpoint
 from ftkit.training.saving import load_newest
 from ftkit.training.setup import Job
-from ftkit.training.state import Progress
+from ftkit.training.state import Progress, num_without_improvement
 
 
 def take_up(job: Job, started: float, note: Callable[[str], None]) -> Progress:
@@ -33,9 +33,7 @@ def take_up(job: Job, started: float, note: Callable[[str], None]) -> Progress:
         started,
         earlier_seconds=saved.total_seconds,
         step=saved.step,
-        best_value=saved.best_value,
-        best_step=saved.best_step,
-        num_without_improvement=saved.num_without_improvement,
+        validations=dict(saved.validations),
         train_seconds=saved.train_seconds,
         owes_validation=saved.owes_validation,
     )
@@ -45,8 +43,8 @@ def _check_end(job: Job, saved: checkpoint.TrainingState) -> None:
     """Refuse an end that the run has passed; a run that was stopped between its last step and its result goes on."""
     record = read_record(job.folder)
     is_behind = job.num_steps < saved.step or (job.num_steps == saved.step and record.result is not None)
+    training = job.config.training
     if is_behind:
-        training = job.config.training
         ends = " and ".join(
             f"training.{key}={value:g}"
             for key in ("epochs", "max_steps")
@@ -56,7 +54,8 @@ def _check_end(job: Job, saved: checkpoint.TrainingState) -> None:
             f"the run in {job.folder} has taken {saved.step} steps, and {ends} ends it at step {job.num_steps}; "
             "to train it for longer, give more --epochs or --max-steps"
         )
-    patience, waited = job.config.training.early_stopping_patience, saved.num_without_improvement
+    patience = training.early_stopping_patience
+    waited = num_without_improvement(saved.validations, training.best_metric)
     if record.result is not None and patience is not None and waited >= patience:
         raise CheckpointError(
             f"the run in {job.folder} stopped early: {waited} validations brought no improvement, and "

@@ -7,53 +7,83 @@ from pathlib import Path
 
 from torch import distributed
 
-from ftkit.errors import CheckpointError, DivergedError, DoesNotFitError
+from ftkit.errors import CheckpointError, DivergedError, DoesNotFitError, InterruptedRunError
+from ftkit.machine.versions import versions
+from ftkit.models.build import trainable_parameters
+from ftkit.models.foreign import whole_shape
 from ftkit.records.files import CHECKPOINTS
 from ftkit.records.schema import Scores
-from ftkit.report.metrics import METRICS
-from ftkit.training import checkpoint
+from ftkit.training import checkpoint, same_run
 from ftkit.training.finite import check_tensors
 from ftkit.training.recovery.attempts import UpdateFailedError
+from ftkit.training.recovery.signals import StopNow, StopRequest, Work
 from ftkit.training.setup import Job
-from ftkit.training.state import Progress
+from ftkit.training.state import Progress, best_step, best_steps
 
 
-def judge(job: Job, progress: Progress, scores: Scores) -> None:
-    """Keep the weights if this validation is the best so far.
+def judge(job: Job, progress: Progress, scores: Scores) -> bool:
+    """Note a validation, and return whether its weights are among the best that are kept.
 
     Args:
-        job: the run; every rank calls this.
-        progress: where it stands; remembers the best.
+        job: the run.
+        progress: where it stands; remembers the figure that decides.
         scores: of the validation.
     """
-    metric = job.config.training.best_metric
-    value: float | None = getattr(scores, metric)  # None: a correlation with what is all the same
-    best = progress.best_value
-    if value is None or not math.isfinite(value) or (best is not None and not METRICS[metric].is_better(value, best)):
-        progress.num_without_improvement += 1
-        return
-    progress.best_value, progress.best_step, progress.num_without_improvement = value, progress.step, 0
-    weights = job.engine.trainable_state()
-    check_tensors(weights, "weight", progress.step)
-    if job.process.is_main:
-        checkpoint.save_best(job.folder / CHECKPOINTS, weights)
-    _meet(job)
+    training = job.config.training
+    value: float | None = getattr(scores, training.best_metric)  # None: a correlation with what is all the same
+    progress.validations[progress.step] = value if value is not None and math.isfinite(value) else None
+    progress.owes_validation = False
+    return progress.step in best_steps(progress.validations, training.best_metric)[: training.keep_best]
 
 
-def save(job: Job, progress: Progress) -> None:
-    """Write a checkpoint; every rank calls this, the first one writes.
+def save(job: Job, progress: Progress, *, is_best: bool = False, is_due: bool = True) -> None:
+    """Copy what trains into host memory and write it from there in a thread; every rank calls this, the first writes.
 
     Args:
         job: the run.
         progress: where it stands.
+        is_best: whether the weights are kept as those of a good validation.
+        is_due: whether a checkpoint is written.
+
+    Raises:
+        Exception: what the write before this raised, which ends here if it goes on.
     """
-    weights, moments = job.engine.trainable_state(), job.engine.optimizer_state()
+    weights = job.engine.trainable_state()
+    moments = job.engine.optimizer_state() if is_due else {}
     check_tensors(weights, "weight", progress.step)
     check_tensors(moments, "moment", progress.step)
-    keep = job.config.training.keep_checkpoints
     if job.process.is_main:
-        checkpoint.save_checkpoint(job.folder / CHECKPOINTS, job.state(progress), weights, moments, keep)
-    _meet(job)
+        state, folder, keep = job.state(progress), job.folder / CHECKPOINTS, job.config.training.keep_checkpoints
+
+        def write() -> None:
+            if is_best:  # before the checkpoint, which refers to it
+                checkpoint.save_best(folder, state.step, weights, state.best_steps)
+            if is_due:
+                checkpoint.save_checkpoint(folder, state, weights, moments, keep)
+
+        job.writer.start(write)
+
+
+def load_best(job: Job, progress: Progress) -> None:
+    """Take the weights of the best validation into the engine, if the run has left them behind.
+
+    Args:
+        job: the run; every rank calls this.
+        progress: where it stands.
+
+    Raises:
+        CheckpointError: they are missing or damaged.
+    """
+    best = best_step(progress.validations, job.config.training.best_metric)
+    if best is not None and best != progress.step:
+        job.engine.load_trainable_state(checkpoint.load_best(job.folder / CHECKPOINTS, best))
+
+
+def finish_writing(job: Job) -> None:
+    """Wait until the first rank has written all that it copied; every rank calls this before it reads such files."""
+    job.writer.wait()
+    if job.process.world_size > 1:
+        distributed.barrier()
 
 
 def load_newest(job: Job, note: Callable[[str], None]) -> checkpoint.TrainingState:
@@ -72,10 +102,15 @@ def load_newest(job: Job, note: Callable[[str], None]) -> checkpoint.TrainingSta
     folder = job.folder / CHECKPOINTS
     found = checkpoint.list_checkpoints(folder)
     if not found:
-        raise CheckpointError(f"no checkpoint in {folder}; start without --resume")
+        raise CheckpointError(
+            f"no checkpoint in {folder}, since the run stopped before its first; start it again with --overwrite in "
+            "the place of --resume"
+        )
     path, (saved, weights, moments) = _newest_whole(found, note)
-    config = checkpoint.resumable_part(job.config.model_dump(mode="json"))
-    checkpoint.check_resumable(path, saved, config, job.data.fingerprint)
+    same_run.check_resumable(path, saved, job.state(Progress(0.0)).config, job.data.fingerprint)
+    same_run.check_shapes(path, weights, _shapes(job))
+    if changed := same_run.changed_versions(saved.versions, versions()):
+        note(f"warning: {path} was written with {changed}; losses may differ from those of a run that never stopped")
     job.engine.load_trainable_state(weights)
     job.engine.load_optimizer_state(moments)
     return saved
@@ -106,6 +141,7 @@ def go_back(job: Job, progress: Progress, error: UpdateFailedError, note: Callab
         DoesNotFitError: there is no checkpoint yet.
     """
     job.engine.discard_gradients()
+    job.writer.wait()
     if not checkpoint.list_checkpoints(job.folder / CHECKPOINTS):
         raise DoesNotFitError(
             f"out of memory in the update of step {progress.step + 1}, before the first checkpoint: {error}; start "
@@ -113,8 +149,7 @@ def go_back(job: Job, progress: Progress, error: UpdateFailedError, note: Callab
         )
     saved = load_newest(job, note)
     progress.step, progress.owes_validation = saved.step, saved.owes_validation
-    progress.best_value, progress.best_step = saved.best_value, saved.best_step
-    progress.num_without_improvement = saved.num_without_improvement
+    progress.validations = dict(saved.validations)
 
 
 @contextmanager
@@ -142,6 +177,45 @@ def explained_divergence(job: Job) -> Iterator[None]:
         ) from None
 
 
-def _meet(job: Job) -> None:
-    if job.process.world_size > 1:
-        distributed.barrier()
+@contextmanager
+def told_when_stopped(job: Job, progress: Progress, stop: StopRequest) -> Iterator[None]:
+    """End a run that was asked to stop with the code that means that it can go on.
+
+    Args:
+        job: the run.
+        progress: where it stands.
+        stop: who asked.
+
+    Raises:
+        InterruptedRunError: the run was asked to stop.
+    """
+    with stop.during(Work.CHANGING):
+        try:
+            yield
+        except StopNow:
+            raise InterruptedRunError(
+                f"stopped by {stop.name or 'a signal to another rank'} after step {progress.step} of {job.num_steps}; "
+                f"nothing is lost: go on with --resume {job.folder}"
+            ) from None
+
+
+@contextmanager
+def saved_when_stopped(job: Job, progress: Progress) -> Iterator[None]:
+    """Write a checkpoint where the run was asked to stop; after the last step there is one already.
+
+    Args:
+        job: the run; every rank is here.
+        progress: where it stands.
+    """
+    try:
+        yield
+    except StopNow:
+        save(job, progress)
+        job.writer.wait()
+        raise
+
+
+def _shapes(job: Job) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what trains, whole where ZeRO-3 has partitioned it."""
+    trainable = trainable_parameters(job.engine.model)
+    return {name: tuple(whole_shape(one)) for name, one in trainable.items()}

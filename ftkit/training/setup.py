@@ -1,10 +1,10 @@
 """Set up a run: the job, and what it is made of."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from ftkit.engine.protocol import Engine
 from ftkit.engine.resolve import Devices, EngineKind, ResolvedRun, resolve
 from ftkit.errors import ConfigError, ModelError
 from ftkit.machine.process import ProcessContext, first_decides
+from ftkit.machine.versions import versions
 from ftkit.models.build import check_positions, check_tokens
 from ftkit.models.gguf import as_safetensors
 from ftkit.models.source import Source, load_config, load_tokenizer, own_label_kind, own_label_names, resolve_source
@@ -34,9 +35,9 @@ from ftkit.training import checkpoint
 from ftkit.training.folder import check_folder, open_folder
 from ftkit.training.padding import settle_padding
 from ftkit.training.reporters import Reporter
-
-if TYPE_CHECKING:
-    from ftkit.training.state import Progress
+from ftkit.training.same_run import resumable_part
+from ftkit.training.state import Progress, best_steps
+from ftkit.training.writer import Writer
 
 _WARMUP_WARNING = 1 / 3
 _PADDING = "padding"
@@ -59,6 +60,8 @@ class Job:
     meter: Meter
     prediction: Prediction | None
     padding: Padding
+    writer: Writer = field(default_factory=Writer)
+    """Writes checkpoints while the steps go on."""
 
     @property
     def config(self) -> RunConfig:
@@ -75,16 +78,17 @@ class Job:
         """The weight of the targets of each training sequence, [N]."""
         return self.engine.objective.target_weights(self.data.train)
 
-    def state(self, progress: "Progress") -> checkpoint.TrainingState:
+    def state(self, progress: Progress) -> checkpoint.TrainingState:
         """Return what a checkpoint says of this run."""
+        training = self.config.training
         return checkpoint.TrainingState(
             step=progress.step,
             num_steps=self.num_steps,
             fingerprint=self.data.fingerprint,
-            config=checkpoint.resumable_part(self.config.model_dump(mode="json")),
-            best_value=progress.best_value,
-            best_step=progress.best_step,
-            num_without_improvement=progress.num_without_improvement,
+            config=resumable_part(self.config.model_dump(mode="json")),
+            versions=versions(),
+            validations=dict(progress.validations),
+            best_steps=best_steps(progress.validations, training.best_metric)[: training.keep_best],
             train_seconds=progress.train_seconds,
             total_seconds=progress.total_seconds,
             owes_validation=progress.owes_validation,

@@ -1,6 +1,7 @@
 """The progress of a run, and the clock of the steps since the last line of its log."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from ftkit.data.arrays import TokenSplit
 from ftkit.data.batching import GlobalBatch
+from ftkit.report.metrics import METRICS
 
 
 @dataclass
@@ -20,9 +22,8 @@ class Progress:
     """What earlier processes of the run took, up to the checkpoint that it went on from."""
     step: int = 0
     epoch: float = 0.0
-    best_value: float | None = None
-    best_step: int | None = None
-    num_without_improvement: int = 0
+    validations: dict[int, float | None] = field(default_factory=dict)
+    """Step to the figure that decides which weights are kept; None where it was not finite."""
     train_seconds: float = 0.0
     owes_validation: bool = False
     step_seconds: list[float] = field(default_factory=list)
@@ -46,6 +47,34 @@ class Progress:
             "tokens_per_second": self.num_tokens / seconds,
             "samples_per_second": self.num_samples / seconds,
         }
+
+
+def best_steps(validations: Mapping[int, float | None], metric: str) -> tuple[int, ...]:
+    """Return the steps of validations whose figure is finite, the best first; of equal ones the earlier.
+
+    Args:
+        validations: step to figure.
+        metric: the name of the figure.
+    """
+    values = {step: value for step, value in validations.items() if value is not None}
+    sign = 1.0 if METRICS[metric].is_better(0.0, than=1.0) else -1.0
+    return tuple(sorted(values, key=lambda step: (sign * values[step], step)))
+
+
+def best_step(validations: Mapping[int, float | None], metric: str) -> int | None:
+    """Return the step of the best validation, or None where there is none; see `best_steps`."""
+    return next(iter(best_steps(validations, metric)), None)
+
+
+def num_without_improvement(validations: Mapping[int, float | None], metric: str) -> int:
+    """Return the number of validations since the best; all of them where none was finite.
+
+    Args:
+        validations: step to figure.
+        metric: the name of the figure.
+    """
+    best = best_step(validations, metric)
+    return len(validations) if best is None else sum(step > best for step in validations)
 
 
 class Window:

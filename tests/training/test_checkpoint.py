@@ -9,13 +9,13 @@ import torch
 
 from ftkit.config.tree import RunConfig
 from ftkit.errors import CheckpointError, DeviceError
-from ftkit.training import checkpoint
+from ftkit.training import checkpoint, same_run
 
 WEIGHTS = {"a": torch.arange(6.0).view(2, 3)}
 
 
 def state(step=1, **fields):
-    config = checkpoint.resumable_part(RunConfig().model_dump(mode="json"))
+    config = same_run.resumable_part(RunConfig().model_dump(mode="json"))
     return checkpoint.TrainingState(step=step, num_steps=9, fingerprint="f", config=config, **fields)
 
 
@@ -68,8 +68,8 @@ def test_the_best_weights_are_there_at_every_moment_of_their_replacement(tmp_pat
 
     def watched(function):
         def call(*arguments, **options):
-            if (tmp_path / checkpoint.BEST).is_file():
-                found.append(int(checkpoint.load_best(tmp_path)["a"].sum()))
+            if (tmp_path / "best-00000001").exists() or (tmp_path / "best-00000001.replaced").exists():
+                found.append(int(checkpoint.load_best(tmp_path, 1)["a"].sum()))
             return function(*arguments, **options)
 
         return call
@@ -77,28 +77,47 @@ def test_the_best_weights_are_there_at_every_moment_of_their_replacement(tmp_pat
     for target in (Path, "rename"), (Path, "replace"), (shutil, "rmtree"):
         monkeypatch.setattr(*target, watched(getattr(*target)))
     for value in (1, 2, 3):
-        checkpoint.save_best(tmp_path, {"a": torch.tensor(value)})
-        assert int(checkpoint.load_best(tmp_path)["a"]) == value
+        checkpoint.save_best(tmp_path, 1, {"a": torch.tensor(value)}, [1])
+        assert int(checkpoint.load_best(tmp_path, 1)["a"]) == value
     assert found == sorted(found)
     assert {1, 2, 3} == set(found)
-    assert sum(path.is_dir() for path in tmp_path.iterdir()) == 1, "the weights that were best take no room"
+    assert [path.name for path in tmp_path.iterdir()] == ["best-00000001"], "what was replaced takes no room"
+
+
+def test_best_weights_stay_as_long_as_the_run_or_a_checkpoint_asks_for_them(tmp_path):
+    kept = lambda: sorted(path.name for path in tmp_path.glob("best-*"))
+    checkpoint.save_best(tmp_path, 1, WEIGHTS, [1])
+    checkpoint.save_checkpoint(tmp_path, state(1, best_steps=(1,)), WEIGHTS, {})
+    checkpoint.save_best(tmp_path, 2, WEIGHTS, [2])
+    checkpoint.save_best(tmp_path, 3, WEIGHTS, [3])
+    assert kept() == ["best-00000001", "best-00000003"], "a run that is killed now goes on from step 1, whose best is 1"
+    checkpoint.save_checkpoint(tmp_path, state(3, best_steps=(3,)), WEIGHTS, {}, keep=1)
+    assert kept() == ["best-00000003"]
 
 
 def test_best_weights_that_a_kill_left_half_written_do_not_stand_in_the_way(tmp_path):
-    checkpoint.save_best(tmp_path, {"a": torch.tensor(1)})
-    for name in ("best-a", "best-b", "best-b.tmp", "best.tmp"):
-        (tmp_path / name).mkdir(exist_ok=True) if name != "best.tmp" else (tmp_path / name).write_text("")
-    assert int(checkpoint.load_best(tmp_path)["a"]) == 1
-    checkpoint.save_best(tmp_path, {"a": torch.tensor(2)})
-    assert int(checkpoint.load_best(tmp_path)["a"]) == 2
+    checkpoint.save_best(tmp_path, 1, {"a": torch.tensor(1)}, [1])
+    for name in ("best-00000002.tmp", "best-00000001.replaced"):
+        (tmp_path / name).mkdir()
+    assert int(checkpoint.load_best(tmp_path, 1)["a"]) == 1
+    checkpoint.save_best(tmp_path, 2, {"a": torch.tensor(2)}, [2])
+    assert int(checkpoint.load_best(tmp_path, 2)["a"]) == 2
+
+
+def test_what_the_disk_gives_back_otherwise_is_refused_when_it_is_written(tmp_path, monkeypatch):
+    save = checkpoint.save_file
+    monkeypatch.setattr(checkpoint, "save_file", lambda tensors, path: save({"a": tensors["a"] + 1}, path))
+    with pytest.raises(CheckpointError, match="a differs"):
+        checkpoint.save_checkpoint(tmp_path, state(), WEIGHTS, {"a": torch.ones(2)})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_configuration_or_other_data_is_refused_by_name(tmp_path):
-    changed = checkpoint.resumable_part(RunConfig(optimizer={"learning_rate": 1e-3}).model_dump(mode="json"))
+    changed = same_run.resumable_part(RunConfig(optimizer={"learning_rate": 1e-3}).model_dump(mode="json"))
     with pytest.raises(CheckpointError, match=r"another optimizer\.learning_rate"):
-        checkpoint.check_resumable(tmp_path, state(), changed, "f")
+        same_run.check_resumable(tmp_path, state(), changed, "f")
     with pytest.raises(CheckpointError, match="other data"):
-        checkpoint.check_resumable(tmp_path, state(), state().config, "g")
+        same_run.check_resumable(tmp_path, state(), state().config, "g")
 
 
 def test_the_cut_the_engine_the_precision_and_the_end_may_change_between_start_and_resume(tmp_path):
@@ -109,8 +128,8 @@ def test_the_cut_the_engine_the_precision_and_the_end_may_change_between_start_a
         model={"precision": "bf16"},
         training={"epochs": None, "max_steps": 9, "early_stopping_patience": 2},
     )
-    config = checkpoint.resumable_part(changed.model_dump(mode="json"))
-    checkpoint.check_resumable(tmp_path, state(), config, "f")
+    config = same_run.resumable_part(changed.model_dump(mode="json"))
+    same_run.check_resumable(tmp_path, state(), config, "f")
 
 
 @pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.MOMENTS, checkpoint.STATE])
