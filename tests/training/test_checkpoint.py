@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ftkit.config.tree import RunConfig
 from ftkit.errors import CheckpointError, DeviceError
@@ -85,7 +86,9 @@ def test_the_best_weights_are_there_at_every_moment_of_their_replacement(tmp_pat
 
 
 def test_best_weights_stay_as_long_as_the_run_or_a_checkpoint_asks_for_them(tmp_path):
-    kept = lambda: sorted(path.name for path in tmp_path.glob("best-*"))
+    def kept():
+        return sorted(path.name for path in tmp_path.glob("best-*"))
+
     checkpoint.save_best(tmp_path, 1, WEIGHTS, [1])
     checkpoint.save_checkpoint(tmp_path, state(1, best_steps=(1,)), WEIGHTS, {})
     checkpoint.save_best(tmp_path, 2, WEIGHTS, [2])
@@ -105,8 +108,7 @@ def test_best_weights_that_a_kill_left_half_written_do_not_stand_in_the_way(tmp_
 
 
 def test_what_the_disk_gives_back_otherwise_is_refused_when_it_is_written(tmp_path, monkeypatch):
-    save = checkpoint.save_file
-    monkeypatch.setattr(checkpoint, "save_file", lambda tensors, path: save({"a": tensors["a"] + 1}, path))
+    monkeypatch.setattr(checkpoint, "save_file", lambda tensors, path: save_file({"a": tensors["a"] + 1}, path))
     with pytest.raises(CheckpointError, match="a differs"):
         checkpoint.save_checkpoint(tmp_path, state(), WEIGHTS, {"a": torch.ones(2)})
     assert list(tmp_path.iterdir()) == []

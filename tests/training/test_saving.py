@@ -8,7 +8,9 @@ import torch
 from ftkit.errors import DeviceError, InterruptedRunError
 from ftkit.records.files import CHECKPOINTS
 from ftkit.training import checkpoint, loop
+from ftkit.training.evaluate import evaluate
 from ftkit.training.recovery.signals import StopNow
+from ftkit.training.steps import take_step
 from tests.e2e.conftest import work
 from tests.faults.test_memory_that_runs_out import train
 
@@ -21,7 +23,7 @@ def weights(folder, step):
 
 
 def test_a_run_that_is_stopped_while_its_best_weights_are_tested_keeps_its_last_checkpoint(work, tmp_path, monkeypatch):
-    scores, evaluate = iter([0.1, 0.2, 0.3]), loop.evaluate
+    scores = iter([0.1, 0.2, 0.3])
 
     def worse_each_time(*arguments):
         if (loss := next(scores, None)) is None:
@@ -36,8 +38,11 @@ def test_a_run_that_is_stopped_while_its_best_weights_are_tested_keeps_its_last_
 
 
 def test_as_many_good_validations_as_are_asked_for_keep_their_weights(work, tmp_path, monkeypatch):
-    scores, evaluate = iter([0.4, 0.1, 0.3, 0.2]), loop.evaluate
-    changed = lambda *arguments: evaluate(*arguments).model_copy(update={"loss": next(scores)})
+    scores = iter([0.4, 0.1, 0.3, 0.2])
+
+    def changed(*arguments):
+        return evaluate(*arguments).model_copy(update={"loss": next(scores)})
+
     monkeypatch.setattr(loop, "evaluate", changed)
     train(work, tmp_path, *EVERY_STEP, "training.keep_best=2", "training.keep_checkpoints=1")
     assert sorted(path.name for path in (tmp_path / CHECKPOINTS).glob("best-*")) == ["best-00000002", "best-00000003"]
@@ -45,7 +50,7 @@ def test_as_many_good_validations_as_are_asked_for_keep_their_weights(work, tmp_
 
 def test_steps_are_taken_while_a_checkpoint_is_written(work, tmp_path, monkeypatch):
     """The first write ends only when the step after it has been taken."""
-    taken, write, step, seen = threading.Event(), checkpoint.save_checkpoint, loop.take_step, []
+    taken, write, seen = threading.Event(), checkpoint.save_checkpoint, []
 
     def waiting(folder, state, *arguments):
         if state.step == 1:
@@ -53,7 +58,7 @@ def test_steps_are_taken_while_a_checkpoint_is_written(work, tmp_path, monkeypat
         return write(folder, state, *arguments)
 
     def noted(job, batch, *arguments):
-        result = step(job, batch, *arguments)
+        result = take_step(job, batch, *arguments)
         if batch.step == 2:
             taken.set()
         return result
