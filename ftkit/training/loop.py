@@ -134,7 +134,10 @@ def _train(  # what one run is made of
     record.write(run)
     record.reporter.start(run, job.folder)
     with explained_divergence(job), job.writer.finished(), told_when_stopped(job, progress, stop):
-        with closing(_watch(job, progress, record, snapshot)) as watch, saved_when_stopped(job, progress):
+        with (
+            closing(_watch(job, progress, record, snapshot)) as watch,
+            saved_when_stopped(job, progress, record.reporter.note),
+        ):
             status = _run_steps(job, progress, record, watch, attempts)
         return _finish(job, progress, record, run, status, stop)
 
@@ -180,7 +183,7 @@ def _run_steps(job: Job, progress: Progress, record: _Recorder, watch: Watch, at
     if wants_trial(job):
         try_worst(job, attempts)
     if progress.owes_validation and _validate(job, progress, record, attempts.stop):
-        save(job, progress, is_best=True, is_due=False)
+        save(job, progress, record.reporter.note, is_best=True, is_due=False)
     while True:
         try:
             return _steps_from(job, progress, record, watch, attempts)
@@ -231,7 +234,7 @@ def _take_steps(
             window.pause(progress)
             is_best = progress.owes_validation and _validate(job, progress, record, attempts.stop)
             if is_best or is_due:
-                save(job, progress, is_best=is_best, is_due=is_due)
+                save(job, progress, record.reporter.note, is_best=is_best, is_due=is_due)
             window = Window()
     return "completed"
 

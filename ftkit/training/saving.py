@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import distributed
 
 from ftkit.errors import CheckpointError, DivergedError, DoesNotFitError, InterruptedRunError
+from ftkit.machine.disk import written_patiently
 from ftkit.machine.versions import versions
 from ftkit.models.build import trainable_parameters
 from ftkit.models.foreign import whole_shape
@@ -19,6 +20,8 @@ from ftkit.training.recovery.attempts import UpdateFailedError
 from ftkit.training.recovery.signals import StopNow, StopRequest, Work
 from ftkit.training.setup import Job
 from ftkit.training.state import Progress, best_step, best_steps
+
+Note = Callable[[str], None]
 
 
 def judge(job: Job, progress: Progress, scores: Scores) -> bool:
@@ -36,12 +39,13 @@ def judge(job: Job, progress: Progress, scores: Scores) -> bool:
     return progress.step in best_steps(progress.validations, training.best_metric)[: training.keep_best]
 
 
-def save(job: Job, progress: Progress, *, is_best: bool = False, is_due: bool = True) -> None:
+def save(job: Job, progress: Progress, note: Note, *, is_best: bool = False, is_due: bool = True) -> None:
     """Copy what trains into host memory and write it from there in a thread; every rank calls this, the first writes.
 
     Args:
         job: the run.
         progress: where it stands.
+        note: told, by the thread, of a disk that is waited for.
         is_best: whether the weights are kept as those of a good validation.
         is_due: whether a checkpoint is written.
 
@@ -54,6 +58,7 @@ def save(job: Job, progress: Progress, *, is_best: bool = False, is_due: bool = 
     check_tensors(moments, "moment", progress.step)
     if job.process.is_main:
         state, folder, keep = job.state(progress), job.folder / CHECKPOINTS, job.config.training.keep_checkpoints
+        patience = job.config.output.disk_patience
 
         def write() -> None:
             if is_best:  # before the checkpoint, which refers to it
@@ -61,7 +66,7 @@ def save(job: Job, progress: Progress, *, is_best: bool = False, is_due: bool = 
             if is_due:
                 checkpoint.save_checkpoint(folder, state, weights, moments, keep)
 
-        job.writer.start(write)
+        job.writer.start(lambda: written_patiently(write, folder, patience, note))
 
 
 def load_best(job: Job, progress: Progress) -> None:
@@ -86,7 +91,7 @@ def finish_writing(job: Job) -> None:
         distributed.barrier()
 
 
-def load_newest(job: Job, note: Callable[[str], None]) -> checkpoint.TrainingState:
+def load_newest(job: Job, note: Note) -> checkpoint.TrainingState:
     """Load the newest checkpoint of a run that is whole into its engine.
 
     Args:
@@ -116,7 +121,7 @@ def load_newest(job: Job, note: Callable[[str], None]) -> checkpoint.TrainingSta
     return saved
 
 
-def _newest_whole(found: Sequence[Path], note: Callable[[str], None]) -> tuple[Path, checkpoint.Loaded]:
+def _newest_whole(found: Sequence[Path], note: Note) -> tuple[Path, checkpoint.Loaded]:
     """Return the newest checkpoint that can be read as it was written."""
     for path, older in zip(reversed(found), [*reversed(found[:-1]), None], strict=True):
         try:
@@ -128,7 +133,7 @@ def _newest_whole(found: Sequence[Path], note: Callable[[str], None]) -> tuple[P
     raise AssertionError("the last one is read or raises")
 
 
-def go_back(job: Job, progress: Progress, error: UpdateFailedError, note: Callable[[str], None]) -> None:
+def go_back(job: Job, progress: Progress, error: UpdateFailedError, note: Note) -> None:
     """Return to the last checkpoint, after an update that left weights of which nobody knows how far they came.
 
     Args:
@@ -200,17 +205,18 @@ def told_when_stopped(job: Job, progress: Progress, stop: StopRequest) -> Iterat
 
 
 @contextmanager
-def saved_when_stopped(job: Job, progress: Progress) -> Iterator[None]:
+def saved_when_stopped(job: Job, progress: Progress, note: Note) -> Iterator[None]:
     """Write a checkpoint where the run was asked to stop; after the last step there is one already.
 
     Args:
         job: the run; every rank is here.
         progress: where it stands.
+        note: as for `save`.
     """
     try:
         yield
     except StopNow:
-        save(job, progress)
+        save(job, progress, note)
         job.writer.wait()
         raise
 
