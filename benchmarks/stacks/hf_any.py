@@ -14,7 +14,7 @@ from torch import nn
 from benchmarks import own_plan
 from benchmarks.rows import Row
 from benchmarks.stacks import autocast, compiled, fms, fourbit, fsdp, fsdp2, hf, packed, traced
-from ftkit.config.tree import OptimizerConfig
+from ftkit.config.training import OptimizerConfig
 from ftkit.models import bnb
 from ftkit.observe.recorded import layer_names
 from ftkit.observe.recorder import Recorder

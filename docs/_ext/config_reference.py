@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from ftkit.config import rules
+from ftkit.config import rules, training
 from ftkit.config import tree as config
 from ftkit.config.methods import MethodSection, methods
 from ftkit.config.tree import RunConfig
@@ -45,7 +45,8 @@ class ConfigReference(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Return the sections."""
-        self.env.note_dependency(str(config.__file__))
+        for file in (config.__file__, training.__file__):
+            self.env.note_dependency(str(file))
         return self.parse_text_to_nodes(reference(), allow_section_headings=True)
 
 

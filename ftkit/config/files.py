@@ -12,7 +12,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ftkit.config.methods import DEFAULT, UNKNOWN, methods, section_of
-from ftkit.config.tree import CUTS, MAPPINGS, RunConfig
+from ftkit.config.training import MAPPINGS
+from ftkit.config.tree import CUTS, RunConfig
 from ftkit.errors import ConfigError, nearest
 
 Tree = dict[str, Any]

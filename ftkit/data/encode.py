@@ -17,13 +17,11 @@ from ftkit.data.tokens import TextTokenizer, chunks
 from ftkit.errors import DataError
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """A split of tokens, and what its making cost.
+@dataclass
+class Losses:
+    """The cost of making sequences of texts, counted text by text.
 
     Attributes:
-        split: the arrays.
-        whole_lengths: int64, the tokens of each text before it was cut, of those without a target too.
         num_truncated: sequences that were cut at the maximal length.
         num_dropped: sequences that were left out because they have no target within the maximal length.
         num_unanswered: sequences that were left out because they have no target at all.
@@ -33,8 +31,6 @@ class Encoded:
         num_spelled: texts that spell out a special token.
     """
 
-    split: TokenSplit
-    whole_lengths: NDArray[np.int64]
     num_truncated: int = 0
     num_dropped: int = 0
     num_unanswered: int = 0
@@ -42,6 +38,32 @@ class Encoded:
     num_lost_targets: int = 0
     num_across: int = 0
     num_spelled: int = 0
+
+    def keep(self, targets: NDArray[np.bool_], max_length: int, marked: Marked) -> bool:
+        """Count a text, and tell whether a target is left."""
+        num_targets, num_kept = int(targets.sum()), int(targets[:max_length].sum())
+        self.num_truncated += len(targets) > max_length and num_kept > 0
+        self.num_unanswered += num_targets == 0
+        self.num_dropped += num_kept == 0 < num_targets
+        self.num_shortened += 0 < num_kept < num_targets
+        self.num_lost_targets += num_targets - num_kept
+        self.num_across += marked.num_across
+        return num_kept > 0
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A split of tokens, and what its making cost.
+
+    Attributes:
+        split: the arrays.
+        whole_lengths: int64, the tokens of each text before it was cut, of those without a target too.
+        losses: what was cut off, left out or read in another way.
+    """
+
+    split: TokenSplit
+    whole_lengths: NDArray[np.int64]
+    losses: Losses
 
 
 @dataclass
@@ -97,7 +119,8 @@ def encode_texts(
     segments = np.concatenate(ragged.extra) if ragged.extra else None
     labels = np.zeros(len(offsets) - 1, dtype=np.int64) if labels is None else labels
     split = TokenSplit(tokens, offsets, labels, segments)
-    return Encoded(split, whole_lengths, int((whole_lengths > max_length).sum()), num_spelled=num_spelled)
+    num_truncated = int((whole_lengths > max_length).sum())
+    return Encoded(split, whole_lengths, Losses(num_truncated, num_spelled=num_spelled))
 
 
 def encode_documents(texts: Iterable[str], tokenizer: TextTokenizer, max_length: int, *, is_lines: bool) -> Encoded:
@@ -116,12 +139,12 @@ def encode_documents(texts: Iterable[str], tokenizer: TextTokenizer, max_length:
     Raises:
         DataError: there are fewer than two tokens.
     """
-    counts = _Counts()
+    losses = Losses()
     parts = [np.array(tokenizer.begin if is_lines else (), np.int32)]
     if is_lines:
-        parts += tokens_of_text(_counted(texts, tokenizer, counts), tokenizer)
+        parts += tokens_of_text(_counted(texts, tokenizer, losses), tokenizer)
     else:
-        for chunk in chunks(_counted(texts, tokenizer, counts), len):
+        for chunk in chunks(_counted(texts, tokenizer, losses), len):
             documents = ([*tokenizer.begin, *ids, *tokenizer.end] for ids in tokenizer.ids(chunk))
             parts += [np.array(tokens, np.int32) for tokens in documents]
     tokens = np.concatenate(parts)
@@ -132,7 +155,7 @@ def encode_documents(texts: Iterable[str], tokenizer: TextTokenizer, max_length:
     offsets = np.append(np.arange(0, len(tokens), max_length, dtype=np.int64), len(tokens))
     targets = np.ones(len(tokens), dtype=np.bool_)
     targets[offsets[:-1]] = False
-    return Encoded(TokenSplit(tokens, offsets, targets), np.diff(offsets), **vars(counts))
+    return Encoded(TokenSplit(tokens, offsets, targets), np.diff(offsets), losses)
 
 
 def take_blocks(encoded: Encoded, chosen: NDArray[np.int64]) -> Encoded:
@@ -164,16 +187,16 @@ def encode_pieces(
         DataError: no sequence has one.
     """
     begin, end = ((), ()) if is_whole else (tokenizer.begin, tokenizer.end)
-    ragged, counts = _Ragged(), _Counts()
+    ragged, losses = _Ragged(), Losses()
     for chunk in chunks(rows, lambda pieces: sum(len(text) for text, _ in pieces)):
         if not is_whole:
-            counts.num_spelled += tokenizer.special.count("".join(text for text, _ in pieces) for pieces in chunk)
+            losses.num_spelled += tokenizer.special.count("".join(text for text, _ in pieces) for pieces in chunk)
         for marked in mark_targets(chunk, tokenizer, is_rendered=is_whole):
             tokens = np.concatenate((begin, marked.tokens, end)).astype(np.int32)
             targets = np.concatenate((np.zeros(len(begin)), marked.targets, np.ones(len(end)))).astype(np.bool_)
             targets[:1] = False  # nothing predicts a first token
             ragged.whole_lengths.append(len(tokens))
-            if counts.keep(targets, max_length, marked):
+            if losses.keep(targets, max_length, marked):
                 ragged.add(tokens[:max_length], targets[:max_length])
     if not ragged.lengths:
         raise DataError(
@@ -181,34 +204,10 @@ def encode_pieces(
             "data.max_length, shorten the prompts, or give completions that are not empty"
         )
     split = TokenSplit(*ragged.arrays(), np.concatenate(ragged.extra))
-    return Encoded(split, np.array(ragged.whole_lengths, np.int64), **vars(counts))
+    return Encoded(split, np.array(ragged.whole_lengths, np.int64), losses)
 
 
-def _counted(texts: Iterable[str], tokenizer: TextTokenizer, counts: "_Counts") -> Iterator[str]:
+def _counted(texts: Iterable[str], tokenizer: TextTokenizer, losses: Losses) -> Iterator[str]:
     for text in texts:
-        counts.num_spelled += tokenizer.special.count([text])
+        losses.num_spelled += tokenizer.special.count([text])
         yield text
-
-
-@dataclass
-class _Counts:
-    """The cost of cutting texts at the maximal length; see `Encoded`."""
-
-    num_truncated: int = 0
-    num_dropped: int = 0
-    num_unanswered: int = 0
-    num_shortened: int = 0
-    num_lost_targets: int = 0
-    num_across: int = 0
-    num_spelled: int = 0
-
-    def keep(self, targets: NDArray[np.bool_], max_length: int, marked: Marked) -> bool:
-        """Count a text, and tell whether a target is left."""
-        num_targets, num_kept = int(targets.sum()), int(targets[:max_length].sum())
-        self.num_truncated += len(targets) > max_length and num_kept > 0
-        self.num_unanswered += num_targets == 0
-        self.num_dropped += num_kept == 0 < num_targets
-        self.num_shortened += 0 < num_kept < num_targets
-        self.num_lost_targets += num_targets - num_kept
-        self.num_across += marked.num_across
-        return num_kept > 0

@@ -31,10 +31,10 @@ def findings_of_losses(encoded: Mapping[str, Encoded], max_length: int, tokenize
         found += [finding for split, result in encoded.items() for finding in _unknown(split, result, unknown)]
     if tokenizer.backend is None:
         found.append(note("the tokenizer has no fast form (tokenizer.json), so texts are tokenized one by one"))
-    num_spelled = sum(result.num_spelled for result in encoded.values())
+    num_spelled = sum(result.losses.num_spelled for result in encoded.values())
     if num_spelled:
         found.append(spelled(num_spelled, are_characters=tokenizer.special.are_characters))
-    num_across = sum(result.num_across for result in encoded.values())
+    num_across = sum(result.losses.num_across for result in encoded.values())
     if num_across:
         found.append(note(f"{num_across:,} tokens lie across the border before an answer; they carry loss"))
     return found
@@ -54,22 +54,22 @@ def length_that_keeps(whole_lengths: NDArray[np.int64], share: float) -> int:
 
 
 def _of_split(split: str, result: Encoded, max_length: int) -> list[Finding]:
-    found = []
+    found, losses = [], result.losses
     cure = ""
     if len(result.whole_lengths) and result.whole_lengths.max() > max_length:
         most, all_of_them = (length_that_keeps(result.whole_lengths, share) for share in (0.95, 1.0))
         cure = f"data.max_length={most} keeps 95 % of the texts whole, {all_of_them} all of them"
-    if result.num_dropped:
+    if losses.num_dropped:
         found.append(
-            warning(f"{split}: {result.num_dropped:,} sequences have no target left at max_length; left out", cure)
+            warning(f"{split}: {losses.num_dropped:,} sequences have no target left at max_length; left out", cure)
         )
-    if result.num_shortened:
-        lost = f"{split}: {result.num_shortened:,} sequences lose a part of their targets at max_length"
-        found.append(warning(f"{lost} ({result.num_lost_targets:,} targets with those left out)", cure))
-    if result.num_unanswered:
-        found.append(note(f"{split}: {result.num_unanswered:,} sequences have no target at all and are left out"))
-    share = result.num_truncated / max(1, len(result.split))
-    if share > _MUCH and not (result.num_dropped or result.num_shortened):
+    if losses.num_shortened:
+        lost = f"{split}: {losses.num_shortened:,} sequences lose a part of their targets at max_length"
+        found.append(warning(f"{lost} ({losses.num_lost_targets:,} targets with those left out)", cure))
+    if losses.num_unanswered:
+        found.append(note(f"{split}: {losses.num_unanswered:,} sequences have no target at all and are left out"))
+    share = losses.num_truncated / max(1, len(result.split))
+    if share > _MUCH and not (losses.num_dropped or losses.num_shortened):
         found.append(warning(f"{split}: {share:.1%} of the texts are cut at max_length", cure))
     return found
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import distributed, nn
 
-from ftkit.config.tree import OptimizerConfig
+from ftkit.config.training import OptimizerConfig
 from ftkit.data.batching import MicroBatch
 from ftkit.engine import foreign
 from ftkit.engine.ds_config import Sizes

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ftkit.config.tree import OptimizerConfig, ScheduleConfig
+from ftkit.config.training import OptimizerConfig, ScheduleConfig
 from ftkit.models import bnb, foreign
 
 

@@ -6,19 +6,19 @@ Nobody else decides whether a run is DeepSpeed's, which ZeRO stage it has, or wh
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from ftkit.config.precision import TORCH_NAMES, Precision, SettledPrecision
 from ftkit.config.rules import Facts, Force, broken_rules
-from ftkit.config.tree import BatchConfig, EngineConfig, Offload, Precision, RunConfig
+from ftkit.config.tree import BatchConfig, EngineConfig, Offload, RunConfig
 from ftkit.engine.ds_config import Sizes, deepspeed_dict, read_template
 from ftkit.errors import ConfigError, DeviceError
 from ftkit.machine.process import Launcher, ProcessContext, has_bf16
 
-SettledPrecision = Literal["fp16", "bf16", "fp32"]
-DTYPES: dict[SettledPrecision, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-"""The one table of precisions and their dtypes."""
+DTYPES: dict[str, torch.dtype] = {precision: getattr(torch, name) for precision, name in TORCH_NAMES.items()}
+"""A settled precision to its dtype."""
 
 
 class EngineKind(StrEnum):

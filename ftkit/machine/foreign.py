@@ -21,6 +21,27 @@ class TorchSays(StrEnum):
     """torch/utils/cpp_extension.py: the compiler failed."""
 
 
+PEER_IS_LOST = (
+    "Timed out waiting",
+    "closed by peer",
+    "reset by peer",
+    "Broken pipe",
+    "remote process exited",
+    "NCCL communicator was aborted",
+)
+"""Words of gloo, of NCCL and of the system below them by which another rank is gone (torch 2.13, gloo/transport/tcp and
+torch/csrc/distributed/c10d)."""
+MEMORY_IS_OUT = (
+    TorchSays.NO_HOST_MEMORY,
+    "OutOfMemoryError",
+    "CUDA out of memory",
+    "MemoryError",
+    "std::bad_alloc",
+    "Cannot allocate memory",
+)
+"""Words of torch, Python, C++ and the system in the output of a process that ended for lack of memory."""
+
+
 def record_memory_history(max_entries: int) -> None:
     """Let CUDA's allocator remember what it does and for whom: `_record_memory_history` (torch 2.13, cuda/memory.py).
 

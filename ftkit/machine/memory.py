@@ -55,6 +55,11 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or foreign.TorchSays.NO_HOST_MEMORY in str(error)
 
 
+def says_no_memory(text: str) -> bool:
+    """Return whether what a process wrote says that memory ran out."""
+    return any(words in text for words in foreign.MEMORY_IS_OUT)
+
+
 def release_memory(device: "torch.device") -> None:
     """Give back what an allocator keeps for later, after what was allocated has died in cycles too.
 

@@ -1,7 +1,6 @@
 """The place of this process in a job; the only reader of what a launcher sets (RANK, WORLD_SIZE, MASTER_ADDR ...)."""
 
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast
 
 from ftkit.errors import DeviceError, FtkitError, PeerLostError
+from ftkit.machine import foreign
 
 if TYPE_CHECKING:
     import torch
@@ -18,13 +18,7 @@ if TYPE_CHECKING:
 Launcher = Literal["none", "deepspeed", "torchrun"]
 Choice = TypeVar("Choice")
 
-PEER_LOST = re.compile(
-    r"Timed out waiting|closed by peer|reset by peer|Broken pipe|remote process exited|NCCL communicator was aborted|"
-    r"another rank of this job ended"
-)
-"""What gloo, NCCL and `PeerLostError` say where another rank is gone."""
-
-
+_PEER_ENDED = "another rank of this job ended early"
 TIMEOUT_SECONDS = 600.0
 """As long as NCCL waits by itself; gloo would wait half an hour."""
 
@@ -140,6 +134,11 @@ def leave() -> None:
         os.environ.pop("LOCAL_RANK", None)
 
 
+def says_peer_lost(text: str) -> bool:
+    """Return whether a message says that another rank is gone: gloo's, NCCL's, or that of a `PeerLostError`."""
+    return any(words in text for words in (_PEER_ENDED, *foreign.PEER_IS_LOST))
+
+
 @contextmanager
 def joined(process: ProcessContext, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[None]:
     """Be in the process group of the job.
@@ -155,8 +154,8 @@ def joined(process: ProcessContext, timeout_seconds: float = TIMEOUT_SECONDS) ->
     try:
         yield
     except RuntimeError as error:
-        if PEER_LOST.search(str(error)):
-            raise PeerLostError("another rank of this job ended early; its own message says why") from error
+        if says_peer_lost(str(error)):
+            raise PeerLostError(f"{_PEER_ENDED}; its own message says why") from error
         raise
     finally:
         leave()

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ftkit.config.tree import OptimizerConfig
+from ftkit.config.training import OptimizerConfig
 from ftkit.errors import DependencyError, ModelError
 from ftkit.models import foreign
 

@@ -13,7 +13,8 @@ from typing import Literal
 
 from ftkit.config.files import changed_values, dump_config
 from ftkit.errors import ConfigError, DataError, DoesNotFitError
-from ftkit.machine.process import PEER_LOST
+from ftkit.machine.memory import says_no_memory
+from ftkit.machine.process import says_peer_lost
 from ftkit.records.files import RecordWriter, read_record
 from ftkit.records.schema import Measurement, Prediction, ResultLine, RunLine, RunRecord
 from ftkit.sweep.axes import Trial
@@ -22,9 +23,6 @@ RECORD, OUTPUT, CONFIG, PREDICTION = "record.jsonl", "output.txt", "config.yaml"
 
 Failure = Literal["out of memory", "crash", "time limit", "refused"]
 
-_OUT_OF_MEMORY = re.compile(
-    r"OutOfMemoryError|CUDA out of memory|can't allocate memory|MemoryError|std::bad_alloc|Cannot allocate memory"
-)
 _SAID = re.compile(r"error(?: on rank \d+)?: (.*)")
 _ERROR = re.compile(r"(\[rank\d+\]: )?[\w.]*(Error|Exception)\b")
 _KILLED = {-signal.SIGKILL, 128 + signal.SIGKILL, 256 - signal.SIGKILL}
@@ -186,7 +184,7 @@ def explain_failure(code: int, output: str) -> tuple[Failure, str]:
     """
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     for line in reversed(lines):
-        if _OUT_OF_MEMORY.search(line):
+        if says_no_memory(line):
             return "out of memory", line[:300]
     said = _causes(found[1] for line in lines if (found := _SAID.match(line)))
     if said:
@@ -202,7 +200,7 @@ def explain_failure(code: int, output: str) -> tuple[Failure, str]:
 
 def _causes(lines: Iterable[str]) -> list[str]:
     """Return the lines that say why, without those that only say that another rank is gone."""
-    return [line for line in lines if not PEER_LOST.search(line)]
+    return [line for line in lines if not says_peer_lost(line)]
 
 
 def _write_failure(trial: Trial, place: Path, prediction: Prediction | None, failure: Failure, reason: str) -> None:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ftkit.config.tree import OptimizerConfig, ScheduleConfig
+from ftkit.config.training import OptimizerConfig, ScheduleConfig
 from ftkit.engine.optim import build_optimizer, learning_rate_at, parameter_groups
 
 

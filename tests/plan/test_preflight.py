@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import transformers
 
-from ftkit.config.tree import BatchConfig, OutputConfig, TrainingConfig
+from ftkit.config.training import TrainingConfig
+from ftkit.config.tree import BatchConfig, OutputConfig
 from ftkit.errors import ConfigError, PlannerError
 from ftkit.machine.process import ProcessContext
 from ftkit.models.methods.lora import Lora

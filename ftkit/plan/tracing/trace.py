@@ -190,6 +190,8 @@ class _Step:
                 visits = Visits(recorder, model, layers)
             recorder.see(held, Role.BUFFER)
             foreign.stay(model)
+            # Not what `assemble` builds: DeepSpeed computes with values, so its runs are traced on this engine too, and
+            # `plan.zero` rewrites the tape; and the model is here already, empty and watched.
             engine = PlainEngine(
                 self.config, model, tensors.process, self.dtype, objective_of(self.config, self.architecture)
             )

@@ -7,6 +7,20 @@ decides; what the stage holds beside them it adds to the heap itself, whenever i
     forward    on_visit ...
     backward   on_visit ..., on_first_gradient, on_gradient ..., end_backward
     update     before_update, end_update
+
+An example: a step of one micro-batch under `Stage2`, on a model of two weights in fp32, of 4 and 6 elements, at two
+ranks; the bucket takes 8 elements. Gradients go from the plain engine's tape, and what replaces them is the stage's:
+
+    the plain engine's tape     the stage is told             and adds to the heap
+    -- load                     after_load                    masters of this rank's half
+    activations                                               (they are copied as they are)
+    -- forward
+    gradient of 6 is born       on_first_gradient             the bucket's memory, of 8 elements
+                                on_gradient(6)
+    gradient of 4 is born       on_gradient(4)                no room: the 6 are averaged, and this rank's part kept
+    -- backward                 end_backward(is_last=True)    the 4 are averaged; the bucket's memory goes
+                                before_update                 the norm, for a moment
+    -- optimizer                end_update                    moments, which stay; the sums go
 """
 
 from enum import Enum, auto

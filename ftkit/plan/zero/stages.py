@@ -14,14 +14,14 @@ before the others.
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ftkit.observe.tape import Birth, Role
 from ftkit.plan.zero.buckets import Stage2Bucket, Stage3Bucket
 from ftkit.plan.zero.coordinator import Coordinator, Limits
 from ftkit.plan.zero.gather import Gatherer, Module, Parameter
-from ftkit.plan.zero.heap import FP32, FP64, Heap
+from ftkit.plan.zero.heap import FP32, Heap
 from ftkit.plan.zero.module_events import Moment, Visit
+from ftkit.plan.zero.optimizer_states import OptimizerStates, flat_states, partitioned_states
 from ftkit.plan.zero.partition import WEIGHTS, Partition, elements
 from ftkit.plan.zero.rewrite import Fate, Stage
 from ftkit.records.figures import Kind
@@ -57,7 +57,7 @@ class Stage1(Stage):
     def __init__(self, partition: Partition, heap: Heap) -> None:
         """Start before loading."""
         self._heap, self._sums = heap, FP32 * partition.trained
-        self._states = _States(heap, FP32 * partition.trained_part, 2 * FP32 * partition.trained_part)
+        self._states = OptimizerStates(heap, FP32 * partition.trained_part, 2 * FP32 * partition.trained_part)
 
     def fate(self, birth: Birth, kind: Kind) -> Fate:  # noqa: ARG002  # as of any stage
         """Keep gradients in half precision until the update."""
@@ -85,7 +85,7 @@ class Stage1Kept(Stage):
         """Start before loading."""
         self._heap, self._is_mixed = heap, partition.is_mixed
         self._sizes = _gradient_sizes(partition)
-        self._states, self._bucket = _states(partition, heap), Stage2Bucket(partition, heap)
+        self._states, self._bucket = flat_states(partition, heap), Stage2Bucket(partition, heap)
         # Gradients of weights in half precision become views of the bucket's memory, which therefore outlives it.
         self._buffer_bytes = FP32 * partition.bucket * partition.num_buckets
         self._buffer: int | None = None
@@ -136,7 +136,7 @@ class Stage2(Stage):
     def __init__(self, partition: Partition, heap: Heap) -> None:
         """Start before loading."""
         self._heap, self._sizes = heap, _gradient_sizes(partition)
-        self._states, self._bucket = _states(partition, heap), Stage2Bucket(partition, heap)
+        self._states, self._bucket = flat_states(partition, heap), Stage2Bucket(partition, heap)
         self._buffer_bytes = partition.itemsize * partition.bucket * partition.num_buckets
         self._buffer: int | None = None
 
@@ -179,15 +179,9 @@ class Stage3(Stage):
     def __init__(self, partition: Partition, heap: Heap) -> None:
         """Start before loading."""
         self._heap, self._partition = heap, partition
-        on_device, part = partition.on_device, FP32 * partition.trained_part
-        self._sums = part if on_device else 0
-        self._states = _States(
-            heap,
-            masters=part if on_device and partition.is_mixed else 0,  # weights in fp32 are updated where they are
-            moments=2 * part if on_device else 0,
-            norm=FP64 * partition.largest_part if on_device else 0,
-            flat=FP32 * _largest_group(partition) if on_device else 0,
-        )
+        on_device = partition.on_device
+        self._sums = FP32 * partition.trained_part if on_device else 0
+        self._states = partitioned_states(partition, heap)
         self._is_far = partition.device_type != "cpu"  # the device's memory is not the host's
         gatherer = Gatherer(heap, partition.ranks, parts_come=self._is_far and partition.weights_away)
         self._coordinator = Coordinator(_parameters(partition), Limits.of(partition.zero), gatherer)
@@ -251,70 +245,9 @@ class Stage3(Stage):
         self._states.end_update()
 
 
-@dataclass
-class _States:
-    """The optimizer's part of a rank, in bytes.
-
-    Attributes:
-        heap: takes them.
-        masters: held from the start.
-        staging: a buffer, held from the start, through which offloaded gradients leave for the host.
-        moments: held from the first update on.
-        norm: needed for a moment before each update, in fp64 (runtime/zero/utils.py, get_norm_dtype).
-        flat: one flat tensor of gradients, held in each update.
-    """
-
-    heap: Heap
-    masters: int
-    moments: int
-    norm: int = 0
-    flat: int = 0
-    staging: int = 0
-
-    def __post_init__(self) -> None:
-        """Start before loading."""
-        self._has_moments = False
-        self._gradients: int | None = None
-
-    def after_load(self) -> None:
-        """Make the masters and the buffer."""
-        self.heap.born(self.masters, Role.OPTIMIZER)
-        self.heap.born(self.staging)
-
-    def before_update(self) -> None:
-        """Take the norm, and make gradients flat."""
-        self.heap.pass_by(self.norm)
-        self._gradients = self.heap.born(self.flat, Role.GRADIENT)
-
-    def end_update(self) -> None:
-        """Keep the moments, which the first update makes."""
-        if not self._has_moments:
-            self.heap.born(self.moments, Role.OPTIMIZER)
-            self._has_moments = True
-        self.heap.died(self._gradients)
-
-
-def _states(partition: Partition, heap: Heap) -> _States:
-    """Return what stage_1_and_2.py holds of the optimizer."""
-    part = FP32 * partition.trained_part
-    largest = partition.sizes.largest_trainable
-    if not partition.on_device:
-        return _States(heap, masters=0, moments=0, staging=partition.itemsize * largest)
-    norm = FP64 * min(largest, partition.trained_part)
-    # Sums beside half precision are flat from the start; gradients in fp32 are made flat.
-    return _States(heap, masters=part, moments=2 * part, norm=norm, flat=0 if partition.is_mixed else part)
-
-
 def _gradient_sizes(partition: Partition) -> frozenset[int]:
     """Return the bytes that gradients have: a loss survives its backward too, and is not one."""
     return frozenset(FP32 * elements(birth) for birth in partition.weights if birth.role is Role.TRAINABLE)
-
-
-def _largest_group(partition: Partition) -> int:
-    """Return the elements of a rank's part of the larger parameter group: what decays, or what does not."""
-    trained = [birth for birth in partition.weights if birth.role is Role.TRAINABLE]
-    decays = sum(elements(birth) for birth in trained if len(birth.shape) > 1)
-    return math.ceil(max(decays, partition.trained - decays) / partition.ranks)
 
 
 def _parameters(partition: Partition) -> dict[Module, Parameter]:

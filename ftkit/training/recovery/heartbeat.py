@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ftkit.errors import PeerLostError
-from ftkit.machine.process import PEER_LOST, ProcessContext
+from ftkit.machine.process import ProcessContext, says_peer_lost
 from ftkit.records.files import RANKS
 from ftkit.units import format_seconds
 
@@ -95,7 +95,7 @@ def named_silence(folder: Path, process: ProcessContext) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not PEER_LOST.search(str(error)):
+        if not says_peer_lost(str(error)):
             raise
         silence = describe_silence(folder, process)
         raise PeerLostError(

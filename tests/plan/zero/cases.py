@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ftkit.config.tree import EngineConfig, ModelConfig, Precision, RunConfig
+from ftkit.config.precision import Precision
+from ftkit.config.tree import EngineConfig, ModelConfig, RunConfig
 from ftkit.data.batching import Shape
 from ftkit.models.build import build_model
 from ftkit.models.methods.full import Full

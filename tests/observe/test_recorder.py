@@ -1,0 +1,36 @@
+"""The recorder on the step of its docstring's example."""
+
+import torch
+from torch import nn
+
+from ftkit.observe.peaks import kinds
+from ftkit.observe.recorder import Recorder
+from ftkit.observe.tape import Role
+from ftkit.step.observer import Phase
+
+
+def test_the_tape_of_the_example_is_the_one_that_its_docstring_shows():
+    model, inputs = nn.Sequential(nn.Linear(4, 3, bias=False), nn.GELU()), torch.ones(2, 4)
+    recorder = Recorder()
+    with recorder.inside(model, {}):
+        recorder.see(model.named_parameters(), Role.TRAINABLE)
+        recorder.see([("x", inputs)], Role.INPUT)
+        recorder.mark(Phase.LOAD)
+        with recorder.during(Phase.FORWARD):
+            loss = model(inputs).sum()
+        with recorder.during(Phase.BACKWARD):
+            loss.backward()
+
+    tape = recorder.tape
+    assert [(birth.op or birth.module, birth.size) for birth in tape.births] == [
+        ("0.weight", 48), ("x", 32), ("mm.default", 24), ("gelu.default", 24),
+        ("sum.default", 4), ("ones_like.default", 4), ("gelu_backward.default", 24), ("mm.default", 48),
+    ]  # fmt: skip
+    assert [number if is_birth else -number for number, is_birth, _ in tape.walk()] == [
+        0, 1, 2, 3, 4, -3, 5, 6, -2, 7, -6, -5,
+    ]  # fmt: skip
+    assert tape.marks == [(2, Phase.LOAD), (6, Phase.FORWARD), (12, Phase.BACKWARD)]
+    assert list(tape.live_bytes()) == [48, 80, 104, 128, 132, 108, 112, 136, 112, 160, 136, 132]
+    assert [str(kind) for kind in kinds(tape)] == [
+        "parameter", "buffer", "activation", "temporary", "activation", "temporary", "temporary", "gradient",
+    ]  # fmt: skip
