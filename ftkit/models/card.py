@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ftkit.config.precision import TORCH_NAMES
 from ftkit.config.tree import Task
 from ftkit.data.arrays import Labels
-
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Card:
     @property
     def dtype(self) -> str:
         """The expression of what it computed in."""
-        return f"torch.{_DTYPES[self.precision]}"
+        return f"torch.{TORCH_NAMES[self.precision]}"
 
     def program(
         self,
