@@ -1,11 +1,18 @@
 """Name files from the root, so that a configuration means the same wherever it is read."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ftkit.config.tree import RunConfig
 
-_KEYS = (("model", "name"), ("data", "dataset"), ("engine", "nvme_path"), ("engine", "ds_config"))
+_KEYS = (
+    ("model", "name"),
+    ("data", "dataset"),
+    ("data", "chat_template"),
+    ("engine", "nvme_path"),
+    ("engine", "ds_config"),
+)
 """What may name a file or a folder; a name that is none, such as a hub's, stays."""
 
 
@@ -15,15 +22,21 @@ def from_root(name: str | Path) -> Path:
     return path.parent.resolve() / path.name if path.name else path.resolve()
 
 
+def named_paths(config: RunConfig) -> Iterator[tuple[str, str, Path]]:
+    """Yield what a configuration names that is there: section, key, and its path from the root."""
+    for section, key in _KEYS:
+        name = getattr(getattr(config, section), key)
+        if name is not None and Path(name).expanduser().exists():
+            yield section, key, from_root(name)
+
+
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """Return a configuration whose files and folders are named from the root; the result folder stays as it is named.
 
     A run that goes on from another folder then finds its model and its data, and an adapter its base model.
     """
     changes: dict[str, dict[str, Any]] = {}
-    for section, key in _KEYS:
-        name = getattr(getattr(config, section), key)
-        if name is not None and Path(name).expanduser().exists():
-            changes.setdefault(section, {})[key] = str(from_root(name))
+    for section, key, path in named_paths(config):
+        changes.setdefault(section, {})[key] = str(path)
     sections = {name: getattr(config, name).model_copy(update=update) for name, update in changes.items()}
     return config.model_copy(update=sections)

@@ -16,6 +16,7 @@ from ftkit.config.tree import BatchConfig, EngineConfig, Offload, RunConfig
 from ftkit.engine.ds_config import Sizes, deepspeed_dict, read_template
 from ftkit.errors import ConfigError, DeviceError
 from ftkit.machine.process import Launcher, ProcessContext, has_bf16
+from ftkit.models.adapters import with_adapter
 
 DTYPES: dict[str, torch.dtype] = {precision: getattr(torch, name) for precision, name in TORCH_NAMES.items()}
 """A settled precision to its dtype."""
@@ -136,7 +137,9 @@ def resolve(config: RunConfig, devices: Devices) -> ResolvedRun:
     Raises:
         ConfigError: the settings do not go together, or the DeepSpeed template is not usable.
         DeviceError: the devices cannot compute in the precision.
+        ModelError: the run goes on from an adapter that its method does not train.
     """
+    config = with_adapter(config)
     engine = _engine(config.engine, devices.launcher)
     template = read_template(config.engine) if engine is EngineKind.DEEPSPEED else {}
     zero = template.get("zero_optimization", {"stage": 0})

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from ftkit.config.paths import from_root
 from ftkit.config.tree import DEMO, LabelKind, ModelConfig, Task
 from ftkit.errors import DependencyError, ModelError
+from ftkit.models.adapters import base_of, find_adapter, labels_of, model_folder
 
 PROBLEM_TYPES: dict[LabelKind, str] = {
     "single": "single_label_classification",
@@ -35,12 +36,14 @@ class Source:
         gguf_file: the GGUF file inside it, or None.
         revision: branch, tag or commit on the hub.
         trust_remote_code: whether code that comes with the model may run.
+        adapter: the folder of the adapter that a run goes on from, whose base model this is; None: from the model.
     """
 
     name: str
     gguf_file: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
+    adapter: Path | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -69,6 +72,10 @@ def resolve_source(config: ModelConfig, task: Task) -> Source:
     looks_like_path = config.name.startswith((".", "/", "~")) or Path(config.name).exists()
     if not looks_like_path:
         return Source(config.name, config.gguf_file, config.revision, config.trust_remote_code)
+    adapter = find_adapter(config.name)
+    if adapter is not None:
+        name, revision = base_of(adapter)
+        return Source(name, None, revision, config.trust_remote_code, adapter)
     path = from_root(config.name)
     if path.is_file() and path.suffix == ".gguf":
         return Source(str(path.parent), path.name)
@@ -76,6 +83,7 @@ def resolve_source(config: ModelConfig, task: Task) -> Source:
         raise ModelError(
             f"no model at {path}; give a folder with config.json and .safetensors, a .gguf file or a hub name"
         )
+    path = model_folder(path)
     if not (path / "config.json").is_file() and not config.gguf_file:
         raise ModelError(f"{path} has no config.json; give the folder that a model was saved in")
     return Source(str(path), config.gguf_file, config.revision, config.trust_remote_code)
@@ -97,8 +105,10 @@ def load_tokenizer(source: Source) -> Any:
     """
     from transformers import AutoTokenizer
 
+    has_own = source.adapter is not None and (source.adapter / "tokenizer_config.json").is_file()
+    place, arguments = (str(source.adapter), {}) if has_own else (source.name, source.arguments)
     with explained_loading(source, "a tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(source.name, **source.arguments)
+        tokenizer = AutoTokenizer.from_pretrained(place, **arguments)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of a folder without a tokenizer
         raise ModelError(f"{source.name} has no tokenizer, or one without words; save the model's own there")
     if tokenizer.pad_token is None:
@@ -140,6 +150,9 @@ def label_kind(architecture: Any) -> LabelKind:
 
 def own_label_names(source: Source) -> tuple[str, ...] | None:
     """Return the label names that a fine-tuned classifier brings along, None where it has none of its own."""
+    labels = None if source.adapter is None else labels_of(source.adapter)
+    if labels is not None:
+        return labels.names
     architecture = own_config(source)
     classifies = any("ForSequenceClassification" in name for name in architecture.architectures or ())
     return tuple(architecture.id2label[number] for number in sorted(architecture.id2label)) if classifies else None
@@ -147,6 +160,9 @@ def own_label_names(source: Source) -> tuple[str, ...] | None:
 
 def own_label_kind(source: Source) -> LabelKind | None:
     """Return what the labels of a fine-tuned classifier are, None where it does not say or is none."""
+    labels = None if source.adapter is None else labels_of(source.adapter)
+    if labels is not None:
+        return labels.kind
     architecture = own_config(source)
     return label_kind(architecture) if getattr(architecture, "problem_type", None) else None
 

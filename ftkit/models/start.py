@@ -1,6 +1,7 @@
 """Settle what a run starts from: settings that follow from the model as it came, and what is new in it."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ftkit.config.tree import ModelConfig, RunConfig
@@ -15,10 +16,14 @@ class Start:
     Attributes:
         head: names of the modules that are the task's own; they train whole.
         rows: numbers of the new rows of the tables of tokens.
+        adapter: the folder of the adapter to go on from.
+        has_new_head: whether the head is drawn, and not the one of `adapter`.
     """
 
     head: tuple[str, ...] = ()
     rows: range = range(0)
+    adapter: Path | None = None
+    has_new_head: bool = False
 
 
 def settle_start(config: RunConfig, source: Source, tokenizer: Any) -> RunConfig:

@@ -63,8 +63,9 @@ def load_weights(
         _draw_head(model, source)
     else:
         _check_head(source, shapes)
-    start = Start(head=find_head(model, missing), rows=grow_tables(model, config.model))
-    for line in _news(start, missing, config.model):
+    rows = grow_tables(model, config.model)
+    start = Start(find_head(model, missing), rows, source.adapter, config.model.new_head)
+    for line in _news(start, missing):
         note(line)
     return model.eval(), start
 
@@ -155,11 +156,13 @@ def _draw_head(model: nn.Module, source: Source) -> None:
         foreign.draw_anew(model, model.get_submodule(name))
 
 
-def _news(start: Start, missing: Collection[str], config: ModelConfig) -> Iterator[str]:
+def _news(start: Start, missing: Collection[str]) -> Iterator[str]:
     """Yield what is new, for the user."""
     absent = [name for name in start.head if any(one.startswith(f"{name}.") for one in missing)]
-    replaced = [name for name in start.head if name not in absent] if config.new_head else []
-    if absent:
+    replaced = [name for name in start.head if name not in absent] if start.has_new_head else []
+    if start.adapter is not None:
+        yield f"going on from the adapter in {start.adapter}"
+    if absent and (start.adapter is None or start.has_new_head):
         yield f"new, drawn by the seed: {', '.join(absent)}"
     if replaced:
         yield f"new, in the place of what was trained: {', '.join(replaced)}"

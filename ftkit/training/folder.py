@@ -20,10 +20,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ftkit.config.paths import named_paths
 from ftkit.config.tree import DEMO, RunConfig
 from ftkit.engine.protocol import Engine
 from ftkit.errors import CheckpointError, ConfigError
 from ftkit.machine.disk import make_readable
+from ftkit.models.adapters import base_of, find_adapter
 from ftkit.models.methods import Method
 from ftkit.models.saved import as_stored, restore_settings, save_tokenizer, stored_dtype
 from ftkit.models.source import Source
@@ -32,6 +34,9 @@ from ftkit.records.schema import RunRecord
 from ftkit.report.words import distribution
 from ftkit.training.same_run import ENDS
 from ftkit.units import format_bytes, format_count, format_seconds
+
+_WRITTEN = (RECORD, CONFIG, CHECKPOINTS, MODEL, CARD, PAGE, LIMITS, RANKS)
+"""What a run writes into its folder, and what goes where another one takes it over."""
 
 
 def check_folder(config: RunConfig, *, is_resumed: bool) -> None:
@@ -48,6 +53,8 @@ def check_folder(config: RunConfig, *, is_resumed: bool) -> None:
     folder = Path(config.output.folder or "runs")
     with _explained(folder):
         tempfile.TemporaryFile(dir=next(place for place in (folder, *folder.parents) if place.exists())).close()
+    if config.output.folder is not None and not is_resumed:
+        _check_inputs(config, folder)
     if config.output.folder is None or not (folder / RECORD).exists():
         return
     if not is_resumed and not config.output.overwrite:
@@ -56,6 +63,20 @@ def check_folder(config: RunConfig, *, is_resumed: bool) -> None:
         )
     if is_resumed:
         _check_unfinished(config, folder)
+
+
+def _check_inputs(config: RunConfig, folder: Path) -> None:
+    """Refuse a result folder in which a run would delete, or write over, what it reads."""
+    named = [(f"{section}.{key}={path}", path) for section, key, path in named_paths(config) if section != "engine"]
+    adapter = find_adapter(config.model.name)
+    if adapter is not None:
+        base = Path(base_of(adapter)[0])
+        named.append((f"the base model of {config.model.name}, {base},", base))
+    target = folder.resolve()
+    for words, path in named:
+        source = path.resolve()
+        if source == target or any(target / name in (source, *source.parents) for name in _WRITTEN):
+            raise ConfigError(f"{folder} holds {words} which this run reads; name another result folder with --output")
 
 
 def _check_unfinished(config: RunConfig, folder: Path) -> None:
@@ -88,7 +109,7 @@ def open_folder(config: RunConfig, *, is_resumed: bool) -> Path:
     folder = Path(named) if named else _free_folder(config)
     with _explained(folder):
         if (folder / RECORD).exists() and not is_resumed:
-            for name in (RECORD, CONFIG, CHECKPOINTS, MODEL, CARD, PAGE, LIMITS, RANKS):
+            for name in _WRITTEN:
                 path = folder / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from ftkit.config.methods import MethodSection
 from ftkit.errors import ModelError
+from ftkit.models.adapters import WEIGHTS
 from ftkit.models.source import PROBLEM_TYPES
 
 if TYPE_CHECKING:
@@ -197,7 +198,41 @@ def _adapt(model: "nn.Module", method: Lora, start: "Start", dtype: "torch.dtype
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
+    if start.adapter is not None:
+        _load(adapted, start.adapter, start.head if start.has_new_head else ())
     return adapted
+
+
+def _load(model: "nn.Module", adapter: Path, drawn: Sequence[str]) -> None:
+    """Load the weights of an adapter, all of them and no others.
+
+    Args:
+        model: has adapters; changed in place.
+        adapter: the folder that they were saved in.
+        drawn: names of modules that are new, and not those of the adapter.
+
+    Raises:
+        ModelError: the weights are not those of the adapters that the model has.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    def kept(state: Mapping[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
+        return {name: one for name, one in state.items() if not any(f".{head}." in name for head in drawn)}
+
+    if not (adapter / WEIGHTS).is_file():
+        raise ModelError(f"{adapter} has no {WEIGHTS}; give the folder that an adapter was saved in")
+    own: Any = get_peft_model_state_dict(model, save_embedding_layers=False)
+    ours, theirs = kept(own), kept(load_file(adapter / WEIGHTS))
+    others = [name for name in ours.keys() | theirs.keys() if name not in ours or name not in theirs]
+    others += [name for name in ours.keys() & theirs.keys() if ours[name].shape != theirs[name].shape]
+    if others:
+        raise ModelError(
+            f"the adapter in {adapter} is not the one that this run would train: {min(others)} and {len(others) - 1} "
+            "more weights differ; leave out method.targets and method.layers, and give the data with the same labels "
+            "or model.new_head=true"
+        )
+    set_peft_model_state_dict(model, theirs)
 
 
 def _new_rows(model: "nn.Module", start: "Start") -> dict[str, list[int]] | None:
