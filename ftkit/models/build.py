@@ -11,6 +11,7 @@ from ftkit.config.tree import RunConfig
 from ftkit.errors import ConfigError, ModelError
 from ftkit.models import foreign
 from ftkit.models.heads import find_head
+from ftkit.models.kernels.grouped_heads import make_grouped
 from ftkit.models.methods import method_of
 from ftkit.models.methods.lora import is_adapted
 from ftkit.models.source import Source
@@ -106,6 +107,8 @@ def prepare_model(config: RunConfig, model: nn.Module, dtype: torch.dtype, start
         ModelError: the method does not fit the model.
     """
     set_checkpointing(model, config.model.gradient_checkpointing)
+    if config.model.lean:
+        make_grouped(model)
     prepared = method_of(config).prepare(model, start, dtype)
     if config.model.lean:
         from ftkit.models.kernels.dropout import seed_dropouts

@@ -4,6 +4,7 @@ Each is a function that says in which version and file it was read; `tests/contr
 libraries for each, so that an upgrade names what has gone.
 """
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -114,6 +115,48 @@ LINEAR = {
 def is_conv1d(module: nn.Module) -> bool:
     """Return whether a layer is GPT-2's linear one, which holds its weight as [in, out]."""
     return type(module).__name__ == "Conv1D"
+
+
+def attends_by_sdpa(model: nn.Module) -> bool:
+    """Return whether a model's layers call transformers' `sdpa` by its name, and ask for it nowhere else.
+
+    `_can_set_attn_implementation` (transformers 5.23, modeling_utils.py) tells the models that look attention up by
+    name; some of them compare the name where they make masks (models/gemma4/modeling_gemma4.py).
+    """
+    theirs = cast(Any, model)
+    if theirs.config._attn_implementation != "sdpa" or not theirs._can_set_attn_implementation():
+        return False
+    return '_attn_implementation == "sdpa"' not in inspect.getsource(sys.modules[type(model).__module__])
+
+
+def attend_by(model: nn.Module, name: str, attention: Callable[..., Any]) -> None:
+    """Let a model's layers attend by another function, which gets the masks that `sdpa` gets.
+
+    Args:
+        model: a transformers model; changed in place.
+        name: under which transformers keeps the function (its AttentionInterface).
+        attention: takes and returns what transformers' `sdpa_attention_forward` does.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, sdpa_mask)
+    cast(Any, model).set_attn_implementation(name)
+
+
+def sdpa(*arguments: Any, **settings: Any) -> Any:
+    """Attend as transformers' `sdpa` does (transformers 5.23, integrations/sdpa_attention.py)."""
+    from transformers.integrations import sdpa_attention
+
+    return sdpa_attention.sdpa_attention_forward(*arguments, **settings)
+
+
+def hands_groups_over(mask: torch.Tensor | None, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Return whether `sdpa` leaves grouped heads to torch: `use_gqa_in_sdpa` (transformers 5.23, the same file)."""
+    from transformers.integrations import sdpa_attention
+
+    return sdpa_attention.use_gqa_in_sdpa(mask, key, value)
 
 
 # --- bitsandbytes and peft, which are asked by name since loading them takes a second ---------------------------------

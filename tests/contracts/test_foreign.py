@@ -58,6 +58,13 @@ WRITTEN = [
     Written(models.draw_anew, "transformers", "initialization.py", "_is_hf_initialized"),
     Written(models.has_values, "torch", "_subclasses/fake_tensor.py", "class FakeTensor("),
     Written(models.is_conv1d, "transformers", "pytorch_utils.py", "class Conv1D("),
+    Written(models.attends_by_sdpa, "transformers", "modeling_utils.py", "def _can_set_attn_implementation(cls)"),
+    Written(models.attend_by, "transformers", "masking_utils.py", "def sdpa_mask("),
+    Written(models.sdpa, "transformers", "integrations/sdpa_attention.py", "def sdpa_attention_forward("),
+    Written(
+        models.hands_groups_over,
+        "transformers", "integrations/sdpa_attention.py", "if use_gqa_in_sdpa(attention_mask, key, value):",
+    ),
     Written(models.LINEAR, "transformers", "models/falcon/modeling_falcon.py", "class FalconLinear("),
     Written(models.LINEAR, "bitsandbytes", "nn/modules.py", "class Linear4bit("),
     Written(
@@ -132,6 +139,7 @@ WRITTEN = [
     # plan/tracing
     Written(tracing.dropout_by, "torch", "nn/functional.py", "def dropout("),
     Written(tracing.attention_by, "torch", "nn/functional.py", "scaled_dot_product_attention = "),
+    Written(tracing.softmax_by, "torch", "nn/functional.py", "def softmax("),
     Written(tracing.fused_adam_anywhere, "torch", "optim/adam.py", "_device_dtype_check_for_fused(p)"),
     Written(tracing.unpacked_batches, "transformers", "masking_utils.py", "= find_packed_sequence_indices("),
     Written(tracing.taken_for_fake, "transformers", "utils/import_utils.py", "def is_fake_tensor("),

@@ -1,28 +1,28 @@
 """Trace what CUDA would do on a machine that has no GPU.
 
 Fake tensors say that they are on the CPU, and torch then takes the CPU's way. It differs from CUDA's in the memory of
-four operators, and each is corrected here by calling the operator that CUDA would call:
+five operators, and each is corrected by calling the operator that CUDA would call:
 
 - dropout: CUDA makes one result and one bool mask (`native_dropout`); the CPU makes a float mask.
-- attention: CUDA has the flash and memory-efficient kernels, which keep query, key, value, result and a log-sum-exp.
+- attention: CUDA has kernels that keep query, key, value, result and a log-sum-exp (`attention`, `attention_choice`).
+- softmax of fp16 asked for in fp32: CUDA reads the one and writes the other; the CPU makes a copy in fp32 first.
 - layer norm: CUDA keeps mean and deviation in fp32; the CPU keeps them in the dtype of the input.
 - 4-bit matrices: CUDA unpacks the whole weight before it multiplies (bitsandbytes/backends/cuda/ops.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch.nn import functional
 
-from ftkit.machine.hardware import Gpu
-from ftkit.plan.tracing import foreign
+from ftkit.machine.hardware import Gpu, find_gpu
+from ftkit.models.kernels import grouped_heads
+from ftkit.plan.tracing import attention, foreign
 
-FLASH_MAX_HEAD = 256
-"""Flash attention's widest head (torch, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp)."""
-MASK_ALIGNMENT = 16
-"""The memory-efficient kernel wants rows of the mask to be multiples of this many elements (the same file)."""
+ANY_CARD = "a100-40gb"
+"""Whose kernels are taken where no card is named: one that no rule of the flash kernel names."""
 TILE = 64
 """Rows that the memory-efficient kernel's backward takes at a time."""
 REGISTER_HEAD = 128
@@ -30,6 +30,7 @@ REGISTER_HEAD = 128
 HALF_BYTES = 2
 """Of an element in half precision."""
 
+Softmax = Callable[..., torch.Tensor]
 NUM_WORKSPACES = 2
 """cuBLAS workspaces in training: the thread of the forward has a handle, and autograd's thread has another."""
 
@@ -39,15 +40,17 @@ def cuda_semantics(gpu: Gpu | None = None) -> Iterator[None]:
     """Let torch choose what it would choose on CUDA.
 
     Args:
-        gpu: decides whether there is a flash kernel; None: there is.
+        gpu: decides between the kernels; None: a card that has all of them.
     """
-    has_flash = gpu is None or gpu.has_flash_attention
-
-    def attention(*args: Any, **kwargs: Any) -> torch.Tensor:
-        return _attention(has_flash, *args, **kwargs)
-
+    card = gpu or find_gpu(ANY_CARD)
     # Replaced and not overridden by a mode: in checkpoint's recomputation modes are not active.
-    with foreign.dropout_by(_dropout), foreign.attention_by(attention), foreign.fused_adam_anywhere():
+    with (
+        foreign.dropout_by(_dropout),
+        foreign.softmax_by(_one_kernel),
+        foreign.attention_by(partial(attention.attend, card)),
+        grouped_heads.judged_by(partial(attention.takes_groups, card)),
+        foreign.fused_adam_anywhere(),
+    ):
         yield
 
 
@@ -78,6 +81,14 @@ def scratch_size(op: str, args: tuple[Any, ...]) -> tuple[int, ...]:
 def _unpacked_weight(args: tuple[Any, ...]) -> tuple[int, ...]:
     rows, columns = args[2]
     return (int(rows * columns * args[0].element_size()),)
+
+
+def _safe_softmax(args: tuple[Any, ...]) -> tuple[int, ...]:
+    """Return the softmax before rows of minus infinity are put right, and which elements are that.
+
+    torch 2.13, aten/src/ATen/native/transformers/attention.cpp, _safe_softmax
+    """
+    return args[0].numel() * args[0].element_size(), args[0].numel()
 
 
 def _softmax_backward(args: tuple[Any, ...]) -> tuple[int, ...]:
@@ -143,8 +154,11 @@ def _round_up(size: int, multiple: int) -> int:
 
 _SCRATCH = {
     "gemm_4bit": _unpacked_weight,
+    "_safe_softmax": _safe_softmax,
     "_softmax_backward_data": _softmax_backward,
     "_scaled_dot_product_flash_attention_backward": _flash_backward,
+    # Its workspace is not published; it needs at least the sums that flash attention needs.
+    "_scaled_dot_product_cudnn_attention_backward": _flash_backward,
     "_scaled_dot_product_efficient_attention_backward": _efficient_backward,
 }
 
@@ -166,71 +180,14 @@ def _dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bo
     return x.copy_(out) if inplace else out
 
 
-def _attention(  # noqa: PLR0913  # the arguments of scaled_dot_product_attention
-    has_flash: bool,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> torch.Tensor:
-    """Choose as torch does on CUDA: flash in half precision without a mask, else memory-efficient, else plain math."""
+def _one_kernel(softmax: Softmax, x: torch.Tensor, dim: int | None = None, *args: Any, **settings: Any) -> torch.Tensor:
+    """Do what CUDA does for fp16 that is asked for in fp32: one kernel (torch 2.13, aten/src/ATen/native/SoftMax.cpp).
+
+    bf16 is converted first on every device.
+    """
+    if x.dtype != torch.float16 or settings.get("dtype") != torch.float32 or dim is None:
+        return softmax(x, dim, *args, **settings)
     aten: Any = torch.ops.aten
-    is_half = query.dtype in (torch.float16, torch.bfloat16)
-    width = query.shape[-1]
-    if has_flash and is_half and attn_mask is None and width == value.shape[-1] <= FLASH_MAX_HEAD:
-        padded = [_pad_to(tensor, 8) for tensor in (query, key, value)]
-        scale = scale or width**-0.5
-        out = aten._scaled_dot_product_flash_attention(*padded, dropout_p, is_causal, False, scale=scale)[0]
-        assert isinstance(out, torch.Tensor)
-        return out[..., :width] if out.shape[-1] != width else out
-    if enable_gqa:
-        groups = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    if attn_mask is not None and attn_mask.requires_grad:
-        return _math(query, key, value, attn_mask, dropout_p, is_causal, scale)
-    bias = None if attn_mask is None else _bias(attn_mask, query, key)
-    keeps = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
-    out = aten._scaled_dot_product_efficient_attention(
-        query, key, value, bias, keeps, dropout_p, is_causal, scale=scale
-    )[0]
-    assert isinstance(out, torch.Tensor)
+    operator = aten._log_softmax if softmax.__name__ == "log_softmax" else aten._softmax
+    out: torch.Tensor = operator(x, dim, True)
     return out
-
-
-def _bias(mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Return the additive mask that the memory-efficient kernel gets: in the query's dtype, with aligned rows."""
-    additive = _additive(mask, query.dtype)
-    assert additive is not None
-    mask = _pad_to(additive, MASK_ALIGNMENT)[..., : key.shape[-2]]
-    return mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[-2])
-
-
-def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-    if mask is None or mask.dtype != torch.bool:
-        return mask
-    return torch.where(mask, 0.0, torch.tensor(float("-inf"), dtype=dtype))
-
-
-def _pad_to(tensor: torch.Tensor, multiple: int) -> torch.Tensor:
-    missing = -tensor.shape[-1] % multiple
-    return functional.pad(tensor, (0, missing)) if missing else tensor
-
-
-def _math(  # noqa: PLR0913  # as above
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor,
-    dropout_p: float,
-    is_causal: bool,
-    scale: float | None,
-) -> torch.Tensor:
-    """Attention by plain matrix products, for a mask that itself needs a gradient."""
-    assert not is_causal
-    scores = query @ key.transpose(-2, -1) * (scale or query.shape[-1] ** -0.5)
-    weights = functional.dropout(torch.softmax(scores + mask, -1), dropout_p)
-    return weights @ value

@@ -5,7 +5,7 @@ libraries for each, so that an upgrade names what has gone.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -63,6 +63,27 @@ def dropout_by(dropout: Callable[..., torch.Tensor]) -> Iterator[None]:
 def attention_by(attention: Callable[..., torch.Tensor]) -> AbstractContextManager[None]:
     """Let another function attend: `scaled_dot_product_attention` (torch 2.13, nn/functional.py)."""
     return patched(functional, "scaled_dot_product_attention", attention)
+
+
+@contextmanager
+def softmax_by(softmax: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """Let another function take `softmax` and `log_softmax`: nn/functional.py, torch's own and a tensor's (torch 2.13).
+
+    Args:
+        softmax: takes torch's own function first, and then its arguments.
+    """
+    with ExitStack() as stack:
+        for owner in (functional, torch, torch.Tensor):
+            for name in ("softmax", "log_softmax"):
+                stack.enter_context(patched(owner, name, _calling(softmax, getattr(owner, name))))
+        yield
+
+
+def _calling(softmax: Callable[..., torch.Tensor], original: Callable[..., torch.Tensor]) -> Callable[..., Any]:
+    def call(*args: Any, **settings: Any) -> torch.Tensor:  # a function, which a class binds to its tensor
+        return softmax(original, *args, **settings)
+
+    return call
 
 
 def fused_adam_anywhere() -> AbstractContextManager[None]:

@@ -2,8 +2,16 @@
 
 import pytest
 import torch
+from torch.nn import functional
+from transformers import LlamaConfig
 
+from ftkit.config.tree import RunConfig
+from ftkit.data.batching import Shape
+from ftkit.machine.hardware import find_gpu
+from ftkit.observe.recorder import Recorder
+from ftkit.plan.tracing import cuda
 from ftkit.plan.tracing.cuda import scratch_size
+from ftkit.plan.tracing.trace import trace
 
 FLASH = "_scaled_dot_product_flash_attention_backward.default"
 EFFICIENT = "_scaled_dot_product_efficient_attention_backward.default"
@@ -60,3 +68,53 @@ def test_the_memory_efficient_kernel_sums_in_whole_tiles(dtype, width, elements)
 
 def test_what_only_reads_and_writes_holds_nothing():
     assert scratch_size("mul.Tensor", (torch.ones(1), 2)) == ()
+
+
+def attention_kernels(gpu, dtype, *, lean):
+    """Return the operators of attention in a traced step of a model whose heads share keys."""
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 64}
+    architecture = LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2)
+    config = RunConfig.model_validate(
+        {"model": {"name": "tiny", "lean": lean}, "method": {"name": "lora"}, "task": "causal-lm"}
+    )
+    tape = trace(config, architecture, dtype, Shape(2, 64, 1), find_gpu(gpu))
+    names = {key[0].partition(".")[0] for costs in tape.costs.values() for key in costs}
+    return {name for name in names if "dot_product" in name and "backward" not in name} | (names & {"_safe_softmax"})
+
+
+@pytest.mark.parametrize(
+    ("gpu", "dtype", "lean", "kernel"),
+    [
+        ("a100-40gb", torch.bfloat16, True, "_scaled_dot_product_flash_attention"),
+        ("h100", torch.bfloat16, True, "_scaled_dot_product_cudnn_attention"),
+        ("a100-40gb", torch.float32, True, "_scaled_dot_product_efficient_attention"),
+        ("a100-40gb", torch.float32, False, "_safe_softmax"),
+        ("t4", torch.float16, True, "_scaled_dot_product_efficient_attention"),
+        ("t4", torch.float16, False, "_safe_softmax"),
+    ],
+)
+def test_grouped_heads_are_repeated_where_torch_would_make_their_scores(gpu, dtype, lean, kernel):
+    assert attention_kernels(gpu, dtype, lean=lean) == {kernel}
+
+
+@pytest.mark.parametrize(("dtype", "copies"), [(torch.float16, 0), (torch.bfloat16, 1)])
+def test_softmax_of_fp16_in_fp32_is_one_kernel(dtype, copies):
+    x = torch.empty(4, 32, dtype=dtype, device="meta")
+    with Recorder() as recorder, cuda.cuda_semantics():
+        out = functional.softmax(x, dim=-1, dtype=torch.float32)
+        x.log_softmax(-1, dtype=torch.float32)
+    assert out.dtype == torch.float32
+    names = [birth.op.partition(".")[0] for birth in recorder.tape.births]
+    assert names.count("_to_copy") == 2 * copies
+    assert names.count("_softmax") == names.count("_log_softmax") == 1
+
+
+def test_plain_math_holds_scores_in_fp32_and_adds_the_mask_in_place():
+    query = torch.empty(2, 4, 32, 16, dtype=torch.float16, device="meta", requires_grad=True)
+    key = torch.empty(2, 2, 32, 16, dtype=torch.float16, device="meta", requires_grad=True)
+    with Recorder(cuda.storage_size, cuda.scratch_size) as recorder, cuda.cuda_semantics(find_gpu("t4")):
+        out = functional.scaled_dot_product_attention(query, key, key, is_causal=True, enable_gqa=True)
+    scores = 2 * 4 * 32 * 32 * 4
+    large = [birth.op.partition(".")[0] for birth in recorder.tape.births if birth.size >= scores]
+    assert out.dtype == torch.float16
+    assert large == ["bmm", "_safe_softmax", "_safe_softmax"]  # its result, and what it puts right
