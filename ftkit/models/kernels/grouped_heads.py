@@ -60,7 +60,8 @@ def attend(
     is_left_to_torch = groups > 1 and foreign.hands_groups_over(attention_mask, key, value)
     if is_left_to_torch and not takes_groups(query, key, value, settings.get("dropout", 0.0)):
         key, value = (repeated(tensor, groups) for tensor in (key, value))
-    return foreign.sdpa(module, query, key, value, attention_mask, **settings)
+    result: tuple[torch.Tensor, None] = foreign.sdpa(module, query, key, value, attention_mask, **settings)
+    return result
 
 
 def repeated(tensor: torch.Tensor, groups: int) -> torch.Tensor:
