@@ -60,7 +60,7 @@ def judge(row: Row, gpu: Gpu) -> dict[str, Any]:
         use_cache=False,
         pad_token_id=0,
     )
-    tapes: Tapes = {}
+    tapes = Tapes()
     target = Target(gpu.name, "cuda", gpu, gpu.memory_bytes)
     config = RunConfig.model_validate(configuration(row))
     grown = changed(config, {"engine.expandable_segments": True})

@@ -68,7 +68,7 @@ class Stage2:
         kept = torch.empty(sum(parameter.numel() for parameter in touched), dtype=torch.float16)
         self._mine, offset = [], 0
         for parameter in touched:
-            place = kept.narrow(0, offset, parameter.numel()).copy_(parameter.grad.view(-1))  # type: ignore[union-attr]
+            place = kept.narrow(0, offset, parameter.numel()).copy_(parameter.grad.view(-1))  # type: ignore[union-attr]  # it has come
             self._mine.append(place[: self._part - offset])
             offset += parameter.numel()
         for parameter in self._parameters:

@@ -90,7 +90,7 @@ def plan(  # noqa: PLR0913  # one parameter a flag
         sequences = None if samples is None else Sequences.unseen(config, samples)
         target = find_target(gpu, gpus, memory_budget, ram_budget)
         architecture = find_architecture(config)
-        tapes: Tapes = {}
+        tapes = Tapes()
         config = settled(config, target, architecture, sequences, tapes)
         if is_search:
             _search(Asked(config, target, architecture, sequences, tapes), write, as_json=as_json)

@@ -4,7 +4,7 @@ A plan and a profile read their tapes here, so that both count by the same rules
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ftkit.observe.allocator import round_size
@@ -90,20 +90,9 @@ def _survivors(tape: Tape) -> set[int]:
     survived: set[int] = set()
     begin = 0
     for end in [*(place for place, _ in tape.marks), len(tape.events)]:
-        survived |= _left(tape.walk(begin, end))
+        survived |= tape.left(begin, end)
         begin = end
     return survived
-
-
-def _left(events: Iterable[tuple[int, bool, int | None]]) -> set[int]:
-    """Return the storages that are born in a part of a tape and do not die there."""
-    live: set[int] = set()
-    for number, is_birth, _ in events:
-        if is_birth:
-            live.add(number)
-        else:
-            live.discard(number)
-    return live
 
 
 def _kind(number: int, birth: Birth, survived: set[int]) -> Kind:
@@ -120,7 +109,7 @@ def _kind(number: int, birth: Birth, survived: set[int]) -> Kind:
 
 def live_at(tape: Tape, place: int) -> set[int]:
     """Return the storages that live after the event at `place`."""
-    return _left(tape.walk(0, place + 1))
+    return tape.left(0, place + 1)
 
 
 @dataclass(frozen=True)

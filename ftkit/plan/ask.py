@@ -42,6 +42,6 @@ def plan(
     target = find_target(gpu, gpus, memory_budget, ram_budget)
     sequences = None if samples is None else Sequences.unseen(run, samples)
     architecture = find_architecture(run)
-    tapes: Tapes = {}
+    tapes = Tapes()
     run = settled(run, target, architecture, sequences, tapes)
     return predict(run, target, architecture, sequences=sequences, tapes=tapes)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ftkit.config.tree import RunConfig
@@ -23,8 +24,18 @@ from ftkit.plan.tracing.unroll import NotAlikeError, unroll
 from ftkit.plan.zero.share import RankShare, share_out
 from ftkit.records.schema import Basis
 
-Tapes = dict[tuple[Any, ...], tuple[Tape, Basis]]
-"""Traces of one model, by what decides them."""
+
+@dataclass(frozen=True)
+class Tapes:
+    """All that has been traced of one model, so that a search traces no step twice.
+
+    Attributes:
+        known: what decides a step, to its tape and how that was made.
+        shallow: what decides the layers that are traced, to the model that has them alone.
+    """
+
+    known: dict[tuple[Any, ...], tuple[Tape, Basis]] = field(default_factory=dict)
+    shallow: dict[tuple[Any, ...], ShallowModel] = field(default_factory=dict)
 
 
 def predict(
@@ -60,7 +71,7 @@ def predict(
         architecture = find_architecture(run.config) if architecture is None else architecture
         case = Case.of(run, target, architecture, sequences)
         try:
-            tape, basis = _known_tape(case, exact, {} if tapes is None else tapes)
+            tape, basis = _known_tape(case, exact, tapes or Tapes())
         except UntraceableModelError as error:
             return _by_formula(case, error)
     counts = Counts.of(tape.weights, run.dtype)
@@ -84,15 +95,14 @@ def _by_formula(case: Case, error: UntraceableModelError) -> AnyPrediction:
 
 def _known_tape(case: Case, exact: bool, tapes: Tapes) -> tuple[Tape, Basis]:
     """Trace, unless the same step was traced before: ZeRO and the number of ranks leave it as it is."""
-    config = case.run.config
-    sections = (config.model, config.method, config.optimizer.name)
-    key = (config.task, *map(str, sections), case.shape.traced, case.target.gpu, exact, case.run.partitions_weights)
-    if key not in tapes:
-        tapes[key] = _tape(case, exact)
-    return tapes[key]
+    run = case.run
+    key = (*_model_key(case), run.config.optimizer.name, case.shape.traced, case.target.gpu, run.partitions_weights)
+    if (key, exact) not in tapes.known:
+        tapes.known[key, exact] = _tape(case, exact, tapes)
+    return tapes.known[key, exact]
 
 
-def _tape(case: Case, exact: bool) -> tuple[Tape, Basis]:
+def _tape(case: Case, exact: bool, tapes: Tapes) -> tuple[Tape, Basis]:
     def run(model: ShallowModel) -> Tape:
         return trace(
             model.config,
@@ -105,13 +115,27 @@ def _tape(case: Case, exact: bool) -> tuple[Tape, Basis]:
             sees_modules=case.run.partitions_weights,
         )
 
-    model = choose_layers(case.run.config, case.architecture, exact=exact)
+    model = _shallow_model(case, exact, tapes)
     try:
         tape = unroll(run(model), model.kept, model.kinds)
     except NotAlikeError:
         model = choose_layers(case.run.config, case.architecture, exact=True)
         tape = run(model)
     return tape, Basis.TRACED_WHOLE if model.is_whole else Basis.TRACED
+
+
+def _shallow_model(case: Case, exact: bool, tapes: Tapes) -> ShallowModel:
+    """Choose the layers of a case, unless that was done before for another cut, optimizer or engine."""
+    key = (*_model_key(case), exact)
+    if key not in tapes.shallow:
+        tapes.shallow[key] = choose_layers(case.run.config, case.architecture, exact=exact)
+    known = tapes.shallow[key]
+    return replace(known, config=case.run.config.model_copy(update={"method": known.config.method}))
+
+
+def _model_key(case: Case) -> tuple[str, ...]:
+    config = case.run.config
+    return config.task, str(config.model), str(config.method)
 
 
 def _memory_prediction(

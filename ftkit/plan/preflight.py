@@ -78,7 +78,7 @@ def _plan(
     config: RunConfig, process: ProcessContext, architecture: Any, sequences: Sequences, note: Callable[[str], None]
 ) -> tuple[BatchConfig, AnyPrediction | None]:
     target = _target(process)
-    tapes: Tapes = {}
+    tapes = Tapes()
     with _faults_kept(config):
         try:
             config = settled(config, target, architecture, sequences, tapes)

@@ -172,7 +172,7 @@ def settled(
         return config
     sequences = sequences or Sequences.unseen(config)
     share = rank_share(config, target.num_devices, sequences)
-    tapes = {} if tapes is None else tapes
+    tapes = tapes or Tapes()
 
     def tried(size: int) -> Candidate:
         changes = {"batch.micro_batch_tokens": size * sequences.longest}
@@ -198,7 +198,7 @@ def _options(
     config: RunConfig, target: Target, architecture: Any, sequences: Sequences | None, tapes: Tapes | None
 ) -> "_Options":
     architecture = find_architecture(config) if architecture is None else architecture
-    return _Options(target, architecture, sequences or Sequences.unseen(config), {} if tapes is None else tapes)
+    return _Options(target, architecture, sequences or Sequences.unseen(config), tapes or Tapes())
 
 
 def _rank(candidate: Candidate) -> tuple[float, int]:

@@ -27,9 +27,9 @@ from ftkit.models.gguf import as_safetensors
 from ftkit.models.source import Source, load_config, load_tokenizer, own_label_kind, own_label_names, resolve_source
 from ftkit.models.start import settle_start
 from ftkit.observe.meter import Meter
+from ftkit.plan.predicted import AnyPrediction
 from ftkit.plan.preflight import check_weights, plan_first
 from ftkit.plan.shapes import Sequences
-from ftkit.records.schema import Prediction
 from ftkit.report.metrics import KINDS
 from ftkit.training import checkpoint
 from ftkit.training.folder import check_folder, open_folder
@@ -58,7 +58,7 @@ class Job:
     num_steps: int
     counts: Counts
     meter: Meter
-    prediction: Prediction | None
+    prediction: AnyPrediction | None
     padding: Padding
     writer: Writer = field(default_factory=Writer)
     """Writes checkpoints while the steps go on."""

@@ -93,7 +93,7 @@ def real_model(config: RunConfig, model_config: Any, dtype: torch.dtype) -> nn.M
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):
             if parameter is not None:
-                module._parameters[name] = made.setdefault(id(parameter), _weight(parameter, module))  # type: ignore[assignment]
+                module._parameters[name] = made.setdefault(id(parameter), _weight(parameter, module))  # type: ignore[assignment]  # it is a parameter
         for name, buffer in list(module._buffers.items()):
             if buffer is not None and buffer.is_meta:
                 module._buffers[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)
