@@ -1,13 +1,15 @@
 """The arrays that training reads: flat tokens, ragged by offsets, and what is known of them."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ftkit.config.tree import LabelKind, Task
+from ftkit.data.examples import Examples
 from ftkit.data.report import DataReport
 from ftkit.data.standard import AS_THEY_ARE, Standard
 
@@ -75,6 +77,7 @@ class PreparedData:
         labels: what they are; None for causal-lm.
         fingerprint: SHA-256 over every array and the label names: what a run was trained on.
         report: what was found, dropped and cut.
+        examples: the texts of validation and test, where they have labels.
     """
 
     task: Task
@@ -84,6 +87,7 @@ class PreparedData:
     labels: Labels | None
     fingerprint: str
     report: DataReport
+    examples: Mapping[str, Examples] = field(default_factory=dict)
 
     @property
     def label_names(self) -> tuple[str, ...] | None:

@@ -13,6 +13,7 @@ from ftkit.data.arrays import Labels, PreparedData, TokenSplit, fingerprint
 from ftkit.data.columns import Columns, choose_columns, forgotten
 from ftkit.data.conversations import Conversations, take_template
 from ftkit.data.draft import Draft, count_labels, draw, draw_rng, make_splits, sample_limit, select
+from ftkit.data.examples import Examples
 from ftkit.data.fields import field_names, nested_names
 from ftkit.data.findings import Finding, kept, listed, warning
 from ftkit.data.idle_keys import idle_keys
@@ -87,7 +88,9 @@ def prepare_data(
     splits = {split: _learned(result.split, standard) for split, result in encoded.items()}
     ordered = (splits["train"], splits.get("validation"), splits.get("test"))
     labels = None if draft.kind is None or draft.names is None else Labels(draft.kind, draft.names, standard)
-    return PreparedData(task, *ordered, labels, fingerprint(ordered, draft.names), report)
+    scored = ("validation", "test") if labels is not None else ()
+    examples = {split: Examples(draft.rows[split]) for split in scored if split in draft.rows}
+    return PreparedData(task, *ordered, labels, fingerprint(ordered, draft.names), report, examples)
 
 
 def _standard(draft: Draft, config: DataConfig) -> Standard:

@@ -1,12 +1,14 @@
 """The data of the page's charts and of its unfolded rows: plain values, ready for JSON."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ftkit.config.files import unusual_values
 from ftkit.records.figures import Kind, MemoryBreakdown
-from ftkit.records.schema import LabelScores, LiveTensor, PhaseMeasurement, TimelineLine
+from ftkit.records.schema import LiveTensor, PhaseMeasurement, TimelineLine
 from ftkit.report import words
+from ftkit.report.answered import calibration, label_words
 from ftkit.report.collect import Run
 from ftkit.report.columns import COLUMNS, MEMORY_FIGURES, scores
 from ftkit.report.compare import efficient_front
@@ -24,6 +26,8 @@ _CURVES = (
     ("Validation Pearson", "validation", "pearson"),
     ("Validation RMSE", "validation", "rmse"),
 )
+_SHARES = {"accuracy", "f1_macro", "f1_micro", "exact_match"}
+"""Figures from 0 to 1, whose axes end there."""
 _POINTS_OF_A_CURVE = 400
 _SHOWN_LABELS = 100
 _SHOWN_CLASSES = 20
@@ -50,6 +54,8 @@ def chart_data(runs: Sequence[Run], labels: Sequence[str], budget_bytes: int | N
             if any(getattr(run.measured, key) for run in runs)
         ],
         "curves": [title for title, _, _ in _CURVES],
+        "shares": [field in _SHARES for _, _, field in _CURVES],
+        "reliability": _reliability(runs[0]) if len(runs) == 1 else None,
         "runs": [_run_data(run, label) for run, label in zip(runs, labels, strict=True)],
     }
 
@@ -74,17 +80,29 @@ def _run_data(run: Run, label: str) -> Plain:
     }
 
 
+def _reliability(run: Run) -> Plain | None:
+    """Return the bins of confidence and accuracy, as answered and at the fitted temperature."""
+    found = calibration(run)
+    if found is None:
+        return None
+    return {
+        "plain": [asdict(one) for one in found.bins],
+        "cooled": [asdict(one) for one in found.bins_at_temperature or ()],
+        "temperature": found.temperature,
+    }
+
+
 def _kinds(breakdown: MemoryBreakdown | None) -> list[int] | None:
     return [getattr(breakdown, kind.field) for kind in Kind] if breakdown else None
 
 
 def _curve(run: Run, split: str | None, field: str) -> Plain | None:
-    """Return the points of a curve against steps and epochs, thinned to what a screen can show."""
+    """Return the points of a curve against steps and epochs, thinned for a screen; None of a lone point."""
     lines: Sequence[Any] = (
         run.record.steps if split is None else [line for line in run.record.evaluations if line.split == split]
     )
     points = [(line.step, line.epoch, value) for line in lines if (value := getattr(line, field)) is not None]
-    if not points:
+    if len(points) < 2:
         return None
     stride = -(-len(points) // _POINTS_OF_A_CURVE)
     thinned = points[:-1:stride] + points[-1:]
@@ -163,10 +181,7 @@ def _answers(run: Run) -> list[Plain]:
         {
             "title": f"Each label on the {line.split} split",
             "head": ["Label", "Precision", "Recall", "F1", "Rows", "Answered"],
-            "rows": [
-                [one.name, *map(words.score, (one.precision, one.recall, one.f1)), *_wholes(one)]
-                for one in line.per_label[:_SHOWN_LABELS]
-            ],
+            "rows": [[one.name, *label_words(one)] for one in line.per_label[:_SHOWN_LABELS]],
         }
     ]
     names = [one.name for one in line.per_label]
@@ -179,10 +194,6 @@ def _answers(run: Run) -> list[Plain]:
             }
         )
     return tables
-
-
-def _wholes(one: LabelScores) -> list[str]:
-    return [words.whole(one.support), words.whole(one.num_predicted)]
 
 
 def _phases(phases: Sequence[PhaseMeasurement]) -> Plain:

@@ -204,7 +204,7 @@
       const y = [Math.max(0, 1 - (above + plotHeight) / inner), 1 - above / inner];
       const suffix = place ? String(place + 1) : "";
       more[`xaxis${suffix}`] = axis(row === gridRows - 1 || place + columns >= wanted.length ? against : "", { domain: x, anchor: `y${suffix}` });
-      more[`yaxis${suffix}`] = axis("", { domain: y, anchor: `x${suffix}` });
+      more[`yaxis${suffix}`] = axis("", { domain: y, anchor: `x${suffix}`, ...(page.shares[curve] ? { range: [0, 1] } : {}) });
       annotations.push({ xref: "paper", yref: "paper", x: x[0], y: y[1], yanchor: "bottom", xanchor: "left", showarrow: false, text: `<b>${page.curves[curve]}</b>` });
       const first = (n) => wanted.find((i) => page.runs[n].curves[i]);
       return known.filter((n) => page.runs[n].curves[curve]).map((n) => {
@@ -225,6 +225,23 @@
     return { traces, layout: layout({
       ...more, annotations, height: top + inner + below, margin: { l: 48, r: 18, t: top, b: below },
       legend: { orientation: "h", y: -52 / inner, yanchor: "top" },
+    }) };
+  };
+
+  drawings.reliability = () => {
+    const { plain, cooled, temperature } = page.reliability;
+    const palette = colours("--series");
+    const trace = (bins, name, colour) => ({
+      type: "scatter", mode: "lines+markers", name, x: bins.map((bin) => bin.confidence), y: bins.map((bin) => bin.accuracy), cliponaxis: false,
+      text: bins.map((bin) => `sure by ${bin.confidence.toFixed(3)}, right by ${bin.accuracy.toFixed(3)}<br>${bin.count.toLocaleString("en")} answers`),
+      hovertemplate: "%{text}<extra></extra>", line: { color: colour, width: 2 }, marker: { size: 7 },
+    });
+    const diagonal = { type: "scatter", mode: "lines", name: "as sure as right", x: [0, 1], y: [0, 1], hoverinfo: "skip", line: { color: css("--soft"), width: 1.4, dash: "dot" } };
+    const traces = [diagonal, trace(plain, "as answered", palette[0])];
+    if (cooled.length > 1) traces.push(trace(cooled, `at temperature ${temperature.toFixed(2)}`, palette[1]));
+    return { traces, layout: layout({
+      height: 400, xaxis: axis("confidence", { range: [0, 1] }), yaxis: axis("accuracy", { range: [0, 1] }),
+      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" }, margin: { l: 56, r: 18, t: narrow() ? 84 : 44, b: 48 },
     }) };
   };
 

@@ -1,5 +1,6 @@
 """Find the records below the folders that the user named."""
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ftkit.errors import DataError
+from ftkit.records.answers import Answers, answers_file, read_answers
 from ftkit.records.files import read_record
 from ftkit.records.schema import Measurement, Prediction, RunRecord
 
@@ -20,10 +22,25 @@ class Run:
     Attributes:
         name: the record's name, with the folders above it where several records share one.
         record: what is known of the run.
+        folder: where its answers are; None: nowhere.
     """
 
     name: str
     record: RunRecord
+    folder: Path | None = None
+
+    @cached_property
+    def answers(self) -> dict[str, Answers]:
+        """The answers that the run kept, by split; a file that cannot be read is left out with a warning."""
+        found: dict[str, Answers] = {}
+        for split in ("validation", "test"):
+            if self.folder is None or not (path := answers_file(self.folder, split)).is_file():
+                continue
+            try:
+                found[split] = read_answers(path)
+            except DataError as error:
+                warnings.warn(str(error), stacklevel=2)
+        return found
 
     @cached_property
     def measured(self) -> Measurement:
@@ -76,7 +93,7 @@ def collect_runs(paths: Iterable[Path]) -> list[Run]:
     found = sorted(((read_record(file), file) for file in files.values()), key=lambda pair: pair[0].run.started)
     names = [record.run.name for record, _ in found]
     return [
-        Run(name=name if names.count(name) == 1 else _longer_name(file, name), record=record)
+        Run(name if names.count(name) == 1 else _longer_name(file, name), record, file.parent)
         for name, (record, file) in zip(names, found, strict=True)
     ]
 

@@ -100,19 +100,31 @@ def contest(runs: Sequence[Run]) -> list[Contest]:
     Returns:
         One line each, in the order of the first run.
     """
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        if scores(run) is not None:
-            groups.setdefault(_without_seed(run), []).append(run)
-    names = _contest_labels([group[0] for group in groups.values()])
     return [
         Contest(
             label=name,
             num_runs=len(group),
             figures={key: _spread(group, figure.value) for key, figure in CONTEST_FIGURES.items()},
         )
-        for name, group in zip(names, groups.values(), strict=True)
+        for name, group in same_but_for_seeds(runs).items()
     ]
+
+
+def same_but_for_seeds(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Return the runs that have scores by their configuration, in the order of the first of each.
+
+    Args:
+        runs: any runs.
+
+    Returns:
+        What a configuration is called, to its runs.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        if scores(run) is not None:
+            groups.setdefault(_without_seed(run), []).append(run)
+    names = _contest_labels([group[0] for group in groups.values()]) if groups else []
+    return dict(zip(names, groups.values(), strict=True))
 
 
 def best_in_contest(lines: Sequence[Contest], key: str) -> float | None:

@@ -11,16 +11,19 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ftkit.report import words
+from ftkit.report.answered import answers_section
 from ftkit.report.chart_data import chart_data
 from ftkit.report.collect import Run
 from ftkit.report.columns import MEMORY_FIGURES, Column, filled_columns, scores, split_shared
 from ftkit.report.compare import labels, prediction_errors
-from ftkit.report.contest import contest, contest_cells
-from ftkit.report.metrics import METRICS
+from ftkit.report.contest import contest, contest_cells, same_but_for_seeds
+from ftkit.report.metrics import METRICS, taken
+from ftkit.report.significance import compare_groups
 from ftkit.report.text import comparison_latex, comparison_markdown, shared_words
 
 _FOLDER = Path(str(resources.files("ftkit.report")))
@@ -55,6 +58,7 @@ def html_page(runs: Sequence[Run], title: str = "ftkit report", budget_bytes: in
         lstrip_blocks=True,
     )  # fmt: skip
     data = chart_data(runs, names, budget_bytes or shared_budget(runs))
+    answers = answers_section(runs[0]) if len(runs) == 1 else None
     return environment.get_template("page.html.jinja").render(
         title=title,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -68,10 +72,12 @@ def html_page(runs: Sequence[Run], title: str = "ftkit report", budget_bytes: in
         runs=runs,
         names=names,
         contest=contest_cells(lines) if lines else None,
+        comparisons=[one.sentence() for one in compare_groups(same_but_for_seeds(runs))],
         contest_markdown=comparison_markdown(lines) if lines else "",
         contest_latex=comparison_latex(lines) if lines else "",
         sources=_sources(runs),
-        shows=_charts_with_something_to_show(runs),
+        answers=answers,
+        shows=_charts_with_something_to_show(runs, data),
         data=_script_json(data),
         style=_text("page.css"),
         scripts=[_text("table.js"), _text("charts.js")],
@@ -97,7 +103,9 @@ def shared_budget(runs: Sequence[Run]) -> int | None:
 
 
 def tiles(runs: Sequence[Run], names: Sequence[str]) -> list[Tile]:
-    """Return the figures at the top: the fastest, the leanest, the most accurate, the error of prediction."""
+    """Return the figures at the top: of one run its scores first; of several the fastest, the leanest, the best."""
+    if len(runs) == 1 and scores(runs[0]) is not None:
+        return _tiles_of_one(runs[0])
     found: list[Tile] = []
     named = list(zip(runs, names, strict=True))
     fast = [(run.measured.tokens_per_second, name) for run, name in named if run.measured.tokens_per_second]
@@ -117,6 +125,23 @@ def tiles(runs: Sequence[Run], names: Sequence[str]) -> list[Tile]:
         heading = f"Error of prediction ({MEMORY_FIGURES[field][0].lower()})"
         found.append(Tile(heading, f"{median(sizes) * 100:.2f} %", note))
     return found[:4]
+
+
+def _tiles_of_one(run: Run) -> list[Tile]:
+    """Return what a run scored, then what it took."""
+    line, measured = scores(run), run.measured
+    assert line is not None
+    kept = [name for name in taken(line) if name != "loss"][:2] or ["loss"]
+    found = [Tile(METRICS[name].heading, format(getattr(line, name), METRICS[name].form), line.split) for name in kept]
+    if line.baseline is not None:
+        found[0] = Tile(found[0].heading, found[0].figure, f"{line.split}; always the same answer: {line.baseline:.4g}")
+    for field, (heading, _) in MEMORY_FIGURES.items():
+        if size := getattr(measured, field):
+            found.append(Tile(heading, words.size(size), words.method(run)))
+            break
+    if measured.tokens_per_second:
+        found.append(Tile("Speed", f"{words.rate(measured.tokens_per_second)} tokens/s", str(words.device(run) or "")))
+    return found
 
 
 def _best_score(named: Sequence[tuple[Run, str]]) -> list[Tile]:
@@ -161,15 +186,17 @@ def _sources(runs: Sequence[Run]) -> list[str]:
     return said + ([f"Peak process: {', '.join(process)}."] if process else [])
 
 
-def _charts_with_something_to_show(runs: Sequence[Run]) -> set[str]:
+def _charts_with_something_to_show(runs: Sequence[Run], data: dict[str, Any]) -> set[str]:
+    """Return the charts that show something; a point by itself is not a chart."""
     shown = set()
     for run in runs:
         memory = any(getattr(run.measured, field) for field in MEMORY_FIGURES)
-        shown |= {"tradeoff"} if memory and run.measured.tokens_per_second else set()
+        shown |= {"tradeoff"} if memory and run.measured.tokens_per_second and len(runs) > 1 else set()
         shown |= {"breakdown"} if run.measured.peak_breakdown or run.predicted.peak_breakdown else set()
         shown |= {"timeline"} if run.record.timeline else set()
-        shown |= {"curves"} if run.record.steps or run.record.evaluations else set()
-    return shown | ({"prediction"} if prediction_errors(runs) else set())
+    shown |= {"curves"} if any(curve for run in data["runs"] for curve in run["curves"]) else set()
+    shown |= {"reliability"} if data["reliability"] and len(data["reliability"]["plain"]) > 1 else set()
+    return shown | ({"prediction"} if prediction_errors(runs) and len(runs) > 1 else set())
 
 
 def _script_json(data: object) -> str:

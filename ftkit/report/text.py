@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import unicodedata
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
@@ -13,11 +15,14 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from ftkit.report.answered import Section, answers_section, as_plain
 from ftkit.report.collect import Run
 from ftkit.report.columns import COLUMNS, Column, filled_columns, split_shared
-from ftkit.report.contest import Cell, Contest, contest, contest_cells
+from ftkit.report.contest import Cell, Contest, contest, contest_cells, same_but_for_seeds
+from ftkit.report.significance import Comparison, compare_groups
 
 _UNBOUNDED = 10_000  # columns of a terminal that fits everything
+_CLASSES, _MISTAKES = 8, 5  # that a terminal shows
 _NAME = 30  # columns that a run's name gets at least
 
 
@@ -36,6 +41,44 @@ def print_table(runs: Sequence[Run], console: Console) -> None:
     for run in runs:
         if run.reason:
             console.print(Text(f"{run.name}: {run.status}: {run.reason}", style=_status_style(run)))
+    for one in compare_groups(same_but_for_seeds(runs)):
+        console.print(Text(one.sentence()))
+    if len(runs) == 1 and (answers := answers_section(runs[0])):
+        _print_answers(answers, console)
+
+
+def _print_answers(answers: Section, console: Console) -> None:
+    """Print what one run answered: each label, what is taken for what, how sure it is, and some of its mistakes."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table.add_column(f"Label ({answers.split})", overflow="fold")
+    for heading in ("Precision", "Recall", "F1", "Rows", "Answered"):
+        table.add_column(heading, justify="right")
+    for name, figures in answers.labels:
+        table.add_row(Text(name), *figures)
+    if answers.labels:
+        console.print(table)
+    if 0 < len(answers.confusion) <= _CLASSES:
+        console.print(_confusion(answers))
+    for line in answers.calibration:
+        console.print(Text(line))
+    for one in answers.mistakes[:_MISTAKES]:
+        told = f"  {one.confidence}: labelled {one.true}, answered {one.answer}, {one.where}: {printable(one.text)}"
+        console.print(Text(told), no_wrap=True, overflow="ellipsis")
+
+
+def _confusion(answers: Section) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table.add_column("True, and answered as", overflow="fold")
+    for name, _ in answers.confusion:
+        table.add_column(Text(name), justify="right", overflow="fold")
+    for name, cells in answers.confusion:
+        table.add_row(Text(name), *(count for count, _ in cells))
+    return table
+
+
+def printable(text: str) -> str:
+    """Return a text on one line, without the control characters that a terminal would obey."""
+    return "".join(sign if unicodedata.category(sign)[0] != "C" else " " for sign in " ".join(text.split()))
 
 
 def markdown(runs: Sequence[Run]) -> str:
@@ -59,6 +102,7 @@ def markdown(runs: Sequence[Run]) -> str:
     lines = contest(runs)
     if lines:
         parts.append(comparison_markdown(lines))
+    parts += [f"- {escape_markdown(one.sentence())}\n" for one in compare_groups(same_but_for_seeds(runs))]
     return "\n".join(parts)
 
 
@@ -91,19 +135,29 @@ def as_csv(runs: Sequence[Run]) -> str:
 def as_json(runs: Sequence[Run]) -> str:
     """Return everything that is known of every run but its steps, as a JSON list in base units.
 
-    Every column, under its own key; then what has parts: phases, largest tensors, breakdowns, scores, versions and the
-    configuration. A value that was not taken is null.
+    Every column, under its own key; then what has parts: phases, largest tensors, breakdowns, scores, answers, versions
+    and the configuration, and the comparisons with the methods that this one is better than. A value that was not taken
+    is null.
     """
-    return json.dumps([_whole(run) for run in runs], indent=2, ensure_ascii=False)
+    groups = same_but_for_seeds(runs)
+    names = {run.name: name for name, group in groups.items() for run in group}
+    found = compare_groups(groups)
+    return json.dumps(
+        [_whole(run, [one for one in found if one.first == names.get(run.name)]) for run in runs],
+        indent=2,
+        ensure_ascii=False,
+    )
 
 
-def _whole(run: Run) -> dict[str, Any]:
+def _whole(run: Run, comparisons: Sequence[Comparison]) -> dict[str, Any]:
     measured, predicted = run.measured.model_dump(mode="json"), run.predicted.model_dump(mode="json")
     parts = {key: measured[key] for key in ("peak_breakdown", "phases", "largest_tensors")}
     return {
         **{column.key: column.value(run) for column in COLUMNS},
         **parts,
         "evaluations": [line.model_dump(mode="json", exclude={"kind"}) for line in run.record.evaluations],
+        "answers": as_plain(run),
+        "comparisons": [asdict(one) | {"sentence": one.sentence()} for one in comparisons],
         "prediction": predicted if run.record.run.prediction else None,
         "versions": run.record.run.versions,
         "started": run.record.run.started,

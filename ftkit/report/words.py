@@ -50,9 +50,9 @@ def percent(value: Value) -> str:
 
 
 def signed_percent(value: Value) -> str:
-    """Return an error such as `+0.42 %`; an exact zero has no sign, and nothing else is rounded to one."""
+    """Return an error such as `+0.42 %`; nothing but an exact zero is rounded to one."""
     share = float(value or 0) * 100
-    return "0 %" if share == 0 else f"{share:+.2f} %" if abs(share) >= 0.005 else f"{share:+.1g} %"
+    return "0 %" if share == 0 else f"{share:+.2f} %" if abs(share) >= 0.005 else "< 0.01 %"
 
 
 def score(value: Value) -> str:

@@ -1,4 +1,4 @@
-"""Scores on a split: figures are summed as micro-batches come, so that no logit outlives its own."""
+"""Scores on a split: all logits of a classifier are kept; those of a language model die with their micro-batch."""
 
 import math
 import time
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ftkit.config.tree import BatchConfig
 from ftkit.data.arrays import Labels, TokenSplit
@@ -15,10 +16,14 @@ from ftkit.machine.memory import is_out_of_memory, release_memory
 from ftkit.models.build import set_training
 from ftkit.records.schema import Scores
 from ftkit.step.observer import NOTHING, Observer, Phase
-from ftkit.training.metrics import tally_of
+from ftkit.training.metrics import figures_of
 
 _BLOCK = 1024
 """Sequences that are sorted together: enough that padding nearly vanishes."""
+
+
+Logits = NDArray[np.float32] | None
+"""Those of a whole split, [N, C], of a number [N, 1]; None of a language model."""
 
 
 def evaluate(
@@ -28,7 +33,7 @@ def evaluate(
     padding: Padding,
     labels: Labels | None,
     observer: Observer = NOTHING,
-) -> Scores:
+) -> tuple[Scores, Logits]:
     """Score the model on a split, shared out over the ranks.
 
     The loss is that of targets which count the same, whatever the weights that train: it compares between runs.
@@ -42,23 +47,23 @@ def evaluate(
         observer: is told that this is an evaluation.
 
     Returns:
-        The scores, the same on every rank.
+        Scores and logits, the same on every rank.
     """
     started = time.perf_counter()
-    tally = None if labels is None else tally_of(split, labels, engine.device)
+    logits_NC = None if labels is None else torch.zeros(len(split), len(labels.names), device=engine.device)
     objective = engine.objective.unweighted()
     total = torch.zeros((), dtype=torch.float64, device=engine.device)
     set_training(engine.model, False)
 
     def score(rows: Indices) -> None:
         micro_batch = collate(split, rows, padding, engine.device)
-        if tally is None:
+        if logits_NC is None:
             total.add_(engine.loss(micro_batch))
             return
         logits = engine.logits(micro_batch)
         loss = objective.score(logits, micro_batch.labels)
         if len(rows):
-            tally.add(rows, logits.float(), micro_batch.labels)
+            logits_NC[torch.as_tensor(rows, device=engine.device)] = logits.float()
         total.add_(loss)
 
     with torch.no_grad(), observer.during(Phase.EVALUATION):
@@ -66,13 +71,12 @@ def evaluate(
             _score_in_parts(engine, rows, score)
     set_training(engine.model, True)
     loss = float(engine.sum_over_ranks(total)) / max(float(objective.target_weights(split).sum()), 1.0)
-    return Scores(
-        loss=loss,
-        perplexity=math.exp(min(loss, 700.0)) if tally is None else None,
-        num_samples=len(split),
-        seconds=time.perf_counter() - started,
-        **({} if tally is None else tally.figures(engine.sum_over_ranks)),
-    )
+    # Each rank has left zeros where others scored.
+    whole: Logits = None if logits_NC is None else engine.sum_over_ranks(logits_NC).cpu().numpy()
+    figures = {} if whole is None or labels is None else figures_of(whole, split.labels, labels)
+    perplexity = math.exp(min(loss, 700.0)) if whole is None else None
+    seconds = time.perf_counter() - started
+    return Scores(loss=loss, perplexity=perplexity, num_samples=len(split), seconds=seconds, **figures), whole
 
 
 def _shares(engine: Engine, split: TokenSplit, batch: BatchConfig) -> Iterator[Indices]:

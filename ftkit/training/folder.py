@@ -2,6 +2,7 @@
 
 config.yaml     the configuration, with the learning rate, the precision and the cut that were used
 record.jsonl    every figure, as it happened
+answers/        what each example of validation and test was answered
 checkpoints/    what a run needs to go on
 model/          adapters or weights as plain PEFT or transformers load them, and the tokenizer
 README.md       the model card
@@ -29,13 +30,14 @@ from ftkit.models.adapters import base_of, find_adapter
 from ftkit.models.methods import Method
 from ftkit.models.saved import as_stored, restore_settings, save_tokenizer, stored_dtype
 from ftkit.models.source import Source
+from ftkit.records.answers import FOLDER as ANSWERS
 from ftkit.records.files import CARD, CHECKPOINTS, CONFIG, LIMITS, MODEL, PAGE, RANKS, RECORD, read_record
 from ftkit.records.schema import RunRecord
 from ftkit.report.words import distribution
 from ftkit.training.same_run import ENDS
 from ftkit.units import format_bytes, format_count, format_seconds
 
-_WRITTEN = (RECORD, CONFIG, CHECKPOINTS, MODEL, CARD, PAGE, LIMITS, RANKS)
+_WRITTEN = (RECORD, CONFIG, CHECKPOINTS, MODEL, CARD, PAGE, LIMITS, RANKS, ANSWERS)
 """What a run writes into its folder, and what goes where another one takes it over."""
 
 
@@ -171,8 +173,8 @@ def _by_every_name(model: nn.Module, masters: Mapping[str, torch.Tensor]) -> dic
 
 
 def written_bytes(folder: Path) -> int:
-    """Return what a run has written into its folder: the checkpoints that are kept, the result, the record."""
-    roots = [folder / name for name in (RECORD, CONFIG, CHECKPOINTS, MODEL)]
+    """Return the bytes that a run has written into its folder: checkpoints, result, record, answers."""
+    roots = [folder / name for name in (RECORD, CONFIG, CHECKPOINTS, MODEL, ANSWERS)]
     files = [file for root in roots for file in (root.rglob("*") if root.is_dir() else [root])]
     return sum(file.stat().st_size for file in files if file.is_file())
 

@@ -36,8 +36,9 @@ from ftkit.records.schema import (
     StepLine,
 )
 from ftkit.step.step import StepResult
+from ftkit.training.answers import keep_answers
 from ftkit.training.card import write_cards
-from ftkit.training.evaluate import evaluate
+from ftkit.training.evaluate import Logits, evaluate
 from ftkit.training.finite import FiniteSteps, check_loss
 from ftkit.training.first_steps import FirstSteps
 from ftkit.training.folder import round_as_stored, save_model, written_bytes
@@ -152,7 +153,7 @@ def _finish(
     save_model(job.engine, method_of(job.config), job.tokenizer, job.source, job.folder)
     if job.data.test is not None:
         with stop.during(Work.READING):
-            _score(job, progress, record, "test", job.data.test)
+            keep_answers(job, *_score(job, progress, record, "test", job.data.test))
     measurement = _measure(job, progress)
     result = ResultLine(
         status=status,
@@ -245,8 +246,11 @@ def _validate(job: Job, progress: Progress, record: _Recorder, stop: StopRequest
         progress.owes_validation = False
         return False
     with stop.during(Work.READING):
-        line = _score(job, progress, record, "validation", job.data.validation)
-    return judge(job, progress, line)
+        line, logits = _score(job, progress, record, "validation", job.data.validation)
+    is_kept = judge(job, progress, line)
+    if best_step(progress.validations, job.config.training.best_metric) in (None, progress.step):
+        keep_answers(job, line, logits)  # of the model that is saved
+    return is_kept
 
 
 def _log_step(job: Job, progress: Progress, record: _Recorder, result: StepResult, window: Window) -> None:
@@ -268,8 +272,10 @@ def _log_step(job: Job, progress: Progress, record: _Recorder, result: StepResul
     record.reporter.step(line, active if active is not None else process)
 
 
-def _score(job: Job, progress: Progress, record: _Recorder, name: str, split: TokenSplit) -> EvaluationLine:
-    scores = evaluate(job.engine, split, job.config.batch, job.padding, job.data.labels, job.meter)
+def _score(
+    job: Job, progress: Progress, record: _Recorder, name: str, split: TokenSplit
+) -> tuple[EvaluationLine, Logits]:
+    scores, logits = evaluate(job.engine, split, job.config.batch, job.padding, job.data.labels, job.meter)
     best = best_step(progress.validations, job.config.training.best_metric)
     step = progress.step if name == "validation" else best or progress.step
     check_loss(scores.loss, name, step)
@@ -278,7 +284,7 @@ def _score(job: Job, progress: Progress, record: _Recorder, name: str, split: To
     record.reporter.evaluation(line)
     for remark in remarks(name, line, job.data.labels):
         record.reporter.note(remark)
-    return line
+    return line, logits
 
 
 def _measure(job: Job, progress: Progress) -> Measurement:

@@ -1,107 +1,63 @@
-"""The figures of predictions: summed batch by batch on the device and over ranks, then computed once.
+"""The figures of predictions, computed from the logits of a whole split.
 
-Dimension letters: B batch, C class, N sequences.
+Dimension letters: C class, N sequences.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from ftkit.data.arrays import Labels, TokenSplit
-from ftkit.data.batching import Indices
-from ftkit.data.standard import Standard
+from ftkit.data.arrays import Labels
 from ftkit.records.schema import LabelScores, Scores
 
-Sum = Callable[[torch.Tensor], torch.Tensor]
-"""Returns the sum of a tensor over all ranks."""
 Array = NDArray[Any]
 
 
-class Tally(Protocol):
-    """Counts the predictions of a split; no logit outlives its micro-batch."""
-
-    def add(self, rows: Indices, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Count a micro-batch: its sequences' places in the split [B], logits [B, C], labels as in a MicroBatch."""
-
-    def figures(self, sum_over_ranks: Sum) -> dict[str, Any]:
-        """Return the fields of `Scores`; called by every rank."""
-
-
-def tally_of(split: TokenSplit, labels: Labels, device: torch.device) -> Tally:
-    """Return what counts predictions of labels of a kind.
+def figures_of(logits: NDArray[np.float32], true: Array, labels: Labels) -> dict[str, Any]:
+    """Return the figures of a model's outputs.
 
     Args:
-        split: what is scored.
+        logits: [N, C]; of a number [N, 1].
+        true: the labels, as a `TokenSplit` has them.
         labels: their kind and names.
-        device: where the logits are.
+
+    Returns:
+        Fields of `Scores`.
+    """
+    answered = answers_of(logits, labels)
+    if labels.kind == "single":
+        num = len(labels.names)
+        counts = np.bincount(true * num + answered, minlength=num * num)
+        return class_figures(counts.reshape(num, num), labels.names)
+    if labels.kind == "regression":
+        return number_figures(answered, labels.standard.restored(true))
+    hits = ((answered == 1) & (true == 1)).sum(axis=0)
+    sets = np.unique(true, axis=0, return_counts=True)[1]
+    return {
+        **label_figures(hits, answered.sum(axis=0), true.sum(axis=0), labels.names),
+        "exact_match": float((answered == true).all(axis=1).mean()),
+        "baseline": float(sets.max() / len(true)),
+    }
+
+
+def answers_of(logits: NDArray[np.float32], labels: Labels) -> Array:
+    """Return the answers that a model's outputs stand for.
+
+    Args:
+        logits: [N, C]; of a number [N, 1].
+        labels: their kind.
+
+    Returns:
+        The class of the largest logit, int64 [N]; which labels have a logit above 0, a sigmoid of one half, int8
+        [N, C]; or the number in the data's units, float64 [N].
     """
     if labels.kind == "single":
-        return _ClassTally(labels.names, device)
+        return np.asarray(logits.argmax(axis=1))
     if labels.kind == "multi":
-        return _LabelTally(split, labels.names, device)
-    return _NumberTally(split, labels.standard, device)
-
-
-class _ClassTally:
-    """A confusion matrix."""
-
-    def __init__(self, names: Sequence[str], device: torch.device) -> None:
-        self._names = names
-        self._matrix_CC = torch.zeros(len(names), len(names), dtype=torch.float64, device=device)
-
-    def add(self, rows: Indices, logits: torch.Tensor, labels: torch.Tensor) -> None:  # noqa: ARG002  # see Tally
-        num = len(self._names)
-        pairs = labels * num + logits.argmax(dim=-1)
-        self._matrix_CC += torch.bincount(pairs, minlength=num * num).view(num, num)
-
-    def figures(self, sum_over_ranks: Sum) -> dict[str, Any]:
-        matrix = sum_over_ranks(self._matrix_CC).cpu().numpy()
-        return class_figures(matrix.astype(np.int64), self._names)
-
-
-class _LabelTally:
-    """Hits, answers and truths of each label, and texts that are right as a whole."""
-
-    def __init__(self, split: TokenSplit, names: Sequence[str], device: torch.device) -> None:
-        self._names, self._true_NC = names, split.labels
-        self._counts = torch.zeros(2, len(names), dtype=torch.float64, device=device)
-        self._num_exact = torch.zeros((), dtype=torch.float64, device=device)
-
-    def add(self, rows: Indices, logits: torch.Tensor, labels: torch.Tensor) -> None:  # noqa: ARG002  # see Tally
-        answered, true = logits > 0, labels == 1  # a sigmoid of one half
-        counts, num_exact = torch.stack([(answered & true).sum(0), answered.sum(0)]), (answered == true).all(1).sum()
-        self._counts += counts
-        self._num_exact += num_exact
-
-    def figures(self, sum_over_ranks: Sum) -> dict[str, Any]:
-        hits, answered = sum_over_ranks(self._counts).cpu().numpy()
-        num_texts = len(self._true_NC)
-        sets = np.unique(self._true_NC, axis=0, return_counts=True)[1]
-        return {
-            **label_figures(hits, answered, self._true_NC.sum(axis=0), self._names),
-            "exact_match": float(sum_over_ranks(self._num_exact)) / num_texts,
-            "baseline": float(sets.max() / num_texts),
-        }
-
-
-class _NumberTally:
-    """All predicted numbers: ranks need every one of them."""
-
-    def __init__(self, split: TokenSplit, standard: Standard, device: torch.device) -> None:
-        self._standard, self._true_N = standard, standard.restored(split.labels)
-        self._predicted_N = torch.zeros(len(split), dtype=torch.float64, device=device)
-
-    def add(self, rows: Indices, logits: torch.Tensor, labels: torch.Tensor) -> None:  # noqa: ARG002  # see Tally
-        places = torch.as_tensor(rows, device=logits.device)
-        self._predicted_N[places] = logits.squeeze(-1).to(torch.float64)
-
-    def figures(self, sum_over_ranks: Sum) -> dict[str, Any]:
-        # Each rank has left zeros where others predicted.
-        predicted = sum_over_ranks(self._predicted_N).cpu().numpy()
-        return number_figures(self._standard.restored(predicted), self._true_N)
+        return (logits > 0).astype(np.int8)
+    return labels.standard.restored(logits[:, 0].astype(np.float64))
 
 
 def class_figures(matrix: NDArray[np.int64], names: Sequence[str]) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def test_sizes_have_three_digits(count, shown):
 
 
 @pytest.mark.parametrize(
-    ("share", "shown"), [(0.0, "0 %"), (0.0042, "+0.42 %"), (-0.353, "-35.30 %"), (-0.00003, "-0.003 %")]
+    ("share", "shown"), [(0.0, "0 %"), (0.0042, "+0.42 %"), (-0.353, "-35.30 %"), (-0.00003, "< 0.01 %")]
 )
 def test_only_an_exact_prediction_has_an_error_of_zero(share, shown):
     assert words.signed_percent(share) == shown

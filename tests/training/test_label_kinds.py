@@ -14,6 +14,7 @@ from sklearn import metrics
 from ftkit.config.files import load_config
 from ftkit.errors import ConfigError, ModelError
 from ftkit.machine.process import ProcessContext
+from ftkit.records.answers import answers_file, read_answers
 from ftkit.training.loop import train_run
 from tests.helpers import WORDS, Notes, save_tiny_model
 
@@ -68,6 +69,27 @@ def answers(folder, monkeypatch):
     return model.config, torch.stack(logits), [row["label"] for row in rows], card
 
 
+def kept_answers(folder, record, logits):
+    """Check the answers that a run kept against its record and the logits of the test split."""
+    kept, line = read_answers(answers_file(folder, "test")), record.last_evaluation("test")
+    assert (len(kept), kept.step, kept.kind) == (16, record.result.best_step, record.run.labels.kind)
+    assert len(read_answers(answers_file(folder, "validation"))) == 16
+    if kept.kind == "single":
+        assert line.accuracy == kept.is_right.mean()
+        np.testing.assert_allclose(kept.probabilities, logits.softmax(-1), atol=1e-5)
+    elif kept.kind == "multi":
+        assert line.exact_match == kept.is_right.mean()
+        np.testing.assert_allclose(kept.probabilities, logits.sigmoid(), atol=1e-5)
+    else:
+        assert line.mae == pytest.approx(np.abs(kept.labels - kept.answers).mean())
+    assert set(kept.shown) == set(np.flatnonzero(~kept.is_right).tolist())
+    assert all(shown.where.startswith(kept_file(record)) for shown in kept.shown.values())
+
+
+def kept_file(record):
+    return f"{record.run.config['data']['dataset']}/test.jsonl"
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_one_class_is_scored_as_plain_libraries_do(method, model, texts, tmp_path, monkeypatch):
     record, _ = run(model, texts / "single", tmp_path, f"method.name={method}")
@@ -79,6 +101,7 @@ def test_one_class_is_scored_as_plain_libraries_do(method, model, texts, tmp_pat
     assert scores.loss == pytest.approx(float(torch.nn.functional.cross_entropy(logits, true)), rel=1e-4)
     assert scores.accuracy == metrics.accuracy_score(true, logits.argmax(-1))
     assert "| good |" in card
+    kept_answers(tmp_path, record, logits)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -98,6 +121,7 @@ def test_several_labels_are_scored_as_plain_libraries_do(method, model, texts, t
     assert scores.f1_micro == pytest.approx(metrics.f1_score(true, logits > 0, average="micro"))
     assert "above 0" in card
     assert "any of 3 labels" in said
+    kept_answers(tmp_path, record, logits)
     assert best_is(record, "f1_micro", max)
 
 
@@ -117,6 +141,7 @@ def test_numbers_are_scored_as_plain_libraries_do(method, standardize, model, te
     rounding = torch.finfo(torch.float32).eps * abs(predicted).max() / predicted.std()
     assert scores.pearson == pytest.approx(stats.pearsonr(labels, predicted).statistic, abs=10 * rounding)
     assert best_is(record, "rmse", min)
+    kept_answers(tmp_path, record, logits)
 
 
 def best_is(record, metric, best):

@@ -4,7 +4,6 @@ import warnings
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -14,15 +13,11 @@ from sklearn import metrics
 from ftkit.data.arrays import Labels
 from ftkit.data.standard import Standard
 from ftkit.records.schema import Scores
-from ftkit.training.metrics import class_figures, number_figures, remarks, tally_of
+from ftkit.training.metrics import class_figures, figures_of, number_figures, remarks
 from tests.helpers import ragged_split
 
-TASK, CPU = "sequence-classification", torch.device("cpu")
+TASK = "sequence-classification"
 NAMES = ("a", "b", "c")
-
-
-def alone(tensor):
-    return tensor
 
 
 def scores(**figures):
@@ -42,14 +37,11 @@ def test_figures_of_classes_are_those_of_scikit_learn(answers):
     assert found.baseline == pytest.approx(np.bincount(true).max() / len(true))
 
 
-def test_figures_of_several_labels_are_those_of_scikit_learn_in_whatever_batches():
+def test_figures_of_several_labels_are_those_of_scikit_learn():
     split = ragged_split(TASK, num_samples=40, kind="multi")
-    logits = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    logits = np.random.default_rng(0).standard_normal((40, 3)).astype(np.float32)
     logits[:, 2] = -1.0  # a label that is never answered
-    tally = tally_of(split, Labels("multi", NAMES), CPU)
-    for rows in np.array_split(np.random.default_rng(0).permutation(40), 7):
-        tally.add(rows, logits[rows], torch.as_tensor(split.labels[rows], dtype=torch.float32))
-    found, predicted = scores(**tally.figures(alone)), (logits > 0).int().numpy()
+    found, predicted = scores(**figures_of(logits, split.labels, Labels("multi", NAMES))), (logits > 0).astype(int)
     for average, figure in (("macro", found.f1_macro), ("micro", found.f1_micro), ("weighted", found.f1_weighted)):
         assert figure == pytest.approx(metrics.f1_score(split.labels, predicted, average=average, zero_division=0))
     assert found.exact_match == pytest.approx(metrics.accuracy_score(split.labels, predicted))
@@ -78,10 +70,8 @@ def test_figures_of_numbers_are_those_of_scipy_and_scikit_learn(predicted, true)
 def test_standardised_numbers_are_scored_in_the_units_of_the_data():
     standard = Standard(10.0, 4.0)
     split = ragged_split(TASK, kind="regression")
-    tally = tally_of(split, Labels("regression", ("n",), standard), CPU)
-    outputs = torch.as_tensor(split.labels + 0.5, dtype=torch.float32)
-    tally.add(np.arange(len(split)), outputs[:, None], outputs)
-    found = scores(**tally.figures(alone))
+    outputs = (split.labels + 0.5).astype(np.float32)
+    found = scores(**figures_of(outputs[:, None], split.labels, Labels("regression", ("n",), standard)))
     assert found.mae == pytest.approx(2.0)  # half a deviation
     assert found.baseline == pytest.approx(standard.restored(split.labels).std())
 
@@ -109,7 +99,5 @@ def test_predictions_that_say_nothing_are_remarked_for_the_other_kinds_too():
         "warning: test: all predictions are the same number"
     ]
     split = ragged_split(TASK, kind="multi")
-    tally = tally_of(split, Labels("multi", NAMES), CPU)
-    tally.add(np.arange(24), -torch.ones(24, 3), torch.as_tensor(split.labels))
-    silent = scores(**tally.figures(alone))
+    silent = scores(**figures_of(-np.ones((24, 3), np.float32), split.labels, Labels("multi", NAMES)))
     assert remarks("test", silent, Labels("multi", NAMES)) == ["warning: test: no text is given any label"]

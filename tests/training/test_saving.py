@@ -28,7 +28,8 @@ def test_a_run_that_is_stopped_while_its_best_weights_are_tested_keeps_its_last_
     def worse_each_time(*arguments):
         if (loss := next(scores, None)) is None:
             raise StopNow
-        return evaluate(*arguments).model_copy(update={"loss": loss})
+        scored, logits = evaluate(*arguments)
+        return scored.model_copy(update={"loss": loss}), logits
 
     monkeypatch.setattr(loop, "evaluate", worse_each_time)
     with pytest.raises(InterruptedRunError):
@@ -41,7 +42,8 @@ def test_as_many_good_validations_as_are_asked_for_keep_their_weights(work, tmp_
     scores = iter([0.4, 0.1, 0.3, 0.2])
 
     def changed(*arguments):
-        return evaluate(*arguments).model_copy(update={"loss": next(scores)})
+        scored, logits = evaluate(*arguments)
+        return scored.model_copy(update={"loss": next(scores)}), logits
 
     monkeypatch.setattr(loop, "evaluate", changed)
     train(work, tmp_path, *EVERY_STEP, "training.keep_best=2", "training.keep_checkpoints=1")

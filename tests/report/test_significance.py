@@ -1,0 +1,112 @@
+"""Differences between methods have the interval and the p that scipy finds, and the interval covers the truth."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ftkit.records.answers import Answers, answers_file, as_lines
+from ftkit.report import text
+from ftkit.report.collect import Run
+from ftkit.report.page import html_page
+from ftkit.report.significance import bootstrap, compare_groups, holm, mcnemar, sign_flips
+from tests.report.test_scores import scored
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 0), (3, 3), (1, 9), (40, 12), (700, 500)])
+def test_mcnemar_is_the_exact_binomial_test_of_scipy(first, second):
+    wanted = stats.binomtest(first, first + second).pvalue if first + second else 1.0
+    assert mcnemar(first, second) == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize("values", ["thirds", "numbers"])
+def test_the_interval_and_the_sign_flips_are_those_of_scipy_within_the_error_of_the_draws(values):
+    draw = np.random.default_rng(1)
+    found = draw.choice([-1.0, -1 / 3, 0.0, 1 / 3, 1.0], size=200) if values == "thirds" else draw.standard_normal(200)
+    found += 0.1
+    wanted = stats.bootstrap((found,), np.mean, method="percentile", n_resamples=9999, rng=2).confidence_interval
+    # A quantile of 10,000 draws is off by sqrt(0.025 * 0.975 / 10,000) / density: 0.027 deviations of the mean
+    assert bootstrap(found) == pytest.approx(tuple(wanted), abs=6 * 0.027 * found.std() / 200**0.5)
+    flipped = stats.permutation_test((found,), np.mean, permutation_type="samples", n_resamples=9999, rng=3).pvalue
+    assert sign_flips(found) == pytest.approx(flipped, abs=6 * (flipped / 10_000) ** 0.5 + 1e-3)
+
+
+def test_the_interval_covers_the_truth_in_ninety_five_of_a_hundred_simulated_test_sets():
+    draw = np.random.default_rng(4)
+    shares, num_trials = np.array([0.07, 0.83, 0.10]), 1000  # second alone right, alike, first alone right
+    covered = 0
+    for trial in range(num_trials):
+        low, high = bootstrap(draw.choice([-1.0, 0.0, 1.0], size=400, p=shares), seed=trial)
+        covered += low <= 0.03 <= high
+    assert 0.93 <= covered / num_trials <= 0.97
+
+
+def test_holm_corrects_as_the_definition_says():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, 0.5]) == [1.0, 1.0]
+
+
+def run(folder, name, is_right, texts=None, seed=0, kind="single"):
+    """A run that answered a question right or not."""
+    is_right = np.asarray(is_right)
+    labels = np.zeros(len(is_right), dtype=np.int64)
+    answered = (~is_right.astype(bool)).astype(np.int64)
+    if kind == "regression":
+        labels, answered = labels.astype(float), is_right.astype(float)
+    shares = None if kind == "regression" else np.stack([1 - answered, answered], axis=1).astype(float)
+    texts = tuple(texts or (f"{place:016x}" for place in range(len(is_right))))
+    path = answers_file(folder / name, "test")
+    path.parent.mkdir(parents=True)
+    path.write_text(as_lines(Answers("test", 1, kind, ("a", "b"), texts, labels, answered, shares, {})))
+    record = scored("single").record
+    config = {"method": {"name": name.partition("-")[0]}, "training": {"seed": seed}}
+    return Run(name, record.model_copy(update={"run": record.run.model_copy(update={"config": config})}), folder / name)
+
+
+def test_the_better_of_two_methods_is_named_with_its_interval_and_p(tmp_path):
+    better = run(tmp_path, "lora", [1] * 90 + [0] * 10)
+    worse = run(tmp_path, "full", [1] * 70 + [0] * 30)
+    (found,) = compare_groups({"full": [worse], "LoRA": [better]})
+    assert found.first == "LoRA"
+    assert found.difference == pytest.approx(0.2)
+    assert found.sentence().startswith("LoRA is better than full by 20.0 points (")
+    assert "p < 0.001 on 100 texts" in found.sentence()
+    assert "is better than" in html_page([worse, better])
+    assert "is better than" in text.markdown([worse, better])
+    assert '"difference": 0.2' in text.as_json([worse, better])
+
+
+def test_methods_that_chance_may_set_apart_are_not_called_better(tmp_path):
+    one, other = run(tmp_path, "a", [1] * 52 + [0] * 48), run(tmp_path, "b", [1] * 51 + [0] * 49)
+    (found,) = compare_groups({"a": [one], "b": [other]})
+    assert "a and b cannot be told apart" in found.sentence()
+
+
+def test_runs_are_paired_by_their_texts_in_whatever_order_and_the_rest_is_counted(tmp_path):
+    one = run(tmp_path, "a", [1, 0, 1, 1], ["x", "y", "y", "only a"])
+    other = run(tmp_path, "b", [0, 1, 0], ["y", "y", "x"])
+    (found,) = compare_groups({"a": [one], "b": [other]})
+    assert (found.num_texts, found.num_unpaired) == (3, 1)
+    assert found.difference == pytest.approx(1 / 3)
+
+
+def test_several_seeds_are_taken_together_and_several_methods_corrected(tmp_path):
+    draw = np.random.default_rng(0)
+    groups = {
+        name: [run(tmp_path, f"{name}-{seed}", draw.random(300) < share, seed=seed) for seed in range(3)]
+        for name, share in (("a", 0.9), ("b", 0.7), ("c", 0.69))
+    }
+    found = compare_groups(groups)
+    assert len(found) == 3
+    assert all("after Holm's correction" in one.sentence() for one in found)
+    assert {(one.first, one.p < 0.05) for one in found if "a" in (one.first, one.second)} == {("a", True)}
+
+
+def test_numbers_are_compared_by_how_far_they_are_off(tmp_path):
+    near, far = run(tmp_path, "a", [0.1] * 30, kind="regression"), run(tmp_path, "b", [0.5] * 30, kind="regression")
+    (found,) = compare_groups({"b": [far], "a": [near]})
+    assert found.sentence().startswith("a is better than b by 0.4 of mean absolute error (")
+
+
+def test_runs_of_other_texts_or_without_answers_are_not_compared(tmp_path):
+    one, other = run(tmp_path, "a", [1, 0], ["x", "y"]), run(tmp_path, "b", [1, 0], ["v", "w"])
+    assert compare_groups({"a": [one], "b": [other], "c": [scored("single")]}) == []
