@@ -28,21 +28,17 @@ class Attribution:
         micro_batch: of the step, from 0.
         module: the innermost module whose forward runs.
         layer: the layer at work, from 0; None outside the layers.
+        is_positional: the passes go through the layers; loading and the optimizer go through lists of parameters.
     """
 
     def __init__(self) -> None:
         """Start with loading."""
-        self.phase = Phase.LOAD
+        self.phase, self.is_positional = Phase.LOAD, False
         self.step = self.micro_batch = 0
         self.module = ""
         self.layer: int | None = None
         self._depth = 0
         self._last: int | None = None
-
-    @property
-    def is_positional(self) -> bool:
-        """The passes go through the layers; loading and the optimizer go through lists of parameters."""
-        return self.phase not in (Phase.LOAD, Phase.OPTIMIZER)
 
     @property
     def is_recomputing(self) -> bool:
@@ -52,6 +48,7 @@ class Attribution:
     def begin(self, phase: Phase) -> None:
         """Begin a phase, outside the layers."""
         self.phase, self.layer = phase, None
+        self.is_positional = phase not in (Phase.LOAD, Phase.OPTIMIZER)
 
     def birth(self, size: int, *, op: str = "", role: Role | None = None) -> Birth:
         """Return a birth here and now."""
@@ -141,7 +138,11 @@ class Attribution:
 
 def layer_named(name: str, layers: dict[str, int]) -> int | None:
     """Return the number of the layer whose module's name begins a name; None: none."""
-    return next((number for prefix, number in layers.items() if name.startswith(f"{prefix}.")), None)
+    end = len(name)
+    while (end := name.rfind(".", 0, end)) > 0:
+        if (number := layers.get(name[:end])) is not None:
+            return number
+    return None
 
 
 def _part(argument: object, number: int) -> object:

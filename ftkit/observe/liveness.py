@@ -47,6 +47,13 @@ class Liveness:
         entry = self._live.get(storage_key(value.untyped_storage()))
         return None if entry is None else self.tape.births[entry[1]]
 
+    def is_new(self, tensor: torch.Tensor) -> bool:
+        """Return whether a tensor's storage is on the device that is watched and not on the tape yet."""
+        key = storage_key(tensor.untyped_storage())
+        if key in self._live or key in self._elsewhere:
+            return False
+        return self._device_type in (None, tensor.device.type)
+
     def is_elsewhere(self, tensor: torch.Tensor) -> bool:
         """Return whether a tensor is not on the device that is watched, or has left it."""
         if self._device_type not in (None, tensor.device.type):

@@ -9,6 +9,7 @@ import torch
 from ftkit.observe.tape import OpKey
 
 
+@cache
 def dtype_name(dtype: torch.dtype) -> str:
     """Return a dtype's name, such as `bfloat16`."""
     return str(dtype).removeprefix("torch.")

@@ -170,7 +170,7 @@ class Recorder(foreign.DispatchMode):
             self.live.close()
 
     def _see(self, tensor: torch.Tensor, func: Any, number: int, args: tuple[Any, ...]) -> None:
-        if self.live.number_of(tensor) is not None or self.live.is_elsewhere(tensor):
+        if not self.live.is_new(tensor):
             return
         name = func.__name__
         size = tensor.untyped_storage().nbytes() if self._sizes is None else self._sizes(name, number, tensor)

@@ -5,7 +5,7 @@ Storages are counted, not tensors: a view has no bytes of its own.
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from ftkit.records.figures import Kind
@@ -66,6 +66,16 @@ class Birth:
     shape: tuple[int, ...] = ()
     dtype: str = ""
     stream: int = 0
+
+    def in_layer(self, layer: int | None) -> "Birth":
+        """Return the like of it in another layer."""
+        if type(self) is not Birth:
+            return replace(self, layer=layer)
+        # Field by field: `replace` takes several times as long, and a deep tape asks for each of its storages.
+        return Birth(
+            self.size, self.phase, self.step, self.micro_batch, self.module, layer,
+            self.recomputed, self.role, self.op, self.shape, self.dtype, self.stream,
+        )  # fmt: skip
 
 
 @dataclass

@@ -27,7 +27,7 @@ as seen from the layer at work: "what the layer one below me made as the second 
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ftkit.observe.tape import Tape
@@ -295,7 +295,7 @@ class _Deep:
             layer = reference.deep_home(deep, self._num_shallow, len(self._stand_ins))
             key = (layer, reference.label)
             if is_birth:
-                self._numbers[key] = self.tape.add(replace(self._shallow.births[storage], layer=layer))
+                self._numbers[key] = self.tape.add(self._shallow.births[storage].in_layer(layer))
                 self.tape.begin(self._numbers[key], deep)
             else:
                 if key not in self._numbers:
