@@ -9,11 +9,12 @@ import weakref
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from ftkit.observe.foreign import DispatchMode
 
-class LiveBytes(TorchDispatchMode):
+
+class LiveBytes(DispatchMode):
     """Counts while it is entered.
 
     Attributes:
@@ -45,7 +46,7 @@ class LiveBytes(TorchDispatchMode):
             self._sizes[key] = known[0], size
             return
         self.live += size
-        self._sizes[key] = weakref.ref(storage, lambda _, key=key: self._died(key)), size
+        self._sizes[key] = weakref.ref(storage, lambda _: self._died(key)), size
 
     def _died(self, key: int) -> None:
         self.live -= self._sizes.pop(key)[1]
