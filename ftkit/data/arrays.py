@@ -99,6 +99,21 @@ class PreparedData:
         """The kind of the labels; None for causal-lm."""
         return None if self.labels is None else self.labels.kind
 
+    @property
+    def splits(self) -> tuple[TokenSplit, ...]:
+        """The splits that there are."""
+        return tuple(split for split in (self.train, self.validation, self.test) if split is not None)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence of any split."""
+        return int(max(split.lengths.max() for split in self.splits))
+
+    @property
+    def highest_token(self) -> int:
+        """The highest number of a token in any split."""
+        return max(int(split.tokens.max()) for split in self.splits)
+
 
 def fingerprint(splits: tuple[TokenSplit | None, ...], label_names: tuple[str, ...] | None) -> str:
     """Return the SHA-256 of arrays and label names, in hexadecimal.

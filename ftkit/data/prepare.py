@@ -59,10 +59,52 @@ def prepare_data(
         DependencyError: the demo's package is missing.
     """
     source = source or load_source(config)
+    has_template = take_template(config, tokenizer)
+    config, columns, draft = _drafted(config, task, seed, model_label_names, source, has_template=has_template)
+    with kept(draft.findings):
+        standard = _standard(draft, config)
+        encoded, findings = _encode_all(draft, columns, tokenizer, config, seed)
+    train = source.splits["train"]
+    ignored = tuple(name for name in train.column_names if not any(_is_of(used, name) for used in columns.used))
+    if task == "causal-lm" and (names := forgotten(columns, train.column_names)):
+        cure = "leave the names of columns out, or give data.prompt_template"
+        findings.append(warning(f"{listed(names)} belongs to what is asked, and is not read", cure))
+    report = _report(draft, encoded, source, columns, ignored, findings)
+    splits = {split: _learned(result.split, standard) for split, result in encoded.items()}
+    ordered = (splits["train"], splits.get("validation"), splits.get("test"))
+    labels = None if draft.kind is None or draft.names is None else Labels(draft.kind, draft.names, standard)
+    scored = ("validation", "test") if labels is not None else ()
+    examples = {split: Examples(draft.rows[split]) for split in scored if split in draft.rows}
+    return PreparedData(task, *ordered, labels, fingerprint(ordered, draft.names), report, examples)
+
+
+def check_rows(config: DataConfig, task: Task, seed: int) -> None:
+    """Read a dataset as far as that goes without a tokenizer: files, columns, labels and splits.
+
+    Args:
+        config: which texts, columns and splits.
+        task: what they are for.
+        seed: of made splits.
+
+    Raises:
+        DataError, DependencyError: as `prepare_data`; a chat template is taken to be there.
+    """
+    _drafted(config, task, seed, None, load_source(config), has_template=True)
+
+
+def _drafted(
+    config: DataConfig,
+    task: Task,
+    seed: int,
+    model_label_names: tuple[str, ...] | None,
+    source: Source,
+    *,
+    has_template: bool,
+) -> tuple[DataConfig, Columns, Draft]:
+    """Choose columns and rows of a dataset, and check and split them."""
     if source.is_lines and task == "sequence-classification":
         raise DataError(f"{source.name} is text without labels; give a CSV, JSONL or Parquet file with a label column")
     train = source.splits["train"]
-    has_template = take_template(config, tokenizer)
     config, guesses = name_two_columns(config, task, train)
     names = field_names(train, config)
     columns = choose_columns(
@@ -78,19 +120,7 @@ def prepare_data(
         make_splits(draft, columns, config, seed)
         if not columns.is_running:  # there a sequence is a block of tokens, to be drawn when it is cut
             draw(draft, config, seed)
-        standard = _standard(draft, config)
-        encoded, findings = _encode_all(draft, columns, tokenizer, config, seed)
-    ignored = tuple(name for name in train.column_names if not any(_is_of(used, name) for used in columns.used))
-    if task == "causal-lm" and (names := forgotten(columns, train.column_names)):
-        cure = "leave the names of columns out, or give data.prompt_template"
-        findings.append(warning(f"{listed(names)} belongs to what is asked, and is not read", cure))
-    report = _report(draft, encoded, source, columns, ignored, findings)
-    splits = {split: _learned(result.split, standard) for split, result in encoded.items()}
-    ordered = (splits["train"], splits.get("validation"), splits.get("test"))
-    labels = None if draft.kind is None or draft.names is None else Labels(draft.kind, draft.names, standard)
-    scored = ("validation", "test") if labels is not None else ()
-    examples = {split: Examples(draft.rows[split]) for split in scored if split in draft.rows}
-    return PreparedData(task, *ordered, labels, fingerprint(ordered, draft.names), report, examples)
+    return config, columns, draft
 
 
 def _standard(draft: Draft, config: DataConfig) -> Standard:

@@ -1,6 +1,6 @@
 """Set up a run: the job, and what it is made of."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,28 +11,24 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ftkit.config.paths import with_absolute_paths
-from ftkit.config.tree import LabelKind, RunConfig
-from ftkit.data.arrays import PreparedData, TokenSplit
+from ftkit.config.tree import RunConfig
+from ftkit.data.arrays import PreparedData
 from ftkit.data.batching import Padding, check_cut, count_steps
 from ftkit.data.class_weights import class_weights
-from ftkit.data.prepare import prepare_data
 from ftkit.engine.assemble import Counts, assemble
 from ftkit.engine.protocol import Engine
-from ftkit.engine.resolve import Devices, EngineKind, ResolvedRun, resolve
-from ftkit.errors import ConfigError, ModelError
+from ftkit.engine.resolve import EngineKind, ResolvedRun
 from ftkit.machine.process import ProcessContext, first_decides
 from ftkit.machine.versions import versions
 from ftkit.models.build import check_positions, check_tokens
-from ftkit.models.gguf import as_safetensors
-from ftkit.models.source import Source, load_config, load_tokenizer, own_label_kind, own_label_names, resolve_source
-from ftkit.models.start import settle_start
+from ftkit.models.source import Source
 from ftkit.observe.meter import Meter
 from ftkit.plan.predicted import AnyPrediction
-from ftkit.plan.preflight import check_weights, plan_first
+from ftkit.plan.preflight import plan_first
 from ftkit.plan.shapes import Sequences
-from ftkit.report.metrics import KINDS
 from ftkit.training import checkpoint
-from ftkit.training.folder import check_folder, open_folder
+from ftkit.training.first_look import check_disk, look_first
+from ftkit.training.folder import open_folder
 from ftkit.training.padding import settle_padding
 from ftkit.training.reporters import Reporter
 from ftkit.training.same_run import resumable_part
@@ -41,7 +37,6 @@ from ftkit.training.writer import Writer
 
 _WARMUP_WARNING = 1 / 3
 _PADDING = "padding"
-_KINDS = {"single": "one class", "multi": "several labels", "regression": "a number", None: "next tokens"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,7 @@ class Job:
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence of any split."""
-        return int(max(split.lengths.max() for split in _splits(self.data)))
+        return self.data.longest
 
     @cached_property
     def target_weights(self) -> NDArray[np.int64] | NDArray[np.float64]:
@@ -102,28 +97,18 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     """
     note = reporter.note if process.is_main else _silent
     config = with_absolute_paths(config)
-    asked = resolve(config, Devices.of(process))
-    first_decides(process, lambda: check_folder(config, is_resumed=resume))
-    source = as_safetensors(resolve_source(config.model, config.task), note)
+    found = look_first(config, process, note, is_resumed=resume)
+    source, tokenizer, data, architecture, longest = (
+        found.source, found.tokenizer, found.data, found.architecture, found.longest
+    )  # fmt: skip
     meter = Meter(process.device)
-    tokenizer = load_tokenizer(source)
-    asked = replace(asked, config=settle_start(asked.config, source, tokenizer))
-    keeps_head = config.task == "sequence-classification" and not config.model.new_head
-    own_labels = own_label_names(source) if keeps_head else None
-    check_weights(asked.config, process, load_config(source, own_labels, tokenizer.pad_token_id))
-    data = prepare_data(config.data, config.task, tokenizer, config.training.seed, own_labels)
-    for line in data.report.lines():
-        note(line)
-    longest = int(max(split.lengths.max() for split in _splits(data)))
-    asked = replace(asked, config=_with_weights(asked.config, data, note))
-    _check_best_metric(config.training.best_metric, data.label_kind)
-    if keeps_head:
-        _check_head(source, data.label_kind)
-    architecture = load_config(source, data.label_names, tokenizer.pad_token_id, data.label_kind)
+    asked = replace(found.run, config=_with_weights(found.run.config, data, note))
     sequences = Sequences(
-        len(data.train), longest, are_equal=all(split.lengths.min() == longest for split in _splits(data))
+        len(data.train), longest, are_equal=all(split.lengths.min() == longest for split in data.splits)
     )
     batch, prediction = plan_first(asked.config, process, architecture, sequences, note)
+    if prediction is not None:
+        first_decides(process, lambda: check_disk(config, prediction.disk_bytes or 0))
     check_cut(batch, longest)
     run = asked.cut_by(batch)
     training = config.training
@@ -135,14 +120,14 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
 
     def before_engine(model: nn.Module) -> None:
         check_positions(model, longest)
-        check_tokens(model, max(int(split.tokens.max()) for split in _splits(data)))
+        check_tokens(model, data.highest_token)
         if run.engine is EngineKind.DEEPSPEED:
             note("starting DeepSpeed; the first time, it compiles for a minute or more (offload: for up to five)")
 
     assembled = assemble(run, source, architecture, process, before_engine, note)
     engine = assembled.engine
     meter.enter(_PADDING)
-    run, padding = settle_padding(run, engine, _splits(data), tokenizer, note)
+    run, padding = settle_padding(run, engine, data.splits, tokenizer, note)
     meter.discard(_PADDING)
     return Job(
         run, process, folder, source, tokenizer, data, engine, num_steps, assembled.counts, meter, prediction, padding
@@ -156,28 +141,6 @@ def _with_weights(config: RunConfig, data: PreparedData, note: Callable[[str], N
         shown = [f"{name} {weight:.3g}" for name, weight in weights.items()]
         note(f"class weights: {', '.join(shown[:8])}" + (f", and {len(shown) - 8} more" if len(shown) > 8 else ""))
     return config.model_copy(update={"training": config.training.model_copy(update={"class_weights": weights})})
-
-
-def _check_head(source: Source, kind: LabelKind | None) -> None:
-    """Refuse to go on with a head that was trained for labels of another kind."""
-    own = own_label_kind(source)
-    if own not in (None, kind):
-        raise ModelError(
-            f"the head of {source.name} was trained for {_KINDS[own]}, and the data's labels are {_KINDS[kind]}; draw "
-            f"a new head with model.new_head=true, or say data.label_kind={own}"
-        )
-
-
-def _check_best_metric(metric: str, kind: LabelKind | None) -> None:
-    """Refuse to keep the best model by a figure that these labels do not have."""
-    if metric not in KINDS[kind]:
-        raise ConfigError(
-            f"training.best_metric={metric} is not a score of {_KINDS[kind]}; choose one of {', '.join(KINDS[kind])}"
-        )
-
-
-def _splits(data: PreparedData) -> Iterator[TokenSplit]:
-    yield from (split for split in (data.train, data.validation, data.test) if split is not None)
 
 
 def _silent(text: str) -> None:

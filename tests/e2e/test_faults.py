@@ -236,7 +236,7 @@ FAULTS = {
         ["no chat template", "prompt and completion"],
     ),
     # the model
-    "no model there": (given("--model", "./absent"), MODEL, ["no model at absent", "give a folder"]),
+    "no model there": (given("--model", "./absent"), MODEL, ["no model at", "absent; give a folder"]),
     "no model on the hub": (given("--model", "nobody/nothing"), MODEL, ["'nobody/nothing'", "or a hub name"]),
     "a folder without config.json": (model(lambda one: (one / "config.json").unlink()), MODEL, ["no config.json"]),
     "a config.json that is broken": (model(rewritten("config.json", "{")), MODEL, ["config", "Give a local folder"]),
@@ -342,7 +342,7 @@ CHECKPOINTS = {
         [],
         ["optimizer.safetensors is missing", "an older checkpoint"],
     ),
-    "none at all": (shutil.rmtree, [], ["no checkpoint in", "start without --resume"]),
+    "none at all": (shutil.rmtree, [], ["no checkpoint in", "start it again with --overwrite"]),
     "another rate": (lambda _: None, ["--learning-rate", "0.5"], ["optimizer.learning_rate", "resume with the same"]),
     "other data": (lambda _: None, ["--set", "data.max_train_samples=50"], ["max_train_samples", "the same"]),
 }

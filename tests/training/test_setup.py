@@ -4,7 +4,7 @@ import pytest
 
 from ftkit.config.files import load_config
 from ftkit.engine.resolve import Devices, resolve
-from ftkit.errors import ConfigError, DataError, DoesNotFitError
+from ftkit.errors import DataError, DoesNotFitError, SeveralMistakesError
 from ftkit.machine.process import ProcessContext
 from ftkit.models.source import load_config as load_architecture
 from ftkit.models.source import resolve_source
@@ -46,9 +46,9 @@ def test_weights_that_alone_exceed_the_memory_are_refused_before_data_are_read(m
         prepared([*settings_of(model, tmp_path), "training.plan_first=false"])
 
 
-def test_a_folder_that_another_run_filled_is_refused_before_data_are_read(model, tmp_path):
+def test_a_folder_that_another_run_filled_and_data_that_are_not_there_are_told_together(model, tmp_path):
     (tmp_path / RECORD).write_text("")
-    with pytest.raises(ConfigError, match="holds a run"):
+    with pytest.raises(SeveralMistakesError, match=r"(?s)holds a run.*absent\.csv"):
         prepared(settings_of(model, tmp_path))
 
 
