@@ -10,6 +10,7 @@
     ├── DoesNotFitError       the configuration needs more memory than there is
     ├── DivergedError         the loss became NaN or infinite
     ├── PeerLostError         another rank of the job ended early
+    ├── SeveralMistakesError  more than one of these, found before training
     ├── PlannerError          the planner failed, which is our mistake; training without a plan is the way round it
     └── InterruptedRunError   a signal ended the run; the same command with --resume goes on
 
@@ -17,7 +18,7 @@ Anything else that escapes is our own mistake and keeps its traceback.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class FtkitError(Exception):
@@ -77,9 +78,36 @@ class DivergedError(FtkitError):
 
 
 class PeerLostError(FtkitError):
-    """Another rank of the job ended early."""
+    """Another rank of the job ended early.
+
+    Attributes:
+        is_unexplained: whether that rank had no time to say why, so that nobody but this one tells of it.
+    """
 
     exit_code = 10
+
+    def __init__(self, message: str, *, is_unexplained: bool = False) -> None:
+        """Take the sentence."""
+        super().__init__(message)
+        self.is_unexplained = is_unexplained
+
+
+class SeveralMistakesError(FtkitError):
+    """More than one mistake, each with its own sentence; the exit code is that of the first."""
+
+    def __init__(self, errors: Sequence[FtkitError]) -> None:
+        """Put the sentences below one another.
+
+        Args:
+            errors: two or more; a sentence that stands twice is said once.
+        """
+        sentences = list(dict.fromkeys(str(error) for error in errors))
+        self.exit_code = errors[0].exit_code
+        super().__init__(
+            sentences[0]
+            if len(sentences) == 1
+            else "\n".join([f"{len(sentences)} mistakes:", *(f"  - {sentence}" for sentence in sentences)])
+        )
 
 
 class PlannerError(FtkitError):

@@ -171,10 +171,10 @@ def _fail(error: FtkitError, rank: int) -> NoReturn:
     """Say what was wrong.
 
     Other ranks than the first wait a moment: where the first has said the same, the launcher ends them. Who has only
-    lost another rank waits longer, for that one to say why.
+    lost another rank waits longer, for that one to say why, if it can.
     """
     if is_one_of_several():
-        time.sleep(5 if isinstance(error, PeerLostError) else 3 if rank else 0)
+        time.sleep((0 if error.is_unexplained else 5) if isinstance(error, PeerLostError) else 3 if rank else 0)
     click.echo(f"{'error' if rank == 0 else f'error on rank {rank}'}: {error}", err=True)
     if click.get_current_context().obj == "debug":
         traceback.print_exc()

@@ -14,6 +14,7 @@ from ftkit.machine import foreign
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed.distributed_c10d import Store
 
 Launcher = Literal["none", "deepspeed", "torchrun"]
 Choice = TypeVar("Choice")
@@ -100,6 +101,9 @@ def join(process: ProcessContext, timeout_seconds: float = TIMEOUT_SECONDS) -> N
     Args:
         process: the place of this process.
         timeout_seconds: after which a rank that does not answer counts as lost.
+
+    Raises:
+        DeviceError: the ranks cannot meet, perhaps since another job has the port.
     """
     import torch
     from torch import distributed
@@ -111,11 +115,37 @@ def join(process: ProcessContext, timeout_seconds: float = TIMEOUT_SECONDS) -> N
         torch.accelerator.set_device_index(device.index)
     backend = "nccl" if device.type == "cuda" else distributed.get_default_backend_for_device(device)
     if process.world_size > 1:
-        distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+        timeout = timedelta(seconds=timeout_seconds)
+        store = _meeting_store(timeout)
+        distributed.init_process_group(
+            backend, store=store, rank=process.rank, world_size=process.world_size, timeout=timeout
+        )
     else:
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it even where nothing was launched
         store = distributed.HashStore()  # type: ignore[attr-defined]  # documented, but not in its __all__
         distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+
+
+def _meeting_store(timeout: timedelta, environment: Mapping[str, str] = os.environ) -> "Store":
+    """Return the store through which the ranks find one another, with names of its own for each start of the job.
+
+    torchrun keeps one store while it starts the ranks again, and there they would find the addresses of the ranks that
+    were lost (torch 2.13, distributed/rendezvous.py: "We create a new TCPStore for every retry", which is not so where
+    the rendezvous shares its store).
+    """
+    from torch.distributed import DistNetworkError
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous as meet
+
+    try:
+        store, _, _ = next(meet("env://", timeout=timeout))
+    except DistNetworkError as error:
+        address, port = rendezvous(environment)
+        raise DeviceError(
+            f"the ranks cannot meet at {address}, port {port}: {str(error).splitlines()[0]}; if another job has the "
+            "port, choose another (deepspeed --master_port, torchrun --master-port)"
+        ) from error
+    return PrefixStore(f"start-{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def leave() -> None:

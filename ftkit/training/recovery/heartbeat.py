@@ -45,7 +45,7 @@ class Heartbeat:
             folder: the result folder, which all ranks see.
             process: the place of this process.
         """
-        self._file = folder / RANKS / f"rank-{process.rank}" if process.world_size > 1 else None
+        self._file = _file(folder, process) if process.world_size > 1 else None
         self._written = float("-inf")
         if self._file is not None:
             self._file.parent.mkdir(exist_ok=True)
@@ -61,6 +61,10 @@ class Heartbeat:
             self._written = now
             with contextlib.suppress(OSError):  # a disk that is full for a moment must not end the run over this
                 self._file.write_text(str(step), encoding="utf-8")
+
+
+def _file(folder: Path, process: ProcessContext) -> Path:
+    return folder / RANKS / f"rank-{process.rank}"
 
 
 def last_beats(folder: Path) -> list[Beat]:
@@ -85,6 +89,8 @@ def last_beats(folder: Path) -> list[Beat]:
 def named_silence(folder: Path, process: ProcessContext) -> Iterator[None]:
     """Name the rank that has been silent for longest where a collective fails because a rank is gone.
 
+    A rank that ends with an error takes its sign of life away, so one that is still there tells of a death or a hang.
+
     Args:
         folder: the result folder.
         process: the place of this process.
@@ -94,13 +100,17 @@ def named_silence(folder: Path, process: ProcessContext) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
-        if not says_peer_lost(str(error)):
+    except Exception as error:
+        if not isinstance(error, RuntimeError) or not says_peer_lost(str(error)):
+            _file(folder, process).unlink(missing_ok=True)  # this rank says by itself why it ends
             raise
         silence = describe_silence(folder, process)
         raise PeerLostError(
             "another rank of this job ended early or stopped answering; its own message says why"
-            + (f" ({silence})" if silence else "")
+            if not silence
+            else f"another rank of this job was lost or stopped answering: {silence}. The last checkpoint is whole: "
+            f"--resume {folder} goes on from there",
+            is_unexplained=bool(silence),
         ) from error
 
 
