@@ -15,7 +15,8 @@ from ftkit.engine import foreign
 from ftkit.engine.ds_config import Sizes
 from ftkit.engine.jit_watch import watched_compiling
 from ftkit.engine.optim import build_optimizer, parameter_groups
-from ftkit.engine.protocol import Tensors
+from ftkit.engine.pace import HeldUpdate, Pace
+from ftkit.engine.protocol import Tensors, explained_standstill
 from ftkit.engine.released_weights import ReleasedWeights
 from ftkit.engine.resolve import ResolvedRun
 from ftkit.engine.undone_step import forget_step
@@ -41,7 +42,7 @@ class DeepSpeedEngine:
         self.objective = objective
         self._num_to_come = 0
         self.settings = run.deepspeed_dict(measure_sizes(model))
-        self._is_partitioned = run.partitions_weights
+        self._is_partitioned = self.shares_forwards = run.partitions_weights
         foreign.forget_ended_groups(deepspeed)
         watch = watched_compiling() if process.local_rank == 0 else contextlib.nullcontext()
         with _explained(), _hushed(), foreign.keeping_linear(), watch:
@@ -51,15 +52,24 @@ class DeepSpeedEngine:
                 deepspeed.zero.Init(module=model, config_dict_or_path=self.settings, dtype=run.dtype)
             self._parameters = trainable_parameters(model)
             optimizer = self._optimizer(run.config.optimizer)
+            self._update = HeldUpdate(optimizer)
             self._engine, *_ = deepspeed.initialize(
                 model=model, optimizer=optimizer, config=self.settings, dist_init_required=False
             )
+        backend = foreign.communication(deepspeed)
+        self._pace = Pace(model, self._engine.optimizer, backend, is_partitioned=self._is_partitioned)
         self._saving = ReleasedWeights(model) if self._is_partitioned else contextlib.nullcontext()
         _unlink_shared_memory(process)
 
     def begin_step(self, num_micro_batches: int) -> None:
         """Count down to the last micro-batch, after which gradients are final."""
         self._num_to_come = num_micro_batches
+        self._pace.expect_pass()
+
+    def rewind(self) -> int:
+        """Return to the start of the pass in which memory ran out; see `pace.py`."""
+        self._pace.rewind()
+        return self._num_to_come
 
     def loss(self, micro_batch: MicroBatch) -> torch.Tensor:
         """Return the loss summed over the targets of a micro-batch."""
@@ -76,6 +86,7 @@ class DeepSpeedEngine:
         self._engine.set_gradient_accumulation_boundary(self._num_to_come <= 1)
         self._engine.backward(loss * self.process.world_size, scale_wrt_gas=False)
         self._num_to_come -= 1
+        self._pace.expect_pass()
 
     def discard_gradients(self) -> None:
         """Drop the sums, wherever the stage keeps them."""
@@ -85,7 +96,9 @@ class DeepSpeedEngine:
         """Clip, update, clear."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        self._engine.step()
+        with explained_standstill(self.process):
+            self._engine.step()
+        self._update.check()
         return torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32)
 
     def reset_optimizer(self) -> None:

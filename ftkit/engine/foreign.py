@@ -156,6 +156,11 @@ def gathered(parameter: Any) -> torch.Tensor:
 # --- DeepSpeed: processes ---------------------------------------------------------------------------------------------
 
 
+def communication(deepspeed: Any) -> Any:
+    """Return the backend through which all of DeepSpeed communicates: `cdb` (deepspeed 0.19, comm/comm.py)."""
+    return deepspeed.comm.comm.cdb
+
+
 def forget_ended_groups(deepspeed: Any) -> None:
     """Let a second run in one process start anew: DeepSpeed remembers its first process group for ever.
 

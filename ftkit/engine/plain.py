@@ -13,7 +13,7 @@ from torch import distributed, nn
 from ftkit.config.tree import RunConfig
 from ftkit.data.batching import MicroBatch
 from ftkit.engine.optim import build_optimizer
-from ftkit.engine.protocol import Tensors
+from ftkit.engine.protocol import Tensors, explained_standstill
 from ftkit.machine.process import ProcessContext
 from ftkit.models.build import trainable_parameters
 from ftkit.models.objective import Objective
@@ -27,6 +27,7 @@ class PlainEngine:
     """One process per device, weights whole on each."""
 
     name = "plain"
+    shares_forwards = False
 
     def __init__(
         self, config: RunConfig, model: nn.Module, process: ProcessContext, dtype: torch.dtype, objective: Objective
@@ -42,6 +43,10 @@ class PlainEngine:
 
     def begin_step(self, num_micro_batches: int) -> None:
         """Do nothing: gradients are summed over ranks once, when they are applied."""
+
+    def rewind(self) -> int:
+        """Return 0: ranks wait for one another in the update alone, so there is nothing to take again."""
+        return 0
 
     def loss(self, micro_batch: MicroBatch) -> torch.Tensor:
         """Return the loss summed over the targets of a micro-batch."""
@@ -68,7 +73,8 @@ class PlainEngine:
     def apply_gradients(self, learning_rate: float) -> torch.Tensor:
         """Sum gradients over ranks, clip, update, clear."""
         gradients = [self._gradient(master) for master in self._masters.values()]
-        self._sum_gradients(gradients)
+        with explained_standstill(self.process):
+            self._sum_gradients(gradients)
         self._scaler.unscale_(self._optimizer)
         norm = nn.utils.get_total_norm(gradients)
         if self._max_grad_norm is not None:

@@ -1,15 +1,40 @@
 """The protocol of an engine, which two files implement; nobody above asks which one a run has."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from torch import nn
 
 from ftkit.data.batching import MicroBatch
+from ftkit.machine.memory import is_out_of_memory
 from ftkit.machine.process import ProcessContext
 from ftkit.models.objective import Objective
 from ftkit.records.figures import Kind
+
+
+class OutOfStepError(Exception):
+    """Memory ran out inside a collective's work, to which this rank cannot come any more and where the others wait."""
+
+
+@contextmanager
+def explained_standstill(process: ProcessContext) -> Iterator[None]:
+    """Tell memory that runs out among collectives from memory that runs out elsewhere.
+
+    Args:
+        process: the place of this process; where it is alone, nobody waits.
+
+    Raises:
+        OutOfStepError: memory ran out while other ranks wait.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if process.world_size == 1 or not is_out_of_memory(error):
+            raise
+        raise OutOfStepError(" ".join(str(error).split())) from error
+
 
 Tensors = dict[str, torch.Tensor]
 
@@ -24,9 +49,21 @@ class Engine(Protocol):
     dtype: torch.dtype
     process: ProcessContext
     objective: Objective
+    shares_forwards: bool
+    """Whether the ranks wait for one another in each forward, so that none may run one more than the others."""
 
     def begin_step(self, num_micro_batches: int) -> None:
-        """Say how many losses and backwards come before `apply_gradients`."""
+        """Say how many losses and backwards come before `apply_gradients`; none before a forward of an evaluation."""
+
+    def rewind(self) -> int:
+        """Return to the start of the pass in which memory ran out, on this rank alone, whose peers went on.
+
+        The pass is one forward, and the backward where the step has one. What is run next has to be the same pass with
+        another micro-batch; it is in step with the other ranks, and its results mean nothing.
+
+        Returns:
+            The losses and backwards that were to come in this step, this one counted.
+        """
 
     def loss(self, micro_batch: MicroBatch) -> torch.Tensor:
         """Return the loss summed over the targets of a micro-batch, a scalar in fp32: model and objective in one."""
@@ -41,7 +78,12 @@ class Engine(Protocol):
         """Drop the sums of a step that is undone; the next step is as if that one had never begun."""
 
     def apply_gradients(self, learning_rate: float) -> torch.Tensor:
-        """Sum gradients over ranks, clip, update, clear; return their global norm before clipping."""
+        """Sum gradients over ranks, clip, update, clear; return their global norm before clipping.
+
+        Raises:
+            OutOfStepError: memory ran out where other ranks wait for this one. Any other error for want of memory
+                comes when the ranks no longer wait, and leaves weights of which nobody knows how far they came.
+        """
 
     def reset_optimizer(self) -> None:
         """Return moments, step counts and loss scale to what they were before the first step."""

@@ -26,6 +26,19 @@ def forget_step(optimizer: Any, parameters: Iterable[nn.Parameter], *, is_partit
     Args:
         optimizer: DeepSpeed's, of any stage.
         parameters: those that train.
+        is_partitioned: whether the stage is 3, whose ranks do this together.
+    """
+    clear_pass(optimizer, parameters, is_partitioned=is_partitioned)
+    if is_partitioned:
+        _forget_order(optimizer)
+
+
+def clear_pass(optimizer: Any, parameters: Iterable[nn.Parameter], *, is_partitioned: bool) -> None:
+    """Drop the gradients and what a pass that stopped has left, on this rank alone.
+
+    Args:
+        optimizer: DeepSpeed's, of any stage.
+        parameters: those that train.
         is_partitioned: whether the stage is 3.
     """
     for parameter in parameters:
@@ -57,7 +70,7 @@ def _forget_whole(optimizer: Any) -> None:
 
 
 def _forget_partitioned(optimizer: Any) -> None:
-    """Drop what stage 3 keeps, give back what a pass has gathered, and have the order of modules recorded anew."""
+    """Drop what stage 3 keeps, and give back the weights whose backward has not come to its end."""
     for bucket in optimizer.ipg_buckets.values():
         bucket.clear_params()
     optimizer.params_already_reduced = dict.fromkeys(optimizer.params_already_reduced, False)
@@ -65,8 +78,12 @@ def _forget_partitioned(optimizer: Any) -> None:
     optimizer.grad_partitions_flat_buffer.zero_()
     optimizer.reset_cpu_buffers()
     optimizer._offload_boundary_param_ids = set()
+    optimizer.parameter_offload.get_param_coordinator().release_backward_leftovers()
+
+
+def _forget_order(optimizer: Any) -> None:
+    """Give back what a pass has gathered, and have the order of modules recorded anew."""
     coordinator = optimizer.parameter_offload.get_param_coordinator()
-    coordinator.release_backward_leftovers()
     if not coordinator.is_invalid_trace():
         coordinator._invalidate_trace()
     optimizer.parameter_offload.partition_all_parameters()

@@ -12,7 +12,9 @@ from ftkit.config.tree import BatchConfig
 from ftkit.data.arrays import Labels, TokenSplit
 from ftkit.data.batching import Indices, Padding, collate, cut
 from ftkit.engine.protocol import Engine
+from ftkit.errors import DoesNotFitError
 from ftkit.machine.memory import is_out_of_memory, release_memory
+from ftkit.machine.process import largest_of_ranks
 from ftkit.models.build import set_training
 from ftkit.records.schema import Scores
 from ftkit.step.observer import NOTHING, Observer, Phase
@@ -20,6 +22,9 @@ from ftkit.training.metrics import figures_of
 
 _BLOCK = 1024
 """Sequences that are sorted together: enough that padding nearly vanishes."""
+
+_FITS, _HALVE, _TOO_LARGE = range(3)
+"""What a rank says of a forward; the largest of all is what every rank does."""
 
 
 Logits = NDArray[np.float32] | None
@@ -89,14 +94,39 @@ def _shares(engine: Engine, split: TokenSplit, batch: BatchConfig) -> Iterator[I
 
 
 def _score_in_parts(engine: Engine, rows: Indices, score: Callable[[Indices], None]) -> None:
-    """Score the rows of a micro-batch, in halves where memory runs out; ranks that gather weights cannot part ways."""
+    """Score the rows of a micro-batch, in halves where memory runs out.
+
+    Ranks that wait for one another in each forward part ways nowhere: where memory ran out on one of them, it first
+    comes to the end of this forward with a sequence that carries no loss, and then all of them run two more.
+    """
+    engine.begin_step(0)
+    reason = None
     try:
         score(rows)
-        return
     except (RuntimeError, MemoryError) as error:
-        may_halve = engine.process.world_size == 1 or engine.name == "plain"
-        if not is_out_of_memory(error) or not may_halve or len(rows) < 2:
+        if not is_out_of_memory(error):
             raise
-    release_memory(engine.device)
-    for half in np.array_split(rows, 2):
+        reason = " ".join(str(error).split())[:200]
+    if reason is not None:  # outside the handler, whose exception holds the tensors of the forward
+        release_memory(engine.device)
+    if _agreed(engine, reason, rows, score) == _FITS:
+        return
+    rest = rows if reason is not None else rows[:0]  # a rank whose rows are scored goes along with empty ones
+    for half in np.array_split(rest, 2):
         _score_in_parts(engine, half, score)
+
+
+def _agreed(engine: Engine, reason: str | None, rows: Indices, score: Callable[[Indices], None]) -> int:
+    """Return whether a forward fitted on all ranks that wait for one another in it."""
+    outcome = _FITS if reason is None else _HALVE if len(rows) > 1 else _TOO_LARGE
+    if engine.shares_forwards and engine.process.world_size > 1:
+        if reason is not None:
+            engine.rewind()
+            score(rows[:0])
+        outcome = largest_of_ranks(engine.process, outcome)
+    if outcome == _TOO_LARGE:
+        raise DoesNotFitError(
+            f"out of memory in an evaluation with one sequence at a time: {reason or 'on another rank'}; try a shorter "
+            "data.max_length, method qlora, a higher engine.zero_stage or offload"
+        )
+    return outcome

@@ -44,6 +44,7 @@ from ftkit.training.first_steps import FirstSteps
 from ftkit.training.folder import round_as_stored, save_model, written_bytes
 from ftkit.training.metrics import remarks
 from ftkit.training.recovery.attempts import Attempts, UpdateFailedError
+from ftkit.training.recovery.beginning import Beginning
 from ftkit.training.recovery.heartbeat import Heartbeat, named_silence
 from ftkit.training.recovery.limits import Limits, keep_limits, kept_limits
 from ftkit.training.recovery.signals import StopNow, StopRequest, Work
@@ -61,7 +62,7 @@ from ftkit.training.saving import (
 )
 from ftkit.training.setup import Job, prepare
 from ftkit.training.state import Progress, Window, best_step, num_without_improvement
-from ftkit.training.steps import take_step, try_worst, wants_trial
+from ftkit.training.steps import stand_in, take_step, try_worst, wants_trial
 from ftkit.training.timeline import Watch
 
 Status = Literal["completed", "stopped early"]
@@ -125,9 +126,8 @@ def _train(  # what one run is made of
         record.reporter.note(f"going on with {limits}, since memory ran out earlier with {asked}")
     if limits.checkpointing != asked.checkpointing:
         set_checkpointing(job.engine.model, limits.checkpointing)
-    attempts = Attempts(job.engine, limits, job.longest, stop, record.tell)
-    if job.process.is_main:
-        attempts.keep = partial(keep_limits, job.folder, asked)
+    keep = partial(keep_limits, job.folder, asked)
+    attempts = Attempts(job.engine, limits, job.longest, partial(stand_in, job), stop, record.tell, keep)
     run = first_line(job.folder.name, job.run, device_name(job.engine.device), job.num_steps, job.prediction)
     run = run.model_copy(update={"labels": _labels_line(job)})
     if job.process.is_main:
@@ -185,12 +185,15 @@ def _run_steps(job: Job, progress: Progress, record: _Recorder, watch: Watch, at
         try_worst(job, attempts)
     if progress.owes_validation and _validate(job, progress, record, attempts.stop):
         save(job, progress, record.reporter.note, is_best=True, is_due=False)
+    beginning = Beginning(job, progress)
     while True:
         try:
             return _steps_from(job, progress, record, watch, attempts)
         except UpdateFailedError as error:
-            go_back(job, progress, error, record.reporter.note)
-            attempts.shrink(progress.step, str(error))
+            failed = progress.step + 1
+            if not beginning.again(progress):
+                go_back(job, progress, error, record.reporter.note)
+            attempts.shrink(failed, f"{error} in the update; going back to step {progress.step}")
 
 
 def _steps_from(job: Job, progress: Progress, record: _Recorder, watch: Watch, attempts: Attempts) -> Status:

@@ -40,6 +40,7 @@ def take_step(job: Job, batch: GlobalBatch, watch: Watch, attempts: Attempts) ->
 
     def attempt(limits: Limits) -> StepResult:
         shares = cut(train.lengths[batch.indices], limits.batch, job.process.world_size)[job.process.rank]
+        job.engine.begin_step(len(shares))  # before anything that may run out of memory
         micro_batches = [_collated(job, batch.indices[share]) for share in shares]
         # Dropout's draws depend on step and rank alone, so a resumed run draws what the first would have drawn.
         torch.manual_seed(
@@ -73,12 +74,22 @@ def try_worst(job: Job, attempts: Attempts) -> None:
 
     def attempt(limits: Limits) -> StepResult:
         shares = cut(lengths[rows], limits.batch, job.process.world_size)[job.process.rank]
+        job.engine.begin_step(len(shares[:2]))
         micro_batches = [_collated(job, rows[share]) for share in shares[:2]]  # the second adds to the first's sums
         return step.train_step(job.engine, micro_batches, 1, 0.0, attempts)
 
     job.meter.enter(_TRIAL)
     trial(attempts, attempt)
     job.meter.discard(_TRIAL)
+
+
+def stand_in(job: Job) -> MicroBatch:
+    """Return a micro-batch of the shortest sequence, whose results nobody reads.
+
+    Args:
+        job: the run.
+    """
+    return _collated(job, np.argmin(job.data.train.lengths, keepdims=True))
 
 
 def _collated(job: Job, rows: Indices) -> MicroBatch:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ftkit.engine import foreign as engine
-from ftkit.engine import undone_step
+from ftkit.engine import pace, undone_step
 from ftkit.machine import foreign as machine
 from ftkit.models import foreign as models
 from ftkit.observe import foreign as observe
@@ -41,6 +41,12 @@ class Written(NamedTuple):
 def optimizer_names(file, *names):
     """What `undone_step` forgets of an optimizer of DeepSpeed."""
     return [Written(undone_step.forget_step, "deepspeed", f"runtime/{file}", name) for name in names]
+
+
+def coordinator_names(*names):
+    """What a pass that is taken again restores of what gathers in stage 3."""
+    file = "runtime/zero/partitioned_param_coordinator.py"
+    return [Written(pace.Pace.rewind, "deepspeed", file, name) for name in names]
 
 
 PARTITIONED = "runtime/zero/partition_parameters.py"
@@ -84,6 +90,15 @@ WRITTEN = [
     Written(models.whole_numel, "deepspeed", PARTITIONED, "param.ds_numel = "),
     Written(models.whole_shape, "deepspeed", PARTITIONED, "param.ds_shape = "),
     # engine
+    *(Written(pace.Pace, "deepspeed", "comm/torch.py", f"def {name}(self") for name in pace.COLLECTIVES),
+    *coordinator_names(
+        "self.__trace_mode: ", "self.__submodule_order: ", "self.__param_order: ", "self.__step_id: ",
+        "self.__n_available_params: ", "self.__param_queue: ", "    def reset_step(self)", "COMPLETE",
+        "def _clear_trace_structures(self)", "def _clean_inflight_param_registry(self)",
+    ),
+    Written(pace.Pace.rewind, "deepspeed", PARTITIONED, "param.ds_persist = "),
+    Written(pace.Pace.rewind, "deepspeed", PARTITIONED, "param.ds_active_sub_modules = "),
+    Written(engine.communication, "deepspeed", "comm/comm.py", "\ncdb = None"),
     Written(engine.keeping_linear, "deepspeed", PARTITIONED, "torch.nn.functional.linear = zero3_linear_wrap"),
     *(
         Written(engine.flat_masters, "deepspeed", file, f"self.{name} = []")

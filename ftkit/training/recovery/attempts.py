@@ -1,19 +1,23 @@
 """Take a step again, with smaller limits, where memory ran out; and give one up where the run was asked to stop.
 
-A step is undone by dropping its gradients, and the same global batch is cut anew. Ranks agree before the update, which
-is the one place where all of them know whether their share of the step fitted:
+A step is undone by dropping its gradients, and the same global batch is cut anew. Ranks agree twice in a step, before
+the update and after it, so that all of them do the same:
 
-    one rank, or several under the plain engine   the step is taken again
-    several ranks under DeepSpeed                 the others already wait inside a collective, so the run ends, and
-                                                  says with which limits to resume
-    memory that runs out inside the update        weights may be half updated: the loop goes back to the last checkpoint
+    memory runs out in a forward or a backward    this rank goes through the rest of the step with one short sequence,
+                                                  so that it stays in step; before the update all ranks hear of it,
+                                                  undo the step and take it again
+    memory runs out in the update                 weights may be half updated: after the update all ranks hear of it
+                                                  and go back to the last checkpoint
+    memory runs out among collectives of the      the others wait for what does not come: the job ends and says with
+    update, or for one short sequence             which limits to resume
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ftkit.engine.protocol import Engine
+from ftkit.data.batching import MicroBatch
+from ftkit.engine.protocol import Engine, OutOfStepError
 from ftkit.errors import DoesNotFitError
 from ftkit.machine.memory import is_out_of_memory, release_memory
 from ftkit.machine.process import largest_of_ranks
@@ -25,7 +29,8 @@ from ftkit.training.recovery.limits import Limits
 from ftkit.training.recovery.signals import StopNow, StopRequest
 
 _FINE, _STOP, _NO_MEMORY = range(3)
-"""What a rank says before the update; the largest of all is what every rank does."""
+"""What a rank says when all of them agree; the largest of all is what every rank does."""
+_ANOTHER = "memory ran out on another rank"
 
 
 class UpdateFailedError(Exception):
@@ -36,10 +41,6 @@ class _PeerHasNoMemoryError(Exception):
     """Memory ran out on another rank."""
 
 
-def _keep_nothing(_: Limits) -> None:
-    """Keep no limits."""
-
-
 @dataclass
 class Attempts:
     """Takes the steps of a run, each as often as it needs.
@@ -48,6 +49,7 @@ class Attempts:
         engine: what trains.
         limits: those of the next step; they only shrink.
         longest: tokens of the longest sequence of the data.
+        stand_in: makes a micro-batch of one short sequence.
         stop: whether this rank was asked to stop.
         tell: takes what happened.
         keep: takes limits that a resumed run is to begin with.
@@ -57,10 +59,11 @@ class Attempts:
     engine: Engine
     limits: Limits
     longest: int
+    stand_in: Callable[[], MicroBatch]
     stop: StopRequest
     tell: Callable[[RecoveryLine], None]
+    keep: Callable[[Limits], None]
     stops: bool = False
-    keep: Callable[[Limits], None] = _keep_nothing
 
     def take(self, step: int, attempt: Callable[[Limits], StepResult]) -> StepResult:
         """Take a step until it fits.
@@ -73,49 +76,78 @@ class Attempts:
             What the step left.
 
         Raises:
-            DoesNotFitError: one sequence with every layer recomputed does not fit, or several ranks cannot undo a step.
+            DoesNotFitError: one sequence with every layer recomputed does not fit, or this rank cannot catch up.
             UpdateFailedError: memory ran out inside the update.
             StopNow: the run was asked to stop; the step is undone.
         """
         while True:
-            self._has_agreed = False
+            own_reason = None
             try:
                 return attempt(self.limits)
             except StopNow:
                 self.engine.discard_gradients()
                 raise
             except _PeerHasNoMemoryError:
-                reason = "memory ran out on another rank"
+                pass
+            except OutOfStepError as error:
+                raise self._ended(str(error)) from error
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                reason = " ".join(str(error).split())[:200]
-                self._check_undoable(reason)
-                largest_of_ranks(self.engine.process, _NO_MEMORY)
-            self.shrink(step, reason)  # outside the handlers, whose exception holds the tensors of the failed step
+                own_reason = _reason(error)
+            # Outside the handlers, whose exception holds the tensors of the failed step.
+            if own_reason is not None:
+                self._catch_up(own_reason)
+            self.shrink(step, own_reason or _ANOTHER)
 
     @contextmanager
     def during(self, phase: Phase) -> Iterator[None]:
-        """Agree with the other ranks before the update, and give the step up between two micro-batches if asked to."""
+        """Agree with the other ranks around the update, and give the step up between two micro-batches if asked to.
+
+        Args:
+            phase: of the step.
+
+        Raises:
+            UpdateFailedError, StopNow: as `take`.
+        """
         if phase is Phase.FORWARD and self.stop.is_alone and self.stop.name is not None:
             raise StopNow
-        if phase is Phase.OPTIMIZER:
-            said = largest_of_ranks(self.engine.process, _STOP if self.stop.name is not None else _FINE)
-            if said == _NO_MEMORY:
-                raise _PeerHasNoMemoryError
-            self.stops, self._has_agreed = said == _STOP, True
-        yield
+        if phase is not Phase.OPTIMIZER:
+            yield
+            return
+        answer = self._agree(_FINE if self.stop.name is None else _STOP)
+        if answer == _NO_MEMORY:
+            raise _PeerHasNoMemoryError
+        self.stops = answer == _STOP
+        own_reason = None
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            own_reason = _reason(error)
+        if self._agree(_FINE if own_reason is None else _NO_MEMORY) == _NO_MEMORY:
+            raise UpdateFailedError(own_reason or _ANOTHER)
 
-    def _check_undoable(self, reason: str) -> None:
-        """Refuse what cannot be undone: an update that has begun, or a collective in which other ranks wait."""
-        if self.engine.process.world_size > 1 and (self._has_agreed or self.engine.name != "plain"):
-            smaller = self.limits.smaller(self.longest)
-            if smaller is not None:
-                self.keep(smaller)
-            cure = "--resume goes on with " + str(smaller) if smaller else "take a smaller model or shorter texts"
-            raise DoesNotFitError(f"out of memory on rank {self.engine.process.rank}: {reason}; {cure}")
-        if self._has_agreed:
-            raise UpdateFailedError(reason)
+    def _agree(self, answer: int) -> int:
+        return largest_of_ranks(self.engine.process, answer)
+
+    def _catch_up(self, reason: str) -> None:
+        """Come to the point where all ranks agree, and tell the others."""
+        if self.engine.process.world_size == 1:
+            return
+        release_memory(self.engine.device)
+        try:
+            for _ in range(self.engine.rewind()):
+                self.engine.backward(self.engine.loss(self.stand_in()))
+        except (RuntimeError, MemoryError) as error:
+            raise self._ended(f"{reason}; then, for one short sequence: {_reason(error)}") from error
+        self._agree(_NO_MEMORY)
+
+    def _ended(self, reason: str) -> DoesNotFitError:
+        """Keep smaller limits, and return the error that ends the job."""
+        smaller = self.limits.smaller(self.longest)
+        if smaller is not None:
+            self.keep(smaller)
+        cure = f"--resume goes on with {smaller}" if smaller else "take a smaller model or shorter texts"
+        rank = self.engine.process.rank
+        return DoesNotFitError(f"out of memory on rank {rank}, while others wait for it: {reason}; {cure}")
 
     def shrink(self, step: int, reason: str) -> None:
         """Undo the step and shrink the limits.
@@ -138,7 +170,8 @@ class Attempts:
         if smaller.checkpointing != before.checkpointing:
             set_checkpointing(self.engine.model, smaller.checkpointing)
         self.limits = smaller
-        self.keep(smaller)
+        if self.engine.process.is_main:
+            self.keep(smaller)
         self.tell(RecoveryLine(step=step, reason=reason, before=str(before), after=str(smaller)))
 
 
@@ -159,3 +192,10 @@ def trial(attempts: Attempts, attempt: Callable[[Limits], StepResult]) -> None:
         trial(attempts, attempt)
         return
     attempts.engine.reset_optimizer()
+
+
+def _reason(error: Exception) -> str:
+    """Return what the allocator said, in a line; an error that says something else is raised again."""
+    if not is_out_of_memory(error):
+        raise error
+    return " ".join(str(error).split())[:200]

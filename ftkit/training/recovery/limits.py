@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ftkit.config.tree import BatchConfig
+from ftkit.machine.disk import replace_text
 from ftkit.records.files import LIMITS
 
 _SHARES = (0.5, 1.0)
@@ -59,7 +60,7 @@ def keep_limits(folder: Path, asked: Limits, used: Limits) -> None:
     """
     note = {"asked": str(asked), "micro_batch_size": used.batch.micro_batch_size,
             "micro_batch_tokens": used.batch.micro_batch_tokens, "checkpointing": used.checkpointing}  # fmt: skip
-    (folder / LIMITS).write_text(json.dumps(note), encoding="utf-8")
+    replace_text(folder / LIMITS, json.dumps(note))
 
 
 def kept_limits(folder: Path, asked: Limits) -> Limits:
