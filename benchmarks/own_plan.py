@@ -116,6 +116,7 @@ def configuration(row: Row) -> dict[str, Any]:
             "precision": "auto",
             "gradient_checkpointing": float(bool(row["grad_checkpointing"])),
             "attention": "eager" if row.get("attn_impl") == "eager" else "auto",
+            "lean": False,  # the rows' stacks ran transformers and PEFT as they come
         },
         "data": {"max_length": row["seq_len"]},
         "method": method,

@@ -51,9 +51,10 @@ class ModelConfig(Section):
     padding: Literal["auto", "right", "left", "none"] = "auto"
     """Where shorter sequences of a micro-batch are filled up. `auto`: a check at the start finds the side that changes
     no logit, and takes sequences one at a time (`none`) where each does."""
-    lean: bool = False
-    """Run LoRA layers as one function that keeps its input alone, and on a CPU dropout by seed and not by mask, where
-    that covers the model: equal up to rounding, with other draws of dropout."""
+    lean: bool = True
+    """Compute the step in forms that are equal up to rounding and cost less, where they cover the model: a language
+    model's loss without whole logits, LoRA layers that keep their input alone, on a CPU dropout by seed (other draws of
+    the same rate). false: transformers, PEFT and torch as they come."""
     gradient_checkpointing: float = Field(default=0.0, ge=0.0, le=1.0)
     """The share of the layers that recompute their activations in the backward pass: 0 none, 1 all."""
 

@@ -71,6 +71,8 @@ class MicroBatch:
         position_ids: [B, T] int64; None: the model counts by itself, from the mask or from 0.
         labels: classes [B] or tokens [B, T], int64; -100 carries no loss. Several labels [B, C] of 0 and 1, or numbers
             [B], fp32; NaN carries none.
+        target_places: [N] int64, where labels are tokens: the places in [B * T] whose next token carries loss. They are
+            counted on the host, so that nobody waits for a device to learn how many there are.
     """
 
     input_ids: torch.Tensor
@@ -78,6 +80,7 @@ class MicroBatch:
     attention_mask: torch.Tensor | None = None
     token_type_ids: torch.Tensor | None = None
     position_ids: torch.Tensor | None = None
+    target_places: torch.Tensor | None = None
 
     def inputs(self) -> dict[str, torch.Tensor]:
         """Return what the model's forward takes; what is None it makes itself."""
@@ -200,6 +203,7 @@ def collate(split: "TokenSplit", rows: Indices, padding: Padding, device: torch.
         "labels": labels,
         "attention_mask": None if places.all() else places,
         "token_type_ids": None if split.segments is None else _padded(split.segments, starts, places, 0),
+        "target_places": find_targets(labels) if per_token else None,
     }
     return MicroBatch(
         **{
@@ -208,6 +212,13 @@ def collate(split: "TokenSplit", rows: Indices, padding: Padding, device: torch.
             if array is not None
         }
     )
+
+
+def find_targets(labels_BT: npt.NDArray[np.int64]) -> Indices:
+    """Return the places in [B * T] whose next token carries loss, [N]; the last place of a row has no next token."""
+    places_BT = np.zeros(labels_BT.shape, dtype=np.bool_)
+    places_BT[:, :-1] = labels_BT[:, 1:] != IGNORED
+    return np.flatnonzero(places_BT)
 
 
 _DTYPES = {np.dtype(np.int8): torch.float32, np.dtype(np.float64): torch.float32}

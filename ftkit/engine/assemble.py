@@ -71,7 +71,7 @@ def assemble(
     model = build_model(run.config, source, architecture, run.dtype, note)
     counts = Counts(count_parameters(model), sum(one.numel() for one in trainable_parameters(model).values()))
     before_engine(model)
-    objective = objective_of(run.config, architecture)
+    objective = objective_of(run.config, architecture, model)
     return Assembled(model, build_engine(run, model, process, objective), counts)
 
 

@@ -11,9 +11,12 @@ from ftkit.config.tree import RunConfig
 from ftkit.errors import ConfigError, ModelError
 from ftkit.models import foreign
 from ftkit.models.heads import find_head
+from ftkit.models.kernels.chunked_loss import chunk_loss
+from ftkit.models.kernels.dropout import seed_dropouts
 from ftkit.models.kernels.grouped_heads import make_grouped
+from ftkit.models.kernels.lora_linear import make_lean
 from ftkit.models.methods import method_of
-from ftkit.models.methods.lora import is_adapted
+from ftkit.models.methods.lora import is_adapted, unwrapped
 from ftkit.models.source import Source
 from ftkit.models.start import Start
 from ftkit.models.weights import Note, attention, auto_class, grow_tables, load_weights
@@ -111,12 +114,16 @@ def prepare_model(config: RunConfig, model: nn.Module, dtype: torch.dtype, start
         make_grouped(model)
     prepared = method_of(config).prepare(model, start, dtype)
     if config.model.lean:
-        from ftkit.models.kernels.dropout import seed_dropouts
-        from ftkit.models.kernels.lora_linear import make_lean
-
-        seed_dropouts(prepared)
-        make_lean(prepared)
+        _make_lean(config, prepared)
     return prepared
+
+
+def _make_lean(config: RunConfig, model: nn.Module) -> None:
+    """Put exact replacements that cost less into a model, where they cover it."""
+    seed_dropouts(model)
+    make_lean(model)
+    if config.task == "causal-lm":
+        chunk_loss(unwrapped(model))
 
 
 def set_checkpointing(model: nn.Module, share: float) -> None:

@@ -257,6 +257,14 @@ def whole_shape(parameter: torch.Tensor) -> torch.Size:
     return shape
 
 
+def is_gathered_when_called(module: nn.Module) -> bool:
+    """Return whether ZeRO-3 gathers a module's weights when it is called (deepspeed 0.19, zero/parameter_offload.py).
+
+    Whoever reads a weight at another time gathers it, for good (`ZeROOrderedDict.__getitem__`): so ask the module.
+    """
+    return hasattr(module, "ds_id")
+
+
 def has_values(tensor: torch.Tensor) -> bool:
     """Return whether a tensor has values: one on `meta` or a fake one has none.
 

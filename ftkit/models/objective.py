@@ -15,11 +15,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from torch.nn import functional
 
 from ftkit.config.tree import RunConfig
 from ftkit.data.arrays import TokenSplit
 from ftkit.data.batching import IGNORED, MicroBatch
+from ftkit.models.kernels.chunked_loss import Targets, is_chunked
+from ftkit.models.methods.lora import unwrapped
 from ftkit.models.source import label_kind
 
 Forward = Callable[..., Any]
@@ -48,12 +51,25 @@ class Objective(Protocol):
         """Return labels for tokens [B, T] that stand for data that is not at hand."""
 
 
+@dataclass(frozen=True)
 class TokenCrossEntropy:
-    """The next token is right, of each token that carries loss: a language model."""
+    """The next token is right, of each token that carries loss: a language model.
+
+    Attributes:
+        in_chunks: whether the model makes its loss without whole logits; see `models/kernels/chunked_loss.py`.
+        compares: return [loss of whole logits, loss in chunks, distance of its gradient], [3], and not the loss alone.
+    """
+
+    in_chunks: bool = False
+    compares: bool = False
 
     def loss_sum(self, forward: Forward, micro_batch: MicroBatch) -> torch.Tensor:
-        """Run the model; its logits, the largest tensor of a language model's step, die with this call."""
-        return self.score(forward(**micro_batch.inputs()).logits, micro_batch.labels)
+        """Run the model; where its logits are whole, its largest tensor, they die with this call."""
+        places_N, inputs, labels = micro_batch.target_places, micro_batch.inputs(), micro_batch.labels
+        if not self.in_chunks or places_N is None:
+            return self.score(forward(**inputs).logits, labels)
+        loss: torch.Tensor = forward(**inputs, targets=Targets.at(places_N, labels, compares=self.compares))
+        return loss if not self.compares else torch.cat([self.score(forward(**inputs).logits, labels)[None], loss])
 
     def score(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the cross-entropy summed over all targets, in fp32.
@@ -174,18 +190,19 @@ class SquaredError:
         return torch.zeros(len(input_ids))
 
 
-def objective_of(config: RunConfig, architecture: Any) -> Objective:
+def objective_of(config: RunConfig, architecture: Any, model: nn.Module) -> Objective:
     """Return what a model is trained for.
 
     Args:
         config: its task, and the weights of its classes; those that the data has yet to settle change no shape.
         architecture: the model's configuration, which says what kind its labels are of and what they are called.
+        model: what `build_model` returned; it says whether it makes its loss itself.
 
     Returns:
         The objective.
     """
     if config.task == "causal-lm":
-        return TokenCrossEntropy()
+        return TokenCrossEntropy(is_chunked(unwrapped(model)))
     asked, weights = config.training.class_weights, None
     if isinstance(asked, dict):
         weights = tuple(asked.get(architecture.id2label[number], 1.0) for number in range(architecture.num_labels))

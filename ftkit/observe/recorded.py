@@ -69,8 +69,15 @@ def make_batches(objective: Objective, shape: Shape) -> list[MicroBatch]:
         if shape.is_padded:
             mask_BT = torch.ones_like(ids_BT)
             mask_BT[:, -1] = 0
-        made.append(MicroBatch(ids_BT, objective.blank_labels(ids_BT), mask_BT))
+        labels = objective.blank_labels(ids_BT)
+        places = _all_targets(shape) if labels.shape == ids_BT.shape else None
+        made.append(MicroBatch(ids_BT, labels, mask_BT, target_places=places))
     return made
+
+
+def _all_targets(shape: Shape) -> torch.Tensor:
+    """Return the places of `MicroBatch.target_places` where every token carries loss; it reads no values."""
+    return torch.arange(shape.batch * shape.length).view(shape.batch, shape.length)[:, :-1].flatten()
 
 
 def batch_tensors(micro_batches: Sequence[MicroBatch]) -> list[tuple[str, torch.Tensor]]:
@@ -78,5 +85,6 @@ def batch_tensors(micro_batches: Sequence[MicroBatch]) -> list[tuple[str, torch.
     return [
         (f"micro-batch {number} {name}", tensor)
         for number, micro_batch in enumerate(micro_batches)
-        for name, tensor in [*micro_batch.inputs().items(), ("labels", micro_batch.labels)]
+        for name, tensor in vars(micro_batch).items()
+        if tensor is not None
     ]

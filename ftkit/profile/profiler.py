@@ -163,7 +163,8 @@ def _evaluate(engine: Engine, micro_batches: list[MicroBatch], observer: Observe
     """Run a forward as an evaluation does; the engine is left in evaluation mode."""
     set_training(engine.model, False)
     with torch.no_grad(), observer.during(Phase.EVALUATION):
-        engine.logits(micro_batches[0])
+        first = micro_batches[0]
+        engine.logits(first) if first.target_places is None else engine.loss(first)
 
 
 def _micro_batches(engine: Engine, shape: Shape) -> list[MicroBatch]:
@@ -174,7 +175,7 @@ def _micro_batches(engine: Engine, shape: Shape) -> list[MicroBatch]:
 
     return [
         replace(one, input_ids=one.input_ids.to(device), labels=one.labels.to(device),
-                attention_mask=moved(one.attention_mask))
+                attention_mask=moved(one.attention_mask), target_places=moved(one.target_places))
         for one in make_batches(engine.objective, shape)
     ]  # fmt: skip
 

@@ -29,6 +29,7 @@ from ftkit.plan.shapes import Sequences
 from ftkit.training import checkpoint
 from ftkit.training.first_look import check_disk, look_first
 from ftkit.training.folder import open_folder
+from ftkit.training.loss_form import settle_loss
 from ftkit.training.padding import settle_padding
 from ftkit.training.reporters import Reporter
 from ftkit.training.same_run import resumable_part
@@ -128,6 +129,7 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     engine = assembled.engine
     meter.enter(_PADDING)
     run, padding = settle_padding(run, engine, data.splits, tokenizer, note)
+    settle_loss(engine, data.train, padding, note)
     meter.discard(_PADDING)
     return Job(
         run, process, folder, source, tokenizer, data, engine, num_steps, assembled.counts, meter, prediction, padding

@@ -88,6 +88,7 @@ WRITTEN = [
     Written(models.without_bitsandbytes, "peft", "import_utils.py", "@lru_cache\ndef is_bnb_available("),
     Written(models.without_bitsandbytes, "peft", "import_utils.py", "@lru_cache\ndef is_bnb_4bit_available("),
     Written(models.whole_numel, "deepspeed", PARTITIONED, "param.ds_numel = "),
+    Written(models.is_gathered_when_called, "deepspeed", "runtime/zero/parameter_offload.py", "module.ds_id = "),
     Written(models.whole_shape, "deepspeed", PARTITIONED, "param.ds_shape = "),
     # engine
     *(Written(pace.Pace, "deepspeed", "comm/torch.py", f"def {name}(self") for name in pace.COLLECTIVES),

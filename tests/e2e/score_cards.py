@@ -36,7 +36,7 @@ def score(folder: Path) -> float:
 def loss_of(model: Any, tokenizer: Any, folder: Path) -> float:
     """Return the mean loss over the targets of a run's test split."""
     config = load_config(folder / "config.yaml")
-    objective = objective_of(config, model.config)
+    objective = objective_of(config, model.config, model)
     own = None
     if config.task == "sequence-classification":
         own = tuple(model.config.id2label[number] for number in range(model.config.num_labels))

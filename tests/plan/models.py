@@ -109,7 +109,7 @@ def measure(config: RunConfig, model_config: Any, dtype: torch.dtype, sizes: Sha
     try:
         with recorder.inside(model, layers):
             see_model(recorder, model, layers)
-            engine = PlainEngine(config, model, LocalProcess(), dtype, objective_of(config, model_config))
+            engine = PlainEngine(config, model, LocalProcess(), dtype, objective_of(config, model_config, model))
             set_training(model, True)
             recorder.mark(Phase.LOAD)
             micro_batches = make_batches(engine.objective, sizes)

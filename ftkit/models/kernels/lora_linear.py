@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ftkit.models import bnb
+from ftkit.models import bnb, foreign
 from ftkit.models.kernels import dropout
 
 
@@ -127,13 +127,13 @@ class _LeanForward:
 
     def __call__(self, x: torch.Tensor, *arguments: Any, **settings: Any) -> torch.Tensor:
         layer, adapter = self._layer, self._adapter
-        down, up, drop = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.lora_dropout[adapter]
         steps_aside = (
-            arguments or settings or layer.disable_adapters or layer.merged
-            or layer.active_adapters != [adapter] or hasattr(down, "ds_id") or down.dtype != x.dtype
+            arguments or settings or layer.disable_adapters or layer.merged or layer.active_adapters != [adapter]
+            or foreign.is_gathered_when_called(layer) or layer.lora_A[adapter].weight.dtype != x.dtype
         )  # fmt: skip
         if steps_aside:
             result: torch.Tensor = type(layer).forward(layer, x, *arguments, **settings)
             return result
+        down, up, drop = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.lora_dropout[adapter]
         rate = drop.p if isinstance(drop, nn.Dropout) and layer.training else 0.0
         return lora_linear(x, layer.base_layer, down, up, layer.scaling[adapter], rate)

@@ -193,7 +193,7 @@ class _Step:
             # Not what `assemble` builds: DeepSpeed computes with values, so its runs are traced on this engine too, and
             # `plan.zero` rewrites the tape; and the model is here already, empty and watched.
             engine = PlainEngine(
-                self.config, model, tensors.process, self.dtype, objective_of(self.config, self.architecture)
+                self.config, model, tensors.process, self.dtype, objective_of(self.config, self.architecture, model)
             )
             if visits is not None:
                 visits.engine_is_built()

@@ -27,7 +27,7 @@ def measure(case: Case, process: ProcessContext) -> Tape:
     layers, recorder = layer_names(model), Recorder(device_type="cpu")
     with quiet_collector(), recorder.inside(model, layers):
         see_model(recorder, model, layers)
-        objective = objective_of(case.config, case.architecture)
+        objective = objective_of(case.config, case.architecture, model)
         engine = build_engine(resolve(case.config, Devices.of(process)), model, process, objective)
         set_training(model, True)
         gc.collect()

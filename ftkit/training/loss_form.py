@@ -1,0 +1,47 @@
+"""Settle how a run makes its loss: in chunks, if that gives what whole logits give on the engine that will train."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from ftkit.data.arrays import TokenSplit
+from ftkit.data.batching import Padding, collate
+from ftkit.engine.protocol import Engine
+from ftkit.machine.process import first_decides
+from ftkit.models.build import set_training
+from ftkit.models.objective import TokenCrossEntropy
+
+_NUM_SEQUENCES = 2
+_ROUNDINGS = 32
+"""Roundings of a logit that the two forms may be apart: a capped logit is rounded three times, and a sum over the
+vocabulary in another order."""
+
+
+def settle_loss(engine: Engine, split: TokenSplit, padding: Padding, note: Callable[[str], None]) -> None:
+    """Compare both forms of a language model's loss on two short sequences, and keep whole logits where they differ.
+
+    Args:
+        engine: runs the check; every rank calls this, the first one decides.
+        split: the sequences.
+        padding: what fills up, and where.
+        note: told where the forms differ.
+    """
+    objective = engine.objective
+    if not isinstance(objective, TokenCrossEntropy) or not objective.in_chunks:
+        return
+    rows = np.argsort(split.lengths, kind="stable")[:_NUM_SEQUENCES]
+    engine.objective = replace(objective, compares=True)
+    set_training(engine.model, False)
+    with torch.no_grad():
+        whole, chunked, gradient = engine.loss(collate(split, rows, padding, engine.device)).tolist()
+    tolerance = _ROUNDINGS * torch.finfo(engine.dtype).eps
+    error = max(abs(chunked - whole) / max(abs(whole), 1.0), gradient)
+    is_equal = first_decides(engine.process, lambda: error <= tolerance)
+    engine.objective = objective if is_equal else TokenCrossEntropy()
+    if not is_equal:
+        note(
+            f"the loss is made of whole logits: in chunks this model's differs by {error:.2g}, where rounding explains "
+            f"{tolerance:.2g}; the plan counts chunks (model.lean=false plans and trains without them)"
+        )

@@ -1,0 +1,109 @@
+"""A head and its cross-entropy chunk by chunk, against torch's own functions of whole logits."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from ftkit.models import bnb
+from ftkit.models.kernels import cross_entropy as kernel
+from ftkit.models.kernels.cross_entropy import Tail, cross_entropy
+
+WIDTH, VOCABULARY = 64, 96
+TAILS = [Tail(), Tail(scale=0.25), Tail(cap=5.0), Tail(2.0, 5.0)]
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch):
+    """Chunks of 4 rows at these sizes, so that there are several and the last one is smaller."""
+    monkeypatch.setattr(kernel, "_FEWEST_ROWS", 4)
+
+
+def make_head(kind: str, dtype: torch.dtype, bias: bool = True) -> nn.Module:
+    torch.manual_seed(0)
+    head = Conv1D(VOCABULARY, WIDTH) if kind == "Conv1D" else nn.Linear(WIDTH, VOCABULARY, bias=bias)
+    head = head.to(dtype)
+    if kind == "4-bit":
+        holder = nn.ModuleDict({"head": head.requires_grad_(False)})
+        bnb.quantize(holder, bnb.Packing("nf4", True, dtype), keep=())
+        return holder["head"]
+    nn.init.normal_(head.weight, std=0.3)
+    return head
+
+
+def make_rows(num_rows: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    rows = torch.randn(num_rows, WIDTH).to(dtype).requires_grad_()
+    return rows, torch.randint(VOCABULARY, (num_rows,))
+
+
+def plain(rows, head, labels, tail):
+    logits = head(rows).float() if rows.dtype != torch.float64 else head(rows)
+    logits = logits * tail.scale
+    logits = logits if tail.cap is None else tail.cap * torch.tanh(logits / tail.cap)
+    return functional.cross_entropy(logits, labels, reduction="sum")
+
+
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("kind", ["Linear", "Conv1D"])
+def test_gradients_are_those_of_finite_differences_in_fp64(kind, tail):
+    head = make_head(kind, torch.float64)
+    rows, labels = make_rows(7, torch.float64)
+
+    def run(rows, weight, bias):
+        head.weight, head.bias = nn.Parameter(weight), nn.Parameter(bias)
+        return kernel._CrossEntropy.apply(rows, weight, bias, head, labels, tail, True)
+
+    inputs = (rows, head.weight.detach().requires_grad_(), head.bias.detach().requires_grad_())
+    assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("kind", ["Linear", "Conv1D", "4-bit"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_rows", [1, 4, 11])
+@pytest.mark.parametrize("tail", TAILS)
+def test_values_and_gradients_equal_those_of_whole_logits(kind, dtype, num_rows, tail):
+    outcomes = []
+    for function in (cross_entropy, plain):
+        head, (rows, labels) = make_head(kind, dtype), make_rows(num_rows, dtype)
+        loss = function(rows, head, labels, tail)
+        (loss / 3).backward()
+        outcomes.append([loss, rows.grad, head.weight.grad, head.bias.grad])
+    # fp32: sums in another order. bf16 has 8 bits, and a product of chunks is rounded once for each.
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    for ours, theirs in zip(*outcomes, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            assert ours.dtype == theirs.dtype
+            torch.testing.assert_close(ours, theirs, **tolerance)
+
+
+def test_no_rows_have_no_loss_and_gradients_of_zeros():
+    head, (rows, labels) = make_head("Linear", torch.float32), make_rows(0, torch.float32)
+    loss = cross_entropy(rows, head, labels)
+    loss.backward()
+    assert loss == 0
+    assert rows.grad.shape == (0, WIDTH)
+    assert not head.weight.grad.any()
+
+
+def test_a_frozen_head_without_a_bias_gets_no_gradient():
+    head, (rows, labels) = make_head("Linear", torch.float32, bias=False), make_rows(5, torch.float32)
+    cross_entropy(rows, head.requires_grad_(False), labels).backward()
+    assert rows.grad is not None
+    assert head.weight.grad is None
+
+
+def test_an_evaluation_makes_no_gradients():
+    head, (rows, labels) = make_head("Linear", torch.float32), make_rows(5, torch.float32)
+    with torch.no_grad():
+        loss = cross_entropy(rows, head, labels)
+    assert not loss.requires_grad
+    torch.testing.assert_close(loss, plain(rows, head, labels, Tail()))
+
+
+def test_large_logits_neither_overflow_nor_lose_the_loss():
+    head, (rows, labels) = make_head("Linear", torch.float32), make_rows(5, torch.float32)
+    scale = Tail(scale=1e4)
+    torch.testing.assert_close(cross_entropy(rows, head, labels, scale), plain(rows, head, labels, scale))
