@@ -90,11 +90,12 @@ class CudaDevice:
         peak, events = find_peak(share.tape), allocator_events(share.tape)
         grows = self.case.run.config.engine.expandable_segments
         reserved = replay(events, expandable=grows).peak_reserved_bytes
-        # What fits without asking for anything back needs no second replay.
-        if reserved <= self.room or self._replay(events, expandable=grows).fits:
+        # What fits without asking for anything back needs no second replay; nor does what is more than there is room.
+        may_fit = peak.active_bytes <= self.room
+        if reserved <= self.room or (may_fit and self._replay(events, expandable=grows).fits):
             return self._memory(peak, reserved, share, None)
         reason = _too_large(self.case.target, peak, max(reserved, peak.active_bytes))
-        if not grows and peak.active_bytes <= self.room and self._replay(events, expandable=True).fits:
+        if may_fit and not grows and self._replay(events, expandable=True).fits:
             reason += ", with segments of fixed size; with growing segments it fits (engine.expandable_segments=true)"
         return self._memory(peak, reserved, share, reason)
 
