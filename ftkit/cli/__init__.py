@@ -13,6 +13,9 @@ _COMMANDS = {
     "train": ("ftkit.cli.train", "train", "Fine-tune a model and score it."),
     "plan": ("ftkit.cli.plan", "plan", "Predict memory, speed and disk, on any GPU, before anything runs."),
     "profile": ("ftkit.cli.profile", "profile", "Measure what configurations really take, in a sweep."),
+    "predict": ("ftkit.cli.predict", "predict", "Answer texts with a trained model."),
+    "evaluate": ("ftkit.cli.evaluate", "evaluate", "Score a trained model on other data."),
+    "chat": ("ftkit.cli.chat", "chat", "Talk to a trained language model."),
     "report": ("ftkit.cli.report", "report", "Show runs side by side, as a table, a file or a page."),
     "config": ("ftkit.cli.config", "config", "Show presets, the resolved configuration or its JSON schema."),
 }

@@ -133,6 +133,22 @@ def choose_columns(
     return _with_others(replace(columns, group=group), config, names)
 
 
+def choose_texts(config: DataConfig, names: Sequence[str]) -> Columns:
+    """Choose the columns of texts alone, for a model that answers them; raises as `choose_columns` does.
+
+    Args:
+        config: names them, or leaves them to be found.
+        names: the columns that there are; a lone one is that of the texts.
+    """
+    for field in ("text_column", "text_pair_column"):
+        _check_named(config, field, names)
+    first, second = config.text_column, config.text_pair_column
+    if first is None:
+        labels = (config.label_column, *(config.label_columns or ()), *_found(names, LABELS))
+        first, second = (names[0], None) if len(names) == 1 else _find_text(config, names, labels)
+    return Columns("labelled", first, second, is_named=True)
+
+
 def forgotten(columns: Columns, names: Sequence[str]) -> list[str]:
     """Return the columns that belong to a question of which another column is read.
 

@@ -45,6 +45,7 @@ class Draft:
         num_unlabelled: rows without a label that were left out.
         num_line_ends: carriage returns taken out before line feeds.
         findings: what else a user should know.
+        may_lack_labels: the labels are those of a model that is scored, and the data need not have all of them.
     """
 
     rows: dict[str, pa.Table] = field(default_factory=dict)
@@ -58,6 +59,7 @@ class Draft:
     num_unlabelled: int = 0
     num_line_ends: int = 0
     findings: list[Finding] = field(default_factory=list)
+    may_lack_labels: bool = False
 
     def keep(self, split: str, places: NDArray[np.int64]) -> None:
         """Keep the rows of a split at `places`, int64 [rows to keep]."""

@@ -57,7 +57,9 @@ def is_missing(labels: NDArray[Any]) -> NDArray[np.bool_]:
 def _label_single(draft: Draft, classes: ModelNames, columns: Columns, config: DataConfig, model: ModelNames) -> None:
     name = str(columns.label)
     raw = {split: read_labels(rows["label"], name, classes) for split, rows in draft.rows.items()}
-    coder = match_model(choose_names(raw["train"], config.label_names, classes), model)
+    least = 1 if draft.may_lack_labels else 2
+    names = choose_names(raw["train"], config.label_names, classes, least)
+    coder = match_model(names, model, may_lack=draft.may_lack_labels)
     draft.names = coder.names
     for split in raw:
         draft.labels[split] = coder.encode(raw[split], raw["train"].present, split)
@@ -69,7 +71,8 @@ def _label_several(draft: Draft, classes: ModelNames, columns: Columns, config: 
     several = {
         split: read_several(rows["label"], name, config.label_separator, classes) for split, rows in draft.rows.items()
     }
-    coder = match_model(_several_names(several["train"], classes, columns, config), model)
+    names = _several_names(several["train"], classes, columns, config)
+    coder = match_model(names, model, may_lack=draft.may_lack_labels)
     draft.names = coder.names
     if num_repeated := sum(one.num_repeated for one in several.values()):
         draft.findings.append(note(f"{num_repeated:,} labels are named twice in one row and count once"))

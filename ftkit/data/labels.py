@@ -153,12 +153,13 @@ def choose_names(
     return LabelCoder(tuple(map(str, ordered)), {label: number for number, label in enumerate(ordered)})
 
 
-def match_model(coder: LabelCoder, model: tuple[str, ...] | None) -> LabelCoder:
+def match_model(coder: LabelCoder, model: tuple[str, ...] | None, *, may_lack: bool = False) -> LabelCoder:
     """Put labels into the order of a model that already has a head for them.
 
     Args:
         coder: the data's numbers and names.
         model: the names in the model's configuration, or None for a model without a head.
+        may_lack: the data is only scored, and need not have every label.
 
     Returns:
         The data's names where the model's are generic (`LABEL_0`, ...), else the same names in the model's order.
@@ -170,7 +171,7 @@ def match_model(coder: LabelCoder, model: tuple[str, ...] | None) -> LabelCoder:
         return coder
     if len(model) == len(coder.names) and all(_GENERIC.fullmatch(name) for name in model):
         return coder
-    if set(model) != set(coder.names):
+    if set(model) != set(coder.names) and not (may_lack and set(coder.names) < set(model)):
         raise DataError(
             f"the data's labels are {_listed(coder.names)}, the model's are {_listed(model)}; name them alike with "
             "data.label_names, or draw a new head for the data's with model.new_head=true"

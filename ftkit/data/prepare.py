@@ -33,13 +33,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def prepare_data(
+def prepare_data(  # noqa: PLR0913  # each is decided by one caller alone
     config: DataConfig,
     task: Task,
     tokenizer: "PreTrainedTokenizerBase",
     seed: int,
     model_label_names: tuple[str, ...] | None = None,
     source: Source | None = None,
+    *,
+    may_lack_labels: bool = False,
 ) -> PreparedData:
     """Turn a dataset into token arrays.
 
@@ -50,6 +52,7 @@ def prepare_data(
         seed: of made splits and of draws; nothing else is left to chance.
         model_label_names: names that a fine-tuned model carries, in its order; None for a model without a head.
         source: the dataset, where it is loaded already.
+        may_lack_labels: the model is only scored, and the data need not have every label that it knows.
 
     Returns:
         The splits, their label names, fingerprint and report.
@@ -60,7 +63,9 @@ def prepare_data(
     """
     source = source or load_source(config)
     has_template = take_template(config, tokenizer)
-    config, columns, draft = _drafted(config, task, seed, model_label_names, source, has_template=has_template)
+    config, columns, draft = _drafted(
+        config, task, seed, model_label_names, source, has_template=has_template, may_lack_labels=may_lack_labels
+    )
     with kept(draft.findings):
         standard = _standard(draft, config)
         encoded, findings = _encode_all(draft, columns, tokenizer, config, seed)
@@ -73,8 +78,8 @@ def prepare_data(
     splits = {split: _learned(result.split, standard) for split, result in encoded.items()}
     ordered = (splits["train"], splits.get("validation"), splits.get("test"))
     labels = None if draft.kind is None or draft.names is None else Labels(draft.kind, draft.names, standard)
-    scored = ("validation", "test") if labels is not None else ()
-    examples = {split: Examples(draft.rows[split]) for split in scored if split in draft.rows}
+    scored = draft.rows if may_lack_labels else draft.rows.keys() - {"train"}
+    examples = {split: Examples(draft.rows[split]) for split in scored} if labels is not None else {}
     return PreparedData(task, *ordered, labels, fingerprint(ordered, draft.names), report, examples)
 
 
@@ -92,7 +97,7 @@ def check_rows(config: DataConfig, task: Task, seed: int) -> None:
     _drafted(config, task, seed, None, load_source(config), has_template=True)
 
 
-def _drafted(
+def _drafted(  # noqa: PLR0913  # as prepare_data
     config: DataConfig,
     task: Task,
     seed: int,
@@ -100,6 +105,7 @@ def _drafted(
     source: Source,
     *,
     has_template: bool,
+    may_lack_labels: bool = False,
 ) -> tuple[DataConfig, Columns, Draft]:
     """Choose columns and rows of a dataset, and check and split them."""
     if source.is_lines and task == "sequence-classification":
@@ -112,6 +118,7 @@ def _drafted(
     )
     columns = replace(columns, kind="lines") if source.is_lines else columns
     draft = select(source, columns)
+    draft.may_lack_labels = may_lack_labels
     draft.findings += [*guesses, *idle_keys(config, columns)]
     with kept(draft.findings):
         if columns.label is not None:

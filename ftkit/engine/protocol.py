@@ -39,18 +39,36 @@ def explained_standstill(process: ProcessContext) -> Iterator[None]:
 Tensors = dict[str, torch.Tensor]
 
 
-class Engine(Protocol):
-    """A model and its optimizer, on one process or many. All methods are called by every rank, in the same order."""
+class Scorer(Protocol):
+    """A model that answers and is scored, on one process or many: what an evaluation needs of an engine."""
 
-    name: str
-    model: nn.Module
-    """The module that was built, wherever its weights are now."""
-    device: torch.device
-    dtype: torch.dtype
-    process: ProcessContext
-    objective: Objective
-    shares_forwards: bool
-    """Whether the ranks wait for one another in each forward, so that none may run one more than the others."""
+    @property
+    def name(self) -> str:
+        """`plain` or `deepspeed`."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The module that was built, wherever its weights are now."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What weights and activations compute in."""
+
+    @property
+    def process(self) -> ProcessContext:
+        """This rank's place."""
+
+    @property
+    def objective(self) -> Objective:
+        """What the model is scored by."""
+
+    @property
+    def shares_forwards(self) -> bool:
+        """Whether the ranks wait for one another in each forward, so that none may run one more than the others."""
 
     def begin_step(self, num_micro_batches: int) -> None:
         """Say how many losses and backwards come before `apply_gradients`; none before a forward of an evaluation."""
@@ -71,6 +89,13 @@ class Engine(Protocol):
     def logits(self, micro_batch: MicroBatch) -> torch.Tensor:
         """Return logits, [B, C] or [B, T, V], for an evaluation or a prediction."""
 
+    def sum_over_ranks(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the sum of a tensor over all ranks, on every rank."""
+
+
+class Engine(Scorer, Protocol):
+    """A model and its optimizer, on one process or many. All methods are called by every rank, in the same order."""
+
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of a loss to the sums, which are fp32."""
 
@@ -87,9 +112,6 @@ class Engine(Protocol):
 
     def reset_optimizer(self) -> None:
         """Return moments, step counts and loss scale to what they were before the first step."""
-
-    def sum_over_ranks(self, value: torch.Tensor) -> torch.Tensor:
-        """Return the sum of a tensor over all ranks, on every rank."""
 
     def trainable_state(self) -> Tensors:
         """Return what trains in fp32, whole, on the CPU of every rank, by name in the model."""

@@ -90,8 +90,9 @@ def labels_of(adapter: Path) -> LabelsLine | None:
     """
     if not _fields(adapter).get("modules_to_save"):
         return None
-    if (adapter.parent / RECORD).is_file():
-        return read_record(adapter.parent).run.labels
+    for folder in (adapter, adapter.parent):  # where it was exported to, or the run's
+        if (folder / RECORD).is_file():
+            return read_record(folder).run.labels
     raise ModelError(
         f"the adapter in {adapter} has a head, and no {RECORD} beside its folder says which label is which number; "
         "put it back into the folder of its run, or draw a new head with model.new_head=true"

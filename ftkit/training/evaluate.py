@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ftkit.config.tree import BatchConfig
 from ftkit.data.arrays import Labels, TokenSplit
 from ftkit.data.batching import Indices, Padding, collate, cut
-from ftkit.engine.protocol import Engine
+from ftkit.engine.protocol import Scorer
 from ftkit.errors import DoesNotFitError
 from ftkit.machine.memory import is_out_of_memory, release_memory
 from ftkit.machine.process import largest_of_ranks
@@ -20,7 +20,7 @@ from ftkit.records.schema import Scores
 from ftkit.step.observer import NOTHING, Observer, Phase
 from ftkit.training.metrics import figures_of
 
-_BLOCK = 1024
+SORTED_TOGETHER = 1024
 """Sequences that are sorted together: enough that padding nearly vanishes."""
 
 _FITS, _HALVE, _TOO_LARGE = range(3)
@@ -32,7 +32,7 @@ Logits = NDArray[np.float32] | None
 
 
 def evaluate(
-    engine: Engine,
+    engine: Scorer,
     split: TokenSplit,
     batch: BatchConfig,
     padding: Padding,
@@ -84,16 +84,16 @@ def evaluate(
     return Scores(loss=loss, perplexity=perplexity, num_samples=len(split), seconds=seconds, **figures), whole
 
 
-def _shares(engine: Engine, split: TokenSplit, batch: BatchConfig) -> Iterator[Indices]:
+def _shares(engine: Scorer, split: TokenSplit, batch: BatchConfig) -> Iterator[Indices]:
     """Yield the rows of this rank's micro-batches; every rank gets the same number, as ZeRO-3 needs."""
     lengths = split.lengths
-    for start in range(0, len(split), _BLOCK):
-        rows: Indices = np.arange(start, min(start + _BLOCK, len(split)))
+    for start in range(0, len(split), SORTED_TOGETHER):
+        rows: Indices = np.arange(start, min(start + SORTED_TOGETHER, len(split)))
         for places in cut(lengths[rows], batch, engine.process.world_size)[engine.process.rank]:
             yield rows[places]
 
 
-def _score_in_parts(engine: Engine, rows: Indices, score: Callable[[Indices], None]) -> None:
+def _score_in_parts(engine: Scorer, rows: Indices, score: Callable[[Indices], None]) -> None:
     """Score the rows of a micro-batch, in halves where memory runs out.
 
     Ranks that wait for one another in each forward part ways nowhere: where memory ran out on one of them, it first
@@ -116,7 +116,7 @@ def _score_in_parts(engine: Engine, rows: Indices, score: Callable[[Indices], No
         _score_in_parts(engine, half, score)
 
 
-def _agreed(engine: Engine, reason: str | None, rows: Indices, score: Callable[[Indices], None]) -> int:
+def _agreed(engine: Scorer, reason: str | None, rows: Indices, score: Callable[[Indices], None]) -> int:
     """Return whether a forward fitted on all ranks that wait for one another in it."""
     outcome = _FITS if reason is None else _HALVE if len(rows) > 1 else _TOO_LARGE
     if engine.shares_forwards and engine.process.world_size > 1:

@@ -7,7 +7,7 @@ import torch
 
 from ftkit.data.arrays import TokenSplit
 from ftkit.data.batching import Padding
-from ftkit.engine.protocol import Engine
+from ftkit.engine.protocol import Scorer
 from ftkit.engine.resolve import ResolvedRun
 from ftkit.machine.process import first_decides
 from ftkit.models.build import set_training
@@ -15,7 +15,7 @@ from ftkit.models.padding import Found, find_side, tolerance_of, unequal_pairs
 
 
 def settle_padding(
-    run: ResolvedRun, engine: Engine, splits: Iterable[TokenSplit], tokenizer: Any, note: Callable[[str], None]
+    run: ResolvedRun, engine: Scorer, splits: Iterable[TokenSplit], tokenizer: Any, note: Callable[[str], None]
 ) -> tuple[ResolvedRun, Padding]:
     """Find what fills up micro-batches and where; say what is unusual.
 
@@ -53,7 +53,7 @@ def settle_padding(
     return run, padding
 
 
-def _check(engine: Engine, split: TokenSplit, pairs: list[Any], token_id: int) -> Found:
+def _check(engine: Scorer, split: TokenSplit, pairs: list[Any], token_id: int) -> Found:
     model = cast(Any, engine.model)
     set_training(model, False)
     num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None) or 1

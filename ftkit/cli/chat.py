@@ -1,0 +1,78 @@
+"""`ftkit chat`: talk to a trained language model in the terminal."""
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from ftkit.cli.options import quieten, user_errors
+from ftkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ftkit.inference.generate import Message, Sampling
+    from ftkit.inference.opened import Opened
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("run")
+@click.option("--system", metavar="TEXT", help="A system message at the beginning.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Of one answer.")
+@click.option(
+    "--temperature", type=click.FloatRange(min=0), default=0.7, show_default=True, help="0 takes the likeliest token."
+)
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.9, show_default=True, help="Drawn from.")
+@click.option("--seed", default=0, show_default=True, help="Of the draws.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A key, such as model.precision=fp32.")
+def chat(  # noqa: PLR0913  # one parameter is one flag
+    run: str,
+    system: str | None,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    settings: tuple[str, ...],
+) -> None:
+    """Talk to a trained language model: a line is a turn, /new begins anew, /bye or Ctrl-D ends.
+
+    RUN is the folder of a run, an exported folder, or a model of the hub. A model without a chat template goes on from
+    the line that it is given. Exit codes: 2 a wrong flag, 4 a model that cannot be loaded.
+    """
+    with user_errors():
+        quieten()
+        from ftkit.inference.generate import Sampling
+        from ftkit.inference.opened import open_config, open_model
+
+        opened = open_model(run, open_config(run, settings))
+        if opened.labels is not None:
+            raise ConfigError(f"{run} answers with labels; ask it with ftkit predict {run} TEXT")
+        sampling = Sampling(max_new_tokens, temperature, top_p, seed)
+        _talk(opened, [{"role": "system", "content": system}] if system else [], sampling)
+
+
+def _talk(opened: "Opened", opening: "list[Message]", sampling: "Sampling") -> None:
+    """Answer line by line, each answer shown as it is written."""
+    from transformers import TextStreamer
+
+    from ftkit.inference.generate import write
+
+    messages, has_turns = list(opening), bool(opened.tokenizer.chat_template)
+    streamer = TextStreamer(opened.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    while (line := _next_line()) not in (None, "/bye"):
+        if line == "/new":
+            messages = list(opening)
+        elif line:
+            messages.append({"role": "user", "content": line})
+            answer = write(opened, messages, sampling, streamer)
+            messages = [*messages, {"role": "assistant", "content": answer}] if has_turns else list(opening)
+
+
+def _next_line() -> str | None:
+    """Return what is typed next, None at the end."""
+    if sys.stdin.isatty():
+        click.echo("> ", nl=False)
+    line = sys.stdin.readline()
+    return line.strip() if line else None
+
+
+if __name__ == "__main__":
+    chat()

@@ -1,0 +1,70 @@
+"""`ftkit evaluate`: the scores of a trained model on data."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ftkit.cli.options import quieten, user_errors
+
+if TYPE_CHECKING:
+    from ftkit.inference.evaluate import Scored
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("run")
+@click.option("--dataset", metavar="FILE|FOLDER|NAME", help="Other data with labels; that of the run when not named.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "validation", "test"]),
+    help="Which split; when not named the test split, or all of a lone file.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Keep what each example was answered, as the answers of a run.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A key, such as data.label_column=topic.")
+def evaluate(
+    run: str, dataset: str | None, split: str | None, output: Path | None, *, as_json: bool, settings: tuple[str, ...]
+) -> None:
+    """Score a trained model on data, as training scores it: in the same precision and cut.
+
+    RUN is the folder of a run, an exported folder, or a model of the hub. Exit codes: 2 a wrong flag, 3 data that
+    cannot be used or has other labels, 4 a model that cannot be loaded.
+    """
+    with user_errors():
+        quieten()
+        from ftkit.inference.evaluate import keep, score
+        from ftkit.inference.opened import open_config, open_model
+
+        opened = open_model(run, open_config(run, settings), _note)
+        scored = score(opened, dataset, split, (lambda _: None) if as_json else _note)
+        if output is not None:
+            keep(scored, output)
+        if as_json:
+            sys.stdout.write(scored.line.model_dump_json(exclude={"kind", "step", "epoch"}) + "\n")
+        else:
+            click.echo("\n".join(_lines(scored)))
+
+
+def _lines(scored: "Scored") -> list[str]:
+    from ftkit.training.card import score_words
+
+    line = scored.line
+    rows = [f"{heading:<13} {value}" for heading, value in score_words(line).items()]
+    for one in line.per_label or ():
+        shown = f"precision {one.precision:.4f}  recall {one.recall:.4f}  F1 {one.f1:.4f}  rows {one.support:,}"
+        rows.append(f"  {one.name}: {shown}")
+    return [f"{line.split}, {line.num_samples:,} sequences", *rows]
+
+
+def _note(text: str) -> None:
+    click.echo(text, err=True)
+
+
+if __name__ == "__main__":
+    evaluate()

@@ -1,0 +1,117 @@
+"""`ftkit predict`: what a trained model answers."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ftkit.cli.options import quieten, user_errors
+from ftkit.config.tree import DataConfig
+from ftkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ftkit.data.asked import Asked
+    from ftkit.inference.generate import Sampling
+    from ftkit.inference.opened import Opened
+
+_FORMATS = ("csv", "jsonl", "parquet")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("run")
+@click.argument("texts", nargs=-1, metavar="[TEXT]...")
+@click.option(
+    "--dataset",
+    metavar="FILE|FOLDER|NAME",
+    help="Answer the texts of data as train reads it; labels are not needed.",
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write .csv, .jsonl or .parquet."
+)
+@click.option(
+    "--format", "form", type=click.Choice(_FORMATS), help="What is written; by the ending of --output, else csv."
+)
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Of an answer.")
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0: no draws.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A key, such as data.text_column=body.")
+def predict(  # noqa: PLR0913  # one parameter is one flag
+    run: str,
+    texts: tuple[str, ...],
+    dataset: str | None,
+    output: Path | None,
+    form: str | None,
+    max_new_tokens: int,
+    temperature: float,
+    settings: tuple[str, ...],
+) -> None:
+    """Answer texts: those that are given, the rows of --dataset, or the lines of standard input.
+
+    RUN is the folder of a run (its best model answers), an exported folder, or a model of the hub. A classifier gives
+    the label and the probability of each class, a language model what it writes. Exit codes: 2 a wrong flag, 3 texts
+    that cannot be read, 4 a model that cannot be loaded.
+    """
+    with user_errors():
+        form = _form(output, form)
+        if texts and dataset:
+            raise ConfigError("texts are given, and --dataset too; give one of them")
+        quieten()
+        from ftkit.inference.generate import Sampling
+        from ftkit.inference.opened import open_config, open_model
+
+        config = open_config(run, settings)
+        asked = _asked(texts, dataset, config.data)
+        if asked.num_empty:
+            click.echo(f"note: {asked.num_empty:,} rows have no text, and no answer", err=True)
+        opened = open_model(run, config, _note)
+        _answer(opened, asked, output, form, Sampling(max_new_tokens, temperature))
+
+
+def _form(output: Path | None, form: str | None) -> str:
+    """Return the format of the answers: as asked, as the file's name ends, else CSV."""
+    ending = output.suffix.removeprefix(".") if output else None
+    if form is None and ending is not None and ending not in _FORMATS:
+        raise ConfigError(f"--output {output}: end the name in {', '.join(f'.{one}' for one in _FORMATS)}")
+    return form or ending or "csv"
+
+
+def _asked(texts: Sequence[str], dataset: str | None, section: DataConfig) -> "Asked":
+    from ftkit.data.asked import read_texts, typed
+
+    if dataset:
+        return read_texts(section, dataset)
+    if texts:
+        return typed(texts, "the command line")
+    if sys.stdin.isatty():
+        raise ConfigError("no text is given; write some behind RUN, name a file with --dataset, or pipe lines in")
+    return typed(sys.stdin.read().splitlines(), "standard input")
+
+
+def _answer(opened: "Opened", asked: "Asked", output: Path | None, form: str, sampling: "Sampling") -> None:
+    """Write the answers as they come, and show on a terminal how far they are."""
+    from ftkit.inference.output import opened_output, rows_of
+    from ftkit.inference.predict import predict as answers
+    from ftkit.inference.predict import written
+
+    is_quiet = output is None or not sys.stderr.isatty()
+    with (
+        opened_output(output, form, sys.stdout) as writer,
+        click.progressbar(length=len(asked.examples), label="texts", file=sys.stderr, hidden=is_quiet) as bar,
+    ):
+        if opened.labels is None:
+            for row in written(opened, asked, sampling):
+                writer.write([row])
+                bar.update(1)
+            return
+        for part in answers(opened, asked, _note):
+            writer.write(rows_of(part, opened.labels.names))
+            bar.update(len(part.texts))
+
+
+def _note(text: str) -> None:
+    click.echo(text, err=True)
+
+
+if __name__ == "__main__":
+    predict()

@@ -1,0 +1,117 @@
+"""Score a trained model on data: that of its own run, or another file with the same labels."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ftkit.config.tree import DataConfig
+from ftkit.data.arrays import PreparedData, TokenSplit
+from ftkit.data.batching import check_cut
+from ftkit.data.prepare import prepare_data
+from ftkit.data.standard import AS_THEY_ARE
+from ftkit.errors import ConfigError, DataError
+from ftkit.inference.opened import Opened
+from ftkit.machine.disk import replace_text
+from ftkit.models.build import check_positions
+from ftkit.records.answers import Answers, as_lines
+from ftkit.records.schema import EvaluationLine
+from ftkit.training.answers import answers_to
+from ftkit.training.evaluate import evaluate
+from ftkit.training.padding import settle_padding
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores of a trained model on a split.
+
+    Attributes:
+        line: the figures, as training records them.
+        answers: what each example was answered; None of a language model and of the training split.
+    """
+
+    line: EvaluationLine
+    answers: Answers | None
+
+
+def score(opened: Opened, dataset: str | None, split: str | None, note: Callable[[str], None]) -> Scored:
+    """Score a trained model.
+
+    Args:
+        opened: the model.
+        dataset: other data; None: that of its run, split as it was.
+        split: `train`, `validation` or `test`; None: of its run the test split, of a file all of it.
+        note: told what the data's report says.
+
+    Returns:
+        The scores, and the answers.
+
+    Raises:
+        DataError: the data cannot be used, or has other labels than the model.
+    """
+    data = _prepared(opened, dataset)
+    for told in data.report.lines():
+        note(told)
+    name = split or ("test" if data.test is not None else "train" if dataset else "validation")
+    chosen: TokenSplit | None = getattr(data, name)
+    if chosen is None:
+        there = [one for one in SPLITS if getattr(data, one) is not None]
+        raise DataError(f"the data has no {name} split; choose --split {' or '.join(there)}")
+    check_positions(opened.reader.model, int(chosen.lengths.max()))
+    run, padding = settle_padding(opened.run, opened.reader, [chosen], opened.tokenizer, note)
+    check_cut(run.config.batch, int(chosen.lengths.max()))
+    scores, logits = evaluate(opened.reader, chosen, run.config.batch, padding, opened.labels)
+    line = EvaluationLine(step=0, epoch=0.0, split=name, **scores.model_dump())
+    examples, labels = data.examples.get(name), opened.labels
+    if logits is None or labels is None or examples is None:
+        return Scored(line, None)
+    true = labels.standard.restored(chosen.labels) if labels.kind == "regression" else chosen.labels
+    return Scored(line, answers_to(examples, true, labels, logits, line))
+
+
+def _prepared(opened: Opened, dataset: str | None) -> PreparedData:
+    """Return the data as the model learned its labels: numbers are standardised by its own mean and deviation."""
+    config, labels = opened.config, opened.labels
+    names = labels.names if labels else None
+    if dataset is None:
+        return prepare_data(config.data, config.task, opened.tokenizer, config.training.seed, names)
+    section = _all_of(config.data, dataset, opened)
+    seed = config.training.seed
+    data = prepare_data(section, config.task, opened.tokenizer, seed, names, may_lack_labels=True)
+    if labels is None or labels.standard == AS_THEY_ARE:
+        return data
+    standard = labels.standard
+
+    def learned(split: TokenSplit | None) -> TokenSplit | None:
+        return None if split is None else replace(split, labels=standard.standardized(split.labels))
+
+    train = replace(data.train, labels=standard.standardized(data.train.labels))
+    return replace(data, train=train, validation=learned(data.validation), test=learned(data.test))
+
+
+def _all_of(section: DataConfig, dataset: str, opened: Opened) -> DataConfig:
+    """Return the section for other data, of which no row is split off or left out."""
+    kind = opened.labels.kind if opened.labels else section.label_kind
+    changes = {"dataset": dataset, "validation_share": 0.0, "test_share": 0.0, "group_column": None}
+    changes |= {"max_train_samples": None, "max_eval_samples": None, "standardize_targets": False, "label_kind": kind}
+    return section.model_copy(update=changes)
+
+
+def keep(scored: Scored, path: Path) -> None:
+    """Write the answers into a file, as runs keep theirs.
+
+    Args:
+        scored: what `score` returned.
+        path: the file.
+
+    Raises:
+        ConfigError: the file cannot be written, or there are no answers to keep.
+    """
+    if scored.answers is None:
+        raise ConfigError("--output keeps the answers of a classifier, and this is a language model; leave it out")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, as_lines(scored.answers))
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}; name another file with --output") from None

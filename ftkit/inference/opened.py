@@ -1,0 +1,182 @@
+"""Open a trained model by a run's folder, an exported folder or a name of the hub, to answer as it was scored."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ftkit.config.files import load_config
+from ftkit.config.paths import from_root
+from ftkit.config.training import OptimizerConfig
+from ftkit.config.tree import EngineConfig, RunConfig, Task
+from ftkit.data.arrays import Labels
+from ftkit.data.batching import MicroBatch
+from ftkit.data.standard import Standard
+from ftkit.engine.resolve import Devices, ResolvedRun, resolve
+from ftkit.errors import ModelError
+from ftkit.machine.environment import prepare_environment
+from ftkit.machine.process import ProcessContext
+from ftkit.models.build import build_model
+from ftkit.models.gguf import as_safetensors
+from ftkit.models.objective import Objective, objective_of
+from ftkit.models.source import (
+    Source,
+    load_tokenizer,
+    own_config,
+    own_label_kind,
+    own_label_names,
+    resolve_source,
+)
+from ftkit.models.source import (
+    load_config as load_architecture,
+)
+from ftkit.models.start import settle_start
+from ftkit.models.weights import load_weights
+from ftkit.records.files import CONFIG, MODEL, RECORD, read_record
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A model that only answers, whole on one device; see `ftkit.engine.protocol.Scorer`."""
+
+    model: nn.Module
+    dtype: torch.dtype
+    process: ProcessContext
+    objective: Objective
+    name: str = "plain"
+    shares_forwards: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.process.device
+
+    def begin_step(self, num_micro_batches: int) -> None:
+        """Do nothing: a forward is a forward."""
+
+    def rewind(self) -> int:
+        """Return 0: there is one rank, and nothing to take again."""
+        return 0
+
+    def loss(self, micro_batch: MicroBatch) -> torch.Tensor:
+        """Return the loss summed over the targets of a micro-batch."""
+        return self.objective.loss_sum(self.model, micro_batch)
+
+    def logits(self, micro_batch: MicroBatch) -> torch.Tensor:
+        """Return logits."""
+        logits: torch.Tensor = self.model(**micro_batch.inputs()).logits
+        return logits
+
+    def sum_over_ranks(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the value: there is one rank."""
+        return value
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A trained model and what it takes to ask it.
+
+    Attributes:
+        name: as it was named.
+        run: the run that made it, on one device of this machine.
+        tokenizer: its own.
+        labels: what it answers; None of a language model.
+        reader: the model.
+    """
+
+    name: str
+    run: ResolvedRun
+    tokenizer: Any
+    labels: Labels | None
+    reader: Reader
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration of the run."""
+        return self.run.config
+
+
+def find_run(name: str) -> Path | None:
+    """Return the folder with the configuration and the record of a run; None where a model was not made by ftkit."""
+    path = from_root(name)
+    places = (path, path.parent) if path.name == MODEL else (path,)
+    return next((place for place in places if all((place / file).is_file() for file in (CONFIG, RECORD))), None)
+
+
+def open_config(name: str, settings: Sequence[str] = ()) -> RunConfig:
+    """Return the configuration of a trained model, on one device, without what belongs to training alone.
+
+    Args:
+        name: a run's folder, an exported folder, or any model of transformers or PEFT.
+        settings: changes, as `key=value`.
+
+    Raises:
+        ConfigError: a setting that cannot be.
+        ModelError: the model is not there.
+    """
+    folder = find_run(name)
+    own = [f"model.name={name}", "model.new_head=false"]
+    own += [] if folder else [f"task={_task_of(name)}", "method.name=full"]
+    config = load_config(folder / CONFIG if folder else None, settings=[*own, *settings])
+    return config.model_copy(update={"engine": EngineConfig(name="plain"), "optimizer": OptimizerConfig()})
+
+
+def open_model(name: str, config: RunConfig, note: Note = lambda _: None) -> Opened:
+    """Load a trained model as it was scored: in its precision, over weights that are packed as they were.
+
+    Args:
+        name: as `open_config`.
+        config: what that returned.
+        note: told what is unusual.
+
+    Returns:
+        The model, ready to answer.
+
+    Raises:
+        FtkitError: naming what was given, what was wanted and what to try.
+    """
+    prepare_environment(config)
+    process = ProcessContext()
+    run = resolve(config, Devices.of(process))
+    source = as_safetensors(resolve_source(config.model, config.task), note)
+    tokenizer = load_tokenizer(source)
+    labels = _labels(name, source) if config.task == "sequence-classification" else None
+    names, kind = (labels.names, labels.kind) if labels else (None, None)
+    architecture = load_architecture(source, names, tokenizer.pad_token_id, kind)
+    settled = settle_start(run.config, source, tokenizer)
+    if source.adapter is not None:
+        model = build_model(settled, source, architecture, run.dtype)
+    else:
+        model, _ = load_weights(settled, source, architecture, run.dtype, lambda _: None)
+    model.requires_grad_(False)
+    reader = Reader(model.to(process.device).eval(), run.dtype, process, objective_of(settled, architecture))
+    return Opened(name, run, tokenizer, labels, reader)
+
+
+def _labels(name: str, source: Source) -> Labels:
+    """Return the labels of the run, or else those of the model's configuration."""
+    folder = find_run(name)
+    line = read_record(folder).run.labels if folder else None
+    if line is not None:
+        return Labels(line.kind, line.names, Standard(line.mean, line.deviation))
+    names = own_label_names(source)
+    if names is None:
+        raise ModelError(
+            f"{name} has no head that classifies; name the folder of a run, or a model that was fine-tuned"
+        )
+    return Labels(own_label_kind(source) or "single", names)
+
+
+def _task_of(name: str) -> Task:
+    """Return what a model that ftkit did not make is for, by its configuration."""
+    is_path = name.startswith((".", "/", "~"))
+    if is_path and not from_root(name).is_dir():
+        raise ModelError(f"no model at {name}; give a run's folder, a folder that a model was saved in, or a hub name")
+    source = resolve_source(load_config(settings=[f"model.name={name}"]).model, "sequence-classification")
+    kinds = own_config(source).architectures or ()
+    return "sequence-classification" if any("ForSequenceClassification" in kind for kind in kinds) else "causal-lm"
