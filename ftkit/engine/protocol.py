@@ -42,6 +42,9 @@ Tensors = dict[str, torch.Tensor]
 class Scorer(Protocol):
     """A model that answers and is scored, on one process or many: what an evaluation needs of an engine."""
 
+    objective: Objective
+    """What the model is scored by."""
+
     @property
     def name(self) -> str:
         """`plain` or `deepspeed`."""
@@ -61,10 +64,6 @@ class Scorer(Protocol):
     @property
     def process(self) -> ProcessContext:
         """This rank's place."""
-
-    @property
-    def objective(self) -> Objective:
-        """What the model is scored by."""
 
     @property
     def shares_forwards(self) -> bool:

@@ -17,6 +17,7 @@ from ftkit.records.answers import Answers, as_lines
 from ftkit.records.schema import EvaluationLine
 from ftkit.training.answers import answers_to
 from ftkit.training.evaluate import evaluate
+from ftkit.training.loss_form import settle_loss
 from ftkit.training.padding import settle_padding
 
 SPLITS = ("train", "validation", "test")
@@ -60,6 +61,7 @@ def score(opened: Opened, dataset: str | None, split: str | None, note: Callable
         raise DataError(f"the data has no {name} split; choose --split {' or '.join(there)}")
     check_positions(opened.reader.model, int(chosen.lengths.max()))
     run, padding = settle_padding(opened.run, opened.reader, [chosen], opened.tokenizer, note)
+    settle_loss(opened.reader, chosen, padding, note)
     check_cut(run.config.batch, int(chosen.lengths.max()))
     scores, logits = evaluate(opened.reader, chosen, run.config.batch, padding, opened.labels)
     line = EvaluationLine(step=0, epoch=0.0, split=name, **scores.model_dump())

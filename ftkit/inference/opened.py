@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ftkit.config.files import load_config
+from ftkit.config.methods import methods
 from ftkit.config.paths import from_root
 from ftkit.config.training import OptimizerConfig
 from ftkit.config.tree import EngineConfig, RunConfig, Task
@@ -34,13 +35,12 @@ from ftkit.models.source import (
     load_config as load_architecture,
 )
 from ftkit.models.start import settle_start
-from ftkit.models.weights import load_weights
 from ftkit.records.files import CONFIG, MODEL, RECORD, read_record
 
 Note = Callable[[str], None]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Reader:
     """A model that only answers, whole on one device; see `ftkit.engine.protocol.Scorer`."""
 
@@ -149,12 +149,11 @@ def open_model(name: str, config: RunConfig, note: Note = lambda _: None) -> Ope
     names, kind = (labels.names, labels.kind) if labels else (None, None)
     architecture = load_architecture(source, names, tokenizer.pad_token_id, kind)
     settled = settle_start(run.config, source, tokenizer)
-    if source.adapter is not None:
-        model = build_model(settled, source, architecture, run.dtype)
-    else:
-        model, _ = load_weights(settled, source, architecture, run.dtype, lambda _: None)
+    if source.adapter is None:  # the whole of it is there, whatever trained it
+        settled = settled.model_copy(update={"method": methods()["full"]()})
+    model = build_model(settled, source, architecture, run.dtype)
     model.requires_grad_(False)
-    reader = Reader(model.to(process.device).eval(), run.dtype, process, objective_of(settled, architecture))
+    reader = Reader(model.to(process.device).eval(), run.dtype, process, objective_of(settled, architecture, model))
     return Opened(name, run, tokenizer, labels, reader)
 
 

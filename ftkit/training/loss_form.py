@@ -8,7 +8,7 @@ import torch
 
 from ftkit.data.arrays import TokenSplit
 from ftkit.data.batching import Padding, collate
-from ftkit.engine.protocol import Engine
+from ftkit.engine.protocol import Scorer
 from ftkit.machine.process import first_decides
 from ftkit.models.build import set_training
 from ftkit.models.objective import TokenCrossEntropy
@@ -19,7 +19,7 @@ _ROUNDINGS = 32
 vocabulary in another order."""
 
 
-def settle_loss(engine: Engine, split: TokenSplit, padding: Padding, note: Callable[[str], None]) -> None:
+def settle_loss(engine: Scorer, split: TokenSplit, padding: Padding, note: Callable[[str], None]) -> None:
     """Compare both forms of a language model's loss on two short sequences, and keep whole logits where they differ.
 
     Args:
