@@ -35,6 +35,7 @@ def test_a_job_that_loses_a_rank_is_restarted_and_ends_with_the_weights_of_one_t
         torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_rank_that_stops_answering_is_named_after_the_stated_time(work, tmp_path):
     folder = tmp_path / "run"
     command = [TOOLS / "torchrun", "--standalone", "--nproc-per-node", 2, "-m", "ftkit", "train"]

@@ -1,5 +1,9 @@
 """Memory that runs out, raised where a test wants it: the run ends with the weights of the run without it."""
 
+import resource
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -9,8 +13,11 @@ from ftkit.engine.plain import PlainEngine
 from ftkit.errors import DoesNotFitError
 from ftkit.machine.process import ProcessContext
 from ftkit.records.files import LIMITS, read_record
+from ftkit.training import loop
 from ftkit.training.loop import train_run
 from ftkit.training.reporters import Reporters
+from ftkit.training.steps import take_step
+from tests.helpers import WORDS
 
 STEPS = 4
 
@@ -149,6 +156,40 @@ def test_an_evaluation_that_runs_out_of_memory_scores_in_halves(work, tmp_path, 
     again = train(work, tmp_path / "run").last_evaluation("test")
     assert again.loss == pytest.approx(scores.loss, abs=1e-6)
     assert (again.accuracy, again.confusion) == (scores.accuracy, scores.confusion)
+
+
+@pytest.fixture(scope="module")
+def long_texts(work, tmp_path_factory):
+    """Texts of which 256 make activations of some 150 MiB."""
+    random = np.random.default_rng(1)
+    rows = [f"{' '.join(random.choice(WORDS, size=60))},{number % 2}" for number in range(400)]
+    path = tmp_path_factory.mktemp("long") / "long.csv"
+    path.write_text("\n".join(["text,label", *rows]))
+    return path
+
+
+def test_a_process_that_really_has_no_more_memory_goes_on_in_smaller_micro_batches(
+    work, long_texts, tmp_path, monkeypatch
+):
+    large = [f"data.dataset={long_texts}", "batch.global_batch_size=256", "batch.micro_batch_size=256"]
+    large += ["training.max_steps=2", "training.trial_step=never"]
+    unlimited = resource.getrlimit(resource.RLIMIT_AS)
+
+    def limited(*arguments):
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 32 * 2**20, unlimited[1]))
+        try:
+            return take_step(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, unlimited)
+
+    monkeypatch.setattr(loop, "take_step", limited)
+    record = train(work, tmp_path / "run", *large)
+    assert "can't allocate memory" in record.recoveries[0].reason
+    monkeypatch.undo()
+    whole = train(work, tmp_path / "whole", *large)  # afterwards: it leaves free memory in this process
+    expected = [line.loss for line in whole.steps], weights(tmp_path / "whole")
+    assert_equal_runs(record, tmp_path / "run", expected)
 
 
 def test_one_sequence_that_does_not_fit_ends_the_run_with_what_to_try(work, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """A run that is asked to stop saves, says how to go on, exits with the code for it, and goes on as if never stopped."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -7,9 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from ftkit.errors import InterruptedRunError
 from ftkit.records.files import RECORD, read_record
+from ftkit.training import checkpoint, evaluate
 from tests.e2e.command import flags
+from tests.faults.test_memory_that_runs_out import train, weights
 
 MORE = ["--epochs", 30, "--set", "training.eval_every=200", "--no-plan", "--set", "training.log_every=1"]
 RESUME_ME = 75
@@ -82,3 +88,54 @@ def is_listening(pid):
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     caught = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt"))
     return bool(caught >> (signal.SIGUSR1 - 1) & 1)
+
+
+def signalling(function, number, *, at_call, times=1):
+    """Return a function that sends a signal to this process when it is called for the n-th time."""
+    calls = []
+
+    def call(*arguments, **named):
+        calls.append(number)
+        if len(calls) == at_call:
+            for _ in range(times):
+                os.kill(os.getpid(), number)
+                time.sleep(0.2 * (times - 1))  # two that are pending at once count as one
+        return function(*arguments, **named)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def expected(work, tmp_path_factory):
+    """The weights of a short run that nobody stops."""
+    folder = tmp_path_factory.mktemp("expected")
+    train(work, folder, *OFTEN)
+    return weights(folder)
+
+
+OFTEN = ["training.checkpoint_every=1", "training.eval_every=1"]
+SAVE, EVALUATION = (checkpoint, "save_file"), (evaluate, "collate")
+
+
+@pytest.mark.parametrize(
+    ("number", "place"), [(signal.SIGTERM, SAVE), (signal.SIGUSR1, EVALUATION), (signal.SIGINT, EVALUATION)]
+)
+def test_a_signal_inside_a_save_or_an_evaluation_loses_nothing(number, place, work, tmp_path, monkeypatch, expected):
+    module, name = place
+    with monkeypatch.context() as asked:
+        asked.setattr(module, name, signalling(getattr(module, name), number, at_call=5))
+        with pytest.raises(InterruptedRunError, match=rf"stopped by {number.name} after step \d of 4; nothing is lost"):
+            train(work, tmp_path, *OFTEN)
+    train(work, tmp_path, *OFTEN, resume=True)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path).items())
+
+
+def test_a_second_ctrl_c_ends_at_once_even_inside_a_save_and_the_checkpoint_before_it_is_whole(
+    work, tmp_path, monkeypatch, expected
+):
+    with monkeypatch.context() as asked:
+        asked.setattr(checkpoint, "save_file", signalling(save_file, signal.SIGINT, at_call=5, times=2))
+        with pytest.raises(KeyboardInterrupt):
+            train(work, tmp_path, *OFTEN)
+    train(work, tmp_path, *OFTEN, resume=True)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path).items())
