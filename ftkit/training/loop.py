@@ -2,8 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,9 +14,8 @@ from ftkit.data.arrays import TokenSplit
 from ftkit.data.batching import GlobalBatch, global_batches
 from ftkit.engine.first_line import first_line
 from ftkit.engine.optim import learning_rate_at
-from ftkit.errors import DoesNotFitError
 from ftkit.machine.disk import explained_writing, replace_text, written_patiently
-from ftkit.machine.memory import Snapshot, is_out_of_memory
+from ftkit.machine.memory import Snapshot
 from ftkit.machine.process import ProcessContext, joined
 from ftkit.machine.versions import device_name
 from ftkit.models.build import set_checkpointing, set_training
@@ -43,7 +41,7 @@ from ftkit.training.finite import FiniteSteps, check_loss
 from ftkit.training.first_steps import FirstSteps
 from ftkit.training.folder import round_as_stored, save_model, written_bytes
 from ftkit.training.metrics import remarks
-from ftkit.training.recovery.attempts import Attempts, UpdateFailedError
+from ftkit.training.recovery.attempts import Attempts, UpdateFailedError, explained_memory
 from ftkit.training.recovery.beginning import Beginning
 from ftkit.training.recovery.heartbeat import Heartbeat, named_silence
 from ftkit.training.recovery.limits import Limits, keep_limits, kept_limits
@@ -85,7 +83,7 @@ def train_run(config: RunConfig, process: ProcessContext, reporter: Reporter, *,
     """
     started = time.perf_counter()
     stop = StopRequest(is_alone=process.world_size == 1)
-    with stop.listening(), _explained_memory(config), joined(process, config.engine.peer_timeout):
+    with stop.listening(), explained_memory(config), joined(process, config.engine.peer_timeout):
         snapshot = Snapshot(process.device) if config.output.memory_snapshot else None
         job = prepare(config, process, reporter, resume=resume)
         cure = f"then go on with --resume {job.folder}"
@@ -314,19 +312,3 @@ def _labels_line(job: Job) -> LabelsLine | None:
 
 def _is_due(batch: GlobalBatch, every: int | None) -> bool:
     return batch.ends_epoch if every is None else batch.step % every == 0
-
-
-@contextmanager
-def _explained_memory(config: RunConfig) -> Iterator[None]:
-    """Turn an out-of-memory into the cures, cheapest first."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        said, limit = " ".join(str(error).split())[:200], config.batch.token_limit
-        cut_cure = f"batch.micro_batch_tokens below {limit}" if limit else "batch.micro_batch_size lower"
-        raise DoesNotFitError(
-            f"out of memory: {said}. Try {cut_cure} (the mathematics stays the same), then "
-            "model.gradient_checkpointing=1, then method qlora, then a higher engine.zero_stage or offload"
-        ) from error

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from ftkit.config.tree import RunConfig
 from ftkit.data.batching import MicroBatch
 from ftkit.engine.protocol import Engine, OutOfStepError
 from ftkit.errors import DoesNotFitError
@@ -199,3 +200,24 @@ def _reason(error: Exception) -> str:
     if not is_out_of_memory(error):
         raise error
     return " ".join(str(error).split())[:200]
+
+
+@contextmanager
+def explained_memory(config: RunConfig) -> Iterator[None]:
+    """Turn what is left of memory running out, such as while a model is loaded, into the cures, cheapest first.
+
+    Args:
+        config: the run.
+
+    Raises:
+        DoesNotFitError: memory ran out. Other errors pass.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        reason, limit = _reason(error), config.batch.token_limit
+        cut_cure = f"batch.micro_batch_tokens below {limit}" if limit else "batch.micro_batch_size lower"
+        raise DoesNotFitError(
+            f"out of memory: {reason}. Try {cut_cure} (the mathematics stays the same), then "
+            "model.gradient_checkpointing=1, then method qlora, then a higher engine.zero_stage or offload"
+        ) from error
