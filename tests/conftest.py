@@ -1,6 +1,10 @@
 """Environment of every test: no network, no launcher, no surprises. Set before anything imports transformers."""
 
+import atexit
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 from hypothesis import settings
 
@@ -10,6 +14,17 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads and the forks of a data loader do not mix
 for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
     os.environ.pop(name, None)  # a test is one process unless it starts others
+
+
+# What frozen layers compute is kept apart from the user's own; models that were converted once need no second time.
+_caches = Path(
+    os.environ.get("FTKIT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ftkit"
+).expanduser()
+(_caches / "gguf").mkdir(parents=True, exist_ok=True)
+_own = Path(tempfile.mkdtemp(prefix="ftkit-tests-"))
+(_own / "gguf").symlink_to(_caches / "gguf")
+os.environ["FTKIT_CACHE"] = str(_own)
+atexit.register(shutil.rmtree, _own, ignore_errors=True)
 
 
 def pytest_addoption(parser):

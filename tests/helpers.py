@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -13,12 +13,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from ftkit.config import files as config_io
 from ftkit.data import batching
-from ftkit.data.arrays import Labels, TokenSplit
-from ftkit.engine.assemble import assemble
+from ftkit.data.arrays import Labels, PreparedData, TokenSplit
+from ftkit.engine.assemble import assemble, build_engine
 from ftkit.engine.resolve import DTYPES, Devices, ResolvedRun, resolve
 from ftkit.models import build as ftkit_model
 from ftkit.models import source as ftkit_source
+from ftkit.models.objective import objective_of
 from ftkit.step.step import train_step
+from ftkit.training.trunk import Whole, compute_once
 from tests import families
 
 if TYPE_CHECKING:
@@ -118,6 +120,36 @@ class Outcome:
     engine: Engine
 
 
+def build_cached(
+    settings: list[str],
+    model: Path,
+    process: distributed.ProcessContext,
+    split: TokenSplit,
+    padding: batching.Padding = PADDING,
+) -> tuple[RunConfig, Engine, TokenSplit]:
+    """Build as `build` does in fp32, with the trunk computed once; returns the split with its hidden states too."""
+    config = config_io.load_config(settings=[f"model.name={model}", *settings, "cache.trunk=on"])
+    source = ftkit_source.resolve_source(config.model, config.task)
+    labels = LABELS.names if config.task == "sequence-classification" else None
+    architecture = ftkit_source.load_config(source, labels, 1, "single")
+    run = resolved(config, process, torch.float32)
+    whole = Whole(
+        ftkit_model.build_model(run.config, source, architecture, run.dtype), process.device, run.dtype, process
+    )
+    found = compute_once(run, whole, prepared(split, config.task), padding, lambda _: None)
+    assert found is not None
+    return (
+        run.config,
+        build_engine(run, whole.model, process, objective_of(run.config, architecture, whole.model)),
+        found.train,
+    )
+
+
+def prepared(split: TokenSplit, task: Any) -> PreparedData:
+    """Return the data of a run that has a training split alone."""
+    return PreparedData(task, split, None, None, LABELS, "", cast(Any, None))
+
+
 def build(
     settings: list[str], model: Path, dtype: torch.dtype, process: distributed.ProcessContext
 ) -> tuple[RunConfig, Engine]:
@@ -139,14 +171,19 @@ def resolved(config: RunConfig, process: distributed.ProcessContext, dtype: torc
 
 
 def take_steps(
-    config: RunConfig, engine: Engine, split: TokenSplit, num_steps: int = 3, rate: float = 0.002
+    config: RunConfig,
+    engine: Engine,
+    split: TokenSplit,
+    num_steps: int = 3,
+    rate: float = 0.002,
+    padding: batching.Padding = PADDING,
 ) -> Outcome:
     """Take optimizer steps over global batches of a split."""
     ftkit_model.set_training(engine.model, True)
     losses, norms = [], []
     for batch in batching.global_batches(len(split), config.batch.global_batch_size, 0, num_steps):
         share = batching.cut(split.lengths[batch.indices], config.batch, engine.process.world_size)[engine.process.rank]
-        micro = [batching.collate(split, batch.indices[places], PADDING, engine.device) for places in share]
+        micro = [batching.collate(split, batch.indices[places], padding, engine.device) for places in share]
         num_targets = engine.objective.target_weights(split)[batch.indices].sum()
         result = train_step(engine, micro, float(num_targets), rate)
         losses.append(float(result.loss))

@@ -47,6 +47,8 @@ _KEYS = {
     "--ds-config": "engine.ds_config",
     "--eval-every": "training.eval_every",
     "--early-stopping-patience": "training.early_stopping_patience",
+    "--trunk-cache": "cache.trunk",
+    "--cache-limit": "cache.limit",
     "--seed": "training.seed",
     "--output": "output.folder",
 }

@@ -48,11 +48,11 @@ class MethodSection(Section):
         """Return how many weights the result on the disk has, of all and of those that train."""
         return num_trainable_parameters if self.is_adapter else num_parameters
 
-    def adapts(self, layer: int) -> bool:  # noqa: ARG002  # asked of each layer
+    def adapts(self, layer: int, num_layers: int) -> bool:  # noqa: ARG002  # asked of each layer
         """Return whether the method treats a layer, counted from 0, as one of those that it is meant for."""
         return True
 
-    def on_layers(self, kept: Sequence[int]) -> Self:  # noqa: ARG002  # which layers are left
+    def on_layers(self, kept: Sequence[int], num_layers: int) -> Self:  # noqa: ARG002  # which layers are left
         """Return the method for a model that has some layers alone, in their order; plans trace a few."""
         return self
 

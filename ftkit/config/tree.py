@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from ftkit.config import rules
+from ftkit.config.cache import CacheConfig
 from ftkit.config.methods import AnyMethod, default_method
 from ftkit.config.precision import Precision
 from ftkit.config.section import Section
@@ -273,6 +274,7 @@ class RunConfig(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     engine: EngineConfig = EngineConfig()
     training: TrainingConfig = TrainingConfig()
+    cache: CacheConfig = CacheConfig()
     output: OutputConfig = OutputConfig()
 
     @property

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,20 @@ from ftkit.config.tree import LabelKind, Task
 from ftkit.data.examples import Examples
 from ftkit.data.report import DataReport
 from ftkit.data.standard import AS_THEY_ARE, Standard
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Hidden(Protocol):
+    """What the frozen trunk of a model made of the sequences of a split."""
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether each sequence has one vector; else it has one for each of its tokens."""
+
+    def states(self, sequences: NDArray[np.int64]) -> "list[torch.Tensor]":
+        """Return the vectors of some sequences, [rows, D] each, on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +39,14 @@ class TokenSplit:
             [N]; causal-lm: bool [total tokens], True where the token is a target and carries loss. The first token of a
             sequence never does, since nothing predicts it.
         segments: int8 [total tokens], BERT's `token_type_ids` of pairs; None where the tokenizer gives none.
+        hidden: what a frozen trunk made of them; None where the model runs whole.
     """
 
     tokens: NDArray[np.int32]
     offsets: NDArray[np.int64]
     labels: NDArray[Any]
     segments: NDArray[np.int8] | None = None
+    hidden: Hidden | None = None
 
     def __len__(self) -> int:
         """Return N, the number of sequences."""

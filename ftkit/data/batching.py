@@ -73,6 +73,8 @@ class MicroBatch:
             [B], fp32; NaN carries none.
         target_places: [N] int64, where labels are tokens: the places in [B * T] whose next token carries loss. They are
             counted on the host, so that nobody waits for a device to learn how many there are.
+        hidden: what crosses from the frozen trunk into a model that runs from there on (`ftkit.models.trunk`): [B, D],
+            or [B, T, D] with zeros at padding; None where the model runs whole.
     """
 
     input_ids: torch.Tensor
@@ -81,6 +83,7 @@ class MicroBatch:
     token_type_ids: torch.Tensor | None = None
     position_ids: torch.Tensor | None = None
     target_places: torch.Tensor | None = None
+    hidden: torch.Tensor | None = None
 
     def inputs(self) -> dict[str, torch.Tensor]:
         """Return what the model's forward takes; what is None it makes itself."""
@@ -89,6 +92,7 @@ class MicroBatch:
             "attention_mask": self.attention_mask,
             "token_type_ids": self.token_type_ids,
             "position_ids": self.position_ids,
+            "hidden": self.hidden,
         }
         return {name: tensor for name, tensor in inputs.items() if tensor is not None}
 
@@ -189,6 +193,10 @@ def collate(split: "TokenSplit", rows: Indices, padding: Padding, device: torch.
     lengths = split.lengths[rows]
     columns = np.arange(int(lengths.max()))
     places = columns < lengths[:, None] if padding.side == "right" else columns[::-1] < lengths[:, None]
+    hidden = split.hidden
+    if hidden is not None and hidden.is_pooled:
+        # One vector stands for the sequence, at the one place of a token; which token makes no difference.
+        places = np.ones((len(rows), 1), dtype=np.bool_)
     per_token = split.labels.dtype == np.bool_
     starts = split.offsets[rows]
     input_ids = _padded(split.tokens, starts, places, padding.token_id)
@@ -205,13 +213,14 @@ def collate(split: "TokenSplit", rows: Indices, padding: Padding, device: torch.
         "token_type_ids": None if split.segments is None else _padded(split.segments, starts, places, 0),
         "target_places": find_targets(labels) if per_token else None,
     }
-    return MicroBatch(
-        **{
-            name: torch.as_tensor(array, dtype=_DTYPES.get(array.dtype, torch.int64)).to(device, non_blocking=True)
-            for name, array in arrays.items()
-            if array is not None
-        }
-    )
+    tensors = {
+        name: torch.as_tensor(array, dtype=_DTYPES.get(array.dtype, torch.int64))
+        for name, array in arrays.items()
+        if array is not None
+    }
+    if hidden is not None:
+        tensors["hidden"] = _laid_out(hidden.states(rows), places)
+    return MicroBatch(**{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
 def find_targets(labels_BT: npt.NDArray[np.int64]) -> Indices:
@@ -230,6 +239,16 @@ def _no_labels(split: "TokenSplit", input_ids: Indices) -> npt.NDArray[Any]:
     if split.labels.dtype in _DTYPES:
         return np.full((1, *split.labels.shape[1:]), np.nan)
     return np.full(input_ids.shape if split.labels.dtype == np.bool_ else 1, IGNORED)
+
+
+def _laid_out(states: list[torch.Tensor], places: npt.NDArray[np.bool_]) -> torch.Tensor:
+    """Lay hidden states out, [B, D] of one vector a sequence, else [B, T, D] with zeros at padding."""
+    joined = torch.cat(states)
+    if places.shape[1] == 1:
+        return joined
+    matrix = joined.new_zeros(*places.shape, joined.shape[-1])
+    matrix[torch.from_numpy(np.ascontiguousarray(places))] = joined
+    return matrix
 
 
 def _padded(values: npt.NDArray[Any], starts: Indices, places: npt.NDArray[np.bool_], fill: int) -> Indices:

@@ -27,6 +27,11 @@ class Counts:
     total: int
     trainable: int
 
+    @classmethod
+    def of(cls, model: nn.Module) -> "Counts":
+        """Count the weights of what `build_model` returned."""
+        return cls(count_parameters(model), sum(one.numel() for one in trainable_parameters(model).values()))
+
 
 @dataclass(frozen=True)
 class Assembled:
@@ -69,7 +74,7 @@ def assemble(
         DeviceError: the engine does not run on this machine.
     """
     model = build_model(run.config, source, architecture, run.dtype, note)
-    counts = Counts(count_parameters(model), sum(one.numel() for one in trainable_parameters(model).values()))
+    counts = Counts.of(model)
     before_engine(model)
     objective = objective_of(run.config, architecture, model)
     return Assembled(model, build_engine(run, model, process, objective), counts)

@@ -60,9 +60,9 @@ def written_aside(target: Path, elsewhere: str) -> Iterator[Path]:
         yield aside
         make_readable(aside)
         for file in (*aside.iterdir(), aside):
-            _flush(file)
+            flush(file)
         aside.rename(target)
-        _flush(target.parent)
+        flush(target.parent)
     except (OSError, SafetensorError) as error:
         raise DeviceError(f"cannot write {target}: {error}; free some space or {elsewhere}") from error
     finally:
@@ -82,11 +82,11 @@ def replace_text(path: Path, text: str) -> None:
     aside = path.with_name(f"{path.name}{UNFINISHED}")
     try:
         aside.write_text(text, encoding="utf-8")
-        _flush(aside)
+        flush(aside)
         aside.replace(path)  # POSIX renames a file over another in one go; a folder over another it does not
     finally:
         aside.unlink(missing_ok=True)
-    _flush(path.parent)
+    flush(path.parent)
 
 
 def make_readable(folder: Path) -> None:
@@ -169,7 +169,8 @@ def _system_number(error: BaseException) -> int | None:
     return number
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -15,6 +15,7 @@ from ftkit.models.kernels.chunked_loss import chunk_loss
 from ftkit.models.kernels.dropout import seed_dropouts
 from ftkit.models.kernels.grouped_heads import make_grouped
 from ftkit.models.kernels.lora_linear import make_lean
+from ftkit.models.layers import first_trained_layer, transformer_layers
 from ftkit.models.methods import method_of
 from ftkit.models.methods.lora import is_adapted, unwrapped
 from ftkit.models.source import Source
@@ -190,22 +191,32 @@ def check_tokens(model: nn.Module, highest: int) -> None:
 
 
 def set_training(model: nn.Module, is_training: bool) -> None:
-    """Switch dropout: a frozen trunk without adapters stays in evaluation mode, but for the new modules inside it.
+    """Switch dropout: a frozen trunk stays in evaluation mode, but for the new modules inside it.
+
+    With adapters the trunk is what lies below the lowest layer that has some; with adapters in all layers, nothing.
 
     Args:
         model: what `build_model` returned.
         is_training: training or evaluation mode.
     """
     model.train(is_training)
-    if is_training and not is_adapted(model):
-        for child in model.children():
-            if all(parameter.requires_grad for parameter in child.parameters()):
-                continue
-            child.eval()
-            for module in child.modules():
-                own = list(module.parameters())
-                if own and all(parameter.requires_grad for parameter in own):
-                    module.train()
+    if not is_training or (is_adapted(model) and not first_trained_layer(model)):
+        return
+    trained = _trained_layers(model)
+    for child in unwrapped(model).children():
+        if all(parameter.requires_grad for parameter in child.parameters()):
+            continue
+        child.eval()
+        for module in child.modules():
+            own = list(module.parameters())
+            if module in trained or (own and all(parameter.requires_grad for parameter in own)):
+                module.train()
+
+
+def _trained_layers(model: nn.Module) -> set[nn.Module]:
+    """Return the layers that hold adapters or trained weights."""
+    found, first = transformer_layers(model), first_trained_layer(model)
+    return set() if found is None or first is None else set(found[1][first:])
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

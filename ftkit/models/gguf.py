@@ -14,11 +14,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 
-from ftkit.errors import DependencyError, DeviceError, ModelError
+from ftkit.errors import DependencyError, ModelError
 from ftkit.machine.disk import CACHE_VARIABLE, cache_folder, written_aside
+from ftkit.machine.lock import locked
 from ftkit.models.source import Source, explained_loading, load_tokenizer
 
 _VERSION = 1
@@ -50,7 +50,11 @@ def as_safetensors(source: Source, note: Callable[[str], None]) -> Source:
     file = _file(source)
     target = _target(file)
     if not target.is_dir():
-        with _locked(target, note):
+
+        def waiting(owner: str) -> None:
+            note(f"{owner} converts this model; waiting for it")
+
+        with locked(target, waiting, _ELSEWHERE):
             if not target.is_dir():
                 note(f"converting {file.name} to safetensors, once, in {target}")
                 with written_aside(target, _ELSEWHERE) as aside:
@@ -79,24 +83,6 @@ def _target(file: Path) -> Path:
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     return cache_folder() / "gguf" / f"{digest[:32]}-{_VERSION}"
-
-
-@contextlib.contextmanager
-def _locked(target: Path, note: Callable[[str], None]) -> Iterator[None]:
-    """Hold a lock that ends with the process that holds it."""
-    lock = filelock.FileLock(target.with_name(f"{target.name}.lock"))
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        note(f"another process converts this model; waiting for it ({lock.lock_file})")
-        lock.acquire()
-    except OSError as error:
-        raise DeviceError(f"cannot write {target.parent}: {error.strerror}; {_ELSEWHERE}") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _convert(source: Source, file: Path, folder: Path) -> None:

@@ -28,7 +28,7 @@ def save_whole(model: "nn.Module", folder: Path, weights: "dict[str, torch.Tenso
 
 
 def save_tokenizer(tokenizer: Any, source: Source, folder: Path) -> None:
-    """Write the base model's tokenizer, with the pad token and the chat template of the run.
+    """Write the base model's tokenizer, with the pad token, the chat template and the padding of the run.
 
     A tokenizer that has been called keeps how it cut and padded, and would write that down; a fresh one has not.
 
@@ -39,6 +39,9 @@ def save_tokenizer(tokenizer: Any, source: Source, folder: Path) -> None:
     """
     fresh = load_tokenizer(source)
     fresh.chat_template = tokenizer.chat_template
+    if fresh.padding_side != tokenizer.padding_side:
+        # What a tokenizer was not made with it does not save (PreTrainedTokenizerBase.save_pretrained).
+        fresh.padding_side = fresh.init_kwargs["padding_side"] = tokenizer.padding_side
     fresh.save_pretrained(folder)
 
 

@@ -12,7 +12,7 @@ memory_snapshot_rank0.pickle   where it was asked for, what torch's viewer of a 
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -143,7 +143,14 @@ def round_as_stored(engine: Engine, method: Method, source: Source) -> None:
         engine.load_trainable_state(as_stored(engine.trainable_state(), dtype))
 
 
-def save_model(engine: Engine, method: Method, tokenizer: Any, source: Source, folder: Path) -> None:
+def save_model(
+    engine: Engine,
+    method: Method,
+    tokenizer: Any,
+    source: Source,
+    folder: Path,
+    load_whole: Callable[[], nn.Module] | None = None,
+) -> None:
     """Write the trained model as plain PEFT or transformers load it; called by every rank, written by the first.
 
     Args:
@@ -152,14 +159,19 @@ def save_model(engine: Engine, method: Method, tokenizer: Any, source: Source, f
         tokenizer: the run's.
         source: where the base model is.
         folder: the result folder.
+        load_whole: loads the model anew, with the frozen weights that the engine does not hold; None: it holds all.
     """
     masters = engine.trainable_state()
-    weights = masters if method.is_adapter else engine.full_state() | _by_every_name(engine.model, masters)
+    held = engine.full_state() if load_whole is None and not method.is_adapter else None
     if not engine.process.is_main:
         return
+    model, weights = engine.model, masters
+    if not method.is_adapter:
+        model = engine.model if load_whole is None else load_whole()
+        weights = (model.state_dict() if held is None else held) | _by_every_name(model, masters)
     dtype = (None if method.is_adapter else stored_dtype(source)) or engine.dtype
     target = folder / MODEL
-    method.save(engine.model, target, as_stored(weights, dtype))
+    method.save(model, target, as_stored(weights, dtype))
     save_tokenizer(tokenizer, source, target)
     restore_settings(source, dtype, target)
     make_readable(target)

@@ -25,7 +25,6 @@ from ftkit.records.figures import Record
 from ftkit.records.files import CONFIG, RECORD, RecordWriter, read_record
 from ftkit.records.schema import (
     EvaluationLine,
-    LabelsLine,
     Measurement,
     RecoveryLine,
     ResultLine,
@@ -40,7 +39,7 @@ from ftkit.training.evaluate import Logits, evaluate
 from ftkit.training.finite import FiniteSteps, check_loss
 from ftkit.training.first_steps import FirstSteps
 from ftkit.training.folder import round_as_stored, save_model, written_bytes
-from ftkit.training.metrics import remarks
+from ftkit.training.metrics import labels_line, remarks
 from ftkit.training.recovery.attempts import Attempts, UpdateFailedError, explained_memory
 from ftkit.training.recovery.beginning import Beginning
 from ftkit.training.recovery.heartbeat import Heartbeat, named_silence
@@ -127,7 +126,7 @@ def _train(  # what one run is made of
     keep = partial(keep_limits, job.folder, asked)
     attempts = Attempts(job.engine, limits, job.longest, partial(stand_in, job), stop, record.tell, keep)
     run = first_line(job.folder.name, job.run, device_name(job.engine.device), job.num_steps, job.prediction)
-    run = run.model_copy(update={"labels": _labels_line(job)})
+    run = run.model_copy(update={"labels": labels_line(job.data.labels)})
     if job.process.is_main:
         replace_text(job.folder / CONFIG, dump_config(job.config))
     record.write(run)
@@ -148,7 +147,7 @@ def _finish(
     finish_writing(job)
     load_best(job, progress)
     round_as_stored(job.engine, method_of(job.config), job.source)
-    save_model(job.engine, method_of(job.config), job.tokenizer, job.source, job.folder)
+    save_model(job.engine, method_of(job.config), job.tokenizer, job.source, job.folder, job.load_whole)
     if job.data.test is not None:
         with stop.during(Work.READING):
             keep_answers(job, *_score(job, progress, record, "test", job.data.test))
@@ -291,23 +290,16 @@ def _score(
 def _measure(job: Job, progress: Progress) -> Measurement:
     device, speed = job.engine.device, progress.speed()
     name, precision = device_name(device), job.run.precision
+    planned = (job.prediction, speed.get("tokens_per_second"), name, precision)
     return Measurement(
         device=name,
         **memory_figures(gather(job.meter, job.process), device),
         disk_bytes=written_bytes(job.folder),
         num_parameters=job.counts.total,
         num_trainable_parameters=job.counts.trainable,
-        model_flops_utilization=planned_utilization(job.prediction, speed.get("tokens_per_second"), name, precision),
+        model_flops_utilization=None if job.load_whole else planned_utilization(*planned),
         **speed,
     )
-
-
-def _labels_line(job: Job) -> LabelsLine | None:
-    labels = job.data.labels
-    if labels is None:
-        return None
-    standard = labels.standard
-    return LabelsLine(kind=labels.kind, names=labels.names, mean=standard.mean, deviation=standard.deviation)
 
 
 def _is_due(batch: GlobalBatch, every: int | None) -> bool:

@@ -10,9 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ftkit.data.arrays import Labels
-from ftkit.records.schema import LabelScores, Scores
+from ftkit.records.schema import LabelScores, LabelsLine, Scores
 
 Array = NDArray[Any]
+
+
+def labels_line(labels: Labels | None) -> LabelsLine | None:
+    """Return what a record says of the labels; None where there are none."""
+    if labels is None:
+        return None
+    standard = labels.standard
+    return LabelsLine(kind=labels.kind, names=labels.names, mean=standard.mean, deviation=standard.deviation)
 
 
 def figures_of(logits: NDArray[np.float32], true: Array, labels: Labels) -> dict[str, Any]:

@@ -12,16 +12,17 @@ from ftkit.engine.resolve import ResolvedRun
 from ftkit.machine.process import first_decides
 from ftkit.models.build import set_training
 from ftkit.models.padding import Found, find_side, tolerance_of, unequal_pairs
+from ftkit.training.trunk import Whole
 
 
 def settle_padding(
-    run: ResolvedRun, engine: Scorer, splits: Iterable[TokenSplit], tokenizer: Any, note: Callable[[str], None]
+    run: ResolvedRun, engine: Scorer | Whole, splits: Iterable[TokenSplit], tokenizer: Any, note: Callable[[str], None]
 ) -> tuple[ResolvedRun, Padding]:
     """Find what fills up micro-batches and where; say what is unusual.
 
     Args:
         run: its `model.padding` may say the side, and its cut whether anything is ever padded.
-        engine: runs the check; every rank calls this, the first one decides.
+        engine: runs the check, or the model that no engine has yet; every rank calls this, the first one decides.
         splits: the sequences; the first split with some of unequal length is tried.
         tokenizer: has the pad token; learns the side where it is the left, since it is saved with the model.
         note: told what is unusual.
@@ -48,12 +49,11 @@ def settle_padding(
     elif asked == "left":
         padding = Padding(padding.token_id, "left")
     if padding.side == "left":
-        # What a tokenizer was not made with it does not save (PreTrainedTokenizerBase.save_pretrained).
-        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
+        tokenizer.padding_side = "left"
     return run, padding
 
 
-def _check(engine: Scorer, split: TokenSplit, pairs: list[Any], token_id: int) -> Found:
+def _check(engine: Scorer | Whole, split: TokenSplit, pairs: list[Any], token_id: int) -> Found:
     model = cast(Any, engine.model)
     set_training(model, False)
     num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None) or 1

@@ -57,10 +57,11 @@ def check_shapes(path: Path, saved: Mapping[str, Any], shapes: Mapping[str, tupl
 def resumable_part(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return of a dumped configuration what may not change between start and resume.
 
-    The cut, the engine, the precision, the output, how often something is looked at and when training ends may: what is
-    saved is whole, in fp32, and knows no topology.
+    The cut, the engine, the precision, the cache, the output, how often something is looked at and when training ends
+    may: what is saved is whole, in fp32, and knows no topology.
     """
-    kept = json.loads(json.dumps({key: value for key, value in config.items() if key not in ("engine", "output")}))
+    is_free = ("engine", "output", "cache").__contains__
+    kept = json.loads(json.dumps({key: value for key, value in config.items() if not is_free(key)}))
     kept["batch"] = {"global_batch_size": kept["batch"]["global_batch_size"]}
     for key in ("gradient_checkpointing", "precision"):
         kept["model"].pop(key)

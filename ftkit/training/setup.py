@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from ftkit.config.tree import RunConfig
 from ftkit.data.arrays import PreparedData
 from ftkit.data.batching import Padding, check_cut, count_steps
 from ftkit.data.class_weights import class_weights
-from ftkit.engine.assemble import Counts, assemble
+from ftkit.engine.assemble import Counts, build_engine
 from ftkit.engine.protocol import Engine
 from ftkit.engine.resolve import EngineKind, ResolvedRun
 from ftkit.machine.process import ProcessContext, first_decides
 from ftkit.machine.versions import versions
-from ftkit.models.build import check_positions, check_tokens
+from ftkit.models.build import build_model, check_positions, check_tokens
+from ftkit.models.objective import objective_of
 from ftkit.models.source import Source
 from ftkit.observe.meter import Meter
 from ftkit.plan.predicted import AnyPrediction
@@ -34,6 +35,7 @@ from ftkit.training.padding import settle_padding
 from ftkit.training.reporters import Reporter
 from ftkit.training.same_run import resumable_part
 from ftkit.training.state import Progress, best_steps
+from ftkit.training.trunk import Whole, compute_once, wants_trunk
 from ftkit.training.writer import Writer
 
 _WARMUP_WARNING = 1 / 3
@@ -56,6 +58,8 @@ class Job:
     meter: Meter
     prediction: AnyPrediction | None
     padding: Padding
+    load_whole: Callable[[], nn.Module] | None
+    """Loads the model anew, where the engine's runs from above its trunk; None where the engine's is whole."""
     writer: Writer = field(default_factory=Writer)
     """Writes checkpoints while the steps go on."""
 
@@ -104,36 +108,73 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     )  # fmt: skip
     meter = Meter(process.device)
     asked = replace(found.run, config=_with_weights(found.run.config, data, note))
-    sequences = Sequences(
-        len(data.train), longest, are_equal=all(split.lengths.min() == longest for split in data.splits)
-    )
+    are_equal = all(split.lengths.min() == longest for split in data.splits)
+    sequences = Sequences(len(data.train), longest, are_equal=are_equal)
     batch, prediction = plan_first(asked.config, process, architecture, sequences, note)
     if prediction is not None:
         first_decides(process, lambda: check_disk(config, prediction.disk_bytes or 0))
     check_cut(batch, longest)
     run = asked.cut_by(batch)
+    num_steps = _count_steps(config, data, note)
+    folder = first_decides(process, lambda: open_folder(config, is_resumed=resume))
+
+    load = partial(build_model, run.config, source, architecture, run.dtype)
+    model = load(note)
+    counts = Counts.of(model)
+    check_positions(model, longest)
+    check_tokens(model, data.highest_token)
+    meter.enter(_PADDING)
+    whole = Whole(model, process.device, run.dtype, process)
+    run, padding, shallow = _settle_trunk(run, whole, data, tokenizer, num_steps, note)
+    if run.engine is EngineKind.DEEPSPEED:
+        note("starting DeepSpeed; the first time, it compiles for a minute or more (offload: for up to five)")
+    engine = build_engine(run, model, process, objective_of(run.config, architecture, model))
+    if padding is None:
+        run, padding = settle_padding(run, engine, data.splits, tokenizer, note)
+    settle_loss(engine, (shallow or data).train, padding, note)
+    meter.discard(_PADDING)
+    return Job(
+        run,
+        process,
+        folder,
+        source,
+        tokenizer,
+        shallow or data,
+        engine,
+        num_steps,
+        counts,
+        meter,
+        prediction,
+        padding,
+        None if shallow is None else load,
+    )
+
+
+def _count_steps(config: RunConfig, data: PreparedData, note: Callable[[str], None]) -> int:
+    """Return the steps of a run; say where most of them warm up."""
     training = config.training
     num_steps = count_steps(len(data.train), config.batch.global_batch_size, training.epochs, training.max_steps)
     num_warmup = config.schedule.num_warmup_steps(num_steps)
     if num_warmup > _WARMUP_WARNING * num_steps:
         note(f"warning: {num_warmup} of {num_steps} steps warm up, more than a third; the peak rate is hardly used")
-    folder = first_decides(process, lambda: open_folder(config, is_resumed=resume))
+    return num_steps
 
-    def before_engine(model: nn.Module) -> None:
-        check_positions(model, longest)
-        check_tokens(model, data.highest_token)
-        if run.engine is EngineKind.DEEPSPEED:
-            note("starting DeepSpeed; the first time, it compiles for a minute or more (offload: for up to five)")
 
-    assembled = assemble(run, source, architecture, process, before_engine, note)
-    engine = assembled.engine
-    meter.enter(_PADDING)
-    run, padding = settle_padding(run, engine, data.splits, tokenizer, note)
-    settle_loss(engine, data.train, padding, note)
-    meter.discard(_PADDING)
-    return Job(
-        run, process, folder, source, tokenizer, data, engine, num_steps, assembled.counts, meter, prediction, padding
-    )
+def _settle_trunk(
+    run: ResolvedRun,
+    whole: Whole,
+    data: PreparedData,
+    tokenizer: Any,
+    num_steps: int,
+    note: Callable[[str], None],
+) -> tuple[ResolvedRun, Padding | None, PreparedData | None]:
+    """Have the trunk computed once where that is wanted, and settle the padding for it; close the model above it."""
+    num_passes = num_steps * run.config.batch.global_batch_size / len(data.train)
+    if not wants_trunk(run, whole.model, num_passes):
+        return run, None, None
+    whole.model.to(whole.device)
+    run, padding = settle_padding(run, whole, data.splits, tokenizer, note)
+    return run, padding, compute_once(run, whole, data, padding, note)
 
 
 def _with_weights(config: RunConfig, data: PreparedData, note: Callable[[str], None]) -> RunConfig:

@@ -16,7 +16,7 @@ import transformers
 
 from ftkit.machine.process import ProcessContext
 from ftkit.training.checkpoint import load_checkpoint
-from tests.distributed.worker import CUT, DTYPES, cases, settings_of
+from tests.distributed.worker import CUT, DTYPES, cached_cases, cases, settings_of
 from tests.helpers import build, logits_of, ragged_split, take_steps
 
 pytestmark = pytest.mark.distributed
@@ -123,6 +123,13 @@ def test_what_two_ranks_saved_reloads_plainly_to_the_same_logits(case, launch, a
     expected = torch.tensor(found[case["name"]]["logits"])
     torch.testing.assert_close(logits.flatten()[: len(expected)], expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(logits, alone(case)[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", cached_cases(), ids=lambda case: case["name"])
+def test_two_ranks_with_a_trunk_computed_once_train_bit_by_bit_as_without(case, launch):
+    found = launch[1][case["name"]]
+    assert found["cached"] == found["whole"]
+    assert found["moved"] == []
 
 
 def reload(case, folder):

@@ -1,6 +1,7 @@
-"""What two ranks under the deepspeed launcher run: every case of `cases()`; writes what they gave as JSON."""
+"""What two ranks under the deepspeed launcher run: every case below; writes what they gave as JSON."""
 
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -16,7 +17,17 @@ from ftkit.models.methods import method_of
 from ftkit.models.source import load_tokenizer, resolve_source
 from ftkit.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from ftkit.training.folder import save_model
-from tests.helpers import PADDING, VOCABULARY, Outcome, build, logits_of, ragged_split, save_tiny_model, take_steps
+from tests.helpers import (
+    PADDING,
+    VOCABULARY,
+    Outcome,
+    build,
+    build_cached,
+    logits_of,
+    ragged_split,
+    save_tiny_model,
+    take_steps,
+)
 
 METHODS = ("feature-extraction", "lora", "qlora", "full")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -58,6 +69,29 @@ def cases() -> list[dict[str, Any]]:
         {"model": "gpt2", "method": "lora", "stage": 3, "dtype": "fp32", "settings": checkpointing, **classify}
     )
     return [{"name": name_of(case), **case} for case in found]
+
+
+def cached_cases() -> list[dict[str, Any]]:
+    """Return the cases in which the trunk is computed once, by both ranks together."""
+    methods = (["method.name=feature-extraction"], ["method.name=lora", "method.top_layers=1"])
+    every = ["batch.global_batch_size=8", "batch.micro_batch_size=1"]
+    return [
+        {"name": f"cached-{number}-zero{stage}", "settings": [*method, *every, f"engine.zero_stage={stage}"]}
+        for number, method in enumerate(methods)
+        for stage in (0, 2)
+    ]
+
+
+def run_cached(case: dict, process: ProcessContext, folder: Path) -> dict:
+    """Take the same steps without the cache and with it."""
+    os.environ["FTKIT_CACHE"] = str(folder / "cache")
+    split, model = ragged_split("sequence-classification"), folder / "models" / "bert"
+    whole = take_steps(*build(case["settings"], model, torch.float32, process), split)
+    config, engine, held = build_cached(case["settings"], model, process, split)
+    cached = take_steps(config, engine, held)
+    state, other = engine.trainable_state(), whole.engine.trainable_state()
+    moved = [name for name in other if not torch.equal(state[name], other[name])]
+    return {"whole": [whole.losses, whole.norms], "cached": [cached.losses, cached.norms], "moved": moved}
 
 
 def name_of(case: dict) -> str:
@@ -125,9 +159,10 @@ def main() -> None:
     torch.distributed.barrier()
     assert templates_folder().is_dir()
     found = {}
-    for case in cases():
+    for case in (*cases(), *cached_cases()):
         try:
-            found[case["name"]] = run_case(case, process, folder)
+            take = run_case if "model" in case else run_cached
+            found[case["name"]] = take(case, process, folder)
         except Exception:  # written down, and then the launcher ends the other rank, which would wait for ever
             found[case["name"]] = {"error": traceback.format_exc()}
             (folder / f"found-{process.rank}.json").write_text(json.dumps(found))

@@ -37,8 +37,8 @@ class Method(Protocol):
     trains_all: ClassVar[bool]
 
     def stored_parameters(self, num_parameters: int, num_trainable_parameters: int) -> int: ...  # noqa: D102  # in MethodSection
-    def adapts(self, layer: int) -> bool: ...  # noqa: D102  # in MethodSection
-    def on_layers(self, kept: Sequence[int]) -> Self: ...  # noqa: D102  # in MethodSection
+    def adapts(self, layer: int, num_layers: int) -> bool: ...  # noqa: D102  # in MethodSection
+    def on_layers(self, kept: Sequence[int], num_layers: int) -> Self: ...  # noqa: D102  # in MethodSection
     def cheaper(self) -> Sequence[dict[str, Any]]: ...  # noqa: D102  # in MethodSection
 
     def prepare(self, model: "nn.Module", start: "Start", dtype: "torch.dtype") -> "nn.Module":

@@ -1,9 +1,13 @@
-"""Full fine-tuning: every weight trains, and the result is a whole model."""
+"""Full fine-tuning: every weight trains, or all of the topmost layers, and the result is a whole model."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from pydantic import Field
 
 from ftkit.config.methods import MethodSection
+from ftkit.errors import ModelError
 from ftkit.models.card import Card
 from ftkit.models.saved import save_whole
 
@@ -15,16 +19,50 @@ if TYPE_CHECKING:
 
 
 class Full(MethodSection):
-    """Train every weight."""
+    """Train every weight, or all of the topmost layers."""
 
     name: Literal["full"] = "full"
+    top_layers: int | None = Field(default=None, ge=1)
+    """The number of layers to train, from the top, with a new head; what is below stays as it is, and runs once
+    (`cache.trunk`). All weights when not named."""
+
     label: ClassVar[str] = "full"
+    flags: ClassVar[Mapping[str, str]] = {"--train-top-layers": "top_layers"}
+    shown: ClassVar[Mapping[str, str]] = {"top_layers": "top"}
     default_learning_rate: ClassVar[float] = 5e-5
     trains_all: ClassVar[bool] = True
 
     def prepare(self, model: "nn.Module", start: "Start", dtype: "torch.dtype") -> "nn.Module":  # noqa: ARG002  # as any method
-        """Let every weight train."""
-        return model.requires_grad_(True)
+        """Let every weight train, or those of the topmost layers and of a new head.
+
+        Raises:
+            ModelError: the model has fewer layers, or new rows that lie below them.
+        """
+        if self.top_layers is None:
+            return model.requires_grad_(True)
+        from ftkit.models.layers import top_layers, transformer_layers
+
+        if start.rows:
+            raise ModelError(
+                "model.resize_embeddings adds rows that the topmost layers alone do not train; leave out "
+                "--train-top-layers"
+            )
+        numbers, found = top_layers(model, self.top_layers), transformer_layers(model)
+        assert found is not None  # it has as many layers
+        model.requires_grad_(False)
+        for module in (*(found[1][number] for number in numbers), *map(model.get_submodule, start.head)):
+            module.requires_grad_(True)
+        return model
+
+    def adapts(self, layer: int, num_layers: int) -> bool:
+        """Return whether a layer trains."""
+        return self.top_layers is None or layer >= num_layers - self.top_layers
+
+    def on_layers(self, kept: Sequence[int], num_layers: int) -> Self:
+        """Count the layers that train among those that are kept."""
+        if self.top_layers is None:
+            return self
+        return self.model_copy(update={"top_layers": sum(self.adapts(one, num_layers) for one in kept)})
 
     def save(self, model: "nn.Module", folder: Path, weights: "dict[str, torch.Tensor]") -> None:
         """Write all weights."""

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ftkit.config.methods import MethodSection
 from ftkit.errors import ModelError
@@ -42,6 +42,8 @@ class Lora(MethodSection):
     """Module names, or one of the presets `attention`, `mlp`, `all-linear`."""
     layers: tuple[int, ...] | None = None
     """The layers to adapt, counted from 0; all when not named."""
+    top_layers: int | None = Field(default=None, ge=1)
+    """The number of layers to train, from the top; those below stay as they are, and run once (`cache.trunk`)."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(rank) (Kalajdzievski 2023)."""
     use_dora: bool = False
@@ -54,8 +56,9 @@ class Lora(MethodSection):
         "--alpha": "alpha",
         "--dropout": "dropout",
         "--target": "targets",
+        "--train-top-layers": "top_layers",
     }
-    shown: ClassVar[Mapping[str, str]] = {"rank": "r"}
+    shown: ClassVar[Mapping[str, str]] = {"rank": "r", "top_layers": "top"}
     is_adapter: ClassVar[bool] = True
 
     def prepare(self, model: "nn.Module", start: "Start", dtype: "torch.dtype") -> "nn.Module":
@@ -66,12 +69,22 @@ class Lora(MethodSection):
         """
         return add_adapters(model.requires_grad_(False), self, start, dtype)
 
-    def adapts(self, layer: int) -> bool:
+    @model_validator(mode="after")
+    def _one_choice(self) -> Self:
+        if self.layers is not None and self.top_layers is not None:
+            raise ValueError("layers and top_layers both say which layers are adapted; leave one of them out")
+        return self
+
+    def adapts(self, layer: int, num_layers: int) -> bool:
         """Return whether a layer gets adapters."""
+        if self.top_layers is not None:
+            return layer >= num_layers - self.top_layers
         return self.layers is None or layer in self.layers
 
-    def on_layers(self, kept: Sequence[int]) -> Self:
+    def on_layers(self, kept: Sequence[int], num_layers: int) -> Self:
         """Name the layers by their places among those that are kept."""
+        if self.top_layers is not None:
+            return self.model_copy(update={"top_layers": sum(self.adapts(one, num_layers) for one in kept)})
         if self.layers is None:
             return self
         places = tuple(place for place, number in enumerate(kept) if number in self.layers)
@@ -177,9 +190,11 @@ def _adapt(model: "nn.Module", method: Lora, start: "Start", dtype: "torch.dtype
     from peft import LoraConfig, get_peft_model
 
     from ftkit.models import foreign
+    from ftkit.models.layers import top_layers
     from ftkit.models.targets import choose_targets, shortest_names
 
-    chosen = choose_targets(model, method.targets, method.layers, start.head)
+    layers = method.layers if method.top_layers is None else top_layers(model, method.top_layers)
+    chosen = choose_targets(model, method.targets, layers, start.head)
     config = LoraConfig(
         r=method.rank,
         lora_alpha=method.alpha,  # type: ignore[arg-type]  # annotated int, used as a number

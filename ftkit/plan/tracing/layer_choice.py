@@ -74,7 +74,7 @@ def choose_layers(config: RunConfig, architecture: Any, *, exact: bool = False) 
             *(repr(one[number]) for one in lists.values()),
             flags[number],
             0 < number == first,
-            method.adapts(number),
+            method.adapts(number, num_layers),
         )
         for number in range(num_layers)
     ]
@@ -86,7 +86,7 @@ def choose_layers(config: RunConfig, architecture: Any, *, exact: bool = False) 
         return whole
     if not are_meant:
         return whole
-    config = config.model_copy(update={"method": method.on_layers(kept)})
+    config = config.model_copy(update={"method": method.on_layers(kept, num_layers)})
     return ShallowModel(config, small, kept, kinds, [flags[number] for number in kept])
 
 

@@ -1,0 +1,41 @@
+"""The section of the cache of hidden states."""
+
+from typing import Any, Literal
+
+from pydantic import field_validator
+
+from ftkit.config.section import Section
+from ftkit.errors import ConfigError
+from ftkit.units import parse_bytes
+
+
+class CacheConfig(Section):
+    """What the frozen layers below everything that trains make of the texts, computed once and kept on a disk."""
+
+    trunk: Literal["auto", "on", "off"] = "auto"
+    """`auto`: compute the frozen layers once where some are below all that trains and the data is gone through more
+    than once, and where the model's structure allows it; `on`: or else refuse; `off`: run them in each step."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """What is kept; `auto`: the precision of the run, which loses nothing."""
+    limit: str = "20GiB"
+    """What the cache may hold, such as `20GiB`; what was not used for longest makes room."""
+
+    @field_validator("trunk", mode="before")
+    @classmethod
+    def _is_switch(cls, given: Any) -> Any:
+        """YAML reads the words `on` and `off` as true and false."""
+        return {True: "on", False: "off"}[given] if isinstance(given, bool) else given
+
+    @field_validator("limit", mode="before")
+    @classmethod
+    def _is_size(cls, given: Any) -> str:
+        try:
+            parse_bytes(str(given))
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return str(given)
+
+    @property
+    def limit_bytes(self) -> int:
+        """The limit in bytes."""
+        return parse_bytes(self.limit)

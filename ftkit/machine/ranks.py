@@ -1,0 +1,57 @@
+"""What the ranks of a job do together, so that all go on or none does."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from ftkit.errors import FtkitError
+from ftkit.machine.process import ProcessContext
+
+Done = TypeVar("Done")
+
+
+def together(process: ProcessContext, act: Callable[[], Done]) -> Done:
+    """Do something on every rank, such that all go on or none does.
+
+    Args:
+        process: the place of this process; every process of the job calls this.
+        act: called on every rank.
+
+    Returns:
+        What it returned here.
+
+    Raises:
+        FtkitError: what `act` raised on the first rank on which it failed, on every rank.
+    """
+    done: Done | None = None
+    mistake: FtkitError | None = None
+    try:
+        done = act()
+    except FtkitError as error:
+        mistake = error
+    mistakes: list[Any] = [mistake]
+    if process.world_size > 1:
+        from torch import distributed
+
+        mistakes = [None] * process.world_size
+        distributed.all_gather_object(mistakes, mistake)
+    for one in mistakes:
+        if one is not None:
+            raise one
+    return cast("Done", done)
+
+
+def sum_of_ranks(process: ProcessContext, value: int) -> int:
+    """Return the sum of a number over all ranks, on every rank; called by all of them.
+
+    Args:
+        process: the place of this process.
+        value: of this rank.
+    """
+    if process.world_size == 1:
+        return value
+    import torch
+    from torch import distributed
+
+    total = torch.tensor(value, device=process.device)
+    distributed.all_reduce(total)
+    return int(total)

@@ -1,0 +1,82 @@
+"""The address of hidden states in the cache: a digest of everything that decides them.
+
+Tokens stand for the text, the tokenizer and max_length: these decide nothing else. What runs above the cut, seeds, rank
+and labels are left out, so that runs which differ in them share an entry.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from importlib import metadata
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from ftkit.data.arrays import TokenSplit
+from ftkit.data.batching import Padding
+from ftkit.models.bnb import hidden_tensors
+from ftkit.models.methods.lora import unwrapped
+from ftkit.models.trunk.cut import Cut
+
+_FORMAT = 1
+"""Of an entry's files; another one is made anew."""
+_OF_LABELS = ("id2label", "label2id", "problem_type", "_name_or_path", "architectures", "transformers_version")
+"""Fields of a transformers configuration that decide nothing in the trunk."""
+_AROUND = "base_model.model."
+"""What PEFT puts before the names of the model that it is around."""
+
+
+def digest_trunk(model: nn.Module, cut: Cut) -> str:
+    """Return the digest of a trunk: its weights, its configuration, its border.
+
+    Args:
+        model: not closed.
+        cut: where the trunk ends.
+
+    Returns:
+        A SHA-256, in hexadecimal.
+    """
+    base = cast(Any, unwrapped(model))
+    said = {key: value for key, value in base.config.to_dict().items() if key not in _OF_LABELS}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
+    border = (cut.entry.removeprefix(_AROUND), cut.is_flat, cut.is_pooled, base.config._attn_implementation)
+    digest.update(repr(border).encode())
+    for name, tensor in _tensors(model, cut):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def address_of(trunk: str, split: TokenSplit, padding: Padding, dtypes: tuple[torch.dtype, ...], device: str) -> str:
+    """Return the address of a split's hidden states.
+
+    Args:
+        trunk: what `digest_trunk` returned.
+        split: the sequences.
+        padding: what fills up, and where.
+        dtypes: what computes, and what is kept.
+        device: the type of what computes; another one rounds otherwise.
+
+    Returns:
+        64 characters.
+    """
+    versions = [metadata.version(name) for name in ("ftkit", "torch", "transformers")]
+    rest = (_FORMAT, versions, trunk, padding, dtypes, device, split.segments is None)
+    digest = hashlib.sha256(repr(rest).encode())
+    for array in (split.tokens, split.offsets, split.segments):
+        if array is not None:
+            digest.update(f"{array.dtype}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _tensors(model: nn.Module, cut: Cut) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of the modules below the cut, with their names in the model that adapters are around."""
+    constants = hidden_tensors(model)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name.rpartition(".")[0] in cut.below:
+            own = {key: constant for key, constant in constants.items() if key.startswith(f"{name}.")}
+            for key, one in {name: tensor, **own}.items():
+                yield key.removeprefix(_AROUND), one

@@ -1,0 +1,323 @@
+"""Find where the frozen trunk of a model ends, take what crosses there, and let the model run from there on.
+
+    trunk                                              entry       head
+    embeddings, layers 0 to 11, pooler                 dropout     classifier         feature extraction of BERT
+    embeddings, layers 0 to 11, last norm              score                          feature extraction of Llama
+    embeddings, layers 0 to 9                          layer 10    layer 11, head     the top two layers
+
+The entry is the first module that runs in training mode: it trains, or it drops out for what trains above it. It is
+found by watching one forward, so that no architecture needs a rule of its own.
+
+A *closed* model still runs its own code from beginning to end, and so makes masks, positions, kinds of attention and
+pooling as it always does. But its lower layers hand on what they are given, its table of tokens gives zeros, and at the
+entry the hidden states that came with the micro-batch take the place of what arrives there.
+
+Dimension letters: B batch, T token, D model.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from ftkit.data.batching import MicroBatch
+from ftkit.errors import ModelError
+from ftkit.models.build import set_training
+from ftkit.models.heads import classifies
+from ftkit.models.kernels.chunked_loss import Targets
+from ftkit.models.layers import transformer_layers
+from ftkit.models.methods.lora import unwrapped
+
+_STATES = "hidden_states"
+"""What transformers' layers call their first argument, where it is given by name."""
+_FORWARD_ARGUMENT = "hidden"
+"""The field of a micro-batch that carries what crosses; a closed model takes it out before its own code runs."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The border between trunk and head.
+
+    Attributes:
+        entry: the name of the module that is given what crosses.
+        below: the names of the modules with tensors of their own that run before it.
+        layers: the names of the layers below, each with what it returns: None a tensor, else a tuple of so many.
+        dtype: of what crosses.
+        is_flat: whether what crosses is [B, D], pooled by the trunk itself; else it is [B, T, D].
+        is_pooled: whether one vector of each sequence is all that the head looks at.
+    """
+
+    entry: str
+    below: tuple[str, ...]
+    layers: tuple[tuple[str, int | None], ...]
+    dtype: torch.dtype
+    is_flat: bool
+    is_pooled: bool
+
+
+def find_cut(model: nn.Module, micro_batch: MicroBatch) -> Cut:
+    """Find where the trunk of a model ends.
+
+    Args:
+        model: prepared for its method; left in evaluation mode.
+        micro_batch: sequences to watch, on the model's device, best of unequal lengths.
+
+    Returns:
+        The border.
+
+    Raises:
+        ModelError: nothing below what trains is frozen, or the model's structure does not allow it.
+    """
+    heads = _training_modules(model)
+    calls = _watch(model, micro_batch)
+    order = [name for name, _ in calls]
+    entry = next((name for name in order if name in heads), None)
+    if entry is None or not entry:
+        raise ModelError("nothing below what trains is frozen")
+    inside = tuple(f"{name}." for name in heads)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not name.startswith(inside):
+            raise ModelError(f"{name} trains in the midst of frozen modules")
+    place = order.index(entry)
+    below = tuple(dict.fromkeys(name for name in order[:place] if _has_tensors(model.get_submodule(name))))
+    layers = _layers_below(model, calls[:place])
+    again = {name for name in order[place:] if name in below or any(name == layer for layer, _ in layers)}
+    if again:
+        raise ModelError(f"{min(again)} runs below what trains and again above it")
+    arrived = _arrival(model, entry, micro_batch)
+    rows, tokens = micro_batch.input_ids.shape
+    if arrived.shape[:-1] not in ((rows,), (rows, tokens)):
+        raise ModelError(f"what arrives at {entry} has the shape {list(arrived.shape)}, and not a row for each token")
+    is_flat = arrived.dim() == 2
+    cut = Cut(entry, below, layers, arrived.dtype, is_flat, is_flat)
+    is_pooled = is_flat or (classifies(unwrapped(model)) and _looks_at_one(model, cut, micro_batch))
+    return Cut(entry, below, layers, arrived.dtype, is_flat, is_pooled)
+
+
+def crossing(model: nn.Module, cut: Cut, micro_batch: MicroBatch) -> list[torch.Tensor]:
+    """Return what crosses for each sequence.
+
+    Args:
+        model: not closed, in evaluation mode.
+        cut: what `find_cut` returned.
+        micro_batch: on the model's device.
+
+    Returns:
+        For each sequence [1, D] where one vector is all, else [its tokens, D].
+
+    Raises:
+        ModelError: the head looks at another number of places of a sequence than it did at first.
+    """
+    if cut.is_flat:
+        return list(_arrival(model, cut.entry, micro_batch)[:, None])
+    if not cut.is_pooled:
+        arrived = _arrival(model, cut.entry, micro_batch)
+        mask = micro_batch.attention_mask
+        return list(arrived) if mask is None else [one[own == 1] for one, own in zip(arrived, mask, strict=True)]
+    arrived, looked_at = _looked_at(model, cut.entry, micro_batch)
+    if not (looked_at.sum(dim=1) == 1).all():
+        raise ModelError(f"{cut.entry} looks at one place of some sequences and not of others")
+    return list(arrived[looked_at][:, None])
+
+
+@contextmanager
+def closed(model: nn.Module, cut: Cut) -> Iterator[None]:
+    """Close a model for a while; see `close`."""
+    reopen = close(model, cut)
+    try:
+        yield
+    finally:
+        reopen()
+
+
+def close(model: nn.Module, cut: Cut) -> Callable[[], None]:
+    """Let a model run from the cut on; the weights of layers and tokens below are let go of.
+
+    Args:
+        model: changed in place; micro-batches must carry `hidden` from now on.
+        cut: what `find_cut` returned.
+
+    Returns:
+        Undoes it, and keeps the weights for as long as it is kept itself.
+    """
+    arriving: list[torch.Tensor] = []
+
+    def take(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        kwargs = dict(kwargs)
+        # Kept until the next forward: a layer that recomputes asks for it once more in the backward.
+        arriving[:] = [kwargs.pop(_FORWARD_ARGUMENT)]
+        return args, kwargs
+
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        hidden = arriving[0].to(cut.dtype)
+        hidden = hidden[:, None] if cut.is_pooled and not cut.is_flat else hidden
+        if args[1:] and isinstance(args[1], Targets):  # a head that is asked for the loss of some rows
+            hidden = hidden.flatten(0, 1).index_select(0, args[1].places)
+        return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {_STATES: hidden})
+
+    handles = [
+        model.register_forward_pre_hook(take, with_kwargs=True),
+        model.get_submodule(cut.entry).register_forward_pre_hook(enter, with_kwargs=True),
+    ]
+    replaced = {name: model.get_submodule(name) for name in _light(model, cut)}
+    for name, module in replaced.items():
+        form = dict(cut.layers).get(name)
+        model.set_submodule(name, _Passed(module, form) if name in dict(cut.layers) else _NoTable(module))
+
+    def reopen() -> None:
+        for handle in handles:
+            handle.remove()
+        for name, module in replaced.items():
+            model.set_submodule(name, module)
+
+    return reopen
+
+
+class _Passed(nn.Module):
+    """Hands on what it is given, in the place of a layer; what the model's code asks a layer about itself stays."""
+
+    def __init__(self, layer: nn.Module, form: int | None) -> None:
+        super().__init__()
+        self._form = form
+        self._said = {
+            name: value
+            for name, value in vars(layer).items()
+            if not name.startswith("_") and name not in ("training", "config")
+        }
+
+    def __getattr__(self, name: str) -> Any:
+        said = self.__dict__.get("_said", {})
+        return said[name] if name in said else super().__getattr__(name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        hidden = args[0] if args else kwargs[_STATES]
+        return hidden if self._form is None else (hidden, *[None] * (self._form - 1))
+
+
+class _NoTable(nn.Module):
+    """Gives zeros, in the place of the table of tokens."""
+
+    weight: torch.Tensor
+
+    def __init__(self, table: nn.Module) -> None:
+        super().__init__()
+        weight = cast(Any, table).weight
+        self.embedding_dim = int(weight.shape[-1])
+        self.padding_idx = getattr(table, "padding_idx", None)
+        self.register_buffer("weight", weight.new_zeros(0), persistent=False)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.weight.new_zeros(*input_ids.shape, self.embedding_dim)
+
+
+class _ArrivedError(Exception):
+    """Ends a forward where what crosses has been seen."""
+
+
+def _training_modules(model: nn.Module) -> set[str]:
+    """Return the names of the modules that are in training mode with all that is in them, while the model trains."""
+    set_training(model, True)
+    names = {name for name, module in model.named_modules() if all(one.training for one in module.modules())}
+    set_training(model, False)
+    return names
+
+
+def _watch(model: nn.Module, micro_batch: MicroBatch) -> list[tuple[str, Any]]:
+    """Return the modules in the order in which they begin, each with what it returned."""
+    calls: list[tuple[str, Any]] = []
+    open_calls: list[int] = []
+    handles = []
+
+    def began(name: str) -> Callable[..., None]:
+        def note(*_: Any) -> None:
+            open_calls.append(len(calls))
+            calls.append((name, None))
+
+        return note
+
+    def ended(name: str) -> Callable[..., None]:
+        def note(_: nn.Module, __: Any, output: Any) -> None:
+            calls[open_calls.pop()] = (name, len(output) if isinstance(output, tuple) else None)
+
+        return note
+
+    for name, module in model.named_modules():
+        handles += [module.register_forward_pre_hook(began(name)), module.register_forward_hook(ended(name))]
+    try:
+        with torch.inference_mode():
+            model(**micro_batch.inputs())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _arrival(model: nn.Module, entry: str, micro_batch: MicroBatch) -> torch.Tensor:
+    """Run a model as far as a module, and return the first argument that the module is given."""
+    arrived: list[torch.Tensor] = []
+
+    def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        arrived.append(args[0] if args else kwargs[_STATES])
+        raise _ArrivedError
+
+    handle = model.get_submodule(entry).register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        with torch.inference_mode():
+            model(**micro_batch.inputs())
+    except _ArrivedError:
+        pass
+    finally:
+        handle.remove()
+    return arrived[0]
+
+
+def _looked_at(model: nn.Module, entry: str, micro_batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what arrives at a module, [B, T, D], and which places of it the logits depend on, bool [B, T].
+
+    The gradient says it, whatever code pools: it is zero at all other places.
+    """
+    arrived: list[torch.Tensor] = []
+
+    def watch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        hidden = (args[0] if args else kwargs[_STATES]).detach().requires_grad_()
+        arrived.append(hidden)
+        torch.set_grad_enabled(True)  # from here on; the trunk has run without
+        return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {_STATES: hidden})
+
+    handle = model.get_submodule(entry).register_forward_pre_hook(watch, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            logits = cast(Any, model(**micro_batch.inputs())).logits.float()
+    finally:
+        handle.remove()
+    # Of unequal weights, so that logits which always sum to the same do not hide what they depend on.
+    weights = torch.arange(1, logits.shape[-1] + 1, device=logits.device) ** 0.5
+    (gradient,) = torch.autograd.grad((logits * weights).sum(), arrived[0], allow_unused=True)
+    if gradient is None:
+        raise ModelError(f"the logits do not depend on what arrives at {entry}")
+    return arrived[0].detach(), (gradient != 0).any(dim=-1)
+
+
+def _looks_at_one(model: nn.Module, cut: Cut, micro_batch: MicroBatch) -> bool:
+    return bool((_looked_at(model, cut.entry, micro_batch)[1].sum(dim=1) == 1).all())
+
+
+def _layers_below(model: nn.Module, calls: Sequence[tuple[str, Any]]) -> tuple[tuple[str, int | None], ...]:
+    """Return the layers among the modules that ran, each with the form of what it returned."""
+    found = transformer_layers(model)
+    names = {f"{found[0]}.{number}" for number in range(len(found[1]))} if found else set()
+    return tuple({name: form for name, form in calls if name in names}.items())
+
+
+def _light(model: nn.Module, cut: Cut) -> list[str]:
+    """Return the names of what a closed model does without: the layers below, and the table of tokens."""
+    table = cast(Any, unwrapped(model)).get_input_embeddings()
+    tables = [name for name, module in model.named_modules() if module is table and name in cut.below]
+    return [*(name for name, _ in cut.layers), *tables]
+
+
+def _has_tensors(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False))
