@@ -13,6 +13,7 @@ _COMMANDS = {
     "train": ("ftkit.cli.train", "train", "Fine-tune a model and score it."),
     "plan": ("ftkit.cli.plan", "plan", "Predict memory, speed and disk, on any GPU, before anything runs."),
     "profile": ("ftkit.cli.profile", "profile", "Measure what configurations really take, in a sweep."),
+    "compare": ("ftkit.cli.compare", "compare", "Train several methods on the same data, and say which is better."),
     "predict": ("ftkit.cli.predict", "predict", "Answer texts with a trained model."),
     "evaluate": ("ftkit.cli.evaluate", "evaluate", "Score a trained model on other data."),
     "chat": ("ftkit.cli.chat", "chat", "Talk to a trained language model."),

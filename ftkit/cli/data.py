@@ -65,7 +65,7 @@ def _show(config: "RunConfig", source: "Source", rows: int, *, as_json: bool) ->
     tokenizer = load_tokenizer(model)
     own_labels = own_label_names(model) if config.task == "sequence-classification" else None
     try:
-        prepared = prepare_data(config.data, config.task, tokenizer, config.training.seed, own_labels, source)
+        prepared = prepare_data(config.data, config.task, tokenizer, config.data_seed, own_labels, source)
     except DataError as error:
         found = [
             Finding(Severity.ERROR, str(error)),

@@ -95,6 +95,11 @@ def write_page(paths: Sequence[Path], page: Path, title: str) -> Path:
     return page
 
 
+def print_runs(paths: Sequence[Path]) -> None:
+    """Print the table of the runs at or below some folders; raises as `write_page`."""
+    _print(_collect(paths), "table")
+
+
 def _collect(paths: Sequence[Path]) -> list[Run]:
     """Read records; what could not be read of them is said in a sentence each."""
     with warnings.catch_warnings(record=True) as caught:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ftkit.cli.launch import NumDevices, launch
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
+from ftkit.cli.series import train_series
 from ftkit.errors import ConfigError
 from ftkit.machine.environment import prepare_environment
 from ftkit.machine.process import ProcessContext, end_if_launched
@@ -32,6 +33,9 @@ from ftkit.machine.process import ProcessContext, end_if_launched
     "--num-devices", type=NumDevices(), help="Start one process for each of this many devices, as torchrun does."
 )
 @click.option("--restarts", type=int, default=0, help="Times to start all processes again when one is lost.")
+@click.option(
+    "--seeds", type=click.IntRange(min=2), help="Train this many times, with other orders, heads and dropout each time."
+)
 @click.option("--local_rank", "--local-rank", type=int, hidden=True, help="Given by the deepspeed launcher; not used.")
 def train(  # noqa: PLR0913  # one parameter is one flag
     resume: Path | None,
@@ -43,6 +47,7 @@ def train(  # noqa: PLR0913  # one parameter is one flag
     as_json: bool,
     num_devices: int | None,
     restarts: int,
+    seeds: int | None,
     local_rank: int | None,  # noqa: ARG001  # LOCAL_RANK says the same
     **flags: Any,
 ) -> None:
@@ -69,6 +74,9 @@ def train(  # noqa: PLR0913  # one parameter is one flag
         }
         flags["settings"] = (*flags["settings"], *(setting for setting, is_wanted in said.items() if is_wanted))
         config = read_config(flags)
+        if seeds is not None:
+            train_series([config], seeds, Path(config.output.folder or "runs/seeds"))
+            return
         if (num_devices or restarts) and process.launcher == "none":
             launch(config, num_devices or 1, restarts)
         prepare_environment(config)

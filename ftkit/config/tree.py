@@ -84,6 +84,9 @@ class DataConfig(Section):
     """The share of the training split that validates where there is no such split."""
     test_share: float = Field(default=0.1, ge=0.0, lt=1.0)
     """The share of the training split that tests where there is no such split."""
+    split_seed: int | None = Field(default=None, ge=0)
+    """The seed of the splits that are made and of the rows that are drawn; `training.seed` when not named. Runs that
+    share it are trained and scored on the same rows, whatever else their seeds decide."""
     text_column: str | None = None
     """The column of texts, found when not named."""
     text_pair_column: str | None = None
@@ -276,6 +279,11 @@ class RunConfig(Section):
     training: TrainingConfig = TrainingConfig()
     cache: CacheConfig = CacheConfig()
     output: OutputConfig = OutputConfig()
+
+    @property
+    def data_seed(self) -> int:
+        """The seed of splits and draws."""
+        return self.training.seed if self.data.split_seed is None else self.data.split_seed
 
     @property
     def learning_rate(self) -> float:

@@ -77,9 +77,9 @@ def _prepared(opened: Opened, dataset: str | None) -> PreparedData:
     config, labels = opened.config, opened.labels
     names = labels.names if labels else None
     if dataset is None:
-        return prepare_data(config.data, config.task, opened.tokenizer, config.training.seed, names)
+        return prepare_data(config.data, config.task, opened.tokenizer, config.data_seed, names)
     section = _all_of(config.data, dataset, opened)
-    seed = config.training.seed
+    seed = config.data_seed
     data = prepare_data(section, config.task, opened.tokenizer, seed, names, may_lack_labels=True)
     if labels is None or labels.standard == AS_THEY_ARE:
         return data

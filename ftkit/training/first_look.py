@@ -126,7 +126,7 @@ def look_first(
         mistakes.tell()
     # Files, columns and labels are looked at even where the model or the settings are of no use.
     if run is None or source is None or tokenizer is None:
-        mistakes.of(lambda: check_rows(config.data, config.task, config.training.seed))
+        mistakes.of(lambda: check_rows(config.data, config.task, config.data_seed))
         mistakes.tell()
     assert run is not None
     assert source is not None
@@ -154,7 +154,7 @@ def _look_at_data(
     mistakes.of(lambda: check_weights(config, process, load_config(source, own_labels, pad)))
     if mistakes.has(DoesNotFitError):
         mistakes.tell()
-    data = mistakes.of(lambda: prepare_data(config.data, config.task, tokenizer, config.training.seed, own_labels))
+    data = mistakes.of(lambda: prepare_data(config.data, config.task, tokenizer, config.data_seed, own_labels))
     if data is None:
         mistakes.tell()
     assert data is not None

@@ -1,0 +1,50 @@
+"""`ftkit compare`: several methods on the same data, and which of them is better."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ftkit.cli.options import config_options, read_config, user_errors
+from ftkit.cli.series import train_series
+from ftkit.config.methods import methods
+from ftkit.errors import ConfigError, nearest
+
+_USUAL = "feature-extraction,lora,qlora"
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@config_options
+@click.option("--methods", "names", default=_USUAL, show_default=True, metavar="A,B,...", help="What is compared.")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings of each method.")
+def compare(names: str, seeds: int, **flags: Any) -> None:
+    """Train each of several methods on the same data and splits, with the same steps, and say which is better.
+
+    Takes all flags of `ftkit train`; those of a method apply to the methods that have them. --output names the folder
+    of all runs, runs/compare when not named, where the page report.html is written. The same command again goes on
+    with what was stopped, and trains nothing twice. Exits with the code of the first run that failed.
+    """
+    with user_errors():
+        wanted = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+        for name in wanted:
+            if name not in methods():
+                raise ConfigError(f"--methods: no method {name!r}; {nearest(name, methods())}")
+        if len(wanted) < 2:
+            raise ConfigError(f"--methods {names}: give two methods or more; known: {', '.join(methods())}")
+        configs = [read_config(_flags_of(name, flags)) for name in wanted]
+        train_series(configs, seeds, Path(configs[0].output.folder or "runs/compare"))
+
+
+def _flags_of(method: str, flags: dict[str, Any]) -> dict[str, Any]:
+    """Return the flags for one method, without those of methods that it has no field for."""
+    fields = methods()[method].model_fields
+    own = {key: value for key, value in flags.items() if key.partition("__")[2] in fields or not _is_of_method(key)}
+    return own | {"method": method}
+
+
+def _is_of_method(key: str) -> bool:
+    return key.startswith("method__")
+
+
+if __name__ == "__main__":
+    compare()
