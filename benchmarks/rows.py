@@ -112,7 +112,7 @@ def card(row: Row) -> Gpu | None:
     name = re.sub(r"^\d+x ", "", row["gpu"] or "")
     if "80GB implied" in name:
         name = "A100-SXM4-80GB"
-    return recognize_gpu(name.partition(" (")[0])
+    return recognize_gpu(re.sub(r"(\d) GB", r"\1GB", name.partition(" (")[0]))
 
 
 def room(row: Row) -> int | None:

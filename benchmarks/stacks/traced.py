@@ -14,7 +14,7 @@ from torch.optim import optimizer as torch_optimizer
 from torch.utils import _foreach_utils
 
 from benchmarks.rows import Row
-from ftkit.machine.hardware import CUDA_CONTEXT_BYTES, recognize_gpu
+from ftkit.machine.hardware import CUDA_CONTEXT_BYTES, Gpu, recognize_gpu
 from ftkit.machine.memory import quiet_collector
 from ftkit.models import bnb
 from ftkit.observe.allocator import replay
@@ -36,14 +36,18 @@ NCCL_BYTES = 544 * 2**20
 
 
 @contextmanager
-def computing() -> Iterator[None]:
-    """Compute without values, as CUDA would."""
+def computing(gpu: Gpu | None = None) -> Iterator[None]:
+    """Compute without values, as CUDA would.
+
+    Args:
+        gpu: whose attention kernels are taken; None: one that has them all.
+    """
     gc.collect()
     with (
         quiet_collector(),
         fake_tensors().mode,
         unpacked_batches(),
-        cuda.cuda_semantics(),
+        cuda.cuda_semantics(gpu),
         foreach_by_default(),
     ):
         yield
