@@ -67,6 +67,7 @@ class Row(TypedDict):
     n_gpus: int
     gpu: str | None
     framework: str
+    framework_version: NotRequired[str | None]
     date: str
     metric_class: str
     value_bytes: int | None
@@ -74,6 +75,8 @@ class Row(TypedDict):
     throughput: dict[str, Any] | None
     confidence: str
     length_known: bool
+    their_prediction_bytes: NotRequired[int]
+    """What the tool whose authors measured the row says of it."""
 
 
 def read_rows(paths: Sequence[Path]) -> list[Row]:

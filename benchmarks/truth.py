@@ -20,9 +20,12 @@ def judges(row: Row) -> list[str]:
 
 def answer(judge: str, row: Row, found: Any) -> Answer:
     """Return the bytes that a trace gives for what a row measured."""
-    from benchmarks.stacks.traced import figure
+    from benchmarks.stacks.traced import events_of, figure, reserved_peak
 
-    return {"stack": judge, "predicted_bytes": figure(row, found), "versions": stacks.versions(judge)}
+    said = {"stack": judge, "predicted_bytes": figure(row, found), "versions": stacks.versions(judge)}
+    if row["metric_class"] == "allocated_peak" and "reserved_peak_bytes" in (row["extra_metrics"] or {}):
+        said["reserved_bytes"] = reserved_peak(row, events_of(found))
+    return said
 
 
 def line(row: Row, answer: Answer) -> str:

@@ -3,6 +3,7 @@
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from benchmarks.rows import Row
 from benchmarks.runner import Answer
@@ -105,14 +106,20 @@ def _head() -> list[str]:
 def _statistics(pairs: Sequence[Pair]) -> list[str]:
     groups = by_group(pairs)
     medians, worst = [], []
-    lines = ["| group | rows | what was read | median | worst | worst row |", "|---|---:|---|---:|---:|---|"]
+    lines = [
+        "| group | rows | what was read | median | 95th percentile | worst | worst row |",
+        "|---|---:|---|---:|---:|---:|---|",
+    ]
     for group, members in groups.items():
         sizes = counted_once(members)
         last = max(members, key=lambda pair: abs(error(pair)))
         medians.append(statistics.median(sizes))
         worst.append(max(sizes))
         metrics = ", ".join(sorted({METRICS[row["metric_class"]] for row, _ in members}))
-        lines.append(f"| {group} | {len(sizes)} | {metrics} | {medians[-1]:.2%} | {worst[-1]:.2%} | {last[0]['id']} |")
+        lines.append(
+            f"| {group} | {len(sizes)} | {metrics} | {medians[-1]:.2%} | {percentile(sizes, 0.95):.2%} "
+            f"| {worst[-1]:.2%} | {last[0]['id']} |"
+        )
     if not pairs:
         return lines
     every = counted_once(pairs)
@@ -140,12 +147,58 @@ def _group(group: str, pairs: Sequence[Pair], level: str = "##") -> list[str]:
     versions = sorted({", ".join(f"{name} {one}" for name, one in found["versions"].items()) for _, found in pairs})
     lines = [f"{level} {group}", "", f"Source: {'; '.join(sources)}.", ""]
     lines += [f"Traced with {'; '.join(versions)}." if any(versions) else "Traced with this project's versions.", ""]
-    lines += ["| row | run | measured GB | predicted GB | error |", "|---|---|---:|---:|---:|"]
+    others = [column for column in OTHER_COLUMNS if any(column.of(*pair) is not None for pair in pairs)]
+    names = "".join(f" {column.name} |" for column in others)
+    lines += [
+        f"| row | run | measured GB | predicted GB | error |{names}",
+        f"|---|---|---:|---:|---:|{'---:|' * len(others)}",
+    ]
     for pair in pairs:
         row, found = pair
         sizes = f"{measured(row) / 1e9:.3f} | {found['predicted_bytes'] / 1e9:.3f}"
-        lines.append(f"| {row['id']} | {_run(row)} | {sizes} | {error(pair):+.2%} |")
-    return [*lines, ""]
+        more = "".join(f" {_percent(column.of(row, found))} |" for column in others)
+        lines.append(f"| {row['id']} | {_run(row)} | {sizes} | {error(pair):+.2%} |{more}")
+    return [*lines, "", *_summaries(pairs, others)]
+
+
+@dataclass(frozen=True)
+class OtherColumn:
+    """Another error that some groups have.
+
+    Attributes:
+        name: its heading.
+        of: a row and an answer to the error; None: the row does not have it.
+    """
+
+    name: str
+    of: Callable[[Row, Answer], float | None]
+
+
+def _reserved_error(row: Row, found: Answer) -> float | None:
+    published = (row["extra_metrics"] or {}).get("reserved_peak_bytes")
+    return found["reserved_bytes"] / published - 1 if published and "reserved_bytes" in found else None
+
+
+def _their_error(row: Row, _: Answer) -> float | None:
+    said = row.get("their_prediction_bytes")
+    return None if said is None else said / measured(row) - 1
+
+
+OTHER_COLUMNS = (OtherColumn("reserved", _reserved_error), OtherColumn("their tool's error", _their_error))
+
+
+def _percent(error: float | None) -> str:
+    return "" if error is None else f"{error:+.2%}"
+
+
+def _summaries(pairs: Sequence[Pair], others: Sequence[OtherColumn]) -> list[str]:
+    """Return what the other columns come to."""
+    lines = []
+    for column in others:
+        sizes = [abs(error) for pair in pairs if (error := column.of(*pair)) is not None]
+        words = f"median {statistics.median(sizes):.2%}, 95th percentile {percentile(sizes, 0.95):.2%}"
+        lines += [f"{column.name.capitalize()}: {words}, worst {max(sizes):.2%} of {len(sizes)} rows.", ""]
+    return lines
 
 
 def _run(row: Row) -> str:

@@ -5,7 +5,9 @@ adapters in fp32, gradients clipped, autocast around the model, FSDP of both ver
 DeepSpeed the engine decides, not the library: such rows are planned as ftkit plans its own runs.
 """
 
+import re
 from contextlib import ExitStack, nullcontext
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -29,9 +31,35 @@ OTHER_OPTIMIZERS = ("galore", "lion", "adafactor", "in_bwd")
 """Words by which an optimizer is another one, though its name may hold that of one that is known."""
 
 
+METHODS = {"full", "lora", "qlora", "lora (rslora)", "lora+"}
+"""Methods whose tensors are those of full fine-tuning or of LoRA; another adapter is not taken for either."""
+
+
 def reason_not_traced(row: Row) -> str | None:
     """Return why a row cannot be reproduced, or None."""
-    return _unknown_run(row) or _unknown_model(row["arch"])
+    return _unknown_run(row) or _unknown_method(row) or _other_version(row) or _unknown_model(row["arch"])
+
+
+def _unknown_method(row: Row) -> str | None:
+    """Return what of a row's adapters would have to be guessed."""
+    if row["method"] not in METHODS:
+        return f"its method is not traced ({row['method']})"
+    if row["method"] != "full" and row["lora_r"] is None:
+        return f"the rank of its adapters is not known ({row['method']})"
+    if row["method"] == "full" and row["lora_r"] is not None:
+        return "it says full fine-tuning, and a rank"
+    if "reentrant=True" in (row.get("framework") or "").replace(" ", ""):
+        return "its checkpoints are reentrant, which are not traced here"
+    return None
+
+
+def _other_version(row: Row) -> str | None:
+    """Return the version of transformers that a row names, where it is not the one that is traced."""
+    named = re.search(r"transformers[ =]+(\d+\.\d+)", row.get("framework_version") or "")
+    ours = ".".join(metadata.version("transformers").split(".")[:2])
+    if named is None or named[1] == ours:
+        return None
+    return f"it ran transformers {named[1]}, and {ours} would be traced"
 
 
 def _unknown_model(arch: Any) -> str | None:
@@ -50,6 +78,8 @@ def _unknown_run(row: Row) -> str | None:
     framework = (row.get("framework") or "").lower()
     if not any(name in framework for name in LIBRARIES):
         return f"what its library does is not written down in benchmarks/stacks ({row['group']})"
+    if row["parallel"] is None:
+        return "how it was shared among devices is not known"
     if row["n_gpus"] > 1 and not any(kind in row["parallel"] for kind in ("FSDP1", "FSDP2", "DDP", "ZeRO-")):
         return f"its sharding is not traced ({row['parallel']})"
     if "FSDP" in row["parallel"] and row["offload"] not in (None, "none"):

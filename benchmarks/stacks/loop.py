@@ -90,6 +90,8 @@ def build(row: Row) -> nn.Module:
 
     dtype = getattr(torch, row["base_dtype"])
     model = hf.build(row, dtype, "eager" if row["attn_impl"] == "eager" else "sdpa")
+    if model.config.tie_word_embeddings:  # which transformers 5.0 does not do on `meta`
+        model.get_output_embeddings().weight = model.get_input_embeddings().weight
     if row["quant"]:
         fourbit.quantize(
             model,
