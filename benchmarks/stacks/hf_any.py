@@ -78,7 +78,7 @@ def _unknown_run(row: Row) -> str | None:
     framework = (row.get("framework") or "").lower()
     if not any(name in framework for name in LIBRARIES):
         return f"what its library does is not written down in benchmarks/stacks ({row['group']})"
-    if row["parallel"] is None:
+    if not row["parallel"]:
         return "how it was shared among devices is not known"
     if row["n_gpus"] > 1 and not any(kind in row["parallel"] for kind in ("FSDP1", "FSDP2", "DDP", "ZeRO-")):
         return f"its sharding is not traced ({row['parallel']})"

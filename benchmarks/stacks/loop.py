@@ -78,8 +78,7 @@ def trace_row(row: Row, loop: Loop) -> traced.Found:
         traced.see(recorder, model)
         if loop.keeps_compute_dtype:
             for module in model.modules():
-                if hasattr(module, "compute_type_is_set"):
-                    module.compute_type_is_set = True
+                vars(module)["compute_type_is_set"] = True
         steps(row, model, recorder, loop)
     return recorder.tape
 

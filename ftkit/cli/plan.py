@@ -114,13 +114,13 @@ def plan(  # noqa: PLR0913  # one parameter a flag
 
 def prediction_lines(prediction: "AnyPrediction", run: "ResolvedRun") -> list[str]:
     """Return a prediction of a run as lines of text."""
-    verdict = "fits" if prediction.fits else f"does not fit: {prediction.reason}"
+    verdict = prediction.verdict + (f": {prediction.reason}" if prediction.reason else "")
     where = f"{run.devices.world_size} x {prediction.device}, {format_bytes(prediction.budget_bytes)} each"
     rows = [
         ("verdict", f"{verdict} ({where})"),
         ("engine", _engine(run)),
         ("step", _shape(prediction)),
-        ("peak, as the system shows it", format_bytes(prediction.peak_process_bytes)),
+        ("peak, as the system shows it", _peak(prediction)),
         *_part_rows(prediction),
         ("where", _where(prediction)),
         (
@@ -153,6 +153,11 @@ def _shape(prediction: "AnyPrediction") -> str:
         f"{prediction.num_micro_batches} x {prediction.micro_batch_size} sequences "
         f"of {prediction.sequence_length} tokens on each device, {prediction.precision}"
     )
+
+
+def _peak(prediction: "AnyPrediction") -> str:
+    low, high = map(format_bytes, (prediction.process_low_bytes, prediction.process_high_bytes))
+    return f"{format_bytes(prediction.peak_process_bytes)}, {low} at least and {high} at most"
 
 
 def _part_rows(prediction: "AnyPrediction") -> list[tuple[str, str]]:

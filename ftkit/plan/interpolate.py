@@ -8,7 +8,7 @@ padding mask, so a chord that begins there may miss a mask's bytes.)
 from ftkit.data.batching import Shape
 from ftkit.plan.predicted import AnyPrediction, MemoryPrediction, TracedPrediction
 from ftkit.records.figures import MemoryBreakdown
-from ftkit.records.schema import Basis
+from ftkit.records.schema import Basis, Verdict
 
 
 def between(small: AnyPrediction, large: AnyPrediction, shape: Shape) -> AnyPrediction:
@@ -27,7 +27,9 @@ def between(small: AnyPrediction, large: AnyPrediction, shape: Shape) -> AnyPred
     """
     share = (shape.batch - small.micro_batch_size) / (large.micro_batch_size - small.micro_batch_size)
     process = _mix(small.peak_process_bytes, large.peak_process_bytes, share)
-    fits = small.fits and process <= small.budget_bytes
+    low = _mix(small.process_low_bytes, large.process_low_bytes, share)
+    high = _mix(small.process_high_bytes, large.process_high_bytes, share)
+    verdict = _verdict(small, low, high)
     figures = {
         "basis": Basis.INTERPOLATED,
         "basis_note": f"between micro-batches of {small.micro_batch_size} and {large.micro_batch_size}",
@@ -38,12 +40,21 @@ def between(small: AnyPrediction, large: AnyPrediction, shape: Shape) -> AnyPred
         "peak_process_bytes": process,
         "peak_breakdown": _parts(small.peak_breakdown, large.peak_breakdown, share),
         "host_bytes": _mix(small.host_bytes, large.host_bytes, share),
-        "fits": fits,
-        "reason": None if fits else large.reason,
+        "process_low_bytes": low,
+        "process_high_bytes": high,
+        "fits": verdict is not Verdict.DOES_NOT_FIT,
+        "verdict": verdict,
+        "reason": None if verdict is Verdict.FITS else large.reason or small.reason,
     }
     if isinstance(small, TracedPrediction) and isinstance(large, TracedPrediction):
         return large.model_copy(update=figures | _speed(small, _seconds(small, large, shape)))
     return large.model_copy(update=figures)
+
+
+def _verdict(small: MemoryPrediction, low: int, high: int) -> Verdict:
+    if small.verdict is Verdict.FITS and high <= small.budget_bytes:
+        return Verdict.FITS
+    return Verdict.MAY_NOT_FIT if small.fits and low <= small.budget_bytes else Verdict.DOES_NOT_FIT
 
 
 def _seconds(small: TracedPrediction, large: TracedPrediction, shape: Shape) -> float:

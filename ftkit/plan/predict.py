@@ -22,7 +22,7 @@ from ftkit.plan.tracing.layer_choice import ShallowModel, choose_layers
 from ftkit.plan.tracing.trace import UntraceableModelError, count_weights, trace
 from ftkit.plan.tracing.unroll import NotAlikeError, unroll
 from ftkit.plan.zero.share import RankShare, share_out
-from ftkit.records.schema import Basis
+from ftkit.records.schema import Basis, Verdict
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,10 @@ def _memory_prediction(
         host_bytes=memory.host_bytes,
         pinned_bytes=memory.pinned_bytes,
         nvme_bytes=memory.nvme_bytes,
-        fits=memory.reason is None,
+        fits=memory.verdict is not Verdict.DOES_NOT_FIT,
+        verdict=memory.verdict,
+        process_low_bytes=memory.process_range[0],
+        process_high_bytes=memory.process_range[1],
         reason=memory.reason,
     )
 

@@ -7,7 +7,7 @@ needs a time has to tell the two apart.
 from dataclasses import asdict, dataclass
 
 from ftkit.records.figures import MemoryBreakdown
-from ftkit.records.schema import Basis, Prediction
+from ftkit.records.schema import Basis, Prediction, Verdict
 
 
 class MemoryPrediction(Prediction):
@@ -32,6 +32,9 @@ class MemoryPrediction(Prediction):
     nvme_bytes: int
     disk_bytes: int
     fits: bool
+    verdict: Verdict
+    process_low_bytes: int
+    process_high_bytes: int
 
 
 class FormulaPrediction(MemoryPrediction):

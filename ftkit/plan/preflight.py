@@ -143,7 +143,7 @@ def _refusal(reason: str, found: Sequence[Candidate]) -> DoesNotFitError:
 
 
 def _line(prediction: AnyPrediction) -> str:
-    verdict = "fits" if prediction.fits else f"does not fit: it {prediction.reason}"
+    verdict = prediction.verdict + (f": it {prediction.reason}" if prediction.reason else "")
     peak, budget = format_bytes(prediction.peak_process_bytes), format_bytes(prediction.budget_bytes)
     how = "" if isinstance(prediction, TracedPrediction) else f", {prediction.found}"
     return f"plan: {verdict}; {peak} of {budget} in micro-batches of {prediction.micro_batch_size}{how}"

@@ -22,7 +22,7 @@ from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.predicted import AnyPrediction, TracedPrediction
 from ftkit.plan.shapes import Sequences, plan_shape, rank_share
 from ftkit.plan.target import Target
-from ftkit.records.schema import Basis
+from ftkit.records.schema import Basis, Verdict
 
 _SHARING_KEYS = ("engine.zero_stage", "engine.offload_optimizer", "engine.offload_parameters")
 TIGHT = 0.95
@@ -48,7 +48,7 @@ class Candidate:
     @property
     def has_room(self) -> bool:
         """Whether it fits with something to spare."""
-        return self.prediction.fits and self.needed_bytes <= TIGHT * self.prediction.budget_bytes
+        return self.prediction.verdict is Verdict.FITS and self.needed_bytes <= TIGHT * self.prediction.budget_bytes
 
     @property
     def is_between(self) -> bool:
@@ -86,7 +86,7 @@ def search(
         limit: configurations that are predicted at most.
 
     Returns:
-        Those that fit, fastest first; among equals the one with more room. The first is traced.
+        Those that surely fit, fastest first; among equals the one with more room. The first is traced.
     """
     options = _options(config, target, architecture, sequences, tapes)
     ranked = options.price(config, grid(config, target, sequences), limit)
@@ -109,11 +109,11 @@ def confirmed(
         sequences: the data; None: not at hand.
 
     Returns:
-        The candidates without those that do not fit, and the exact prediction of the first; None where none is left.
+        The candidates without those that may not fit, and the exact prediction of the first; None where none is left.
     """
     for number, candidate in enumerate(found):
         checked = predict(candidate.config, target, architecture, sequences=sequences, exact=True)
-        if checked.fits:
+        if checked.verdict is Verdict.FITS:
             return list(found[number:]), checked
     return [], None
 
@@ -141,7 +141,7 @@ def cures(
     pairs = [first | second for first, second in itertools.combinations(singles, 2) if not first.keys() & second.keys()]
     options = _options(config, target, architecture, sequences, tapes)
     for changes in (singles, pairs):
-        found = [one for one in options.price(config, changes, 24) if one.prediction.fits]
+        found = [one for one in options.price(config, changes, 24) if one.prediction.verdict is Verdict.FITS]
         if found:
             return [options.confirm(one) if one.is_between else one for one in sorted(found, key=_rank)[:3]]
     return []

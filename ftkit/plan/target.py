@@ -6,7 +6,7 @@ import torch
 
 from ftkit.engine.resolve import Devices
 from ftkit.errors import ConfigError
-from ftkit.machine.hardware import CUDA_CONTEXT_BYTES, Gpu, find_gpu, parse_budget, recognize_gpu, this_machine
+from ftkit.machine.hardware import Gpu, find_gpu, parse_budget, recognize_gpu, this_machine
 from ftkit.machine.process import Launcher, has_bf16, usual_launcher
 from ftkit.plan.speed import Device, cpu_device, gpu_device
 
@@ -50,8 +50,13 @@ class Target:
 
     @property
     def context_bytes(self) -> int:
-        """The memory that one process takes of the device before any tensor."""
-        return CUDA_CONTEXT_BYTES if self.device_type == "cuda" else 0
+        """The memory that one process takes of the device before any tensor, at most."""
+        return self.context_range[1]
+
+    @property
+    def context_range(self) -> tuple[int, int]:
+        """The least and the most of it: of the card where it is published, else of any card."""
+        return (0, 0) if self.gpu is None else self.gpu.context_range
 
     @property
     def link(self) -> float:

@@ -27,6 +27,17 @@ class Basis(StrEnum):
     """A formula stands in for a step that cannot be traced."""
 
 
+class Verdict(StrEnum):
+    """Whether a run fits, by the ends of what is not known: the context, and what the allocator reserves."""
+
+    FITS = "fits"
+    """Even at the worse end."""
+    MAY_NOT_FIT = "may not fit"
+    """At the better end alone."""
+    DOES_NOT_FIT = "does not fit"
+    """Not even at the better end."""
+
+
 _FORMER_BASES = {"between": Basis.INTERPOLATED, "by": Basis.FORMULA}
 """The first word of a basis in records that were written before it was one of four."""
 
@@ -52,9 +63,15 @@ class Prediction(Figures):
     context_bytes: int | None = None
     """What the driver takes of it for one process."""
     fits: bool | None = None
-    """Whether every request for memory is met, on the device and on the host."""
+    """Whether every request for memory is met, on the device and on the host, if what is not known turns out well."""
+    verdict: Verdict | None = None
+    """How sure that is."""
     reason: str | None = None
-    """Why it does not fit."""
+    """Why it does not fit, or may not."""
+    process_low_bytes: int | None = None
+    """The least that the process may show at its peak: live tensors, and the smallest context."""
+    process_high_bytes: int | None = None
+    """The most: what the allocator reserves with the noise of it, and the largest context."""
     peak_module: str | None = None
     """The module at work at the peak."""
     peak_layer: int | None = None

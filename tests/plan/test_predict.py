@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -13,7 +14,6 @@ from ftkit.cli import main
 from ftkit.config.tree import BatchConfig, DataConfig, ModelConfig, RunConfig
 from ftkit.engine.resolve import resolve
 from ftkit.errors import DeviceError, ModelError
-from ftkit.machine.hardware import CUDA_CONTEXT_BYTES
 from ftkit.models.methods.full import Full
 from ftkit.models.methods.lora import Lora, Qlora
 from ftkit.plan.architectures import find_row, table_names
@@ -22,6 +22,7 @@ from ftkit.plan.predicted import FormulaPrediction
 from ftkit.plan.search import cures, search
 from ftkit.plan.target import Target, find_target
 from ftkit.plan.tracing.trace import UntraceableModelError
+from ftkit.records.schema import Verdict
 from tests.plan import models
 
 
@@ -104,7 +105,7 @@ def test_where_pieces_alone_are_in_the_way_segments_that_grow_are_offered():
         update={"data": DataConfig(max_length=512), "batch": BatchConfig(global_batch_size=16, micro_batch_size=16)}
     )
     room = predict(run, find_target("t4")).peak_active_bytes + 100 * 2**20
-    target = find_target("t4", memory_budget=str(room + CUDA_CONTEXT_BYTES))
+    target = find_target("t4", memory_budget=str(room + find_target("t4").context_bytes))
 
     prediction = predict(run, target)
     assert not prediction.fits
@@ -112,6 +113,37 @@ def test_where_pieces_alone_are_in_the_way_segments_that_grow_are_offered():
     (grown,) = [one for one in cures(run, target) if one.changes == {"engine.expandable_segments": True}]
     assert grown.prediction.fits
     assert grown.prediction.step_seconds == prediction.step_seconds
+
+
+def test_a_verdict_has_three_words_and_a_range():
+    run = config("gpt2")
+    sure = predict(run, find_target("rtx3060"))
+    low, high = sure.process_low_bytes, sure.process_high_bytes
+
+    assert sure.verdict is Verdict.FITS
+    assert low < sure.peak_process_bytes < high
+    # By the larger context it does not fit, and by the smaller one, with what is cached given back, it does.
+    budget = str(sure.peak_process_bytes - 50 * 2**20)
+    unsure = predict(run, find_target("rtx3060", memory_budget=budget))
+    assert unsure.verdict is Verdict.MAY_NOT_FIT
+    assert unsure.fits
+    assert "needs" in unsure.reason
+    none = predict(run, find_target("rtx3060", memory_budget=str(low - 2**20)))
+    assert none.verdict is Verdict.DOES_NOT_FIT
+    assert not none.fits
+
+
+def test_a_card_whose_context_is_published_has_no_doubt_about_it():
+    assert find_target("t4").context_range == (147_718_144, 147_718_144)
+    low, high = find_target("rtx3060").context_range
+    assert low < high == find_target("rtx3060").context_bytes
+
+
+def test_a_search_recommends_only_what_surely_fits():
+    found = search(config("gpt2"), find_target("rtx2060"), limit=4)
+    unsure = found[0].prediction.model_copy(update={"verdict": Verdict.MAY_NOT_FIT})
+    assert all(one.prediction.verdict is Verdict.FITS for one in found)
+    assert not replace(found[0], prediction=unsure).has_room
 
 
 def test_a_search_ranks_what_fits_by_speed():
