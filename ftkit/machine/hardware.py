@@ -1,10 +1,12 @@
 """The table of GPUs, and what this machine grants this process.
 
 Memory is what the driver leaves to programs, as it stands in public out-of-memory messages ("GPU 0 has a total capacity
-of 14.75 GiB"), rounded down; it is less than the label says. Bandwidth and dense tensor throughput with fp32
-accumulation are the vendors' (data sheets, white papers of Pascal, Volta, Turing, Ampere GA100 and GA102, Ada, Hopper,
-Blackwell, CDNA2, CDNA3); half precision on cards without tensor cores is their fp32 rate, which is what
-cuBLAS computes in. A card of two dies counts as one die, since that is what one process sees.
+of 14.75 GiB"), rounded down; it is less than the label says. Of the A2000, the RTX 2050, the RTX 3050 with 6 GB and the
+RTX 4050 it is that of cards with the same label: 3.81 GiB of 4 GB (RTX 3050 Laptop, NVlabs/RVT issue 7), 5.79 GiB of
+6 GB (RTX 2060, facebookresearch/meshrcnn issue 92). Bandwidth and dense tensor throughput with fp32 accumulation are
+the vendors' (data sheets, white papers of Pascal, Volta, Turing, Ampere GA100 and GA102, Ada, Hopper, Blackwell, CDNA2,
+CDNA3; of the RTX 2050 hardware-nvidia.ts of huggingface.js); half precision on cards without tensor cores is their fp32
+rate, which is what cuBLAS computes in. A card of two dies counts as one die, since that is what one process sees.
 """
 
 import os
@@ -22,8 +24,8 @@ CUDA_CONTEXT_BYTES = 400 * 10**6
 (https://github.com/pytorch/pytorch/issues/109888); older releases took more than 1000 MB (issue 107667 there). The
 largest that is published of lazy loading, and so the high end where a card has no measurement of its own."""
 LEAST_CONTEXT_BYTES = 147_718_144
-"""The smallest that is published: what 77 runs on a T4 show beside torch's allocator, under torch 2.10 with CUDA 12.8 and
-torch 2.14 with CUDA 13.0 (Anassbzdd/fitcheck, data/measurements, cuda_context_bytes)."""
+"""The smallest that is published: what 77 runs on a T4 show beside torch's allocator, under torch 2.10 with CUDA 12.8
+and torch 2.14 with CUDA 13.0 (Anassbzdd/fitcheck, data/measurements, cuda_context_bytes)."""
 MEASURED_CONTEXTS = {"T4": LEAST_CONTEXT_BYTES}
 """Cards whose context is published, on Linux."""
 
@@ -104,6 +106,8 @@ PCIE5 = 64e9
 # name: GiB, GB/s, fp32 TFLOP/s, half TFLOP/s, capability, link
 _NVIDIA: dict[str, tuple[float, float, float, float, tuple[int, int], float]] = {
     "GTX 1060 6GB": (5.92, 192, 4.4, 4.4, (6, 1), PCIE3),
+    "GTX 1050 Ti": (3.94, 112, 2.1, 2.1, (6, 1), PCIE3),
+    "GTX 1070": (7.92, 256, 6.5, 6.5, (6, 1), PCIE3),
     "GTX 1080": (7.92, 320, 8.9, 8.9, (6, 1), PCIE3),
     "GTX 1080 Ti": (10.91, 484, 11.3, 11.3, (6, 1), PCIE3),
     "P100": (15.89, 732, 9.3, 18.7, (6, 0), PCIE3),
@@ -117,11 +121,16 @@ _NVIDIA: dict[str, tuple[float, float, float, float, tuple[int, int], float]] = 
     "T4": (14.56, 320, 8.1, 65, (7, 5), PCIE3),
     "V100-16GB": (15.77, 900, 15.7, 125, (7, 0), 150e9),
     "V100-32GB": (31.73, 900, 15.7, 125, (7, 0), 150e9),
+    "RTX 2050": (3.81, 112, 5.1, 10.2, (8, 6), PCIE3),
+    "RTX 3050 Laptop": (3.81, 192, 7.1, 14.2, (8, 6), PCIE4),
+    "RTX 3050 6GB": (5.79, 168, 6.8, 13.5, (8, 6), PCIE4),
     "RTX 3050": (7.79, 224, 9.1, 18.2, (8, 6), PCIE4),
     "RTX 3060": (11.75, 360, 12.7, 25.6, (8, 6), PCIE4),
     "RTX 3070": (7.78, 448, 20.3, 40.6, (8, 6), PCIE4),
     "RTX 3080": (9.77, 760, 29.8, 59.5, (8, 6), PCIE4),
     "RTX 3090": (23.67, 936, 35.6, 71.0, (8, 6), PCIE4),
+    "RTX A2000 6GB": (5.79, 288, 8.0, 31.9, (8, 6), PCIE4),
+    "RTX A2000 12GB": (11.75, 288, 8.0, 31.9, (8, 6), PCIE4),
     "RTX A4000": (15.72, 448, 19.2, 76.7, (8, 6), PCIE4),
     "RTX A5000": (23.67, 768, 27.8, 111.1, (8, 6), PCIE4),
     "RTX A6000": (47.53, 768, 38.7, 154.8, (8, 6), PCIE4),
@@ -131,6 +140,7 @@ _NVIDIA: dict[str, tuple[float, float, float, float, tuple[int, int], float]] = 
     "A40": (44.33, 696, 37.4, 149.7, (8, 6), PCIE4),
     "A100-40GB": (39.38, 1555, 19.5, 312, (8, 0), 300e9),
     "A100-80GB": (79.10, 2039, 19.5, 312, (8, 0), 300e9),
+    "RTX 4050 Laptop": (5.79, 192, 12.1, 24.2, (8, 9), PCIE4),
     "RTX 4060": (7.62, 272, 15.1, 30.2, (8, 9), PCIE4),
     "RTX 4060 Ti 16GB": (15.59, 288, 22.1, 44.1, (8, 9), PCIE4),
     "RTX 4070": (11.61, 504, 29.1, 58.3, (8, 9), PCIE4),
@@ -157,6 +167,14 @@ _AMD: dict[str, tuple[float, float, float, float, tuple[int, int], float]] = {
 _ALIASES = {
     "1060": "GTX 1060 6GB",
     "gtx1060": "GTX 1060 6GB",
+    "3050-4gb": "RTX 3050 Laptop",
+    "rtx3050-4gb": "RTX 3050 Laptop",
+    "3050-8gb": "RTX 3050",
+    "rtx3050-8gb": "RTX 3050",
+    "4050": "RTX 4050 Laptop",
+    "rtx4050": "RTX 4050 Laptop",
+    "a2000": "RTX A2000 6GB",
+    "rtxa2000": "RTX A2000 6GB",
     "v100": "V100-16GB",
     "a100": "A100-40GB",
     "a100-sxm4-40gb": "A100-40GB",
@@ -167,7 +185,7 @@ _ALIASES = {
 
 
 _SIZE = re.compile(r"\d+gb")
-_HARMLESS = re.compile(r"nvidia|geforce|tesla|amd|instinct|generation|pcie?|sxm\d?|hbm\d\w?|\d+gb|oam|nvl")
+_HARMLESS = re.compile(r"nvidia|geforce|tesla|amd|instinct|generation|gpu|pcie?|sxm\d?|hbm\d\w?|\d+gb|oam|nvl")
 """Words of a driver's name that do not tell cards of the table apart."""
 
 
@@ -234,8 +252,8 @@ def recognize_gpu(name: str) -> Gpu | None:
         asked = words if any(map(_SIZE.fullmatch, said)) else {word for word in words if not _SIZE.fullmatch(word)}
         left = {word for word in said - words if not _HARMLESS.fullmatch(word)}
         if asked <= said and not left:
-            fitting.append((len(words & said), gpu.name, gpu))
-    return max(fitting)[2] if fitting else None
+            fitting.append((len(words & said), -len(words), gpu.name, gpu))
+    return max(fitting)[-1] if fitting else None
 
 
 def this_machine() -> Machine:

@@ -19,6 +19,13 @@ from ftkit.machine.hardware import device_flops, find_gpu, gpus, parse_budget, r
         ("a100-80", "A100-80GB"),
         ("NVIDIA A100-SXM4-40GB", "A100-40GB"),
         ("mi300", "MI300X"),
+        ("rtx2050", "RTX 2050"),
+        ("3050-4gb", "RTX 3050 Laptop"),
+        ("3050-8gb", "RTX 3050"),
+        ("rtx3050", "RTX 3050"),
+        ("4050", "RTX 4050 Laptop"),
+        ("a2000", "RTX A2000 6GB"),
+        ("gtx1050ti", "GTX 1050 Ti"),
     ],
 )
 def test_a_gpu_is_found_by_any_usual_name(given, name):
