@@ -175,7 +175,7 @@ class OtherColumn:
 
 
 def _reserved_error(row: Row, found: Answer) -> float | None:
-    published = (row["extra_metrics"] or {}).get("reserved_peak_bytes")
+    published = (row.get("extra_metrics") or {}).get("reserved_peak_bytes")
     return found["reserved_bytes"] / published - 1 if published and "reserved_bytes" in found else None
 
 
