@@ -13,6 +13,7 @@ from ftkit.plan import search as searching
 from ftkit.plan.predict import predict
 from ftkit.plan.search import confirmed, cures, search
 from ftkit.plan.target import find_target
+from ftkit.records.schema import Verdict
 
 GPT2 = ("model.name=gpt2", "data.max_length=64")
 PLAN = ("plan", "--model", "gpt2", "--gpu", "t4", "--max-length", "64")
@@ -104,7 +105,8 @@ def test_a_winner_that_does_not_fit_when_every_layer_is_traced_is_not_one(monkey
     def exact(run, *arguments, exact=False, **options):
         prediction = predict(run, *arguments, exact=exact, **options)
         is_larger = exact and run.batch.micro_batch_size > 8
-        return prediction.model_copy(update={"fits": False, "reason": "too large"}) if is_larger else prediction
+        unfit = {"fits": False, "verdict": Verdict.DOES_NOT_FIT, "reason": "too large"}
+        return prediction.model_copy(update=unfit) if is_larger else prediction
 
     monkeypatch.setattr(searching, "predict", exact)
     found = search(config(), find_target("t4"), limit=4)
