@@ -15,6 +15,7 @@ from ftkit.models.kernels.chunked_loss import chunk_loss
 from ftkit.models.kernels.dropout import seed_dropouts
 from ftkit.models.kernels.grouped_heads import make_grouped
 from ftkit.models.kernels.lora_linear import make_lean
+from ftkit.models.kernels.seeded_attention import seed_attention
 from ftkit.models.layers import first_trained_layer, transformer_layers
 from ftkit.models.methods import method_of
 from ftkit.models.methods.lora import is_adapted, unwrapped
@@ -113,6 +114,7 @@ def prepare_model(config: RunConfig, model: nn.Module, dtype: torch.dtype, start
     set_checkpointing(model, config.model.gradient_checkpointing)
     if config.model.lean:
         make_grouped(model)
+        seed_attention(model)
     prepared = method_of(config).prepare(model, start, dtype)
     if config.model.lean:
         _make_lean(config, prepared)

@@ -28,7 +28,9 @@ from ftkit.models import bnb
 from ftkit.models.build import build_empty_model, check_positions, set_training
 from ftkit.models.kernels.dropout import keep_masks
 from ftkit.models.kernels.lora_linear import make_plain
+from ftkit.models.kernels.seeded_attention import keep_scores
 from ftkit.models.methods import lora
+from ftkit.models.methods.lora import unwrapped
 from ftkit.models.objective import objective_of
 from ftkit.observe.attribution import layer_named
 from ftkit.observe.operators import dtype_name
@@ -181,6 +183,7 @@ class _Step:
         recorder.tape.weights = weights
         if self.on_cuda:
             keep_masks(model)  # fake tensors say that they are on a CPU
+            keep_scores(unwrapped(model))
         with self._without_values(tensors, model), recorder.inside(model, layers):
             see_model(recorder, model, layers)
             held = workspaces(self.gpu) if self.on_cuda else []

@@ -1,0 +1,142 @@
+"""Attention with dropout on a CPU that keeps a seed, and neither scores nor masks.
+
+torch's kernel for a CPU that keeps no scores knows no dropout. With dropout it takes plain math, which draws a number
+for each score and keeps two matrices of [batch, heads, tokens, tokens] for the backward. Here query, key and value are
+kept; the backward makes the scores and the mask again, which costs one matrix product of the five that it takes anyway.
+
+Dimension letters: B batch, H head, T token, S token of the key, W width of a head.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from ftkit.models import foreign
+from ftkit.models.kernels import dropout as seeded
+
+NAME = "sdpa_seeded"
+"""What transformers calls it."""
+
+
+def seed_attention(model: nn.Module) -> None:
+    """Let the attention of a model that drops weights keep seeds where it runs on a CPU.
+
+    A model with an attention of its own, or for which something else than torch's was asked for, keeps what it has.
+
+    Args:
+        model: a transformers model; changed in place.
+    """
+    settings = vars(cast(Any, model).config.get_text_config()).items()
+    drops = any("att" in name and "drop" in name and isinstance(value, float) and value > 0 for name, value in settings)
+    if drops and foreign.attends_by_sdpa(model):
+        foreign.attend_by(model, NAME, attend)
+
+
+def keep_scores(model: nn.Module) -> None:
+    """Give a model's attention back to torch, as on an accelerator.
+
+    Args:
+        model: a transformers model; changed in place.
+    """
+    if cast(Any, model).config._attn_implementation == NAME:
+        cast(Any, model).set_attn_implementation("sdpa")
+
+
+def attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **settings: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend as transformers' `sdpa` does, by seed on a CPU where weights are dropped.
+
+    Args:
+        module: the attention of a layer.
+        query: [batch, heads, tokens, width].
+        key: as the query, but perhaps of fewer heads or other tokens.
+        value: as the key.
+        attention_mask: what transformers made of the padding: bool, True where a token is seen, or added to scores.
+        **settings: what else transformers says of the call.
+
+    Returns:
+        [batch, tokens, heads, width], and no weights.
+    """
+    rate = settings.get("dropout", 0.0)
+    is_special = any(settings.get(name) is not None for name in ("position_bias", "softcap", "cache"))
+    learns_mask = attention_mask is not None and attention_mask.requires_grad
+    if not 0 < rate < 1 or query.device.type != "cpu" or query.shape[1] != key.shape[1] or is_special or learns_mask:
+        result: tuple[torch.Tensor, None] = foreign.sdpa(module, query, key, value, attention_mask, **settings)
+        return result
+    scaling = settings.get("scaling")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    asked = settings.get("is_causal")
+    asked = getattr(module, "is_causal", True) if asked is None else asked
+    is_causal = attention_mask is None and query.shape[2] > 1 and asked
+    mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril() if is_causal else attention_mask
+    return seeded_attention(query, key, value, mask, scaling, rate).transpose(1, 2).contiguous(), None
+
+
+def seeded_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float, rate: float
+) -> torch.Tensor:
+    """Return `dropout(softmax(query @ key.T * scaling + mask)) @ value`, [B, H, T, W].
+
+    Args:
+        query: [B, H, T, W].
+        key: [B, H, S, W].
+        value: [B, H, S, W].
+        mask: bool, True where a token is seen, or added to the scores; its shape broadcasts to [B, H, T, S]. A token
+            that sees none attends to all alike: its result is padding.
+        scaling: of the scores.
+        rate: the share of weights to drop.
+    """
+    result: torch.Tensor = _Attention.apply(  # type: ignore[no-untyped-call]  # torch types `apply` for no function
+        query, key, value, mask, scaling, rate, seeded.draw_seed(query)
+    )
+    return result
+
+
+class _Attention(torch.autograd.Function):
+    """Keeps query, key, value and a seed."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0913  # what autograd differentiates stands beside what it does not
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        scaling: float,
+        rate: float,
+        seed: int,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(query, key, value, mask)
+        ctx.scaling, ctx.rate, ctx.seed = scaling, rate, seed
+        weights_BHTS = _weights(query, key, mask, scaling)
+        return (seeded.dropped(weights_BHTS, rate, seed) @ value).mul_(1 / (1 - rate))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        query, key, value, mask = ctx.saved_tensors
+        grad = grads[0] * (1 / (1 - ctx.rate))
+        weights_BHTS = _weights(query, key, mask, ctx.scaling)
+        kept_BHTS = seeded.keep_mask(weights_BHTS, ctx.rate, ctx.seed)
+        grad_weights_BHTS = (grad @ value.mT).mul_(kept_BHTS)
+        grad_value = kept_BHTS.mul_(weights_BHTS).mT @ grad
+        # The derivative of a softmax: p * (g - sum(p * g)).
+        sums = torch.mul(grad_weights_BHTS, weights_BHTS, out=kept_BHTS).sum(-1, keepdim=True)
+        grad_scores_BHTS = grad_weights_BHTS.sub_(sums).mul_(weights_BHTS).mul_(ctx.scaling)
+        return grad_scores_BHTS @ key, grad_scores_BHTS.mT @ query, grad_value, None, None, None, None
+
+
+def _weights(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> torch.Tensor:
+    """Return the weights of attention before any is dropped, [B, H, T, S]."""
+    scores_BHTS = (query * scaling) @ key.mT
+    if mask is not None and mask.dtype == torch.bool:
+        scores_BHTS.masked_fill_(~mask, torch.finfo(scores_BHTS.dtype).min)
+    elif mask is not None:
+        scores_BHTS += mask
+    return torch.softmax(scores_BHTS, -1)

@@ -1,0 +1,95 @@
+"""Attention that drops weights by seed, against plain math with the mask of that seed."""
+
+import pytest
+import torch
+from torch import nn
+
+from ftkit.config.tree import RunConfig
+from ftkit.models.build import build_bare_model
+from ftkit.models.kernels import dropout
+from ftkit.models.kernels.seeded_attention import NAME, attend, keep_scores, seed_attention, seeded_attention
+from tests.plan import models
+
+SHAPE = (2, 3, 6, 8)
+PADDED = torch.arange(6) < torch.tensor([6, 4])[:, None, None, None]
+MASKS = {
+    "none": None,
+    "bool": PADDED,
+    "causal": torch.ones(6, 6, dtype=torch.bool).tril(),
+    "added": torch.zeros(2, 1, 1, 6).masked_fill(~PADDED, -1e4),
+}
+
+
+def inputs(dtype):
+    torch.manual_seed(0)
+    return [torch.randn(SHAPE).to(dtype).requires_grad_() for _ in range(3)]
+
+
+def plain(query, key, value, mask, scaling, rate, seed):
+    scores = query @ key.mT * scaling
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    weights = torch.softmax(scores, -1)
+    return weights * dropout.keep_mask(weights.detach(), rate, seed) / (1 - rate) @ value
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_and_gradients_equal_those_of_plain_math(mask, dtype):
+    added = MASKS[mask].to(dtype) if mask == "added" else MASKS[mask]
+    outcomes = []
+    for is_plain in (False, True):
+        query, key, value = inputs(dtype)
+        torch.manual_seed(3)
+        seed = dropout.draw_seed(query) if is_plain else 0
+        given = (query, key, value, added, 0.3, 0.25)
+        result = plain(*given, seed) if is_plain else seeded_attention(*given)
+        result.square().sum().backward()
+        outcomes.append([result, query.grad, key.grad, value.grad])
+    # bf16 has 8 bits, and the two forms round at other places.
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 4e-2, "atol": 4e-2}
+    for ours, theirs in zip(*outcomes, strict=True):
+        torch.testing.assert_close(ours, theirs, **tolerance)
+
+
+def test_gradients_are_those_of_finite_differences_in_fp64():
+    def run(query, key, value):
+        torch.manual_seed(3)  # the same mask at each evaluation
+        return seeded_attention(query, key, value, MASKS["causal"], 0.3, 0.25)
+
+    assert torch.autograd.gradcheck(run, inputs(torch.float64), fast_mode=True)
+
+
+def test_query_key_and_value_alone_are_kept_for_the_backward():
+    kept: list[torch.Size] = []
+
+    def keep(tensor):
+        kept.append(tensor.shape)
+        return tensor
+
+    query, key, value = inputs(torch.float32)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        seeded_attention(query, key, value, None, 0.3, 0.25)
+    assert kept == [SHAPE] * 3
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_without_dropout_it_is_torchs_attention_and_with_a_little_nearly_so(is_causal):
+    query, key, value = (one.detach() for one in inputs(torch.float32))
+    settings = {"scaling": 0.3, "is_causal": is_causal}
+    exact, _ = attend(nn.Module(), query, key, value, None, dropout=0.0, **settings)
+    # A rate below 2**-17 drops nothing.
+    nearly, _ = attend(nn.Module(), query, key, value, None, dropout=1e-6, **settings)
+    torch.testing.assert_close(nearly, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_drops_weights_attends_by_seed_and_one_that_does_not_is_left(tmp_path):
+    config = RunConfig.model_validate({"model": {"name": "bert"}})
+    for rate, name in ((0.1, NAME), (0.0, "sdpa")):
+        architecture = models.architecture("bert")
+        architecture.attention_probs_dropout_prob = rate
+        model = build_bare_model(config, architecture, torch.float32)
+        seed_attention(model)
+        assert model.config._attn_implementation == name
+        keep_scores(model)
+        assert model.config._attn_implementation == "sdpa"
