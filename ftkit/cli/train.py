@@ -9,7 +9,6 @@ from rich.console import Console
 
 from ftkit.cli.launch import NumDevices, launch
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
-from ftkit.cli.series import train_series
 from ftkit.errors import ConfigError
 from ftkit.machine.environment import prepare_environment
 from ftkit.machine.process import ProcessContext, end_if_launched
@@ -75,6 +74,8 @@ def train(  # noqa: PLR0913  # one parameter is one flag
         flags["settings"] = (*flags["settings"], *(setting for setting, is_wanted in said.items() if is_wanted))
         config = read_config(flags)
         if seeds is not None:
+            from ftkit.cli.series import train_series
+
             train_series([config], seeds, Path(config.output.folder or "runs/seeds"))
             return
         if (num_devices or restarts) and process.launcher == "none":

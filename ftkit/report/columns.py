@@ -178,6 +178,10 @@ _CONFIGURATION = [
     Column("micro_batch", "Micro-batch", "configuration", words.cut, words.text, "One forward on one rank."),
     Column("max_length", "Max. length", "configuration", _setting("data.max_length"), words.whole, "Tokens in a text."),
     Column("optimizer", "Optimizer", "configuration", _setting("optimizer.name"), words.text, "The optimizer."),
+    Column(
+        "learning_rate", "Rate", "configuration", _setting("optimizer.learning_rate"), words.figure,
+        "The peak of the learning rate.",
+    ),
     Column("seed", "Seed", "configuration", _setting("training.seed"), words.whole, "Decides every draw."),
 ]  # fmt: skip
 

@@ -48,14 +48,21 @@ def labels(runs: Sequence[Run], differing: Sequence[Column]) -> list[str]:
     """
     if len(runs) == 1:
         return [runs[0].name]
-    used = [column for column in differing if column.group == "configuration" and column.key not in ("name", "status")]
-    built = [" · ".join(filter(None, (_part(column, run) for column in used))) for run in runs]
+    told = [column for column in differing if column.group == "configuration" and column.key not in ("name", "status")]
+    short = [column for column in told if column.key != "learning_rate"]  # methods have rates of their own
+    built = _joined(runs, short)
+    built = built if len(set(built)) == len(runs) else _joined(runs, told)
     return [label if label and built.count(label) == 1 else run.name for label, run in zip(built, runs, strict=True)]
+
+
+def _joined(runs: Sequence[Run], columns: Sequence[Column]) -> list[str]:
+    return [" · ".join(filter(None, (_part(column, run) for column in columns))) for run in runs]
 
 
 def _part(column: Column, run: Run) -> str:
     shown = column.show(run)
     prefix = {"gradient_checkpointing": "checkpointing ", "seed": "seed ", "global_batch_size": "batch "}
+    prefix |= {"learning_rate": "rate "}
     suffix = {"world_size": " rank" if shown == "1" else " ranks", "max_length": " tokens"}
     return f"{prefix.get(column.key, '')}{shown}{suffix.get(column.key, '')}" if shown else ""
 

@@ -81,3 +81,16 @@ def test_the_better_of_two_runs_has_the_smaller_error_or_the_larger_f1():
     assert [tile.figure for tile in tiles([worse, better], ["a", "b"]) if "RMSE" in tile.heading] == ["0.001235"]
     lines = contest([scored("multi"), scored("multi", 0.1, name="better")])
     assert best_in_contest(lines, "f1_micro") == pytest.approx(0.9)
+
+
+def test_runs_that_differ_in_their_learning_rate_alone_are_told_apart_by_it():
+    def at(rate):
+        run = scored("single", name=str(rate))
+        config = {"method": {"name": "full"}, "optimizer": {"learning_rate": rate}, "training": {"seed": 0}}
+        return Run(
+            run.name, run.record.model_copy(update={"run": run.record.run.model_copy(update={"config": config})})
+        )
+
+    runs = [at(0.001), at(0.0001)]
+    assert [line.label for line in contest(runs)] == ["full · rate 0.001", "full · rate 0.0001"]
+    assert "learning_rate" in text.as_csv(runs)
