@@ -111,7 +111,8 @@ def open_folder(config: RunConfig, *, is_resumed: bool) -> Path:
     folder = Path(named) if named else _free_folder(config)
     with _explained(folder):
         if (folder / RECORD).exists() and not is_resumed:
-            for name in _WRITTEN:
+            is_same_run = config.output.resume == "auto"  # started again; what ran out of memory would again
+            for name in _WRITTEN if not is_same_run else (name for name in _WRITTEN if name != LIMITS):
                 path = folder / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)

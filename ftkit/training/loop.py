@@ -118,7 +118,7 @@ def _train(  # what one run is made of
     """Run all steps, restore the best weights, score the test split, save."""
     progress = take_up(job, started, record.reporter.note) if resume else Progress(started)
     asked = Limits(job.config.batch, job.config.model.gradient_checkpointing)
-    limits = kept_limits(job.folder, asked) if resume else asked
+    limits = kept_limits(job.folder, asked)
     if limits != asked:
         record.reporter.note(f"going on with {limits}, since memory ran out earlier with {asked}")
     if limits.checkpointing != asked.checkpointing:

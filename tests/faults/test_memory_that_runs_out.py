@@ -116,6 +116,19 @@ def test_a_resumed_run_begins_with_the_limits_that_fitted(work, tmp_path, monkey
     assert_equal_runs(record, tmp_path / "run", whole)
 
 
+def test_a_run_that_is_started_again_before_its_first_checkpoint_begins_with_the_limits_that_fitted(
+    work, tmp_path, monkeypatch, whole
+):
+    failing(monkeypatch, "loss", above=4)
+    with monkeypatch.context() as crash:
+        crash.setattr(PlainEngine, "apply_gradients", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(work, tmp_path, "output.resume=auto")
+    record = train(work, tmp_path, "output.resume=auto", "output.overwrite=true")  # as `begin` has it
+    assert record.recoveries == ()
+    assert_equal_runs(record, tmp_path, whole)
+
+
 def test_an_update_that_runs_out_of_memory_goes_back_to_the_last_checkpoint(work, tmp_path, monkeypatch, whole):
     original = PlainEngine.apply_gradients
     updates: list[float] = []
