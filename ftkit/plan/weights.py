@@ -1,4 +1,4 @@
-"""Whether a model's weights alone leave no room: known from its configuration, before any data and any trace."""
+"""Tell whether a model's weights alone leave no room, from its configuration, before any data and any trace."""
 
 from typing import Any
 
