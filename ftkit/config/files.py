@@ -135,8 +135,9 @@ def unusual_values(tree: Tree) -> dict[str, Any]:
     Returns:
         Dotted key to value.
     """
-    usual = flat(_defaults(tree).settled().model_dump(mode="json"))
-    return {key: value for key, value in changed_values(tree).items() if key not in usual or usual[key] != value}
+    usual = [flat(_defaults(tree).settled(device).model_dump(mode="json")) for device in ("cpu", "cuda")]
+    changed = changed_values(tree).items()
+    return {key: value for key, value in changed if all(key not in one or one[key] != value for one in usual)}
 
 
 def _defaults(tree: Tree) -> RunConfig:

@@ -147,7 +147,9 @@ def resolve(config: RunConfig, devices: Devices) -> ResolvedRun:
     model = config.model.model_copy(update={"precision": precision})
     batch = config.batch.one_at_a_time() if model.padding == "none" else config.batch
     run = ResolvedRun(
-        config=config.model_copy(update={"batch": batch}).settled().model_copy(update={"model": model}),
+        config=config.model_copy(update={"batch": batch})
+        .settled(devices.device_type)
+        .model_copy(update={"model": model}),
         devices=devices,
         engine=engine,
         zero_stage=zero["stage"],

@@ -79,13 +79,13 @@ def _plan(
 ) -> tuple[BatchConfig, AnyPrediction | None]:
     target = _target(process)
     tapes = Tapes()
-    with _faults_kept(config):
+    with _faults_kept(config, target):
         try:
             config = settled(config, target, architecture, sequences, tapes)
             prediction = predict(config, target, architecture, sequences=sequences, tapes=tapes)
         except UntraceableModelError as error:
             note(f"warning: no plan for this run, since {error}")
-            return _with_number(config.batch), None
+            return _with_number(config.batch, target), None
         # A formula's word is not enough to refuse a run.
         if config.training.plan_first and not prediction.fits and isinstance(prediction, TracedPrediction):
             raise _refusal(f"this run {prediction.reason}", cures(config, target, architecture, sequences, tapes))
@@ -94,7 +94,7 @@ def _plan(
 
 
 @contextlib.contextmanager
-def _faults_kept(config: RunConfig) -> Iterator[None]:
+def _faults_kept(config: RunConfig, target: Target) -> Iterator[None]:
     """Turn a fault of the planner's into a sentence that says the way round it; its traceback goes into a file."""
     try:
         yield
@@ -103,7 +103,7 @@ def _faults_kept(config: RunConfig) -> Iterator[None]:
     except Exception as error:
         file = _fault_file(config)
         file.write_text(traceback.format_exc(), encoding="utf-8")
-        number = config.batch.default_micro_batch_tokens
+        number = config.batch.default_cut(target.devices.device_type)
         cut = f" --set batch.micro_batch_tokens={number}" if config.batch.micro_batch_tokens == "auto" else ""
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise PlannerError(
@@ -129,7 +129,7 @@ def _target(process: ProcessContext) -> Target:
 
 
 def _check_weights(config: RunConfig, target: Target, architecture: Any) -> None:
-    with _faults_kept(config):
+    with _faults_kept(config, target):
         reason = weights_reason(target, least_weight_bytes(resolve(config, target.devices), architecture))
         if reason is not None:
             raise _refusal(f"this run does not fit: {reason}", cures(config, target, architecture))
@@ -149,8 +149,8 @@ def _line(prediction: AnyPrediction) -> str:
     return f"plan: {verdict}; {peak} of {budget} in micro-batches of {prediction.micro_batch_size}{how}"
 
 
-def _with_number(batch: BatchConfig) -> BatchConfig:
+def _with_number(batch: BatchConfig, target: Target) -> BatchConfig:
     """Return the default cut where no plan could choose one."""
     if batch.micro_batch_tokens != "auto":
         return batch
-    return batch.model_copy(update={"micro_batch_tokens": batch.default_micro_batch_tokens})
+    return batch.model_copy(update={"micro_batch_tokens": batch.default_cut(target.devices.device_type)})
