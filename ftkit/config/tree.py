@@ -66,7 +66,8 @@ class DataConfig(Section):
     dataset: str = DEMO
     """Hub name, file, folder, or `demo` for the embedded movie reviews."""
     subset: str | None = None
-    """The configuration of a hub dataset, such as `sst2` of `glue`; the sheet of an Excel workbook."""
+    """The configuration of a hub dataset, such as `sst2` of `glue`; the sheet of an Excel workbook; `all` of the
+    demo's reviews."""
     encoding: str = "utf-8"
     """The encoding of text files (CSV, TSV, JSON, JSONL, txt), such as `cp1252` for files of Windows and Excel."""
     separator: str | None = None
@@ -168,8 +169,8 @@ class BatchConfig(Section):
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Sequences in one forward on one rank."""
     micro_batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
-    """Padded tokens in one forward on one rank; the default cut when neither is named, 512 on a CPU and 4096 elsewhere.
-    `auto`: the planner chooses the fastest that fits this machine, and the result's configuration has the number."""
+    """Padded tokens in one forward on one rank; 512 on a CPU and 4096 elsewhere when neither cut is named. `auto`: the
+    planner chooses the fastest that fits this machine, and the result has the number."""
 
     default_micro_batch_tokens: ClassVar[int] = 4096
     cpu_micro_batch_tokens: ClassVar[int] = 512

@@ -16,8 +16,9 @@ from pathlib import Path
 from ftkit.units import format_seconds
 
 _POLL_SECONDS = 1.0
-_LOADING_SECONDS = 3.0
-"""A lock that is held for longer is a compilation; what is compiled already is locked while it loads."""
+_LOADING_SECONDS = {False: 3.0, True: 30.0}
+"""Whether the library is there already, to how long its lock is held before it counts as compiling: what was compiled
+by an earlier start is locked too while it loads, which takes some seconds on a busy machine."""
 _NETWORK = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "afs", "9p", "fuse")
 """File systems on which another machine may hold a lock, by the beginnings of their names."""
 
@@ -70,7 +71,8 @@ class _Watch:
                 _log.warning("removed %s, which a compilation that was killed had left", lock)
             return
         begun = self.begun.setdefault(number, now)
-        if now - self.said.get(number, begun - self.every_seconds + _LOADING_SECONDS) < self.every_seconds:
+        loading = _LOADING_SECONDS[any(lock.parent.glob("*.so"))]
+        if now - self.said.get(number, begun - self.every_seconds + loading) < self.every_seconds:
             return
         since = f", since {format_seconds(now - begun)}" if number in self.said else ""
         self.said[number] = now

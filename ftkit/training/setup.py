@@ -24,7 +24,7 @@ from ftkit.models.build import build_model, check_positions, check_tokens
 from ftkit.models.objective import objective_of
 from ftkit.models.source import Source
 from ftkit.observe.meter import Meter
-from ftkit.plan.predicted import AnyPrediction
+from ftkit.plan.predicted import AnyPrediction, TracedPrediction
 from ftkit.plan.preflight import plan_first
 from ftkit.plan.shapes import Sequences
 from ftkit.training import checkpoint
@@ -37,6 +37,7 @@ from ftkit.training.same_run import resumable_part
 from ftkit.training.state import Progress, best_steps
 from ftkit.training.trunk import Whole, compute_once, wants_trunk
 from ftkit.training.writer import Writer
+from ftkit.units import format_seconds
 
 _WARMUP_WARNING = 1 / 3
 _PADDING = "padding"
@@ -127,11 +128,14 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     whole = Whole(model, process.device, run.dtype, process)
     run, padding, shallow = _settle_trunk(run, whole, data, tokenizer, num_steps, note)
     if run.engine is EngineKind.DEEPSPEED:
-        note("starting DeepSpeed; the first time, it compiles for a minute or more (offload: for up to five)")
+        note("starting DeepSpeed")
     engine = build_engine(run, model, process, objective_of(run.config, architecture, model))
     if padding is None:
         run, padding = settle_padding(run, engine, data.splits, tokenizer, note)
     settle_loss(engine, (shallow or data).train, padding, note)
+    if shallow is None and isinstance(prediction, TracedPrediction):
+        tokens = float(data.train.lengths.mean()) * config.batch.global_batch_size * num_steps
+        note(f"its steps take about {format_seconds(tokens / prediction.tokens_per_second)}, as planned")
     meter.discard(_PADDING)
     return Job(
         run,

@@ -69,8 +69,16 @@ def prepare(tokenizer, path, seed=0, model=None, **settings):
     return prepare_data(DataConfig(dataset=str(path), **settings), TASK, tokenizer, seed, model)
 
 
-def test_the_demo_is_split_by_movie_and_has_two_labels(minilm):
+def test_the_demo_is_a_third_of_the_reviews_by_movie_unless_all_are_asked_for(minilm):
     data = prepare_data(DataConfig(), TASK, minilm, seed=0)
+    assert sum(data.report.rows.values()) == 3992
+    assert data.report.leak_share == 0.0
+    with pytest.raises(DataError, match=r"data\.subset='most': the embedded reviews have the subset all"):
+        prepare_data(DataConfig(subset="most"), TASK, minilm, seed=0)
+
+
+def test_the_demo_is_split_by_movie_and_has_two_labels(minilm):
+    data = prepare_data(DataConfig(subset="all"), TASK, minilm, seed=0)
     assert data.label_names == ("fresh", "rotten")
     assert sum(data.report.rows.values()) == 12_752
     assert data.report.dropped_duplicates == 56

@@ -25,7 +25,7 @@ time.sleep(float(sys.argv[2]))
 def lock(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setattr(compiling, "_POLL_SECONDS", 0.05)
-    monkeypatch.setattr(compiling, "_LOADING_SECONDS", 0.1)
+    monkeypatch.setattr(compiling, "_LOADING_SECONDS", {False: 0.1, True: 30.0})
     monkeypatch.setattr(compiling, "_NETWORK", ())
     (tmp_path / "shm_comm").mkdir()
     return tmp_path / "shm_comm" / "lock"
@@ -67,8 +67,8 @@ def test_the_lock_of_a_compilation_at_work_stays_and_what_it_compiles_is_said_ag
     assert second.startswith("compiling DeepSpeed's shm_comm, since 0.")
 
 
-def test_what_is_only_loaded_is_not_called_compiling(lock, caplog, monkeypatch):
-    monkeypatch.setattr(compiling, "_LOADING_SECONDS", 30.0)
+def test_what_an_earlier_start_compiled_is_not_called_compiling_while_it_loads(lock, caplog):
+    lock.with_name("shm_comm.so").touch()
     child = start(lock)
     wait_until(lock.exists)
     with compiling.watched_compiling():

@@ -52,7 +52,7 @@ def test_the_traceback_goes_into_the_result_folder_where_there_is_one(tmp_path):
 
 @pytest.mark.usefixtures("broken")
 def test_the_way_round_names_a_cut_where_the_plan_was_to_choose_it():
-    with pytest.raises(PlannerError, match=r"--no-plan --set batch\.micro_batch_tokens=4096$"):
+    with pytest.raises(PlannerError, match=r"--no-plan --set batch\.micro_batch_tokens=512$"):
         plan(batch=BatchConfig(micro_batch_tokens="auto"), training=TrainingConfig(plan_first=False))
 
 
@@ -81,7 +81,7 @@ def test_a_model_that_cannot_be_followed_trains_with_a_formulas_word_or_with_a_w
         batch, prediction = plan(note=notes.append, batch=BatchConfig(micro_batch_tokens="auto"))
 
     assert prediction is None
-    assert batch.micro_batch_tokens == BatchConfig.default_micro_batch_tokens
+    assert batch.micro_batch_tokens == BatchConfig.cpu_micro_batch_tokens
     assert notes[-1].startswith("warning: no plan for this run, since GPT2ForSequenceClassification reads values back")
     assert notes[-1].endswith("no formula stands in: it has no vocab_size")
 
