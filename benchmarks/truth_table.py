@@ -94,7 +94,7 @@ def _head() -> list[str]:
         "communicator of NCCL (544 MiB, NVIDIA/nccl issue 964). These runs did fit, so no prediction is beyond that.",
         "What NVML shows is the reserved peak and the context, as the row gives it.",
         "",
-        "On a T4, rows of 4-bit weights differ by up to 24.5 MiB in what is resident after loading. A tool's own error is",
+        "On a T4, rows of 4-bit weights differ by up to 24.5 MiB in what is resident after loading. A tool's error is",
         "that of the prediction that its authors publish with the row, mostly of rows that they had fitted it to.",
         "",
         "```console",
