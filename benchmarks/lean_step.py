@@ -3,9 +3,9 @@
     python benchmarks/lean_step.py minilm
     python benchmarks/lean_step.py llama
 
-`minilm` classifies with the embedded MiniLM and LoRA (r = 8, dropout 0.05, the model's own dropout of 0.1), 16 x 128
-tokens. `llama` models language with random weights of SmolLM2-135M's shape at a third of its depth (d 576, 10 layers,
-vocabulary 49,152), 4 x 256 tokens: neither time nor bytes depend on the values.
+Both train LoRA (r = 8, dropout 0.05) over random weights in fp32: neither time nor bytes depend on the values. `minilm`
+classifies with a model of MiniLM's shape and its dropout of 0.1, 16 x 128 tokens. `llama` models language with one of
+SmolLM2-135M's shape at a third of its depth (d 576, 10 layers, vocabulary 49,152), 4 x 256 tokens.
 """
 
 import sys
