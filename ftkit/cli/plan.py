@@ -13,6 +13,7 @@ from ftkit.config.files import as_settings, dump_config
 from ftkit.errors import ConfigError
 from ftkit.machine.hub import work_offline_if_unreachable
 from ftkit.machine.memory import quiet_collector
+from ftkit.records.files import CHECKPOINT_BYTES
 from ftkit.units import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from ftkit.plan.shapes import Sequences
     from ftkit.plan.target import Target
 
+_ASSUMED_WRITE_RATE = 200 * 2**20
+"""Bytes per second: a network disk or a hard disk; a run measures its own when it starts."""
 SHOWN = 10
 """Candidates of a search that are printed; --json has all of them."""
 
@@ -128,6 +131,7 @@ def prediction_lines(prediction: "AnyPrediction", run: "ResolvedRun") -> list[st
             f"{format_bytes(prediction.host_bytes)}, of it pinned {format_bytes(prediction.pinned_bytes)}",
         ),
         ("disk", format_bytes(prediction.disk_bytes + prediction.nvme_bytes)),
+        ("a save", _saving(prediction.num_trainable_parameters)),
         (
             "weights",
             f"{format_count(prediction.num_parameters)}, of them "
@@ -137,6 +141,13 @@ def prediction_lines(prediction: "AnyPrediction", run: "ResolvedRun") -> list[st
         ("found", prediction.found),
     ]
     return [f"{name:30} {value}" for name, value in rows]
+
+
+def _saving(num_trainable: int) -> str:
+    """Say what a checkpoint writes, and how long a disk of a stated speed takes for it."""
+    num_bytes = num_trainable * CHECKPOINT_BYTES
+    seconds = format_seconds(num_bytes / _ASSUMED_WRITE_RATE)
+    return f"{format_bytes(num_bytes)}, about {seconds} at {format_bytes(_ASSUMED_WRITE_RATE)}/s (assumed)"
 
 
 def _engine(run: "ResolvedRun") -> str:

@@ -146,6 +146,7 @@ class DeepSpeedEngine:
             tensors[f"{name}/step"] = step.clone()
         if self.dtype == torch.float16:
             tensors["loss_scale/"] = torch.tensor(float(self._engine.optimizer.loss_scale))
+            tensors["loss_scale/clean_steps"] = torch.tensor(float(foreign.num_clean_steps(self._engine.optimizer)))
         return tensors
 
     def load_optimizer_state(self, state: Mapping[str, torch.Tensor]) -> None:
@@ -167,7 +168,7 @@ class DeepSpeedEngine:
             for moment in _MOMENTS:
                 self._set(parameter, state[f"{name}/{moment}"], moment)
         if "loss_scale/" in state and self.dtype == torch.float16:
-            foreign.set_loss_scale(zero, float(state["loss_scale/"]))
+            foreign.set_loss_scale(zero, float(state["loss_scale/"]), int(state.get("loss_scale/clean_steps", 0)))
 
     def held_tensors(self) -> Iterator[tuple[Kind, torch.Tensor]]:
         """Yield what lives between two steps, each with the part of a breakdown that DeepSpeed's name for it says."""

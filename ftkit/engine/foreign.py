@@ -114,9 +114,21 @@ def counts_steps_in_python(optimizer: Any) -> bool:
     return "CPUAdam" in type(optimizer).__name__
 
 
-def set_loss_scale(optimizer: Any, scale: float) -> None:
-    """Set the loss scale: `cur_scale` (deepspeed 0.19, runtime/fp16/loss_scaler.py)."""
-    optimizer.loss_scaler.cur_scale = scale
+def set_loss_scale(optimizer: Any, scale: float, num_clean_steps: int) -> None:
+    """Set the loss scale, and how many steps it has held (deepspeed 0.19, runtime/fp16/loss_scaler.py).
+
+    `cur_scale` doubles when the steps since gradients overflowed, `cur_iter - last_overflow_iter - 1`, fill a window.
+    """
+    scaler = optimizer.loss_scaler
+    scaler.cur_scale = scale
+    if hasattr(scaler, "cur_iter"):
+        scaler.last_overflow_iter = scaler.cur_iter - num_clean_steps - 1
+
+
+def num_clean_steps(optimizer: Any) -> int:
+    """Return the steps since gradients overflowed; see `set_loss_scale`. A fixed scale counts none."""
+    scaler = optimizer.loss_scaler
+    return int(scaler.cur_iter - scaler.last_overflow_iter - 1) if hasattr(scaler, "cur_iter") else 0
 
 
 # --- DeepSpeed: weights that ZeRO-3 has partitioned (0.19, runtime/zero/partition_parameters.py) ----------------------

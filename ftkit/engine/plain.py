@@ -116,7 +116,10 @@ class PlainEngine:
             for key, value in self._optimizer.state[master].items():
                 if value is not None:
                     tensors[f"{name}/{key}"] = torch.as_tensor(value).detach().to("cpu", copy=True)
-        return tensors | ({"loss_scale/": torch.tensor(self._scaler.get_scale())} if self._scaler.is_enabled() else {})
+        if self._scaler.is_enabled():
+            tensors["loss_scale/"] = torch.tensor(self._scaler.get_scale())
+            tensors["loss_scale/clean_steps"] = torch.tensor(float(self._scaler.state_dict()["_growth_tracker"]))
+        return tensors
 
     def load_optimizer_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Set the moments."""
@@ -127,7 +130,8 @@ class PlainEngine:
                 for key, value in saved.items()
             }
         if "loss_scale/" in state and self._scaler.is_enabled():
-            self._scaler.load_state_dict(self._scaler.state_dict() | {"scale": state["loss_scale/"].item()})
+            clean = {"_growth_tracker": int(state.get("loss_scale/clean_steps", 0))}
+            self._scaler.load_state_dict(self._scaler.state_dict() | {"scale": state["loss_scale/"].item()} | clean)
 
     def held_tensors(self) -> Iterator[tuple[Kind, torch.Tensor]]:
         """Yield the masters and the moments; a weight that is its own master is a weight."""

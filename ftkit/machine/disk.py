@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ _NOT_FLUSHED = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
 """The answers of file systems that cannot flush, as some network disks and FUSE: there renaming has to do."""
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
 """Seconds between two tries, doubled from the first to the longest."""
+_TRIAL_BYTES = 2**25
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 """As safetensors quotes the system."""
 
@@ -67,6 +69,25 @@ def written_aside(target: Path, elsewhere: str) -> Iterator[Path]:
         raise DeviceError(f"cannot write {target}: {error}; free some space or {elsewhere}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_rate(folder: Path, num_bytes: int) -> float:
+    """Return the bytes per second that a folder's disk takes, flushing included, by writing a file that goes again.
+
+    Args:
+        folder: on the disk.
+        num_bytes: that a save is to write; at most 32 MiB of them are tried, which a slow disk takes a second for.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    data = os.urandom(min(max(num_bytes, 1), _TRIAL_BYTES))  # some file systems compress, and zeros are nothing
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        started = time.perf_counter()
+        file.write(data)
+        file.flush()
+        _flush(Path(file.name))
+        return len(data) / (time.perf_counter() - started)
 
 
 def replace_text(path: Path, text: str) -> None:

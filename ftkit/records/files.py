@@ -26,6 +26,8 @@ from ftkit.records.schema import (
 
 RECORD, CONFIG, CHECKPOINTS, MODEL, CARD = "record.jsonl", "config.yaml", "checkpoints", "model", "README.md"
 PAGE = "report.html"
+CHECKPOINT_BYTES = 12
+"""Bytes of a checkpoint for each number that trains: a master and two moments, in fp32."""
 LIMITS, RANKS = "limits.json", "ranks"
 """The limits that fitted after memory ran out; the last sign of life of each rank."""
 SNAPSHOT = "memory_snapshot_rank{rank}.pickle"

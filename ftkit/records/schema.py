@@ -298,6 +298,8 @@ class ResultLine(Record):
     """What kind of failure, where it failed."""
     num_steps: int
     """Optimizer steps taken."""
+    limits: str | None = None
+    """The cut and the share of recomputing layers at the end, as flags, where memory had run out with larger ones."""
     best_step: int | None = None
     train_seconds: float
     """Training alone."""

@@ -25,16 +25,27 @@ from ftkit.config.paths import named_paths
 from ftkit.config.tree import DEMO, RunConfig
 from ftkit.engine.protocol import Engine
 from ftkit.errors import CheckpointError, ConfigError
-from ftkit.machine.disk import make_readable
+from ftkit.machine.disk import make_readable, write_rate
 from ftkit.models.adapters import base_of, find_adapter
 from ftkit.models.methods import Method
 from ftkit.models.saved import as_stored, restore_settings, save_tokenizer, stored_dtype
 from ftkit.models.source import Source
 from ftkit.records.answers import FOLDER as ANSWERS
-from ftkit.records.files import CARD, CHECKPOINTS, CONFIG, LIMITS, MODEL, PAGE, RANKS, RECORD, read_record
+from ftkit.records.files import (
+    CARD,
+    CHECKPOINT_BYTES,
+    CHECKPOINTS,
+    CONFIG,
+    LIMITS,
+    MODEL,
+    PAGE,
+    RANKS,
+    RECORD,
+    read_record,
+)
 from ftkit.records.schema import RunRecord
 from ftkit.report.words import distribution
-from ftkit.training.same_run import ENDS
+from ftkit.training.same_run import has_another_end
 from ftkit.units import format_bytes, format_count, format_seconds
 
 _WRITTEN = (RECORD, CONFIG, CHECKPOINTS, MODEL, CARD, PAGE, LIMITS, RANKS, ANSWERS)
@@ -84,9 +95,7 @@ def _check_inputs(config: RunConfig, folder: Path) -> None:
 def _check_unfinished(config: RunConfig, folder: Path) -> None:
     """Refuse to go on with a run that is finished, unless another end is asked for."""
     record = read_record(folder)
-    earlier = record.run.config.get("training", {})
-    asked = config.training.model_dump(mode="json")
-    if record.result is not None and all(asked[key] == earlier.get(key) for key in ENDS):
+    if record.result is not None and not has_another_end(config, record):
         raise CheckpointError(
             f"the run in {folder} is finished; train it for longer with --resume {folder} and a higher --epochs or "
             "--max-steps, or start another with another --output"
@@ -142,6 +151,25 @@ def round_as_stored(engine: Engine, method: Method, source: Source) -> None:
     dtype = None if method.is_adapter else stored_dtype(source)
     if dtype not in (None, torch.float32, engine.dtype):
         engine.load_trainable_state(as_stored(engine.trainable_state(), dtype))
+
+
+def describe_saving(folder: Path, num_trainable: int) -> str:
+    """Return how long a save takes, as a sentence; the time that a job asks for between a signal and its kill.
+
+    Args:
+        folder: the result folder, whose disk is tried.
+        num_trainable: numbers that train.
+
+    Raises:
+        ConfigError: the disk is full or not writable.
+    """
+    num_bytes = num_trainable * CHECKPOINT_BYTES
+    with _explained(folder):
+        rate = write_rate(folder, num_bytes)
+    return (
+        f"a checkpoint has {format_bytes(num_bytes)}: about {format_seconds(num_bytes / rate)} at the "
+        f"{format_bytes(rate)}/s that this disk took in a trial"
+    )
 
 
 def save_model(

@@ -117,18 +117,19 @@ def _train(  # what one run is made of
 ) -> RunRecord:
     """Run all steps, restore the best weights, score the test split, save."""
     progress = take_up(job, started, record.reporter.note) if resume else Progress(started)
-    asked = Limits(job.config.batch, job.config.model.gradient_checkpointing)
+    asked = Limits.of(job.config)
     limits = kept_limits(job.folder, asked)
     if limits != asked:
         record.reporter.note(f"going on with {limits}, since memory ran out earlier with {asked}")
     if limits.checkpointing != asked.checkpointing:
         set_checkpointing(job.engine.model, limits.checkpointing)
-    keep = partial(keep_limits, job.folder, asked)
+    keep = partial(keep_limits, job.folder, job.config)
     attempts = Attempts(job.engine, limits, job.longest, partial(stand_in, job), stop, record.tell, keep)
     run = first_line(job.folder.name, job.run, device_name(job.engine.device), job.num_steps, job.prediction)
-    run = run.model_copy(update={"labels": labels_line(job.data.labels)})
+    used = limits.applied(job.config)
+    run = run.model_copy(update={"labels": labels_line(job.data.labels), "config": used.model_dump(mode="json")})
     if job.process.is_main:
-        replace_text(job.folder / CONFIG, dump_config(job.config))
+        replace_text(job.folder / CONFIG, dump_config(used))
     record.write(run)
     record.reporter.start(run, job.folder)
     with explained_divergence(job), job.writer.finished(), told_when_stopped(job, progress, stop):
@@ -137,11 +138,11 @@ def _train(  # what one run is made of
             saved_when_stopped(job, progress, record.reporter.note),
         ):
             status = _run_steps(job, progress, record, watch, attempts)
-        return _finish(job, progress, record, run, status, stop)
+        return _finish(job, progress, record, run, status, attempts)
 
 
 def _finish(
-    job: Job, progress: Progress, record: _Recorder, run: RunLine, status: Status, stop: StopRequest
+    job: Job, progress: Progress, record: _Recorder, run: RunLine, status: Status, attempts: Attempts
 ) -> RunRecord:
     """Restore the best weights, save, score the test split."""
     finish_writing(job)
@@ -149,12 +150,13 @@ def _finish(
     round_as_stored(job.engine, method_of(job.config), job.source)
     save_model(job.engine, method_of(job.config), job.tokenizer, job.source, job.folder, job.load_whole)
     if job.data.test is not None:
-        with stop.during(Work.READING):
+        with attempts.stop.during(Work.READING):
             keep_answers(job, *_score(job, progress, record, "test", job.data.test))
     measurement = _measure(job, progress)
     result = ResultLine(
         status=status,
         num_steps=progress.step,
+        limits=None if attempts.limits == Limits.of(job.config) else str(attempts.limits),
         best_step=best_step(progress.validations, job.config.training.best_metric),
         train_seconds=progress.train_seconds,
         total_seconds=progress.total_seconds,

@@ -5,13 +5,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ftkit.config.tree import RunConfig
 from ftkit.errors import CheckpointError
+from ftkit.records.schema import RunRecord
 from ftkit.training.checkpoint import TrainingState
 
 ENDS = ("epochs", "max_steps", "early_stopping_patience")
 """The keys of the training section that say when training ends."""
 _FREE = ("log_every", "eval_every", "checkpoint_every", "plan_first", "trial_step", "keep_checkpoints", "keep_best")
 """Other keys of it that change nothing of what is learned."""
+
+
+def has_another_end(config: RunConfig, record: RunRecord) -> bool:
+    """Return whether a configuration ends training elsewhere than the run of a record did."""
+    earlier, asked = record.run.config.get("training", {}), config.training.model_dump(mode="json")
+    return any(asked[key] != earlier.get(key) for key in ENDS)
 
 
 def check_resumable(path: Path, saved: TrainingState, config: dict[str, Any], fingerprint: str) -> None:

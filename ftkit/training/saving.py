@@ -22,6 +22,8 @@ from ftkit.training.setup import Job
 from ftkit.training.state import Progress, best_step, best_steps
 
 Note = Callable[[str], None]
+Shapes = dict[str, tuple[int, ...]]
+"""By the names of the weights."""
 
 
 def judge(job: Job, progress: Progress, scores: Scores) -> bool:
@@ -111,9 +113,8 @@ def load_newest(job: Job, note: Note) -> checkpoint.TrainingState:
             f"no checkpoint in {folder}, since the run stopped before its first; start it again with --overwrite in "
             "the place of --resume"
         )
-    path, (saved, weights, moments) = _newest_whole(found, note)
+    path, (saved, weights, moments) = _newest_whole(found, _shapes(job), note)
     same_run.check_resumable(path, saved, job.state(Progress(0.0)).config, job.data.fingerprint)
-    same_run.check_shapes(path, weights, _shapes(job))
     if changed := same_run.changed_versions(saved.versions, versions()):
         note(f"warning: {path} was written with {changed}; losses may differ from those of a run that never stopped")
     job.engine.load_trainable_state(weights)
@@ -121,11 +122,13 @@ def load_newest(job: Job, note: Note) -> checkpoint.TrainingState:
     return saved
 
 
-def _newest_whole(found: Sequence[Path], note: Note) -> tuple[Path, checkpoint.Loaded]:
-    """Return the newest checkpoint that can be read as it was written."""
+def _newest_whole(found: Sequence[Path], shapes: Shapes, note: Note) -> tuple[Path, checkpoint.Loaded]:
+    """Return the newest checkpoint that can be read as it was written, with weights of these shapes."""
     for path, older in zip(reversed(found), [*reversed(found[:-1]), None], strict=True):
         try:
-            return path, checkpoint.load_checkpoint(path)
+            loaded = checkpoint.load_checkpoint(path)
+            same_run.check_shapes(path, loaded[1], shapes)
+            return path, loaded
         except CheckpointError as error:
             if older is None:
                 raise
@@ -221,7 +224,7 @@ def saved_when_stopped(job: Job, progress: Progress, note: Note) -> Iterator[Non
         raise
 
 
-def _shapes(job: Job) -> dict[str, tuple[int, ...]]:
+def _shapes(job: Job) -> Shapes:
     """Return the shapes of what trains, whole where ZeRO-3 has partitioned it."""
     trainable = trainable_parameters(job.engine.model)
     return {name: tuple(whole_shape(one)) for name, one in trainable.items()}

@@ -29,7 +29,7 @@ from ftkit.plan.preflight import plan_first
 from ftkit.plan.shapes import Sequences
 from ftkit.training import checkpoint
 from ftkit.training.first_look import check_disk, look_first
-from ftkit.training.folder import open_folder
+from ftkit.training.folder import describe_saving, open_folder
 from ftkit.training.loss_form import settle_loss
 from ftkit.training.padding import settle_padding
 from ftkit.training.reporters import Reporter
@@ -137,6 +137,7 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
         tokens = float(data.train.lengths.mean()) * config.batch.global_batch_size * num_steps
         note(f"its steps take about {format_seconds(tokens / prediction.tokens_per_second)}, as planned")
     meter.discard(_PADDING)
+    note(first_decides(process, lambda: describe_saving(folder, counts.trainable)))
     return Job(
         run,
         process,

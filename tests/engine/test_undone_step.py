@@ -108,3 +108,15 @@ def test_an_update_that_stops_before_it_changes_a_weight_can_be_undone_with_its_
         return take_steps(config, engine, ragged_split(config.task), 2).losses
 
     assert losses(undone=True) == losses(undone=False)
+
+
+@pytest.mark.parametrize("settings", [[], ["engine.zero_stage=2"]])
+def test_a_checkpoint_keeps_how_long_the_loss_scale_has_held(settings, folder):
+    config, engine = build(["method.name=lora", *settings], folder, torch.float16, ProcessContext())
+    take_steps(config, engine, ragged_split(config.task), 3)
+    saved = engine.optimizer_state()
+    assert saved["loss_scale/clean_steps"] == 3, "no gradient of three small steps overflows"
+    _, plain = build(["method.name=lora"], folder, torch.float16, ProcessContext())
+    plain.load_optimizer_state(saved)
+    assert plain.optimizer_state()["loss_scale/clean_steps"] == 3
+    assert plain.optimizer_state()["loss_scale/"] == saved["loss_scale/"]

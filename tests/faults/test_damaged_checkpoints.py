@@ -1,11 +1,17 @@
 """A checkpoint that is damaged is told by name, and the one before it is taken."""
 
+import hashlib
+import json
+
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from ftkit.errors import CheckpointError
 from ftkit.records.files import CHECKPOINTS
-from ftkit.training.checkpoint import STATE, WEIGHTS, list_checkpoints
+from ftkit.training.checkpoint import MANIFEST, STATE, WEIGHTS, list_checkpoints
 from tests.faults.test_memory_that_runs_out import train
+from tests.training.test_resume import change
 
 
 class Notes:
@@ -47,6 +53,48 @@ def test_the_one_before_a_damaged_checkpoint_is_taken(work, stopped, name, damag
     record = train(work, stopped, "training.checkpoint_every=1", "training.max_steps=4", resume=True, reporter=notes)
     assert record.result.num_steps == 4
     assert any(str(newest) in text and f"going on from {older}" in text for text in notes.texts)
+
+
+def later(path):
+    """As a later ftkit would have written it."""
+    change(path / STATE, lambda raw: raw.update(format=99, versions={"ftkit": "9.0"}, more={"unknown": 1}))
+
+
+def foreign(path):
+    """Weights of another model."""
+    save_file({"other.weight": torch.zeros(2)}, path / WEIGHTS)
+    seals = json.loads((path / MANIFEST).read_text())
+    data = (path / WEIGHTS).read_bytes()
+    seals[WEIGHTS] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (path / MANIFEST).write_text(json.dumps(seals))
+
+
+def half_written(path):
+    """A copy that was cut short: what is written last is missing."""
+    (path / MANIFEST).unlink()
+
+
+def emptied(path):
+    for file in path.iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (later, "was written by a later ftkit (9.0, format 99, and this one reads format 1)"),
+        (half_written, "half written or not a checkpoint of ftkit"),
+        (emptied, "half written or not a checkpoint of ftkit"),
+        (foreign, "is of another model"),
+    ],
+)
+def test_the_one_before_a_checkpoint_that_this_run_cannot_read_is_taken(work, stopped, damage, words):
+    older, newest = list_checkpoints(stopped / CHECKPOINTS)
+    damage(newest)
+    notes = Notes()
+    record = train(work, stopped, "training.checkpoint_every=1", "training.max_steps=4", resume=True, reporter=notes)
+    assert record.result.num_steps == 4
+    assert any(words in text and f"going on from {older}" in text for text in notes.texts), notes.texts
 
 
 def test_where_none_is_whole_nothing_is_guessed(work, stopped):

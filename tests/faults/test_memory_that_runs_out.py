@@ -12,7 +12,7 @@ from ftkit.config.files import load_config
 from ftkit.engine.plain import PlainEngine
 from ftkit.errors import DoesNotFitError
 from ftkit.machine.process import ProcessContext
-from ftkit.records.files import LIMITS, read_record
+from ftkit.records.files import CONFIG, LIMITS, read_record
 from ftkit.training import loop
 from ftkit.training.loop import train_run
 from ftkit.training.reporters import Reporters
@@ -94,6 +94,8 @@ def test_a_step_that_runs_out_of_memory_is_taken_again_in_smaller_micro_batches(
         "--micro-batch-size 2 --gradient-checkpointing 0",
     ]
     assert "Tried to allocate 2.00 GiB" in record.recoveries[0].reason
+    assert record.result.limits == "--micro-batch-size 2 --gradient-checkpointing 0"
+    assert load_config(tmp_path / "run" / CONFIG).batch.micro_batch_size == 2, "the configuration is what ran"
 
 
 def test_a_resumed_run_begins_with_the_limits_that_fitted(work, tmp_path, monkeypatch, whole):

@@ -1,5 +1,7 @@
 """A run goes on to the end that it had, or to a later one."""
 
+import hashlib
+import json
 import shutil
 
 import pytest
@@ -94,3 +96,38 @@ def test_a_run_that_stopped_early_goes_on_with_more_patience(work, tmp_path):
     again = run("--resume", tmp_path / "run", "--early-stopping-patience", 100)
     assert again.exit_code == 0, again.output
     assert read_record(tmp_path / "run").result.status == "completed"
+
+
+def test_the_same_command_with_more_epochs_trains_a_finished_run_for_longer(copy, work):
+    more = flags(work, copy, "--resume", "auto", "--epochs", 1, *CONSTANT)
+    done = run(*more)
+    assert (done.exit_code, "is finished" in done.output) == (0, True), done.output
+    done = run(*more, "--epochs", 1.25)
+    assert done.exit_code == 0, done.output
+    assert read_record(copy).result.num_steps == 10
+
+
+def test_a_run_without_a_checkpoint_is_started_again_by_the_flag_that_is_named(copy, work):
+    shutil.rmtree(copy / "checkpoints")
+    refused = run("--resume", copy, "--epochs", 2)
+    assert refused.exit_code == FINISHED
+    assert "start it again with --overwrite" in " ".join(refused.output.split())
+
+
+def test_a_change_of_a_library_is_told(copy):
+    state = next((copy / "checkpoints").glob("step-*8")) / "state.json"
+    change(state, lambda raw: raw["versions"].update(ftkit="0.0.1"))
+    done = run("--resume", copy, "--epochs", 1.25)
+    assert done.exit_code == 0, done.output
+    assert "was written with ftkit 0.0.1 (now" in " ".join(done.output.split())
+
+
+def change(state, how):
+    """Change the state of a checkpoint as one that wrote it otherwise would have."""
+    raw = json.loads(state.read_text())
+    how(raw)
+    state.write_text(json.dumps(raw))
+    manifest = state.with_name("manifest.json")
+    seals = json.loads(manifest.read_text())
+    seals["state.json"] = {"bytes": state.stat().st_size, "sha256": hashlib.sha256(state.read_bytes()).hexdigest()}
+    manifest.write_text(json.dumps(seals))

@@ -8,9 +8,10 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ftkit.config.tree import BatchConfig
+from ftkit.config.files import dump_config
+from ftkit.config.tree import BatchConfig, RunConfig
 from ftkit.machine.disk import replace_text
-from ftkit.records.files import LIMITS
+from ftkit.records.files import CONFIG, LIMITS
 
 _SHARES = (0.5, 1.0)
 """Shares of recomputing layers that are tried, in this order."""
@@ -27,6 +28,16 @@ class Limits:
 
     batch: BatchConfig
     checkpointing: float
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "Limits":
+        """Return the limits that a configuration asks for."""
+        return cls(config.batch, config.model.gradient_checkpointing)
+
+    def applied(self, config: RunConfig) -> RunConfig:
+        """Return a configuration that asks for these limits."""
+        model = config.model.model_copy(update={"gradient_checkpointing": self.checkpointing})
+        return config.model_copy(update={"batch": self.batch, "model": model})
 
     def smaller(self, longest: int) -> "Limits | None":
         """Return the next smaller limits, or None where one sequence with every layer recomputed is left.
@@ -50,17 +61,18 @@ class Limits:
         return f"{cut} --gradient-checkpointing {self.checkpointing:g}"
 
 
-def keep_limits(folder: Path, asked: Limits, used: Limits) -> None:
-    """Note in the result folder that limits were too large, for a resumed run.
+def keep_limits(folder: Path, config: RunConfig, used: Limits) -> None:
+    """Note in the result folder that limits were too large, and what its configuration asks for from now on.
 
     Args:
         folder: the result folder.
-        asked: those that the configuration asked for.
+        config: asked for the limits that were too large.
         used: the smaller ones that fitted, or are to be tried next.
     """
-    note = {"asked": str(asked), "micro_batch_size": used.batch.micro_batch_size,
+    note = {"asked": str(Limits.of(config)), "micro_batch_size": used.batch.micro_batch_size,
             "micro_batch_tokens": used.batch.micro_batch_tokens, "checkpointing": used.checkpointing}  # fmt: skip
     replace_text(folder / LIMITS, json.dumps(note))
+    replace_text(folder / CONFIG, dump_config(used.applied(config)))
 
 
 def kept_limits(folder: Path, asked: Limits) -> Limits:

@@ -12,6 +12,7 @@ from ftkit.config.tree import RunConfig
 from ftkit.errors import ConfigError, DataError
 from ftkit.records.files import CHECKPOINTS, read_record
 from ftkit.training.checkpoint import list_checkpoints
+from ftkit.training.same_run import has_another_end
 
 
 class Start(Enum):
@@ -20,9 +21,9 @@ class Start(Enum):
     NEW = "new"
     """Nothing is there, or a run that stopped before its first checkpoint: the run begins."""
     GOES_ON = "goes on"
-    """There is a checkpoint."""
+    """There is a checkpoint, of a run that has not ended, or that is to end elsewhere."""
     FINISHED = "finished"
-    """The run has ended."""
+    """The run has ended where it is to end."""
 
 
 def begin(config: RunConfig) -> tuple[RunConfig, Start]:
@@ -40,6 +41,8 @@ def begin(config: RunConfig) -> tuple[RunConfig, Start]:
     if config.output.folder is None:
         raise ConfigError("output.resume=auto needs output.folder, where the run is found again; give --output FOLDER")
     start = how_to_start(Path(config.output.folder))
+    if start is Start.FINISHED and has_another_end(config, read_record(config.output.folder)):
+        start = Start.GOES_ON
     output = config.output.model_copy(update={"overwrite": config.output.overwrite or start is Start.NEW})
     return config.model_copy(update={"output": output}), start
 

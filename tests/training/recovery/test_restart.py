@@ -1,13 +1,15 @@
 """What a folder holds decides whether the same command starts a run, goes on with it, or finds it finished."""
 
+import json
 import random
 
 import pytest
 
 from ftkit.config.files import load_config
 from ftkit.errors import ConfigError
-from ftkit.records.files import CHECKPOINTS
+from ftkit.records.files import CHECKPOINTS, read_record
 from ftkit.training.recovery.restart import Start, begin, how_to_start
+from ftkit.training.same_run import ENDS
 from tests.made_records import write_run
 
 
@@ -36,3 +38,12 @@ def test_what_stopped_before_its_first_checkpoint_is_replaced(tmp_path):
 def test_without_a_folder_nothing_can_be_found_again():
     with pytest.raises(ConfigError, match="give --output FOLDER"):
         begin(load_config(settings=["output.resume=auto"]))
+
+
+def test_a_finished_run_goes_on_where_its_end_is_another_and_is_finished_where_it_is_the_same(tmp_path):
+    write_run(tmp_path / "run", {"training": {"epochs": 3.0}}, random.Random(0))
+    command = [f"output.folder={tmp_path / 'run'}", "output.resume=auto"]
+    recorded = read_record(tmp_path / "run").run.config["training"]
+    same = [f"training.{key}={json.dumps(recorded.get(key))}" for key in ENDS]
+    assert begin(load_config(settings=[*command, *same]))[1] is Start.FINISHED
+    assert begin(load_config(settings=[*command, *same, "training.epochs=6"]))[1] is Start.GOES_ON
