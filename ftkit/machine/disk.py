@@ -100,7 +100,7 @@ def replace_text(path: Path, text: str) -> None:
     Raises:
         OSError: the disk is full or not writable; the old text is there, and nothing of the new one.
     """
-    aside = path.with_name(f"{path.name}{UNFINISHED}")
+    aside = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")  # two ranks may write the same at once
     try:
         aside.write_text(text, encoding="utf-8")
         flush(aside)
