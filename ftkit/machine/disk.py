@@ -86,7 +86,7 @@ def write_rate(folder: Path, num_bytes: int) -> float:
         started = time.perf_counter()
         file.write(data)
         file.flush()
-        _flush(Path(file.name))
+        flush(Path(file.name))
         return len(data) / (time.perf_counter() - started)
 
 
