@@ -1,0 +1,94 @@
+"""Runs that are killed at random moments go on, and end with the losses and the weights of the run that was not."""
+
+import multiprocessing
+import random
+import signal
+
+import pytest
+from safetensors.torch import load_file
+
+from ftkit.records.files import CHECKPOINTS, read_record
+from ftkit.training.checkpoint import list_checkpoints
+from tests.faults.killed import MOMENTS, train, train_and_die
+
+KINDS = {
+    "plain": ["method.name=lora"],
+    "zero-2": ["method.name=lora", "engine.zero_stage=2"],
+    "zero-3": ["method.name=full", "engine.zero_stage=3"],
+    "qlora": ["method.name=qlora"],
+}
+SEEDS = range(30)
+ORDINARY = (0, 7)
+"""Of the plain engine and of 4 bits, whose processes need no second to start DeepSpeed."""
+
+
+def settings(work, folder, kind):
+    return [
+        f"model.name={work / 'bert'}", f"data.dataset={work / 'texts.csv'}", f"output.folder={folder}",
+        "model.precision=fp32", "training.plan_first=false", "training.max_steps=6", "training.log_every=1",
+        "training.checkpoint_every=2", "training.eval_every=1", "batch.global_batch_size=16",
+        "batch.micro_batch_size=8", *KINDS[kind],
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """A server that has imported what a run imports, so that each process starts in a moment."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.faults.killed"])
+    return context
+
+
+def ended(processes, function, *arguments):
+    """Run a function in a process of its own; returns the process's exit code."""
+    process = processes.Process(target=function, args=arguments)
+    process.start()
+    process.join(240)
+    return process.exitcode
+
+
+@pytest.fixture(scope="module")
+def whole(work, tmp_path_factory, processes):
+    """The run of each kind that nobody kills, made when it is first asked for."""
+    made = {}
+
+    def of(kind):
+        if kind not in made:
+            made[kind] = tmp_path_factory.mktemp("whole") / kind
+            assert ended(processes, train, settings(work, made[kind], kind)) == 0
+        return made[kind]
+
+    return of
+
+
+def result(folder):
+    """Return losses, validations and weights of a run that has ended."""
+    record = read_record(folder)
+    weights = load_file(next((folder / "model").glob("*model.safetensors")))
+    return [line.loss for line in record.steps], [line.loss for line in record.evaluations], weights
+
+
+@pytest.mark.parametrize(
+    "seed", [pytest.param(seed, marks=() if seed in ORDINARY else pytest.mark.slow) for seed in SEEDS]
+)
+def test_a_run_that_is_killed_twice_ends_as_the_one_that_was_not(seed, work, tmp_path, processes, whole):
+    draw = random.Random(seed)
+    kind = draw.choice(("plain", "qlora")) if seed in ORDINARY else list(KINDS)[seed % len(KINDS)]
+    folder, num_killed, resume = tmp_path / "run", 0, False
+    for _ in range(2):
+        moment, call = draw.choice(MOMENTS), draw.randint(1, 6)
+        code = ended(processes, train_and_die, settings(work, folder, kind), moment, call, resume)
+        assert code in (0, -signal.SIGKILL)
+        if code == 0:  # it ended before that moment
+            break
+        num_killed += 1
+        resume = bool(list_checkpoints(folder / CHECKPOINTS))
+        if not resume:
+            folder = tmp_path / f"run-{num_killed}"  # nothing was kept yet: it starts anew
+    else:
+        assert ended(processes, train, settings(work, folder, kind), resume) == 0
+    losses, scores, weights = result(folder)
+    expected_losses, expected_scores, expected_weights = result(whole(kind))
+    assert (losses, scores) == (expected_losses, expected_scores), f"{kind}, killed {num_killed} times"
+    assert weights.keys() == expected_weights.keys()
+    assert all(weights[name].equal(tensor) for name, tensor in expected_weights.items())
