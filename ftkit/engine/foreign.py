@@ -31,12 +31,6 @@ class DeepSpeedSays(StrEnum):
 # --- torch ------------------------------------------------------------------------------------------------------------
 
 
-def storage_key(storage: torch.UntypedStorage) -> int:
-    """Return what tells a storage from all others that live: `_cdata` (torch 2.13, storage.py), its address."""
-    key: int = storage._cdata
-    return key
-
-
 def own_parameters(module: nn.Module) -> MutableMapping[str, nn.Parameter | None]:
     """Return a module's parameters, not those of modules in it: `_parameters` (torch 2.13, nn/modules/module.py)."""
     return module._parameters

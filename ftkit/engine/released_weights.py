@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from ftkit.engine.foreign import gathered, own_parameters, storage_key
+from ftkit.engine.foreign import gathered, own_parameters
+from ftkit.models.foreign import storage_key
 
 
 @dataclass(frozen=True)

@@ -75,9 +75,26 @@ def matrix_of(layer: nn.Module) -> torch.Tensor:
     weight = cast(torch.Tensor, layer.weight)
     state = getattr(weight, "quant_state", None)
     if state is not None:
-        unpacked: torch.Tensor = _library().functional.dequantize_4bit(weight, state)
-        return unpacked
+        return unpacked(weight, state)
     return weight.t() if foreign.is_conv1d(layer) else weight
+
+
+def packed_parameter(weight: torch.Tensor, packing: Packing, module: nn.Module) -> nn.Parameter:
+    """Return a weight of any shape in 4 bits.
+
+    Args:
+        weight: on the device where it shall be packed, or on `meta`, where it is not packed yet.
+        packing: how.
+        module: gets the constants as `quant_state`, as the weight itself does.
+    """
+    new = _params_4bit(weight, packing, module)
+    return cast(nn.Parameter, new if weight.is_meta else new.to(weight.device))
+
+
+def unpacked(packed: torch.Tensor, state: Any) -> torch.Tensor:
+    """Return the whole weight of packed values and their constants."""
+    whole: torch.Tensor = _library().functional.dequantize_4bit(packed, state)
+    return whole
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -155,10 +172,7 @@ def unpack_without_values(parameter: Any) -> torch.Tensor | None:
     if foreign.is_packed(parameter):
         return torch.empty_like(parameter.data) if parameter.is_meta else None
     state = getattr(parameter, "quant_state", None)
-    unpacked: torch.Tensor | None = None
-    if state is not None:
-        unpacked = _library().functional.dequantize_4bit(parameter.data, state)
-    return unpacked
+    return None if state is None else unpacked(parameter.data, state)
 
 
 def without_values() -> AbstractContextManager[None]:
@@ -190,18 +204,23 @@ def _linear_4bit(module: nn.Module, packing: Packing) -> nn.Module:
             quant_type=packing.quant_type,
             quant_storage=packing.dtype,
         )
-    new.weight = library.nn.Params4bit(
+    new.weight = _params_4bit(weight, packing, new)
+    new.bias = module.bias
+    foreign.keep_layout(new)
+    # Moving to a device is what quantizes (bitsandbytes/nn/modules.py, Params4bit.to).
+    return cast(nn.Module, new if weight.is_meta else new.to(weight.device))
+
+
+def _params_4bit(weight: torch.Tensor, packing: Packing, module: nn.Module) -> Any:
+    """Return a 4-bit weight that is packed when it is moved to a device."""
+    return _library().nn.Params4bit(
         weight.detach(),
         requires_grad=False,
         compress_statistics=packing.is_double,
         quant_type=packing.quant_type,
         quant_storage=packing.dtype,
-        module=new,
+        module=module,
     )
-    new.bias = module.bias
-    foreign.keep_layout(new)
-    # Moving to a device is what quantizes (bitsandbytes/nn/modules.py, Params4bit.to).
-    return cast(nn.Module, new if weight.is_meta else new.to(weight.device))
 
 
 def preload() -> None:

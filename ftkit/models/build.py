@@ -1,6 +1,8 @@
 """From a source to a module that is ready to train: load or build empty, quantize, adapt, checkpoint activations."""
 
 import math
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -10,6 +12,7 @@ from torch.utils import checkpoint as activation_checkpoint
 from ftkit.config.tree import RunConfig
 from ftkit.errors import ConfigError, ModelError
 from ftkit.models import foreign
+from ftkit.models.experts import expert_parameters
 from ftkit.models.heads import find_head
 from ftkit.models.kernels.chunked_loss import chunk_loss
 from ftkit.models.kernels.dropout import seed_dropouts
@@ -23,6 +26,8 @@ from ftkit.models.source import Source
 from ftkit.models.start import Start
 from ftkit.models.weights import Note, attention, auto_class, grow_tables, load_weights
 
+_LISTED = 3
+"""Kinds of weights that stay whole and are named, the largest ones."""
 _POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
 """As transformers' models call the embedding of absolute positions (BERT and kin, OPT and BART, GPT-2)."""
 
@@ -46,7 +51,10 @@ def build_model(
         ModelError: the weights cannot be loaded or are not whole, or the model is not for this task or method.
     """
     model, start = load_weights(config, source, architecture, dtype, note)
-    return prepare_model(config, model, dtype, start)
+    model = prepare_model(config, model, dtype, start)
+    for line in weight_lines(model):
+        note(line)
+    return model
 
 
 def build_empty_model(config: RunConfig, architecture: Any, dtype: torch.dtype) -> nn.Module:
@@ -146,6 +154,28 @@ def set_checkpointing(model: nn.Module, share: float) -> None:
         raise ModelError(f"{type(model).__name__} cannot checkpoint its layers; set model.gradient_checkpointing to 0")
     for layer, recomputes in zip(layers, checkpointed_layers(len(layers), share), strict=True):
         foreign.set_recomputing(layer, _checkpoint, recomputes=recomputes)
+
+
+def weight_lines(model: nn.Module) -> Iterator[str]:
+    """Yield what a user of adapters may not expect: weights that stay whole, and experts without adapters.
+
+    Args:
+        model: what `prepare_model` returned.
+    """
+    weights = [(name, one) for name, one in model.named_parameters() if not one.requires_grad]
+    packed = sum(_num_elements(one) for _, one in weights if foreign.is_packed(one))
+    if packed:
+        whole: Counter[str] = Counter()
+        for name, one in weights:
+            if not foreign.is_packed(one):
+                whole[name.split(".")[-2]] += one.numel()
+        total = packed + whole.total()
+        largest = [f"{name} {count / total:.1%}" for name, count in whole.most_common(_LISTED)]
+        yield f"in 4 bits: {packed / total:.1%} of the frozen weights; whole stay {', '.join(largest)}"
+    adapted = [name for name, one in model.named_parameters() if one.requires_grad and "experts" in name]
+    if is_adapted(model) and not adapted and next(expert_parameters(model), None):
+        cure = "" if packed else "; method.targets=[all-linear,experts] adds them"
+        yield f"no adapter stands beside an expert{cure}"
 
 
 def checkpointed_layers(num_layers: int, share: float) -> list[bool]:

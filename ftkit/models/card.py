@@ -23,6 +23,7 @@ class Card:
         max_length: tokens after which a text was cut.
         has_pairs: whether an example is two texts.
         is_chat: whether an example is a chat in the tokenizer's template.
+        experts: experts in 4 bits: the class of their module, and the name of a parameter.
     """
 
     folder: Path
@@ -33,6 +34,7 @@ class Card:
     max_length: int = 128
     has_pairs: bool = False
     is_chat: bool = False
+    experts: tuple[tuple[str, str], ...] = ()
 
     @property
     def dtype(self) -> str:

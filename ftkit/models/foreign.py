@@ -46,6 +46,21 @@ def patched(module: Any, name: str, stand_in: Any) -> Iterator[None]:
 # --- torch ------------------------------------------------------------------------------------------------------------
 
 
+def storage_key(storage: torch.UntypedStorage) -> int:
+    """Return what tells a storage from all others that live: `_cdata` (torch 2.13, storage.py), its address."""
+    key: int = storage._cdata
+    return key
+
+
+def saving_hooks() -> tuple[Callable[[torch.Tensor], Any], Callable[[Any], torch.Tensor]]:
+    """Return the hooks by which autograd saves tensors here and brings them back; without any, it keeps the tensors.
+
+    `_top_saved_tensors_default_hooks` (torch 2.13, _C/_autograd.pyi).
+    """
+    hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(True)  # `ignore_is_tracing`, by place
+    return hooks or (lambda tensor: tensor, lambda tensor: tensor)
+
+
 def compiling_later() -> AbstractContextManager[None]:
     """Let functions that `torch.compile` decorates be compiled when they are first called (torch 2.13, __init__.py).
 
@@ -199,6 +214,20 @@ def without_dynamic_map(bitsandbytes: Any) -> AbstractContextManager[None]:
 def say_loaded_in_4bit(model: nn.Module) -> None:
     """Say that a model is in 4 bits, which is how PEFT chooses its adapters (peft 0.21, tuners/lora/bnb.py)."""
     cast(Any, model).is_loaded_in_4bit = True
+
+
+def moved_targets(model: nn.Module) -> frozenset[str]:
+    """Return the last names of linear layers whose adapters PEFT would put beside experts instead.
+
+    It takes them for the names that experts had in transformers 4 (peft 0.21, utils/transformers_weight_conversion.py,
+    _convert_peft_config_moe), when adapters are made and when they are loaded.
+    """
+    from peft.utils import transformers_weight_conversion as public
+
+    conversion: Any = public
+    kind = conversion._MODEL_TO_CONVERSION_PATTERN.get(getattr(getattr(model, "config", None), "model_type", None))
+    is_moved = bool(conversion._MOE_FUSED_TARGETS.get(kind or ""))
+    return frozenset(conversion._MOE_TARGET_MODULE_MAPPING.get(kind or "", ())) if is_moved else frozenset()
 
 
 @contextmanager

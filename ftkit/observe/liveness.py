@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ftkit.engine.foreign import storage_key
+from ftkit.models.foreign import storage_key
 from ftkit.observe.attribution import Attribution
 from ftkit.observe.operators import dtype_name
 from ftkit.observe.tape import Birth, Tape

@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ftkit.config.paths import from_root
 from ftkit.config.tree import RunConfig
 from ftkit.data.arrays import Labels, PreparedData
 from ftkit.data.standard import AS_THEY_ARE
 from ftkit.models.card import Card
+from ftkit.models.experts import packed_experts
 from ftkit.models.methods import method_of
 from ftkit.records.files import CARD, MODEL
 from ftkit.records.schema import RunRecord, Scores
@@ -19,7 +22,9 @@ from ftkit.training.folder import summary_rows
 _SHOWN_LABELS = 50
 
 
-def write_cards(folder: Path, config: RunConfig, record: RunRecord, data: PreparedData, tokenizer: Any) -> None:
+def write_cards(  # what a card tells of
+    folder: Path, config: RunConfig, record: RunRecord, data: PreparedData, tokenizer: Any, model: nn.Module
+) -> None:
     """Write the card of a finished run into its folder and beside its model, where PEFT leaves an empty form.
 
     Args:
@@ -28,6 +33,7 @@ def write_cards(folder: Path, config: RunConfig, record: RunRecord, data: Prepar
         record: its figures so far.
         data: what it was trained on.
         tokenizer: the run's.
+        model: what trained.
     """
     card = Card(
         folder=from_root(folder) / MODEL,
@@ -38,6 +44,7 @@ def write_cards(folder: Path, config: RunConfig, record: RunRecord, data: Prepar
         max_length=config.data.max_length,
         has_pairs="pair" in data.report.columns,
         is_chat=data.report.as_chat or "messages" in data.report.columns,
+        experts=packed_experts(model),
     )
     lines = [
         f"# {from_root(folder).name}",

@@ -166,7 +166,7 @@ def _finish(
     if not job.process.is_main:
         return RunRecord(run=run, result=result)
     whole = read_record(job.folder)
-    write_cards(job.folder, job.config, whole, job.data, job.tokenizer)
+    write_cards(job.folder, job.config, whole, job.data, job.tokenizer, job.engine.model)
     record.reporter.finish(whole, job.folder)
     return whole
 

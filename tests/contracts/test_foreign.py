@@ -49,6 +49,7 @@ def coordinator_names(*names):
     return [Written(pace.Pace.rewind, "deepspeed", file, name) for name in names]
 
 
+MOVED = "utils/transformers_weight_conversion.py"
 PARTITIONED = "runtime/zero/partition_parameters.py"
 WRITTEN = [
     # machine
@@ -84,6 +85,9 @@ WRITTEN = [
     Written(models.keep_layout, "bitsandbytes", "nn/modules.py", "and self.support_avx512bf16_for_cpu"),
     Written(models.without_dynamic_map, "bitsandbytes", "functional.py", "def create_dynamic_map("),
     Written(models.say_loaded_in_4bit, "peft", "tuners/lora/model.py", '"is_loaded_in_4bit"'),
+    Written(models.moved_targets, "peft", MOVED, "_MODEL_TO_CONVERSION_PATTERN.get("),
+    Written(models.moved_targets, "peft", MOVED, "_MOE_FUSED_TARGETS.get("),
+    Written(models.moved_targets, "peft", MOVED, "_MOE_TARGET_MODULE_MAPPING.get("),
     Written(models.dora_reading, "peft", "tuners/lora/dora.py", "dequantize_module_weight("),
     Written(models.without_bitsandbytes, "peft", "import_utils.py", "@lru_cache\ndef is_bnb_available("),
     Written(models.without_bitsandbytes, "peft", "import_utils.py", "@lru_cache\ndef is_bnb_4bit_available("),
@@ -157,12 +161,14 @@ WRITTEN = [
     Written(tracing.attention_by, "torch", "nn/functional.py", "scaled_dot_product_attention = "),
     Written(tracing.softmax_by, "torch", "nn/functional.py", "def softmax("),
     Written(tracing.fused_adam_anywhere, "torch", "optim/adam.py", "_device_dtype_check_for_fused(p)"),
+    Written(tracing.grouped_products, "transformers", "integrations/moe.py", "if _can_use_grouped_mm(input, "),
     Written(tracing.unpacked_batches, "transformers", "masking_utils.py", "= find_packed_sequence_indices("),
     Written(tracing.taken_for_fake, "transformers", "utils/import_utils.py", "def is_fake_tensor("),
     Written(tracing.recompute, "transformers", "modeling_layers.py", "if self.gradient_checkpointing and"),
 ]  # fmt: skip
 TRIED = {
-    engine.storage_key, engine.own_parameters, engine.own_buffers, engine.watch_parameters, models.patched,
+    models.storage_key, models.saving_hooks, models.patched,
+    engine.own_parameters, engine.own_buffers, engine.watch_parameters,
     observe.fake_device, observe.storage_users, observe.tensor_users, observe.is_backward,
     tracing.fake_mode, tracing.meta_cannot, tracing.needs_values, tracing.stay, tracing.schema,
 }  # fmt: skip
@@ -208,8 +214,11 @@ def test_a_patch_ends_with_its_block_also_where_that_fails():
 def test_a_storage_has_one_key_however_it_is_looked_at():
     tensor, other = torch.ones(4), torch.ones(4)
 
-    assert engine.storage_key(tensor.untyped_storage()) == engine.storage_key(tensor[1:].untyped_storage())
-    assert engine.storage_key(tensor.untyped_storage()) != engine.storage_key(other.untyped_storage())
+    assert models.saving_hooks()[0](tensor) is tensor
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: (one,), lambda kept: kept[0]):
+        assert models.saving_hooks()[0](tensor) == (tensor,)
+    assert models.storage_key(tensor.untyped_storage()) == models.storage_key(tensor[1:].untyped_storage())
+    assert models.storage_key(tensor.untyped_storage()) != models.storage_key(other.untyped_storage())
 
 
 def test_a_module_looks_its_parameters_up_in_the_dictionary_that_is_put_in_their_place():

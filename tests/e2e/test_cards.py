@@ -24,15 +24,30 @@ METHODS = {
     "qlora": ["--method", "qlora"],
     "qlora-dora-true": ["--method", "qlora", "--set", "method.use_dora=true"],
     "full": ["--method", "full"],
+    "qlora-of-experts": ["--method", "qlora"],
 }
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
 KINDS = {
-    "class": METHODS,
+    "class": [method for method in METHODS if method != "qlora-of-experts"],
     "tokens": ["feature-extraction", "lora", "qlora-dora-true", "full"],
     "several": ["lora"],
     "number": ["full"],
 }
-NAMES = [f"{kind}-{method}" for kind, methods in KINDS.items() for method in methods]
+MIXTURE = "tokens-qlora-of-experts"
+NAMES = [*(f"{kind}-{method}" for kind, methods in KINDS.items() for method in methods), MIXTURE]
+
+
+def save_tiny_mixture(folder, like):
+    """Save a mixture of experts with the tokenizer of another model."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(like)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(
+        "qwen3_moe", vocab_size=len(tokenizer),
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=32, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, eos_token_id=1,
+    )  # fmt: skip
+    transformers.Qwen3MoeForCausalLM(config).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +62,13 @@ def results(work, tmp_path_factory):
     pairs = [dict(zip(("prompt", "completion"), row.rsplit(",", 1), strict=True)) for row in rows]
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)) + "\n")
     data = [work / "texts.csv", folder / "pairs.jsonl", folder / "several.jsonl", folder / "number.jsonl"]
+    save_tiny_mixture(folder / "mixture", work / "llama")
     for name in NAMES:
         kind, _, method = name.partition("-")
         label = ["--label-column", kind] if kind in kinds else []
+        model = folder / "mixture" if name == MIXTURE else work / "llama"
         done = run(
-            "--task", "causal-lm" if kind == "tokens" else "sequence-classification", "--model", work / "llama",
+            "--task", "causal-lm" if kind == "tokens" else "sequence-classification", "--model", model,
             "--dataset", data[list(KINDS).index(kind)], "--output", folder / name, "--precision", "fp32",
             "--max-steps", 3, "--learning-rate", 0.01, *METHODS[method], *label,
         )  # fmt: skip

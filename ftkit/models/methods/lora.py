@@ -39,7 +39,7 @@ class Lora(MethodSection):
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout on the input of the adapters."""
     targets: tuple[str, ...] = ("all-linear",)
-    """Module names, or one of the presets `attention`, `mlp`, `all-linear`."""
+    """Module names, or presets: `attention`, `mlp`, `all-linear`, and `experts` for those of a mixture in 16 bits."""
     layers: tuple[int, ...] | None = None
     """The layers to adapt, counted from 0; all when not named."""
     top_layers: int | None = Field(default=None, ge=1)
@@ -119,16 +119,18 @@ class Qlora(Lora):
     label: ClassVar[str] = "QLoRA"
 
     def prepare(self, model: "nn.Module", start: "Start", dtype: "torch.dtype") -> "nn.Module":
-        """Pack all linear layers but those that make logits in 4 bits; then as LoRA.
+        """Pack all linear layers but those that make logits, and all experts, in 4 bits; then as LoRA.
 
         Raises:
             ModelError: the model has no linear layer, or as LoRA.
         """
-        from ftkit.models import bnb
+        from ftkit.models import bnb, experts
         from ftkit.models.heads import output_names
 
         packing = bnb.Packing(self.quantization, self.double_quantization, dtype)
-        bnb.quantize(model.requires_grad_(False), packing, keep=(*start.head, *output_names(model)))
+        keep = (*start.head, *output_names(model))
+        bnb.quantize(model.requires_grad_(False), packing, keep)
+        experts.pack_experts(model, packing, keep)
         return super().prepare(model, start, dtype)
 
     def cheaper(self) -> Sequence[dict[str, Any]]:
@@ -139,7 +141,23 @@ class Qlora(Lora):
         """Return a program that packs the frozen weights as they were packed in training."""
         arguments = [*_label_arguments(card), self._quantization(card)]
         imports = ["from transformers import BitsAndBytesConfig", *_quiet(card)]
-        return card.program("peft", "AutoPeftModelFor", arguments, imports, _KEEP_LAYOUT if self.use_dora else ())
+        loaded = [*self._experts(card), *(_KEEP_LAYOUT if self.use_dora else ())]
+        if card.experts:
+            imports.insert(0, "from bitsandbytes.nn.parametrize import replace_parameter_4bit")
+        return card.program("peft", "AutoPeftModelFor", arguments, imports, loaded)
+
+    def _experts(self, card: "Card") -> list[str]:
+        """Return lines that pack experts, which transformers loads in 16 bits."""
+        if not card.experts:
+            return []
+        settings = f'compress_statistics={self.double_quantization}, quant_type="{self.quantization}"'
+        return [
+            f"experts = {list(card.experts)}",
+            "for module in list(model.modules()):",
+            "    for kind, name in experts:",
+            "        if type(module).__name__.removeprefix('Parametrized') == kind:",
+            f"            replace_parameter_4bit(module, name, {settings})",
+        ]
 
     def _quantization(self, card: "Card") -> str:
         """Return the argument that packs the frozen weights; the head stays whole."""
@@ -193,17 +211,24 @@ def _adapt(model: "nn.Module", method: Lora, start: "Start", dtype: "torch.dtype
     from ftkit.models.layers import top_layers
     from ftkit.models.targets import choose_targets, shortest_names
 
+    names = dict(model.named_modules())
     layers = method.layers if method.top_layers is None else top_layers(model, method.top_layers)
-    chosen = choose_targets(model, method.targets, layers, start.head)
+    chosen = choose_targets(model, method.targets, layers, start.head, foreign.moved_targets(model))
+    modules = [name for name in chosen if name in names]
+    experts = [name for name in chosen if name not in names]
+    if experts and any(map(foreign.is_packed, model.parameters())):
+        # It would add the adapters once more in each forward (peft 0.21, ParamWrapper._remove_parametrizations).
+        raise ModelError("PEFT has no adapters beside experts in 4 bits; leave experts out, or choose --method lora")
     config = LoraConfig(
         r=method.rank,
         lora_alpha=method.alpha,  # type: ignore[arg-type]  # annotated int, used as a number
         lora_dropout=method.dropout,
-        target_modules=shortest_names(model, chosen),
+        target_modules=shortest_names(model, modules),
+        target_parameters=experts or None,
         modules_to_save=list(start.head) or None,
         use_rslora=method.use_rslora,
         use_dora=method.use_dora,
-        fan_in_fan_out=any(foreign.is_conv1d(model.get_submodule(name)) for name in chosen),
+        fan_in_fan_out=any(foreign.is_conv1d(model.get_submodule(name)) for name in modules),
         trainable_token_indices=_new_rows(model, start),
     )
     try:

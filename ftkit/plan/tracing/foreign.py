@@ -108,6 +108,20 @@ def schema(operator: Any) -> Any:
 # --- transformers -----------------------------------------------------------------------------------------------------
 
 
+def grouped_products() -> AbstractContextManager[None]:
+    """Multiply experts of other types than bf16 one after another: torch's product of groups takes those alone.
+
+    That holds for tensors without values (torch 2.13, _meta_registrations.py); with values a CPU multiplies any type,
+    and makes tensors of the same sizes. transformers 5.23, integrations/moe.py, `_can_use_grouped_mm`.
+    """
+    from transformers.integrations import moe
+
+    original = moe._can_use_grouped_mm
+    return patched(
+        moe, "_can_use_grouped_mm", lambda x, weight, offs: weight.dtype == torch.bfloat16 and original(x, weight, offs)
+    )
+
+
 def unpacked_batches() -> AbstractContextManager[None]:
     """Answer for transformers what it would read from values: no sequence is packed of several.
 

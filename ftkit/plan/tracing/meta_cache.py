@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ftkit.engine.foreign import storage_key
+from ftkit.models.foreign import storage_key
 from ftkit.plan.tracing import foreign
 
 
