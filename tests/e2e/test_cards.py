@@ -62,11 +62,12 @@ def results(work, tmp_path_factory):
     pairs = [dict(zip(("prompt", "completion"), row.rsplit(",", 1), strict=True)) for row in rows]
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)) + "\n")
     data = [work / "texts.csv", folder / "pairs.jsonl", folder / "several.jsonl", folder / "number.jsonl"]
-    save_tiny_mixture(folder / "mixture", work / "llama")
+    mixture = tmp_path_factory.mktemp("mixture")
+    save_tiny_mixture(mixture, work / "llama")
     for name in NAMES:
         kind, _, method = name.partition("-")
         label = ["--label-column", kind] if kind in kinds else []
-        model = folder / "mixture" if name == MIXTURE else work / "llama"
+        model = mixture if name == MIXTURE else work / "llama"
         done = run(
             "--task", "causal-lm" if kind == "tokens" else "sequence-classification", "--model", model,
             "--dataset", data[list(KINDS).index(kind)], "--output", folder / name, "--precision", "fp32",
