@@ -180,6 +180,8 @@ class DeepSpeedEngine:
         """Return all weights, gathered one by one."""
         from deepspeed import zero
 
+        if self._is_partitioned:
+            foreign.finish_gathers(self._engine.optimizer)
         state: Tensors = {}
         for name, tensor in self.model.state_dict(keep_vars=True).items():
             with zero.GatheredParameters([tensor]) if foreign.is_partitioned(tensor) else contextlib.nullcontext():

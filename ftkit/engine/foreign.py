@@ -133,6 +133,15 @@ def is_partitioned(tensor: torch.Tensor) -> bool:
     return hasattr(tensor, "ds_id")
 
 
+def finish_gathers(optimizer: Any) -> None:
+    """Wait for weights that a forward began to gather ahead, and release them (0.19, the coordinator of ZeRO-3).
+
+    DeepSpeed does so as the next forward begins. An evaluation that ends with another order of modules than the steps
+    before it leaves some in flight, and such a weight can be neither gathered nor released by name.
+    """
+    optimizer.parameter_offload.get_param_coordinator()._clean_inflight_param_registry()
+
+
 def own_part(parameter: torch.Tensor) -> torch.Tensor:
     """Return this rank's part of a partitioned weight, or a whole weight itself."""
     part: torch.Tensor = getattr(parameter, "ds_tensor", parameter)

@@ -98,7 +98,7 @@ class Pace:
         """Give back the weights that the pass has gathered."""
         for weight in self._weights:
             weight.ds_active_sub_modules.clear()
-        self._coordinator()._clean_inflight_param_registry()
+        foreign.finish_gathers(self._optimizer)
         for weight in self._weights:
             if _is_here(weight) and (not weight.ds_persist or any(weight is one for one in absent)):
                 weight.partition()
