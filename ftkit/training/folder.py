@@ -24,7 +24,7 @@ from torch import nn
 from ftkit.config.paths import named_paths
 from ftkit.config.tree import DEMO, RunConfig
 from ftkit.engine.protocol import Engine
-from ftkit.errors import CheckpointError, ConfigError
+from ftkit.errors import CheckpointError, ConfigError, DeviceError
 from ftkit.machine.disk import make_readable, write_rate
 from ftkit.models.adapters import base_of, find_adapter
 from ftkit.models.methods import Method
@@ -161,11 +161,16 @@ def describe_saving(folder: Path, num_trainable: int) -> str:
         num_trainable: numbers that train.
 
     Raises:
-        ConfigError: the disk is full or not writable.
+        DeviceError: the disk is full or not writable.
     """
     num_bytes = num_trainable * CHECKPOINT_BYTES
-    with _explained(folder):
+    try:
         rate = write_rate(folder, num_bytes)
+    except OSError as error:
+        raise DeviceError(
+            f"cannot write {folder}: {error.strerror}, tried with a file of {format_bytes(num_bytes)} as a checkpoint "
+            "has; free some space, or name another folder with --output"
+        ) from None
     return (
         f"a checkpoint has {format_bytes(num_bytes)}: about {format_seconds(num_bytes / rate)} at the "
         f"{format_bytes(rate)}/s that this disk took in a trial"

@@ -122,6 +122,8 @@ def test_a_launcher_and_deepspeed_say_nothing_of_their_own(work, tmp_path):
     run_itself = (
         "plan: ",
         "new, drawn by the seed: ",
+        "a checkpoint has ",
+        "its steps take about ",
         "starting DeepSpeed",
         "compiling ",
         "lora on 2 x cpu",

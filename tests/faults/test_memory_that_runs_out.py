@@ -187,7 +187,7 @@ def test_a_process_that_really_has_no_more_memory_goes_on_in_smaller_micro_batch
     work, long_texts, tmp_path, monkeypatch
 ):
     large = [f"data.dataset={long_texts}", "batch.global_batch_size=256", "batch.micro_batch_size=256"]
-    large += ["training.max_steps=2", "training.trial_step=never"]
+    large += ["training.max_steps=2", "training.trial_step=never", "model.lean=false"]
     unlimited = resource.getrlimit(resource.RLIMIT_AS)
 
     def limited(*arguments):

@@ -43,11 +43,16 @@ def cuda_semantics(gpu: Gpu | None = None) -> Iterator[None]:
         gpu: decides between the kernels; None: a card that has all of them.
     """
     card = gpu or find_gpu(ANY_CARD)
+
+    # torch names its functions by `__name__` (overrides.py), which a partial does not have.
+    def attend(*arguments: Any, **options: Any) -> torch.Tensor:
+        return attention.attend(card, *arguments, **options)
+
     # Replaced and not overridden by a mode: in checkpoint's recomputation modes are not active.
     with (
         foreign.dropout_by(_dropout),
         foreign.softmax_by(_one_kernel),
-        foreign.attention_by(partial(attention.attend, card)),
+        foreign.attention_by(attend),
         grouped_heads.judged_by(partial(attention.takes_groups, card)),
         foreign.fused_adam_anywhere(),
     ):
