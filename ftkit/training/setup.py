@@ -149,7 +149,7 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
         num_steps,
         counts,
         meter,
-        prediction,
+        prediction if shallow is None else None,  # it is of the whole model, which no step runs
         padding,
         None if shallow is None else load,
     )

@@ -120,7 +120,11 @@ def _compute_once(run: ResolvedRun, whole: Whole, data: PreparedData, padding: P
     num_bytes = sum(filling.fill(splits[name], place) for name, place in places.items())
     held = {name: store.Hidden(one.path, one.layout, is_pooled=work.cut.is_pooled) for name, one in places.items()}
     close(whole.model, work.cut)
-    took = f"computed once, in {format_seconds(time.perf_counter() - started)}" if num_bytes else "not run, since it is"
+    took = (
+        f"computed once, in {format_seconds(time.perf_counter() - started)}, and kept"
+        if num_bytes
+        else "not run, since it is"
+    )
     size = format_bytes(sum(place.about.num_bytes for place in places.values()))
     note(f"trunk: what is frozen below {_plain(work.cut.entry)} is {took} in the cache ({size})")
     return replace(data, **{name: replace(split, hidden=held[name]) for name, split in splits.items()})
