@@ -221,25 +221,6 @@ def first_decides(process: ProcessContext, choose: Callable[[], Choice]) -> Choi
     return cast("Choice", choice)
 
 
-def largest_of_ranks(process: ProcessContext, value: int) -> int:
-    """Return the largest of a number over all ranks, on every rank; called by all of them.
-
-    Reading it waits for the device where there are several ranks, so it belongs where they wait for one another anyway.
-
-    Args:
-        process: the place of this process.
-        value: of this rank.
-    """
-    if process.world_size == 1:
-        return value
-    import torch
-    from torch import distributed
-
-    largest = torch.tensor(value, device=process.device)
-    distributed.all_reduce(largest, distributed.ReduceOp.MAX)
-    return int(largest)
-
-
 def is_one_of_several(environment: Mapping[str, str] = os.environ) -> bool:
     """Return whether a launcher started this process beside others."""
     return environment.get("WORLD_SIZE", "1") != "1"

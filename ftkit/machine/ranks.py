@@ -47,11 +47,26 @@ def sum_of_ranks(process: ProcessContext, value: int) -> int:
         process: the place of this process.
         value: of this rank.
     """
+    return _reduced(process, value, "SUM")
+
+
+def largest_of_ranks(process: ProcessContext, value: int) -> int:
+    """Return the largest of a number over all ranks, on every rank; called by all of them.
+
+    Args:
+        process: the place of this process.
+        value: of this rank.
+    """
+    return _reduced(process, value, "MAX")
+
+
+def _reduced(process: ProcessContext, value: int, operation: str) -> int:
+    """Reduce a number over all ranks; reading it waits for the device, so it belongs where ranks wait anyway."""
     if process.world_size == 1:
         return value
     import torch
     from torch import distributed
 
-    total = torch.tensor(value, device=process.device)
-    distributed.all_reduce(total)
-    return int(total)
+    reduced = torch.tensor(value, device=process.device)
+    distributed.all_reduce(reduced, getattr(distributed.ReduceOp, operation))
+    return int(reduced)

@@ -14,7 +14,7 @@ from ftkit.data.batching import Indices, Padding, collate, cut
 from ftkit.engine.protocol import Scorer
 from ftkit.errors import DoesNotFitError
 from ftkit.machine.memory import is_out_of_memory, release_memory
-from ftkit.machine.process import largest_of_ranks
+from ftkit.machine.ranks import largest_of_ranks
 from ftkit.models.build import set_training
 from ftkit.records.schema import Scores
 from ftkit.step.observer import NOTHING, Observer, Phase

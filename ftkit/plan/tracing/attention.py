@@ -41,16 +41,22 @@ def attend(  # noqa: PLR0913  # the arguments of scaled_dot_product_attention
         As torch does: [batch, heads, tokens, width of the values].
     """
     call = _call(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
+    aten: Any = torch.ops.aten
+    out: torch.Tensor
     match choose(call, gpu):
         case Kernel.FLASH:
-            return _flash(query, key, value, dropout_p, is_causal, scale)
+            out = _flash(query, key, value, dropout_p, is_causal, scale)
         case Kernel.CUDNN:
             mask = _additive(attn_mask, query.dtype)
-            return _cudnn(query, key, value, mask, call.needs_grad, dropout_p, is_causal, scale)
+            operator = aten._scaled_dot_product_cudnn_attention
+            out = operator(query, key, value, mask, call.needs_grad, dropout_p, is_causal, False, scale=scale)[0]
         case Kernel.EFFICIENT:
             bias = None if attn_mask is None else _bias(attn_mask, query, key)
-            return _efficient(query, key, value, bias, call.needs_grad, dropout_p, is_causal, scale)
-    return _math(query, key, value, attn_mask, dropout_p, is_causal, scale)
+            operator = aten._scaled_dot_product_efficient_attention
+            out = operator(query, key, value, bias, call.needs_grad, dropout_p, is_causal, scale=scale)[0]
+        case _:
+            out = _math(query, key, value, attn_mask, dropout_p, is_causal, scale)
+    return out
 
 
 def takes_groups(gpu: Gpu, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float) -> bool:
@@ -102,38 +108,6 @@ def _flash(
     scale = scale or width**-0.5
     out: torch.Tensor = aten._scaled_dot_product_flash_attention(*padded, dropout, is_causal, False, scale=scale)[0]
     return out[..., :width] if out.shape[-1] != width else out
-
-
-def _cudnn(  # noqa: PLR0913  # as above
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    bias: torch.Tensor | None,
-    keeps: bool,
-    dropout: float,
-    is_causal: bool,
-    scale: float | None,
-) -> torch.Tensor:
-    aten: Any = torch.ops.aten
-    operator = aten._scaled_dot_product_cudnn_attention
-    out: torch.Tensor = operator(query, key, value, bias, keeps, dropout, is_causal, False, scale=scale)[0]
-    return out
-
-
-def _efficient(  # noqa: PLR0913  # as above
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    bias: torch.Tensor | None,
-    keeps: bool,
-    dropout: float,
-    is_causal: bool,
-    scale: float | None,
-) -> torch.Tensor:
-    aten: Any = torch.ops.aten
-    operator = aten._scaled_dot_product_efficient_attention
-    out: torch.Tensor = operator(query, key, value, bias, keeps, dropout, is_causal, scale=scale)[0]
-    return out
 
 
 def _bias(mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:

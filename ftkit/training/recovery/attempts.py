@@ -21,7 +21,7 @@ from ftkit.data.batching import MicroBatch
 from ftkit.engine.protocol import Engine, OutOfStepError
 from ftkit.errors import DoesNotFitError
 from ftkit.machine.memory import is_out_of_memory, release_memory
-from ftkit.machine.process import largest_of_ranks
+from ftkit.machine.ranks import largest_of_ranks
 from ftkit.models.build import set_checkpointing
 from ftkit.records.schema import RecoveryLine
 from ftkit.step.observer import Phase
