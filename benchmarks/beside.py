@@ -46,7 +46,7 @@ def write_split(folder: Path, split: str, rows: Sequence[tuple[str, str]]) -> No
 def write_reviews(folder: Path, num_train: int, num_test: int) -> None:
     """Write movie reviews, split by movie as ftkit's embedded default splits them."""
     from ftkit.config.tree import DataConfig
-    from ftkit.data.sources import load_source
+    from ftkit.data.reading.sources import load_source
 
     table = load_source(DataConfig()).splits["train"].shards[0].table
     texts, labels, movies = (table[name].to_pylist() for name in ("text", "category", "movie_name"))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ftkit.data.arrays import PreparedData
     from ftkit.data.findings import Finding
     from ftkit.data.inspect import ShownSequence
-    from ftkit.data.sources import Source
+    from ftkit.data.reading.sources import Source
 
 _BAR = 40  # characters of the longest bar
 _CONTEXT, _TARGET = 300, 600  # characters of a text that are shown
@@ -42,7 +42,7 @@ def data(dataset: str | None, rows: int, *, strict: bool, as_json: bool, **flags
         flags["data__dataset"] = dataset or flags["data__dataset"]
         config = read_config(flags)
         work_offline_if_unreachable((config.model.name, config.data.dataset))
-        from ftkit.data.sources import load_source
+        from ftkit.data.reading.sources import load_source
 
         source = load_source(config.data)
         if not as_json:

@@ -10,14 +10,14 @@ import pyarrow as pa
 
 from ftkit.config.tree import DataConfig
 from ftkit.data.arrays import Labels, TokenSplit
-from ftkit.data.columns import choose_texts
-from ftkit.data.encode import encode_texts
 from ftkit.data.examples import Examples
-from ftkit.data.fields import field_names
-from ftkit.data.rows import iterate, select_rows, with_plain_line_ends
-from ftkit.data.sources import load_source
-from ftkit.data.tokens import TextTokenizer
-from ftkit.data.two_columns import name_two_columns
+from ftkit.data.reading.sources import load_source
+from ftkit.data.table.columns import choose_texts
+from ftkit.data.table.fields import field_names
+from ftkit.data.table.rows import iterate, select_rows, with_plain_line_ends
+from ftkit.data.table.two_columns import name_two_columns
+from ftkit.data.tokens.encode import encode_texts
+from ftkit.data.tokens.tokenizer import TextTokenizer
 from ftkit.errors import DataError
 
 if TYPE_CHECKING:

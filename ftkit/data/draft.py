@@ -8,11 +8,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ftkit.config.tree import DataConfig, LabelKind
-from ftkit.data.columns import Columns
 from ftkit.data.findings import Finding, warning
-from ftkit.data.rows import count_half_pairs, group_numbers, keys, select_rows, with_plain_line_ends
-from ftkit.data.sources import Source
-from ftkit.data.splits import (
+from ftkit.data.reading.sources import Source
+from ftkit.data.reading.splits import (
     TEST,
     TRAIN,
     VALIDATION,
@@ -23,6 +21,8 @@ from ftkit.data.splits import (
     draw_stratified,
     strata,
 )
+from ftkit.data.table.columns import Columns
+from ftkit.data.table.rows import count_half_pairs, group_numbers, keys, select_rows, with_plain_line_ends
 from ftkit.errors import DataError
 
 _DRAW_STREAM = 1  # another stream of chance than the one that makes splits

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from ftkit.data.rows import iterate, keys, where
+from ftkit.data.table.rows import iterate, keys, where
 
 _PARTS = ("first", "second")
 

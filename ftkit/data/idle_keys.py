@@ -1,8 +1,8 @@
 """Keys of the configuration that have no effect on the data at hand."""
 
 from ftkit.config.tree import DataConfig
-from ftkit.data.columns import Columns
 from ftkit.data.findings import Finding, warning
+from ftkit.data.table.columns import Columns
 
 _KINDS = {
     "labelled": "texts with labels",

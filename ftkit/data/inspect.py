@@ -9,11 +9,11 @@ import numpy as np
 
 from ftkit.config.tree import DataConfig, Task
 from ftkit.data.arrays import PreparedData, TokenSplit
-from ftkit.data.columns import choose_columns
-from ftkit.data.fields import field_names, gather
 from ftkit.data.findings import by_severity
-from ftkit.data.sources import Source
-from ftkit.data.values import kind_words
+from ftkit.data.reading.sources import Source
+from ftkit.data.reading.values import kind_words
+from ftkit.data.table.columns import choose_columns
+from ftkit.data.table.fields import field_names, gather
 from ftkit.errors import DataError
 
 if TYPE_CHECKING:

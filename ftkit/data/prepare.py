@@ -8,25 +8,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ftkit.config.tree import DataConfig, Task
-from ftkit.data import encode
 from ftkit.data.arrays import Labels, PreparedData, TokenSplit, fingerprint
-from ftkit.data.columns import Columns, choose_columns, forgotten
-from ftkit.data.conversations import Conversations, take_template
+from ftkit.data.chat.conversations import Conversations, take_template
 from ftkit.data.draft import Draft, count_labels, draw, draw_rng, make_splits, sample_limit, select
 from ftkit.data.examples import Examples
-from ftkit.data.fields import field_names, nested_names
 from ftkit.data.findings import Finding, kept, listed, warning
 from ftkit.data.idle_keys import idle_keys
-from ftkit.data.label_checks import alike_names, joined_names, scarce_labels, shared_texts
-from ftkit.data.labelling import label
-from ftkit.data.losses import findings_of_losses, spelled
+from ftkit.data.labels.checks import alike_names, joined_names, scarce_labels, shared_texts
+from ftkit.data.labels.labelling import label
+from ftkit.data.reading.sources import Source, load_source
+from ftkit.data.reading.splits import draw_stratified
 from ftkit.data.report import QUANTILES, DataReport, histogram
-from ftkit.data.rows import iterate, keys
-from ftkit.data.sources import Source, load_source
-from ftkit.data.splits import draw_stratified
 from ftkit.data.standard import AS_THEY_ARE, Standard, standard_of
-from ftkit.data.tokens import TextTokenizer
-from ftkit.data.two_columns import name_two_columns
+from ftkit.data.table.columns import Columns, choose_columns, forgotten
+from ftkit.data.table.fields import field_names, nested_names
+from ftkit.data.table.rows import iterate, keys
+from ftkit.data.table.two_columns import name_two_columns
+from ftkit.data.tokens import encode
+from ftkit.data.tokens.losses import findings_of_losses, spelled
+from ftkit.data.tokens.tokenizer import TextTokenizer
 from ftkit.errors import DataError
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from ftkit.models.build import check_positions
 from ftkit.records.answers import Answers, as_lines
 from ftkit.records.schema import EvaluationLine
 from ftkit.training.answers import answers_to
+from ftkit.training.checks.loss_form import settle_loss
+from ftkit.training.checks.padding import settle_padding
 from ftkit.training.evaluate import evaluate
-from ftkit.training.loss_form import settle_loss
-from ftkit.training.padding import settle_padding
 
 SPLITS = ("train", "validation", "test")
 

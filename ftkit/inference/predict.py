@@ -15,9 +15,9 @@ from ftkit.inference.generate import Sampling, write
 from ftkit.inference.opened import Opened
 from ftkit.models.build import check_positions
 from ftkit.training.answers import probabilities_of
+from ftkit.training.checks.padding import settle_padding
 from ftkit.training.evaluate import SORTED_TOGETHER, evaluate
 from ftkit.training.metrics import answers_of
-from ftkit.training.padding import settle_padding
 
 
 @dataclass(frozen=True)

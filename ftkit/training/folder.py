@@ -45,7 +45,7 @@ from ftkit.records.files import (
 )
 from ftkit.records.schema import RunRecord
 from ftkit.report.words import distribution
-from ftkit.training.same_run import has_another_end
+from ftkit.training.checkpoints.same_run import has_another_end
 from ftkit.units import format_bytes, format_count, format_seconds
 
 _WRITTEN = (RECORD, CONFIG, CHECKPOINTS, MODEL, CARD, PAGE, LIMITS, RANKS, ANSWERS)

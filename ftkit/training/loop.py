@@ -35,9 +35,9 @@ from ftkit.records.schema import (
 from ftkit.step.step import StepResult
 from ftkit.training.answers import keep_answers
 from ftkit.training.card import write_cards
+from ftkit.training.checks.finite import FiniteSteps, check_loss
+from ftkit.training.checks.first_steps import FirstSteps
 from ftkit.training.evaluate import Logits, evaluate
-from ftkit.training.finite import FiniteSteps, check_loss
-from ftkit.training.first_steps import FirstSteps
 from ftkit.training.folder import round_as_stored, save_model, written_bytes
 from ftkit.training.metrics import labels_line, remarks
 from ftkit.training.recovery.attempts import Attempts, UpdateFailedError, explained_memory

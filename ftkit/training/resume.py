@@ -5,7 +5,7 @@ from collections.abc import Callable
 from ftkit.engine.optim import learning_rate_at
 from ftkit.errors import CheckpointError
 from ftkit.records.files import read_record
-from ftkit.training import checkpoint
+from ftkit.training.checkpoints import checkpoint
 from ftkit.training.saving import load_newest
 from ftkit.training.setup import Job
 from ftkit.training.state import Progress, num_without_improvement

@@ -14,8 +14,8 @@ from ftkit.models.build import trainable_parameters
 from ftkit.models.foreign import whole_shape
 from ftkit.records.files import CHECKPOINTS
 from ftkit.records.schema import Scores
-from ftkit.training import checkpoint, same_run
-from ftkit.training.finite import check_tensors
+from ftkit.training.checkpoints import checkpoint, same_run
+from ftkit.training.checks.finite import check_tensors
 from ftkit.training.recovery.attempts import UpdateFailedError
 from ftkit.training.recovery.signals import StopNow, StopRequest, Work
 from ftkit.training.setup import Job

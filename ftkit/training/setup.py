@@ -14,7 +14,7 @@ from ftkit.config.paths import with_absolute_paths
 from ftkit.config.tree import RunConfig
 from ftkit.data.arrays import PreparedData
 from ftkit.data.batching import Padding, check_cut, count_steps
-from ftkit.data.class_weights import class_weights
+from ftkit.data.labels.weights import class_weights
 from ftkit.engine.assemble import Counts, build_engine
 from ftkit.engine.protocol import Engine
 from ftkit.engine.resolve import EngineKind, ResolvedRun
@@ -27,16 +27,16 @@ from ftkit.observe.meter import Meter
 from ftkit.plan.predicted import AnyPrediction, TracedPrediction
 from ftkit.plan.preflight import plan_first
 from ftkit.plan.shapes import Sequences
-from ftkit.training import checkpoint
-from ftkit.training.first_look import check_disk, look_first
+from ftkit.training.checkpoints import checkpoint
+from ftkit.training.checkpoints.same_run import resumable_part
+from ftkit.training.checkpoints.writer import Writer
+from ftkit.training.checks.first_look import check_disk, look_first
+from ftkit.training.checks.loss_form import settle_loss
+from ftkit.training.checks.padding import settle_padding
 from ftkit.training.folder import describe_saving, open_folder
-from ftkit.training.loss_form import settle_loss
-from ftkit.training.padding import settle_padding
 from ftkit.training.reporters import Reporter
-from ftkit.training.same_run import resumable_part
 from ftkit.training.state import Progress, best_steps
 from ftkit.training.trunk import Whole, compute_once, wants_trunk
-from ftkit.training.writer import Writer
 from ftkit.units import format_seconds
 
 _WARMUP_WARNING = 1 / 3

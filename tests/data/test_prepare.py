@@ -14,10 +14,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ftkit.config.tree import DataConfig
-from ftkit.data.encode import encode_texts
-from ftkit.data.files import read_file
 from ftkit.data.prepare import prepare_data
-from ftkit.data.tokens import TextTokenizer
+from ftkit.data.reading.files import read_file
+from ftkit.data.tokens.encode import encode_texts
+from ftkit.data.tokens.tokenizer import TextTokenizer
 from ftkit.errors import DataError
 
 TASK = "sequence-classification"

@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from ftkit.machine.process import ProcessContext
-from ftkit.training.checkpoint import load_checkpoint
+from ftkit.training.checkpoints.checkpoint import load_checkpoint
 from tests.distributed.worker import CUT, DTYPES, cached_cases, cases, settings_of
 from tests.helpers import build, logits_of, ragged_split, take_steps
 

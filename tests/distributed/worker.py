@@ -15,7 +15,7 @@ from ftkit.machine import process as distributed
 from ftkit.machine.process import ProcessContext
 from ftkit.models.methods import method_of
 from ftkit.models.source import load_tokenizer, resolve_source
-from ftkit.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from ftkit.training.checkpoints.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from ftkit.training.folder import save_model
 from tests.helpers import (
     PADDING,

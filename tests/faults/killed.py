@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from ftkit.config.files import load_config
 from ftkit.data.batching import collate
 from ftkit.machine.process import ProcessContext
-from ftkit.training import checkpoint, evaluate, loop
+from ftkit.training import evaluate, loop
+from ftkit.training.checkpoints import checkpoint
 from ftkit.training.loop import train_run
 from ftkit.training.reporters import Reporters
 from ftkit.training.steps import take_step

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from ftkit.errors import CheckpointError
 from ftkit.records.files import CHECKPOINTS
-from ftkit.training.checkpoint import MANIFEST, STATE, WEIGHTS, list_checkpoints
+from ftkit.training.checkpoints.checkpoint import MANIFEST, STATE, WEIGHTS, list_checkpoints
 from tests.faults.test_memory_that_runs_out import train
 from tests.training.test_resume import change
 

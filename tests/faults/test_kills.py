@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from ftkit.records.files import CHECKPOINTS, read_record
-from ftkit.training.checkpoint import list_checkpoints
+from ftkit.training.checkpoints.checkpoint import list_checkpoints
 from tests.faults.killed import MOMENTS, train, train_and_die
 
 KINDS = {

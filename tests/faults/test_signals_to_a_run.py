@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from ftkit.errors import InterruptedRunError
 from ftkit.records.files import RECORD, read_record
-from ftkit.training import checkpoint, evaluate
+from ftkit.training import evaluate
+from ftkit.training.checkpoints import checkpoint
 from tests.e2e.command import flags
 from tests.faults.test_memory_that_runs_out import train, weights
 

@@ -7,7 +7,8 @@ import torch
 
 from ftkit.errors import DeviceError, InterruptedRunError
 from ftkit.records.files import CHECKPOINTS
-from ftkit.training import checkpoint, loop
+from ftkit.training import loop
+from ftkit.training.checkpoints import checkpoint
 from ftkit.training.evaluate import evaluate
 from ftkit.training.recovery.signals import StopNow
 from ftkit.training.steps import take_step

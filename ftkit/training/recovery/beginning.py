@@ -2,7 +2,7 @@
 
 from ftkit.machine.process import first_decides
 from ftkit.records.files import CHECKPOINTS
-from ftkit.training.checkpoint import list_checkpoints
+from ftkit.training.checkpoints.checkpoint import list_checkpoints
 from ftkit.training.setup import Job
 from ftkit.training.state import Progress
 

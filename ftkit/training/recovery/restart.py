@@ -11,8 +11,8 @@ from pathlib import Path
 from ftkit.config.tree import RunConfig
 from ftkit.errors import ConfigError, DataError
 from ftkit.records.files import CHECKPOINTS, read_record
-from ftkit.training.checkpoint import list_checkpoints
-from ftkit.training.same_run import has_another_end
+from ftkit.training.checkpoints.checkpoint import list_checkpoints
+from ftkit.training.checkpoints.same_run import has_another_end
 
 
 class Start(Enum):

@@ -11,7 +11,7 @@ from ftkit.models.build import trainable_parameters
 from ftkit.models.kernels.chunked_loss import is_chunked
 from ftkit.models.methods.lora import unwrapped
 from ftkit.models.objective import TokenCrossEntropy
-from ftkit.training.loss_form import settle_loss
+from ftkit.training.checks.loss_form import settle_loss
 from tests.families import DECODERS, GENERATORS, architecture
 from tests.helpers import PADDING, build, ragged_split, save_tiny_model, take_steps
 

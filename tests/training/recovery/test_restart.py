@@ -8,8 +8,8 @@ import pytest
 from ftkit.config.files import load_config
 from ftkit.errors import ConfigError
 from ftkit.records.files import CHECKPOINTS, read_record
+from ftkit.training.checkpoints.same_run import ENDS
 from ftkit.training.recovery.restart import Start, begin, how_to_start
-from ftkit.training.same_run import ENDS
 from tests.made_records import write_run
 
 

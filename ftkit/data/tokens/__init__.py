@@ -1,0 +1,1 @@
+"""Texts to tokens, and which of them carry loss."""

@@ -1,0 +1,213 @@
+"""Texts to token arrays, a few thousand at a time: Python lists of tokens are eight times their int32 arrays.
+
+Truncation is on the right, nothing is padded, and every sequence has a token at least.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ftkit.data.arrays import TokenSplit
+from ftkit.data.tokens.running import tokens_of_text
+from ftkit.data.tokens.targets import Marked, Piece, mark_targets
+from ftkit.data.tokens.tokenizer import TextTokenizer, chunks
+from ftkit.errors import DataError
+
+
+@dataclass
+class Losses:
+    """The cost of making sequences of texts, counted text by text.
+
+    Attributes:
+        num_truncated: sequences that were cut at the maximal length.
+        num_dropped: sequences that were left out because they have no target within the maximal length.
+        num_unanswered: sequences that were left out because they have no target at all.
+        num_shortened: sequences that were cut and kept a part of their targets alone.
+        num_lost_targets: targets that were cut off, of sequences that were left out too.
+        num_across: tokens with characters of an answer and of what is before it.
+        num_spelled: texts that spell out a special token.
+    """
+
+    num_truncated: int = 0
+    num_dropped: int = 0
+    num_unanswered: int = 0
+    num_shortened: int = 0
+    num_lost_targets: int = 0
+    num_across: int = 0
+    num_spelled: int = 0
+
+    def keep(self, targets: NDArray[np.bool_], max_length: int, marked: Marked) -> bool:
+        """Count a text, and tell whether a target is left."""
+        num_targets, num_kept = int(targets.sum()), int(targets[:max_length].sum())
+        self.num_truncated += len(targets) > max_length and num_kept > 0
+        self.num_unanswered += num_targets == 0
+        self.num_dropped += num_kept == 0 < num_targets
+        self.num_shortened += 0 < num_kept < num_targets
+        self.num_lost_targets += num_targets - num_kept
+        self.num_across += marked.num_across
+        return num_kept > 0
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A split of tokens, and what its making cost.
+
+    Attributes:
+        split: the arrays.
+        whole_lengths: int64, the tokens of each text before it was cut, of those without a target too.
+        losses: what was cut off, left out or read in another way.
+    """
+
+    split: TokenSplit
+    whole_lengths: NDArray[np.int64]
+    losses: Losses
+
+
+@dataclass
+class _Ragged:
+    """Sequences on their way into flat arrays."""
+
+    tokens: list[NDArray[np.int32]] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    extra: list[NDArray[Any]] = field(default_factory=list)
+    whole_lengths: list[int] = field(default_factory=list)
+
+    def add(self, tokens: Sequence[int] | NDArray[np.int32], extra: Any = None) -> None:
+        self.tokens.append(np.asarray(tokens, np.int32))
+        self.lengths.append(len(tokens))
+        if extra is not None:
+            self.extra.append(extra)
+
+    def arrays(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        tokens = np.concatenate([np.empty(0, np.int32), *self.tokens])
+        return tokens, np.concatenate(([0], np.cumsum(self.lengths, dtype=np.int64))).astype(np.int64)
+
+
+def encode_texts(
+    first: Iterable[str],
+    tokenizer: TextTokenizer,
+    max_length: int,
+    second: Iterable[str] | None = None,
+    labels: NDArray[np.int64] | None = None,
+) -> Encoded:
+    """Tokenize texts, or pairs of texts, for classification.
+
+    Args:
+        first: N texts.
+        tokenizer: its special tokens are added.
+        max_length: tokens after which a text is cut; of a pair, the longer text gives first.
+        second: N second texts, or None.
+        labels: int64 [N]; zeros when not given.
+
+    Returns:
+        N sequences of 1 to `max_length` tokens.
+    """
+    ragged, num_spelled, filler = _Ragged(), 0, tokenizer.filler()
+    has_segments = second is not None and "token_type_ids" in tokenizer.original.model_input_names
+    pairs = zip(first, second, strict=True) if second is not None else ((text, "") for text in first)
+    for chunk in chunks(pairs, lambda pair: len(pair[0]) + len(pair[1])):
+        firsts, seconds = [text for text, _ in chunk], [text for _, text in chunk]
+        num_spelled += tokenizer.special.count(map("\n".join, chunk))
+        for text in tokenizer.classified(firsts, seconds if second is not None else None, max_length):
+            ragged.add(text.tokens or [filler], np.asarray(text.segments or [0], np.int8) if has_segments else None)
+            ragged.whole_lengths.append(max(1, text.num_tokens))
+    whole_lengths = np.array(ragged.whole_lengths, np.int64)
+    tokens, offsets = ragged.arrays()
+    segments = np.concatenate(ragged.extra) if ragged.extra else None
+    labels = np.zeros(len(offsets) - 1, dtype=np.int64) if labels is None else labels
+    split = TokenSplit(tokens, offsets, labels, segments)
+    num_truncated = int((whole_lengths > max_length).sum())
+    return Encoded(split, whole_lengths, Losses(num_truncated, num_spelled=num_spelled))
+
+
+def encode_documents(texts: Iterable[str], tokenizer: TextTokenizer, max_length: int, *, is_lines: bool) -> Encoded:
+    """Join texts and cut them into blocks for causal language modelling; every token but a block's first is a target.
+
+    Args:
+        texts: documents, each begun as the tokenizer begins texts and followed by the end token; or the lines of one
+            text, line ends included, which is begun once.
+        tokenizer: of the model.
+        max_length: tokens of a block; the last block may be shorter.
+        is_lines: the texts are lines of one running text.
+
+    Returns:
+        Blocks of 2 to `max_length` tokens.
+
+    Raises:
+        DataError: there are fewer than two tokens.
+    """
+    losses = Losses()
+    parts = [np.array(tokenizer.begin if is_lines else (), np.int32)]
+    if is_lines:
+        parts += tokens_of_text(_counted(texts, tokenizer, losses), tokenizer)
+    else:
+        for chunk in chunks(_counted(texts, tokenizer, losses), len):
+            documents = ([*tokenizer.begin, *ids, *tokenizer.end] for ids in tokenizer.ids(chunk))
+            parts += [np.array(tokens, np.int32) for tokens in documents]
+    tokens = np.concatenate(parts)
+    if len(tokens) % max_length == 1:
+        tokens = tokens[:-1]  # a block of one token has no target
+    if len(tokens) < 2:
+        raise DataError("the text has fewer than two tokens, so nothing predicts anything; give more text")
+    offsets = np.append(np.arange(0, len(tokens), max_length, dtype=np.int64), len(tokens))
+    targets = np.ones(len(tokens), dtype=np.bool_)
+    targets[offsets[:-1]] = False
+    return Encoded(TokenSplit(tokens, offsets, targets), np.diff(offsets), losses)
+
+
+def take_blocks(encoded: Encoded, chosen: NDArray[np.int64]) -> Encoded:
+    """Return the blocks of running text at `chosen`, int64 [blocks to keep], ascending."""
+    split = encoded.split
+    keep = np.isin(np.arange(len(split)), chosen)
+    tokens = np.repeat(keep, split.lengths)
+    offsets = np.concatenate(([0], np.cumsum(split.lengths[keep])))
+    kept = TokenSplit(split.tokens[tokens], offsets, split.labels[tokens])
+    return replace(encoded, split=kept, whole_lengths=encoded.whole_lengths[keep])
+
+
+def encode_pieces(
+    rows: Iterable[Sequence[Piece]], tokenizer: TextTokenizer, max_length: int, *, is_whole: bool
+) -> Encoded:
+    """Tokenize texts of which some pieces carry loss: prompt and completion, or the turns of a chat.
+
+    Args:
+        rows: the pieces of each text.
+        tokenizer: of the model.
+        max_length: tokens after which a sequence is cut.
+        is_whole: the texts have their own first and last tokens, as chat templates write them; else a text is begun as
+            the tokenizer begins texts, and its end token carries loss.
+
+    Returns:
+        The sequences that have a target within `max_length`.
+
+    Raises:
+        DataError: no sequence has one.
+    """
+    begin, end = ((), ()) if is_whole else (tokenizer.begin, tokenizer.end)
+    ragged, losses = _Ragged(), Losses()
+    for chunk in chunks(rows, lambda pieces: sum(len(text) for text, _ in pieces)):
+        if not is_whole:
+            losses.num_spelled += tokenizer.special.count("".join(text for text, _ in pieces) for pieces in chunk)
+        for marked in mark_targets(chunk, tokenizer, is_rendered=is_whole):
+            tokens = np.concatenate((begin, marked.tokens, end)).astype(np.int32)
+            targets = np.concatenate((np.zeros(len(begin)), marked.targets, np.ones(len(end)))).astype(np.bool_)
+            targets[:1] = False  # nothing predicts a first token
+            ragged.whole_lengths.append(len(tokens))
+            if losses.keep(targets, max_length, marked):
+                ragged.add(tokens[:max_length], targets[:max_length])
+    if not ragged.lengths:
+        raise DataError(
+            f"no sequence has a target within data.max_length={max_length} tokens: the prompts fill it; raise "
+            "data.max_length, shorten the prompts, or give completions that are not empty"
+        )
+    split = TokenSplit(*ragged.arrays(), np.concatenate(ragged.extra))
+    return Encoded(split, np.array(ragged.whole_lengths, np.int64), losses)
+
+
+def _counted(texts: Iterable[str], tokenizer: TextTokenizer, losses: Losses) -> Iterator[str]:
+    for text in texts:
+        losses.num_spelled += tokenizer.special.count([text])
+        yield text

@@ -1,0 +1,82 @@
+"""Report what tokenizing a split cost: targets that were cut off, tokens across a border, special tokens."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ftkit.data.findings import Finding, note, warning
+from ftkit.data.tokens.encode import Encoded
+from ftkit.data.tokens.tokenizer import TextTokenizer
+
+_MUCH = 0.05
+"""The share of texts that may be cut before it is a warning."""
+_FEW = 0.01
+"""The share of tokens that may be unknown before it is a warning."""
+
+
+def findings_of_losses(encoded: Mapping[str, Encoded], max_length: int, tokenizer: TextTokenizer) -> list[Finding]:
+    """Say what tokenizing cost.
+
+    Args:
+        encoded: split to sequences.
+        max_length: tokens after which they were cut.
+        tokenizer: that made the tokens.
+
+    Returns:
+        Findings, by split.
+    """
+    found = [finding for split, result in encoded.items() for finding in _of_split(split, result, max_length)]
+    if (unknown := tokenizer.unknown()) is not None:
+        found += [finding for split, result in encoded.items() for finding in _unknown(split, result, unknown)]
+    if tokenizer.backend is None:
+        found.append(note("the tokenizer has no fast form (tokenizer.json), so texts are tokenized one by one"))
+    num_spelled = sum(result.losses.num_spelled for result in encoded.values())
+    if num_spelled:
+        found.append(spelled(num_spelled, are_characters=tokenizer.special.are_characters))
+    num_across = sum(result.losses.num_across for result in encoded.values())
+    if num_across:
+        found.append(note(f"{num_across:,} tokens lie across the border before an answer; they carry loss"))
+    return found
+
+
+def spelled(count: int, *, are_characters: bool) -> Finding:
+    """Say that texts spell out special tokens."""
+    texts = f"{count:,} texts spell out special tokens of the tokenizer"
+    if are_characters:
+        return note(f"{texts}, which are read as characters", "data.special_tokens_in_text=tokens reads tokens")
+    return warning(f"{texts}, which are read as those tokens, as data.special_tokens_in_text=tokens wants")
+
+
+def length_that_keeps(whole_lengths: NDArray[np.int64], share: float) -> int:
+    """Return the tokens at which a share of texts is not cut."""
+    return int(np.quantile(whole_lengths, share, method="inverted_cdf"))
+
+
+def _of_split(split: str, result: Encoded, max_length: int) -> list[Finding]:
+    found, losses = [], result.losses
+    cure = ""
+    if len(result.whole_lengths) and result.whole_lengths.max() > max_length:
+        most, all_of_them = (length_that_keeps(result.whole_lengths, share) for share in (0.95, 1.0))
+        cure = f"data.max_length={most} keeps 95 % of the texts whole, {all_of_them} all of them"
+    if losses.num_dropped:
+        found.append(
+            warning(f"{split}: {losses.num_dropped:,} sequences have no target left at max_length; left out", cure)
+        )
+    if losses.num_shortened:
+        lost = f"{split}: {losses.num_shortened:,} sequences lose a part of their targets at max_length"
+        found.append(warning(f"{lost} ({losses.num_lost_targets:,} targets with those left out)", cure))
+    if losses.num_unanswered:
+        found.append(note(f"{split}: {losses.num_unanswered:,} sequences have no target at all and are left out"))
+    share = losses.num_truncated / max(1, len(result.split))
+    if share > _MUCH and not (losses.num_dropped or losses.num_shortened):
+        found.append(warning(f"{split}: {share:.1%} of the texts are cut at max_length", cure))
+    return found
+
+
+def _unknown(split: str, result: Encoded, token: int) -> list[Finding]:
+    share = float((result.split.tokens == token).mean())
+    if share < _FEW:
+        return []
+    cure = "choose a model that was trained on such texts"
+    return [warning(f"{split}: {share:.1%} of the tokens stand for what the tokenizer does not know", cure)]

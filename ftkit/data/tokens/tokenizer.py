@@ -1,0 +1,192 @@
+"""One tokenizer as data needs it: whole texts in, their tokens and the characters of each out."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from ftkit.data.tokens.special import SpecialTokens, special_names
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+_CHUNK_ROWS = 2_000
+_CHUNK_CHARACTERS = 2**21  # the library keeps some hundred bytes for each token of a batch
+_PROBE = 'Probe: a  b\n1+2=3, "é" (ok).'
+
+T = TypeVar("T")
+
+
+class Classified(NamedTuple):
+    """The tokens of a text, or of a pair, for classification.
+
+    Attributes:
+        tokens: special tokens included, cut.
+        segments: 0 for the first text and 1 for the second, as the tokenizer gives them.
+        num_tokens: tokens before the cut.
+    """
+
+    tokens: list[int]
+    segments: list[int]
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """A tokenizer for data.
+
+    Attributes:
+        original: the model's own.
+        backend: a copy of its fast half (see `special`), or None where there is no such half.
+        special: its special tokens.
+        begin: the tokens that the tokenizer puts before a text by itself.
+        end: the token that closes a text, as a list: the end of sequence, else the separator, else none.
+    """
+
+    original: "PreTrainedTokenizerBase"
+    backend: "Tokenizer | None"
+    special: SpecialTokens
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokenizer: "PreTrainedTokenizerBase", *, are_characters: bool = True) -> "TextTokenizer":
+        """Return a model's tokenizer for data.
+
+        Args:
+            tokenizer: of transformers.
+            are_characters: special tokens that a text spells out are its characters.
+        """
+        special = SpecialTokens(special_names(tokenizer), are_characters)
+        backend = _backend(tokenizer, special)
+        special = replace(special, can_be_renamed=backend is not None)
+        known = (tokenizer.eos_token_id, tokenizer.sep_token_id)
+        end = tuple(token for token in known if isinstance(token, int))[:1]
+        return cls(tokenizer, backend, special, _begin_tokens(tokenizer), end)
+
+    def encode(self, texts: Sequence[str]) -> list["Encoding"]:
+        """Tokenize whole texts with a fast tokenizer, without tokens that are not in them.
+
+        Args:
+            texts: N texts.
+
+        Returns:
+            N encodings of the `tokenizers` library, with `ids` and `offsets` (characters).
+        """
+        assert self.backend is not None
+        return list(self.backend.encode_batch(list(texts), add_special_tokens=False))
+
+    def ids(self, texts: Sequence[str], *, is_rendered: bool = False) -> list[list[int]]:
+        """Tokenize whole texts, without tokens that are not in them.
+
+        Args:
+            texts: N texts.
+            is_rendered: special tokens in them are the chat template's (see `SpecialTokens.as_tokenized`).
+
+        Returns:
+            N lists of token numbers.
+        """
+        if self.backend is not None:
+            return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        if is_rendered:
+            return [self.original(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
+        return [self._slow(text, add_special_tokens=False)["input_ids"] for text in texts]
+
+    def classified(self, first: Sequence[str], second: Sequence[str] | None, max_length: int) -> Iterator[Classified]:
+        """Tokenize texts, or pairs of texts, with the special tokens that the model's tokenizer adds.
+
+        Args:
+            first: N texts.
+            second: N second texts, or None.
+            max_length: tokens after which a text is cut on the right; of a pair, the longer text gives first.
+
+        Yields:
+            The tokens of each text.
+        """
+        if self.backend is None:
+            for text, pair in zip(first, second or itertools.repeat(None), strict=second is not None):
+                yield self._slowly_classified(text, pair, max_length)
+            return
+        firsts = self.backend.encode_batch_fast(list(first), add_special_tokens=False)
+        seconds = self.backend.encode_batch_fast(list(second), add_special_tokens=False) if second is not None else None
+        num_added = self.backend.num_special_tokens_to_add(second is not None)
+        self.backend.enable_truncation(max_length, strategy="longest_first", direction="right")
+        try:
+            for place, whole in enumerate(firsts):
+                other = None if seconds is None else seconds[place]
+                num_tokens = len(whole) + (0 if other is None else len(other)) + num_added
+                done = self.backend.post_process(whole, other, add_special_tokens=True)
+                yield Classified(done.ids, done.type_ids, num_tokens)
+        finally:
+            self.backend.no_truncation()
+
+    def filler(self) -> int:
+        """Return the token that takes the place of an empty text."""
+        names = ("eos_token_id", "bos_token_id", "sep_token_id", "unk_token_id")
+        known = (getattr(self.original, name) for name in names)
+        return next((int(token) for token in known if isinstance(token, int)), 0)
+
+    def unknown(self) -> int | None:
+        """Return the token that stands for what is not known; None where it has another meaning too, as GPT-2's has."""
+        others = ("eos_token_id", "bos_token_id", "sep_token_id", "cls_token_id")
+        token = self.original.unk_token_id
+        return token if isinstance(token, int) and all(getattr(self.original, one) != token for one in others) else None
+
+    def _slow(self, text: str, pair: str | None = None, **arguments: Any) -> Any:
+        are_characters = self.special.are_characters and self.special.count([text, pair or ""]) > 0
+        return self.original(text, pair, split_special_tokens=are_characters, verbose=False, **arguments)
+
+    def _slowly_classified(self, text: str, pair: str | None, max_length: int) -> Classified:
+        num_tokens = len(self._slow(text, pair)["input_ids"])
+        side, self.original.truncation_side = self.original.truncation_side, "right"
+        try:
+            batch = self._slow(text, pair, truncation="longest_first", max_length=max_length)
+        finally:
+            self.original.truncation_side = side
+        tokens = batch["input_ids"]
+        return Classified(tokens, batch.get("token_type_ids") or [0] * len(tokens), num_tokens)
+
+
+def chunks(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
+    """Yield items a few thousand at a time, fewer where they are long.
+
+    Args:
+        items: texts, or what holds texts.
+        size: the characters of one.
+
+    Yields:
+        At least one item each.
+    """
+    held: list[T] = []
+    characters = 0
+    for item in items:
+        held.append(item)
+        characters += size(item)
+        if len(held) >= _CHUNK_ROWS or characters >= _CHUNK_CHARACTERS:
+            yield held
+            held, characters = [], 0
+    if held:
+        yield held
+
+
+def _backend(tokenizer: Any, special: SpecialTokens) -> "Tokenizer | None":
+    """Return the copy of a fast tokenizer; None for one in Python, or one whose parts in Python cannot be copied."""
+    own = getattr(tokenizer, "backend_tokenizer", None)
+    if own is None:
+        return None
+    try:
+        copy = special.renamed(own)
+    except Exception:  # the library's errors have no class of their own
+        return None
+    expected = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+    return copy if copy.encode(_PROBE, add_special_tokens=False).ids == expected else None
+
+
+def _begin_tokens(tokenizer: Any) -> tuple[int, ...]:
+    """Return the tokens that a tokenizer puts before a text by itself."""
+    text = "a"
+    bare = tokenizer(text, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(text)["input_ids"]
+    starts = (place for place in range(len(whole)) if whole[place : place + len(bare)] == bare)
+    return tuple(whole[: next(starts, 0)]) if bare else ()

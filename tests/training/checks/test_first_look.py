@@ -1,0 +1,94 @@
+"""What can be known to be wrong in a second is told at once, one line each, and nothing is begun."""
+
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from ftkit.config.files import load_config
+from ftkit.errors import ConfigError, DeviceError, FtkitError, SeveralMistakesError
+from ftkit.machine.process import ProcessContext
+from ftkit.training.checks.first_look import check_disk, look_first
+from tests.helpers import WORDS, save_tiny_model
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A tiny model of 64 positions, a good file of texts, and one with a text that is too long."""
+    folder = tmp_path_factory.mktemp("work")
+    save_tiny_model(folder / "gpt2", "gpt2")
+    rows = [f"{WORDS[number % 15]} film {WORDS[number % 7]},{number % 2}" for number in range(60)]
+    (folder / "good.csv").write_text("\n".join(["text,label", *rows]))
+    (folder / "long.csv").write_text("\n".join(["text,label", *rows, f"{'very ' * 100},1"]))
+    return folder
+
+
+def mistakes(work, folder, **settings):
+    """Return the lines of what is wrong with a run."""
+    given = {"model__name": work / "gpt2", "data__dataset": work / "good.csv", "output__folder": folder / "run"}
+    settings = given | {"training__trial_step": "never"} | settings
+    config = load_config(settings=[f"{key.replace('__', '.')}={value}" for key, value in settings.items()])
+    with pytest.raises(FtkitError) as caught:
+        look_first(config, ProcessContext(), lambda _: None, is_resumed=False)
+    assert not (folder / "run").exists()
+    return caught.value, str(caught.value).splitlines()
+
+
+def test_settings_folder_packages_model_and_data_are_told_in_one_message(work, tmp_path):
+    error, lines = mistakes(
+        work, tmp_path,
+        model__precision="fp16", output__folder="/dev/null/run", output__trackers="[clearml]",
+        model__name=tmp_path / "absent", data__label_column="lable",
+    )  # fmt: skip
+    assert isinstance(error, SeveralMistakesError)
+    assert error.exit_code == DeviceError.exit_code  # of the first
+    assert lines[0] == "5 mistakes:"
+    words = ["fp16 on a CPU", "result folder /dev/null/run", "pip install clearml", "no model at", "'lable'"]
+    assert [word for word, line in zip(words, lines[1:], strict=True) if word not in line] == []
+
+
+def test_a_model_and_its_data_are_held_against_one_another_in_one_message(work, tmp_path):
+    _, lines = mistakes(
+        work, tmp_path,
+        data__dataset=work / "long.csv", training__best_metric="pearson", batch__micro_batch_tokens=50,
+    )  # fmt: skip
+    words = ["training.best_metric=pearson", "micro_batch_tokens=50", "64 positions"]
+    assert [word for word, line in zip(words, lines[1:], strict=True) if word not in line] == []
+
+
+def test_a_mistake_alone_is_its_own_sentence(work, tmp_path):
+    error, lines = mistakes(work, tmp_path, training__best_metric="pearson")
+    assert type(error) is ConfigError
+    assert len(lines) == 1
+
+
+def test_offload_is_refused_before_anything_is_loaded_where_its_folder_or_its_compiler_is_missing(
+    work, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    _, lines = mistakes(
+        work, tmp_path,
+        engine__zero_stage=3, engine__offload_parameters="nvme", engine__nvme_path=tmp_path / "absent",
+    )  # fmt: skip
+    assert "there is no such folder" in lines[1]
+    assert "g++ and ninja cannot be found" in lines[2]
+
+
+def test_a_library_of_another_version_is_named_with_what_is_needed(work, tmp_path, monkeypatch):
+    there = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "9.9" if name == "peft" else there(name))
+    monkeypatch.setattr(
+        metadata, "requires", lambda _: ["peft<0.22,>=0.21", "torch", "absent>1", 'ruff; extra == "dev"']
+    )
+    _, lines = mistakes(work, tmp_path)
+    assert lines == ["peft 9.9 is installed, and ftkit needs peft<0.22,>=0.21: pip install --upgrade ftkit brings what "
+                     "it needs"]  # fmt: skip
+
+
+def test_a_disk_without_room_for_checkpoints_and_result_is_refused(tmp_path):
+    config = load_config(settings=[f"output.folder={tmp_path / 'a' / 'run'}"])
+    check_disk(config, 1024)
+    with pytest.raises(DeviceError, match=r"need .* and the disk of .*run has .* free; free some"):
+        check_disk(config, 2**60)
+    assert not Path(tmp_path / "a").exists()
