@@ -17,6 +17,7 @@ _COMMANDS = {
     "predict": ("ftkit.cli.predict", "predict", "Answer texts with a trained model."),
     "evaluate": ("ftkit.cli.evaluate", "evaluate", "Score a trained model on other data."),
     "chat": ("ftkit.cli.chat", "chat", "Talk to a trained language model."),
+    "export": ("ftkit.cli.export", "export", "Export a trained model: merged, or as an adapter for the hub."),
     "report": ("ftkit.cli.report", "report", "Show runs side by side, as a table, a file or a page."),
     "cache": ("ftkit.cli.cache", "cache", "Show, check or remove what frozen layers have computed."),
     "config": ("ftkit.cli.config", "config", "Show presets, the resolved configuration or its JSON schema."),

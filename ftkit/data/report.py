@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +76,13 @@ class DataReport:
     def leak_share(self) -> float | None:
         """The share of test rows whose text is in the training split too; None without a test split."""
         return self.shared.get(("test", "train"), 0) / self.rows["test"] if "test" in self.rows else None
+
+    @property
+    def example(self) -> Literal["text", "pair", "chat"]:
+        """An example of the data: one text, two of them, or a chat in the tokenizer's template."""
+        if self.as_chat or "messages" in self.columns:
+            return "chat"
+        return "pair" if "pair" in self.columns else "text"
 
     def lines(self) -> list[str]:
         """Return the report as short lines for a terminal, what its owner should know at the end."""

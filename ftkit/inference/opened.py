@@ -101,6 +101,28 @@ class Opened:
         return self.run.config
 
 
+def labels_of(name: str, source: Source) -> Labels:
+    """Return the labels of a trained classifier: those of its run, or else those of the model's configuration.
+
+    Args:
+        name: of the model.
+        source: where it is.
+
+    Raises:
+        ModelError: it has no head that classifies.
+    """
+    folder = find_run(name)
+    line = read_record(folder).run.labels if folder else None
+    if line is not None:
+        return Labels(line.kind, line.names, Standard(line.mean, line.deviation))
+    names = own_label_names(source)
+    if names is None:
+        raise ModelError(
+            f"{name} has no head that classifies; name the folder of a run, or a model that was fine-tuned"
+        )
+    return Labels(own_label_kind(source) or "single", names)
+
+
 def find_run(name: str) -> Path | None:
     """Return the folder with the configuration and the record of a run; None where a model was not made by ftkit."""
     path = from_root(name)
@@ -145,7 +167,7 @@ def open_model(name: str, config: RunConfig, note: Note = lambda _: None) -> Ope
     run = resolve(config, Devices.of(process))
     source = as_safetensors(resolve_source(config.model, config.task), note)
     tokenizer = load_tokenizer(source)
-    labels = _labels(name, source) if config.task == "sequence-classification" else None
+    labels = labels_of(name, source) if config.task == "sequence-classification" else None
     names, kind = (labels.names, labels.kind) if labels else (None, None)
     architecture = load_architecture(source, names, tokenizer.pad_token_id, kind)
     settled = settle_start(run.config, source, tokenizer)
@@ -157,22 +179,10 @@ def open_model(name: str, config: RunConfig, note: Note = lambda _: None) -> Ope
     return Opened(name, run, tokenizer, labels, reader)
 
 
-def _labels(name: str, source: Source) -> Labels:
-    """Return the labels of the run, or else those of the model's configuration."""
-    folder = find_run(name)
-    line = read_record(folder).run.labels if folder else None
-    if line is not None:
-        return Labels(line.kind, line.names, Standard(line.mean, line.deviation))
-    names = own_label_names(source)
-    if names is None:
-        raise ModelError(
-            f"{name} has no head that classifies; name the folder of a run, or a model that was fine-tuned"
-        )
-    return Labels(own_label_kind(source) or "single", names)
-
-
 def _task_of(name: str) -> Task:
     """Return what a model that ftkit did not make is for, by its configuration."""
+    if name.endswith(".gguf"):
+        return "causal-lm"
     is_path = name.startswith((".", "/", "~"))
     if is_path and not from_root(name).is_dir():
         raise ModelError(f"no model at {name}; give a run's folder, a folder that a model was saved in, or a hub name")

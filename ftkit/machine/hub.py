@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ftkit.config.tree import DEMO
+from ftkit.errors import DeviceError
 
 _ENDPOINT = "https://huggingface.co"
 _SECONDS = 3.0
@@ -28,6 +29,35 @@ def work_offline_if_unreachable(names: Iterable[str]) -> bool:
         return False
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     return True
+
+
+def upload(folder: Path, name: str) -> str:
+    """Upload a folder as a model, private where the model is new.
+
+    Args:
+        folder: what is uploaded.
+        name: of the model, such as `me/my-model`.
+
+    Returns:
+        The address of the model.
+
+    Raises:
+        DeviceError: the hub does not answer, does not know who asks, or refuses the name.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    api = HfApi()
+    try:
+        place = api.create_repo(name, private=True, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder)
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DeviceError(
+            f"cannot upload {folder} as {name}: {reason}; the folder is whole: log in with `hf auth login`, and try "
+            f"`hf upload {name} {folder}`"
+        ) from error
+    return str(place)
 
 
 def _may_be_on_the_hub(name: str) -> bool:

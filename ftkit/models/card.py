@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ftkit.config.precision import TORCH_NAMES
 from ftkit.config.tree import Task
@@ -21,8 +22,7 @@ class Card:
         pad_token_id: the tokenizer's.
         precision: what it computed in: `fp32`, `bf16` or `fp16`.
         max_length: tokens after which a text was cut.
-        has_pairs: whether an example is two texts.
-        is_chat: whether an example is a chat in the tokenizer's template.
+        example: one text, two of them, or a chat in the tokenizer's template.
         experts: experts in 4 bits: the class of their module, and the name of a parameter.
     """
 
@@ -32,8 +32,7 @@ class Card:
     pad_token_id: int
     precision: str
     max_length: int = 128
-    has_pairs: bool = False
-    is_chat: bool = False
+    example: Literal["text", "pair", "chat"] = "text"
     experts: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -81,8 +80,8 @@ class Card:
         ]
 
     def _classify(self) -> list[str]:
-        given = '["A text."], ["Its second text."]' if self.has_pairs else '["A text.", "Another one."]'
-        segments = "" if self.has_pairs else ", return_token_type_ids=False"
+        given = '["A text."], ["Its second text."]' if self.example == "pair" else '["A text.", "Another one."]'
+        segments = "" if self.example == "pair" else ", return_token_type_ids=False"
         return [
             "inputs = tokenizer(",
             f"    {given}, padding=True, truncation=True, max_length={self.max_length}{segments},",
@@ -108,7 +107,7 @@ class Card:
 
     def _generate(self) -> list[str]:
         inputs = 'tokenizer("Once upon a time", return_token_type_ids=False, return_tensors="pt")'
-        if self.is_chat:
+        if self.example == "chat":
             inputs = (
                 'tokenizer.apply_chat_template([{"role": "user", "content": "Hello!"}], '
                 'add_generation_prompt=True, return_dict=True, return_tensors="pt")'

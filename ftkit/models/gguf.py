@@ -1,4 +1,4 @@
-"""Models in GGUF, dequantized once into a folder of safetensors, which loads in a second; the only importer of gguf.
+"""Models in GGUF, dequantized once into a folder of safetensors, which loads in a second.
 
 transformers takes half a minute to load even a small GGUF file, takes the model for a quantized one, and cannot save
 it. So the first run converts it into the cache (`ftkit.machine.disk.cache_folder`), and all others load it from there.
@@ -91,10 +91,22 @@ def _convert(source: Source, file: Path, folder: Path) -> None:
 
     dtype = _matrix_dtype(file)
     with explained_loading(source, source.gguf_file or ""), _hushed():
-        packed = AutoModelForCausalLM.from_pretrained(
-            source.name, dtype=dtype, quantization_config=GgufConfig(dequantize=True), **source.arguments
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.name,
+            dtype=dtype,
+            quantization_config=GgufConfig(dequantize=True),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **source.arguments,
         )
         tokenizer = load_tokenizer(source)
+    packed, info = loaded
+    drawn = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
+    if drawn:
+        raise ModelError(
+            f"transformers does not read {file.name} as it was written: {drawn[0]} and {len(drawn) - 1} more tensors "
+            "would be drawn at random; give the model as safetensors"
+        )
     model = _unquantized(packed)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

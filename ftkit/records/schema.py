@@ -187,6 +187,8 @@ class RunLine(Record):
     prediction: Prediction | None = None
     labels: LabelsLine | None = None
     """None for a language model, and where no data was read."""
+    example: Literal["text", "pair", "chat"] = "text"
+    """An example of the data: one text, two of them, or a chat in the tokenizer's template."""
     purpose: Literal["training", "profile"] = "training"
 
 

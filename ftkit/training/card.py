@@ -42,8 +42,7 @@ def write_cards(  # what a card tells of
         pad_token_id=tokenizer.pad_token_id,
         precision=record.run.precision,
         max_length=config.data.max_length,
-        has_pairs="pair" in data.report.columns,
-        is_chat=data.report.as_chat or "messages" in data.report.columns,
+        example=data.report.example,
         experts=packed_experts(model),
     )
     lines = [

@@ -127,7 +127,8 @@ def _train(  # what one run is made of
     attempts = Attempts(job.engine, limits, job.longest, partial(stand_in, job), stop, record.tell, keep)
     run = first_line(job.folder.name, job.run, device_name(job.engine.device), job.num_steps, job.prediction)
     used = limits.applied(job.config)
-    run = run.model_copy(update={"labels": labels_line(job.data.labels), "config": used.model_dump(mode="json")})
+    told = {"labels": labels_line(job.data.labels), "example": job.data.report.example}
+    run = run.model_copy(update=told | {"config": used.model_dump(mode="json")})
     if job.process.is_main:
         replace_text(job.folder / CONFIG, dump_config(used))
     record.write(run)

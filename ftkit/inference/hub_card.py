@@ -1,0 +1,101 @@
+"""The model card of an exported model: the card of its run, with a program for its new form and what the hub reads."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from ftkit.config.paths import from_root
+from ftkit.errors import ModelError
+from ftkit.inference.opened import labels_of
+from ftkit.models.card import Card
+from ftkit.models.source import Source, load_tokenizer
+from ftkit.records.files import CARD, MODEL, read_record
+from ftkit.records.schema import RunLine
+
+Form = Literal["merged", "adapter", "gguf"]
+
+_PIPELINES = {"sequence-classification": "text-classification", "causal-lm": "text-generation"}
+"""As the hub calls what a model is for."""
+
+
+def hub_card(run: Path, form: Form, source: Source, folder: Path, note: Callable[[str], None]) -> str:
+    """Return the card of an exported model.
+
+    Args:
+        run: the folder of its run.
+        form: what it was exported to.
+        source: where the model is, or the base model of the adapter.
+        folder: where the exported model will be.
+        note: told where the licence of the base model is not known.
+
+    Returns:
+        Markdown, which begins with YAML as the hub reads it.
+    """
+    text = (run / CARD).read_text(encoding="utf-8")
+    line = read_record(run).run
+    if form == "adapter":
+        text = text.replace(_written(run / MODEL), _written(folder))
+    else:
+        before, _, rest = text.partition("```python\n")
+        text = f"{before}{_use(form, run, line, source, folder)}{rest.partition('```')[2]}"
+    return f"---\n{_metadata(form, source, line, note)}\n---\n\n{text}"
+
+
+def _use(form: Form, run: Path, line: RunLine, source: Source, folder: Path) -> str:
+    """Return how the model is used, as Markdown."""
+    if form == "gguf":
+        return f"```console\n$ ftkit chat {folder}\n```\n\nAnd all that reads GGUF, such as llama.cpp, reads it too."
+    program = "\n".join(_card(run, line, source, folder).program("transformers", "AutoModelFor"))
+    return f"```python\n{program}\n```"
+
+
+def _card(run: Path, line: RunLine, source: Source, folder: Path) -> Card:
+    return Card(
+        folder=from_root(folder),
+        task=line.config["task"],
+        labels=None if line.labels is None else labels_of(str(run), source),
+        pad_token_id=load_tokenizer(source).pad_token_id,
+        precision=line.precision,
+        max_length=line.config["data"]["max_length"],
+        example=line.example,
+    )
+
+
+def _metadata(form: Form, source: Source, line: RunLine, note: Callable[[str], None]) -> str:
+    """Return what the hub reads: base model, licence, task."""
+    from huggingface_hub import ModelCardData
+
+    base = line.config["model"]["name"]
+    is_of_hub = not Path(source.name).is_dir()
+    license_ = _license(source)
+    if license_ is None:
+        note(f"nothing says under which licence {base} may be used; write it into {CARD} before you share the model")
+    data = ModelCardData(
+        base_model=source.name if is_of_hub else None,
+        license=license_,
+        library_name={"adapter": "peft", "merged": "transformers", "gguf": "gguf"}[form],
+        pipeline_tag=_PIPELINES[line.config["task"]],
+        tags=["ftkit", line.config["method"]["name"]],
+    )
+    return str(data.to_yaml())
+
+
+def _license(source: Source) -> str | None:
+    """Return the licence on the card of the base model, None where it has no card or the card does not say it."""
+    from huggingface_hub import ModelCard
+    from transformers.utils.hub import cached_file
+
+    path = cached_file(source.name, CARD, revision=source.revision, _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return None
+    try:
+        found: Any = ModelCard.load(path, ignore_metadata_errors=True).data.license
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{path} is not a model card ({error}); mend it or take it away") from error
+    return None if found is None else str(found)
+
+
+def _written(folder: Path) -> str:
+    """Return a folder as a card's program writes it."""
+    return json.dumps(str(from_root(folder)), ensure_ascii=False)

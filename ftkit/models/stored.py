@@ -1,0 +1,117 @@
+"""The weights of a model on the disk, read a tensor at a time by the names that the model itself has."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from ftkit.errors import ModelError
+from ftkit.models.source import Source, explained_loading
+
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_OLD_ENDINGS = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
+"""As checkpoints of 2018 call what is now weight and bias (transformers 5.23, conversion_mapping.py)."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The files of a model, and where in them each of its tensors lies.
+
+    Attributes:
+        files: the open files, by the names of their tensors.
+        names: of the tensors in these files, by their names in the model.
+    """
+
+    files: Mapping[str, Any]
+    names: Mapping[str, str]
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return a tensor by its name in the model, as it is stored.
+
+        Raises:
+            KeyError: it is not stored; see `lacks`.
+        """
+        stored = self.names[name]
+        tensor: torch.Tensor = self.files[stored].get_tensor(stored)
+        return tensor
+
+    def lacks(self, names: Iterator[str]) -> list[str]:
+        """Return which of these tensors of the model are not stored."""
+        return [name for name in names if name not in self.names]
+
+
+@contextmanager
+def open_stored(source: Source, model: nn.Module) -> Iterator[Stored]:
+    """Open the safetensors files of a model.
+
+    Args:
+        source: where the model is; without a GGUF file.
+        model: the transformers model itself, on `meta` or not; what it calls its tensors.
+
+    Yields:
+        The files and the names. Where files and model differ by more than a prefix or an old ending, such as experts
+        that are stored one by one, the names lack these tensors.
+
+    Raises:
+        ModelError: there are no such files, or one of them is damaged.
+    """
+    with ExitStack() as stack, explained_loading(source, "weights"):
+        opened = [stack.enter_context(safe_open(path, "pt")) for path in _paths(source)]
+        files = {name: file for file in opened for name in file.keys()}  # noqa: SIM118  # it is not a mapping
+        yield Stored(files, dict(_names(model, files)))
+
+
+def _paths(source: Source) -> list[str]:
+    """Return the safetensors files of a model, from a folder or from the hub's cache."""
+    from transformers.utils.hub import cached_file
+
+    def path(name: str) -> str | None:
+        found: str | None = cached_file(
+            source.name, name, revision=source.revision, _raise_exceptions_for_missing_entries=False
+        )
+        return found
+
+    whole = path(_WHOLE)
+    if whole is not None:
+        return [whole]
+    index = path(_INDEX)
+    if index is None:
+        raise ModelError(f"{source.name} has no {_WHOLE}; give a model whose weights are safetensors")
+    shards = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+    found = {shard: path(shard) for shard in shards}
+    absent = [shard for shard, place in found.items() if place is None]
+    if absent:
+        raise ModelError(f"{source.name} has no {absent[0]}, which its index names; copy or download it again")
+    return [place for place in found.values() if place is not None]
+
+
+def _names(model: nn.Module, files: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the tensors of a model and what they are called in its files."""
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    aliases: dict[int, list[str]] = {}
+    for name, tensor in _tensors(model):
+        aliases.setdefault(id(tensor), []).append(name)
+    for name, tensor in _tensors(model):
+        found = next((one for alias in aliases[id(tensor)] for one in _spellings(alias, prefix) if one in files), None)
+        if found is not None:
+            yield name, found
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _spellings(name: str, prefix: str) -> Iterator[str]:
+    """Yield how a tensor may be called in a file: with and without the prefix of the task's class, and as of old."""
+    for spelling in (name, name.removeprefix(prefix), f"{prefix}{name}"):
+        yield spelling
+        for new, old in _OLD_ENDINGS:
+            if spelling.endswith(new):
+                yield spelling.removesuffix(new) + old

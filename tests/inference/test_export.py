@@ -1,0 +1,75 @@
+"""`ftkit export` gives a run another form, and says how far its logits are from those that were scored."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from ftkit.cli import main
+from ftkit.records.files import read_record
+from tests.e2e.command import flags
+from tests.e2e.conftest import work
+
+__all__ = ["work"]
+
+
+def ftkit(*arguments):
+    ran = CliRunner().invoke(main, [str(one) for one in arguments])
+    assert ran.exception is None or isinstance(ran.exception, SystemExit), ran.exception
+    return ran
+
+
+@pytest.fixture(scope="module", params=["lora", "qlora", "feature-extraction"])
+def run(request, work, tmp_path_factory):
+    """The folder of a run of two steps."""
+    folder = tmp_path_factory.mktemp("export") / request.param
+    done = ftkit("train", *flags(work, folder, "--method", request.param, "--max-steps", 2, "--learning-rate", 0.05))
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+def test_a_merged_model_answers_as_the_run_was_scored(run):
+    done = ftkit("export", run, "--to", "merged", "--json")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    difference = told["difference"]
+    # Weights in 4 bits are merged as they were before; others differ by the rounding of a sum of r products.
+    assert difference["largest"] <= (0.3 if run.name == "qlora" else 1e-5) * difference["scale"]
+    assert difference["same_answers"] == 1.0
+    scored = ftkit("evaluate", run / "merged", "--dataset", read_record(run).run.config["data"]["dataset"], "--json")
+    assert scored.exit_code == 0, scored.output
+    assert json.loads(scored.stdout)["accuracy"] == pytest.approx(read_record(run).last_evaluation("test").accuracy)
+
+
+@pytest.mark.parametrize("run", ["lora"], indirect=True)
+def test_the_program_on_the_card_loads_what_was_exported(run, tmp_path):
+    for form in ("merged", "adapter"):
+        folder = tmp_path / form
+        assert ftkit("export", run, "--to", form, "--output", folder, "--no-compare").exit_code == 0
+        card = (folder / "README.md").read_text()
+        assert card.startswith("---\n")
+        assert "pipeline_tag: text-classification" in card
+        program = re.search("```python\n(.*?)```", card, re.DOTALL).group(1)
+        assert str(folder) in program
+        assert ("peft" in program) == (form == "adapter")
+        ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr
+        assert set(re.findall(r"'(\w+)'", ran.stdout)) <= {"no", "yes"}
+
+
+def test_what_cannot_be_exported_so_is_one_sentence_and_leaves_nothing(run, tmp_path):
+    for arguments, words in [
+        (["--to", "gguf"], "is a classifier, and a GGUF file holds a language model"),
+        (["--to", "merged", "--precision", "q8_0"], "does not go with --to merged"),
+        *([(["--to", "adapter"], "is a whole model and not an adapter")] if run.name == "feature-extraction" else []),
+    ]:
+        done = ftkit("export", run, *arguments, "--output", tmp_path / "new")
+        assert done.exit_code != 0
+        assert words in done.stderr
+        assert not list(tmp_path.iterdir())
+    (tmp_path / "full").mkdir()
+    done = ftkit("export", run, "--to", "merged", "--output", tmp_path / "full")
+    assert (done.exit_code, "is there already" in done.stderr) == (2, True)
