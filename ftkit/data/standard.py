@@ -46,6 +46,11 @@ def standard_of(values: NDArray[np.float64], name: str) -> Standard:
     Raises:
         DataError: they are all the same.
     """
-    if not values.std() > 0:
-        raise DataError(f"all numbers in {name!r} are {values[0]:g}, so there is nothing to learn; name another column")
+    refuse_constant(values, name)
     return Standard(float(values.mean()), float(values.std()))
+
+
+def refuse_constant(values: NDArray[np.float64], name: str) -> None:
+    """Refuse numbers to predict that are all the same, of the training split, float64 [N]; `name` is their column."""
+    if len(values) and values.min() == values.max():
+        raise DataError(f"all numbers in {name!r} are {values[0]:g}, so there is nothing to learn; name another column")

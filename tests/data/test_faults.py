@@ -93,6 +93,22 @@ CLASSIFICATION = {
     "a NaN label": ("d.jsonl", labelled([1.0, 0.0, float("nan")]), {}, ["line 3", "no label"]),
     "a hidden label": ("d.jsonl", labelled([1, 0, -1]), {}, ["line 3", "-1", "data.label_names"]),
     "one label only": ("d.jsonl", labelled(["a"] * 9), {}, ["only the label 'a'", "two labels"]),
+    "one label beside -1": ("d.jsonl", labelled([-1, 1] * 9), {}, ["only the label '1'", "-1", "data.label_names"]),
+    "one number only": ("d.jsonl", labelled([1.5] * 9), {}, ["all numbers in 'label' are 1.5", "another column"]),
+    "a number that no loss can hold": ("d.jsonl", labelled([1.5, 1e300]), {}, ["line 2", "1e+300", "larger unit"]),
+    "lists of objects": ("d.jsonl", labelled([[{"name": "a"}]] * 9), {}, ["an object in", "line 1", "lists of words"]),
+    "lists of two kinds": (
+        "d.jsonl",
+        labelled([["a"], ["b", 1]]),
+        {},
+        ["lists with text in", "a whole number in", "line 2", "lists of words"],
+    ),
+    "one object that holds all rows": (
+        "d.json",
+        '{"text": {"0": "a", "1": "b"}, "label": {"0": 1, "1": 2}}',
+        {},
+        ["'label' holds an object", "one object a row"],
+    ),
     "no label at all": ("d.jsonl", labelled([None] * 9), {}, ["no label at all"]),
     "lists of labels where one is wanted": (
         "d.jsonl",
@@ -117,7 +133,7 @@ CLASSIFICATION = {
         "d.csv",
         "text,label\na,1.5\nb,n/a\n",
         {},
-        ["'1.5'", "'n/a'", "data.label_kind=single"],
+        ["'1.5'", "line 2", "'n/a'", "line 3", "data.label_kind=single"],
     ),
     "decimal commas": (
         "d.csv",

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ftkit.config.tree import DataConfig, LabelKind
+from ftkit.data.table.rows import where
 from ftkit.errors import DataError
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
@@ -29,12 +30,12 @@ class Choice:
     reason: str
 
 
-def choose_kind(config: DataConfig, column: pa.ChunkedArray, name: str, *, has_names: bool) -> Choice:
+def choose_kind(config: DataConfig, rows: pa.Table, name: str, *, has_names: bool) -> Choice:
     """Choose the kind of labels: as the configuration says, else by what the training split's column holds.
 
     Args:
         config: `label_kind`, `label_columns` and `label_separator`.
-        column: the labels as they were read.
+        rows: the training split as it was read; its column `label` decides.
         name: the column's name, for errors.
         has_names: whether names of classes are stored with the column.
 
@@ -44,7 +45,7 @@ def choose_kind(config: DataConfig, column: pa.ChunkedArray, name: str, *, has_n
     Raises:
         DataError: the column holds something else than was asked for, or might be several kinds.
     """
-    is_list = holds_lists(column.type)
+    is_list = holds_lists(rows["label"].type)
     if config.label_kind != "auto":
         if is_list and config.label_kind != "multi":
             raise DataError(
@@ -58,7 +59,7 @@ def choose_kind(config: DataConfig, column: pa.ChunkedArray, name: str, *, has_n
         return Choice("multi", f"texts are cut at {config.label_separator!r}, as data.label_separator says")
     if is_list:
         return Choice("multi", "the column holds lists")
-    return Choice("single", "the column names its classes") if has_names else _by_values(_distinct(column), name)
+    return Choice("single", "the column names its classes") if has_names else _by_values(rows, name)
 
 
 def looks_like_lists(values: Sequence[str]) -> bool:
@@ -66,8 +67,9 @@ def looks_like_lists(values: Sequence[str]) -> bool:
     return bool(values) and all(_LIST.fullmatch(value) for value in values)
 
 
-def _by_values(values: list[str], name: str) -> Choice:
+def _by_values(rows: pa.Table, name: str) -> Choice:
     """Choose by the distinct values, written as texts."""
+    values = _distinct(rows["label"])
     if looks_like_lists(values):
         raise DataError(
             f"column {name!r} holds lists written as text, such as {values[0]!r}; data.label_kind=multi reads each as "
@@ -77,8 +79,9 @@ def _by_values(values: list[str], name: str) -> Choice:
     words = [value for value in values if not NUMBER.fullmatch(value)]
     if decimals and words:
         raise DataError(
-            f"column {name!r} holds numbers with decimals such as {decimals[0]!r} and words such as {words[0]!r}; "
-            "correct one of them, or make each a class of its own with data.label_kind=single"
+            f"column {name!r} holds numbers with decimals such as {_placed(rows, decimals[0])} and words such as "
+            f"{_placed(rows, words[0])}; correct one of them, or make each a class of its own with "
+            "data.label_kind=single"
         )
     if decimals:
         return Choice("regression", "the column holds numbers with decimals; data.label_kind=single makes classes")
@@ -95,6 +98,12 @@ def _by_values(values: list[str], name: str) -> Choice:
 def holds_lists(kind: pa.DataType) -> bool:
     """Return whether the values of a column are lists."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _placed(rows: pa.Table, value: str) -> str:
+    """Return a value in quotes, and where it stands first."""
+    place = next(place for place, label in enumerate(rows["label"].to_pylist()) if str(label).strip() == value)
+    return f"{value!r} ({where(rows, place)})"
 
 
 def _distinct(column: pa.ChunkedArray) -> list[str]:

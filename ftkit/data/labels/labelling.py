@@ -16,6 +16,7 @@ from ftkit.data.labels.one_class import MISSING, LabelCoder, RawLabels, choose_n
 from ftkit.data.labels.several import SeveralLabels, read_several
 from ftkit.data.reading.shards import Split
 from ftkit.data.reading.splits import strata
+from ftkit.data.standard import refuse_constant
 from ftkit.data.table.columns import Columns
 from ftkit.data.table.rows import keys, where
 from ftkit.errors import DataError
@@ -39,11 +40,13 @@ def label(draft: Draft, train: Split, columns: Columns, config: DataConfig, mode
     """
     assert columns.label is not None
     classes = train.classes(columns.label)
-    choice = choose_kind(config, draft.rows["train"]["label"], columns.label, has_names=classes is not None)
+    choice = choose_kind(config, draft.rows["train"], columns.label, has_names=classes is not None)
     draft.kind, draft.kind_reason = choice.kind, choice.reason
     _KINDS[choice.kind](draft, classes, columns, config, model)
     for split in list(draft.rows):
         _handle_missing(draft, split, columns.label, config)
+    if choice.kind == "regression" and not draft.may_lack_labels:
+        refuse_constant(draft.labels["train"], columns.label)
     draft.findings += _contradictions(draft)
 
 

@@ -9,6 +9,9 @@ from ftkit.data.reading.values import kind_words
 from ftkit.data.table.rows import where
 from ftkit.errors import DataError
 
+_LARGEST = float(np.sqrt(np.finfo(np.float32).max))
+"""The largest number whose squared error the loss can hold."""
+
 
 def read_numbers(rows: pa.Table, name: str) -> NDArray[np.float64]:
     """Read a column of numbers.
@@ -34,6 +37,12 @@ def read_numbers(rows: pa.Table, name: str) -> NDArray[np.float64]:
         place = int(np.argmax(np.isinf(values)))
         raise DataError(
             f"{where(rows, place)} has {column[place].as_py()!r} in {name!r}, which is not a finite number; correct it"
+        )
+    if (large := np.abs(values) > _LARGEST).any():
+        place = int(np.argmax(large))
+        raise DataError(
+            f"{where(rows, place)} has {values[place]:g} in {name!r}, whose square is beyond single precision; write "
+            "the numbers in a larger unit"
         )
     return values
 

@@ -144,7 +144,8 @@ def choose_names(
         present = present - {MISSING}  # -1 is a class of its own only where it has a name
     if len(present) < least:
         found = f"only the label {str(next(iter(present)))!r}" if present else "no label at all"
-        raise DataError(f"the training split has {found}; classification needs two labels or more")
+        beside = f" beside {MISSING}, which means no label unless data.label_names names it" * (MISSING in raw.present)
+        raise DataError(f"the training split has {found}{beside}; classification needs two labels or more")
     if given is not None:
         return _named(present, given)
     if classes is not None:

@@ -33,8 +33,8 @@ def class_weights(asked: Asked, train: TokenSplit, labels: Labels | None) -> dic
     if asked is None:
         return None
     if labels is None or labels.kind == "regression":
-        what = "a language model" if labels is None else "numbers to predict"
-        raise ConfigError(f"training.class_weights weighs classes, and {what} has none; leave it out")
+        what = "texts of a language model" if labels is None else "numbers to predict"
+        raise ConfigError(f"training.class_weights weighs classes, and {what} have none; leave it out")
     if asked != "balanced":
         return _named(asked, labels.names)
     weights = _by_label(train.labels) if labels.kind == "multi" else _by_class(train.labels, len(labels.names))

@@ -34,6 +34,8 @@ _OTHER_KINDS = {
     b"\x1f\x8b": "a gzip file",
     b"\xd0\xcf\x11\xe0": "an old Office document",
 }
+_SWAPPED = {"utf-16-le": "utf-16-be", "utf-16-be": "utf-16-le"}
+_SWAPPED_SIGNS = re.compile("[\ufffe\u0a00]")  # a byte order mark and a line feed, the wrong way round: not characters
 _CONTROLS = re.compile("[\x80-\x84\x86-\x9f]")  # Latin-1 has controls where Windows' cp1252 has quotes and dashes
 
 
@@ -137,6 +139,7 @@ def _recognised(path: Path, chunks: Iterator[bytes], encoding: str) -> Iterator[
 def _transcoded(path: Path, chunks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
     """Decode strictly, and refuse what decodes but cannot be meant: the bytes of UTF-8, or Latin-1's controls."""
     decoder, utf8 = codecs.getincrementaldecoder(encoding)(), _Utf8Watch()
+    swapped = _SWAPPED.get(codecs.lookup(encoding).name)
     is_latin_1 = codecs.lookup(encoding).name == "iso8859-1"
     line = 1
     for chunk in itertools.chain(chunks, (b"",)):
@@ -147,6 +150,8 @@ def _transcoded(path: Path, chunks: Iterable[bytes], encoding: str) -> Iterator[
             line += error.object[: error.start].decode(encoding, "ignore").count("\n")
             byte = f"0x{error.object[error.start]:02x}"
             raise DataError(_not_in(path, line, byte, encoding)) from None
+        if swapped is not None and _SWAPPED_SIGNS.search(text):
+            raise DataError(f"{path} is not {encoding} but its other byte order; pass --set data.encoding={swapped}")
         control = _CONTROLS.search(text) if is_latin_1 else None
         if control is not None:
             line += text.count("\n", 0, control.start())
@@ -200,11 +205,7 @@ def _whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 def _problem(block: bytes) -> tuple[int, str] | None:
     """Return the place and the words of what is wrong with a block: it is not UTF-8, or holds zero bytes."""
     if b"\0" in block:
-        told = (
-            " holds a zero byte, so this is not a text file, or it is UTF-16; save it as UTF-8, or pass --set "
-            "data.encoding=utf-16-le"
-        )
-        return block.index(b"\0"), told
+        return block.index(b"\0"), _zeros(block)
     try:
         if not block.isascii():  # Arrow checks twice as fast as Python decodes
             buffers = [None, pa.py_buffer(np.array([0, len(block)], np.int64)), pa.py_buffer(block)]
@@ -212,6 +213,15 @@ def _problem(block: bytes) -> tuple[int, str] | None:
     except pa.ArrowInvalid:
         return _not_utf8(block)
     return None
+
+
+def _zeros(block: bytes) -> str:
+    """Return the words for zero bytes: stray ones, or those with which UTF-16 writes Latin letters and line ends."""
+    even, odd = block[::2].count(0), block[1::2].count(0)  # the first block that has any begins with the file
+    order = "utf-16-be" if even > odd else "utf-16-le"
+    if 4 * max(even, odd) < len(block) // 2:
+        return f" holds a zero byte; take it out, or pass --set data.encoding={order} where the file is UTF-16"
+    return f" holds zero bytes, as UTF-16 does; save the file as UTF-8, or pass --set data.encoding={order}"
 
 
 def _not_utf8(block: bytes) -> tuple[int, str]:

@@ -24,6 +24,7 @@ from ftkit.data.reading.shards import Shard
 from ftkit.errors import DataError
 
 _BLOCK_BYTES = 2**24
+_MARK = "\ufeff"
 _MAX_LABELS = 50  # a first or last column of more values is not taken for one of labels
 _RAGGED = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+)")
 
@@ -59,7 +60,7 @@ def read_delimited(path: Path, separator: str, config: DataConfig) -> Shard:
     table = _below_header(rows)
     if not dialect.is_stated and layout.num_quoted_ends:
         _refuse_swallowed(path, table, dialect, lines[1:])
-    notes = (*_notes(layout, dialect, separator, config), *_repeated_header(table))
+    notes = (*_notes(layout, dialect, separator, config), *_repeated_header(table), *_inner_marks(table))
     return Shard(str(path), table, unit="line", places=lines[1:], notes=notes)
 
 
@@ -177,11 +178,18 @@ def _labels(column: pa.ChunkedArray) -> list[str]:
     return [value for value in values.to_pylist() if value]
 
 
+def _inner_marks(table: pa.Table) -> list[str]:
+    """Tell of byte order marks that begin a row, as where files were put end to end; they stay a part of its field."""
+    count = pc.sum(pc.starts_with(table[0], _MARK)).as_py() if table.num_columns else 0
+    return [f"rows that begin with a byte order mark: {count:,}"] if count else []
+
+
 def _repeated_header(table: pa.Table) -> list[str]:
     """Tell of rows that say what the header says, as where files were put end to end."""
     again = table
     for place, name in enumerate(table.column_names):
-        again = again.filter(pc.equal(again[place], name))
+        written = pc.utf8_ltrim(again[place], characters=_MARK) if place == 0 else again[place]
+        again = again.filter(pc.equal(written, name))
     return [f"rows that repeat the header: {again.num_rows:,}"] if again.num_rows else []
 
 

@@ -106,14 +106,21 @@ def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     kind = column.type
     if pa.types.is_dictionary(kind):
         return plain(column.cast(kind.value_type))
-    wider = {is_text(kind): pa.large_string(), pa.types.is_integer(kind): pa.int64()}.get(True)
-    wider = pa.float64() if pa.types.is_floating(kind) else wider
-    if wider is None or wider == kind:
-        return column
+    wider = _wider(kind)
     try:
-        return column.cast(wider)
-    except pa.ArrowInvalid:  # uint64 beyond int64
+        return column if wider == kind else column.cast(wider)
+    except pa.ArrowInvalid:  # whole numbers beyond int64
         return column
+
+
+def _wider(kind: pa.DataType) -> pa.DataType:
+    """Return the one type for all texts, for all whole numbers or for all numbers, else the type itself."""
+    if is_text(kind):
+        return pa.large_string()
+    is_decimal = pa.types.is_decimal(kind)  # as databases export numbers
+    if pa.types.is_integer(kind) or (is_decimal and kind.scale <= 0):
+        return pa.int64()
+    return pa.float64() if pa.types.is_floating(kind) or is_decimal else kind
 
 
 def kind_words(kind: pa.DataType) -> str:

@@ -242,14 +242,27 @@ def _texts(rows: pa.Table, role: str, name: str, *, allows_numbers: bool) -> pa.
 
 def _mixed_sentence(rows: pa.Table, role: str, name: str) -> str:
     """Return what is wrong with a column that is JSON: kinds that are mixed, or one that Arrow has no type for."""
-    kinds: dict[str, int] = {}
-    for place, value in enumerate(values_of(rows[role])):
-        kinds.setdefault(kind_of(value), place)
-    kinds.pop("null", None)
-    told = [f"{kind} in {where(rows, place)}" for kind, place in kinds.items()]
+    values = [(kind_of(value), place) for place, value in enumerate(values_of(rows[role])) if value is not None]
+    told = _first_places(rows, values)
+    cure = "write lists of words, or of whole numbers" if role == "label" else "name a column of texts"
+    if {kind for kind, _ in values} == {"a list"}:
+        lists = enumerate(values_of(rows[role]))
+        inner = _first_places(rows, [(kind_of(one), place) for place, value in lists for one in value or ()])
+        return f"column {name!r} holds lists with {' and '.join(inner[:2])}; {cure}"
     if len(told) > 1:
         return f"column {name!r} holds {told[0]}, and {told[1]}; write the same kind of value in every row"
-    return f"column {name!r} holds {told[0]}; name a column of plain values"
+    return f"column {name!r} holds {told[0]}; name a column of plain values{_whole_table(rows)}"
+
+
+def _first_places(rows: pa.Table, kinds: Sequence[tuple[str, int]]) -> list[str]:
+    """Return each kind of value with the words for the first row that has it."""
+    first = dict(reversed(kinds))
+    return [f"{kind} in {where(rows, place)}" for kind, place in sorted(first.items(), key=lambda item: item[1])]
+
+
+def _whole_table(rows: pa.Table) -> str:
+    """Return a hint where a lone row may hold all rows, as pandas' `to_json` writes a table."""
+    return "" if rows.num_rows > 1 else ", or write one object a row where this one holds all rows"
 
 
 def _without_empty(rows: pa.Table, columns: Columns, split: str) -> pa.Table:

@@ -232,6 +232,13 @@ def test_a_header_in_the_middle_is_told(tmp_path):
     assert read_file(tmp_path / "d.csv", DataConfig()).notes == ("rows that repeat the header: 1",)
 
 
+def test_files_put_end_to_end_are_told_by_the_marks_between_them(tmp_path):
+    (tmp_path / "d.csv").write_text("\ufefftext,label\na,1\n\ufefftext,label\n\ufeffb,2\n")
+    shard = read_file(tmp_path / "d.csv", DataConfig())
+    assert shard.notes == ("rows that repeat the header: 1", "rows that begin with a byte order mark: 2")
+    assert shard.table["text"].to_pylist() == ["a", "\ufefftext", "\ufeffb"]
+
+
 def test_rows_across_blocks_are_counted_once(tmp_path, monkeypatch):
     monkeypatch.setattr("ftkit.data.reading.decoding._BLOCK_BYTES", 7)
     rows = [["text", "id"], *(['é"\n,' * (place % 9), str(place)] for place in range(50))]
@@ -271,7 +278,7 @@ REFUSED = {
     "doubled returns": ("text,label\r\r\na,b\r\r\n", ["line 2"]),
     "two separators": ("text,a;b\nc,d;e\n", ["commas or semicolons", "data.separator"]),
     "two columns without a name": ("text,,\na,b,c\n", ["two columns of one name"]),
-    "a zero byte": ("text,label\na,1\nb\0,2\n", ["line 3", "zero byte"]),
+    "a zero byte": ("text,label\na,1\nb\0,2\n", ["line 3", "zero byte", "take it out"]),
     "bytes of another encoding": ("text,label\ncafé,1\n".encode("cp1252"), ["line 2, byte 3", "data.encoding=cp1252"]),
 }
 
@@ -292,7 +299,10 @@ def test_what_could_be_meant_otherwise_is_refused_with_its_line(name, tmp_path):
         ("text\n“a”\n".encode("cp1252"), "latin-1", ["line 2", "0x93", "cp1252"]),
         (b"text\na\x81\n", "cp1252", ["line 2", "0x81", "data.encoding"]),
         ("text\na\n".encode("utf-16"), "cp1252", ["UTF-16", "data.encoding=utf-16"]),
-        ("text\na\n".encode("utf-16-le"), "utf-8", ["line 1", "zero byte", "utf-16-le"]),
+        ("text\na\n".encode("utf-16-le"), "utf-8", ["line 1", "zero byte", "data.encoding=utf-16-le"]),
+        ("text\na\n".encode("utf-16-be"), "utf-8", ["line 1", "zero byte", "data.encoding=utf-16-be"]),
+        ("text\na\n".encode("utf-16-be"), "utf-16-le", ["other byte order", "data.encoding=utf-16-be"]),
+        ("\ufefftext".encode("utf-16-le"), "utf-16-be", ["other byte order", "data.encoding=utf-16-le"]),
     ],
 )
 def test_a_file_of_another_encoding_than_stated_is_refused(content, encoding, words, tmp_path):

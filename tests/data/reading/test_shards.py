@@ -1,5 +1,7 @@
 """A schema belongs to the file that has it: class names, types and columns are reconciled by name, or refused."""
 
+from decimal import Decimal
+
 import datasets
 import pyarrow as pa
 import pyarrow.parquet
@@ -109,6 +111,14 @@ def test_files_of_one_split_that_contradict_are_refused(other, words):
     with pytest.raises(DataError) as caught:
         gather(split(table("a", label=[1]), table("b", **other)), "label")
     assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_decimals_of_a_database_are_numbers():
+    whole, fractions = (pa.array([Decimal(text)], pa.decimal128(38, scale)) for text, scale in (("7", 0), ("1.5", 2)))
+    assert gather(split(table("a", x=whole), table("b", x=[8])), "x").to_pylist() == [7, 8]
+    assert gather(split(table("a", x=fractions), table("b", x=[2.5])), "x").to_pylist() == [1.5, 2.5]
+    large = pa.array([Decimal(10) ** 30], pa.decimal128(38, 0))
+    assert gather(split(table("a", x=large)), "x").to_pylist() == [Decimal(10) ** 30]
 
 
 def test_a_row_knows_its_file_and_its_place_there():
