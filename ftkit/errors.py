@@ -72,9 +72,18 @@ class DoesNotFitError(FtkitError):
 
 
 class DivergedError(FtkitError):
-    """The loss became NaN or infinite."""
+    """The loss became NaN or infinite.
+
+    Attributes:
+        is_before_updates: whether it was so before any weight had changed.
+    """
 
     exit_code = 9
+
+    def __init__(self, message: str, *, is_before_updates: bool = False) -> None:
+        """Take the sentence."""
+        super().__init__(message)
+        self.is_before_updates = is_before_updates
 
 
 class PeerLostError(FtkitError):

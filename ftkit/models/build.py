@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any, cast
 
 import torch
@@ -94,7 +95,8 @@ def build_bare_model(config: RunConfig, architecture: Any, dtype: torch.dtype) -
     kind = auto_class(config.task)
     try:
         with torch.device("meta"):
-            model: nn.Module = kind.from_config(architecture, dtype=dtype, **attention(config.model))
+            # A copy: the model keeps its configuration, and tables that grow write their new size into it.
+            model: nn.Module = kind.from_config(deepcopy(architecture), dtype=dtype, **attention(config.model))
     except ValueError as error:
         if foreign.TransformersSays.NO_MODEL_FOR_TASK not in str(error):
             raise

@@ -191,7 +191,23 @@ def explained_loading(source: Source, wanted: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         reason = reason if len(reason) <= 300 else reason[:300] + " .."
-        raise ModelError(
-            f"cannot load {wanted} from {source.name!r}: {reason}. Give a local folder with config.json and "
-            ".safetensors files, or a hub name that this machine can reach or has cached"
-        ) from error
+        cure = _loading_cure(source, error)
+        raise ModelError(f"cannot load {wanted} from {source.name!r}: {reason}. {cure}") from error
+
+
+def _loading_cure(source: Source, error: Exception) -> str:
+    """Return what helps against a model that cannot be loaded, as far as its folder shows it."""
+    if isinstance(error, SafetensorError):
+        return "Its weights are truncated or damaged: copy or download them again"
+    if isinstance(error, FileNotFoundError):
+        return "Put that file back, or copy or download the model again"
+    files = {file.suffix for file in Path(source.name).iterdir()} if Path(source.name).is_dir() else set()
+    if files & {".bin", ".pt", ".pth"} and ".safetensors" not in files:
+        return (
+            "Its weights are pickles, which can run any code and are not read: where you trust them, load the model "
+            "with transformers once, and write it with save_pretrained, which makes .safetensors files"
+        )
+    return (
+        "Give a local folder with config.json and .safetensors files, or a hub name that this machine can reach or has "
+        "cached"
+    )

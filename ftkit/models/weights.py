@@ -67,6 +67,8 @@ def load_weights(
     start = Start(find_head(model, missing), rows, source.adapter, config.model.new_head)
     for line in _news(start, missing):
         note(line)
+    if unused := sorted(info["unexpected_keys"]):
+        note(f"weights that this model has no place for, and does not use: {_listed(unused)}")
     return model.eval(), start
 
 

@@ -179,10 +179,17 @@ def explained_divergence(job: Job) -> Iterator[None]:
             if good
             else "No checkpoint had been written: start anew with --overwrite"
         )
-        raise DivergedError(
-            f"{error}; lower optimizer.learning_rate={job.config.learning_rate:g}, warm up longer, or compute in bf16 "
-            f"or fp32. {kept}"
-        ) from None
+        raise DivergedError(f"{error}; {_cure(job, error)}. {kept}") from None
+
+
+def _cure(job: Job, error: DivergedError) -> str:
+    """Return what would help against numbers that are not finite: other weights where no step had changed them."""
+    is_full = job.run.precision == "fp32"
+    if error.is_before_updates:
+        weights = f"the weights of {job.config.model.name} or their activations are not finite as they came"
+        return f"{weights}, so take other weights" + ("" if is_full else ", or compute in fp32")
+    rate = f"lower optimizer.learning_rate={job.config.learning_rate:g}"
+    return f"{rate} or warm up longer" if is_full else f"{rate}, warm up longer, or compute in fp32"
 
 
 @contextmanager

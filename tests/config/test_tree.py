@@ -52,6 +52,13 @@ def test_the_learning_rate_is_the_methods_own_unless_named():
     assert RunConfig(method=Full(), optimizer=OptimizerConfig(learning_rate=3e-4)).learning_rate == 3e-4
 
 
+@pytest.mark.parametrize("number", [float("inf"), float("nan")])
+@pytest.mark.parametrize("field", ["learning_rate", "epsilon", "weight_decay"])
+def test_a_number_is_finite(field, number):
+    with pytest.raises(ValidationError, match="finite number"):
+        OptimizerConfig(**{field: number})
+
+
 def test_the_batch_is_cut_one_way():
     with pytest.raises(ValidationError, match="micro_batch_size and micro_batch_tokens both cut"):
         BatchConfig(micro_batch_size=8, micro_batch_tokens=1024)

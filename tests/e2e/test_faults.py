@@ -245,8 +245,8 @@ FAULTS = {
         MODEL,
         ["abacus", "Give a local folder"],
     ),
-    "truncated weights": (model(cut("model.safetensors", 3000)), MODEL, ["cannot load weights", "Give a local folder"]),
-    "empty weights": (model(cut("model.safetensors", 0)), MODEL, ["cannot load weights", "Give a local folder"]),
+    "truncated weights": (model(cut("model.safetensors", 3000)), MODEL, ["cannot load weights", "download them again"]),
+    "empty weights": (model(cut("model.safetensors", 0)), MODEL, ["cannot load weights", "download them again"]),
     "pickled weights": (model(pickled), MODEL, ["cannot load weights", ".safetensors"]),
     "weights of another model": (
         model(rewritten("config.json", '{"model_type": "gpt2"}')),

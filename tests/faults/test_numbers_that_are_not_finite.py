@@ -1,8 +1,10 @@
 """Numbers that are not finite, planted where a test wants them: none is kept, and the run goes on from before them."""
 
+import shutil
+
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ftkit.config.files import load_config
 from ftkit.engine.plain import PlainEngine
@@ -104,3 +106,15 @@ def test_a_learning_rate_far_too_high_leaves_nothing_that_is_not_finite(work, tm
     assert done.exit_code == 9, done.output
     assert "lower optimizer.learning_rate=1e+10" in done.output
     assert all(step in done.output for step in kept(tmp_path / "out")[-1:])
+
+
+def test_weights_that_are_not_finite_as_they_came_are_not_blamed_on_the_learning_rate(work, tmp_path):
+    file = shutil.copytree(work / "bert", tmp_path / "model") / "model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if "layer.1" in name)
+    save_file(weights | {name: torch.full_like(weights[name], torch.nan)}, file, {"format": "pt"})
+    done = run(*flags(work, tmp_path / "out", "--model", file.parent))
+    assert done.exit_code == 9, done.output
+    assert "the loss at step 1 is nan" in done.output
+    assert "take other weights" in done.output
+    assert "learning_rate" not in done.output

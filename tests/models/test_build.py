@@ -1,5 +1,7 @@
 """What trains is what the method says, on every family; pads and pooled positions change no logit."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -180,7 +182,16 @@ def test_a_model_that_is_not_there_is_one_sentence(tmp_path, folders):
 def test_pickled_weights_are_refused(tmp_path):
     folder = save_tiny_model(tmp_path / "pickled", "bert")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="cannot load weights"):
+    with pytest.raises(ModelError, match=r"cannot load weights.*pickles.*save_pretrained"):
+        built(folder)
+
+
+def test_a_shard_that_is_missing_is_named(tmp_path):
+    folder = save_tiny_model(tmp_path, "bert")
+    index = {"metadata": {}, "weight_map": {"embeddings.word_embeddings.weight": "model-00001-of-00001.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"model-00001-of-00001\.safetensors\. Put that file back"):
         built(folder)
 
 
@@ -188,7 +199,7 @@ def test_truncated_weights_are_one_sentence(tmp_path):
     folder = save_tiny_model(tmp_path / "cut", "bert")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:2000])
-    with pytest.raises(ModelError, match="cannot load weights"):
+    with pytest.raises(ModelError, match=r"cannot load weights.*copy or download them again"):
         built(folder)
 
 

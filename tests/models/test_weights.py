@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from ftkit.config.files import load_config
 from ftkit.errors import ConfigError, ModelError
@@ -78,7 +79,11 @@ def test_an_encoder_without_a_pooler_gets_a_new_one_that_trains(tmp_path):
     save_tiny_model(tmp_path, "bert")
     transformers.BertForMaskedLM(tiny_config("bert")).save_pretrained(tmp_path)
     model, notes = built(tmp_path, "method.name=lora")
-    assert notes == ["new, drawn by the seed: bert.pooler, classifier"]
+    assert notes[0] == "new, drawn by the seed: bert.pooler, classifier"
+    assert notes[1:] == [
+        "weights that this model has no place for, and does not use: cls.predictions.bias, "
+        "cls.predictions.transform.LayerNorm.bias, cls.predictions.transform.LayerNorm.weight, and 2 more"
+    ]
     assert any("pooler" in name for name in trainable_parameters(model))
 
 
@@ -157,6 +162,22 @@ def test_the_tables_grow_on_request_and_their_new_rows_train(family, task, metho
     old = transformers.AutoModel.from_pretrained(folder).get_input_embeddings().weight
     table = next(value for name, value in model.state_dict().items() if value.shape == (67, 64))
     assert torch.equal(table[:64], old)
+
+
+def test_a_model_without_weights_leaves_the_configuration_that_weights_are_loaded_for(tmp_path):
+    folder = add_tokens(save_tiny_model(tmp_path, "bert"), 3)
+    config = load_config(settings=[f"model.name={folder}", "method.name=full", "model.resize_embeddings=67"])
+    source = ftkit_source.resolve_source(config.model, config.task)
+    architecture = ftkit_source.load_config(source, ("a", "b"), pad_token_id=1)
+    build_empty_model(config, architecture, torch.float32)  # as a plan does before
+    model = build_model(config, source, architecture, torch.float32, lambda _: None)
+    assert model.get_input_embeddings().num_embeddings == 67
+
+
+def test_weights_that_the_model_has_no_place_for_are_named(tmp_path):
+    file = save_tiny_model(tmp_path, "bert") / "model.safetensors"
+    save_file(load_file(file) | {"encoder.layer.0.adapter.weight": torch.ones(2)}, file, {"format": "pt"})
+    assert "does not use: encoder.layer.0.adapter.weight" in built(tmp_path)[1][-1]
 
 
 def test_a_table_that_is_large_enough_stays_as_it_is(tmp_path):

@@ -59,7 +59,7 @@ class FiniteSteps:
             arrival.synchronize()
         loss, norm = figures.tolist()
         if not math.isfinite(loss):
-            raise DivergedError(f"the loss at step {step} is {loss}")
+            raise DivergedError(f"the loss at step {step} is {loss}", is_before_updates=step == 1)
         self._num_skipped = 0 if math.isfinite(norm) else self._num_skipped + 1
         if self._num_skipped > (MOST_SKIPPED if self._may_skip else 0):
             since = f", as at the {MOST_SKIPPED} before" if self._may_skip else ""

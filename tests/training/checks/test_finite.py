@@ -31,6 +31,15 @@ def test_a_bad_step_is_named_when_the_next_one_is_queued_or_something_is_to_be_k
             look(steps)
 
 
+def test_a_loss_that_is_bad_before_any_update_is_not_the_learning_rates():
+    for step in (1, 2):
+        steps = FiniteSteps(may_skip=False)
+        steps.add(step, result(loss=math.nan))
+        with pytest.raises(DivergedError) as caught:
+            steps.check()
+        assert caught.value.is_before_updates == (step == 1)
+
+
 def test_a_loss_scale_may_skip_steps_until_none_of_it_is_left():
     steps = FiniteSteps(may_skip=True)
     for step in range(3 * MOST_SKIPPED):
