@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 @click.option(
     "--to",
     "form",
-    type=click.Choice(["merged", "adapter", "gguf"]),
+    type=click.Choice(["merged", "adapter", "gguf", "onnx"]),
     required=True,
-    help="merged: a whole model for transformers alone; adapter: for PEFT, beside its base model; gguf: for llama.cpp.",
+    help="merged: a whole model for transformers alone; adapter: for PEFT, beside its base model; gguf: for llama.cpp; "
+    "onnx: for ONNX's runtimes.",
 )
 @click.option(
     "--output",
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "bf16", "fp16", "q8_0"]),
-    help="What weights are written in; when not named as the base model stores them, in GGUF fp16. q8_0: GGUF alone.",
+    help="Of the weights; when not named that of the base model, in GGUF fp16, in ONNX fp32. q8_0: GGUF alone.",
 )
 @click.option("--compare/--no-compare", "compares", default=True, help="Compare the logits with the run's.  [compare]")
 @click.option("--push", metavar="NAME", help="Upload the result to the hub under this name; private until you open it.")
@@ -70,7 +71,7 @@ def _lines(result: "Exported") -> list[str]:
     lines = [f"{result.form}: {format_bytes(result.num_bytes)} in {result.place}"]
     if result.difference is not None:
         lines.append(result.difference.words())
-    return [*lines, f'try it: ftkit predict {result.place} "A text."']
+    return [*lines, *([] if result.form == "onnx" else [f'try it: ftkit predict {result.place} "A text."'])]
 
 
 def _note(text: str) -> None:

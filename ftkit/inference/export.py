@@ -2,22 +2,23 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal
 
 import torch
 
 from ftkit.config.paths import from_root
 from ftkit.config.precision import TORCH_NAMES, SettledPrecision
-from ftkit.data.batching import MicroBatch
 from ftkit.errors import ConfigError, ModelError
+from ftkit.inference.difference import Difference, difference
 from ftkit.inference.hub_card import Form, hub_card
-from ftkit.inference.opened import Opened, find_run, labels_of, open_config, open_model
+from ftkit.inference.opened import find_run, labels_of, open_config
 from ftkit.machine.disk import written_aside
 from ftkit.models.export.merge import write_merged
 from ftkit.models.export.to_gguf import write_gguf
+from ftkit.models.export.to_onnx import write_onnx
 from ftkit.models.gguf import as_safetensors
 from ftkit.models.saved import save_tokenizer, stored_dtype
 from ftkit.models.source import Source, load_config, load_tokenizer, resolve_source
@@ -28,31 +29,8 @@ Note = Callable[[str], None]
 Precision = SettledPrecision | Literal["q8_0"]
 """`q8_0`: 8 bits in blocks of 32, of GGUF alone."""
 
-_SEQUENCES, _TOKENS = 8, 32
-"""Of the sample on which an exported model is compared with the run's."""
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How far the logits of an exported model are from those of the model that was scored.
-
-    Attributes:
-        largest: the largest difference of two logits.
-        scale: the largest logit.
-        same_answers: the share of places whose largest logit is that of the same class or token.
-    """
-
-    largest: float
-    scale: float
-    same_answers: float
-
-    def words(self) -> str:
-        """Return this as a sentence."""
-        return (
-            f"on {_SEQUENCES} x {_TOKENS} tokens logits differ by at most {self.largest:.2g} from those of the "
-            f"model that was scored (the largest is {self.scale:.3g}); {self.same_answers:.1%} of the answers are the "
-            "same"
-        )
+_SETTINGS = (".json", ".jinja", ".txt", ".model")
+"""How the files of a configuration and of a tokenizer end."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +64,10 @@ def export(
     Args:
         name: a run's folder, a folder that a model or an adapter was saved in, or a name of the hub.
         form: `merged`: a whole model that transformers loads alone; `adapter`: what PEFT loads beside the base model;
-            `gguf`: one file for llama.cpp.
+            `gguf`: one file for llama.cpp; `onnx`: one for ONNX's runtimes.
         folder: where to; it must not be there yet.
-        precision: of the weights of a whole model; when not named as the base model stores them, in GGUF fp16.
+        precision: of the weights of a whole model; when not named as the base model stores them, in GGUF
+            fp16, in ONNX fp32.
         note: told what takes long, and what is unusual.
         compares: whether the logits of both models are compared, which loads one after the other.
 
@@ -105,27 +84,20 @@ def export(
     config = open_config(name)
     source = as_safetensors(resolve_source(config.model, config.task), note)
     with written_aside(folder, "name another with --output") as aside:
-        if form == "adapter":
-            _copy_adapter(name, source, aside)
-        elif form == "merged":
-            _merge(name, source, precision, aside, note)
-        else:
-            _write_gguf(name, source, precision or "fp16", aside, note)
+        _WRITERS[form](name, source, precision, aside, note)
         _write_card(name, form, source, folder, aside, note)
     num_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    place = next(folder.glob("*.gguf"), folder)
-    return Exported(form, place, num_bytes, _compare(name, str(place), note) if compares else None)
+    place = next((file for file in folder.iterdir() if file.suffix in (".gguf", ".onnx")), folder)
+    return Exported(form, place, num_bytes, difference(name, place, note) if compares else None)
 
 
-def _copy_adapter(name: str, source: Source, folder: Path) -> None:
+def _copy_adapter(name: str, source: Source, precision: Precision | None, folder: Path, note: Note) -> None:  # noqa: ARG001  # as any writer
     if source.adapter is None:
         raise ModelError(f"{name} is a whole model and not an adapter; export it with --to merged")
-    for file in source.adapter.iterdir():
-        if file.is_file() and file.suffix in (".json", ".safetensors", ".jinja", ".txt", ".model"):
-            shutil.copyfile(file, folder / file.name)
+    _copy(source.adapter, folder, {".safetensors", *_SETTINGS})
 
 
-def _merge(name: str, source: Source, precision: Precision | None, folder: Path, note: Note) -> None:
+def _write_merged(name: str, source: Source, precision: Precision | None, folder: Path, note: Note) -> None:
     config = open_config(name)
     tokenizer = load_tokenizer(source)
     labels = labels_of(name, source) if config.task == "sequence-classification" else None
@@ -136,50 +108,38 @@ def _merge(name: str, source: Source, precision: Precision | None, folder: Path,
     save_tokenizer(tokenizer, source, folder)
 
 
-def _write_gguf(name: str, source: Source, precision: str, folder: Path, note: Note) -> None:
+def _write_gguf(name: str, source: Source, precision: Precision | None, folder: Path, note: Note) -> None:
     """Merge into a folder that goes again, and write that as one file."""
-    config = open_config(name)
+    config, kind = open_config(name), precision or "fp16"
     if config.task != "causal-lm":
         raise ModelError(f"{name} is a classifier, and a GGUF file holds a language model; export it with --to merged")
     with tempfile.TemporaryDirectory(dir=folder) as merged:
-        _merge(name, source, None, Path(merged), note)
+        _write_merged(name, source, None, Path(merged), note)
         label = from_root(name).name
-        write_gguf(config, Source(merged), folder / f"{label}-{precision}.gguf", precision, label)
+        write_gguf(config, Source(merged), folder / f"{label}-{kind}.gguf", kind, label)
 
 
-def _compare(name: str, exported: str, note: Note) -> Difference:
-    """Compare the logits of two models in one precision; only one of them is in memory at a time."""
-    opened = open_model(name, open_config(name), note)
-    batch, settings = _sample(opened), [f"model.precision={opened.run.precision}"]
-    before = _logits(opened, batch)
-    del opened
-    after = _logits(open_model(exported, open_config(exported, settings), note), batch)
-    answers = before.argmax(-1), after.argmax(-1)
-    return Difference(
-        float((before - after).abs().max()), float(before.abs().max()), float((answers[0] == answers[1]).float().mean())
-    )
+def _write_onnx(name: str, source: Source, precision: Precision | None, folder: Path, note: Note) -> None:
+    """Merge into a folder that goes again, and write that as one file, with its settings and tokenizer beside it."""
+    kind = precision or "fp32"
+    with tempfile.TemporaryDirectory(dir=folder) as merged:
+        _write_merged(name, source, kind, Path(merged), note)
+        write_onnx(open_config(name), Source(merged), getattr(torch, TORCH_NAMES[kind]), folder)
+        _copy(Path(merged), folder, _SETTINGS)
 
 
-def _sample(opened: Opened) -> MicroBatch:
-    """Return sequences to compare on: what a language model writes by itself; for a classifier, tokens at random."""
-    torch.manual_seed(0)
-    tokens = torch.randint(len(opened.tokenizer), (_SEQUENCES, _TOKENS)).to(opened.reader.device)
-    if opened.labels is None:
-        model = cast(Any, opened.reader.model)
-        tokens = model.generate(
-            tokens[:, :1],
-            attention_mask=torch.ones_like(tokens[:, :1]),
-            do_sample=True,
-            min_length=_TOKENS,
-            max_length=_TOKENS,
-            pad_token_id=opened.tokenizer.pad_token_id,
-        )
-    return MicroBatch(tokens, labels=torch.zeros(_SEQUENCES, dtype=torch.int64))
+def _copy(source: Path, folder: Path, endings: Collection[str]) -> None:
+    for file in source.iterdir():
+        if file.is_file() and file.suffix in endings:
+            shutil.copyfile(file, folder / file.name)
 
 
-def _logits(opened: Opened, batch: MicroBatch) -> torch.Tensor:
-    with torch.inference_mode():
-        return opened.reader.logits(batch).float().cpu()
+_WRITERS: Mapping[Form, Callable[[str, Source, Precision | None, Path, Note], None]] = {
+    "adapter": _copy_adapter,
+    "merged": _write_merged,
+    "gguf": _write_gguf,
+    "onnx": _write_onnx,
+}
 
 
 def _write_card(name: str, form: Form, source: Source, folder: Path, aside: Path, note: Note) -> None:

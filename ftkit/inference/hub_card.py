@@ -13,8 +13,18 @@ from ftkit.models.source import Source, load_tokenizer
 from ftkit.records.files import CARD, MODEL, read_record
 from ftkit.records.schema import RunLine
 
-Form = Literal["merged", "adapter", "gguf"]
+Form = Literal["merged", "adapter", "gguf", "onnx"]
 
+_ONNX = """\
+import onnxruntime
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained({folder})
+session = onnxruntime.InferenceSession({folder} + "/model.onnx")
+inputs = tokenizer(["A text.", "Another one."], padding=True, return_token_type_ids=False, return_tensors="np")
+logits = session.run(["logits"], {{name: inputs[name] for name in ("input_ids", "attention_mask")}})[0]
+print(logits)
+"""
 _PIPELINES = {"sequence-classification": "text-classification", "causal-lm": "text-generation"}
 """As the hub calls what a model is for."""
 
@@ -46,6 +56,8 @@ def _use(form: Form, run: Path, line: RunLine, source: Source, folder: Path) -> 
     """Return how the model is used, as Markdown."""
     if form == "gguf":
         return f"```console\n$ ftkit chat {folder}\n```\n\nAnd all that reads GGUF, such as llama.cpp, reads it too."
+    if form == "onnx":
+        return f"```python\n{_ONNX.format(folder=_written(folder))}```"
     program = "\n".join(_card(run, line, source, folder).program("transformers", "AutoModelFor"))
     return f"```python\n{program}\n```"
 
@@ -74,7 +86,7 @@ def _metadata(form: Form, source: Source, line: RunLine, note: Callable[[str], N
     data = ModelCardData(
         base_model=source.name if is_of_hub else None,
         license=license_,
-        library_name={"adapter": "peft", "merged": "transformers", "gguf": "gguf"}[form],
+        library_name={"adapter": "peft", "merged": "transformers", "gguf": "gguf", "onnx": "onnx"}[form],
         pipeline_tag=_PIPELINES[line.config["task"]],
         tags=["ftkit", line.config["method"]["name"]],
     )

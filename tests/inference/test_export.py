@@ -5,7 +5,9 @@ import re
 import subprocess
 import sys
 
+import onnxruntime
 import pytest
+import transformers
 from click.testing import CliRunner
 
 from ftkit.cli import main
@@ -58,6 +60,23 @@ def test_the_program_on_the_card_loads_what_was_exported(run, tmp_path):
         ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
         assert ran.returncode == 0, ran.stderr
         assert set(re.findall(r"'(\w+)'", ran.stdout)) <= {"no", "yes"}
+
+
+@pytest.mark.parametrize("run", ["lora"], indirect=True)
+def test_an_onnx_file_answers_padded_texts_as_the_run_does(run, tmp_path):
+    done = ftkit("export", run, "--to", "onnx", "--output", tmp_path / "onnx", "--json")
+    assert done.exit_code == 0, done.output
+    difference = json.loads(done.stdout)["difference"]
+    assert difference["largest"] <= 1e-5 * difference["scale"]  # another order of fp32 sums
+    assert difference["same_answers"] == 1.0
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx")
+    inputs = tokenizer(["good film", "a very bad plot and a film"], padding=True, return_tensors="np")
+    found = session.run(["logits"], {name: inputs[name] for name in ("input_ids", "attention_mask")})[0]
+    alone = tokenizer(["good film"], return_tensors="np")
+    expected = session.run(["logits"], {name: alone[name] for name in ("input_ids", "attention_mask")})[0]
+    assert found[0] == pytest.approx(expected[0], rel=1e-5)
+    assert found[1] != pytest.approx(expected[0], rel=1e-3)
 
 
 def test_what_cannot_be_exported_so_is_one_sentence_and_leaves_nothing(run, tmp_path):
