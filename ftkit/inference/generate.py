@@ -6,10 +6,12 @@ from typing import Any, cast
 
 import torch
 
+from ftkit.data.chat.forms import as_parts
+from ftkit.data.chat.template import wants_parts
 from ftkit.errors import ConfigError
 from ftkit.inference.opened import Opened
 
-Message = dict[str, str]
+Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ def write(opened: Opened, messages: Sequence[Message], sampling: Sampling, strea
         raise ConfigError(f"{opened.name} answers with labels; ask it with ftkit predict")
     tokenizer = opened.tokenizer
     if tokenizer.chat_template:
-        prompt = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        written = [as_parts(message) for message in messages] if wants_parts(tokenizer) else list(messages)
+        prompt = tokenizer.apply_chat_template(written, add_generation_prompt=True, tokenize=False)
         inputs = tokenizer(prompt, add_special_tokens=False, return_token_type_ids=False, return_tensors="pt")
     else:
         text = "\n".join(message["content"] for message in messages)

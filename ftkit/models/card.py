@@ -22,7 +22,7 @@ class Card:
         pad_token_id: the tokenizer's.
         precision: what it computed in: `fp32`, `bf16` or `fp16`.
         max_length: tokens after which a text was cut.
-        example: one text, two of them, or a chat in the tokenizer's template.
+        example: one text, two of them, or a chat in the tokenizer's template, which may want contents in parts.
         experts: experts in 4 bits: the class of their module, and the name of a parameter.
     """
 
@@ -32,7 +32,7 @@ class Card:
     pad_token_id: int
     precision: str
     max_length: int = 128
-    example: Literal["text", "pair", "chat"] = "text"
+    example: Literal["text", "pair", "chat", "chat in parts"] = "text"
     experts: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -107,9 +107,10 @@ class Card:
 
     def _generate(self) -> list[str]:
         inputs = 'tokenizer("Once upon a time", return_token_type_ids=False, return_tensors="pt")'
-        if self.example == "chat":
+        if self.example in ("chat", "chat in parts"):
+            content = '"Hello!"' if self.example == "chat" else '[{"type": "text", "text": "Hello!"}]'
             inputs = (
-                'tokenizer.apply_chat_template([{"role": "user", "content": "Hello!"}], '
+                f'tokenizer.apply_chat_template([{{"role": "user", "content": {content}}}], '
                 'add_generation_prompt=True, return_dict=True, return_tensors="pt")'
             )
         return [

@@ -8,6 +8,7 @@ from torch import nn
 from ftkit.config.paths import from_root
 from ftkit.config.tree import RunConfig
 from ftkit.data.arrays import Labels, PreparedData
+from ftkit.data.chat.template import wants_parts
 from ftkit.data.standard import AS_THEY_ARE
 from ftkit.models.card import Card
 from ftkit.models.experts import packed_experts
@@ -35,6 +36,7 @@ def write_cards(  # what a card tells of
         tokenizer: the run's.
         model: what trained.
     """
+    is_chat = data.report.example == "chat"
     card = Card(
         folder=from_root(folder) / MODEL,
         task=config.task,
@@ -42,7 +44,7 @@ def write_cards(  # what a card tells of
         pad_token_id=tokenizer.pad_token_id,
         precision=record.run.precision,
         max_length=config.data.max_length,
-        example=data.report.example,
+        example="chat in parts" if is_chat and wants_parts(tokenizer) else data.report.example,
         experts=packed_experts(model),
     )
     lines = [

@@ -10,6 +10,8 @@ from click.testing import CliRunner
 
 from ftkit.cli import main
 from ftkit.config.files import load_config
+from ftkit.inference.generate import Sampling, write
+from ftkit.inference.opened import open_config, open_model
 from ftkit.machine.process import ProcessContext
 from ftkit.records.answers import answers_file, read_answers
 from ftkit.training.loop import train_run
@@ -168,6 +170,37 @@ def test_a_language_model_writes_and_chats(trained):
     assert set(row["answer"].split()) <= {*WORDS, ""}
     talk = ftkit("chat", folder, "--max-new-tokens", 3, given="good film\n/new\n/bye\n")
     assert talk.exit_code == 0
+
+
+class Heard:
+    """A streamer that keeps what it is told; the prompt comes first."""
+
+    def __init__(self):
+        self.said = []
+
+    def put(self, tokens):
+        self.said.append(tokens.flatten().tolist())
+
+    def end(self):
+        pass
+
+
+def test_a_chat_whose_template_wants_contents_in_parts_is_asked_in_parts(work, tmp_path):
+    template, chats, folder = tmp_path / "template.jinja", tmp_path / "chats.jsonl", tmp_path / "run"
+    template.write_text(
+        "{% for m in messages %}{{ m.role }} {% for part in m.content %}{{ part.text }} {% endfor %}{% endfor %}"
+    )
+    messages = [{"role": "user", "content": "the film"}, {"role": "assistant", "content": "good"}]
+    chats.write_text("".join(json.dumps({"messages": messages}) + "\n" for _ in range(8)))
+    settings = [
+        *("task=causal-lm", f"model.name={work / 'gpt2'}", f"data.dataset={chats}", f"data.chat_template={template}"),
+        *(f"output.folder={folder}", "training.max_steps=1", "data.validation_share=0", "data.test_share=0"),
+    ]
+    train_run(load_config(settings=settings), ProcessContext(), Notes())
+    assert '"content": [{"type": "text", "text": "Hello!"}]' in (folder / "README.md").read_text()
+    opened, heard = open_model(str(folder), open_config(str(folder), ())), Heard()
+    write(opened, messages[:1], Sampling(max_new_tokens=1), heard)
+    assert opened.tokenizer.decode(heard.said[0]).endswith("the film")
 
 
 @pytest.mark.parametrize(

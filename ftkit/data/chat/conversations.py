@@ -86,7 +86,7 @@ class Conversations:
                     break
         if problems:
             raise DataError(_told(problems))
-        if self.rendering.num_omitting and self.config.template_omissions == "refuse":
+        if self.rendering.omitted.num_conversations and self.config.template_omissions == "refuse":
             raise DataError(f"{self._omissions()}; {_OMISSIONS_CURE}")
 
     @property
@@ -106,7 +106,8 @@ class Conversations:
     def findings(self) -> list[Finding]:
         """Return what is worth telling of all splits."""
         seen, rendering = self.seen, self.rendering
-        found = [warning(self._omissions())] if rendering.num_omitting else []
+        found = [warning(self._omissions())] if rendering.omitted.num_conversations else []
+        found += rendering.marks.findings()
         for key, count in sorted(rendering.unread_keys.items()):
             say = note if key in _BOOKKEEPING else warning
             found.append(say(f"the chat template does not read the key {key!r} that {count:,} messages have"))
@@ -125,11 +126,7 @@ class Conversations:
         return found
 
     def _omissions(self) -> str:
-        rendering = self.rendering
-        return (
-            f"the chat template leaves out part of what is said: {rendering.num_omitted:,} characters of "
-            f"{rendering.num_omitting:,} conversations, first in {rendering.first_place}: {rendering.example!r}"
-        )
+        return f"the chat template leaves out part of what is said: {self.rendering.omitted}"
 
 
 def _told(problems: list[str]) -> str:

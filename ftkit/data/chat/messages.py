@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ftkit.config.tree import LossOn
+from ftkit.data.reading.values import kind_of
 from ftkit.errors import DataError
 
 Message = dict[str, Any]
@@ -202,7 +203,8 @@ def _answers(messages: list[Message], weights: list[bool | None], where: str, se
     if not any(place > 0 or weights[place] for place in turns):
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(
-            f"{where} has no assistant's answer (its roles: {roles}), so there is nothing to learn from; leave it out"
+            f"{where} has no assistant's answer (its roles: {roles}), so there is nothing to learn from; call the role "
+            "that answers 'assistant', or leave the row out"
         )
     seen.num_openings += 0 in turns and weights[0] is None
     return tuple(place for place in turns if (place > 0 if weights[place] is None else weights[place]))
@@ -219,5 +221,4 @@ def _read_tools(written: Any, where: str) -> list[Any] | None:
 
 
 def _kind(value: Any) -> str:
-    words = {dict: "an object", list: "an empty list" if not value else "a list", str: "a text", type(None): "nothing"}
-    return words.get(type(value), f"a {type(value).__name__}")
+    return "an empty list" if value == [] else kind_of(value)

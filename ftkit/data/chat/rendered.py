@@ -7,13 +7,15 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
+from ftkit.data.chat.forms import content_of
 from ftkit.data.chat.messages import Conversation, Message
 from ftkit.data.tokens.special import SpecialTokens
 from ftkit.data.tokens.targets import Piece
 
-_SAID = ("reasoning_content", "reasoning", "thinking", "content")
+_SAID = ("reasoning_content", "reasoning", "thinking")
 _TELLING = 8
 """Letters that are not in a template by chance."""
 _KNOWN = {"role", "content", "tool_calls"}
@@ -34,9 +36,10 @@ def left_out(conversation: Conversation, pieces: Sequence[Piece], special: Speci
     """
     whole = _squeezed(special.without("".join(text for text, _ in pieces)))
     missing = [name for name in _tool_names(conversation.tools) if _squeezed(name) not in whole]
-    missing += _python_arguments(conversation.messages, "".join(text for text, _ in pieces))
-    for messages, answer, rendered in _parts(conversation, pieces):
-        context, answered = (_squeezed(special.without(text)) for text in rendered)
+    rendered = "".join(text for text, _ in pieces)
+    missing += [*_python_arguments(conversation.messages, rendered), *_printed_parts(conversation.messages, rendered)]
+    for messages, answer, shown in _parts(conversation, pieces):
+        context, answered = (_squeezed(special.without(text)) for text in shown)
         part = _Part(context + answered)
         for message in messages:
             missing += part.take(_said(message), (0, len(context)))
@@ -114,12 +117,13 @@ def _parts(
         yield conversation.messages[done:place], conversation.messages[place], rendered
         done = place + 1
     if not conversation.answers:
-        yield conversation.messages, {}, (pieces[0][0], "")
+        yield conversation.messages, {}, ("".join(text for text, _ in pieces), "")
 
 
 def _said(message: Message) -> list[str]:
     """Return what a message says, the longest first: reasoning, content, the names and arguments of its calls."""
     said = [message[key] for key in _SAID if isinstance(message.get(key), str)]
+    said += [content_of(message) or ""]
     for call in _calls(message):
         said += _leaves([call.get("name"), call.get("arguments")])
     return sorted(said, key=len, reverse=True)
@@ -141,6 +145,14 @@ def _python_arguments(messages: Sequence[Message], rendered: str) -> Iterator[st
             text = json.dumps(arguments, ensure_ascii=False)
             if text not in rendered:
                 yield text
+
+
+def _printed_parts(messages: Sequence[Message], rendered: str) -> Iterator[str]:
+    """Yield the parts of contents that a template writes with all that is around their texts."""
+    lists = (message["content"] for message in messages if isinstance(message.get("content"), list))
+    for part in chain.from_iterable(lists):
+        if str(part) in rendered or json.dumps(part) in rendered or json.dumps(part, ensure_ascii=False) in rendered:
+            yield str(part)
 
 
 def _leaves(value: Any) -> Iterator[str]:

@@ -5,10 +5,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 from ftkit.config.tree import LossOn
-from ftkit.data.chat.forms import forms_of
+from ftkit.data.chat.counted import CountedTexts
+from ftkit.data.chat.forms import as_parts, forms_of
+from ftkit.data.chat.marks import MarksSeen, Signs, Span, has_marks, marks_of
 from ftkit.data.chat.messages import Conversation, Message
 from ftkit.data.chat.rendered import left_out, unread_keys
 from ftkit.data.chat.turns import Answer
@@ -27,29 +30,37 @@ class Rendering:
     """Counts of what a template did to conversations that is worth reporting.
 
     Attributes:
-        num_omitting: conversations of which it leaves something out.
-        num_omitted: characters of messages and names of tools that it leaves out.
-        first_place: where the first of them stands.
-        example: what is left out there.
+        omitted: texts of messages and names of tools that it leaves out.
+        marks: what it marks as generated.
         num_spelled: conversations that spell out a special token.
         unread_keys: keys of messages that it never reads, to messages that have them.
     """
 
-    num_omitting: int = 0
-    num_omitted: int = 0
-    first_place: str = ""
-    example: str = ""
+    omitted: CountedTexts = field(default_factory=CountedTexts)
+    marks: MarksSeen = field(default_factory=MarksSeen)
     num_spelled: int = 0
     unread_keys: Counter[str] = field(default_factory=Counter)
 
-    def omit(self, place: str, texts: Sequence[str]) -> None:
-        """Count the texts that a template leaves out of a conversation."""
-        if not texts:
-            return
-        if not self.num_omitting:
-            self.first_place, self.example = place, " ".join(texts[0].split())[:60]
-        self.num_omitting += 1
-        self.num_omitted += sum(map(len, texts))
+
+@dataclass(frozen=True)
+class _Written:
+    """A conversation as a template writes it.
+
+    Attributes:
+        whole: its rendering.
+        turns: the answers in it, or all of it where everything carries loss.
+        marks: what the template marks of these answers; None where it marks nothing.
+        missing: what it leaves out.
+    """
+
+    whole: str
+    turns: Sequence[Span]
+    marks: Sequence[Span] | None = None
+    missing: Sequence[str] = ()
+
+    def pieces(self) -> list[Piece]:
+        """Return context and targets in turn."""
+        return _cut(self.whole, self.turns if self.marks is None else self.marks)
 
 
 @dataclass(frozen=True)
@@ -95,63 +106,76 @@ class ChatTemplate:
         messages, tools = self.special.hide(conversation.messages), self.special.hide(conversation.tools)
         rendering.num_spelled += (messages, tools) != (conversation.messages, conversation.tools)
         hidden = Conversation(messages, () if self.loss_on == "everything" else conversation.answers, tools)
-        pieces, missing = min(self._written(hidden, where), key=lambda written: sum(map(len, written[1])))
-        rendering.omit(where, [self.special.shown(text) for text in missing])
-        rendered = "".join(text for text, _ in pieces)
-        rendering.unread_keys.update(unread_keys(messages, self.source(tools), rendered))
-        return [(self.special.as_tokenized(text), is_answer) for text, is_answer in pieces]
+        written = min(self._written(hidden, where), key=lambda written: sum(map(len, written.missing)))
+        rendering.omitted.add(where, [self.special.shown(text) for text in written.missing])
+        if written.marks is not None:
+            rendering.marks.add(where, written.whole, written.turns, written.marks)
+        rendering.unread_keys.update(unread_keys(messages, self.source(tools), written.whole))
+        return [(self.special.as_tokenized(text), is_answer) for text, is_answer in written.pieces()]
 
-    def _written(self, conversation: Conversation, where: str) -> Iterator[tuple[list[Piece], list[str]]]:
-        """Yield pieces and what they leave out, for each form of a conversation, until nothing is left out.
+    def _written(self, conversation: Conversation, where: str) -> Iterator[_Written]:
+        """Yield what the template makes of each form of a conversation, until it leaves nothing out.
 
-        Templates disagree on whether the arguments of a call are an object or its JSON, and on whether a turn without
-        content has an empty one.
+        Templates disagree on whether a content is a text or a list of parts, whether the arguments of a call are an
+        object or its JSON, and whether a turn without content has an empty one.
         """
         problem: DataError | None = None
         is_written = False
         for messages in forms_of(conversation.messages):
             form = replace(conversation, messages=messages)
             try:
-                pieces = self._pieces(form, where)
+                written = self._in_form(form, where)
             except DataError as error:
                 problem = problem or error
                 continue
-            is_written, missing = True, left_out(form, pieces, self.special)
-            yield pieces, missing
+            is_written = True
+            missing = left_out(form, _cut(written.whole, written.turns), self.special)
+            yield replace(written, missing=missing)
             if not missing:
                 return
         if problem is not None and not is_written:
             raise problem
 
-    def _pieces(self, conversation: Conversation, where: str) -> list[Piece]:
+    def _in_form(self, conversation: Conversation, where: str) -> _Written:
         def render(messages: Sequence[Message], *, is_prompt: bool = False) -> str:
             return self._render(replace(conversation, messages=list(messages)), where, is_prompt=is_prompt)
 
         whole = render(conversation.messages)
         if self.loss_on == "everything":
-            return [(whole, True)]
-        pieces: list[Piece] = []
-        done = 0
-        for place in conversation.answers:
-            span = Answer(conversation.messages, place, whole, self.special).find(render)
-            if span is None or span[0] < done:
-                raise DataError(_rewrites(where, self.loss_on))
-            pieces += [(whole[done : span[0]], False), (whole[slice(*span)], True)]
-            done = span[1]
-        return [*pieces, (whole[done:], False)]
+            return _Written(whole, [(0, len(whole))])
+        found = [
+            Answer(conversation.messages, place, whole, self.special).find(render) for place in conversation.answers
+        ]
+        turns = [span for span in found if span is not None]
+        is_hidden = len(turns) < len(found) or any(one[1] > other[0] for one, other in pairwise(turns))
+        marks = self._marks(conversation, where, whole)
+        if is_hidden:
+            turns = _marked_turns(conversation, marks)
+        if len(turns) < len(found):
+            raise DataError(_rewrites(where, self.loss_on))
+        return _Written(whole, turns, marks_of(turns, marks) if marks is not None else None)
 
-    def _render(self, conversation: Conversation, where: str, *, is_prompt: bool) -> str:
+    def _marks(self, conversation: Conversation, where: str, whole: str) -> list[Span] | None:
+        """Return what the template marks as generated, in order; None where it marks nothing."""
+        if not has_marks(self.source(conversation.tools)):
+            return None
+        signs = Signs()
+        rendered, marks = signs.read(self._render(conversation, where, is_prompt=False, signs=signs))
+        return marks if rendered == whole else None  # a template that looks at what it has marked
+
+    def _render(self, conversation: Conversation, where: str, *, is_prompt: bool, signs: Signs | None = None) -> str:
         from jinja2 import TemplateError
 
         if not conversation.messages:
             return ""
+        source = self.source(conversation.tools)
         try:
             rendered = self.tokenizer.apply_chat_template(
                 conversation.messages,
                 tools=conversation.tools,
                 tokenize=False,
                 add_generation_prompt=is_prompt,
-                chat_template=self.source(conversation.tools),
+                chat_template=source if signs is None else signs.placed(source),
             )
             return str(rendered)
         except (TemplateError, TypeError, KeyError, ValueError) as error:
@@ -161,6 +185,20 @@ class ChatTemplate:
             ) from None
 
 
+def _cut(whole: str, spans: Sequence[Span]) -> list[Piece]:
+    """Cut a rendering into context and targets in turn, context first and last."""
+    borders = [0, *chain.from_iterable(spans), len(whole)]
+    return [(whole[start:stop], place % 2 == 1) for place, (start, stop) in enumerate(pairwise(borders))]
+
+
+def _marked_turns(conversation: Conversation, marks: Sequence[Span] | None) -> list[Span]:
+    """Return the marks of the answers, where every turn of the assistant has one; else none."""
+    turns = [place for place, message in enumerate(conversation.messages) if message["role"] == "assistant"]
+    if marks is None or len(marks) != len(turns):
+        return []
+    return [mark for place, mark in zip(turns, marks, strict=True) if place in conversation.answers]
+
+
 def _rewrites(where: str, loss_on: LossOn) -> str:
     cure = "data.loss_on=last_answer, " if loss_on == "answers" else ""
     return (
@@ -168,3 +206,19 @@ def _rewrites(where: str, loss_on: LossOn) -> str:
         f"part cannot be told apart; set {cure}data.loss_on=everything, or give a template that does not with "
         "data.chat_template"
     )
+
+
+def wants_parts(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether a tokenizer's chat template shows a content alone that is a list of parts."""
+    message: Message = {"role": "user", "content": "zebra"}
+    return not _shows(tokenizer, message) and _shows(tokenizer, as_parts(message))
+
+
+def _shows(tokenizer: "PreTrainedTokenizerBase", message: Message) -> bool:
+    from jinja2 import TemplateError
+
+    try:
+        rendered = str(tokenizer.apply_chat_template([message], tokenize=False))
+    except (TemplateError, TypeError, KeyError, ValueError):
+        return False
+    return "zebra" in rendered and not any(quoted in rendered for quoted in ("'zebra'", '"zebra"'))

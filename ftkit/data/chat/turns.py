@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ftkit.data.chat.forms import content_of, with_content
 from ftkit.data.chat.messages import Message
 from ftkit.data.tokens.special import SpecialTokens
 from ftkit.errors import DataError
@@ -92,13 +93,13 @@ class Answer:
 
 def _with_other_words(message: Message) -> Message:
     """Return a turn that says something else, with another last letter."""
-    said = message.get("content")
-    words = "quick" if str(said or "").rstrip().endswith("a") else "zebra"
+    said = content_of(message)
+    words = "quick" if (said or "").rstrip().endswith("a") else "zebra"
     calls = message.get("tool_calls")
     if not isinstance(calls, list):
-        return {**message, "content": words}
-    content = {} if said is None else {"content": words if said else said}
-    return {**message, **content, "tool_calls": [_other_call(call, words) for call in calls]}
+        return with_content(message, words)
+    other = with_content(message, words) if said else message
+    return {**other, "tool_calls": [_other_call(call, words) for call in calls]}
 
 
 def _other_call(call: Any, words: str) -> Any:

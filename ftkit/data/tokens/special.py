@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-def _chance() -> str:
+def chance() -> str:
     """Return 20 letters that no text holds; letters alone, so that no normalizer changes them."""
     return "".join(secrets.choice(string.ascii_lowercase) for _ in range(20))
 
@@ -46,8 +46,8 @@ class SpecialTokens:
     names: tuple[str, ...]
     are_characters: bool
     can_be_renamed: bool = True
-    user_mark: str = field(default_factory=_chance)
-    template_mark: str = field(default_factory=_chance)
+    user_mark: str = field(default_factory=chance)
+    template_mark: str = field(default_factory=chance)
 
     def hide(self, value: Any) -> Any:
         """Return what the user wrote with stand-ins for special tokens, in every text however deep.

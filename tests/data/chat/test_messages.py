@@ -139,10 +139,10 @@ def test_a_prompt_and_its_completion_are_two_turns():
     [
         ("hello", "not JSON"),
         ([], "an empty list where its messages should be"),
-        ([3], "a int where a message should be"),
+        ([3], "a whole number where a message should be"),
         ([{"content": "x"}], "without a role"),
         ([{"role": "user"}], "'user' without content"),
-        ([{"role": "user", "content": 5}], "a int as a message's content"),
+        ([{"role": "user", "content": 5}], "a whole number as a message's content"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}], "part of kind 'image_url'"),
         ([*HELLO[:1], {"role": "assistant", "content": "x", "weight": 0.5}], "weight=0.5"),
         (turns(("user", "x")), r"no assistant's answer \(its roles: user\)"),

@@ -7,7 +7,7 @@ import pytest
 
 from ftkit.data.chat.messages import Conversation
 from ftkit.data.chat.rendered import unread_keys
-from ftkit.data.chat.template import ChatTemplate, Rendering
+from ftkit.data.chat.template import ChatTemplate, Rendering, wants_parts
 from ftkit.data.tokens.tokenizer import TextTokenizer
 from ftkit.errors import DataError
 from tests.made_tokenizers import byte_level
@@ -18,6 +18,11 @@ ANSWER_AFTER_THINKING = BODY.replace("SHOWN", "{{ m.content.split('</think>')[-1
 CALLS = "{% if tools %}<tools>{{ tools | tojson }}{% endif %}" + BODY.replace(
     "SHOWN", "{{ m.content }}{% for c in m.tool_calls %}<call>{{ CALL }}{% endfor %}"
 )
+
+THINKS_AT_LAST = BODY.replace(
+    "SHOWN", "{% if loop.last and m.role == 'assistant' %}<think></think>{% endif %}{{ m.content }}"
+)
+CLOSES_AT_LAST = TURNS.replace("{% if add_g", "{% if not add_generation_prompt %}<unk>{% endif %}{% if add_g")
 
 
 @pytest.fixture(scope="module")
@@ -86,15 +91,18 @@ def test_a_prompt_that_says_more_than_the_answer_begins_with_is_not_an_obstacle(
 def test_reasoning_that_a_template_drops_is_counted(original):
     pieces, rendering = written(original, ANSWER_AFTER_THINKING, chat("7*8?", "<think>7*8 is 56</think>56"))
     assert pieces[-1] == ("56</s>", True)
-    assert (rendering.num_omitting, rendering.num_omitted) == (1, len("<think>7*8 is 56</think>"))
-    assert rendering.first_place == "line 1"
+    assert (rendering.omitted.num_conversations, rendering.omitted.num_characters) == (
+        1,
+        len("<think>7*8 is 56</think>"),
+    )
+    assert rendering.omitted.first_place == "line 1"
 
 
 @pytest.mark.parametrize("content", ["no", "4", "</s>"])
 def test_a_short_message_that_a_template_drops_is_counted(content, original):
     template = BODY.replace("SHOWN", "{% if loop.index0 != 2 %}{{ m.content }}{% endif %}")
     _, rendering = written(original, template, chat("4 no </s>", "b", content, "c"), (1, 3))
-    assert rendering.num_omitted == len(content)
+    assert rendering.omitted.num_characters == len(content)
 
 
 @pytest.mark.parametrize(
@@ -103,15 +111,15 @@ def test_a_short_message_that_a_template_drops_is_counted(content, original):
 @pytest.mark.parametrize("shown", ["{{ m.content }}", "{{ m.content | trim }}", "{{ m.content | tojson }}"])
 def test_what_a_template_trims_or_writes_as_json_is_found(content, shown, original):
     _, rendering = written(original, BODY.replace("SHOWN", shown), chat(content, content))
-    assert rendering.num_omitting == 0
+    assert rendering.omitted.num_conversations == 0
 
 
 def test_tools_that_a_template_does_not_name_are_left_out(original):
     tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
     _, rendering = written(original, TURNS, chat("Hi", "Hello"), tools=tools)
-    assert rendering.example == "weather"
+    assert rendering.omitted.example == "weather"
     _, rendering = written(original, CALLS, chat("Hi", "Hello"), tools=tools)
-    assert rendering.num_omitting == 0
+    assert rendering.omitted.num_conversations == 0
 
 
 @pytest.mark.parametrize("shown", ["c.function | tojson", "c.function.name + ' ' + c.function.arguments"])
@@ -122,31 +130,58 @@ def test_calls_are_given_in_the_form_that_a_template_wants(shown, as_text, conte
     said = call(json.dumps(arguments) if as_text else arguments, content)
     pieces, rendering = written(original, CALLS.replace("CALL", shown), [chat("?")[0], said])
     assert json.dumps(arguments) in pieces[-1][0]
-    assert rendering.num_omitting == 0
+    assert rendering.omitted.num_conversations == 0
 
 
 def test_arguments_are_not_written_as_python_prints_them(original):
     template = CALLS.replace("CALL", "c.function.name ~ ' ' ~ c.function.arguments")
     pieces, rendering = written(original, template, [chat("?")[0], call({"city": "Oslo"})])
     assert pieces[-1][0] == '<call>weather {"city": "Oslo"}</s>'
-    assert rendering.num_omitting == 0
+    assert rendering.omitted.num_conversations == 0
+
+
+PARTS = "{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize("shown", [PARTS, "{{ m.content[0].text }}", "{{ m.content[0]['text'] | string }}"])
+@pytest.mark.parametrize("template", [TURNS, THINKS_AT_LAST, CLOSES_AT_LAST], ids=["plain", "begin", "end"])
+def test_a_template_that_wants_contents_in_parts_gets_them(shown, template, original):
+    messages = chat("Hi", "Hello", "", "4 na", "Bye", "Ciao")
+    expected, _ = written(original, template, messages, (1, 3, 5))
+    pieces, rendering = written(original, template.replace("{{ m.content }}", shown), messages, (1, 3, 5))
+    assert pieces == expected
+    assert rendering == Rendering()
+    assert wants_parts(original)
+
+
+def test_calls_beside_contents_in_parts_are_found(original):
+    template = CALLS.replace("CALL", "c.function | tojson").replace("{{ m.content }}", PARTS)
+    pieces, rendering = written(original, template, [chat("?")[0], call({"city": "Oslo"}, "So:")])
+    assert pieces[-1][0] == 'So:<call>{"name": "weather", "arguments": {"city": "Oslo"}}</s>'
+    assert rendering == Rendering()
+
+
+@pytest.mark.parametrize("shown", ["{{ m.content[:1] }}", "{{ m.content[0] | tojson }}", "{{ m.content[1:] }}"])
+def test_contents_are_not_written_as_python_or_json_prints_their_parts(shown, original):
+    _, rendering = written(original, BODY.replace("SHOWN", shown), chat("Hi", "Hello"))
+    assert rendering.omitted.num_conversations == 1
+    assert not wants_parts(original)
+
+
+def test_a_template_that_takes_texts_gets_them(original):
+    original.chat_template = TURNS
+    assert not wants_parts(original)
 
 
 def test_calls_that_a_template_drops_are_counted(original):
     _, rendering = written(original, TURNS, [chat("?")[0], call({"city": "Oslo"}, "")])
-    assert rendering.num_omitted == len("weathercityOslo")
+    assert rendering.omitted.num_characters == len("weathercityOslo")
 
 
 def test_a_key_that_a_template_does_not_read_is_named():
     messages = [{"role": "user", "content": "x", "name": "Eva", "mood": "glad"}]
     assert unread_keys(messages, "{{ m.role }}{{ m.name }}", "<user>x") == {"mood": 1}
     assert not unread_keys(messages, "{{ m | tojson }}", '{"mood": "glad", "name": "Eva"}')
-
-
-THINKS_AT_LAST = BODY.replace(
-    "SHOWN", "{% if loop.last and m.role == 'assistant' %}<think></think>{% endif %}{{ m.content }}"
-)
-CLOSES_AT_LAST = TURNS.replace("{% if add_g", "{% if not add_generation_prompt %}<unk>{% endif %}{% if add_g")
 
 
 @pytest.mark.parametrize("text", ["Hello", "Hi", "zebra", "a", "quick", "</s>", "Hello</s>", " padded \n"])
@@ -157,7 +192,7 @@ def test_a_last_turn_that_is_written_in_another_way_hides_no_earlier_answer(temp
     answers = [text for text, is_answer in pieces if is_answer]
     assert answers[:2] == [f"{text}</s>", f"{text}</s>"]
     assert answers[2] in ("<think></think>Ciao</s>", "Ciao</s><unk>")
-    assert rendering.num_omitting == 0
+    assert rendering.omitted.num_conversations == 0
 
 
 def test_calls_before_a_last_turn_that_is_written_in_another_way_are_found(original):
@@ -171,7 +206,7 @@ def test_a_beginning_that_the_prompt_says_already_is_found(original):
     template = TURNS.replace("<assistant>{% endif", "<assistant><think>{% endif")
     pieces, rendering = written(original, template, chat("Hi", "<think>so</think>Hello"))
     assert pieces == [("<user>Hi</s><assistant><think>", False), ("so</think>Hello</s>", True)]
-    assert rendering.num_omitting == 0
+    assert rendering.omitted.num_conversations == 0
 
 
 def test_a_template_that_asks_for_the_date_is_given_the_same_one_every_day(original):
