@@ -8,6 +8,9 @@ _BINARY = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BYTES = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
 
+_SECONDS = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", re.IGNORECASE)
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
 
 def parse_bytes(text: str) -> int:
     """Return the number of bytes that a text such as `8GiB`, `500 MB` or `24g` names.
@@ -29,6 +32,22 @@ def parse_bytes(text: str) -> int:
     number, prefix, binary = match.groups()
     decimal = not binary and text.strip().lower().endswith("b")
     return round(float(number) * (_DECIMAL if decimal else _BINARY)[prefix.lower()])
+
+
+def parse_seconds(text: str) -> float:
+    """Return the seconds that a text such as `90`, `45s`, `90m`, `1.5h` or `2d` names.
+
+    Args:
+        text: a number with an optional unit; seconds without one.
+
+    Raises:
+        ConfigError: the text is not a time above 0.
+    """
+    match = _SECONDS.fullmatch(text)
+    seconds = float(match[1]) * _UNITS[match[2].lower()] if match else 0.0
+    if seconds <= 0:
+        raise ConfigError(f"{text!r} is not a time; write a number and a unit, such as 45s, 90m, 2h or 1d")
+    return seconds
 
 
 def format_bytes(count: float) -> str:

@@ -1,0 +1,115 @@
+"""Run a training in a process of its own, and look at its validations while it runs."""
+
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ftkit.config.files import dump_config
+from ftkit.config.tree import RunConfig
+from ftkit.errors import ConfigError, DataError
+from ftkit.records.files import read_record
+from ftkit.records.schema import RunRecord
+from ftkit.sweep.sweep import OUTPUT, explain_failure
+
+_POLL_SECONDS = 0.5
+_GRACE_SECONDS = 60.0
+"""What a run that is stopped gets to save what it has."""
+
+Watch = Callable[[Sequence[float]], str | None]
+"""Told of the validations so far; says why the run is to be stopped, None where it goes on."""
+
+
+@dataclass(frozen=True)
+class Attended:
+    """How a training ended.
+
+    Attributes:
+        values: the figure of its validations, in their order.
+        seconds: that it took.
+        stopped: why it was stopped; None where it ended by itself.
+        failure: why it failed; None where it did not.
+        record: its record, as far as it goes.
+    """
+
+    values: list[float]
+    seconds: float
+    stopped: str | None
+    failure: str | None
+    record: RunRecord | None
+
+
+def attend(config: RunConfig, place: Path, metric: str, watch: Watch) -> Attended:
+    """Run one training to its end, or until `watch` says that it is enough.
+
+    Args:
+        config: the run; its folder is `place`, where what it prints is kept too.
+        place: the result folder.
+        metric: the figure of the validations that is looked at.
+        watch: asked after each look, twice a second.
+
+    Returns:
+        How it ended. A run that was stopped has saved a checkpoint.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    file, started = place / "asked.yaml", time.monotonic()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        file.write_text(dump_config(config), encoding="utf-8")
+        output = (place / OUTPUT).open("a", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write to {place}: {error.strerror}; name another folder with --output") from None
+    stopped = None
+    with output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ftkit", "train", "--config", str(file)],
+            stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            while process.poll() is None and stopped is None:
+                time.sleep(_POLL_SECONDS)
+                stopped = watch(values_of(record_of(place), metric))
+        finally:
+            _end(process)
+    record = record_of(place)
+    values = values_of(record, metric)
+    failure = None
+    if stopped is None and process.returncode != 0:
+        said = (place / OUTPUT).read_text(encoding="utf-8", errors="replace")
+        failure = explain_failure(process.returncode, said)[1]
+    elif stopped is None and not values:
+        failure = f"no validation has a {metric}"
+    return Attended(values, time.monotonic() - started, stopped, failure, record)
+
+
+def record_of(place: Path) -> RunRecord | None:
+    """Return the record of a run that may still be writing it; None before its first line."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a last line may be half written
+            return read_record(place)
+    except (DataError, OSError):
+        return None
+
+
+def values_of(record: RunRecord | None, metric: str) -> list[float]:
+    """Return a figure of each validation so far."""
+    lines = record.evaluations if record else ()
+    found = (getattr(line, metric) for line in lines if line.split == "validation")
+    return [value for value in found if value is not None]
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Ask a process to save and end; end it where it does not."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    process.wait()

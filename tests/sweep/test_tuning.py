@@ -1,0 +1,94 @@
+"""A search for settings starts nothing that does not fit, stops what is worse than others, and goes on when killed."""
+
+import csv
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from ftkit.cli import main
+from ftkit.config.files import load_config
+from ftkit.errors import ConfigError
+from ftkit.sweep.space import Axis, Space, read_space
+from ftkit.sweep.tuning import Budget, Tuning
+from tests.helpers import save_tiny_model
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with a tiny model, and texts whose label is whether they are good."""
+    folder = tmp_path_factory.mktemp("tuning")
+    save_tiny_model(folder / "bert", "bert")
+    with (folder / "films.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["text", "label"])
+        rows.writerows([f"a {('bad', 'good')[number % 2]} film number {number}", number % 2] for number in range(64))
+    return folder
+
+
+def base(work, *settings):
+    own = [
+        f"model.name={work / 'bert'}",
+        f"data.dataset={work / 'films.csv'}",
+        "method.name=full",
+        "data.max_length=16",
+    ]
+    own += ["training.max_steps=4", "batch.global_batch_size=16", "data.subset=null", "training.eval_every=2"]
+    return load_config(settings=[*own, *settings])
+
+
+def test_the_winner_is_written_and_what_does_not_fit_is_never_started(work, tmp_path):
+    space = tmp_path / "space.yaml"
+    space.write_text(
+        f"model.name: [{work / 'bert'}, demo]\noptimizer.learning_rate: {{low: 1e-4, high: 1e-1, log: true}}\n"
+    )
+    flags = ["--model", work / "bert", "--dataset", work / "films.csv", "--method", "full", "--max-length", 16]
+    flags += ["--max-steps", 4, "--global-batch-size", 16, "--set", "training.eval_every=2", "--space", space]
+    # A process without a model has 520 MB; the demo's has 90 MB of weights, and three times that to train them.
+    flags += ["--trials", 3, "--memory-budget", "600MB", "--output", tmp_path / "tune", "--json"]
+    done = CliRunner().invoke(main, ["tune", *map(str, flags)])
+    assert done.exit_code == 0, done.output
+    tried = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(tried) == 3
+    for one in tried:
+        assert (one["state"] == "never started") == (one["settings"]["model.name"] == "demo"), one
+        assert (one["folder"] is None) == (one["state"] == "never started")
+    assert any(one["state"] == "never started" for one in tried)
+    best = min((one for one in tried if one["state"] == "complete"), key=lambda one: one["value"])
+    config = load_config(tmp_path / "tune" / "best.yaml")
+    assert f"{config.optimizer.learning_rate:.4g}" == best["settings"]["optimizer.learning_rate"]
+    page = (tmp_path / "tune" / "tuning.html").read_text()
+    assert "never started" in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_a_search_goes_on_where_it_was_killed_and_stops_what_is_worse_at_a_validation(work, tmp_path):
+    tree = {"optimizer.learning_rate": [0.01, 1e-9], "training.max_steps": [12, 400]}
+    space = read_space(base(work, "optimizer.learning_rate=0.01", "training.max_steps=12"), tree)
+
+    def killed(trial):
+        raise SystemExit  # as a kill: nothing is told to the journal behind this
+
+    with pytest.raises(SystemExit):
+        Tuning(space, tmp_path / "tune", lambda *_: (None, None), killed).run(Budget(1))
+    again = Tuning(space, tmp_path / "tune", lambda *_: (None, None))
+    # It learns nothing, and would for 400 steps.
+    again._study.enqueue_trial({"optimizer.learning_rate": "1e-09", "training.max_steps": "400"})
+    again.run(Budget(3))
+    first, second, third = again.tried()
+    assert (first.state, second.state) == ("killed", "complete"), second.reason
+    assert (second.folder, second.settings) == (first.folder, first.settings)
+    assert third.state == "stopped"
+    assert third.reason.startswith("worse than others at validation")
+    other = Space(space.base, (Axis("optimizer.learning_rate", ("0.5",)),))
+    with pytest.raises(ConfigError, match=r"holds another search \(\S+ differs\)"):
+        Tuning(other, tmp_path / "tune", lambda *_: (None, None))
+
+
+def test_what_would_not_end_in_time_is_never_started(work, tmp_path):
+    space = read_space(base(work), {"optimizer.learning_rate": [0.001]})
+    tuning = Tuning(space, tmp_path / "tune", lambda *_: (None, 3600.0))
+    tuning.run(Budget(1, seconds=60.0))
+    (only,) = tuning.tried()
+    assert only.state == "never started"
+    assert only.reason.startswith("would take about 3600 s of the")
