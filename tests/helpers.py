@@ -136,12 +136,12 @@ def build_cached(
     whole = Whole(
         ftkit_model.build_model(run.config, source, architecture, run.dtype), process.device, run.dtype, process
     )
-    found = compute_once(run, whole, prepared(split, config.task), padding, lambda _: None)
-    assert found is not None
+    computed = compute_once(run, whole, prepared(split, config.task), padding, lambda _: None)
+    assert computed is not None
     return (
         run.config,
         build_engine(run, whole.model, process, objective_of(run.config, architecture, whole.model)),
-        found.train,
+        computed.data.train,
     )
 
 

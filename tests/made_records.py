@@ -5,11 +5,10 @@ import random
 from pathlib import Path
 
 from ftkit.config.files import build_config
-from ftkit.records.figures import MemoryBreakdown
+from ftkit.records.figures import LiveTensor, MemoryBreakdown
 from ftkit.records.files import RecordWriter
 from ftkit.records.schema import (
     EvaluationLine,
-    LiveTensor,
     Measurement,
     PhaseMeasurement,
     Prediction,

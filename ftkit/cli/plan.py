@@ -14,6 +14,7 @@ from ftkit.errors import ConfigError
 from ftkit.machine.hub import work_offline_if_unreachable
 from ftkit.machine.memory import quiet_collector
 from ftkit.records.files import CHECKPOINT_BYTES
+from ftkit.report.trunk import trunk_rows
 from ftkit.units import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ def prediction_lines(prediction: "AnyPrediction", run: "ResolvedRun") -> list[st
             f"{format_bytes(prediction.host_bytes)}, of it pinned {format_bytes(prediction.pinned_bytes)}",
         ),
         ("disk", format_bytes(prediction.disk_bytes + prediction.nvme_bytes)),
+        *trunk_rows(prediction.trunk),
         ("a save", _saving(prediction.num_trainable_parameters)),
         (
             "weights",

@@ -186,7 +186,7 @@ def _predict(trial: Trial, progress: SweepProgress) -> "Prediction | None":
     if trial.run is None:
         return None
     try:
-        return predict(trial.run.config, find_target(num_devices=trial.world_size))
+        return predict(trial.run.config.without_cache(), find_target(num_devices=trial.world_size))
     except FtkitError as error:
         progress.note(f"no prediction for {trial.name}: {error}")
         return None

@@ -44,6 +44,11 @@ class MethodSection(Section):
     trains_all: ClassVar[bool] = False
     """Whether every weight trains, so that masters and moments are most of what is held."""
 
+    @property
+    def leaves_trunk(self) -> bool:
+        """Whether the embeddings and the lower layers, or all layers, stay frozen below all that trains."""
+        return False
+
     def stored_parameters(self, num_parameters: int, num_trainable_parameters: int) -> int:
         """Return how many weights the result on the disk has, of all and of those that train."""
         return num_trainable_parameters if self.is_adapter else num_parameters

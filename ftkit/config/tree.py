@@ -299,6 +299,10 @@ class RunConfig(Section):
         """The peak learning rate: the optimizer's, else the method's own default."""
         return self.optimizer.learning_rate or self.method.default_learning_rate
 
+    def without_cache(self) -> Self:
+        """Return the run whose frozen layers run in each step."""
+        return self.model_copy(update={"cache": self.cache.model_copy(update={"trunk": "off"})})
+
     def settled(self, device_type: str) -> Self:
         """Return the run with the numbers that stand behind its defaults: the learning rate and the cut.
 

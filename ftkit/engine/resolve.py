@@ -90,6 +90,23 @@ class ResolvedRun:
         return self.zero_stage == 3
 
     @property
+    def hidden_dtype(self) -> torch.dtype:
+        """The dtype in which the cache keeps what a frozen trunk makes."""
+        kept = self.config.cache.dtype
+        return self.dtype if kept == "auto" else DTYPES[kept]
+
+    def may_cache(self, num_passes: float) -> bool:
+        """Return whether the settings let a frozen trunk run once, where the model has one.
+
+        Args:
+            num_passes: over the training split.
+        """
+        if self.config.cache.trunk != "auto":
+            return self.config.cache.trunk == "on"
+        is_spread = self.partitions_weights and self.devices.device_type != "cpu"  # it may fit on no device whole
+        return num_passes > 1 and not is_spread
+
+    @property
     def facts(self) -> Facts:
         """The facts that the rulebook looks at."""
         config = self.config

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from copy import deepcopy
 from typing import Any, cast
 
@@ -34,7 +34,12 @@ _POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
 
 
 def build_model(
-    config: RunConfig, source: Source, architecture: Any, dtype: torch.dtype, note: Note = lambda _: None
+    config: RunConfig,
+    source: Source,
+    architecture: Any,
+    dtype: torch.dtype,
+    note: Note = lambda _: None,
+    without: Collection[str] = (),
 ) -> nn.Module:
     """Load the weights and make of them what the method trains.
 
@@ -44,6 +49,7 @@ def build_model(
         architecture: what `load_config` returned.
         dtype: what weights and activations compute in.
         note: told what is new in the model.
+        without: modules whose weights stay on `meta`, by their names before the method changes the model.
 
     Returns:
         A module on the CPU, in evaluation mode, in which exactly what the method trains requires gradients.
@@ -51,7 +57,7 @@ def build_model(
     Raises:
         ModelError: the weights cannot be loaded or are not whole, or the model is not for this task or method.
     """
-    model, start = load_weights(config, source, architecture, dtype, note)
+    model, start = load_weights(config, source, architecture, dtype, note, without)
     model = prepare_model(config, model, dtype, start)
     for line in weight_lines(model):
         note(line)

@@ -84,6 +84,16 @@ def compiling_later() -> AbstractContextManager[None]:
 # --- transformers -----------------------------------------------------------------------------------------------------
 
 
+def without_hooks() -> AbstractContextManager[None]:
+    """Let a model that is loaded in part on `meta` be without accelerate's hooks, which would fetch what is not there.
+
+    `accelerate_dispatch` (transformers 5.23, modeling_utils.py, as it has imported it).
+    """
+    from transformers import modeling_utils
+
+    return patched(modeling_utils, "accelerate_dispatch", lambda *_, **__: None)
+
+
 def checkpointing_layers(model: nn.Module) -> list[nn.Module]:
     """Return the layers that can recompute: `GradientCheckpointingLayer` (transformers 5.23, modeling_layers.py)."""
     from transformers.modeling_layers import GradientCheckpointingLayer

@@ -89,6 +89,33 @@ def resolve_source(config: ModelConfig, task: Task) -> Source:
     return Source(str(path), config.gguf_file, config.revision, config.trust_remote_code)
 
 
+def weight_files(source: Source) -> list[Path]:
+    """Return the files with a model's weights, as far as they are on this machine.
+
+    Args:
+        source: where the model is.
+
+    Returns:
+        The safetensors in its folder, or in the hub's cache; none where they are not there, or are of another kind.
+    """
+    from transformers.utils.hub import cached_file
+
+    folder = Path(source.name)
+    if not folder.is_dir():
+        file = cached_file(
+            source.name,
+            "config.json",
+            revision=source.revision,
+            local_files_only=True,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if file is None:
+            return []
+        folder = Path(file).parent
+    return [] if source.gguf_file else sorted(folder.glob("*.safetensors"))
+
+
 def load_tokenizer(source: Source) -> Any:
     """Return a model's tokenizer, with a pad token.
 

@@ -25,7 +25,12 @@ Shapes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
 
 
 def load_weights(
-    config: RunConfig, source: Source, architecture: Any, dtype: torch.dtype, note: Note
+    config: RunConfig,
+    source: Source,
+    architecture: Any,
+    dtype: torch.dtype,
+    note: Note,
+    without: Collection[str] = (),
 ) -> tuple[nn.Module, Start]:
     """Load a transformers model.
 
@@ -35,6 +40,7 @@ def load_weights(
         architecture: what `load_config` returned.
         dtype: what the weights are loaded in.
         note: told what is new.
+        without: modules whose weights stay on `meta`.
 
     Returns:
         The model in evaluation mode, and what is new in it.
@@ -44,7 +50,8 @@ def load_weights(
         ConfigError: a new head for a model that has none of its own.
     """
     torch.manual_seed(config.training.seed)
-    with explained_loading(source, f"weights for {config.task}"):
+    placed = {"device_map": {"": "cpu"} | dict.fromkeys(without, "meta")} if without else {}
+    with explained_loading(source, f"weights for {config.task}"), foreign.without_hooks():
         model, info = auto_class(config.task).from_pretrained(
             source.name,
             config=architecture,
@@ -54,6 +61,7 @@ def load_weights(
             use_safetensors=True,
             **source.arguments,
             **attention(config.model),
+            **placed,
         )
     shapes = {name: (tuple(theirs), tuple(ours)) for name, theirs, ours in info["mismatched_keys"]}
     missing = set(info["missing_keys"]) | shapes.keys()

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from ftkit.observe.allocator import round_size
 from ftkit.observe.tape import Birth, Tape
-from ftkit.records.figures import Kind, MemoryBreakdown
-from ftkit.records.schema import LiveTensor, TimelineLine
+from ftkit.records.figures import Kind, LiveTensor, MemoryBreakdown
+from ftkit.records.schema import TimelineLine
 from ftkit.step.observer import Phase
 
 _POINTS = 600

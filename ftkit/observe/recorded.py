@@ -1,6 +1,7 @@
 """Run the real training step under a recorder, whatever tensors it runs on."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -9,9 +10,11 @@ from ftkit.data.batching import MicroBatch, Shape
 from ftkit.engine.protocol import Engine
 from ftkit.models.bnb import hidden_tensors
 from ftkit.models.objective import Objective
+from ftkit.models.trunk.cut import Cut, arriving
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import Role, Tape
 from ftkit.step import step
+from ftkit.step.observer import Phase
 
 
 def layer_names(model: nn.Module) -> dict[str, int]:
@@ -43,6 +46,26 @@ def record_steps(engine: Engine, micro_batches: Sequence[MicroBatch], recorder: 
     return recorder.tape
 
 
+def record_trunk(model: nn.Module, cut: Cut, micro_batch: MicroBatch, recorder: Recorder) -> Tape:
+    """Run a frozen trunk over sequences under a recorder that is already active.
+
+    Args:
+        model: not closed, in evaluation mode.
+        cut: where the trunk ends.
+        micro_batch: the sequences.
+        recorder: watches.
+
+    Returns:
+        The recorder's tape.
+    """
+    recorder.see(batch_tensors([micro_batch]), Role.INPUT)
+    recorder.begin_step(1)
+    with recorder.during(Phase.TRUNK):
+        arrived = arriving(model, cut, micro_batch)
+        del arrived
+    return recorder.tape
+
+
 def see_model(recorder: Recorder, model: nn.Module, layers: dict[str, int]) -> None:
     """Write a model's tensors on the tape."""
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -52,12 +75,31 @@ def see_model(recorder: Recorder, model: nn.Module, layers: dict[str, int]) -> N
     recorder.see(model.named_buffers(), Role.BUFFER, layers)
 
 
-def make_batches(objective: Objective, shape: Shape) -> list[MicroBatch]:
+@dataclass(frozen=True)
+class Given:
+    """What a model that runs from above its frozen trunk is given of each sequence, beside its tokens.
+
+    Attributes:
+        cut: where the trunk ends.
+        dtype: of what is kept.
+    """
+
+    cut: Cut
+    dtype: torch.dtype
+
+    def hidden(self, shape: Shape) -> torch.Tensor:
+        """Return zeros in the place of what crosses, [B, D] or [B, T, D]."""
+        length = () if self.cut.is_pooled else (shape.length,)
+        return torch.zeros(shape.batch, *length, self.cut.width, dtype=self.dtype)
+
+
+def make_batches(objective: Objective, shape: Shape, given: Given | None = None) -> list[MicroBatch]:
     """Return micro-batches of a shape, all of token 1; with a mask where sequences are padded.
 
     Args:
         objective: decides what the labels are.
-        shape: sizes.
+        shape: sizes; of a length of 1 where one vector of a sequence is given.
+        given: in the place of a frozen trunk; None: the model runs whole.
 
     Returns:
         The micro-batches of one step.
@@ -71,7 +113,8 @@ def make_batches(objective: Objective, shape: Shape) -> list[MicroBatch]:
             mask_BT[:, -1] = 0
         labels = objective.blank_labels(ids_BT)
         places = _all_targets(shape) if labels.shape == ids_BT.shape else None
-        made.append(MicroBatch(ids_BT, labels, mask_BT, target_places=places))
+        hidden = None if given is None else given.hidden(shape)
+        made.append(MicroBatch(ids_BT, labels, mask_BT, target_places=places, hidden=hidden))
     return made
 
 

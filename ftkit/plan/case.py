@@ -22,6 +22,7 @@ class Case:
         architecture: a transformers configuration of its model.
         shape: the micro-batches of one rank.
         num_steps: optimizer steps; None where neither the data nor `max_steps` says it.
+        sequences: the data, or the worst that it can be.
     """
 
     run: ResolvedRun
@@ -29,6 +30,7 @@ class Case:
     architecture: Any
     shape: Shape
     num_steps: int | None
+    sequences: Sequences
 
     @classmethod
     def of(cls, run: ResolvedRun, target: Target, architecture: Any, sequences: Sequences | None) -> "Case":
@@ -45,7 +47,7 @@ class Case:
         """
         sequences = sequences or Sequences.unseen(run.config)
         shape = plan_shape(run.config, target.num_devices, sequences)
-        return cls(run, target, architecture, shape, num_steps(run.config, sequences.num))
+        return cls(run, target, architecture, shape, num_steps(run.config, sequences.num), sequences)
 
 
 @dataclass(frozen=True)

@@ -7,22 +7,27 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ftkit.config.tree import RunConfig
+from ftkit.data.batching import Shape
 from ftkit.engine.resolve import resolve
+from ftkit.errors import ModelError
 from ftkit.models.build import build_empty_model
+from ftkit.observe.recorded import Given
 from ftkit.observe.tape import Tape
 from ftkit.plan import fallback as formula
 from ftkit.plan.architectures import find_architecture
 from ftkit.plan.case import Case, Counts, disk_bytes
 from ftkit.plan.memory import Memory, device_of
-from ftkit.plan.predicted import AnyPrediction, MemoryPrediction, Speed, by_formula, traced
+from ftkit.plan.predicted import AnyPrediction, MemoryPrediction, Speed, TracedPrediction, by_formula, traced
 from ftkit.plan.shapes import Sequences
 from ftkit.plan.speed import step_time
 from ftkit.plan.target import Target
 from ftkit.plan.tracing.layer_choice import ShallowModel, choose_layers
 from ftkit.plan.tracing.trace import UntraceableModelError, count_weights, trace
 from ftkit.plan.tracing.unroll import NotAlikeError, unroll
+from ftkit.plan.trunk import Pass, head_shape, trace_pass, trunk_plan, wants_pass, with_pass
 from ftkit.plan.zero.share import RankShare, share_out
 from ftkit.records.schema import Basis, Verdict
+from ftkit.records.trunk import TrunkPlan
 
 
 @dataclass(frozen=True)
@@ -32,13 +37,15 @@ class Tapes:
     Attributes:
         known: what decides a step, to its tape and how that was made.
         shallow: what decides the layers that are traced, to the model that has them alone.
+        passes: what decides the pass that runs a frozen trunk once, to its tape; None: the model allows none.
     """
 
     known: dict[tuple[Any, ...], tuple[Tape, Basis]] = field(default_factory=dict)
     shallow: dict[tuple[Any, ...], ShallowModel] = field(default_factory=dict)
+    passes: dict[tuple[Any, ...], Pass | None] = field(default_factory=dict)
 
 
-def predict(
+def predict(  # noqa: PLR0913  # all that decides a prediction
     config: RunConfig,
     target: Target,
     architecture: Any = None,
@@ -46,6 +53,7 @@ def predict(
     sequences: Sequences | None = None,
     exact: bool = False,
     tapes: Tapes | None = None,
+    is_cached: bool = False,
 ) -> AnyPrediction:
     """Predict memory and speed of a configuration at a target.
 
@@ -56,6 +64,7 @@ def predict(
         sequences: the data; None: not at hand.
         exact: trace every layer.
         tapes: what was traced before and is looked up here first; this call's tape is put in.
+        is_cached: whether the cache of hidden states has all that a frozen trunk would make of the data.
 
     Returns:
         The prediction; by a formula, and without a time, where the model's code cannot be traced.
@@ -67,17 +76,54 @@ def predict(
         DeviceError: the target cannot compute in the precision asked for.
     """
     run = resolve(config, target.devices)
+    tapes = tapes or Tapes()
     with _quiet():
         architecture = find_architecture(run.config) if architecture is None else architecture
         case = Case.of(run, target, architecture, sequences)
         try:
-            tape, basis = _known_tape(case, exact, tapes or Tapes())
+            once = _known_pass(case, tapes, is_cached) if wants_pass(case) else None
+            if once is not None:
+                return _predict_once(case, once, exact, tapes)
+            return _predict_whole(case, exact, tapes)
         except UntraceableModelError as error:
             return _by_formula(case, error)
-    counts = Counts.of(tape.weights, run.dtype)
-    share = share_out(tape, run, counts.trainable)
+
+
+def _predict_whole(case: Case, exact: bool, tapes: Tapes) -> TracedPrediction:
+    """Predict a run whose model runs whole in each step."""
+    tape, basis = _known_tape(case, exact, tapes)
+    counts = Counts.of(tape.weights, case.run.dtype)
+    share = share_out(tape, case.run, counts.trainable)
     memory = _memory_prediction(case, counts, device_of(case, counts).of_step(share), basis)
-    return traced(memory, _speed(case, tape, share))
+    return traced(memory, _speed(case, case.shape, tape, share))
+
+
+def _predict_once(case: Case, once: Pass, exact: bool, tapes: Tapes) -> TracedPrediction:
+    """Predict a run whose frozen trunk runs once, before the steps, which do without."""
+    shape = head_shape(case, once)
+    tape, basis = _known_tape(replace(case, shape=shape), exact, tapes, once.given)
+    counts = Counts.of(tape.weights, case.run.dtype)
+    share = share_out(tape, case.run, counts.trainable)
+    memory = with_pass(device_of(case, counts).of_step(share), case, counts, once)
+    speed = _speed(case, shape, tape, share)
+    whole = None if once.is_done else _predict_whole(case, exact, tapes).step_seconds
+    planned = trunk_plan(case, once, share.tape.peak_bytes(), speed.step_seconds, whole)
+    return traced(_memory_prediction(case, counts, memory, basis, trunk=planned), speed)
+
+
+def _known_pass(case: Case, tapes: Tapes, is_cached: bool) -> Pass | None:
+    """Trace the pass of a run that wants one; None where the model does not allow it and the run does not insist."""
+    key = (*_model_key(case), case.shape.traced, case.target.gpu, case.run.config.cache.dtype, is_cached)
+    if key not in tapes.passes:
+        try:
+            tapes.passes[key] = trace_pass(case, is_done=is_cached)
+        except UntraceableModelError:
+            raise
+        except ModelError as error:
+            if case.run.config.cache.trunk == "on":
+                raise ModelError(f"cache.trunk=on: {error}") from error
+            tapes.passes[key] = None
+    return tapes.passes[key]
 
 
 def _by_formula(case: Case, error: UntraceableModelError) -> AnyPrediction:
@@ -93,16 +139,23 @@ def _by_formula(case: Case, error: UntraceableModelError) -> AnyPrediction:
     return by_formula(_memory_prediction(case, counts, memory, Basis.FORMULA, note))
 
 
-def _known_tape(case: Case, exact: bool, tapes: Tapes) -> tuple[Tape, Basis]:
+def _known_tape(case: Case, exact: bool, tapes: Tapes, given: Given | None = None) -> tuple[Tape, Basis]:
     """Trace, unless the same step was traced before: ZeRO and the number of ranks leave it as it is."""
     run = case.run
-    key = (*_model_key(case), run.config.optimizer.name, case.shape.traced, case.target.gpu, run.partitions_weights)
+    key = (
+        *_model_key(case),
+        run.config.optimizer.name,
+        case.shape.traced,
+        case.target.gpu,
+        run.partitions_weights,
+        given,
+    )
     if (key, exact) not in tapes.known:
-        tapes.known[key, exact] = _tape(case, exact, tapes)
+        tapes.known[key, exact] = _tape(case, exact, tapes, given)
     return tapes.known[key, exact]
 
 
-def _tape(case: Case, exact: bool, tapes: Tapes) -> tuple[Tape, Basis]:
+def _tape(case: Case, exact: bool, tapes: Tapes, given: Given | None) -> tuple[Tape, Basis]:
     def run(model: ShallowModel) -> Tape:
         return trace(
             model.config,
@@ -113,9 +166,11 @@ def _tape(case: Case, exact: bool, tapes: Tapes) -> tuple[Tape, Basis]:
             device_type=case.target.device_type,
             checkpointed=model.checkpointed,
             sees_modules=case.run.partitions_weights,
+            given=given,
         )
 
-    model = _shallow_model(case, exact, tapes)
+    # Few layers are left where a trunk is not run, and the place of its end is a name in the deep model.
+    model = _shallow_model(case, exact or given is not None, tapes)
     try:
         tape = unroll(run(model), model.kept, model.kinds)
     except NotAlikeError:
@@ -139,7 +194,12 @@ def _model_key(case: Case) -> tuple[str, ...]:
 
 
 def _memory_prediction(
-    case: Case, counts: Counts, memory: Memory, basis: Basis, note: str | None = None
+    case: Case,
+    counts: Counts,
+    memory: Memory,
+    basis: Basis,
+    note: str | None = None,
+    trunk: TrunkPlan | None = None,
 ) -> MemoryPrediction:
     target, shape, peak = case.target, case.shape, memory.peak
     return MemoryPrediction(
@@ -171,11 +231,12 @@ def _memory_prediction(
         process_low_bytes=memory.process_range[0],
         process_high_bytes=memory.process_range[1],
         reason=memory.reason,
+        trunk=trunk,
     )
 
 
-def _speed(case: Case, tape: Tape, share: RankShare) -> Speed:
-    shape, run = case.shape, case.run
+def _speed(case: Case, shape: Shape, tape: Tape, share: RankShare) -> Speed:
+    run = case.run
     device = case.target.device(run.precision)
     time = step_time(tape, device, shape.num_micro_batches, shape.traced.num_micro_batches)
     seconds = time.seconds + share.wire_bytes / case.target.link + share.offload_seconds
@@ -184,7 +245,7 @@ def _speed(case: Case, tape: Tape, share: RankShare) -> Speed:
     return Speed(
         step_seconds=seconds,
         samples_per_second=sequences / seconds,
-        tokens_per_second=sequences * shape.length / seconds,
+        tokens_per_second=sequences * case.shape.length / seconds,
         device_flops=flops,
         model_flops_utilization=time.flops / seconds / flops,
         total_seconds=None if case.num_steps is None else case.num_steps * seconds,

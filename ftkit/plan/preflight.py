@@ -23,6 +23,7 @@ from ftkit.plan.shapes import Sequences
 from ftkit.plan.target import Target, find_target
 from ftkit.plan.tracing.trace import UntraceableModelError
 from ftkit.plan.weights import least_weight_bytes, weights_reason
+from ftkit.report.trunk import trunk_line
 from ftkit.units import format_bytes
 
 FAULT = "planner_fault.txt"
@@ -51,6 +52,8 @@ def plan_first(
     architecture: Any,
     sequences: Sequences,
     note: Callable[[str], None],
+    *,
+    is_cached: bool = False,
 ) -> tuple[BatchConfig, AnyPrediction | None]:
     """Predict a run on the machine that it is about to run on.
 
@@ -59,7 +62,8 @@ def plan_first(
         process: the place of this process; every process of the job calls this.
         architecture: of the model, with its labels.
         sequences: the data.
-        note: told what was found, in one line.
+        note: told what was found, in a line or two.
+        is_cached: whether the cache has all that a frozen trunk would make of the data.
 
     Returns:
         The cut, with `micro_batch_tokens: auto` replaced by a number, and the prediction; None where planning is off
@@ -71,18 +75,23 @@ def plan_first(
     """
     if not config.training.plan_first and config.batch.micro_batch_tokens != "auto":
         return config.batch, None
-    return first_decides(process, lambda: _plan(config, process, architecture, sequences, note))
+    return first_decides(process, lambda: _plan(config, process, architecture, sequences, note, is_cached))
 
 
 def _plan(
-    config: RunConfig, process: ProcessContext, architecture: Any, sequences: Sequences, note: Callable[[str], None]
+    config: RunConfig,
+    process: ProcessContext,
+    architecture: Any,
+    sequences: Sequences,
+    note: Callable[[str], None],
+    is_cached: bool,
 ) -> tuple[BatchConfig, AnyPrediction | None]:
     target = _target(process)
     tapes = Tapes()
     with _faults_kept(config, target):
         try:
             config = settled(config, target, architecture, sequences, tapes)
-            prediction = predict(config, target, architecture, sequences=sequences, tapes=tapes)
+            prediction = predict(config, target, architecture, sequences=sequences, tapes=tapes, is_cached=is_cached)
         except UntraceableModelError as error:
             note(f"warning: no plan for this run, since {error}")
             return _with_number(config.batch, target), None
@@ -90,6 +99,8 @@ def _plan(
         if config.training.plan_first and not prediction.fits and isinstance(prediction, TracedPrediction):
             raise _refusal(f"this run {prediction.reason}", cures(config, target, architecture, sequences, tapes))
     note(_line(prediction))
+    if prediction.trunk is not None:
+        note(trunk_line(prediction.trunk))
     return config.batch, prediction
 
 

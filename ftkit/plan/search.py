@@ -62,8 +62,12 @@ class Candidate:
 
     @property
     def seconds(self) -> float:
-        """Of a step; 0 for every candidate of a model whose step is known by a formula, which has no time."""
-        return self.prediction.step_seconds if isinstance(self.prediction, TracedPrediction) else 0.0
+        """Of a step, with its part of what runs once; 0 for all of a model that a formula knows, which has no time."""
+        if not isinstance(self.prediction, TracedPrediction):
+            return 0.0
+        trunk, epochs = self.prediction.trunk, self.config.training.epochs or 1.0
+        once = 0.0 if trunk is None or trunk.is_done else trunk.seconds_per_step / epochs
+        return self.prediction.step_seconds + once
 
 
 def search(

@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 
 from ftkit.config.tree import RunConfig
+from ftkit.data.arrays import PreparedData
 from ftkit.data.batching import Shape, count_steps
 
 
@@ -16,11 +17,17 @@ class Sequences:
         num: of the training split; None: unknown.
         longest: tokens of the longest of any split.
         are_equal: whether all are as long as that, so that nothing is padded.
+        shortest: tokens of the shortest.
+        num_all: of all splits; None: unknown.
+        all_tokens: of all splits; None: unknown.
     """
 
     num: int | None
     longest: int
     are_equal: bool
+    shortest: int = 1
+    num_all: int | None = None
+    all_tokens: int | None = None
 
     @classmethod
     def unseen(cls, config: RunConfig, num: int | None = None) -> "Sequences":
@@ -37,7 +44,21 @@ class Sequences:
         is_packed = config.task == "causal-lm" and not (
             data.completion_column or data.messages_column or data.prompt_column
         )
-        return cls(num, data.max_length, is_packed)
+        return cls(num, data.max_length, is_packed, 1, num, None if num is None else num * data.max_length)
+
+    @classmethod
+    def of(cls, data: PreparedData) -> "Sequences":
+        """Return the facts about data that is at hand."""
+        lengths = [split.lengths for split in data.splits]
+        shortest, longest = min(int(one.min()) for one in lengths), data.longest
+        return cls(
+            num=len(data.train),
+            longest=longest,
+            are_equal=shortest == longest,
+            shortest=shortest,
+            num_all=sum(map(len, lengths)),
+            all_tokens=sum(int(one.sum()) for one in lengths),
+        )
 
 
 def rank_share(config: RunConfig, world_size: int, sequences: Sequences) -> int:

@@ -70,3 +70,18 @@ class Figures(Record):
     """Real (not padding) tokens of the whole job."""
     samples_per_second: float | None = None
     model_flops_utilization: float | None = None
+
+
+class LiveTensor(Record):
+    """A storage that was alive at a peak."""
+
+    num_bytes: int
+    kind: str
+    """`parameter`, `gradient`, `optimizer`, `activation`, `temporary` or `buffer`."""
+    module: str
+    """The module whose code made it; of what a backward makes, the layer that it went through."""
+    op: str = ""
+    """The operator that made it; empty for what was there before."""
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    """Such as `bfloat16`."""

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from ftkit.records.figures import Figures, MemoryBreakdown, Record
+from ftkit.records.figures import Figures, LiveTensor, MemoryBreakdown, Record
+from ftkit.records.trunk import TrunkPlan
 
 SCHEMA_VERSION = 1
 
@@ -83,6 +84,8 @@ class Prediction(Figures):
     num_steps: int | None = None
     total_seconds: float | None = None
     """All steps, without loading and evaluation."""
+    trunk: TrunkPlan | None = None
+    """What is frozen runs once, and the steps run without it; None: it runs in each step."""
 
     @model_validator(mode="before")
     @classmethod
@@ -97,21 +100,6 @@ class Prediction(Figures):
     def found(self) -> str:
         """How it was made, in words."""
         return self.basis_note or (self.basis or "")
-
-
-class LiveTensor(Record):
-    """A storage that was alive at a peak."""
-
-    num_bytes: int
-    kind: str
-    """`parameter`, `gradient`, `optimizer`, `activation`, `temporary` or `buffer`."""
-    module: str
-    """The module whose code made it; of what a backward makes, the layer that it went through."""
-    op: str = ""
-    """The operator that made it; empty for what was there before."""
-    shape: tuple[int, ...] = ()
-    dtype: str = ""
-    """Such as `bfloat16`."""
 
 
 class PhaseMeasurement(Record):

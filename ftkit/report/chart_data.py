@@ -5,8 +5,8 @@ from dataclasses import asdict
 from typing import Any
 
 from ftkit.config.files import unusual_values
-from ftkit.records.figures import Kind, MemoryBreakdown
-from ftkit.records.schema import LiveTensor, PhaseMeasurement, TimelineLine
+from ftkit.records.figures import Kind, LiveTensor, MemoryBreakdown
+from ftkit.records.schema import PhaseMeasurement, TimelineLine
 from ftkit.report import words
 from ftkit.report.answered import calibration, label_words
 from ftkit.report.collect import Run

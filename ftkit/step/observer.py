@@ -15,6 +15,7 @@ class Phase(StrEnum):
     BACKWARD = "backward"  # of one micro-batch
     OPTIMIZER = "optimizer"  # gradients are summed and clipped, weights updated
     EVALUATION = "evaluation"  # forwards alone
+    TRUNK = "trunk"  # the frozen layers run once over all sequences, before the first step
 
 
 class Observer(Protocol):

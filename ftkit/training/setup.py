@@ -12,7 +12,7 @@ from torch import nn
 
 from ftkit.config.paths import with_absolute_paths
 from ftkit.config.tree import RunConfig
-from ftkit.data.arrays import PreparedData
+from ftkit.data.arrays import PreparedData, TokenSplit
 from ftkit.data.batching import Padding, check_cut, count_steps
 from ftkit.data.labels.weights import class_weights
 from ftkit.engine.assemble import Counts, build_engine
@@ -27,6 +27,7 @@ from ftkit.observe.meter import Meter
 from ftkit.plan.predicted import AnyPrediction, TracedPrediction
 from ftkit.plan.preflight import plan_first
 from ftkit.plan.shapes import Sequences
+from ftkit.step.observer import Phase
 from ftkit.training.checkpoints import checkpoint
 from ftkit.training.checkpoints.same_run import resumable_part
 from ftkit.training.checkpoints.writer import Writer
@@ -37,6 +38,7 @@ from ftkit.training.folder import describe_saving, open_folder
 from ftkit.training.reporters import Reporter
 from ftkit.training.state import Progress, best_steps
 from ftkit.training.trunk import Whole, compute_once, wants_trunk
+from ftkit.training.warm import Key, find_warm
 from ftkit.units import format_seconds
 
 _WARMUP_WARNING = 1 / 3
@@ -104,38 +106,41 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     note = reporter.note if process.is_main else _silent
     config = with_absolute_paths(config)
     found = look_first(config, process, note, is_resumed=resume)
-    source, tokenizer, data, architecture, longest = (
-        found.source, found.tokenizer, found.data, found.architecture, found.longest
-    )  # fmt: skip
+    source, tokenizer, data, architecture = found.source, found.tokenizer, found.data, found.architecture
     meter = Meter(process.device)
     asked = replace(found.run, config=_with_weights(found.run.config, data, note))
-    are_equal = all(split.lengths.min() == longest for split in data.splits)
-    sequences = Sequences(len(data.train), longest, are_equal=are_equal)
-    batch, prediction = plan_first(asked.config, process, architecture, sequences, note)
-    if prediction is not None:
-        first_decides(process, lambda: check_disk(config, prediction.disk_bytes or 0))
-    check_cut(batch, longest)
-    run = asked.cut_by(batch)
     num_steps = _count_steps(config, data, note)
+    key = Key.of(asked, process, source, architecture, data, num_steps)
+    warm = find_warm(key, process, note)
+    plan = partial(plan_first, process=process, architecture=architecture, sequences=Sequences.of(data), note=note)
+    batch, prediction = plan(asked.config, is_cached=warm is not None)
+    first_decides(process, lambda: check_disk(config, 0 if prediction is None else prediction.disk_bytes))
+    check_cut(batch, data.longest)
+    run = asked.cut_by(batch)
     folder = first_decides(process, lambda: open_folder(config, is_resumed=resume))
 
     load = partial(build_model, run.config, source, architecture, run.dtype)
-    model = load(note)
+    model = load(note, () if warm is None else warm.known.without)
     counts = Counts.of(model)
-    check_positions(model, longest)
+    check_positions(model, data.longest)
     check_tokens(model, data.highest_token)
     meter.enter(_PADDING)
     whole = Whole(model, process.device, run.dtype, process)
-    run, padding, shallow = _settle_trunk(run, whole, data, tokenizer, num_steps, note)
+    run, padding, shallow = (
+        warm.settled(run, model, tokenizer) if warm else _settle_trunk(run, whole, key, tokenizer, meter, note)
+    )
+    if shallow is None and prediction is not None and prediction.trunk is not None:
+        batch, prediction = plan(run.config.without_cache())  # a model that steps aside needs more
+        run = run.cut_by(batch)
     if run.engine is EngineKind.DEEPSPEED:
         note("starting DeepSpeed")
     engine = build_engine(run, model, process, objective_of(run.config, architecture, model))
     if padding is None:
         run, padding = settle_padding(run, engine, data.splits, tokenizer, note)
     settle_loss(engine, (shallow or data).train, padding, note)
-    if shallow is None and isinstance(prediction, TracedPrediction):
-        tokens = float(data.train.lengths.mean()) * config.batch.global_batch_size * num_steps
-        note(f"its steps take about {format_seconds(tokens / prediction.tokens_per_second)}, as planned")
+    if prediction is not None and (shallow is None) != (prediction.trunk is None):
+        prediction = None  # of the whole model, which no step runs
+    _say_time(prediction, data.train, config.batch.global_batch_size * num_steps, note)
     meter.discard(_PADDING)
     note(first_decides(process, lambda: describe_saving(folder, counts.trainable)))
     return Job(
@@ -149,7 +154,7 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
         num_steps,
         counts,
         meter,
-        prediction if shallow is None else None,  # it is of the whole model, which no step runs
+        prediction,
         padding,
         None if shallow is None else load,
     )
@@ -165,21 +170,32 @@ def _count_steps(config: RunConfig, data: PreparedData, note: Callable[[str], No
     return num_steps
 
 
+def _say_time(
+    prediction: AnyPrediction | None, train: TokenSplit, num_sequences: int, note: Callable[[str], None]
+) -> None:
+    """Say how long all steps take, if that was planned."""
+    if isinstance(prediction, TracedPrediction):
+        tokens = float(train.lengths.mean()) * num_sequences
+        note(f"its steps take about {format_seconds(tokens / prediction.tokens_per_second)}, as planned")
+
+
 def _settle_trunk(
-    run: ResolvedRun,
-    whole: Whole,
-    data: PreparedData,
-    tokenizer: Any,
-    num_steps: int,
-    note: Callable[[str], None],
+    run: ResolvedRun, whole: Whole, key: Key, tokenizer: Any, meter: Meter, note: Callable[[str], None]
 ) -> tuple[ResolvedRun, Padding | None, PreparedData | None]:
     """Have the trunk computed once where that is wanted, and settle the padding for it; close the model above it."""
-    num_passes = num_steps * run.config.batch.global_batch_size / len(data.train)
-    if not wants_trunk(run, whole.model, num_passes):
+    if not wants_trunk(run, whole.model, key.num_passes):
         return run, None, None
     whole.model.to(whole.device)
-    run, padding = settle_padding(run, whole, data.splits, tokenizer, note)
-    return run, padding, compute_once(run, whole, data, padding, note)
+    asked = run
+    run, padding = settle_padding(run, whole, key.data.splits, tokenizer, note)
+    meter.enter(Phase.TRUNK)
+    computed = compute_once(run, whole, key.data, padding, note)
+    meter.enter(_PADDING)
+    if computed is None:
+        return run, padding, None
+    if whole.process.is_main:
+        key.keep(computed, padding, is_alone=run.config.batch != asked.config.batch)
+    return run, padding, computed.data
 
 
 def _with_weights(config: RunConfig, data: PreparedData, note: Callable[[str], None]) -> RunConfig:

@@ -1,26 +1,27 @@
 """Settle whether the frozen trunk of a run is computed once, and have it computed."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from ftkit.data.arrays import PreparedData, TokenSplit
 from ftkit.data.batching import MicroBatch, Padding, collate
-from ftkit.engine.resolve import DTYPES, ResolvedRun
+from ftkit.engine.resolve import ResolvedRun
 from ftkit.errors import ConfigError, DeviceError, ModelError
 from ftkit.machine.lock import locked
 from ftkit.machine.process import ProcessContext, first_decides
 from ftkit.machine.ranks import sum_of_ranks, together
-from ftkit.models.build import set_training
 from ftkit.models.trunk import entries, store
 from ftkit.models.trunk.address import address_of, digest_trunk
 from ftkit.models.trunk.build import Pass, check_closed, probed, write_shards
-from ftkit.models.trunk.cut import close, find_cut
+from ftkit.models.trunk.closed import close, spared
+from ftkit.models.trunk.cut import AROUND, Cut, find_cut, has_trunk
 from ftkit.units import format_bytes, format_seconds
 
 Note = Callable[[str], None]
@@ -44,6 +45,23 @@ class Whole:
         return logits
 
 
+@dataclass(frozen=True)
+class Computed:
+    """What a trunk that ran once has left.
+
+    Attributes:
+        data: the splits with their hidden states.
+        paths: split to its entry of the cache.
+        cut: where the trunk ends.
+        spared: the modules whose weights are not needed any more.
+    """
+
+    data: PreparedData
+    paths: Mapping[str, Path]
+    cut: Cut
+    spared: tuple[str, ...]
+
+
 def wants_trunk(run: ResolvedRun, model: nn.Module, num_passes: float) -> bool:
     """Return whether the trunk of a run is to be computed once, as far as the settings say.
 
@@ -55,24 +73,32 @@ def wants_trunk(run: ResolvedRun, model: nn.Module, num_passes: float) -> bool:
     Raises:
         ConfigError: it is asked for, and nothing is frozen below what trains.
     """
-    asked, process = run.config.cache.trunk, run.devices
-    set_training(model, True)
-    has_trunk = not all(module.training for module in model.modules())
-    set_training(model, False)
-    if asked == "on" and not has_trunk:
+    is_frozen = has_trunk(model)
+    if run.config.cache.trunk == "on" and not is_frozen:
         raise ConfigError(
             f"cache.trunk=on, and method {run.config.method.name} trains in all layers, so nothing below is frozen; "
             "give --train-top-layers, or leave --trunk-cache out"
         )
-    if asked != "auto":
-        return asked == "on"
-    is_spread = run.partitions_weights and process.device_type != "cpu"  # it may fit on no device whole
-    return has_trunk and num_passes > 1 and not is_spread
+    return is_frozen and run.may_cache(num_passes)
 
 
-def compute_once(
-    run: ResolvedRun, whole: Whole, data: PreparedData, padding: Padding, note: Note
-) -> PreparedData | None:
+def named_splits(data: PreparedData) -> dict[str, TokenSplit]:
+    """Return the splits that there are, by name."""
+    return {name: split for name in _SPLITS if (split := getattr(data, name)) is not None}
+
+
+def with_hidden(data: PreparedData, held: Mapping[str, store.Hidden]) -> PreparedData:
+    """Return data whose splits have hidden states.
+
+    Args:
+        data: without.
+        held: split to its hidden states.
+    """
+    splits: dict[str, Any] = {name: replace(split, hidden=held[name]) for name, split in named_splits(data).items()}
+    return replace(data, **splits)
+
+
+def compute_once(run: ResolvedRun, whole: Whole, data: PreparedData, padding: Padding, note: Note) -> Computed | None:
     """Take the hidden states of all sequences from the cache, or compute them and put them there; close the model.
 
     Args:
@@ -83,7 +109,7 @@ def compute_once(
         note: told what is done.
 
     Returns:
-        The data with hidden states; None where this model steps aside and runs whole as ever.
+        The data with hidden states, and where they are; None where this model steps aside and runs whole as ever.
 
     Raises:
         ModelError, DeviceError: it cannot be done, and `cache.trunk=on` asks for it.
@@ -106,28 +132,33 @@ class _Place:
     about: entries.About
 
 
-def _compute_once(run: ResolvedRun, whole: Whole, data: PreparedData, padding: Padding, note: Note) -> PreparedData:
+def _compute_once(run: ResolvedRun, whole: Whole, data: PreparedData, padding: Padding, note: Note) -> Computed:
     process = whole.process
     if process.local_world_size < process.world_size and run.config.cache.trunk == "auto":
         raise DeviceError("the ranks are on several machines; where they share a folder, --trunk-cache on uses it")
-    work, width = together(process, lambda: _prepared(run, whole, data.train, padding))
+    work = together(process, lambda: _prepared(run, whole, data.train, padding))
     # The others have the same weights, so the first rank alone reads them.
     trunk = first_decides(process, lambda: digest_trunk(whole.model, work.cut))
-    splits = {name: split for name in _SPLITS if (split := getattr(data, name)) is not None}
-    places = {name: _place(run, work, trunk, split, width, name) for name, split in splits.items()}
+    splits = named_splits(data)
+    places = {name: _place(run, work, trunk, split, name) for name, split in splits.items()}
     started = time.perf_counter()
     filling = _Filling(work, process, run.config.cache.limit_bytes, [one.path for one in places.values()], note)
     num_bytes = sum(filling.fill(splits[name], place) for name, place in places.items())
     held = {name: store.Hidden(one.path, one.layout, is_pooled=work.cut.is_pooled) for name, one in places.items()}
+    without = spared(whole.model, work.cut)
     close(whole.model, work.cut)
     took = (
         f"computed once, in {format_seconds(time.perf_counter() - started)}, and kept"
         if num_bytes
         else "not run, since it is"
     )
-    size = format_bytes(sum(place.about.num_bytes for place in places.values()))
-    note(f"trunk: what is frozen below {_plain(work.cut.entry)} is {took} in the cache ({size})")
-    return replace(data, **{name: replace(split, hidden=held[name]) for name, split in splits.items()})
+    note(said_of_the_cache(work.cut, f"is {took}", sum(place.about.num_bytes for place in places.values())))
+    return Computed(with_hidden(data, held), {name: place.path for name, place in places.items()}, work.cut, without)
+
+
+def said_of_the_cache(cut: Cut, took: str, num_bytes: int) -> str:
+    """Return what a run says of its frozen trunk: that it ran once, or not at all."""
+    return f"trunk: what is frozen below {_plain(cut.entry)} {took} in the cache ({format_bytes(num_bytes)})"
 
 
 @dataclass(frozen=True)
@@ -164,17 +195,16 @@ class _Filling:
         return num_bytes
 
 
-def _prepared(run: ResolvedRun, whole: Whole, train: TokenSplit, padding: Padding) -> tuple[Pass, int]:
-    """Find the cut of a model and try it out; return how sequences run through the trunk, and their width there."""
+def _prepared(run: ResolvedRun, whole: Whole, train: TokenSplit, padding: Padding) -> Pass:
+    """Find the cut of a model and try it out; return how sequences run through the trunk."""
     cut = find_cut(whole.model, collate(train, probed(train), padding, whole.device))
-    asked = run.config.cache.dtype
-    kept = whole.dtype if asked == "auto" else DTYPES[asked]
-    work = Pass(whole.model, cut, run.config.batch, padding, whole.device, kept)
-    return work, check_closed(work, train)
+    work = Pass(whole.model, cut, run.config.batch, padding, whole.device, run.hidden_dtype)
+    check_closed(work, train)
+    return work
 
 
-def _place(run: ResolvedRun, work: Pass, trunk: str, split: TokenSplit, width: int, name: str) -> _Place:
-    layout = store.Layout.of(split.lengths, width, work.dtype, is_pooled=work.cut.is_pooled)
+def _place(run: ResolvedRun, work: Pass, trunk: str, split: TokenSplit, name: str) -> _Place:
+    layout = store.Layout.of(split.lengths, work.cut.width, work.dtype, is_pooled=work.cut.is_pooled)
     address = address_of(trunk, split, work.padding, (work.cut.dtype, work.dtype), work.device.type)
     about = entries.About(
         model=run.config.model.name,
@@ -218,4 +248,4 @@ class _News:
 
 def _plain(entry: str) -> str:
     """Return a module's name in the model that adapters are around."""
-    return entry.removeprefix("base_model.model.")
+    return entry.removeprefix(AROUND)

@@ -58,6 +58,7 @@ WRITTEN = [
     Written(machine.write_memory_history, "torch", "cuda/memory.py", "def _dump_snapshot("),
     Written(machine.TorchSays.NO_EXTENSION, "torch", "utils/cpp_extension.py", "Error building extension"),
     # models
+    Written(models.without_hooks, "transformers", "modeling_utils.py", "            accelerate_dispatch(model, "),
     Written(models.checkpointing_layers, "transformers", "modeling_layers.py", "class GradientCheckpointingLayer("),
     Written(models.set_recomputing, "transformers", "modeling_layers.py", "self._gradient_checkpointing_func("),
     Written(models.set_recomputing, "transformers", "modeling_layers.py", "if self.gradient_checkpointing and"),

@@ -1,6 +1,7 @@
 """Tiny models for the planner's tests, and a real step under the same recorder; nothing here asserts anything."""
 
 import gc
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,17 @@ from ftkit.data.batching import Shape
 from ftkit.engine.plain import PlainEngine
 from ftkit.models.build import build_empty_model, set_training
 from ftkit.models.objective import objective_of
-from ftkit.observe.recorded import batch_tensors, layer_names, make_batches, record_steps, see_model
+from ftkit.models.trunk.closed import close
+from ftkit.models.trunk.cut import Cut, find_cut
+from ftkit.observe.recorded import (
+    Given,
+    batch_tensors,
+    layer_names,
+    make_batches,
+    record_steps,
+    record_trunk,
+    see_model,
+)
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import Role, Tape
 from ftkit.plan.tracing.trace import LocalProcess
@@ -100,9 +111,11 @@ def real_model(config: RunConfig, model_config: Any, dtype: torch.dtype) -> nn.M
     return model
 
 
-def measure(config: RunConfig, model_config: Any, dtype: torch.dtype, sizes: Shape) -> Tape:
-    """Run two real steps under a recorder."""
+def measure(config: RunConfig, model_config: Any, dtype: torch.dtype, sizes: Shape, given: Given | None = None) -> Tape:
+    """Run two real steps under a recorder, of a model without its frozen trunk where it is given what crosses."""
     model = real_model(config, model_config, dtype)
+    if given is not None:
+        close(model, given.cut)
     recorder, layers = Recorder(), layer_names(model)
     gc.collect()
     gc.disable()
@@ -112,9 +125,27 @@ def measure(config: RunConfig, model_config: Any, dtype: torch.dtype, sizes: Sha
             engine = PlainEngine(config, model, LocalProcess(), dtype, objective_of(config, model_config, model))
             set_training(model, True)
             recorder.mark(Phase.LOAD)
-            micro_batches = make_batches(engine.objective, sizes)
+            micro_batches = make_batches(engine.objective, sizes, given)
             recorder.see(batch_tensors(micro_batches), Role.INPUT)
             return record_steps(engine, micro_batches, recorder)
+    finally:
+        gc.enable()
+
+
+def measure_trunk(config: RunConfig, model_config: Any, dtype: torch.dtype, sizes: Shape) -> tuple[Tape, Cut]:
+    """Run a real trunk once under a recorder."""
+    model = real_model(config, model_config, dtype)
+    objective = objective_of(config, model_config, model)
+    (micro_batch,) = make_batches(objective, replace(sizes, num_micro_batches=1))
+    cut = find_cut(model, micro_batch)
+    recorder, layers = Recorder(), layer_names(model)
+    gc.collect()
+    gc.disable()
+    try:
+        with recorder.inside(model, layers):
+            see_model(recorder, model, layers)
+            recorder.mark(Phase.LOAD)
+            return record_trunk(model, cut, micro_batch, recorder), cut
     finally:
         gc.enable()
 

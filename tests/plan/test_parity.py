@@ -1,5 +1,7 @@
 """The fake trace against a real run, counted by the same dispatch mode: equal to the byte."""
 
+from dataclasses import replace
+
 import pytest
 
 from ftkit.config.tree import ModelConfig, RunConfig
@@ -7,7 +9,8 @@ from ftkit.data.batching import Shape
 from ftkit.models.methods.full import Full
 from ftkit.models.methods.head import FeatureExtraction
 from ftkit.models.methods.lora import Lora, Qlora
-from ftkit.plan.tracing.trace import trace
+from ftkit.observe.recorded import Given
+from ftkit.plan.tracing.trace import trace, trace_trunk
 from tests.plan import models
 
 
@@ -49,5 +52,27 @@ def test_so_it_does_where_dora_reads_weights_in_4_bits():
     planned = trace(config, architecture, dtype, sizes, device_type="cpu")
     real = models.measure(config, architecture, dtype, sizes)
 
+    assert planned.at_marks() == real.at_marks()
+    assert planned.peak_bytes() == real.peak_bytes()
+
+
+@pytest.mark.parametrize(
+    "method", [FeatureExtraction(), Lora(top_layers=2), Full(top_layers=1)], ids=lambda method: method.name
+)
+@pytest.mark.parametrize(("family", "precision"), [("llama", "bf16"), ("gpt2", "fp32"), ("bert", "fp32")])
+def test_so_it_does_where_a_frozen_trunk_runs_once_and_the_steps_do_without(family, method, precision):
+    config, architecture = models.run_config(family, method), models.architecture(family)
+    dtype, sizes = models.DTYPES[precision], models.shape(family)
+
+    planned, cut = trace_trunk(config, architecture, dtype, sizes, device_type="cpu")
+    real, found = models.measure_trunk(config, architecture, dtype, sizes)
+    assert cut == found
+    assert planned.at_marks() == real.at_marks()
+    assert planned.peak_bytes() == real.peak_bytes()
+
+    given = Given(cut, dtype)
+    sizes = replace(sizes, length=1, is_padded=False) if cut.is_pooled else sizes
+    planned = trace(config, architecture, dtype, sizes, device_type="cpu", given=given)
+    real = models.measure(config, architecture, dtype, sizes, given)
     assert planned.at_marks() == real.at_marks()
     assert planned.peak_bytes() == real.peak_bytes()

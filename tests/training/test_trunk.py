@@ -8,12 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ftkit.config import files as config_io
 from ftkit.data.batching import Padding
 from ftkit.machine.process import ProcessContext
+from ftkit.models.build import build_model
+from ftkit.models.source import load_config, resolve_source
 from ftkit.models.trunk import entries
+from ftkit.records.files import read_record
 from tests.e2e.command import flags, run
 from tests.e2e.conftest import work
-from tests.helpers import PADDING, build, build_cached, ragged_split, save_tiny_model, take_steps
+from tests.helpers import LABELS, PADDING, build, build_cached, ragged_split, save_tiny_model, take_steps
 
 __all__ = ["work"]
 FAMILIES = ("bert", "roberta", "distilbert", "gpt2", "llama")
@@ -127,12 +131,38 @@ def test_a_run_is_cached_by_itself_and_saves_the_model_that_it_would_have_saved(
         assert outputs[name].exit_code == 0, outputs[name].output
     assert "trunk" not in outputs["off"].output
     assert "frozen below dropout is computed once" in " ".join(outputs["first"].output.split())
-    assert "is not run, since it is in the cache" in " ".join(outputs["again"].output.split())
+    assert "is not run nor loaded, since it is in the cache" in " ".join(outputs["again"].output.split())
     whole, first, again = (load_file(tmp_path / name / "model" / "model.safetensors") for name in outputs)
     assert whole.keys() == first.keys() == again.keys()
     assert all(torch.equal(whole[name], first[name]) and torch.equal(first[name], again[name]) for name in whole)
     scores = [scores_of(tmp_path / name) for name in outputs]
     assert scores[0] == scores[1] == scores[2]
+
+
+def test_a_start_from_the_cache_loads_no_weight_of_the_trunk_and_draws_the_same_head(models):
+    settings = [f"model.name={models['bert']}", *METHODS["top"]]
+    config = config_io.load_config(settings=settings)
+    source = resolve_source(config.model, config.task)
+    architecture = load_config(source, LABELS.names, 1, "single")
+    whole = dict(build_model(config, source, architecture, torch.float32).named_parameters())
+    found = build_model(config, source, architecture, torch.float32, without=("bert.encoder.layer.0",))
+    for name, weight in found.named_parameters():
+        assert weight.is_meta == (".encoder.layer.0." in name)
+        assert weight.is_meta or torch.equal(weight, whole[name])
+
+
+def test_a_planned_run_records_the_pass_and_the_one_after_it_that_none_runs(work, tmp_path):
+    more = ["--method", "lora", "--train-top-layers", 1, "--epochs", 2]
+    plans = []
+    for name in ("cold", "warm"):
+        done = run(*flags(work, tmp_path / name, *more))
+        assert done.exit_code == 0, done.output
+        plans.append(read_record(tmp_path / name).run.prediction.trunk)
+    assert [plan.is_done for plan in plans] == [False, True]
+    kept = [entries.read_about(found.path).num_bytes for found in entries.list_entries()]
+    assert plans[0].num_bytes == sum(kept)
+    adapters = [load_file(tmp_path / name / "model" / "adapter_model.safetensors") for name in ("cold", "warm")]
+    assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
 
 
 def scores_of(folder):

@@ -36,6 +36,8 @@ class Method(Protocol):
     is_adapter: ClassVar[bool]
     trains_all: ClassVar[bool]
 
+    @property
+    def leaves_trunk(self) -> bool: ...  # noqa: D102  # in MethodSection
     def stored_parameters(self, num_parameters: int, num_trainable_parameters: int) -> int: ...  # noqa: D102  # in MethodSection
     def adapts(self, layer: int, num_layers: int) -> bool: ...  # noqa: D102  # in MethodSection
     def on_layers(self, kept: Sequence[int], num_layers: int) -> Self: ...  # noqa: D102  # in MethodSection

@@ -54,6 +54,11 @@ class Full(MethodSection):
             module.requires_grad_(True)
         return model
 
+    @property
+    def leaves_trunk(self) -> bool:
+        """Return whether layers are frozen below those that train."""
+        return self.top_layers is not None
+
     def adapts(self, layer: int, num_layers: int) -> bool:
         """Return whether a layer trains."""
         return self.top_layers is None or layer >= num_layers - self.top_layers

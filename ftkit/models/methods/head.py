@@ -22,6 +22,11 @@ class FeatureExtraction(MethodSection):
     label: ClassVar[str] = "feature extraction"
     default_learning_rate: ClassVar[float] = 1e-2
 
+    @property
+    def leaves_trunk(self) -> bool:
+        """Return whether anything is frozen below what trains: all layers are."""
+        return True
+
     def prepare(self, model: "nn.Module", start: "Start", dtype: "torch.dtype") -> "nn.Module":  # noqa: ARG002  # as any method
         """Freeze all but the new head; without one, all but the layer that makes logits.
 

@@ -75,6 +75,11 @@ class Lora(MethodSection):
             raise ValueError("layers and top_layers both say which layers are adapted; leave one of them out")
         return self
 
+    @property
+    def leaves_trunk(self) -> bool:
+        """Return whether layers are frozen below those that are adapted."""
+        return self.top_layers is not None or bool(self.layers and min(self.layers) > 0)
+
     def adapts(self, layer: int, num_layers: int) -> bool:
         """Return whether a layer gets adapters."""
         if self.top_layers is not None:

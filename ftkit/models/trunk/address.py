@@ -18,14 +18,12 @@ from ftkit.data.arrays import TokenSplit
 from ftkit.data.batching import Padding
 from ftkit.models.bnb import hidden_tensors
 from ftkit.models.methods.lora import unwrapped
-from ftkit.models.trunk.cut import Cut
+from ftkit.models.trunk.cut import AROUND, Cut
 
 _FORMAT = 1
 """Of an entry's files; another one is made anew."""
 _OF_LABELS = ("id2label", "label2id", "problem_type", "_name_or_path", "architectures", "transformers_version")
 """Fields of a transformers configuration that decide nothing in the trunk."""
-_AROUND = "base_model.model."
-"""What PEFT puts before the names of the model that it is around."""
 
 
 def digest_trunk(model: nn.Module, cut: Cut) -> str:
@@ -39,9 +37,9 @@ def digest_trunk(model: nn.Module, cut: Cut) -> str:
         A SHA-256, in hexadecimal.
     """
     base = cast(Any, unwrapped(model))
-    said = {key: value for key, value in base.config.to_dict().items() if key not in _OF_LABELS}
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
-    border = (cut.entry.removeprefix(_AROUND), cut.is_flat, cut.is_pooled, base.config._attn_implementation)
+    facts = architecture_facts(base.config)
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    border = (cut.entry.removeprefix(AROUND), cut.is_flat, cut.is_pooled, base.config._attn_implementation)
     digest.update(repr(border).encode())
     for name, tensor in _tensors(model, cut):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -62,14 +60,28 @@ def address_of(trunk: str, split: TokenSplit, padding: Padding, dtypes: tuple[to
     Returns:
         64 characters.
     """
-    versions = [metadata.version(name) for name in ("ftkit", "torch", "transformers")]
-    rest = (_FORMAT, versions, trunk, padding, dtypes, device, split.segments is None)
+    rest = (*versions_that_matter(), trunk, padding, dtypes, device, split.segments is None)
     digest = hashlib.sha256(repr(rest).encode())
+    digest_tokens(digest, split)
+    return digest.hexdigest()
+
+
+def architecture_facts(architecture: Any) -> dict[str, Any]:
+    """Return what a transformers configuration says of the trunk."""
+    return {key: value for key, value in architecture.to_dict().items() if key not in _OF_LABELS}
+
+
+def versions_that_matter() -> list[object]:
+    """Return the format of an entry's files, and the versions of the code that makes them."""
+    return [_FORMAT, *(metadata.version(name) for name in ("ftkit", "torch", "transformers"))]
+
+
+def digest_tokens(digest: Any, split: TokenSplit) -> None:
+    """Feed the sequences of a split to a digest of hashlib's."""
     for array in (split.tokens, split.offsets, split.segments):
         if array is not None:
             digest.update(f"{array.dtype}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
 
 
 def _tensors(model: nn.Module, cut: Cut) -> Iterator[tuple[str, torch.Tensor]]:
@@ -79,4 +91,4 @@ def _tensors(model: nn.Module, cut: Cut) -> Iterator[tuple[str, torch.Tensor]]:
         if name.rpartition(".")[0] in cut.below:
             own = {key: constant for key, constant in constants.items() if key.startswith(f"{name}.")}
             for key, one in {name: tensor, **own}.items():
-                yield key.removeprefix(_AROUND), one
+                yield key.removeprefix(AROUND), one

@@ -14,7 +14,8 @@ from ftkit.data.arrays import TokenSplit
 from ftkit.data.batching import Indices, Padding
 from ftkit.errors import ModelError
 from ftkit.models.padding import tolerance_of
-from ftkit.models.trunk.cut import Cut, closed, crossing
+from ftkit.models.trunk.closed import closed
+from ftkit.models.trunk.cut import Cut, crossing
 from ftkit.models.trunk.store import Layout, write_shard
 
 _NUM_PROBED = 4
@@ -58,15 +59,12 @@ def probed(split: TokenSplit) -> Indices:
     return np.asarray(rows[chosen])
 
 
-def check_closed(work: Pass, split: TokenSplit) -> int:
+def check_closed(work: Pass, split: TokenSplit) -> None:
     """Compare the logits of a model that runs whole with those that it gives from the cut on.
 
     Args:
         work: the trunk.
         split: has sequences to try it out on.
-
-    Returns:
-        The width of what crosses.
 
     Raises:
         ModelError: the model does not run from the cut on, or gives other logits.
@@ -88,7 +86,6 @@ def check_closed(work: Pass, split: TokenSplit) -> int:
     missed = float((whole - head).abs().max() / whole.abs().max().clamp_min(torch.finfo(torch.float32).tiny))
     if not missed <= tolerance_of(work.cut.dtype, 1):
         raise ModelError(f"from {work.cut.entry} on it gives other logits, by {missed:.2g} of the largest")
-    return int(states[0].shape[-1])
 
 
 def write_shards(

@@ -1,4 +1,4 @@
-"""Find where the frozen trunk of a model ends, take what crosses there, and let the model run from there on.
+"""Find where the frozen trunk of a model ends, and take what crosses there.
 
     trunk                                              entry       head
     embeddings, layers 0 to 11, pooler                 dropout     classifier         feature extraction of BERT
@@ -8,15 +8,10 @@
 The entry is the first module that runs in training mode: it trains, or it drops out for what trains above it. It is
 found by watching one forward, so that no architecture needs a rule of its own.
 
-A *closed* model still runs its own code from beginning to end, and so makes masks, positions, kinds of attention and
-pooling as it always does. But its lower layers hand on what they are given, its table of tokens gives zeros, and at the
-entry the hidden states that came with the micro-batch take the place of what arrives there.
-
 Dimension letters: B batch, T token, D model.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -27,14 +22,13 @@ from ftkit.data.batching import MicroBatch
 from ftkit.errors import ModelError
 from ftkit.models.build import set_training
 from ftkit.models.heads import classifies
-from ftkit.models.kernels.chunked_loss import Targets
 from ftkit.models.layers import transformer_layers
 from ftkit.models.methods.lora import unwrapped
 
-_STATES = "hidden_states"
+AROUND = "base_model.model."
+"""What PEFT puts before the names of the model that it is around."""
+STATES = "hidden_states"
 """What transformers' layers call their first argument, where it is given by name."""
-_FORWARD_ARGUMENT = "hidden"
-"""The field of a micro-batch that carries what crosses; a closed model takes it out before its own code runs."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +40,7 @@ class Cut:
         below: the names of the modules with tensors of their own that run before it.
         layers: the names of the layers below, each with what it returns: None a tensor, else a tuple of so many.
         dtype: of what crosses.
+        width: D.
         is_flat: whether what crosses is [B, D], pooled by the trunk itself; else it is [B, T, D].
         is_pooled: whether one vector of each sequence is all that the head looks at.
     """
@@ -54,16 +49,27 @@ class Cut:
     below: tuple[str, ...]
     layers: tuple[tuple[str, int | None], ...]
     dtype: torch.dtype
+    width: int
     is_flat: bool
     is_pooled: bool
 
 
-def find_cut(model: nn.Module, micro_batch: MicroBatch) -> Cut:
+def has_trunk(model: nn.Module) -> bool:
+    """Return whether something of a model that is prepared for its method stays frozen; left in evaluation mode."""
+    set_training(model, True)
+    is_frozen = not all(module.training for module in model.modules())
+    set_training(model, False)
+    return is_frozen
+
+
+def find_cut(model: nn.Module, micro_batch: MicroBatch, *, has_values: bool = True) -> Cut:
     """Find where the trunk of a model ends.
 
     Args:
         model: prepared for its method; left in evaluation mode.
         micro_batch: sequences to watch, on the model's device, best of unequal lengths.
+        has_values: whether the tensors have values; where they have none, a classifier without a layer above the cut
+            is supposed to look at one place of a sequence.
 
     Returns:
         The border.
@@ -92,9 +98,11 @@ def find_cut(model: nn.Module, micro_batch: MicroBatch) -> Cut:
     if arrived.shape[:-1] not in ((rows,), (rows, tokens)):
         raise ModelError(f"what arrives at {entry} has the shape {list(arrived.shape)}, and not a row for each token")
     is_flat = arrived.dim() == 2
-    cut = Cut(entry, below, layers, arrived.dtype, is_flat, is_flat)
-    is_pooled = is_flat or (classifies(unwrapped(model)) and _looks_at_one(model, cut, micro_batch))
-    return Cut(entry, below, layers, arrived.dtype, is_flat, is_pooled)
+    is_pooled = is_flat or (
+        classifies(unwrapped(model))
+        and (_looks_at_one(model, entry, micro_batch) if has_values else not _layers_in(model, order[place:]))
+    )
+    return Cut(entry, below, layers, arrived.dtype, int(arrived.shape[-1]), is_flat, is_pooled)
 
 
 def crossing(model: nn.Module, cut: Cut, micro_batch: MicroBatch) -> list[torch.Tensor]:
@@ -111,106 +119,32 @@ def crossing(model: nn.Module, cut: Cut, micro_batch: MicroBatch) -> list[torch.
     Raises:
         ModelError: the head looks at another number of places of a sequence than it did at first.
     """
+    arrived, looked_at = arriving(model, cut, micro_batch)
     if cut.is_flat:
-        return list(_arrival(model, cut.entry, micro_batch)[:, None])
-    if not cut.is_pooled:
-        arrived = _arrival(model, cut.entry, micro_batch)
+        return list(arrived[:, None])
+    if looked_at is None:
         mask = micro_batch.attention_mask
         return list(arrived) if mask is None else [one[own == 1] for one, own in zip(arrived, mask, strict=True)]
-    arrived, looked_at = _looked_at(model, cut.entry, micro_batch)
     if not (looked_at.sum(dim=1) == 1).all():
         raise ModelError(f"{cut.entry} looks at one place of some sequences and not of others")
     return list(arrived[looked_at][:, None])
 
 
-@contextmanager
-def closed(model: nn.Module, cut: Cut) -> Iterator[None]:
-    """Close a model for a while; see `close`."""
-    reopen = close(model, cut)
-    try:
-        yield
-    finally:
-        reopen()
-
-
-def close(model: nn.Module, cut: Cut) -> Callable[[], None]:
-    """Let a model run from the cut on; the weights of layers and tokens below are let go of.
+def arriving(model: nn.Module, cut: Cut, micro_batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Run the trunk over sequences; it needs no values, so that a plan can trace it.
 
     Args:
-        model: changed in place; micro-batches must carry `hidden` from now on.
+        model: not closed, in evaluation mode.
         cut: what `find_cut` returned.
+        micro_batch: on the model's device.
 
     Returns:
-        Undoes it, and keeps the weights for as long as it is kept itself.
+        What arrives at the border, [B, D] or [B, T, D]; and where one vector of each sequence is all that counts, the
+        places of those, bool [B, T].
     """
-    arriving: list[torch.Tensor] = []
-
-    def take(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        kwargs = dict(kwargs)
-        # Kept until the next forward: a layer that recomputes asks for it once more in the backward.
-        arriving[:] = [kwargs.pop(_FORWARD_ARGUMENT)]
-        return args, kwargs
-
-    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        hidden = arriving[0].to(cut.dtype)
-        hidden = hidden[:, None] if cut.is_pooled and not cut.is_flat else hidden
-        if args[1:] and isinstance(args[1], Targets):  # a head that is asked for the loss of some rows
-            hidden = hidden.flatten(0, 1).index_select(0, args[1].places)
-        return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {_STATES: hidden})
-
-    handles = [
-        model.register_forward_pre_hook(take, with_kwargs=True),
-        model.get_submodule(cut.entry).register_forward_pre_hook(enter, with_kwargs=True),
-    ]
-    replaced = {name: model.get_submodule(name) for name in _light(model, cut)}
-    for name, module in replaced.items():
-        form = dict(cut.layers).get(name)
-        model.set_submodule(name, _Passed(module, form) if name in dict(cut.layers) else _NoTable(module))
-
-    def reopen() -> None:
-        for handle in handles:
-            handle.remove()
-        for name, module in replaced.items():
-            model.set_submodule(name, module)
-
-    return reopen
-
-
-class _Passed(nn.Module):
-    """Hands on what it is given, in the place of a layer; what the model's code asks a layer about itself stays."""
-
-    def __init__(self, layer: nn.Module, form: int | None) -> None:
-        super().__init__()
-        self._form = form
-        self._said = {
-            name: value
-            for name, value in vars(layer).items()
-            if not name.startswith("_") and name not in ("training", "config")
-        }
-
-    def __getattr__(self, name: str) -> Any:
-        said = self.__dict__.get("_said", {})
-        return said[name] if name in said else super().__getattr__(name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        hidden = args[0] if args else kwargs[_STATES]
-        return hidden if self._form is None else (hidden, *[None] * (self._form - 1))
-
-
-class _NoTable(nn.Module):
-    """Gives zeros, in the place of the table of tokens."""
-
-    weight: torch.Tensor
-
-    def __init__(self, table: nn.Module) -> None:
-        super().__init__()
-        weight = cast(Any, table).weight
-        self.embedding_dim = int(weight.shape[-1])
-        self.padding_idx = getattr(table, "padding_idx", None)
-        self.register_buffer("weight", weight.new_zeros(0), persistent=False)
-
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return self.weight.new_zeros(*input_ids.shape, self.embedding_dim)
+    if cut.is_pooled and not cut.is_flat:
+        return _looked_at(model, cut.entry, micro_batch)
+    return _arrival(model, cut.entry, micro_batch), None
 
 
 class _ArrivedError(Exception):
@@ -260,12 +194,14 @@ def _arrival(model: nn.Module, entry: str, micro_batch: MicroBatch) -> torch.Ten
     arrived: list[torch.Tensor] = []
 
     def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        arrived.append(args[0] if args else kwargs[_STATES])
+        arrived.append(args[0] if args else kwargs[STATES])
         raise _ArrivedError
 
     handle = model.get_submodule(entry).register_forward_pre_hook(look, with_kwargs=True)
     try:
-        with torch.inference_mode():
+        with (
+            torch.no_grad()
+        ):  # not `inference_mode`, under which a recorder sees whole layers in the place of operators
             model(**micro_batch.inputs())
     except _ArrivedError:
         pass
@@ -282,10 +218,10 @@ def _looked_at(model: nn.Module, entry: str, micro_batch: MicroBatch) -> tuple[t
     arrived: list[torch.Tensor] = []
 
     def watch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        hidden = (args[0] if args else kwargs[_STATES]).detach().requires_grad_()
+        hidden = (args[0] if args else kwargs[STATES]).detach().requires_grad_()
         arrived.append(hidden)
         torch.set_grad_enabled(True)  # from here on; the trunk has run without
-        return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {_STATES: hidden})
+        return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {STATES: hidden})
 
     handle = model.get_submodule(entry).register_forward_pre_hook(watch, with_kwargs=True)
     try:
@@ -301,22 +237,21 @@ def _looked_at(model: nn.Module, entry: str, micro_batch: MicroBatch) -> tuple[t
     return arrived[0].detach(), (gradient != 0).any(dim=-1)
 
 
-def _looks_at_one(model: nn.Module, cut: Cut, micro_batch: MicroBatch) -> bool:
-    return bool((_looked_at(model, cut.entry, micro_batch)[1].sum(dim=1) == 1).all())
+def _looks_at_one(model: nn.Module, entry: str, micro_batch: MicroBatch) -> bool:
+    return bool((_looked_at(model, entry, micro_batch)[1].sum(dim=1) == 1).all())
 
 
 def _layers_below(model: nn.Module, calls: Sequence[tuple[str, Any]]) -> tuple[tuple[str, int | None], ...]:
     """Return the layers among the modules that ran, each with the form of what it returned."""
-    found = transformer_layers(model)
-    names = {f"{found[0]}.{number}" for number in range(len(found[1]))} if found else set()
+    names = set(_layers_in(model, [name for name, _ in calls]))
     return tuple({name: form for name, form in calls if name in names}.items())
 
 
-def _light(model: nn.Module, cut: Cut) -> list[str]:
-    """Return the names of what a closed model does without: the layers below, and the table of tokens."""
-    table = cast(Any, unwrapped(model)).get_input_embeddings()
-    tables = [name for name, module in model.named_modules() if module is table and name in cut.below]
-    return [*(name for name, _ in cut.layers), *tables]
+def _layers_in(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """Return those of some modules that are layers."""
+    found = transformer_layers(model)
+    layers = {f"{found[0]}.{number}" for number in range(len(found[1]))} if found else set()
+    return [name for name in names if name in layers]
 
 
 def _has_tensors(module: nn.Module) -> bool:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -150,9 +150,10 @@ def finish(path: Path, about: About) -> None:
     replace_text(path / ENTRY, json.dumps(asdict(about), indent=2))
 
 
-def touch(path: Path) -> None:
-    """Count an entry as used now."""
-    os.utime(path / ENTRY)
+def touch(paths: Iterable[Path]) -> None:
+    """Count entries as used now."""
+    for path in paths:
+        os.utime(path / ENTRY)
 
 
 def make_room(num_bytes: int, limit: int, keep: Sequence[Path]) -> list[Path]:

@@ -10,8 +10,8 @@ import contextlib
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -32,15 +32,27 @@ from ftkit.models.kernels.seeded_attention import keep_scores
 from ftkit.models.methods import lora
 from ftkit.models.methods.lora import unwrapped
 from ftkit.models.objective import objective_of
+from ftkit.models.trunk.closed import close
+from ftkit.models.trunk.cut import Cut, find_cut
 from ftkit.observe.attribution import layer_named
 from ftkit.observe.operators import dtype_name
-from ftkit.observe.recorded import batch_tensors, layer_names, make_batches, record_steps, see_model
+from ftkit.observe.recorded import (
+    Given,
+    batch_tensors,
+    layer_names,
+    make_batches,
+    record_steps,
+    record_trunk,
+    see_model,
+)
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import Role, Tape
 from ftkit.plan.tracing import cuda, foreign, meta_cache
 from ftkit.plan.tracing.fake import materialize
 from ftkit.plan.zero.module_events import Visits
 from ftkit.step.observer import Phase
+
+Traced = TypeVar("Traced")
 
 
 class UntraceableModelError(ModelError):
@@ -119,6 +131,7 @@ def trace(  # noqa: PLR0913  # what decides a step
     device_type: str = "cuda",
     checkpointed: Sequence[bool] | None = None,
     sees_modules: bool = False,
+    given: Given | None = None,
 ) -> Tape:
     """Trace two optimizer steps of a configuration.
 
@@ -135,6 +148,7 @@ def trace(  # noqa: PLR0913  # what decides a step
         device_type: `cuda` or `cpu`: whose way of computing.
         checkpointed: for each layer whether it recomputes; None: as the configuration says.
         sees_modules: note when each module begins and ends, which is when ZeRO-3 gathers and releases its weights.
+        given: what the model is given in the place of its frozen trunk; None: it runs whole.
 
     Returns:
         The tape.
@@ -147,14 +161,39 @@ def trace(  # noqa: PLR0913  # what decides a step
     if dtype == torch.float16 and config.optimizer.name != "adamw":
         dtype = torch.bfloat16  # as many bytes; torch's loss scaler reads a flag back, unless the optimizer is fused
 
-    step = _Step(config, architecture, dtype, shape, gpu, device_type == "cuda", checkpointed or (), sees_modules)
-    if step.on_cuda:
-        try:
-            return step.trace(meta_tensors())
-        except (RuntimeError, TypeError) as error:
-            if not foreign.meta_cannot(error):
-                raise
-    return step.trace(fake_tensors())
+    on_cuda = device_type == "cuda"
+    step = _Step(config, architecture, dtype, shape, gpu, on_cuda, checkpointed or (), sees_modules, given)
+    return step.on_tensors(step.trace)
+
+
+def trace_trunk(  # what decides a forward
+    config: RunConfig,
+    architecture: Any,
+    dtype: torch.dtype,
+    shape: Shape,
+    gpu: Gpu | None = None,
+    *,
+    device_type: str = "cuda",
+) -> tuple[Tape, Cut]:
+    """Trace one micro-batch of the pass that runs the frozen trunk once.
+
+    Args:
+        config: the run.
+        architecture: a transformers configuration of its model.
+        dtype: what weights and activations compute in.
+        shape: the micro-batch.
+        gpu: decides between kernels; None: a recent one.
+        device_type: `cuda` or `cpu`: whose way of computing.
+
+    Returns:
+        The tape, and where the trunk ends.
+
+    Raises:
+        UntraceableModelError: the model's code reads values back in its forward; the line is named.
+        ModelError: nothing is frozen below what trains, or the model's structure does not allow a cut.
+    """
+    step = _Step(config, architecture, dtype, shape, gpu, device_type == "cuda", (), False)
+    return step.on_tensors(step.trace_trunk)
 
 
 @dataclass(frozen=True)
@@ -169,22 +208,36 @@ class _Step:
     on_cuda: bool
     checkpointed: Sequence[bool]
     sees_modules: bool
+    given: Given | None = None
+
+    def on_tensors(self, trace: Callable[[ValuelessTensors], Traced]) -> Traced:
+        """Trace on the kind of tensors that is quickest."""
+        if self.on_cuda:
+            try:
+                return trace(meta_tensors())
+            except (RuntimeError, TypeError) as error:
+                if not foreign.meta_cannot(error):
+                    raise
+        return trace(fake_tensors())
+
+    def trace_trunk(self, tensors: ValuelessTensors) -> tuple[Tape, Cut]:
+        """Run the trunk over a micro-batch on a kind of tensors."""
+        model, layers, recorder = self._built(tensors)
+        objective = objective_of(self.config, self.architecture, model)
+        with self._without_values(tensors, model), _explained(type(lora.unwrapped(model)).__name__, self.dtype):
+            (micro_batch,) = make_batches(objective, replace(self.shape, num_micro_batches=1))
+            cut = find_cut(model, micro_batch, has_values=False)
+            with recorder.inside(model, layers):
+                see_model(recorder, model, layers)
+                held = workspaces(self.gpu) if self.on_cuda else []
+                recorder.see(held, Role.BUFFER)
+                recorder.mark(Phase.LOAD)
+                return record_trunk(model, cut, micro_batch, recorder), cut
 
     def trace(self, tensors: ValuelessTensors) -> Tape:
         """Run two steps on a kind of tensors."""
-        model = build_empty_model(self.config, self.architecture, self.dtype)
-        check_positions(model, self.shape.length)
-        layers = layer_names(model)
-        weights = count_weights(model, layers)
-        materialize(model, tensors.mode, tensors.process.device)
-        for name, recomputes in zip(layers, self.checkpointed, strict=False):
-            foreign.recompute(model.get_submodule(name), recomputes=recomputes)
-        recorder = self._recorder(tensors)
-        recorder.tape.weights = weights
-        if self.on_cuda:
-            keep_masks(model)  # fake tensors say that they are on a CPU
-            keep_scores(unwrapped(model))
-        with self._without_values(tensors, model), recorder.inside(model, layers):
+        model, layers, recorder = self._built(tensors)
+        with self._without_values(tensors, model), self._closed(model), recorder.inside(model, layers):
             see_model(recorder, model, layers)
             held = workspaces(self.gpu) if self.on_cuda else []
             visits = None
@@ -202,10 +255,32 @@ class _Step:
                 visits.engine_is_built()
             set_training(model, True)
             recorder.mark(Phase.LOAD)
-            micro_batches = make_batches(engine.objective, self.shape)
+            micro_batches = make_batches(engine.objective, self.shape, self.given)
             recorder.see(batch_tensors(micro_batches), Role.INPUT)
             with _explained(type(lora.unwrapped(model)).__name__, self.dtype):
                 return record_steps(engine, micro_batches, recorder)
+
+    def _built(self, tensors: ValuelessTensors) -> tuple[nn.Module, dict[str, int], Recorder]:
+        """Return the model with tensors of a kind, the names of its layers, and who watches it."""
+        model = build_empty_model(self.config, self.architecture, self.dtype)
+        check_positions(model, self.shape.length)
+        layers = layer_names(model)
+        recorder = self._recorder(tensors)
+        recorder.tape.weights = count_weights(model, layers)
+        materialize(model, tensors.mode, tensors.process.device)
+        for name, recomputes in zip(layers, self.checkpointed, strict=False):
+            foreign.recompute(model.get_submodule(name), recomputes=recomputes)
+        if self.on_cuda:
+            keep_masks(model)  # fake tensors say that they are on a CPU
+            keep_scores(unwrapped(model))
+        return model, layers, recorder
+
+    @contextlib.contextmanager
+    def _closed(self, model: nn.Module) -> Iterator[None]:
+        """Let the model run from above its frozen trunk, for good, where that is asked for."""
+        if self.given is not None:
+            close(model, self.given.cut)
+        yield
 
     def _recorder(self, tensors: ValuelessTensors) -> Recorder:
         return Recorder(cuda.storage_size, cuda.scratch_size, call=tensors.call) if self.on_cuda else Recorder()

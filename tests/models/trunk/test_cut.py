@@ -15,7 +15,8 @@ from ftkit.models.methods.full import Full
 from ftkit.models.methods.head import FeatureExtraction
 from ftkit.models.methods.lora import Lora
 from ftkit.models.start import Start
-from ftkit.models.trunk.cut import closed, crossing, find_cut
+from ftkit.models.trunk.closed import closed
+from ftkit.models.trunk.cut import crossing, find_cut
 from tests import families
 from tests.helpers import ragged_split
 
