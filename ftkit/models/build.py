@@ -17,6 +17,7 @@ from ftkit.models.experts import expert_parameters
 from ftkit.models.heads import find_head
 from ftkit.models.kernels.chunked_loss import chunk_loss
 from ftkit.models.kernels.dropout import seed_dropouts
+from ftkit.models.kernels.first_place import pool_early
 from ftkit.models.kernels.grouped_heads import make_grouped
 from ftkit.models.kernels.lora_linear import make_lean
 from ftkit.models.kernels.seeded_attention import seed_attention
@@ -143,6 +144,8 @@ def _make_lean(config: RunConfig, model: nn.Module) -> None:
     make_lean(model)
     if config.task == "causal-lm":
         chunk_loss(unwrapped(model))
+    else:
+        pool_early(unwrapped(model))
 
 
 def set_checkpointing(model: nn.Module, share: float) -> None:

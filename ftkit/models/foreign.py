@@ -177,6 +177,34 @@ def sdpa(*arguments: Any, **settings: Any) -> Any:
     return sdpa_attention.sdpa_attention_forward(*arguments, **settings)
 
 
+def sdpa_kin(config: Any) -> Callable[..., Any] | None:
+    """Return the function by which the layers of a model attend, where it takes masks of `sdpa`; else None.
+
+    `ALL_ATTENTION_FUNCTIONS` (transformers 5.23, modeling_utils.py) has the functions by their names.
+
+    Args:
+        config: of a transformers model.
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    name: str = config._attn_implementation
+    return ALL_ATTENTION_FUNCTIONS[name] if name.startswith("sdpa") else None
+
+
+POOLED_BY_FIRST = {
+    "BertAttention": "bert",
+    "CamembertAttention": "camembert",
+    "ElectraAttention": "electra",
+    "ErnieAttention": "ernie",
+    "RobertaAttention": "roberta",
+    "XLMRobertaAttention": "xlm_roberta",
+}
+"""Attentions that do as BERT's, of models whose classifiers read the first token alone, and their modules' folders.
+
+transformers 5.23, models/*/modeling_*.py.
+"""
+
+
 def hands_groups_over(mask: torch.Tensor | None, key: torch.Tensor, value: torch.Tensor) -> bool:
     """Return whether `sdpa` leaves grouped heads to torch: `use_gqa_in_sdpa` (transformers 5.23, the same file)."""
     from transformers.integrations import sdpa_attention

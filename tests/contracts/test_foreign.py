@@ -73,6 +73,12 @@ WRITTEN = [
         models.hands_groups_over,
         "transformers", "integrations/sdpa_attention.py", "if use_gqa_in_sdpa(attention_mask, key, value):",
     ),
+    Written(models.sdpa_kin, "transformers", "modeling_utils.py", "ALL_ATTENTION_FUNCTIONS: AttentionInterface ="),
+    *(
+        Written(models.POOLED_BY_FIRST, "transformers", f"models/{folder}/modeling_{folder}.py", text)
+        for name, folder in models.POOLED_BY_FIRST.items()
+        for text in (f"class {name}(", "attention_output = self.output(attention_output, hidden_states)")
+    ),
     Written(models.LINEAR, "transformers", "models/falcon/modeling_falcon.py", "class FalconLinear("),
     Written(models.LINEAR, "bitsandbytes", "nn/modules.py", "class Linear4bit("),
     Written(

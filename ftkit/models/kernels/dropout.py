@@ -1,20 +1,29 @@
 """Dropout whose mask is drawn again from a seed, and never kept.
 
 torch keeps a mask for each dropout from the forward to the backward, and on a CPU draws it number by number. Here a
-seed is kept. On a CPU the bits come from SFC64 (numpy), 16 for each element, so that a rate is met within 2**-17; on an
-accelerator torch's own generator draws them from the seed. Seeds come from torch's generator of the CPU, which
+seed is kept. On a CPU, at the usual rates, what is drawn is the gap from each dropped element to the next: a geometric
+number, which a table gives for 16 random bits. So an element that stays costs nothing but its copy. At high rates a
+mask is drawn, with 16 bits of SFC64 (numpy) for each element. Both ways meet a rate within 2**-17. On an accelerator
+torch's own generator draws a mask from the seed. Seeds come from torch's generator of the CPU, which
 activation checkpointing stores and restores, so a recomputed layer draws the same mask.
 """
 
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from ftkit.models.foreign import has_values
+from ftkit.models import foreign
 
 _LEVELS = 2**16
+_MOST_BY_GAPS = 0.25
+"""The highest rate at which gaps are drawn: from there on a mask is quicker."""
 
 
 def draw_seed(tensor: torch.Tensor) -> int:
@@ -23,7 +32,7 @@ def draw_seed(tensor: torch.Tensor) -> int:
     Args:
         tensor: what will be dropped from.
     """
-    if not has_values(tensor):
+    if not foreign.has_values(tensor):
         return 0
     return int(torch.randint(2**62, (), device="cpu"))
 
@@ -36,8 +45,91 @@ def dropped(tensor: torch.Tensor, rate: float, seed: int) -> torch.Tensor:
         rate: the share of elements to drop, 0 or more and less than 1.
         seed: decides which; the same seed drops the same places.
     """
-    kept: torch.Tensor = keep_mask(tensor.detach(), rate, seed)
-    return kept.mul_(tensor)
+    kept = tensor.detach().clone(memory_format=torch.contiguous_format)
+    drop_in_place([kept], rate, seed)
+    return kept
+
+
+def drop_in_place(tensors: Sequence[torch.Tensor], rate: float, seed: int) -> None:
+    """Set the elements of tensors to zero that a seed drops, at the same places in each.
+
+    Args:
+        tensors: of one number of elements, contiguous; overwritten, and without a graph.
+        rate: the share of elements to drop, 0 or more and less than 1.
+        seed: decides which.
+    """
+    if draws_gaps(tensors[0], rate):
+        torch.ops.ftkit.zero_dropped(tensors, rate, seed)
+    else:
+        kept: torch.Tensor = keep_mask(tensors[0], rate, seed)
+        for tensor in tensors:
+            tensor.mul_(kept.view_as(tensor))
+
+
+def draws_gaps(tensor: torch.Tensor, rate: float) -> bool:
+    """Return whether the places to drop are drawn, and no mask is made.
+
+    Args:
+        tensor: what will be dropped from.
+        rate: the share of elements to drop.
+    """
+    return tensor.device.type == "cpu" and 0 < rate <= _MOST_BY_GAPS
+
+
+@contextmanager
+def judged_by(judge: Callable[..., bool]) -> Iterator[None]:
+    """Let another function stand for `draws_gaps`, for tensors that are not on the device that is meant.
+
+    Args:
+        judge: takes and returns what `draws_gaps` does.
+    """
+    with foreign.patched(sys.modules[__name__], "draws_gaps", judge):
+        yield
+
+
+torch.library.define("ftkit::zero_dropped", "(Tensor(a!)[] tensors, float rate, int seed) -> ()")
+"""Drops in place by gaps.
+
+An operator of its own, so that whoever records operators sees the same on real tensors and on fake ones. Not made by
+`custom_op`, whose layers for autograd take longer than drawing for a small tensor does.
+"""
+
+
+@torch.library.impl("ftkit::zero_dropped", "CPU")
+def _zero_dropped(tensors: Sequence[torch.Tensor], rate: float, seed: int) -> None:
+    places = _dropped_places(tensors[0].numel(), rate, seed)
+    for tensor in tensors:
+        tensor.view(-1).index_fill_(0, places, 0)
+
+
+@torch.library.impl("ftkit::zero_dropped", "Meta")
+def _zero_nothing(tensors: Sequence[torch.Tensor], rate: float, seed: int) -> None:
+    """Do nothing: there are no values."""
+
+
+def _dropped_places(num_elements: int, rate: float, seed: int) -> torch.Tensor:
+    """Return the places of the elements to drop in rising order, int64."""
+    # A place more than eight standard deviations above the mean would be missed: less than once in 10**14 draws.
+    expected = num_elements * rate
+    most = int(expected + 8 * expected**0.5 + 8)
+    generator = torch.Generator().manual_seed(seed)
+    words = torch.empty(-(-most // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    gaps = torch.from_numpy(np.take(_gaps(rate), words.numpy().view(np.uint16)))
+    places = gaps.cumsum(0).sub_(1)
+    return places[: int(np.searchsorted(places.numpy(), num_elements))]
+
+
+@cache
+def _gaps(rate: float) -> NDArray[np.int16] | NDArray[np.int64]:
+    """Return the gap between dropped places for each value of 16 random bits, 1 or more, [2**16].
+
+    The inverse of a geometric distribution, read at the middle of each of 2**16 equal shares. The mean of the table is
+    1 / rate, so the rate is met; the longest gaps, of a probability below 2**-17, are cut off.
+    """
+    shares = (np.arange(_LEVELS) + 0.5) / _LEVELS
+    gaps: NDArray[np.float64] = np.ceil(np.log1p(-shares) / np.log1p(-rate))
+    # A small table stays in a core's cache.
+    return gaps.astype(np.int16) if gaps.max() < 2**15 else gaps.astype(np.int64)
 
 
 @torch.library.custom_op("ftkit::keep_mask", mutates_args=())
@@ -79,11 +171,17 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, rate: float) -> torch.Tensor:
         ctx.rate, ctx.seed = rate, draw_seed(x)
-        return dropped(x, rate, ctx.seed).mul_(1 / (1 - rate))
+        return _scaled_and_dropped(x, rate, ctx.seed)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        return dropped(grads[0], ctx.rate, ctx.seed).mul_(1 / (1 - ctx.rate)), None
+        return _scaled_and_dropped(grads[0], ctx.rate, ctx.seed), None
+
+
+def _scaled_and_dropped(x: torch.Tensor, rate: float, seed: int) -> torch.Tensor:
+    scaled = x.contiguous() * (1 / (1 - rate))  # one pass, where a copy that is then scaled takes two
+    drop_in_place([scaled], rate, seed)
+    return scaled
 
 
 def seeded_dropout(x: torch.Tensor, rate: float) -> torch.Tensor:

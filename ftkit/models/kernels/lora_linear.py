@@ -64,20 +64,18 @@ class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         x, down_RI, up_OR = ctx.saved_tensors
-        grad_NO = grads[0].flatten(0, -2)
-        input_NI = _input(x, ctx.rate, ctx.seed)
+        grad_NO, input_NI = grads[0].flatten(0, -2), x.flatten(0, -2)
         grad_low_NR = (grad_NO @ up_OR).mul_(ctx.scaling)
-        grad_up_OR = grad_NO.T @ (input_NI @ down_RI.T).mul_(ctx.scaling)
+        grad_NI = grad_low_NR @ down_RI if ctx.needs_input_grad[0] else None
+        if ctx.rate:
+            input_NI = input_NI.clone(memory_format=torch.contiguous_format)
+            dropout.drop_in_place([input_NI] if grad_NI is None else [input_NI, grad_NI], ctx.rate, ctx.seed)
+        grad_up_RO = (input_NI @ down_RI.T).mul_(ctx.scaling).T @ grad_NO  # twice as fast as its transpose on a CPU
         grad_down_RI = grad_low_NR.T @ input_NI
         del input_NI
-        if not ctx.needs_input_grad[0]:
-            return None, grad_down_RI, grad_up_OR, None, None, None, None
-        grad_NI = grad_NO @ bnb.matrix_of(ctx.base)
-        if ctx.rate:
-            grad_NI += dropout.dropped(grad_low_NR @ down_RI, ctx.rate, ctx.seed)
-        else:
-            grad_NI.addmm_(grad_low_NR, down_RI)
-        return grad_NI.view(x.shape), grad_down_RI, grad_up_OR, None, None, None, None
+        if grad_NI is not None:
+            grad_NI = grad_NI.addmm_(grad_NO, bnb.matrix_of(ctx.base)).view(x.shape)
+        return grad_NI, grad_down_RI, grad_up_RO.T, None, None, None, None
 
 
 def _input(x: torch.Tensor, rate: float, seed: int) -> torch.Tensor:

@@ -116,16 +116,17 @@ class _Attention(torch.autograd.Function):
         ctx.save_for_backward(query, key, value, mask)
         ctx.scaling, ctx.rate, ctx.seed = scaling, rate, seed
         weights_BHTS = _weights(query, key, mask, scaling)
-        return (seeded.dropped(weights_BHTS, rate, seed) @ value).mul_(1 / (1 - rate))
+        seeded.drop_in_place([weights_BHTS], rate, seed)
+        return (weights_BHTS @ value).mul_(1 / (1 - rate))
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         query, key, value, mask = ctx.saved_tensors
         grad = grads[0] * (1 / (1 - ctx.rate))
         weights_BHTS = _weights(query, key, mask, ctx.scaling)
-        kept_BHTS = seeded.keep_mask(weights_BHTS, ctx.rate, ctx.seed)
-        grad_weights_BHTS = (grad @ value.mT).mul_(kept_BHTS)
-        grad_value = kept_BHTS.mul_(weights_BHTS).mT @ grad
+        grad_weights_BHTS, kept_BHTS = grad @ value.mT, weights_BHTS.clone()
+        seeded.drop_in_place([grad_weights_BHTS, kept_BHTS], ctx.rate, ctx.seed)
+        grad_value = kept_BHTS.mT @ grad
         # The derivative of a softmax: p * (g - sum(p * g)).
         sums = torch.mul(grad_weights_BHTS, weights_BHTS, out=kept_BHTS).sum(-1, keepdim=True)
         grad_scores_BHTS = grad_weights_BHTS.sub_(sums).mul_(weights_BHTS).mul_(ctx.scaling)

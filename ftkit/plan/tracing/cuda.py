@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ftkit.machine.hardware import Gpu, find_gpu
-from ftkit.models.kernels import grouped_heads
+from ftkit.models.kernels import dropout, grouped_heads
 from ftkit.plan.tracing import attention, foreign
 
 ANY_CARD = "a100-40gb"
@@ -53,6 +53,7 @@ def cuda_semantics(gpu: Gpu | None = None) -> Iterator[None]:
         foreign.dropout_by(_dropout),
         foreign.softmax_by(_one_kernel),
         foreign.attention_by(attend),
+        dropout.judged_by(lambda *_: False),
         grouped_heads.judged_by(partial(attention.takes_groups, card)),
         foreign.fused_adam_anywhere(),
     ):

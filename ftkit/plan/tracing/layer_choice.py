@@ -13,6 +13,7 @@ import torch
 
 from ftkit.config.tree import RunConfig
 from ftkit.models.build import build_bare_model, checkpointed_layers
+from ftkit.models.kernels.first_place import pooled_layer
 from ftkit.models.methods import method_of
 from ftkit.observe.recorded import layer_names
 from ftkit.plan.tracing.unroll import keep_layers
@@ -91,13 +92,15 @@ def choose_layers(config: RunConfig, architecture: Any, *, exact: bool = False) 
 
 
 def _structure(config: RunConfig, architecture: Any) -> list[Hashable]:
-    """Return what each layer of a model is made of: the types of its modules, the shapes of its weights."""
+    """Return what each layer of a model is: the types of its modules, the shapes of its weights, whether it pools."""
     model = build_bare_model(config, architecture, torch.float32)
     layers = [model.get_submodule(name) for name in layer_names(model)]
+    pooled = pooled_layer(model) if config.model.lean else None
     return [
         (
             tuple((name, type(module)) for name, module in layer.named_modules()),
             tuple((name, parameter.shape) for name, parameter in layer.named_parameters()),
+            layer is pooled,
         )
         for layer in layers
     ]

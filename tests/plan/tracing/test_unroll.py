@@ -1,4 +1,4 @@
-"""A few layers stand for ten."""
+"""A few layers stand for eleven."""
 
 import pytest
 from hypothesis import given
@@ -14,7 +14,7 @@ from ftkit.plan.tracing.trace import trace
 from ftkit.plan.tracing.unroll import keep_layers, neighbourhoods, unroll
 from tests.plan import models
 
-DEEP = 10
+DEEP = 11
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
