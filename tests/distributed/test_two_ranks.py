@@ -16,8 +16,8 @@ import transformers
 
 from ftkit.machine.process import ProcessContext
 from ftkit.training.checkpoints.checkpoint import load_checkpoint
-from tests.distributed.worker import CUT, DTYPES, cached_cases, cases, settings_of
-from tests.helpers import build, logits_of, ragged_split, take_steps
+from tests.distributed.worker import CUT, DTYPES, cached_cases, cases, settings_of, split_of
+from tests.helpers import build, logits_of, take_steps
 
 pytestmark = pytest.mark.distributed
 
@@ -68,16 +68,16 @@ def alone(launch):
     kept = {}
 
     def oracle(case):
-        key = (case["model"], case["method"], case["task"], case["dtype"])
+        key = (case["model"], case["method"], case["task"], case["dtype"], case.get("kind"))
         if key not in kept:
             # fp16 matrices are too slow on a CPU for an oracle; fp32 tells the same within fp16's rounding.
             dtype = torch.float32 if case["dtype"] == "fp16" else DTYPES[case["dtype"]]
             plain = {**case, "stage": 0, "cut": UNCUT, "settings": []}
             config, engine = build(settings_of(plain), folder / "models" / case["model"], dtype, ProcessContext())
-            split = ragged_split(case["task"])
+            split = split_of(case)
             outcome = take_steps(config, engine, split)
             logits = logits_of(engine.model, split)
-            kept[key] = outcome, logits, take_steps(config, engine, ragged_split(case["task"], seed=1), 2)
+            kept[key] = outcome, logits, take_steps(config, engine, split_of(case, seed=1), 2)
         return kept[key]
 
     return oracle
@@ -117,7 +117,7 @@ def test_two_ranks_that_undo_a_step_go_on_as_if_it_had_never_begun(case, launch)
 @pytest.mark.parametrize("case", FP32, ids=named)
 def test_what_two_ranks_saved_reloads_plainly_to_the_same_logits(case, launch, alone):
     folder, found = launch
-    split = ragged_split(case["task"])
+    split = split_of(case)
     model = reload(case, folder)
     logits = logits_of(model, split)
     expected = torch.tensor(found[case["name"]]["logits"])
@@ -167,5 +167,5 @@ def test_a_checkpoint_of_two_ranks_resumes_in_one_plain_process(stage, method, l
     _, weights, moments = load_checkpoint(folder / "saved" / case["name"] / "checkpoints" / "step-00000003")
     engine.load_trainable_state(weights)
     engine.load_optimizer_state(moments)
-    losses = take_steps(config, engine, ragged_split(case["task"], seed=1), 2).losses
+    losses = take_steps(config, engine, split_of(case, seed=1), 2).losses
     np.testing.assert_allclose(losses, alone(case)[2].losses, rtol=1e-5, atol=1e-5)

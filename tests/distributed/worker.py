@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ftkit.data import batching
+from ftkit.data.arrays import TokenSplit
 from ftkit.engine.ds_config import templates_folder
 from ftkit.machine import process as distributed
 from ftkit.machine.process import ProcessContext
@@ -38,7 +39,14 @@ def settings_of(case: dict) -> list[str]:
     """Return the settings of a case."""
     settings = [f"method.name={case['method']}", f"task={case['task']}", "batch.global_batch_size=8"]
     settings += [f"engine.zero_stage={case['stage']}", case.get("cut", CUT)]
+    settings += [f"data.label_kind={case['kind']}"] if "kind" in case else []
+    settings += [f"training.class_weights={case['weights']}"] if "weights" in case else []
     return settings + case.get("settings", [])
+
+
+def split_of(case: dict, seed: int = 0) -> TokenSplit:
+    """Return the sequences of a case, with labels of its kind."""
+    return ragged_split(case["task"], seed=seed, kind=case.get("kind", "single"))
 
 
 def cases() -> list[dict[str, Any]]:
@@ -68,6 +76,12 @@ def cases() -> list[dict[str, Any]]:
     found.append(
         {"model": "gpt2", "method": "lora", "stage": 3, "dtype": "fp32", "settings": checkpointing, **classify}
     )
+    labels = ({"kind": kind, "weights": "{a: 3, b: 1, c: 0.5}"} for kind in ("single", "multi"))
+    found += [
+        {"model": "bert", "method": "full", "stage": stage, "dtype": "fp32", **kind, **classify}
+        for kind in (*labels, {"kind": "regression"})
+        for stage in (0, 2)
+    ]
     return [{"name": name_of(case), **case} for case in found]
 
 
@@ -97,6 +111,7 @@ def run_cached(case: dict, process: ProcessContext, folder: Path) -> dict:
 def name_of(case: dict) -> str:
     """Return a name that says all that a case turns on."""
     extra = [setting.partition(".")[2] for setting in case.get("settings", [])]
+    extra += [case["kind"]] if "kind" in case else []
     return "-".join([case["model"], case["method"], f"zero{case['stage']}", case["dtype"], case["task"], *extra])
 
 
@@ -104,7 +119,7 @@ def run_case(case: dict, process: ProcessContext, folder: Path) -> dict:
     """Take three steps on ragged sequences; in fp32 also save, gather and checkpoint."""
     model = folder / "models" / case["model"]
     config, engine = build(settings_of(case), model, DTYPES[case["dtype"]], process)
-    split = ragged_split(case["task"])
+    split = split_of(case)
     outcome = take_steps(config, engine, split)
     found = {"losses": outcome.losses, "norms": outcome.norms, "engine": engine.name}
     if case["dtype"] == "fp32":
@@ -126,13 +141,13 @@ def run_case(case: dict, process: ProcessContext, folder: Path) -> dict:
 def begin_and_undo(case: dict, process: ProcessContext, folder: Path) -> Outcome:
     """Undo a step before its last backward, then take the three steps."""
     config, engine = build(settings_of(case), folder / "models" / case["model"], DTYPES[case["dtype"]], process)
-    split = ragged_split(case["task"], seed=9)
+    split = split_of(case, seed=9)
     shares = batching.cut(split.lengths, config.batch, process.world_size)[process.rank]
     engine.begin_step(len(shares))
     for rows in shares[:-1]:
         engine.backward(engine.loss(batching.collate(split, rows, PADDING, engine.device)) / len(split))
     engine.discard_gradients()
-    return take_steps(config, engine, ragged_split(case["task"]))
+    return take_steps(config, engine, split_of(case))
 
 
 def resume(case: dict, process: ProcessContext, folder: Path, target: Path):
@@ -141,7 +156,7 @@ def resume(case: dict, process: ProcessContext, folder: Path, target: Path):
     _, weights, moments = load_checkpoint(target / "checkpoints" / "step-00000003")
     engine.load_trainable_state(weights)
     engine.load_optimizer_state(moments)
-    return take_steps(config, engine, ragged_split(case["task"], seed=1), 2)
+    return take_steps(config, engine, split_of(case, seed=1), 2)
 
 
 def main() -> None:
