@@ -5,6 +5,7 @@ from typing import Any
 
 from tokenizers import (
     AddedToken,
+    Regex,
     Tokenizer,
     decoders,
     models,
@@ -95,6 +96,14 @@ def unigram_first() -> Any:
 def unigram_without_prefix() -> Any:
     """Gemma's kind: no space is added."""
     return _unigram("never")
+
+
+def unigram_that_normalizes() -> Any:
+    """ALBERT's and XLNet's kind: signs of one meaning are one, in lower case, and spaces in a row are one space."""
+    made = unigram()
+    steps = [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace(Regex(" {2,}"), " ")]
+    made.backend_tokenizer.normalizer = normalizers.Sequence(steps)
+    return made
 
 
 def _llama(normalizer: Any, *, normalized: bool = False) -> Any:
@@ -193,6 +202,7 @@ KINDS: dict[str, Callable[[], Any]] = {
         unigram,
         unigram_first,
         unigram_without_prefix,
+        unigram_that_normalizes,
         llama,
         llama_normalized,
         merges_across_spaces,
@@ -203,5 +213,5 @@ KINDS: dict[str, Callable[[], Any]] = {
     )
 }
 """Name to maker."""
-LOSSY = {"word_piece", "words_in_the_vocabulary"}
-"""Kinds that lose white space, or letters that they do not know."""
+LOSSY = {"word_piece", "words_in_the_vocabulary", "unigram_that_normalizes"}
+"""Kinds that lose white space, or write letters in another way."""

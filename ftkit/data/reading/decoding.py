@@ -150,6 +150,9 @@ def _transcoded(path: Path, chunks: Iterable[bytes], encoding: str) -> Iterator[
             line += error.object[: error.start].decode(encoding, "ignore").count("\n")
             byte = f"0x{error.object[error.start]:02x}"
             raise DataError(_not_in(path, line, byte, encoding)) from None
+        except UnicodeError:  # of the codecs of UTF-16 and UTF-32, which ask for the mark
+            order = f"{codecs.lookup(encoding).name}-{_byte_order(chunk)}"
+            raise DataError(f"{path} has no byte order mark; pass --set data.encoding={order}") from None
         if swapped is not None and _SWAPPED_SIGNS.search(text):
             raise DataError(f"{path} is not {encoding} but its other byte order; pass --set data.encoding={swapped}")
         control = _CONTROLS.search(text) if is_latin_1 else None
@@ -217,11 +220,15 @@ def _problem(block: bytes) -> tuple[int, str] | None:
 
 def _zeros(block: bytes) -> str:
     """Return the words for zero bytes: stray ones, or those with which UTF-16 writes Latin letters and line ends."""
-    even, odd = block[::2].count(0), block[1::2].count(0)  # the first block that has any begins with the file
-    order = "utf-16-be" if even > odd else "utf-16-le"
-    if 4 * max(even, odd) < len(block) // 2:
+    order = f"utf-16-{_byte_order(block)}"  # the first block that has any begins with the file
+    if 4 * max(block[::2].count(0), block[1::2].count(0)) < len(block) // 2:
         return f" holds a zero byte; take it out, or pass --set data.encoding={order} where the file is UTF-16"
     return f" holds zero bytes, as UTF-16 does; save the file as UTF-8, or pass --set data.encoding={order}"
+
+
+def _byte_order(start: bytes) -> str:
+    """Return the order in which the beginning of a file has the zero bytes of Latin letters and line ends."""
+    return "be" if start[::2].count(0) > start[1::2].count(0) else "le"
 
 
 def _not_utf8(block: bytes) -> tuple[int, str]:

@@ -302,6 +302,7 @@ def test_what_could_be_meant_otherwise_is_refused_with_its_line(name, tmp_path):
         ("text\na\n".encode("utf-16-le"), "utf-8", ["line 1", "zero byte", "data.encoding=utf-16-le"]),
         ("text\na\n".encode("utf-16-be"), "utf-8", ["line 1", "zero byte", "data.encoding=utf-16-be"]),
         ("text\na\n".encode("utf-16-be"), "utf-16-le", ["other byte order", "data.encoding=utf-16-be"]),
+        ("text\na\n".encode("utf-16-be"), "utf-16", ["no byte order mark", "data.encoding=utf-16-be"]),
         ("\ufefftext".encode("utf-16-le"), "utf-16-be", ["other byte order", "data.encoding=utf-16-le"]),
     ],
 )
