@@ -49,6 +49,7 @@ def test_a_plan_and_a_training_leave_what_read_record_reads(settings):
     assert ftkit.plan(config, gpu="t4").fits
     record = ftkit.train(config)
     assert record.result.status == "completed"
+    assert record.result.reopened_difference == 0.0, "by default what was saved is opened again"
     assert ftkit.read_record(config.output.folder) == record
 
 

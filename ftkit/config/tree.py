@@ -269,6 +269,9 @@ class OutputConfig(Section):
     disk_patience: float = Field(default=300.0, ge=0.0)
     """Seconds that a run waits for a disk that is full or gone, before it ends with what is whole. Ranks that wait for
     the one that writes count it as lost after `engine.peer_timeout`, so keep this below it."""
+    reopen: bool = True
+    """After saving, open the result in a new process and compare its weights and the logits of a sample with those in
+    memory, some seconds; skipped, and said, where a second copy of the model has no room."""
     trackers: tuple[Tracker, ...] = ()
     """Experiment trackers that are sent every figure; none by default, since most of them talk to a server."""
 

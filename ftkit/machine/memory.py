@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 _ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 """What torch's allocator reads when it starts, the first that is there (torch 2.13, AcceleratorAllocatorConfig)."""
 _MOST_ENTRIES = 100_000
@@ -79,6 +80,38 @@ def peak_resident_bytes() -> int | None:
         return None
     found = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text())
     return int(found[1]) * 1024 if found else None
+
+
+def free_host_bytes() -> int | None:
+    """Return the bytes that another process could take on this machine, or in its control group; None if unknown.
+
+    Source: proc(5) `MemAvailable`; cgroup v2 `memory.max` less `memory.current`, of which file pages give way.
+    """
+    free = []
+    if _MEMINFO.is_file():
+        rows = (line.split() for line in _MEMINFO.read_text(encoding="ascii").splitlines())
+        free += [int(row[1]) * 1024 for row in rows if row[0] == "MemAvailable:"]
+    limit, used, parts = (_CGROUP / name for name in ("memory.max", "memory.current", "memory.stat"))
+    if limit.is_file() and (text := limit.read_text(encoding="ascii").strip()).isdigit():
+        kinds = dict(line.split() for line in parts.read_text(encoding="ascii").splitlines())
+        files = int(kinds.get("inactive_file", 0)) + int(kinds.get("active_file", 0))
+        free.append(int(text) - int(used.read_text(encoding="ascii")) + files)
+    return min(free) if free else None
+
+
+def free_device_bytes(device: "torch.device") -> int | None:
+    """Return the bytes of an accelerator that another process could take; None where nobody says so, as of a CPU.
+
+    Args:
+        device: whose cached blocks are given back first.
+    """
+    import torch
+
+    if device.type != "cuda":
+        return None
+    release_memory(device)
+    free, _ = torch.cuda.mem_get_info(device)
+    return free
 
 
 def peak_allocator_bytes(device: "torch.device") -> tuple[int | None, int | None]:

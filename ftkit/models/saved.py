@@ -1,18 +1,21 @@
 """Write a result for use: what training changed for itself is put back as the base model has it."""
 
 import json
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ftkit.models.source import Source, load_tokenizer, own_config
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     import torch
     from torch import nn
 
 _CONFIGS = ("config.json", "generation_config.json")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """As safetensors and torch call the types of stored weights."""
 
 
@@ -82,6 +85,41 @@ def stored_dtype(source: Source) -> "torch.dtype | None":
 def as_stored(weights: "dict[str, torch.Tensor]", dtype: "torch.dtype") -> "dict[str, torch.Tensor]":
     """Return weights in the type that they are stored in; what is not a weight, such as a table of numbers, stays."""
     return {name: one.to(dtype) if one.is_floating_point() else one for name, one in weights.items()}
+
+
+def digests(tensors: "Mapping[str, torch.Tensor]", dtypes: "Iterable[torch.dtype]") -> dict[str, int]:
+    """Return a checksum of each tensor (CRC-32, some GB a second): whether two processes hold the same numbers.
+
+    Args:
+        tensors: by their names.
+        dtypes: what the tensors are rounded to before, one type after another.
+    """
+    import torch
+
+    found = {}
+    for name, tensor in tensors.items():
+        one = tensor.detach()
+        for dtype in dtypes if one.is_floating_point() else ():
+            one = one.to(dtype)
+        found[name] = zlib.crc32(one.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found
+
+
+def of_other_types(folder: Path, dtype: "torch.dtype") -> list[str]:
+    """Return the names of saved tensors whose numbers are of another floating type than they were to be saved in.
+
+    Args:
+        folder: of a saved model or adapter.
+        dtype: what they were to be saved in.
+    """
+    from safetensors import safe_open
+
+    others, said = [], str(dtype).removeprefix("torch.")
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            kinds = {name: _DTYPES.get(file.get_slice(name).get_dtype(), said) for name in file.keys()}  # noqa: SIM118  # not a dictionary
+        others += [name for name, kind in kinds.items() if kind != said]
+    return others
 
 
 def _first_dtype(source: Source) -> "torch.dtype | None":

@@ -229,8 +229,7 @@ class Scores(Record):
     """In the data's units."""
     perplexity: float | None = None
     baseline: float | None = None
-    """What the best constant answer gets: the accuracy of the largest class, the exact match of the most frequent set
-    of labels, the RMSE of the mean."""
+    """The accuracy of the largest class, the exact match of the most frequent set of labels, the RMSE of the mean."""
     confusion: list[list[int]] | None = None
     """Row: the true label; column: the predicted one."""
     per_label: tuple[LabelScores, ...] | None = None
@@ -295,6 +294,8 @@ class ResultLine(Record):
     """Training alone."""
     total_seconds: float
     """Loading, training, evaluation, saving."""
+    reopened_difference: float | None = None
+    """The largest difference of two logits of the saved model, opened anew, from those in memory."""
     measurement: Measurement
 
 

@@ -152,7 +152,7 @@ class Tuning:
         steps = self._num_steps(config)
         if config.training.eval_every is None and steps is not None:
             training["eval_every"] = max(1, int(steps / _RUNGS))
-        output = {"folder": str(place), "resume": "auto", "overwrite": False}
+        output = {"folder": str(place), "resume": "auto", "overwrite": False, "reopen": False}
         return config.model_copy(
             update={
                 "training": config.training.model_copy(update=training),

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,21 @@ def describe_saving(folder: Path, num_trainable: int) -> str:
     )
 
 
+@dataclass(frozen=True)
+class Saved:
+    """A model that was written.
+
+    Attributes:
+        folder: where to.
+        weights: what was to be written, by the names in the model, before it was rounded.
+        dtype: what it was rounded to.
+    """
+
+    folder: Path
+    weights: Mapping[str, torch.Tensor]
+    dtype: torch.dtype
+
+
 def save_model(
     engine: Engine,
     method: Method,
@@ -184,7 +200,7 @@ def save_model(
     source: Source,
     folder: Path,
     load_whole: Callable[[], nn.Module] | None = None,
-) -> None:
+) -> Saved | None:
     """Write the trained model as plain PEFT or transformers load it; called by every rank, written by the first.
 
     Args:
@@ -194,11 +210,14 @@ def save_model(
         source: where the base model is.
         folder: the result folder.
         load_whole: loads the model anew, with the frozen weights that the engine does not hold; None: it holds all.
+
+    Returns:
+        What was written; None on the other ranks.
     """
     masters = engine.trainable_state()
     held = engine.full_state() if load_whole is None and not method.is_adapter else None
     if not engine.process.is_main:
-        return
+        return None
     model, weights = engine.model, masters
     if not method.is_adapter:
         model = engine.model if load_whole is None else load_whole()
@@ -209,6 +228,7 @@ def save_model(
     save_tokenizer(tokenizer, source, target)
     restore_settings(source, dtype, target)
     make_readable(target)
+    return Saved(target, weights, dtype)
 
 
 def _by_every_name(model: nn.Module, masters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ from ftkit.engine.first_line import first_line
 from ftkit.engine.optim import learning_rate_at
 from ftkit.machine.disk import explained_writing, replace_text, written_patiently
 from ftkit.machine.memory import Snapshot
-from ftkit.machine.process import ProcessContext, joined
+from ftkit.machine.process import ProcessContext, first_decides, joined
 from ftkit.machine.versions import device_name
 from ftkit.models.build import set_checkpointing, set_training
 from ftkit.models.methods import method_of
@@ -45,6 +45,7 @@ from ftkit.training.recovery.beginning import Beginning
 from ftkit.training.recovery.heartbeat import Heartbeat, named_silence
 from ftkit.training.recovery.limits import Limits, keep_limits, kept_limits
 from ftkit.training.recovery.signals import StopNow, StopRequest, Work
+from ftkit.training.reopening.compare import remember, reopen
 from ftkit.training.reporters import Reporter, Reporters
 from ftkit.training.resume import take_up
 from ftkit.training.saving import (
@@ -149,11 +150,17 @@ def _finish(
     finish_writing(job)
     load_best(job, progress)
     round_as_stored(job.engine, method_of(job.config), job.source)
-    save_model(job.engine, method_of(job.config), job.tokenizer, job.source, job.folder, job.load_whole)
+    saved = save_model(job.engine, method_of(job.config), job.tokenizer, job.source, job.folder, job.load_whole)
+    expected = remember(job, saved) if job.config.output.reopen else None
+    del saved  # a copy of all weights, where all train
     if job.data.test is not None:
         with attempts.stop.during(Work.READING):
             keep_answers(job, *_score(job, progress, record, "test", job.data.test))
     measurement = _measure(job, progress)
+    difference = None
+    if expected is not None:
+        with attempts.stop.during(Work.READING):
+            difference = first_decides(job.process, partial(reopen, job, expected, record.reporter.note))
     result = ResultLine(
         status=status,
         num_steps=progress.step,
@@ -161,6 +168,7 @@ def _finish(
         best_step=best_step(progress.validations, job.config.training.best_metric),
         train_seconds=progress.train_seconds,
         total_seconds=progress.total_seconds,
+        reopened_difference=difference,
         measurement=measurement,
     )
     record.write(result)

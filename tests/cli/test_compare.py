@@ -24,7 +24,7 @@ def test_compare_trains_each_method_on_the_same_splits_and_says_which_is_better(
     command = [
         *("compare", "--methods", "feature-extraction,lora", "--model", model, "--dataset", tmp_path / "data.csv"),
         *("--output", tmp_path / "out", "--max-steps", "2", "--rank", "2", "--precision", "fp32"),
-        *("--set", "training.plan_first=false", "--max-length", "16"),
+        *("--set", "output.reopen=false", "--set", "training.plan_first=false", "--max-length", "16"),
     ]
     ran = CliRunner().invoke(main, [str(one) for one in command])
     assert ran.exit_code == 0, ran.output

@@ -13,7 +13,7 @@ import transformers
 from safetensors import safe_open
 
 from ftkit.records.files import read_record
-from tests.e2e.command import run
+from tests.e2e.command import QUICK, run
 from tests.e2e.score_cards import loss_of
 
 pytestmark = pytest.mark.e2e
@@ -71,7 +71,7 @@ def results(work, tmp_path_factory):
         done = run(
             "--task", "causal-lm" if kind == "tokens" else "sequence-classification", "--model", model,
             "--dataset", data[list(KINDS).index(kind)], "--output", folder / name, "--precision", "fp32",
-            "--max-steps", 3, "--learning-rate", 0.01, *METHODS[method], *label,
+            "--max-steps", 3, "--learning-rate", 0.01, *METHODS[method], *label, *QUICK,
         )  # fmt: skip
         assert done.exit_code == 0, done.output
     return folder
@@ -126,7 +126,7 @@ def test_a_whole_model_is_saved_as_its_base_came(dtype, precision, work, tmp_pat
     prefer(tmp_path / "base", dtype)
     done = run(
         "--task", "causal-lm", "--model", tmp_path / "base", "--dataset", work / "texts.csv", "--output",
-        tmp_path / "run", "--method", "full", "--max-steps", 1, "--precision", precision, "--max-length", 32,
+        tmp_path / "run", "--method", "full", "--max-steps", 1, "--precision", precision, "--max-length", 32, *QUICK,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
 
@@ -152,7 +152,7 @@ def test_an_adapter_and_its_run_are_found_from_any_folder_whatever_was_named_fro
     shutil.copytree(work / "bert", tmp_path / "models" / "tiny")
     shutil.copy(work / "texts.csv", tmp_path / "texts.csv")
     monkeypatch.chdir(tmp_path)
-    flags = ["--model", "models/tiny", "--dataset", "texts.csv", "--output", "out", "--max-steps", 2]
+    flags = ["--model", "models/tiny", "--dataset", "texts.csv", "--output", "out", "--max-steps", 2, *QUICK]
     assert run(*flags, "--set", "training.checkpoint_every=1").exit_code == 0
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")

@@ -18,7 +18,7 @@ from ftkit.machine import hardware
 from ftkit.plan.memory import RUNTIME_BYTES
 from ftkit.records.files import read_record
 from ftkit.records.schema import Basis
-from tests.e2e.command import flags, run
+from tests.e2e.command import QUICK, flags, run
 from tests.helpers import WORDS
 from tests.made_gguf import write_gguf
 
@@ -240,6 +240,7 @@ def test_a_language_model_trains_on_completions_and_reports_its_perplexity(work)
     (work / "pairs.jsonl").write_text("\n".join(rows))
     arguments = ["--model", work / "llama", "--dataset", work / "pairs.jsonl", "--task", "causal-lm", "--epochs", 4]
     settings = ["--set", "data.test_share=0", "--precision", "fp32", "--output", work / "lm", "--global-batch-size", 8]
+    settings += QUICK
     done = run(*arguments, *settings, "--method", "full", "--learning-rate", 0.01)
     assert done.exit_code == 0, done.output
     assert read_record(work / "lm").last_evaluation("validation").perplexity < 1.5
@@ -305,7 +306,7 @@ def test_a_tracker_whose_package_is_missing_stops_before_anything_trains(work):
 def test_a_preset_of_gpt2_runs_on_a_tiny_one(preset, work):
     """Conv1D and all; fp16 is refused on a CPU, so that one preset gets another precision."""
     more = ["--model", work / "gpt2", "--dataset", work / "texts.csv", "--precision", "fp32"]
-    done = run("--preset", preset, *more, "--output", work / preset)
+    done = run("--preset", preset, *QUICK, *more, "--output", work / preset)
     assert done.exit_code == 0, done.output
     record = read_record(work / preset)
     assert (

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from ftkit.cli import main
 from ftkit.records.files import read_record
+from tests.e2e.command import QUICK
 from tests.helpers import WORDS, save_tiny_model
 
 pytestmark = pytest.mark.e2e
@@ -26,7 +27,7 @@ def work(tmp_path_factory):
 
 def run(work, name, *more):
     base = ["--model", work / "bert", "--dataset", work / "texts.csv", "--output", work / name, "--max-steps", 3]
-    return CliRunner().invoke(main, ["train", *map(str, [*base, "--global-batch-size", 16, *more])])
+    return CliRunner().invoke(main, ["train", *QUICK, *map(str, [*base, "--global-batch-size", 16, *more])])
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def settings(work: Path, folder: Path) -> list[str]:
         f"model.name={work / 'bert'}", f"data.dataset={work / 'texts.csv'}", f"output.folder={folder}",
         "model.precision=fp32", "training.plan_first=false", f"training.max_steps={STEPS}", "training.log_every=1",
         "batch.global_batch_size=16", "batch.micro_batch_size=8", "training.eval_every=2",
-        "training.checkpoint_every=3",
+        "training.checkpoint_every=3", "output.reopen=false",
     ]  # fmt: skip
 
 

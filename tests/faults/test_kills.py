@@ -25,6 +25,7 @@ ORDINARY = (0, 7)
 def settings(work, folder, kind):
     return [
         f"model.name={work / 'bert'}", f"data.dataset={work / 'texts.csv'}", f"output.folder={folder}",
+        "output.reopen=false",
         "model.precision=fp32", "training.plan_first=false", "training.max_steps=6", "training.log_every=1",
         "training.checkpoint_every=2", "training.eval_every=1", "batch.global_batch_size=16",
         "batch.micro_batch_size=8", *KINDS[kind],

@@ -26,6 +26,7 @@ def train(work, folder, *settings, resume=False, reporter=None):
     config = load_config(
         settings=[
             f"model.name={work / 'bert'}", f"data.dataset={work / 'texts.csv'}", f"output.folder={folder}",
+            "output.reopen=false",
             "model.precision=fp32", "training.plan_first=false", f"training.max_steps={STEPS}", "training.log_every=1",
             "batch.global_batch_size=16", "batch.micro_batch_size=8", *settings,
         ]

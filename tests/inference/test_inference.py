@@ -56,7 +56,12 @@ def trained(work):
             task = "causal-lm" if kind == "causal-lm" else "sequence-classification"
             settings = [
                 *(f"task={task}", f"method.name={method}", f"model.name={work / ('gpt2' if kind == task else 'bert')}"),
-                *(f"data.dataset={work / kind}", f"output.folder={folder}", "training.max_steps=4"),
+                *(
+                    f"data.dataset={work / kind}",
+                    f"output.folder={folder}",
+                    "training.max_steps=4",
+                    "output.reopen=false",
+                ),
                 *(
                     "training.eval_every=2",
                     "data.max_length=32",

@@ -21,7 +21,7 @@ def settings(tmp_path_factory):
     return [
         f"model.name={model}", f"data.dataset={folder / 'texts.csv'}", f"output.folder={folder / 'out'}",
         "training.max_steps=3", "training.plan_first=false", "batch.global_batch_size=4", "model.precision=fp32",
-        "data.max_length=32",
+        "data.max_length=32", "output.reopen=false",
     ]  # fmt: skip
 
 

@@ -47,7 +47,13 @@ def texts(tmp_path_factory):
 def run(model, data, folder, *settings, resume=False):
     told = Notes()
     every = [
-        *(f"model.name={model}", f"data.dataset={data}", f"output.folder={folder}", "model.precision=fp32"),
+        *(
+            f"model.name={model}",
+            f"data.dataset={data}",
+            f"output.folder={folder}",
+            "model.precision=fp32",
+            "output.reopen=false",
+        ),
         *("training.epochs=4", "training.plan_first=false", "training.log_every=1", "batch.global_batch_size=8"),
         "optimizer.learning_rate=0.01",
     ]

@@ -83,6 +83,7 @@ def settings(tmp_path_factory):
         "batch.global_batch_size=8",
         "training.max_steps=3",
         f"output.folder={folder / 'run'}",
+        "output.reopen=false",  # a new process does not know it
     ]
 
 

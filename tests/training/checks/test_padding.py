@@ -26,7 +26,13 @@ def texts(tmp_path_factory):
 def run(model, texts, folder, size, *settings):
     told = Notes()
     every = [
-        *(f"model.name={model}", f"data.dataset={texts}", f"output.folder={folder}", "method.name=full"),
+        *(
+            f"model.name={model}",
+            f"data.dataset={texts}",
+            f"output.folder={folder}",
+            "method.name=full",
+            "output.reopen=false",
+        ),
         *("model.precision=fp32", "training.epochs=1", "training.plan_first=false", "training.log_every=1"),
         *("batch.global_batch_size=8", f"batch.micro_batch_size={size}", "optimizer.learning_rate=0.01"),
     ]
