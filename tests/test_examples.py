@@ -1,5 +1,6 @@
 """Each example runs as it stands, in an empty folder."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,25 @@ LAST_LINES = {
     "train_on_your_file.py": "peak measured: ",
     "read_records.py": "32 runs, median error",
 }
+
+
+NOTEBOOK = EXAMPLES / "classify.ipynb"
+
+
+@pytest.mark.e2e
+def test_the_notebook_runs_from_its_first_cell_to_its_last(tmp_path):
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    named = 'MODEL = "sentence-transformers/all-MiniLM-L6-v2"'
+    assert named in code
+    path = os.pathsep.join([str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace(named, 'MODEL = "demo"')],
+        capture_output=True, text=True, cwd=tmp_path, check=False, env=os.environ | {"PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "accuracy" in done.stdout
+    assert "A lovely film" in done.stdout
 
 
 def test_every_example_is_run_here():
