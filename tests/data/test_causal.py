@@ -155,3 +155,38 @@ def test_the_demo_is_plain_text_for_a_language_model():
     assert data.report.label_counts == {}
     assert data.train.lengths.tolist() == [128] * 20
     assert (data.train.num_targets == 127).all()
+
+
+def said(data):
+    return "\n".join(data.report.lines())
+
+
+def test_a_first_token_that_nothing_predicts_is_told(tmp_path, tokenizer):
+    path = write(tmp_path / "d.jsonl", [{"prompt": "", "completion": "ab"}, {"prompt": "c", "completion": "d"}])
+    data = prepare(tokenizer, path, **ALL)
+    assert texts(tokenizer, data.train) == ["a[b<eos>]", "c[d<eos>]"]
+    assert "the first token of 1 sequences carries no loss" in said(data)
+
+
+def test_texts_that_no_token_closes_are_told(tmp_path, tokenizer):
+    tokenizer.eos_token = None
+    for name, row in (("pairs", {"prompt": "a", "completion": "b"}), ("documents", {"text": "ab"})):
+        data = prepare(tokenizer, write(tmp_path / f"{name}.jsonl", [row, dict.fromkeys(row, "cd")]), **ALL)
+        assert "2 texts end without a token that says so" in said(data)
+
+
+def test_a_last_token_that_would_be_alone_is_told(tmp_path, tokenizer):
+    data = prepare(tokenizer, write(tmp_path / "d.jsonl", [{"text": "abcdefgh"}]), max_length=8, **ALL)
+    assert texts(tokenizer, data.train) == ["a[bcdefgh]"]
+    assert "the last token of 1 splits would be a block of its own" in said(data)
+
+
+def test_answers_that_all_carry_no_loss_are_not_blamed_on_the_length(tmp_path, tokenizer):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]
+    path = write(tmp_path / "d.jsonl", [{"messages": turns}] * 2)
+    with pytest.raises(DataError, match=r"no answer carries loss.*weight 0.*data\.loss_on=everything"):
+        prepare(tokenizer, path, **ALL)
+    assert (
+        texts(tokenizer, prepare(tokenizer, path, loss_on="everything", **ALL).train)
+        == ["<user>[a<eos><assistant>b<eos>]"] * 2
+    )

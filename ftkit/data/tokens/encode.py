@@ -29,6 +29,9 @@ class Losses:
         num_lost_targets: targets that were cut off, of sequences that were left out too.
         num_across: tokens with characters of an answer and of what is before it.
         num_spelled: texts that spell out a special token.
+        num_unpredicted: sequences whose first token belongs to an answer, and has no loss: nothing stands before it.
+        num_open: texts that no token closes, since the tokenizer has none.
+        num_alone: tokens of running text that are left out, since they would be a block of their own.
     """
 
     num_truncated: int = 0
@@ -38,6 +41,9 @@ class Losses:
     num_lost_targets: int = 0
     num_across: int = 0
     num_spelled: int = 0
+    num_unpredicted: int = 0
+    num_open: int = 0
+    num_alone: int = 0
 
     def keep(self, targets: NDArray[np.bool_], max_length: int, marked: Marked) -> bool:
         """Count a text, and tell whether a target is left."""
@@ -147,9 +153,10 @@ def encode_documents(texts: Iterable[str], tokenizer: TextTokenizer, max_length:
         for chunk in chunks(_counted(texts, tokenizer, losses), len):
             documents = ([*tokenizer.begin, *ids, *tokenizer.end] for ids in tokenizer.ids(chunk))
             parts += [np.array(tokens, np.int32) for tokens in documents]
+            losses.num_open += len(chunk) if not tokenizer.end else 0
     tokens = np.concatenate(parts)
     if len(tokens) % max_length == 1:
-        tokens = tokens[:-1]  # a block of one token has no target
+        tokens, losses.num_alone = tokens[:-1], 1  # a block of one token has no target
     if len(tokens) < 2:
         raise DataError("the text has fewer than two tokens, so nothing predicts anything; give more text")
     offsets = np.append(np.arange(0, len(tokens), max_length, dtype=np.int64), len(tokens))
@@ -184,20 +191,27 @@ def encode_pieces(
         The sequences that have a target within `max_length`.
 
     Raises:
-        DataError: no sequence has one.
+        DataError: no sequence has one, or none has a target at all.
     """
     begin, end = ((), ()) if is_whole else (tokenizer.begin, tokenizer.end)
     ragged, losses = _Ragged(), Losses()
     for chunk in chunks(rows, lambda pieces: sum(len(text) for text, _ in pieces)):
         if not is_whole:
             losses.num_spelled += tokenizer.special.count("".join(text for text, _ in pieces) for pieces in chunk)
+            losses.num_open += len(chunk) if not end else 0
         for marked in mark_targets(chunk, tokenizer, is_rendered=is_whole):
             tokens = np.concatenate((begin, marked.tokens, end)).astype(np.int32)
             targets = np.concatenate((np.zeros(len(begin)), marked.targets, np.ones(len(end)))).astype(np.bool_)
+            losses.num_unpredicted += int(targets[:1].sum())
             targets[:1] = False  # nothing predicts a first token
             ragged.whole_lengths.append(len(tokens))
             if losses.keep(targets, max_length, marked):
                 ragged.add(tokens[:max_length], targets[:max_length])
+    if losses.num_unanswered and losses.num_unanswered == len(ragged.whole_lengths):
+        raise DataError(
+            "no sequence has a target: no answer carries loss, since all are empty, have weight 0 or lie outside what "
+            "the chat template marks; give answers that train, or set data.loss_on=everything"
+        )
     if not ragged.lengths:
         raise DataError(
             f"no sequence has a target within data.max_length={max_length} tokens: the prompts fill it; raise "

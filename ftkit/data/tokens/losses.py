@@ -1,12 +1,12 @@
 """Report what tokenizing a split cost: targets that were cut off, tokens across a border, special tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ftkit.data.findings import Finding, note, warning
-from ftkit.data.tokens.encode import Encoded
+from ftkit.data.tokens.encode import Encoded, Losses
 from ftkit.data.tokens.tokenizer import TextTokenizer
 
 _MUCH = 0.05
@@ -34,10 +34,7 @@ def findings_of_losses(encoded: Mapping[str, Encoded], max_length: int, tokenize
     num_spelled = sum(result.losses.num_spelled for result in encoded.values())
     if num_spelled:
         found.append(spelled(num_spelled, are_characters=tokenizer.special.are_characters))
-    num_across = sum(result.losses.num_across for result in encoded.values())
-    if num_across:
-        found.append(note(f"{num_across:,} tokens lie across the border before an answer; they carry loss"))
-    return found
+    return [*found, *_of_borders([result.losses for result in encoded.values()])]
 
 
 def spelled(count: int, *, are_characters: bool) -> Finding:
@@ -71,6 +68,23 @@ def _of_split(split: str, result: Encoded, max_length: int) -> list[Finding]:
     share = losses.num_truncated / max(1, len(result.split))
     if share > _MUCH and not (losses.num_dropped or losses.num_shortened):
         found.append(warning(f"{split}: {share:.1%} of the texts are cut at max_length", cure))
+    return found
+
+
+def _of_borders(losses: Sequence[Losses]) -> list[Finding]:
+    """Say what became of tokens at the beginning and at the end of texts and answers, in all splits."""
+    across, unpredicted, alone, unclosed = (
+        sum(getattr(one, name) for one in losses) for name in ("num_across", "num_unpredicted", "num_alone", "num_open")
+    )
+    told = {
+        f"{across:,} tokens lie across the border before an answer; they carry loss": across,
+        f"the first token of {unpredicted:,} sequences carries no loss: nothing stands before it": unpredicted,
+        f"the last token of {alone:,} splits would be a block of its own, and is left out": alone,
+    }
+    found = [note(text) for text, count in told.items() if count]
+    if unclosed:
+        text = f"{unclosed:,} texts end without a token that says so, since the tokenizer has none"
+        found.append(warning(text, "set eos_token in the tokenizer's files, or a model does not learn where to stop"))
     return found
 
 
