@@ -49,6 +49,11 @@ class MethodSection(Section):
         """Whether the embeddings and the lower layers, or all layers, stay frozen below all that trains."""
         return False
 
+    @property
+    def fits_at_once(self) -> bool:
+        """Whether what trains is solved for in the place of steps, from what a frozen trunk made of all texts."""
+        return False
+
     def stored_parameters(self, num_parameters: int, num_trainable_parameters: int) -> int:
         """Return how many weights the result on the disk has, of all and of those that train."""
         return num_trainable_parameters if self.is_adapter else num_parameters

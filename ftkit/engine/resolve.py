@@ -103,6 +103,8 @@ class ResolvedRun:
         """
         if self.config.cache.trunk != "auto":
             return self.config.cache.trunk == "on"
+        if self.config.method.fits_at_once:
+            return True
         is_spread = self.partitions_weights and self.devices.device_type != "cpu"  # it may fit on no device whole
         return num_passes > 1 and not is_spread
 
@@ -175,6 +177,8 @@ def resolve(config: RunConfig, devices: Devices) -> ResolvedRun:
         precision=precision,
         template=template,
     )
+    if config.method.fits_at_once and config.cache.trunk == "off":
+        raise ConfigError("method.head=logistic solves for the head from the cache; leave out --trunk-cache off")
     for rule in broken_rules(run.facts, Force.REFUSED):
         raise DeviceError(rule.sentence) if rule.is_of_the_device else ConfigError(rule.sentence)
     return run

@@ -39,6 +39,7 @@ from ftkit.training.checks.finite import FiniteSteps, check_loss
 from ftkit.training.checks.first_steps import FirstSteps
 from ftkit.training.evaluate import Logits, evaluate
 from ftkit.training.folder import round_as_stored, save_model, written_bytes
+from ftkit.training.logistic import fit_head
 from ftkit.training.metrics import labels_line, remarks
 from ftkit.training.recovery.attempts import Attempts, UpdateFailedError, explained_memory
 from ftkit.training.recovery.beginning import Beginning
@@ -139,7 +140,10 @@ def _train(  # what one run is made of
             closing(_watch(job, progress, record, snapshot)) as watch,
             saved_when_stopped(job, progress, record.reporter.note),
         ):
-            status = _run_steps(job, progress, record, watch, attempts)
+            if method_of(job.config).fits_at_once:
+                status = _fit(job, progress, record, attempts)
+            else:
+                status = _run_steps(job, progress, record, watch, attempts)
         return _finish(job, progress, record, run, status, attempts)
 
 
@@ -184,6 +188,15 @@ def _watch(job: Job, progress: Progress, record: _Recorder, snapshot: Snapshot |
     at = min(progress.step + 2, job.num_steps)
     wants_timeline = job.config.output.memory_timeline and job.process.is_main
     return Watch(job.engine, at, record.write if wants_timeline else None, snapshot, job.folder)
+
+
+def _fit(job: Job, progress: Progress, record: _Recorder, attempts: Attempts) -> Status:
+    """Solve for the head in the place of steps."""
+    begun = time.perf_counter()
+    fit_head(job, record.reporter.note)
+    progress.train_seconds = time.perf_counter() - begun
+    _validate(job, progress, record, attempts.stop)
+    return "completed"
 
 
 def _run_steps(job: Job, progress: Progress, record: _Recorder, watch: Watch, attempts: Attempts) -> Status:

@@ -163,6 +163,8 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
 def _count_steps(config: RunConfig, data: PreparedData, note: Callable[[str], None]) -> int:
     """Return the steps of a run; say where most of them warm up."""
     training = config.training
+    if config.method.fits_at_once:
+        return 0
     num_steps = count_steps(len(data.train), config.batch.global_batch_size, training.epochs, training.max_steps)
     num_warmup = config.schedule.num_warmup_steps(num_steps)
     if num_warmup > _WARMUP_WARNING * num_steps:
@@ -174,7 +176,7 @@ def _say_time(
     prediction: AnyPrediction | None, train: TokenSplit, num_sequences: int, note: Callable[[str], None]
 ) -> None:
     """Say how long all steps take, if that was planned."""
-    if isinstance(prediction, TracedPrediction):
+    if isinstance(prediction, TracedPrediction) and num_sequences:
         tokens = float(train.lengths.mean()) * num_sequences
         note(f"its steps take about {format_seconds(tokens / prediction.tokens_per_second)}, as planned")
 

@@ -184,6 +184,7 @@ class _Filling:
         path, layout, process = place.path, place.layout, self.process
         own = range(process.rank, len(layout.shards), process.world_size)
         with _one_run(process, path, self.note):
+            first_decides(process, lambda: entries.clear_unfinished(path))
             missing = store.missing_shards(path, own)
             num_bytes = sum_of_ranks(process, sum(map(layout.bytes_of, missing)))
             if num_bytes:

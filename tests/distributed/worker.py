@@ -14,8 +14,11 @@ from ftkit.data.arrays import TokenSplit
 from ftkit.engine.ds_config import templates_folder
 from ftkit.machine import process as distributed
 from ftkit.machine.process import ProcessContext
+from ftkit.models.foreign import patched
 from ftkit.models.methods import method_of
 from ftkit.models.source import load_tokenizer, resolve_source
+from ftkit.models.trunk import build as trunk_build
+from ftkit.models.trunk import store
 from ftkit.training.checkpoints.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from ftkit.training.folder import save_model
 from tests.helpers import (
@@ -101,11 +104,25 @@ def run_cached(case: dict, process: ProcessContext, folder: Path) -> dict:
     os.environ["FTKIT_CACHE"] = str(folder / "cache")
     split, model = ragged_split("sequence-classification"), folder / "models" / "bert"
     whole = take_steps(*build(case["settings"], model, torch.float32, process), split)
-    config, engine, held = build_cached(case["settings"], model, process, split)
+    written: list[int] = []
+
+    def write(path: Path, number: int, hidden: torch.Tensor) -> None:
+        written.append(number)
+        store.write_shard(path, number, hidden)
+
+    with patched(trunk_build, "write_shard", write):
+        config, engine, held = build_cached(case["settings"], model, process, split)
+    every: list = [None] * process.world_size
+    torch.distributed.all_gather_object(every, written)
     cached = take_steps(config, engine, held)
     state, other = engine.trainable_state(), whole.engine.trainable_state()
     moved = [name for name in other if not torch.equal(state[name], other[name])]
-    return {"whole": [whole.losses, whole.norms], "cached": [cached.losses, cached.norms], "moved": moved}
+    return {
+        "whole": [whole.losses, whole.norms],
+        "cached": [cached.losses, cached.norms],
+        "moved": moved,
+        "written": every,
+    }
 
 
 def name_of(case: dict) -> str:

@@ -37,6 +37,8 @@ class Method(Protocol):
     trains_all: ClassVar[bool]
 
     @property
+    def fits_at_once(self) -> bool: ...  # noqa: D102  # in MethodSection
+    @property
     def leaves_trunk(self) -> bool: ...  # noqa: D102  # in MethodSection
     def stored_parameters(self, num_parameters: int, num_trainable_parameters: int) -> int: ...  # noqa: D102  # in MethodSection
     def adapts(self, layer: int, num_layers: int) -> bool: ...  # noqa: D102  # in MethodSection

@@ -1,5 +1,6 @@
 """Feature extraction: the head alone trains over a frozen trunk, and the result is a whole model."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -19,8 +20,19 @@ class FeatureExtraction(MethodSection):
     """Train the head alone over a frozen trunk in evaluation mode."""
 
     name: Literal["feature-extraction"] = "feature-extraction"
+    head: Literal["logistic"] | None = None
+    """`logistic`: solve for the head at once, as logistic regression with the penalty that is best on validation, in
+    the place of training it step by step."""
+
     label: ClassVar[str] = "feature extraction"
+    flags: ClassVar[Mapping[str, str]] = {"--head": "head"}
+    shown: ClassVar[Mapping[str, str]] = {"head": "head"}
     default_learning_rate: ClassVar[float] = 1e-2
+
+    @property
+    def fits_at_once(self) -> bool:
+        """Return whether the head is solved for."""
+        return self.head == "logistic"
 
     @property
     def leaves_trunk(self) -> bool:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ftkit.errors import ConfigError, DeviceError
-from ftkit.machine.disk import CACHE_VARIABLE, cache_folder, replace_text
+from ftkit.machine.disk import CACHE_VARIABLE, UNFINISHED, cache_folder, replace_text
 from ftkit.machine.lock import if_free
 from ftkit.units import format_bytes
 
@@ -148,6 +148,12 @@ def read_about(path: Path) -> About | None:
 def finish(path: Path, about: About) -> None:
     """Say that all shards of an entry are there."""
     replace_text(path / ENTRY, json.dumps(asdict(about), indent=2))
+
+
+def clear_unfinished(path: Path) -> None:
+    """Remove what a run that was killed left half written of an entry; whoever calls holds its lock."""
+    for file in path.glob(f"*{UNFINISHED}"):
+        file.unlink(missing_ok=True)
 
 
 def touch(paths: Iterable[Path]) -> None:

@@ -94,14 +94,10 @@ def keep(key: str, known: Known) -> None:
     found["cut"]["dtype"] = str(known.cut.dtype).removeprefix("torch.")
     try:
         with explained_writing(entries.folder(), entries.ELSEWHERE):
+            entries.folder().mkdir(parents=True, exist_ok=True)
             replace_text(_file(key), json.dumps(found, indent=2))
     except FtkitError:
         _file(key).unlink(missing_ok=True)
-
-
-def forget(key: str) -> None:
-    """Remove what is known under a key: the entries that it names are not whole any more."""
-    _file(key).unlink(missing_ok=True)
 
 
 def _file(key: str) -> Path:
