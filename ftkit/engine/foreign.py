@@ -15,7 +15,8 @@ from typing import Any, cast
 import torch
 from torch import distributed, nn
 
-from ftkit.models.foreign import patched, whole_shape
+from ftkit.models.foreign import patched
+from ftkit.models.partitions import whole_shape
 from ftkit.records.figures import Kind
 
 

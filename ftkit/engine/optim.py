@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from ftkit.config.training import OptimizerConfig, ScheduleConfig
-from ftkit.models import bnb, foreign
+from ftkit.models import bnb
+from ftkit.models.partitions import whole_shape
 
 
 def parameter_groups(parameters: Mapping[str, torch.Tensor], weight_decay: float) -> list[dict[str, Any]]:
@@ -20,7 +21,7 @@ def parameter_groups(parameters: Mapping[str, torch.Tensor], weight_decay: float
     Returns:
         One or two groups, none of them empty, with their names.
     """
-    decays = {name: tensor for name, tensor in parameters.items() if len(foreign.whole_shape(tensor)) >= 2}
+    decays = {name: tensor for name, tensor in parameters.items() if len(whole_shape(tensor)) >= 2}
     rest = {name: tensor for name, tensor in parameters.items() if name not in decays}
     groups = [(decays, weight_decay), (rest, 0.0)]
     return [{"params": list(group.values()), "weight_decay": decay} for group, decay in groups if group]

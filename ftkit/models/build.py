@@ -24,6 +24,7 @@ from ftkit.models.kernels.seeded_attention import seed_attention
 from ftkit.models.layers import first_trained_layer, transformer_layers
 from ftkit.models.methods import method_of
 from ftkit.models.methods.lora import is_adapted, unwrapped
+from ftkit.models.partitions import whole_numel
 from ftkit.models.source import Source
 from ftkit.models.start import Start
 from ftkit.models.weights import Note, attention, auto_class, grow_tables, load_weights
@@ -275,7 +276,7 @@ def count_parameters(model: nn.Module) -> int:
 def _num_elements(parameter: nn.Parameter) -> int:
     if foreign.is_packed(parameter):
         return parameter.numel() * parameter.element_size() * 2
-    return foreign.whole_numel(parameter)
+    return whole_numel(parameter)
 
 
 def _checkpoint(function: Any, *arguments: Any, **keywords: Any) -> Any:

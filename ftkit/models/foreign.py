@@ -81,6 +81,16 @@ def compiling_later() -> AbstractContextManager[None]:
     return patched(torch, "compile", compile_later)
 
 
+def has_values(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor has values: one on `meta` or a fake one has none.
+
+    Source: torch 2.13, torch/_subclasses/fake_tensor.py.
+    """
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return not tensor.is_meta and not isinstance(tensor, FakeTensor)
+
+
 # --- transformers -----------------------------------------------------------------------------------------------------
 
 
@@ -308,35 +318,3 @@ def dora_reading(unpack: Callable[[Any], torch.Tensor | None]) -> AbstractContex
         return plain(module) if whole is None else whole
 
     return patched(dora, "dequantize_module_weight", read)
-
-
-# --- DeepSpeed, as far as a model's weights show it -------------------------------------------------------------------
-
-
-def whole_numel(parameter: torch.Tensor) -> int:
-    """Return the elements of a weight, which ZeRO-3 may have partitioned (deepspeed 0.19, partition_parameters.py)."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
-def whole_shape(parameter: torch.Tensor) -> torch.Size:
-    """Return the shape of a weight, which ZeRO-3 may have partitioned (deepspeed 0.19, partition_parameters.py)."""
-    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
-    return shape
-
-
-def is_gathered_when_called(module: nn.Module) -> bool:
-    """Return whether ZeRO-3 gathers a module's weights when it is called (deepspeed 0.19, zero/parameter_offload.py).
-
-    Whoever reads a weight at another time gathers it, for good (`ZeROOrderedDict.__getitem__`): so ask the module.
-    """
-    return hasattr(module, "ds_id")
-
-
-def has_values(tensor: torch.Tensor) -> bool:
-    """Return whether a tensor has values: one on `meta` or a fake one has none.
-
-    Source: torch 2.13, torch/_subclasses/fake_tensor.py.
-    """
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    return not tensor.is_meta and not isinstance(tensor, FakeTensor)

@@ -81,7 +81,7 @@ def path(problem: Problem, penalties: Sequence[float] = PENALTIES) -> Iterator[L
         One layer a penalty, of features as they come.
     """
     features = problem.features_ND.double()
-    # About their mean the features are far better conditioned, and a bias that is not penalized makes up for it exactly.
+    # About their mean the features are far better conditioned; a bias that is not penalized makes up for it exactly.
     mean = features.mean(dim=0) if problem.has_bias else features.new_zeros(features.shape[1])
     features = features - mean
     weight = features.new_zeros(problem.num_labels, features.shape[1], requires_grad=True)

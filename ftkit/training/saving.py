@@ -11,7 +11,7 @@ from ftkit.errors import CheckpointError, DivergedError, DoesNotFitError, Interr
 from ftkit.machine.disk import written_patiently
 from ftkit.machine.versions import versions
 from ftkit.models.build import trainable_parameters
-from ftkit.models.foreign import whole_shape
+from ftkit.models.partitions import whole_shape
 from ftkit.records.files import CHECKPOINTS
 from ftkit.records.schema import Scores
 from ftkit.training.checkpoints import checkpoint, same_run

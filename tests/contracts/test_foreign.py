@@ -18,6 +18,7 @@ from ftkit.engine import foreign as engine
 from ftkit.engine import pace, undone_step
 from ftkit.machine import foreign as machine
 from ftkit.models import foreign as models
+from ftkit.models import partitions
 from ftkit.observe import foreign as observe
 from ftkit.plan.tracing import foreign as tracing
 
@@ -98,9 +99,9 @@ WRITTEN = [
     Written(models.dora_reading, "peft", "tuners/lora/dora.py", "dequantize_module_weight("),
     Written(models.without_bitsandbytes, "peft", "import_utils.py", "@lru_cache\ndef is_bnb_available("),
     Written(models.without_bitsandbytes, "peft", "import_utils.py", "@lru_cache\ndef is_bnb_4bit_available("),
-    Written(models.whole_numel, "deepspeed", PARTITIONED, "param.ds_numel = "),
-    Written(models.is_gathered_when_called, "deepspeed", "runtime/zero/parameter_offload.py", "module.ds_id = "),
-    Written(models.whole_shape, "deepspeed", PARTITIONED, "param.ds_shape = "),
+    Written(partitions.whole_numel, "deepspeed", PARTITIONED, "param.ds_numel = "),
+    Written(partitions.is_gathered_when_called, "deepspeed", "runtime/zero/parameter_offload.py", "module.ds_id = "),
+    Written(partitions.whole_shape, "deepspeed", PARTITIONED, "param.ds_shape = "),
     # engine
     *(Written(pace.Pace, "deepspeed", "comm/torch.py", f"def {name}(self") for name in pace.COLLECTIVES),
     *coordinator_names(

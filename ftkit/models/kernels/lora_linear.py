@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ftkit.models import bnb, foreign
+from ftkit.models import bnb
 from ftkit.models.kernels import dropout
+from ftkit.models.partitions import is_gathered_when_called
 
 
 def lora_linear(
@@ -127,7 +128,7 @@ class _LeanForward:
         layer, adapter = self._layer, self._adapter
         steps_aside = (
             arguments or settings or layer.disable_adapters or layer.merged or layer.active_adapters != [adapter]
-            or foreign.is_gathered_when_called(layer) or layer.lora_A[adapter].weight.dtype != x.dtype
+            or is_gathered_when_called(layer) or layer.lora_A[adapter].weight.dtype != x.dtype
         )  # fmt: skip
         if steps_aside:
             result: torch.Tensor = type(layer).forward(layer, x, *arguments, **settings)

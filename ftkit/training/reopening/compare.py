@@ -25,7 +25,7 @@ from ftkit.engine.protocol import Tensors
 from ftkit.errors import DoesNotFitError, ModelError
 from ftkit.machine.memory import free_device_bytes, free_host_bytes, says_no_memory
 from ftkit.models.build import set_training
-from ftkit.models.foreign import whole_numel
+from ftkit.models.partitions import whole_numel
 from ftkit.models.saved import digests
 from ftkit.training.folder import Saved
 from ftkit.training.reopening.handed_over import Findings, Request, read_answers, write_request

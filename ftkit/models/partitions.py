@@ -1,0 +1,23 @@
+"""Weights that ZeRO-3 may have partitioned, by names of DeepSpeed's that are not public."""
+
+import torch
+from torch import nn
+
+
+def whole_numel(parameter: torch.Tensor) -> int:
+    """Return the elements of a weight, which ZeRO-3 may have partitioned (deepspeed 0.19, partition_parameters.py)."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def whole_shape(parameter: torch.Tensor) -> torch.Size:
+    """Return the shape of a weight, which ZeRO-3 may have partitioned (deepspeed 0.19, partition_parameters.py)."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
+
+
+def is_gathered_when_called(module: nn.Module) -> bool:
+    """Return whether ZeRO-3 gathers a module's weights when it is called (deepspeed 0.19, zero/parameter_offload.py).
+
+    Whoever reads a weight at another time gathers it, for good (`ZeROOrderedDict.__getitem__`): so ask the module.
+    """
+    return hasattr(module, "ds_id")
