@@ -72,9 +72,9 @@ def format_count(count: float) -> str:
         count: any number.
 
     Returns:
-        The number with a decimal prefix.
+        The number in thousands, millions, billions or trillions.
     """
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(count) >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count:.0f}"

@@ -68,7 +68,7 @@ def test_sizes_are_shown_in_binary_units(count, text):
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0"), (999, "999"), (1000, "1.0 k"), (22_713_216, "22.7 M"), (7.24e9, "7.2 G"), (3e12, "3.0 T")],
+    [(0, "0"), (999, "999"), (1000, "1.0 k"), (22_713_216, "22.7 M"), (7.24e9, "7.2 B"), (3e12, "3.0 T")],
 )
 def test_counts_are_shown_in_decimal_units(count, text):
     assert format_count(count) == text

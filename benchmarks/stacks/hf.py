@@ -1,7 +1,5 @@
 """What the stacks on top of transformers and PEFT share: a row's model, built on `meta`, and its adapters."""
 
-import json
-from importlib import resources
 from typing import Any
 from unittest import mock
 
@@ -10,6 +8,7 @@ from torch import nn
 
 from benchmarks.rows import Arch, Row, arch_of
 from ftkit.models import bnb
+from ftkit.models.known import shapes, table_names
 
 INNER = ("intermediate_size", "n_inner", "hidden_dim", "ffn_hidden_size", "ffn_dim")
 """What types call the width inside a layer."""
@@ -72,10 +71,9 @@ def max_positions(row: Row) -> int | None:
     """Return the positions of a row's model, which old versions keep tables of: its own, or the planner's table's."""
     if "max_pos" in arch_of(row):
         return arch_of(row)["max_pos"]
-    table = json.loads((resources.files("ftkit.plan") / "architectures.json").read_text(encoding="utf-8"))
     name = row["model_id"].rsplit("/", 1)[-1].lower()
-    found = max((key for key in table if name.startswith(key)), key=len, default=None)
-    return table[found]["config"].get("max_position_embeddings") if found else None
+    found = max((key for key in table_names() if name.startswith(key)), key=len, default=None)
+    return shapes(found).get("max_position_embeddings") if found else None
 
 
 def model_type(arch: Arch) -> str:

@@ -11,7 +11,7 @@ from ftkit import __version__
 _COMMANDS = {
     "data": ("ftkit.cli.data", "data", "Show what a dataset holds, and what is wrong with it."),
     "train": ("ftkit.cli.train", "train", "Fine-tune a model and score it."),
-    "plan": ("ftkit.cli.plan", "plan", "Predict memory, speed and disk, on any GPU, before anything runs."),
+    "plan": ("ftkit.cli.plan.command", "plan", "Predict memory, speed and disk, on any GPU, before anything runs."),
     "profile": ("ftkit.cli.profile", "profile", "Measure what configurations really take, in a sweep."),
     "compare": ("ftkit.cli.compare", "compare", "Train several methods on the same data, and say which is better."),
     "tune": ("ftkit.cli.tune", "tune", "Search for the best settings, under a budget of memory and time."),

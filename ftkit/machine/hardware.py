@@ -1,13 +1,4 @@
-"""The table of GPUs, and what this machine grants this process.
-
-Memory is what the driver leaves to programs, as it stands in public out-of-memory messages ("GPU 0 has a total capacity
-of 14.75 GiB"), rounded down; it is less than the label says. Of the A2000, the RTX 2050, the RTX 3050 with 6 GB and the
-RTX 4050 it is that of cards with the same label: 3.81 GiB of 4 GB (RTX 3050 Laptop, NVlabs/RVT issue 7), 5.79 GiB of
-6 GB (RTX 2060, facebookresearch/meshrcnn issue 92). Bandwidth and dense tensor throughput with fp32 accumulation are
-the vendors' (data sheets, white papers of Pascal, Volta, Turing, Ampere GA100 and GA102, Ada, Hopper, Blackwell, CDNA2,
-CDNA3; of the RTX 2050 hardware-nvidia.ts of huggingface.js); half precision on cards without tensor cores is their fp32
-rate, which is what cuBLAS computes in. A card of two dies counts as one die, since that is what one process sees.
-"""
+"""Find a GPU by any name that people or drivers give it, and tell what this machine grants this process."""
 
 import os
 import re
@@ -15,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ftkit.errors import ConfigError, nearest
+from ftkit.machine.cards import ALIASES, AMD, NVIDIA
 from ftkit.units import parse_bytes
 
 GIB = 2**30
@@ -99,91 +91,8 @@ class Machine:
     num_cpus: int
 
 
-PCIE3 = 16e9
-PCIE4 = 32e9
-PCIE5 = 64e9
-
-# name: GiB, GB/s, fp32 TFLOP/s, half TFLOP/s, capability, link
-_NVIDIA: dict[str, tuple[float, float, float, float, tuple[int, int], float]] = {
-    "GTX 1060 6GB": (5.92, 192, 4.4, 4.4, (6, 1), PCIE3),
-    "GTX 1050 Ti": (3.94, 112, 2.1, 2.1, (6, 1), PCIE3),
-    "GTX 1070": (7.92, 256, 6.5, 6.5, (6, 1), PCIE3),
-    "GTX 1080": (7.92, 320, 8.9, 8.9, (6, 1), PCIE3),
-    "GTX 1080 Ti": (10.91, 484, 11.3, 11.3, (6, 1), PCIE3),
-    "P100": (15.89, 732, 9.3, 18.7, (6, 0), PCIE3),
-    "P40": (22.38, 346, 11.8, 11.8, (6, 1), PCIE3),
-    "GTX 1650": (3.81, 128, 3.0, 6.0, (7, 5), PCIE3),
-    "GTX 1660 Ti": (5.80, 288, 5.4, 10.9, (7, 5), PCIE3),
-    "RTX 2060": (5.79, 336, 6.5, 25.8, (7, 5), PCIE3),
-    "RTX 2070": (7.79, 448, 7.5, 29.9, (7, 5), PCIE3),
-    "RTX 2080 Ti": (10.75, 616, 13.4, 53.8, (7, 5), PCIE3),
-    "Titan RTX": (23.64, 672, 16.3, 130.5, (7, 5), PCIE3),
-    "T4": (14.56, 320, 8.1, 65, (7, 5), PCIE3),
-    "V100-16GB": (15.77, 900, 15.7, 125, (7, 0), 150e9),
-    "V100-32GB": (31.73, 900, 15.7, 125, (7, 0), 150e9),
-    "RTX 2050": (3.81, 112, 5.1, 10.2, (8, 6), PCIE3),
-    "RTX 3050 Laptop": (3.81, 192, 7.1, 14.2, (8, 6), PCIE4),
-    "RTX 3050 6GB": (5.79, 168, 6.8, 13.5, (8, 6), PCIE4),
-    "RTX 3050": (7.79, 224, 9.1, 18.2, (8, 6), PCIE4),
-    "RTX 3060": (11.75, 360, 12.7, 25.6, (8, 6), PCIE4),
-    "RTX 3070": (7.78, 448, 20.3, 40.6, (8, 6), PCIE4),
-    "RTX 3080": (9.77, 760, 29.8, 59.5, (8, 6), PCIE4),
-    "RTX 3090": (23.67, 936, 35.6, 71.0, (8, 6), PCIE4),
-    "RTX A2000 6GB": (5.79, 288, 8.0, 31.9, (8, 6), PCIE4),
-    "RTX A2000 12GB": (11.75, 288, 8.0, 31.9, (8, 6), PCIE4),
-    "RTX A4000": (15.72, 448, 19.2, 76.7, (8, 6), PCIE4),
-    "RTX A5000": (23.67, 768, 27.8, 111.1, (8, 6), PCIE4),
-    "RTX A6000": (47.53, 768, 38.7, 154.8, (8, 6), PCIE4),
-    "A10": (22.05, 600, 31.2, 125, (8, 6), PCIE4),
-    "A10G": (22.05, 600, 31.5, 70, (8, 6), PCIE4),
-    "A30": (23.49, 933, 10.3, 165, (8, 0), PCIE4),
-    "A40": (44.33, 696, 37.4, 149.7, (8, 6), PCIE4),
-    "A100-40GB": (39.38, 1555, 19.5, 312, (8, 0), 300e9),
-    "A100-80GB": (79.10, 2039, 19.5, 312, (8, 0), 300e9),
-    "RTX 4050 Laptop": (5.79, 192, 12.1, 24.2, (8, 9), PCIE4),
-    "RTX 4060": (7.62, 272, 15.1, 30.2, (8, 9), PCIE4),
-    "RTX 4060 Ti 16GB": (15.59, 288, 22.1, 44.1, (8, 9), PCIE4),
-    "RTX 4070": (11.61, 504, 29.1, 58.3, (8, 9), PCIE4),
-    "RTX 4080": (15.58, 717, 48.7, 97.5, (8, 9), PCIE4),
-    "RTX 4090": (23.52, 1008, 82.6, 165.2, (8, 9), PCIE4),
-    "L4": (21.95, 300, 30.3, 121, (8, 9), PCIE4),
-    "L40S": (44.31, 864, 91.6, 362, (8, 9), PCIE4),
-    "RTX 6000 Ada": (47.37, 960, 91.1, 364, (8, 9), PCIE4),
-    "H100": (79.10, 3350, 67, 989, (9, 0), 450e9),
-    "H100 PCIe": (79.10, 2000, 51, 756, (9, 0), PCIE5),
-    "H200": (139.7, 4800, 67, 989, (9, 0), 450e9),
-    "RTX 5060 Ti 16GB": (15.47, 448, 23.7, 47.4, (12, 0), PCIE5),
-    "RTX 5070": (11.5, 672, 30.9, 61.7, (12, 0), PCIE5),
-    "RTX 5080": (15.46, 960, 56.3, 112.6, (12, 0), PCIE5),
-    "RTX 5090": (31.34, 1792, 104.8, 209.5, (12, 0), PCIE5),
-    "B200": (178.3, 7700, 75, 2250, (10, 0), 900e9),
-}
-_AMD: dict[str, tuple[float, float, float, float, tuple[int, int], float]] = {
-    "MI210": (63.98, 1638, 22.6, 181, (9, 0), 150e9),
-    "MI250": (63.98, 1638, 22.6, 181, (9, 0), 150e9),
-    "MI250X": (63.98, 1638, 23.9, 191.5, (9, 0), 150e9),
-    "MI300X": (191.6, 5300, 163.4, 1307, (9, 0), 448e9),
-}
-_ALIASES = {
-    "1060": "GTX 1060 6GB",
-    "gtx1060": "GTX 1060 6GB",
-    "3050-4gb": "RTX 3050 Laptop",
-    "rtx3050-4gb": "RTX 3050 Laptop",
-    "3050-8gb": "RTX 3050",
-    "rtx3050-8gb": "RTX 3050",
-    "4050": "RTX 4050 Laptop",
-    "rtx4050": "RTX 4050 Laptop",
-    "a2000": "RTX A2000 6GB",
-    "rtxa2000": "RTX A2000 6GB",
-    "v100": "V100-16GB",
-    "a100": "A100-40GB",
-    "a100-sxm4-40gb": "A100-40GB",
-    "a100-sxm4-80gb": "A100-80GB",
-    "h100-sxm": "H100",
-    "mi300": "MI300X",
-}
-
-
+_SEVERAL = re.compile(r"(\d+)\s*[xX*]\s*(?=[a-zA-Z0-9])(.+)")
+"""Several cards as people write them, such as `2x3090`."""
 _SIZE = re.compile(r"\d+gb")
 _HARMLESS = re.compile(r"nvidia|geforce|tesla|amd|instinct|generation|gpu|pcie?|sxm\d?|hbm\d\w?|\d+gb|oam|nvl")
 """Words of a driver's name that do not tell cards of the table apart."""
@@ -192,7 +101,7 @@ _HARMLESS = re.compile(r"nvidia|geforce|tesla|amd|instinct|generation|gpu|pcie?|
 def gpus() -> dict[str, Gpu]:
     """Return every known GPU by its short name: lower case, no blanks (`rtx3090`, `v100-16gb`)."""
     table = {}
-    for vendor, rows in (("nvidia", _NVIDIA), ("amd", _AMD)):
+    for vendor, rows in (("nvidia", NVIDIA), ("amd", AMD)):
         for name, (gib, gigabytes, fp32, half, capability, link) in rows.items():
             table[_short(name)] = Gpu(
                 name, int(gib * GIB), gigabytes * 1e9, fp32 * 1e12, half * 1e12, capability, link, vendor
@@ -214,7 +123,7 @@ def find_gpu(name: str) -> Gpu:
     """
     table = gpus()
     short = _short(name)
-    short = _short(_ALIASES.get(short, name))
+    short = _short(ALIASES.get(short, name))
     for candidate in (short, f"{short}gb", f"rtx{short}", f"gtx{short}", f"rtx{short}gb", f"gtx{short}gb"):
         if candidate in table:
             return table[candidate]
@@ -223,9 +132,15 @@ def find_gpu(name: str) -> Gpu:
         if candidate.replace("-", "") in plain:
             return plain[candidate.replace("-", "")]
     raise ConfigError(
-        f"unknown GPU {name!r}; {nearest(short, table)} "
-        "(any other card: --memory-budget with its memory, such as --memory-budget 12GiB)"
+        f"unknown GPU {name!r}; {nearest(short, table)} (all that are known: ftkit plan --list; any other card: "
+        "--memory-budget with its memory, such as --memory-budget 12GiB)"
     )
+
+
+def several(name: str) -> tuple[int | None, str]:
+    """Return how many cards a text such as `2x3090` names, None where it does not say, and which."""
+    match = _SEVERAL.fullmatch(name.strip())
+    return (int(match[1]), match[2]) if match else (None, name)
 
 
 def device_flops(name: str, precision: str) -> float | None:

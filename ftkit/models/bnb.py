@@ -1,8 +1,7 @@
 """4-bit weights and 8-bit or paged AdamW; the only importer of bitsandbytes."""
 
 import contextlib
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, cast
@@ -175,9 +174,19 @@ def unpack_without_values(parameter: Any) -> torch.Tensor | None:
     return None if state is None else unpacked(parameter.data, state)
 
 
-def without_values() -> AbstractContextManager[None]:
-    """Let the optimizers start where tensors have no values: their table of 8-bit numbers is left open."""
-    return foreign.without_dynamic_map(_library())
+@contextlib.contextmanager
+def without_values() -> Iterator[None]:
+    """Let the optimizers start where tensors have no values, and none be paged, which only a GPU's driver can do.
+
+    The table of 8-bit numbers is left open. A paged optimizer counts as if all that it holds were on the device.
+    """
+    optimizers = _library().optim
+    with (
+        foreign.without_dynamic_map(_library()),
+        foreign.patched(optimizers, "PagedAdamW32bit", optimizers.AdamW32bit),
+        foreign.patched(optimizers, "PagedAdamW8bit", optimizers.AdamW8bit),
+    ):
+        yield
 
 
 def state_tensors(state: Any) -> dict[str, torch.Tensor]:

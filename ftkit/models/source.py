@@ -13,6 +13,7 @@ from ftkit.config.paths import from_root
 from ftkit.config.tree import DEMO, LabelKind, ModelConfig, Task
 from ftkit.errors import DependencyError, ModelError
 from ftkit.models.adapters import base_of, find_adapter, labels_of, model_folder
+from ftkit.models.known import hub_name, unpacked_name
 
 PROBLEM_TYPES: dict[LabelKind, str] = {
     "single": "single_label_classification",
@@ -71,7 +72,7 @@ def resolve_source(config: ModelConfig, task: Task) -> Source:
         return Source(str(folder), None if task == "sequence-classification" else _DEMO_GGUF)
     looks_like_path = config.name.startswith((".", "/", "~")) or Path(config.name).exists()
     if not looks_like_path:
-        return Source(config.name, config.gguf_file, config.revision, config.trust_remote_code)
+        return Source(hub_name(config.name), config.gguf_file, config.revision, config.trust_remote_code)
     adapter = find_adapter(config.name)
     if adapter is not None:
         name, revision = base_of(adapter)
@@ -195,11 +196,22 @@ def own_label_kind(source: Source) -> LabelKind | None:
 
 
 def own_config(source: Source) -> Any:
-    """Return the configuration that a model came with."""
+    """Return the configuration that a model came with.
+
+    Raises:
+        ModelError: it cannot be loaded, or its weights are packed already.
+    """
     from transformers import AutoConfig
 
     with explained_loading(source, "a configuration"):
-        return AutoConfig.from_pretrained(source.name, **source.arguments)
+        architecture = AutoConfig.from_pretrained(source.name, **source.arguments)
+    if getattr(architecture, "quantization_config", None) and source.gguf_file is None:
+        base = unpacked_name(source.name) or "the model that it was made from"
+        raise ModelError(
+            f"the weights of {source.name} are packed already, and ftkit packs them itself: give --model {base}, with "
+            "--method qlora for 4 bits"
+        )
+    return architecture
 
 
 @contextlib.contextmanager
@@ -216,10 +228,18 @@ def explained_loading(source: Source, wanted: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        reason = reason if len(reason) <= 300 else reason[:300] + " .."
-        cure = _loading_cure(source, error)
-        raise ModelError(f"cannot load {wanted} from {source.name!r}: {reason}. {cure}") from error
+        raise ModelError(
+            f"cannot load {wanted} from {source.name!r}: {_loading_reason(source, error)}. "
+            f"{_loading_cure(source, error)}"
+        ) from error
+
+
+def _loading_reason(source: Source, error: Exception) -> str:
+    """Return what transformers says; in its place, where it says in many words that the hub was out of reach, that."""
+    reason = " ".join(str(error).split()).rstrip(".")
+    if not Path(source.name).exists() and any(sign in reason for sign in ("couldn't connect", "offline mode")):
+        return "it is not in the hub's cache on this machine, and the hub does not answer or was not asked (offline)"
+    return reason if len(reason) <= 300 else reason[:300] + " .."
 
 
 def _loading_cure(source: Source, error: Exception) -> str:

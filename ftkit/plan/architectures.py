@@ -1,16 +1,12 @@
-"""Find the architecture of a model: in the shipped table, in a folder with config.json, or on the hub.
+"""Find the architecture of a model: in the shipped table, in a folder with config.json, or on the hub."""
 
-The table holds the facts of public config.json files (each row names its source), so that a plan needs no download.
-"""
-
-import json
-from functools import cache
-from importlib import resources
+import os
 from pathlib import Path
 from typing import Any
 
 from ftkit.config.tree import DEMO, LabelKind, RunConfig
 from ftkit.errors import ModelError, nearest
+from ftkit.models.known import find_row, shapes, table_names
 from ftkit.models.source import PROBLEM_TYPES
 
 NUM_LABELS = 2
@@ -29,22 +25,6 @@ def unseen_labels(config: RunConfig) -> tuple[LabelKind, int]:
         kind = "multi" if data.label_columns or data.label_separator else "single"
     known = len(data.label_columns or data.label_names or ()) or NUM_LABELS
     return kind, 1 if kind == "regression" else known
-
-
-def table_names() -> list[str]:
-    """Return the names of the shipped table."""
-    return list(_table())
-
-
-def find_row(name: str) -> str | None:
-    """Return the name by which the table knows a model, also by its name on the hub; None: not, or it is a folder's."""
-    return None if Path(name).exists() else _rows().get(_last_part(name))
-
-
-def hub_name(name: str) -> str:
-    """Return the name by which the hub knows a model of the table; any other name as it is."""
-    row = find_row(name)
-    return name if row is None else str(_table()[row]["source"]).removeprefix("https://huggingface.co/")
 
 
 def find_architecture(config: RunConfig, num_labels: int | None = None) -> Any:
@@ -72,27 +52,10 @@ def find_architecture(config: RunConfig, num_labels: int | None = None) -> Any:
     return architecture
 
 
-@cache
-def _table() -> dict[str, Any]:
-    text = (resources.files("ftkit.plan") / "architectures.json").read_text(encoding="utf-8")
-    table: dict[str, Any] = json.loads(text)
-    return table
-
-
-@cache
-def _rows() -> dict[str, str]:
-    """Return the rows' names by themselves and by the last part of the hub's, which is that of their source."""
-    return {_last_part(row["source"]): name for name, row in _table().items()} | {name: name for name in _table()}
-
-
-def _last_part(name: str) -> str:
-    return name.rsplit("/", 1)[-1].lower()
-
-
-def _from_table(key: str) -> Any:
+def _from_table(row: str) -> Any:
     from transformers import AutoConfig
 
-    fields = dict(_table()[key]["config"])
+    fields = shapes(row)
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 
@@ -111,8 +74,9 @@ def _from_folder_or_hub(config: RunConfig) -> Any:
     except (OSError, ValueError) as error:
         if name == DEMO or Path(name).exists():
             raise
-        hint = nearest(_last_part(name), table_names())
+        hint = nearest(name.rsplit("/", 1)[-1].lower(), table_names())
+        asked = "the hub's cache, and the hub was not asked" if os.environ.get("HF_HUB_OFFLINE") else "the hub"
         raise ModelError(
-            f"no model {name!r} in the planner's table, in a folder of that name, or in the hub's cache; {hint} "
-            "(or give the folder of its config.json)"
+            f"no model {name!r} in the planner's table, in a folder of that name, or in {asked}; {hint} (or give the "
+            "folder of its config.json; all of the table: ftkit plan --list)"
         ) from error

@@ -2,7 +2,8 @@
 
 from ftkit.config.files import Configuration, as_config
 from ftkit.machine.hub import work_offline_if_unreachable
-from ftkit.plan.architectures import find_architecture, find_row
+from ftkit.models.known import find_row
+from ftkit.plan.architectures import find_architecture
 from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.predicted import AnyPrediction
 from ftkit.plan.search import settled
@@ -10,12 +11,13 @@ from ftkit.plan.shapes import Sequences
 from ftkit.plan.target import find_target
 
 
-def plan(
+def plan(  # noqa: PLR0913  # as many as the command has flags for it
     config: Configuration,
     gpu: str | None = None,
     *,
-    gpus: int = 1,
+    gpus: int | None = None,
     memory_budget: str | None = None,
+    memory_used: str | None = None,
     ram_budget: str | None = None,
     samples: int | None = None,
 ) -> AnyPrediction:
@@ -23,9 +25,10 @@ def plan(
 
     Args:
         config: the run: what `ftkit.load_config` returns, a tree of plain values, or a YAML file.
-        gpu: where to run: `t4`, `rtx3060`, `a100-40gb`, ...; None: this machine.
-        gpus: how many of them.
+        gpu: where to run: `t4`, `rtx3060`, `2x3090`, `cpu`, ...; None: this machine.
+        gpus: how many of them; None: one, or as `gpu` says.
         memory_budget: what one device has, such as `8GiB`; None: what the table of GPUs says.
+        memory_used: what other programs have of one device, such as `2GiB`.
         ram_budget: what the host has, such as `32GiB`.
         samples: training sequences, for the number of steps and the total time.
 
@@ -39,7 +42,7 @@ def plan(
     run = as_config(config)
     if find_row(run.model.name) is None:
         work_offline_if_unreachable((run.model.name,))
-    target = find_target(gpu, gpus, memory_budget, ram_budget)
+    target = find_target(gpu, gpus, memory_budget, ram_budget, memory_used=memory_used)
     sequences = None if samples is None else Sequences.unseen(run, samples)
     architecture = find_architecture(run)
     tapes = Tapes()

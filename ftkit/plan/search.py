@@ -27,6 +27,8 @@ from ftkit.records.schema import Basis, Verdict
 _SHARING_KEYS = ("engine.zero_stage", "engine.offload_optimizer", "engine.offload_parameters")
 TIGHT = 0.95
 """A recommendation leaves a twentieth of the device free: for other processes' contexts and libraries' workspaces."""
+ALIKE = 1.03
+"""A step that takes no more than this many times as long is as fast: predicted times order kernels no finer."""
 NOTABLY = 1.02
 """A step that takes no more than this many times as long is as good, if it needs less memory."""
 
@@ -90,15 +92,16 @@ def search(
         limit: configurations that are predicted at most.
 
     Returns:
-        Those that surely fit, fastest first; among equals the one with more room. The first is traced.
+        Those that surely fit: first the simplest of those whose step takes hardly longer than the fastest's, then by
+        speed; among equals the one with more room. The first is traced.
     """
     options = _options(config, target, architecture, sequences, tapes)
-    ranked = options.price(config, grid(config, target, sequences), limit)
+    found = options.price(config, grid(config, target, sequences), limit)
     while True:
-        ranked = sorted((one for one in ranked if one.has_room), key=_rank)
-        if not ranked or not ranked[0].is_between:
-            return ranked
-        ranked[0] = options.confirm(ranked[0])
+        found = ranked(one for one in found if one.has_room)
+        if not found or not found[0].is_between:
+            return found
+        found[0] = options.confirm(found[0])
 
 
 def confirmed(
@@ -147,7 +150,7 @@ def cures(
     for changes in (singles, pairs):
         found = [one for one in options.price(config, changes, 24) if one.prediction.verdict is Verdict.FITS]
         if found:
-            return [options.confirm(one) if one.is_between else one for one in sorted(found, key=_rank)[:3]]
+            return [options.confirm(one) if one.is_between else one for one in _best_of_each_kind(found)[:3]]
     return []
 
 
@@ -207,6 +210,35 @@ def _options(
 
 def _rank(candidate: Candidate) -> tuple[float, int]:
     return candidate.seconds, candidate.needed_bytes
+
+
+def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Order candidates: those that are hardly slower than the fastest by how much they change, the others by time.
+
+    Args:
+        candidates: in any order.
+
+    Returns:
+        The simplest of the fast ones first; of two that change as much the faster, then the one with more room.
+    """
+    by_time = sorted(candidates, key=_rank)
+    limit = ALIKE * by_time[0].seconds if by_time else 0.0
+    alike = [one for one in by_time if one.seconds <= limit]
+    return sorted(alike, key=lambda one: (_complications(one.changes), *_rank(one))) + by_time[len(alike) :]
+
+
+def _complications(changes: Changes) -> int:
+    """Return how much of a run changes with some changes: offloading most, then sharing out, then all but the cut."""
+    weights = {key: 4 if "offload" in key else 2 if key in _SHARING_KEYS else 1 for key in changes if key != SIZE}
+    return sum(weight for key, weight in weights.items() if changes[key] not in (0, "none"))
+
+
+def _best_of_each_kind(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Return of the candidates that change the same things, cut aside, the best alone."""
+    best: dict[str, Candidate] = {}
+    for one in ranked(candidates):
+        best.setdefault(repr({key: value for key, value in one.changes.items() if key != SIZE}), one)
+    return list(best.values())
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,15 @@ import torch
 
 from ftkit.engine.resolve import Devices
 from ftkit.errors import ConfigError
-from ftkit.machine.hardware import Gpu, find_gpu, parse_budget, recognize_gpu, this_machine
+from ftkit.machine.hardware import Gpu, find_gpu, parse_budget, recognize_gpu, several, this_machine
 from ftkit.machine.process import Launcher, has_bf16, usual_launcher
 from ftkit.plan.speed import Device, cpu_device, gpu_device
+from ftkit.units import format_bytes
 
 HOST_LINK = 10e9
 """Bytes per second between two processes of a CPU, which share its memory."""
+CPU = "cpu"
+"""The name of this machine's own processor among the cards."""
 TYPICAL_GPU = "rtx3060"
 """Whose kernels and speed are taken where only a number of bytes is given."""
 
@@ -70,48 +73,84 @@ class Target:
         return cpu_device(max(1, min(torch.get_num_threads(), self.num_cpus // self.num_devices)))
 
 
-def find_target(
+def find_target(  # one parameter is one flag
     gpu: str | None = None,
-    num_devices: int = 1,
+    num_devices: int | None = None,
     memory_budget: str | None = None,
     ram_budget: str | None = None,
     launcher: Launcher | None = None,
+    memory_used: str | None = None,
 ) -> Target:
     """Return the target that flags name; this machine where they name none.
 
     Args:
-        gpu: a name of the table.
-        num_devices: ranks.
+        gpu: a name of the table, several cards such as `2x3090`, or `cpu`.
+        num_devices: ranks; None: as `gpu` says, else one.
         memory_budget: bytes of one device, such as `8GiB`; overrides the table's.
         ram_budget: bytes of host memory.
         launcher: what starts the ranks; None: see `usual_launcher`.
+        memory_used: bytes of each device that other programs have.
 
     Returns:
         The target.
 
     Raises:
-        ConfigError: an unknown GPU, or a budget that is none.
+        ConfigError: an unknown GPU, a budget that is none, or numbers of devices that contradict each other.
     """
-    if num_devices < 1:
-        raise ConfigError(f"--gpus {num_devices} is not a number of devices; give 1 or more")
+    number, gpu = _number_and_name(num_devices, gpu)
     ram = parse_budget(ram_budget) if ram_budget else None
     budget = parse_budget(memory_budget) if memory_budget else None
-    launcher = launcher or usual_launcher(num_devices)
+    launcher = launcher or usual_launcher(number)
+    target = _named(gpu, number, memory_budget, budget, ram)
+    return replace(target, memory_bytes=_left(target, memory_used), launcher=launcher)
+
+
+def _number_and_name(num_devices: int | None, gpu: str | None) -> tuple[int, str | None]:
+    named, gpu = (None, None) if gpu is None else several(gpu)
+    if named is not None and num_devices is not None and named != num_devices:
+        raise ConfigError(f"--gpu names {named} cards and --gpus {num_devices}; say it once")
+    number = 1 if (found := num_devices if named is None else named) is None else found
+    if number < 1:
+        raise ConfigError(f"--gpus {number} is not a number of devices; give 1 or more")
+    return number, gpu
+
+
+def _named(gpu: str | None, number: int, given: str | None, budget: int | None, ram: int | None) -> Target:
+    if gpu is not None and gpu.lower() == CPU:
+        target = _cpu(number, ram)
+        return target if budget is None else replace(target, memory_bytes=budget)
     if gpu is None and budget is None:
-        return replace(_here(num_devices, ram), launcher=launcher)
+        return _here(number, ram)
     row = find_gpu(gpu or TYPICAL_GPU)
-    name = row.name if gpu else f"a GPU with {memory_budget}"
-    return Target(name, "cuda", row, budget or row.memory_bytes, num_devices, ram, launcher=launcher)
+    name = row.name if gpu else f"a GPU with {given}"
+    return Target(name, "cuda", row, budget or row.memory_bytes, number, ram)
+
+
+def _left(target: Target, used: str | None) -> int:
+    """Return what other programs leave of a device."""
+    if used is None:
+        return target.memory_bytes
+    left = target.memory_bytes - parse_budget(used)
+    if left <= 0:
+        have = format_bytes(target.memory_bytes)
+        raise ConfigError(f"--memory-used {used} leaves nothing of the {have} of {target.name}; give less")
+    return left
 
 
 def _here(num_devices: int, ram: int | None) -> Target:
     machine = this_machine()
-    ram = ram or machine.memory_bytes
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         row = _row(properties.name)
         memory = int(properties.total_memory)
+        ram = ram or machine.memory_bytes
         return Target(properties.name, "cuda", row, memory, num_devices, ram, machine.locked_bytes, machine.num_cpus)
+    return _cpu(num_devices, ram)
+
+
+def _cpu(num_devices: int, ram: int | None) -> Target:
+    machine = this_machine()
+    ram = ram or machine.memory_bytes
     share = ram // num_devices
     return Target("cpu", "cpu", None, share, num_devices, ram, machine.locked_bytes, machine.num_cpus)
 

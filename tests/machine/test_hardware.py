@@ -26,6 +26,10 @@ from ftkit.machine.hardware import device_flops, find_gpu, gpus, parse_budget, r
         ("4050", "RTX 4050 Laptop"),
         ("a2000", "RTX A2000 6GB"),
         ("gtx1050ti", "GTX 1050 Ti"),
+        ("rtx3060ti", "RTX 3060 Ti"),
+        ("3080 Ti", "RTX 3080 Ti"),
+        ("4070ti", "RTX 4070 Ti"),
+        ("NVIDIA GeForce RTX 4090 Laptop", "RTX 4090 Laptop"),
     ],
 )
 def test_a_gpu_is_found_by_any_usual_name(given, name):
@@ -40,9 +44,11 @@ def test_a_gpu_is_found_by_any_usual_name(given, name):
         ("Tesla P100-PCIE-16GB", "P100"),
         ("NVIDIA H100 80GB HBM3", "H100"),
         ("NVIDIA H100 PCIe", "H100 PCIe"),
-        ("NVIDIA GeForce RTX 4060 Ti", "RTX 4060 Ti 16GB"),
-        ("NVIDIA GeForce RTX 3080 Ti", None),
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4060 Ti", "RTX 4060 Ti"),
+        ("NVIDIA GeForce RTX 3080 Ti", "RTX 3080 Ti"),
+        ("NVIDIA GeForce RTX 3080 Ti Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "RTX 4090 Laptop"),
+        ("NVIDIA GeForce RTX 4090 D", None),
         ("cpu", None),
     ],
 )

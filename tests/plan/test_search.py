@@ -11,7 +11,7 @@ from ftkit.config.files import load_config
 from ftkit.errors import ModelError
 from ftkit.plan import search as searching
 from ftkit.plan.predict import predict
-from ftkit.plan.search import confirmed, cures, search
+from ftkit.plan.search import Candidate, confirmed, cures, ranked, search
 from ftkit.plan.target import find_target
 from ftkit.records.schema import Verdict
 
@@ -128,3 +128,28 @@ def test_what_a_model_does_not_go_with_is_not_offered(monkeypatch):
     assert all(one.changes.get("method.name") != "qlora" for one in found)
     with pytest.raises(ModelError, match="no linear layer"):
         search(config("method.name=qlora"), find_target("t4"), limit=2)
+
+
+def test_of_configurations_that_are_as_fast_the_simplest_comes_first():
+    usual = predict(config(), find_target("t4"))
+
+    def candidate(seconds, **changes):
+        dotted = {key.replace("__", "."): value for key, value in changes.items()}
+        return Candidate(config(), usual.model_copy(update={"step_seconds": seconds}), dotted)
+
+    simple = candidate(1.02, batch__micro_batch_size=1)
+    packed = candidate(1.01, method__name="qlora")
+    shared = candidate(1.0, engine__zero_stage=3, engine__offload_parameters="cpu")
+    slow = candidate(1.04)
+
+    assert ranked([slow, shared, packed, simple]) == [simple, packed, shared, slow]
+    assert ranked([]) == []
+
+
+def test_the_changes_that_would_make_it_fit_are_of_different_kinds_and_name_the_host_s_memory():
+    done = plan("--memory-budget", "700MiB")
+    offers = [line for line in done.output.splitlines() if line.startswith("  --")]
+    kinds = [line.partition(":")[0].replace("--set batch.micro_batch_size=", "") for line in offers]
+    assert offers
+    assert all("of host memory" in line for line in offers)
+    assert len({"".join(word for word in kind.split() if not word.isdigit()) for kind in kinds}) == len(offers)

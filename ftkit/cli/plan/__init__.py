@@ -1,0 +1,1 @@
+"""`ftkit plan`: each question that it answers is a file."""

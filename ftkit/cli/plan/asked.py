@@ -1,0 +1,35 @@
+"""The facts that a question to the planner starts from."""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from ftkit.config.tree import RunConfig
+    from ftkit.plan.predict import Tapes
+    from ftkit.plan.shapes import Sequences
+    from ftkit.plan.target import Target
+
+
+class Asked(NamedTuple):
+    """What was asked for, with what has been found of it so far."""
+
+    config: "RunConfig"
+    target: "Target"
+    architecture: Any
+    sequences: "Sequences | None"
+    tapes: "Tapes"
+
+    @classmethod
+    def of(cls, config: "RunConfig", target: "Target", samples: int | None) -> "Asked":
+        """Return a configuration at a target, with its model's architecture found and its cut settled.
+
+        Raises:
+            ModelError: nobody knows the model.
+        """
+        from ftkit.plan.architectures import find_architecture
+        from ftkit.plan.predict import Tapes
+        from ftkit.plan.search import settled
+        from ftkit.plan.shapes import Sequences
+
+        sequences = None if samples is None else Sequences.unseen(config, samples)
+        architecture, tapes = find_architecture(config), Tapes()
+        return cls(settled(config, target, architecture, sequences, tapes), target, architecture, sequences, tapes)

@@ -1,0 +1,163 @@
+"""Does it fit? One prediction as lines of text, and the changes that make it fit where it does not."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ftkit.cli.plan.writing import train_command, write_config
+from ftkit.records.files import CHECKPOINT_BYTES
+from ftkit.report.trunk import trunk_rows
+from ftkit.units import format_bytes, format_count, format_seconds
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ftkit.cli.plan.asked import Asked
+    from ftkit.engine.resolve import ResolvedRun
+    from ftkit.plan.predicted import AnyPrediction
+    from ftkit.plan.search import Candidate
+
+_ASSUMED_WRITE_RATE = 200 * 2**20
+"""Bytes per second: a network disk or a hard disk; a run measures its own when it starts."""
+
+
+def show_prediction(asked: "Asked", write: "Path | None", *, exact: bool, as_json: bool) -> bool:
+    """Print what a configuration needs, the changes that make it fit where it does not, and write it where it does.
+
+    Args:
+        asked: the configuration at its target.
+        write: the file that takes it as YAML; None: none does.
+        exact: trace every layer.
+        as_json: print the prediction as JSON, and nothing else.
+
+    Returns:
+        Whether it fits.
+    """
+    from ftkit.engine.resolve import resolve
+    from ftkit.plan.predict import predict
+
+    config, target, architecture, sequences, tapes = asked
+    prediction = predict(config, target, architecture, sequences=sequences, exact=exact, tapes=tapes)
+    if as_json:
+        click.echo(prediction.model_dump_json())
+    else:
+        click.echo("\n".join(prediction_lines(prediction, resolve(config, target.devices))))
+        if not prediction.fits:
+            show_cures(asked)
+    if write is not None and prediction.fits:
+        write_config(write, config, target)
+        if not as_json:
+            click.echo(train_command(config, target, write))
+    if write is not None and not prediction.fits:
+        click.echo(f"{write} is not written: the configuration does not fit", err=True)
+    return prediction.fits
+
+
+def prediction_lines(prediction: "AnyPrediction", run: "ResolvedRun") -> list[str]:
+    """Return a prediction of a run as lines of text."""
+    verdict = prediction.verdict + (f": {prediction.reason}" if prediction.reason else "")
+    where = f"{run.devices.world_size} x {prediction.device}, {format_bytes(prediction.budget_bytes)} each"
+    rows = [
+        ("verdict", f"{verdict} ({where})"),
+        ("engine", _engine(run)),
+        ("step", _shape(prediction)),
+        ("peak, as the system shows it", _peak(prediction)),
+        *_part_rows(prediction),
+        ("where", _where(prediction)),
+        (
+            "host memory",
+            f"{format_bytes(prediction.host_bytes)}, of it pinned {format_bytes(prediction.pinned_bytes)}",
+        ),
+        ("disk", format_bytes(prediction.disk_bytes + prediction.nvme_bytes)),
+        *trunk_rows(prediction.trunk),
+        ("a save", _saving(prediction.num_trainable_parameters)),
+        (
+            "weights",
+            f"{format_count(prediction.num_parameters)}, of them "
+            f"{format_count(prediction.num_trainable_parameters)} train",
+        ),
+        *_time_rows(prediction),
+        ("found", prediction.found),
+    ]
+    return [f"{name:30} {value}" for name, value in rows]
+
+
+def _saving(num_trainable: int) -> str:
+    """Say what a checkpoint writes, and how long a disk of a stated speed takes for it."""
+    num_bytes = num_trainable * CHECKPOINT_BYTES
+    seconds = format_seconds(num_bytes / _ASSUMED_WRITE_RATE)
+    return f"{format_bytes(num_bytes)}, about {seconds} at {format_bytes(_ASSUMED_WRITE_RATE)}/s (assumed)"
+
+
+def _engine(run: "ResolvedRun") -> str:
+    from ftkit.report.words import sharing
+
+    devices = run.devices
+    how = sharing(run.engine, devices.world_size, run.zero_stage, run.offload_optimizer, run.offload_parameters)
+    is_asked_for = run.config.engine.name != "auto" or run.config.engine.asks_for_zero
+    return how if run.zero_stage == 0 or is_asked_for else f"{how}, which the deepspeed launcher brings"
+
+
+def _shape(prediction: "AnyPrediction") -> str:
+    return (
+        f"{prediction.num_micro_batches} x {prediction.micro_batch_size} sequences "
+        f"of {prediction.sequence_length} tokens on each device, {prediction.precision}"
+    )
+
+
+def _peak(prediction: "AnyPrediction") -> str:
+    low, high = map(format_bytes, (prediction.process_low_bytes, prediction.process_high_bytes))
+    return f"{format_bytes(prediction.peak_process_bytes)}, {low} at least and {high} at most"
+
+
+def _part_rows(prediction: "AnyPrediction") -> list[tuple[str, str]]:
+    parts = prediction.peak_breakdown.model_dump()
+    rows = [(f"  {name.removesuffix('_bytes')}", format_bytes(size)) for name, size in parts.items()]
+    if prediction.peak_reserved_bytes is not None:
+        rows.append(("  fragmentation", format_bytes(prediction.peak_reserved_bytes - prediction.peak_active_bytes)))
+    return [*rows, ("  context", format_bytes(prediction.context_bytes))]
+
+
+def _where(prediction: "AnyPrediction") -> str:
+    place = prediction.peak_module or (
+        "the loss" if prediction.peak_layer is None else f"layer {prediction.peak_layer}"
+    )
+    return f"{prediction.peak_phase}, {place}"
+
+
+def _time_rows(prediction: "AnyPrediction") -> list[tuple[str, str]]:
+    from ftkit.plan.predicted import FormulaPrediction
+
+    if isinstance(prediction, FormulaPrediction):
+        return [("speed", "not predicted")]
+    rows = [
+        (
+            "speed, at best",
+            f"{prediction.step_seconds:.3g} s a step, {format_count(prediction.tokens_per_second)} tokens/s",
+        )
+    ]
+    time = "give --samples, the number of training sequences"
+    if prediction.num_steps is not None and prediction.total_seconds is not None:
+        time = f"{format_seconds(prediction.total_seconds)} for {prediction.num_steps} steps"
+    return [*rows, ("time, at best", time)]
+
+
+def show_cures(asked: "Asked") -> None:
+    """Print the cheapest changes that make a configuration fit."""
+    from ftkit.plan.changes import as_flags
+    from ftkit.plan.search import cures
+
+    found = cures(asked.config, asked.target, asked.architecture, asked.sequences, asked.tapes)
+    click.echo(
+        "what would fit:" if found else "nothing that ftkit can change makes it fit; choose a smaller model or length"
+    )
+    for candidate in found:
+        click.echo(f"  {as_flags(candidate.changes)}: {_cost(candidate)}")
+
+
+def _cost(candidate: "Candidate") -> str:
+    prediction = candidate.prediction
+    on_device = prediction.device != "cpu"
+    host = f" and {format_bytes(prediction.host_bytes)} of host memory" if on_device else ""
+    seconds = f", {candidate.seconds:.3g} s a step" if candidate.seconds else ""
+    return f"{format_bytes(candidate.needed_bytes)}{host}{seconds}"

@@ -1,0 +1,79 @@
+"""The models that ftkit knows by short names: the names that the hub has for them, and their shapes.
+
+The table holds the facts of public config.json files (each row names its source), so that a plan needs no download.
+Models of the same shapes share a row: a base model, what was trained from it, and copies of either in 4 bits.
+"""
+
+import json
+import re
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+_HUB = "https://huggingface.co/"
+_PACKED = re.compile(r"(-unsloth)?-bnb-4bit$", re.IGNORECASE)
+"""How copies are named whose weights are packed in 4 bits."""
+
+
+def table_names() -> list[str]:
+    """Return the short names of the table, one a row."""
+    return list(_table())
+
+
+def find_row(name: str) -> str | None:
+    """Return the row that has the shapes of a model.
+
+    Args:
+        name: short, or as on the hub; of the model, of one that was trained from it, or of a copy in 4 bits.
+
+    Returns:
+        The row's name; None: the table has none, or the name is a folder's.
+    """
+    return None if Path(name).exists() else next(iter(_names().get(_key(name), ())), None)
+
+
+def hub_name(name: str) -> str:
+    """Return what the hub calls a model that is named by the table's short name; any other name as it is."""
+    if "/" in name or Path(name).exists():
+        return name
+    _, full = _names().get(_key(name), ("", name))
+    return full
+
+
+def unpacked_name(name: str) -> str | None:
+    """Return the model that a copy in 4 bits was made from, by its name; None where the name is not such a copy's."""
+    if not _PACKED.search(name):
+        return None
+    _, full = _names().get(_key(name), ("", _PACKED.sub("", name)))
+    return full
+
+
+def shapes(row: str) -> dict[str, Any]:
+    """Return the fields of config.json of a row, `model_type` among them."""
+    return dict(_table()[row]["config"])
+
+
+@cache
+def _table() -> dict[str, Any]:
+    text = (resources.files("ftkit.models") / "known.json").read_text(encoding="utf-8")
+    table: dict[str, Any] = json.loads(text)
+    return table
+
+
+@cache
+def _names() -> dict[str, tuple[str, str]]:
+    """Return the row and the hub's name of each model, by what `_key` makes of its names."""
+    names: dict[str, tuple[str, str]] = {}
+    for row, facts in _table().items():
+        source = str(facts["source"]).removeprefix(_HUB)
+        for name in (row, source, *facts.get("also", ())):
+            full = name if "/" in name else source
+            names.setdefault(_key(name), (row, full))
+    return names
+
+
+def _key(name: str) -> str:
+    """Return what a model's names have in common: the part after the owner, without Meta's and the packing's marks."""
+    last = _PACKED.sub("", name.rsplit("/", 1)[-1].lower())
+    return last.removeprefix("meta-")

@@ -1,0 +1,43 @@
+"""`ftkit plan` as somebody types it."""
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ftkit.cli import main
+
+
+def plan(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["plan", *arguments])
+
+
+def test_the_cards_and_the_models_that_are_known_are_listed():
+    lines = plan("--list").output.splitlines()
+    assert any(line.startswith("rtx3060ti ") and "7.78 GiB" in line for line in lines)
+    assert any(line.startswith("llama-3.1-8b ") and line.endswith("meta-llama/Llama-3.1-8B") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--gpu", "t4"], 0),
+        (["--gpu", "t4", "--memory-used", "14.4GiB", "--json"], 8),
+        (["--gpu", "nosuch"], 2),
+        (["--model", "nosuch-1b"], 4),
+    ],
+)
+def test_the_exit_code_says_whether_it_fits_or_why_nobody_knows(arguments, code, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert plan("--max-length", "64", *arguments).exit_code == code
+
+
+def test_an_optimizer_that_only_a_gpu_can_page_is_planned_without_one():
+    done = plan("--model", "gpt2", "--gpu", "t4", "--max-length", "64", "--optimizer", "paged_adamw_8bit")
+    assert done.exit_code == 0, done.output
+    assert "bitsandbytes" not in done.output
+
+
+@pytest.mark.slow
+def test_a_search_that_the_host_s_memory_refuses_says_so():
+    done = plan("--gpu", "rtx3060", "--ram-budget", "1GiB", "--search", "--max-length", "64")
+    assert done.exit_code == 8
+    assert "nothing fits in the 1.00 GiB of host memory" in done.output
