@@ -4,6 +4,7 @@ import contextlib
 import gc
 import os
 import re
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,6 +73,35 @@ def release_memory(device: "torch.device") -> None:
     gc.collect()
     if device.type != "cpu" and _has_statistics(device):
         torch.accelerator.empty_cache()
+
+
+def available_bytes(device: "torch.device") -> int | None:
+    """Return the memory that this process holds together with what it could still get, as where memory has run out.
+
+    Other programs take part of a device, so this may be far less than what the device has.
+
+    Args:
+        device: of any kind.
+
+    Returns:
+        Bytes; None where nobody tells. Of a CPU: resident memory and the least of what the machine, the control group
+        and the limit of this shell's address space leave.
+    """
+    import torch
+
+    if device.type != "cpu":
+        free = free_device_bytes(device)  # first, since it gives cached blocks back
+        return (
+            None if free is None else free + (device_process_bytes(device) or torch.accelerator.memory_reserved(device))
+        )
+    left = free_host_bytes()
+    if left is None or not _STATUS.is_file():
+        return None
+    own = {name: 1024 * int(count) for name, count in re.findall(r"(VmSize|VmRSS):\s+(\d+) kB", _STATUS.read_text())}
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        left = min(left, max(0, limit - own["VmSize"]))
+    return own["VmRSS"] + left
 
 
 def peak_resident_bytes() -> int | None:

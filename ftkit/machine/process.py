@@ -4,13 +4,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast
 
 from ftkit.errors import DeviceError, FtkitError, PeerLostError
 from ftkit.machine import foreign
+from ftkit.machine.launcher import launchers
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,8 @@ class ProcessContext:
     launcher: Launcher = "none"
     local_world_size: int = 1
     """Processes of the job on this machine."""
+    launchers: tuple[int, ...] = field(default=(), compare=False)
+    """The launcher's processes above this one when it began."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "ProcessContext":
@@ -64,7 +67,7 @@ class ProcessContext:
         if not 0 <= rank < world_size:
             raise DeviceError(f"RANK={rank} is not below WORLD_SIZE={world_size}; start ftkit through a launcher")
         launcher: Launcher = "deepspeed" if "CROSS_SIZE" in environment else "torchrun"
-        return cls(rank, world_size, local_rank, launcher, local_world_size)
+        return cls(rank, world_size, local_rank, launcher, local_world_size, launchers())
 
     @property
     def is_main(self) -> bool:

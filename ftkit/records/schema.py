@@ -270,6 +270,8 @@ class RecoveryLine(Record):
     """0 for the trial before the first step."""
     reason: str
     """What the allocator said."""
+    available_bytes: int | None = None
+    """Memory that the process held or could still get then, of the rank with least; None: not known."""
     before: str
     """The limits that were too large, as flags of the command line."""
     after: str

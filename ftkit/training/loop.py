@@ -41,7 +41,7 @@ from ftkit.training.evaluate import Logits, evaluate
 from ftkit.training.folder import round_as_stored, save_model, written_bytes
 from ftkit.training.logistic import fit_head
 from ftkit.training.metrics import labels_line, remarks
-from ftkit.training.recovery.attempts import Attempts, UpdateFailedError, explained_memory
+from ftkit.training.recovery.attempts import Attempts, UpdateFailedError, explained_memory, had
 from ftkit.training.recovery.beginning import Beginning
 from ftkit.training.recovery.heartbeat import Heartbeat, named_silence
 from ftkit.training.recovery.limits import Limits, keep_limits, kept_limits
@@ -83,7 +83,7 @@ def train_run(config: RunConfig, process: ProcessContext, reporter: Reporter, *,
         FtkitError: naming what was given, what was wanted and what to try.
     """
     started = time.perf_counter()
-    stop = StopRequest(is_alone=process.world_size == 1)
+    stop = StopRequest(is_alone=process.world_size == 1, launchers=process.launchers)
     with stop.listening(), explained_memory(config), joined(process, config.engine.peer_timeout):
         snapshot = Snapshot(process.device) if config.output.memory_snapshot else None
         job = prepare(config, process, reporter, resume=resume)
@@ -92,7 +92,7 @@ def train_run(config: RunConfig, process: ProcessContext, reporter: Reporter, *,
             if not process.is_main:
                 return _train(job, _Recorder(Reporters()), started, snapshot, stop, resume=resume)
             with RecordWriter(job.folder / RECORD) as log:
-                recorder = _Recorder(reporter, log, config.output.disk_patience)
+                recorder = _Recorder(reporter, log, config.output.disk_patience, process.device.type)
                 return _train(job, recorder, started, snapshot, stop, resume=resume)
 
 
@@ -103,6 +103,7 @@ class _Recorder:
     reporter: Reporter
     log: RecordWriter | None = None
     disk_patience: float = 0.0
+    device_type: str = "cpu"
 
     def write(self, line: Record) -> None:
         if self.log is not None:
@@ -111,7 +112,8 @@ class _Recorder:
     def tell(self, line: RecoveryLine) -> None:
         """Write that a step was taken again, and say so."""
         self.write(line)
-        self.reporter.note(f"warning: {line.reason}; going on with {line.after}, where it was {line.before}")
+        memory = had(line.available_bytes, self.device_type)
+        self.reporter.note(f"warning: {line.reason}{memory}; going on with {line.after}, where it was {line.before}")
 
 
 def _train(  # what one run is made of

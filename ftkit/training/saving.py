@@ -1,6 +1,8 @@
 """Keep what a run needs to go on, and take it up again: checkpoints, and the best weights so far."""
 
+import errno
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ from ftkit.machine.disk import written_patiently
 from ftkit.machine.versions import versions
 from ftkit.models.build import trainable_parameters
 from ftkit.models.partitions import whole_shape
-from ftkit.records.files import CHECKPOINTS
+from ftkit.records.files import CHECKPOINTS, CONFIG
 from ftkit.records.schema import Scores
 from ftkit.training.checkpoints import checkpoint, same_run
 from ftkit.training.checks.finite import check_tensors
@@ -63,12 +65,19 @@ def save(job: Job, progress: Progress, note: Note, *, is_best: bool = False, is_
         patience = job.config.output.disk_patience
 
         def write() -> None:
+            _check_disk(job.folder)
             if is_best:  # before the checkpoint, which refers to it
                 checkpoint.save_best(folder, state.step, weights, state.best_steps)
             if is_due:
                 checkpoint.save_checkpoint(folder, state, weights, moments, keep)
 
         job.writer.start(lambda: written_patiently(write, folder, patience, note))
+
+
+def _check_disk(folder: Path) -> None:
+    """Refuse to write where a disk is gone: its empty mount point stays, and that lies on another disk."""
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
 
 
 def load_best(job: Job, progress: Progress) -> None:
@@ -209,7 +218,7 @@ def told_when_stopped(job: Job, progress: Progress, stop: StopRequest) -> Iterat
             yield
         except StopNow:
             raise InterruptedRunError(
-                f"stopped by {stop.name or 'a signal to another rank'} after step {progress.step} of {job.num_steps}; "
+                f"stopped by {stop.name or 'a request to another rank'} after step {progress.step} of {job.num_steps}; "
                 f"nothing is lost: go on with --resume {job.folder}"
             ) from None
 

@@ -39,6 +39,11 @@ class Launched:
         """Return the process of a rank: the one that has been told to be it."""
         return next(self._processes(f"LAUNCHED_BY={self.output}", f"RANK={number}"))
 
+    def ranks(self):
+        """Return the processes of all ranks that this command has started."""
+        words = [f"LAUNCHED_BY={self.output}"]
+        return [pid for number in range(8) for pid in self._processes(*words, f"RANK={number}")]
+
     @staticmethod
     def _processes(*words):
         for place in Path("/proc").glob("[0-9]*"):
@@ -56,6 +61,14 @@ class Launched:
         while not condition():
             assert time.monotonic() < deadline, self.output.read_text()
             assert self.process.poll() is None, self.output.read_text()
+            time.sleep(0.02)
+
+    @staticmethod
+    def wait_until_gone(pids):
+        """Wait until processes have ended, whoever started them."""
+        deadline = time.monotonic() + DEADLINE
+        while any(Path(f"/proc/{pid}").exists() for pid in pids):
+            assert time.monotonic() < deadline, pids
             time.sleep(0.02)
 
     def end(self):

@@ -11,20 +11,8 @@ from ftkit.errors import CheckpointError
 from ftkit.records.files import CHECKPOINTS
 from ftkit.training.checkpoints.checkpoint import MANIFEST, STATE, WEIGHTS, list_checkpoints
 from tests.faults.test_memory_that_runs_out import train
+from tests.helpers import Notes
 from tests.training.test_resume import change
-
-
-class Notes:
-    """A reporter that keeps what it is told."""
-
-    def __init__(self):
-        self.texts = []
-
-    def note(self, text):
-        self.texts.append(text)
-
-    def __getattr__(self, name):
-        return lambda *_: None
 
 
 def truncate(path):
@@ -52,7 +40,7 @@ def test_the_one_before_a_damaged_checkpoint_is_taken(work, stopped, name, damag
     notes = Notes()
     record = train(work, stopped, "training.checkpoint_every=1", "training.max_steps=4", resume=True, reporter=notes)
     assert record.result.num_steps == 4
-    assert any(str(newest) in text and f"going on from {older}" in text for text in notes.texts)
+    assert any(str(newest) in text and f"going on from {older}" in text for text in notes.said)
 
 
 def later(path):
@@ -94,7 +82,7 @@ def test_the_one_before_a_checkpoint_that_this_run_cannot_read_is_taken(work, st
     notes = Notes()
     record = train(work, stopped, "training.checkpoint_every=1", "training.max_steps=4", resume=True, reporter=notes)
     assert record.result.num_steps == 4
-    assert any(words in text and f"going on from {older}" in text for text in notes.texts), notes.texts
+    assert any(words in text and f"going on from {older}" in text for text in notes.said), notes.said
 
 
 def test_where_none_is_whole_nothing_is_guessed(work, stopped):

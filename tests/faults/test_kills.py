@@ -1,6 +1,5 @@
 """Runs that are killed at random moments go on, and end with the losses and the weights of the run that was not."""
 
-import multiprocessing
 import random
 import signal
 
@@ -9,7 +8,7 @@ from safetensors.torch import load_file
 
 from ftkit.records.files import CHECKPOINTS, read_record
 from ftkit.training.checkpoints.checkpoint import list_checkpoints
-from tests.faults.killed import MOMENTS, train, train_and_die
+from tests.faults.killed import MOMENTS, ended, train, train_and_die
 
 KINDS = {
     "plain": ["method.name=lora"],
@@ -30,22 +29,6 @@ def settings(work, folder, kind):
         "training.checkpoint_every=2", "training.eval_every=1", "batch.global_batch_size=16",
         "batch.micro_batch_size=8", *KINDS[kind],
     ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """A server that has imported what a run imports, so that each process starts in a moment."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.faults.killed"])
-    return context
-
-
-def ended(processes, function, *arguments):
-    """Run a function in a process of its own; returns the process's exit code."""
-    process = processes.Process(target=function, args=arguments)
-    process.start()
-    process.join(240)
-    return process.exitcode
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +60,9 @@ def test_full_fine_tuning_under_stage_3_that_validates_at_each_step_saves_its_mo
 @pytest.mark.parametrize(
     "seed", [pytest.param(seed, marks=() if seed in ORDINARY else pytest.mark.slow) for seed in SEEDS]
 )
-def test_a_run_that_is_killed_twice_ends_as_the_one_that_was_not(seed, work, tmp_path, processes, whole):
+def test_a_run_that_is_killed_twice_ends_as_the_one_that_was_not(
+    seed, work, tmp_path, processes, whole, record_property
+):
     draw = random.Random(seed)
     kind = draw.choice(("plain", "qlora")) if seed in ORDINARY else list(KINDS)[seed % len(KINDS)]
     folder, num_killed, resume = tmp_path / "run", 0, False
@@ -88,6 +73,7 @@ def test_a_run_that_is_killed_twice_ends_as_the_one_that_was_not(seed, work, tmp
         if code == 0:  # it ended before that moment
             break
         num_killed += 1
+        record_property(kind, moment)
         resume = bool(list_checkpoints(folder / CHECKPOINTS))
         if not resume:
             folder = tmp_path / f"run-{num_killed}"  # nothing was kept yet: it starts anew

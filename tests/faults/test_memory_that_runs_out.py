@@ -11,13 +11,14 @@ from safetensors.torch import load_file
 from ftkit.config.files import load_config
 from ftkit.engine.plain import PlainEngine
 from ftkit.errors import DoesNotFitError
+from ftkit.machine.hardware import this_machine
 from ftkit.machine.process import ProcessContext
 from ftkit.records.files import CONFIG, LIMITS, read_record
 from ftkit.training import loop
 from ftkit.training.loop import train_run
 from ftkit.training.reporters import Reporters
 from ftkit.training.steps import take_step
-from tests.helpers import WORDS
+from tests.helpers import WORDS, Notes
 
 STEPS = 4
 
@@ -200,8 +201,12 @@ def test_a_process_that_really_has_no_more_memory_goes_on_in_smaller_micro_batch
             resource.setrlimit(resource.RLIMIT_AS, unlimited)
 
     monkeypatch.setattr(loop, "take_step", limited)
-    record = train(work, tmp_path / "run", *large)
+    notes = Notes()
+    record = train(work, tmp_path / "run", *large, reporter=notes)
     assert "can't allocate memory" in record.recoveries[0].reason
+    assert 0 < record.recoveries[0].available_bytes < this_machine().memory_bytes
+    flag = f"--ram-budget {record.recoveries[0].available_bytes // 2**20}MiB"
+    assert any(f"`ftkit plan {flag}` plans for that" in text for text in notes.said)
     monkeypatch.undo()
     whole = train(work, tmp_path / "whole", *large)  # afterwards: it leaves free memory in this process
     expected = [line.loss for line in whole.steps], weights(tmp_path / "whole")

@@ -26,8 +26,8 @@ def small_disk(tmp_path):
     unmount(folder)
 
 
-def mount(folder):
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder]
+def mount(folder, size="256k"):
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
     with contextlib.suppress(FileNotFoundError):
         if subprocess.run(command, check=False, capture_output=True).returncode == 0:
             return

@@ -20,7 +20,7 @@ from ftkit.config.tree import RunConfig
 from ftkit.data.batching import MicroBatch
 from ftkit.engine.protocol import Engine, OutOfStepError
 from ftkit.errors import DoesNotFitError
-from ftkit.machine.memory import is_out_of_memory, release_memory
+from ftkit.machine.memory import available_bytes, is_out_of_memory, release_memory
 from ftkit.machine.ranks import largest_of_ranks
 from ftkit.models.build import set_checkpointing
 from ftkit.records.schema import RecoveryLine
@@ -28,10 +28,13 @@ from ftkit.step.observer import Phase
 from ftkit.step.step import StepResult
 from ftkit.training.recovery.limits import Limits
 from ftkit.training.recovery.signals import StopNow, StopRequest
+from ftkit.units import format_bytes
 
 _FINE, _STOP, _NO_MEMORY = range(3)
 """What a rank says when all of them agree; the largest of all is what every rank does."""
 _ANOTHER = "memory ran out on another rank"
+_NOT_KNOWN = 2**62
+"""More bytes than any rank has, of a rank whose memory did not run out or does not tell."""
 
 
 class UpdateFailedError(Exception):
@@ -55,6 +58,7 @@ class Attempts:
         tell: takes what happened.
         keep: takes limits that a resumed run is to begin with.
         stops: whether any rank was asked to, so that all of them stop after this step.
+        available: bytes that this rank could have when memory ran out on it.
     """
 
     engine: Engine
@@ -65,6 +69,7 @@ class Attempts:
     tell: Callable[[RecoveryLine], None]
     keep: Callable[[Limits], None]
     stops: bool = False
+    available: int = _NOT_KNOWN
 
     def take(self, step: int, attempt: Callable[[Limits], StepResult]) -> StepResult:
         """Take a step until it fits.
@@ -93,7 +98,7 @@ class Attempts:
             except OutOfStepError as error:
                 raise self._ended(str(error)) from error
             except (RuntimeError, MemoryError) as error:
-                own_reason = _reason(error)
+                own_reason = self._ran_out(error)
             # Outside the handlers, whose exception holds the tensors of the failed step.
             if own_reason is not None:
                 self._catch_up(own_reason)
@@ -122,9 +127,21 @@ class Attempts:
         try:
             yield
         except (RuntimeError, MemoryError) as error:
-            own_reason = _reason(error)
+            own_reason = self._ran_out(error)
         if self._agree(_FINE if own_reason is None else _NO_MEMORY) == _NO_MEMORY:
             raise UpdateFailedError(own_reason or _ANOTHER)
+
+    def _ran_out(self, error: Exception) -> str:
+        """Return what the allocator said, and note what memory there was before any is given back."""
+        reason = _reason(error)
+        self.available = available_bytes(self.engine.device) or _NOT_KNOWN
+        return reason
+
+    def _least_available(self) -> int | None:
+        """Return the least memory that a rank had on which it ran out; called by all ranks."""
+        least = -largest_of_ranks(self.engine.process, -self.available)
+        self.available = _NOT_KNOWN
+        return None if least == _NOT_KNOWN else least
 
     def _agree(self, answer: int) -> int:
         return largest_of_ranks(self.engine.process, answer)
@@ -162,18 +179,35 @@ class Attempts:
         """
         self.engine.discard_gradients()
         release_memory(self.engine.device)
+        available = self._least_available()
         before, smaller = self.limits, self.limits.smaller(self.longest)
         if smaller is None:
             raise DoesNotFitError(
                 f"out of memory with one sequence of up to {self.longest} tokens at a time and every layer recomputed: "
-                f"{reason}; try a shorter data.max_length, method qlora, a higher engine.zero_stage or offload"
+                f"{reason}{had(available, self.engine.device.type)}; try a shorter data.max_length, method qlora, a "
+                "higher engine.zero_stage or offload"
             )
         if smaller.checkpointing != before.checkpointing:
             set_checkpointing(self.engine.model, smaller.checkpointing)
         self.limits = smaller
         if self.engine.process.is_main:
             self.keep(smaller)
-        self.tell(RecoveryLine(step=step, reason=reason, before=str(before), after=str(smaller)))
+        line = RecoveryLine(step=step, reason=reason, available_bytes=available, before=str(before), after=str(smaller))
+        self.tell(line)
+
+
+def had(available: int | None, device_type: str) -> str:
+    """Return what memory there was when it ran out, and how to plan for no more; nothing where it is not known.
+
+    Args:
+        available: bytes.
+        device_type: such as `cuda`.
+    """
+    if available is None:
+        return ""
+    budget = "--ram-budget" if device_type == "cpu" else "--memory-budget"
+    flag = f"{budget} {available // 2**20}MiB"
+    return f" (this process could have {format_bytes(available)}: `ftkit plan {flag}` plans for that)"
 
 
 def trial(attempts: Attempts, attempt: Callable[[Limits], StepResult]) -> None:

@@ -4,8 +4,10 @@ A job scheduler sends SIGTERM or SIGUSR1 some time before it kills; a user press
 handler only takes a note. The loop reads the note between two micro-batches (one rank) or two steps (several ranks,
 which have to stop at the same one), writes a checkpoint and ends with the exit code of `InterruptedRunError`, which
 means "the same command with --resume goes on". A second SIGINT ends at once, for a user who does not want to wait.
+A launcher that ends before its ranks do counts as a signal to each of them.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from enum import Enum
 from types import FrameType
 
 from ftkit.errors import InterruptedRunError
+from ftkit.machine.launcher import watched
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -40,14 +43,16 @@ class StopRequest:
         name: of the first signal that came, such as `SIGTERM`; None while nobody asked.
     """
 
-    def __init__(self, *, is_alone: bool) -> None:
+    def __init__(self, *, is_alone: bool, launchers: tuple[int, ...] = ()) -> None:
         """Listen to nothing yet; see `listening`.
 
         Args:
             is_alone: whether no other rank waits for this process, so that it may drop what it is reading.
+            launchers: processes without which this one is not to train on.
         """
         self.name: str | None = None
         self.is_alone = is_alone
+        self._launchers = launchers
         self._work = Work.SETUP
 
     @contextmanager
@@ -67,7 +72,8 @@ class StopRequest:
             return
         before = {number: signal.signal(number, self._note) for number in SIGNALS}
         try:
-            yield self
+            with watched(self._launchers, self._note_orphaned):
+                yield self
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -93,6 +99,11 @@ class StopRequest:
     @property
     def _may_drop(self) -> bool:
         return self._work is Work.READING and self.is_alone
+
+    def _note_orphaned(self) -> None:
+        """Run in the thread that watches; only the main thread may drop what it does, so a signal goes there."""
+        self.name = self.name or "the end of its launcher"
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  # the signature of a handler
         if self.name is not None and number == signal.SIGINT:

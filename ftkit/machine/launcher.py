@@ -1,0 +1,78 @@
+"""Notice that a launcher has ended, which by itself ends none of the processes that it started.
+
+DeepSpeed's launcher is two processes (the command, and one on each machine that starts the ranks), torchrun is one. A
+signal to one of them alone may end it while its ranks train on, without anybody who waits for them.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_NAMES = {
+    "deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run", "torch.distributed.launch",
+    "accelerate",
+}  # fmt: skip
+_EVERY_SECONDS = 1.0
+"""Between two looks, each of which reads two small files of the system."""
+
+
+def launchers() -> tuple[int, ...]:
+    """Return the launcher's processes above this one, the nearest first; none where the system does not tell.
+
+    A shell above them is left out: a command that is started with `nohup` may outlive it.
+    """
+    found: list[int] = []
+    pid = os.getppid()
+    while pid > 1 and _is_launcher(pid):
+        found.append(pid)
+        pid = _parent(pid)
+    return tuple(found)
+
+
+@contextmanager
+def watched(above: tuple[int, ...], ended: Callable[[], None]) -> Iterator[None]:
+    """Look every second, while the block runs, whether the launcher is still there.
+
+    Args:
+        above: its processes, as `launchers` returned them when this process began.
+        ended: called once, by a thread, where one of them is gone. A process whose parent ends gets another one at
+            once, so what `launchers` returns changes then, whether or not anybody has waited for the one that ended.
+
+    Yields:
+        Nothing.
+    """
+    over = threading.Event()
+
+    def look() -> None:
+        while launchers() == above:
+            if over.wait(_EVERY_SECONDS):
+                return
+        ended()
+
+    thread = threading.Thread(target=look, name="launcher", daemon=True)
+    if above:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if above:
+            thread.join()
+
+
+def _is_launcher(pid: int) -> bool:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
+    except OSError:  # it has ended, or this system has no /proc
+        return False
+    return any(Path(word).name in _NAMES for word in words[:5])  # python -u -m NAME, or python PATH/NAME
+
+
+def _parent(pid: int) -> int:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # it has ended meanwhile
+        return 0
+    return int(stat.rpartition(")")[2].split()[1])  # the name before it, in brackets, may hold anything (proc(5))
