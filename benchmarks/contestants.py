@@ -1,4 +1,4 @@
-"""One training run of one program on one core: ftkit, or HF Trainer with PEFT in one of its settings.
+"""One training run of one program on one core: ftkit, or HF Trainer (with PEFT for adapters) in one of its settings.
 
 `benchmarks/beside.py` starts it, in a process of its own:
 
@@ -37,6 +37,7 @@ class Job:
         learning_rate: the peak of a linear schedule.
         seed: of the data's order, the head and dropout.
         settings: further settings of ftkit, as `--set` takes them.
+        method: `lora`, `qlora` or `full`.
     """
 
     task: str
@@ -48,6 +49,12 @@ class Job:
     learning_rate: float
     seed: int = 0
     settings: tuple[str, ...] = ()
+    method: str = "lora"
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Sequences of a forward of HF Trainer: 16, or the global batch where that is smaller."""
+        return min(16, self.global_batch_size)
 
 
 @dataclass(frozen=True)
@@ -77,13 +84,11 @@ class Trainer:
         precision: `fp32`, `amp` (bf16 autocast) or `bf16` (weights in bf16).
         sampling: its `train_sampling_strategy`.
         checkpointing: whether it recomputes activations.
-        micro_batch_size: sequences of a forward.
     """
 
     precision: str = "fp32"
     sampling: str = "random"
     checkpointing: bool = False
-    micro_batch_size: int = 16
 
     @classmethod
     def named(cls, name: str) -> "Trainer":
@@ -102,16 +107,15 @@ def run_ftkit(job: Job, folder: Path, max_steps: int | None) -> tuple[float, flo
     """Train with ftkit; return seconds of training and the score."""
     import ftkit
 
+    rates = [f"method.rank={RANK}", f"method.alpha={ALPHA}", f"method.dropout={DROPOUT}"]
     settings = [
         f"task={job.task}",
         f"model.name={job.model}",
         f"data.dataset={job.data}",
         f"data.max_length={job.max_length}",
         "data.validation_share=0",
-        "method.name=lora",
-        f"method.rank={RANK}",
-        f"method.alpha={ALPHA}",
-        f"method.dropout={DROPOUT}",
+        f"method.name={job.method}",
+        *(rates if job.method != "full" else []),
         f"batch.global_batch_size={job.global_batch_size}",
         f"optimizer.learning_rate={job.learning_rate}",
         f"training.epochs={job.epochs}",
@@ -130,9 +134,19 @@ def run_ftkit(job: Job, folder: Path, max_steps: int | None) -> tuple[float, flo
     return record.result.train_seconds, score
 
 
-def run_trainer(name: str, job: Job, folder: Path, max_steps: int | None) -> tuple[float, float]:
-    """Train with HF Trainer and PEFT; return seconds of training and the score."""
+def with_adapters(model: Any, *, is_lm: bool) -> Any:
+    """Return a model with PEFT's adapters beside all of its linear layers."""
     import peft
+
+    task = peft.TaskType.CAUSAL_LM if is_lm else peft.TaskType.SEQ_CLS
+    adapters = peft.LoraConfig(
+        r=RANK, lora_alpha=ALPHA, lora_dropout=DROPOUT, target_modules="all-linear", task_type=task
+    )
+    return peft.get_peft_model(model, adapters)
+
+
+def run_trainer(name: str, job: Job, folder: Path, max_steps: int | None) -> tuple[float, float]:
+    """Train with HF Trainer; return seconds of training and the score."""
     import torch
     import transformers
     from datasets import Dataset
@@ -145,7 +159,14 @@ def run_trainer(name: str, job: Job, folder: Path, max_steps: int | None) -> tup
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     is_lm = job.task == "causal-lm"
     if is_lm:
-        model = transformers.AutoModelForCausalLM.from_pretrained(job.model, dtype=dtype)
+        packing = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16 if settings.precision == "amp" else dtype,
+        )
+        packed = {"quantization_config": packing} if job.method == "qlora" else {}
+        model = transformers.AutoModelForCausalLM.from_pretrained(job.model, dtype=dtype, **packed)
     else:
         names = sorted({row["label"] for row in rows["train"]})
         numbers = {label: number for number, label in enumerate(names)}
@@ -156,26 +177,18 @@ def run_trainer(name: str, job: Job, folder: Path, max_steps: int | None) -> tup
     model.config.use_cache = False
 
     def encode(split: str) -> Dataset:
-        if is_lm:  # blocks of a running text, as its own example of language modelling makes them
-            ids = tokenizer("\n".join(row["text"] for row in rows[split]))["input_ids"]
-            starts = range(0, len(ids) - job.max_length + 1, job.max_length)
-            return Dataset.from_list([{"input_ids": ids[start : start + job.max_length]} for start in starts])
         ids = tokenizer([row["text"] for row in rows[split]], truncation=True, max_length=job.max_length)
-        return Dataset.from_dict({**ids, "labels": [numbers[row["label"]] for row in rows[split]]})
+        return Dataset.from_dict(ids if is_lm else {**ids, "labels": [numbers[row["label"]] for row in rows[split]]})
 
     data = {split: encode(split) for split in rows}
-    task = peft.TaskType.CAUSAL_LM if is_lm else peft.TaskType.SEQ_CLS
-    adapters = peft.LoraConfig(
-        r=RANK, lora_alpha=ALPHA, lora_dropout=DROPOUT, target_modules="all-linear", task_type=task
-    )
-    adapted = peft.get_peft_model(model, adapters)
+    adapted = model if job.method == "full" else with_adapters(model, is_lm=is_lm)
     if settings.checkpointing:
         adapted.enable_input_require_grads()
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=settings.micro_batch_size,
-        gradient_accumulation_steps=job.global_batch_size // settings.micro_batch_size,
-        per_device_eval_batch_size=settings.micro_batch_size,
+        per_device_train_batch_size=job.micro_batch_size,
+        gradient_accumulation_steps=job.global_batch_size // job.micro_batch_size,
+        per_device_eval_batch_size=job.micro_batch_size,
         num_train_epochs=job.epochs,
         max_steps=max_steps or -1,
         learning_rate=job.learning_rate,

@@ -1,9 +1,11 @@
 """Two programs side by side: what is counted, and the table that is made of the runs."""
 
+from dataclasses import replace
+
 import torch
 
-from benchmarks.beside import table
-from benchmarks.contestants import Trainer
+from benchmarks.beside import ROOT, read_runs, table
+from benchmarks.contestants import Job, Trainer
 from benchmarks.live_bytes import LiveBytes
 
 
@@ -47,3 +49,17 @@ def test_a_ratio_is_taken_within_a_round():
 def test_the_name_of_a_contestant_spells_its_settings():
     assert Trainer.named("hf:amp:group_by_length:recompute") == Trainer("amp", "group_by_length", True)
     assert Trainer.named("hf:bf16") == Trainer("bf16", "random", False)
+
+
+def test_the_micro_batch_of_a_small_global_batch_is_the_whole_batch():
+    job = Job("causal-lm", "", "", 1, 256, 4, 1e-4)
+    assert job.micro_batch_size == 4
+    assert replace(job, global_batch_size=128).micro_batch_size == 16
+
+
+def test_the_page_has_the_tables_of_the_runs_that_are_kept():
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    tasks = read_runs(ROOT / "benchmarks")
+    assert tasks
+    for runs in tasks.values():
+        assert table(runs) in page
