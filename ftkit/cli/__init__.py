@@ -15,6 +15,7 @@ _COMMANDS = {
     "profile": ("ftkit.cli.profile", "profile", "Measure what configurations really take, in a sweep."),
     "compare": ("ftkit.cli.compare", "compare", "Train several methods on the same data, and say which is better."),
     "tune": ("ftkit.cli.tune", "tune", "Search for the best settings, under a budget of memory and time."),
+    "study": ("ftkit.cli.study", "study", "Say how well labels can be told, and which are probably wrong."),
     "predict": ("ftkit.cli.predict", "predict", "Answer texts with a trained model."),
     "evaluate": ("ftkit.cli.evaluate", "evaluate", "Score a trained model on other data."),
     "chat": ("ftkit.cli.chat", "chat", "Talk to a trained language model."),

@@ -17,7 +17,7 @@ from torch.nn import functional
 PENALTIES = tuple(10.0 ** (-power / 2) for power in range(12))
 """Tried from the strongest, 1, down to 3e-6, each from where the one before ended."""
 _MOST_STEPS = 500
-_FLAT = 1e-9
+FLAT = 1e-9
 """Of the largest entry of the gradient, in losses of about 1: sixteen digits leave no more room below."""
 
 
@@ -70,12 +70,13 @@ class Problem:
         return functional.cross_entropy(logits_NC, self.labels, self.weights_C)
 
 
-def path(problem: Problem, penalties: Sequence[float] = PENALTIES) -> Iterator[Linear]:
+def path(problem: Problem, penalties: Sequence[float] = PENALTIES, flat: float = FLAT) -> Iterator[Linear]:
     """Yield the optimum for each penalty.
 
     Args:
         problem: what is to be fitted.
         penalties: the strongest first.
+        flat: the largest entry of the gradient at what counts as the optimum.
 
     Yields:
         One layer a penalty, of features as they come.
@@ -87,7 +88,7 @@ def path(problem: Problem, penalties: Sequence[float] = PENALTIES) -> Iterator[L
     weight = features.new_zeros(problem.num_labels, features.shape[1], requires_grad=True)
     bias = features.new_zeros(problem.num_labels, requires_grad=problem.has_bias)
     for penalty in penalties:
-        _descend(problem, features, weight, bias, penalty)
+        _descend(problem, features, weight, bias, penalty, flat)
         found = weight.detach().clone()
         yield Linear(found, bias.detach() - found @ mean if problem.has_bias else None, penalty)
 
@@ -107,14 +108,14 @@ def best(problem: Problem, loss_of: Callable[[Linear], float], penalties: Sequen
 
 
 def _descend(
-    problem: Problem, features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, penalty: float
+    problem: Problem, features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, penalty: float, flat: float
 ) -> None:
     """Go down to the optimum from where weight and bias stand."""
     moved = [one for one in (weight, bias) if one.requires_grad]
     optimizer = torch.optim.LBFGS(
         moved,
         max_iter=_MOST_STEPS,
-        tolerance_grad=_FLAT,
+        tolerance_grad=flat,
         tolerance_change=1e-14,
         history_size=20,
         line_search_fn="strong_wolfe",
