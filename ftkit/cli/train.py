@@ -9,6 +9,8 @@ from rich.console import Console
 
 from ftkit.cli.launch import NumDevices, launch
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
+from ftkit.config.files import UnsoundConfigError
+from ftkit.config.tree import RunConfig
 from ftkit.errors import ConfigError
 from ftkit.machine.environment import prepare_environment
 from ftkit.machine.process import ProcessContext, end_if_launched
@@ -72,7 +74,7 @@ def train(  # noqa: PLR0913  # one parameter is one flag
             "output.memory_snapshot=true": memory_snapshot,
         }
         flags["settings"] = (*flags["settings"], *(setting for setting, is_wanted in said.items() if is_wanted))
-        config = read_config(flags)
+        config = _read(flags, process)
         if seeds is not None:
             from ftkit.cli.series import train_series
 
@@ -93,6 +95,19 @@ def train(  # noqa: PLR0913  # one parameter is one flag
         if as_json and process.is_main:
             sys.stdout.write(record.model_dump_json() + "\n")
     end_if_launched()
+
+
+def _read(flags: dict[str, Any], process: ProcessContext) -> RunConfig:
+    """Build the configuration; where it cannot be, tell on the first rank what else is wrong with the run."""
+    try:
+        return read_config(flags)
+    except UnsoundConfigError as error:
+        if not process.is_main:
+            raise
+        quieten()
+        from ftkit.training.checks.first_look import look_beside
+
+        raise look_beside(error) from None
 
 
 def _other_end(flags: dict[str, Any]) -> list[str]:

@@ -21,6 +21,22 @@ Configuration = RunConfig | Mapping[str, Any] | Path | str
 _UNICODE_BREAKS = {"\x85", "\u2028", "\u2029"}
 
 
+class UnsoundConfigError(ConfigError):
+    """Sections that cannot be, one line for each problem, and what can be looked at all the same."""
+
+    def __init__(self, sentences: str, sections: frozenset[str], sound: RunConfig | None) -> None:
+        """Keep what is sound.
+
+        Args:
+            sentences: one line for each problem.
+            sections: those that have one, which are as by default in `sound`.
+            sound: the rest; None where sections contradict one another.
+        """
+        super().__init__(sentences)
+        self.sections = sections
+        self.sound = sound
+
+
 def load_config(
     file: Path | None = None,
     preset: str | None = None,
@@ -88,12 +104,22 @@ def build_config(tree: Mapping[str, Any]) -> RunConfig:
         The configuration.
 
     Raises:
-        ConfigError: every problem in one message, one line each.
+        UnsoundConfigError: every problem in one message, one line each.
     """
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_sentence(dict(problem), tree) for problem in error.errors())) from None
+        sentences = "\n".join(_sentence(dict(problem), tree) for problem in error.errors())
+        sections = frozenset(str(next(iter(problem["loc"]), "")) for problem in error.errors())
+        raise UnsoundConfigError(sentences, sections, _without(tree, sections)) from None
+
+
+def _without(tree: Mapping[str, Any], sections: frozenset[str]) -> RunConfig | None:
+    """Return a configuration without some sections, or None where the others do not make one."""
+    try:
+        return RunConfig.model_validate({key: value for key, value in tree.items() if key not in sections})
+    except ValidationError:
+        return None
 
 
 def dump_config(config: RunConfig) -> str:

@@ -72,7 +72,6 @@ def train_and_track(
 def _trackers(config: RunConfig) -> Iterator[Any]:
     """Yield the reporter that tells the trackers, if there are any."""
     if config.output.trackers:
-        from ftkit.training.trackers import TrackerReporter, check_trackers
+        from ftkit.training.trackers import TrackerReporter
 
-        check_trackers(config.output.trackers)
         yield TrackerReporter(config.output.trackers)

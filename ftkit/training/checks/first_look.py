@@ -5,11 +5,12 @@ each one runs that does not need what another could not find out, and one messag
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ftkit.config.files import UnsoundConfigError
 from ftkit.config.tree import DEMO, LabelKind, RunConfig
 from ftkit.data.arrays import PreparedData
 from ftkit.data.batching import check_cut
@@ -63,16 +64,19 @@ class Mistakes:
         """Return whether there is one of a kind."""
         return any(isinstance(error, kind) for error in self._errors)
 
+    def beside(self, known: Sequence[FtkitError]) -> FtkitError:
+        """Return the error of some mistakes and of the ones that were found, of which there is one at least."""
+        errors = [*known, *self._errors]
+        return errors[0] if len(errors) == 1 else SeveralMistakesError(errors)
+
     def tell(self) -> None:
         """Say them, if there are any.
 
         Raises:
             FtkitError: the only mistake, or all of them in one message.
         """
-        if len(self._errors) == 1:
-            raise self._errors[0]
         if self._errors:
-            raise SeveralMistakesError(self._errors)
+            raise self.beside([])
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,32 @@ def look_first(
             mistakes.of(lambda: check_tokens(model, look.data.highest_token))
     mistakes.tell()
     return look
+
+
+def look_beside(error: UnsoundConfigError) -> FtkitError:
+    """Look for what is wrong beside a configuration that cannot be, as far as that takes a second.
+
+    Args:
+        error: the problems of the configuration, and its sound part.
+
+    Returns:
+        The same, or one with the other mistakes too: the result folder, the model, files, columns and labels.
+    """
+    config, mistakes = error.sound, Mistakes()
+    if config is None:
+        return error
+    if "output" not in error.sections:
+        mistakes.of(lambda: check_folder(config, is_resumed=config.output.resume == "auto"))
+    if not {"model", "task"} & error.sections and _is_here(config.model.name):
+        mistakes.of(lambda: resolve_source(config.model, config.task))
+    if not {"data", "task"} & error.sections and _is_quick(config.data.dataset):
+        mistakes.of(lambda: check_rows(config.data, config.task, config.data_seed))
+    return mistakes.beside([ConfigError(sentence) for sentence in str(error).splitlines()])
+
+
+def _is_here(model: str) -> bool:
+    """Return whether a model's name is that of a place on a disk, so that looking at it fetches nothing."""
+    return model.startswith((".", "/", "~")) or Path(model).exists()
 
 
 def _look_at_data(

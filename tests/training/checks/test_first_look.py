@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ftkit.config.files import load_config
+from ftkit.config.files import UnsoundConfigError, load_config
 from ftkit.errors import ConfigError, DeviceError, FtkitError, SeveralMistakesError
 from ftkit.machine.process import ProcessContext
-from ftkit.training.checks.first_look import check_disk, look_first
+from ftkit.training.checks.first_look import check_disk, look_beside, look_first
 from tests.helpers import WORDS, save_tiny_model
 
 
@@ -92,3 +92,19 @@ def test_a_disk_without_room_for_checkpoints_and_result_is_refused(tmp_path):
     with pytest.raises(DeviceError, match=r"need .* and the disk of .*run has .* free; free some"):
         check_disk(config, 2**60)
     assert not Path(tmp_path / "a").exists()
+
+
+def test_what_is_wrong_beside_settings_that_cannot_be_is_told_with_them(work, tmp_path):
+    given = [f"model.name={tmp_path / 'absent'}", f"data.dataset={work / 'good.csv'}", "data.text_column=txt"]
+    given += ["output.folder=/dev/null/run", "training.epochs=-1", "batch.global_batch_size=0"]
+    with pytest.raises(UnsoundConfigError) as caught:
+        load_config(settings=given)
+    lines = str(look_beside(caught.value)).splitlines()
+    words = ["5 mistakes:", "global_batch_size=0", "training.epochs=-1", "result folder /dev/null/run", "no model at"]
+    assert all(any(word in line for line in lines) for word in [*words, "'txt'"]), lines
+
+
+def test_a_section_that_cannot_be_is_not_looked_at_as_if_it_were_the_usual_one(work):
+    with pytest.raises(UnsoundConfigError) as caught:
+        load_config(settings=["data.dataset=absent.csv", "data.max_length=-1", f"model.name={work / 'gpt2'}"])
+    assert "absent.csv" not in str(look_beside(caught.value))
