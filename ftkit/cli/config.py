@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from ftkit.cli.grouped_help import GroupedHelp
 from ftkit.cli.options import config_options, read_config, user_errors
 from ftkit.config.files import dump_config, json_schema, preset_names, preset_path
 
@@ -13,7 +14,7 @@ def config() -> None:
     """Show presets, the resolved configuration or its JSON schema."""
 
 
-@config.command()
+@config.command(cls=GroupedHelp)
 @config_options
 def show(**flags: Any) -> None:
     """Print the configuration that the same flags of `ftkit train` would run, as YAML."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ftkit.cli.grouped_help import GroupedHelp
 from ftkit.cli.options import config_options, quieten, short_names, user_errors
 from ftkit.cli.sweep_progress import SweepProgress
 from ftkit.config.files import load_config, load_yaml
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from ftkit.records.schema import Prediction, RunRecord
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=GroupedHelp, context_settings={"help_option_names": ["-h", "--help"]})
 @config_options
 @click.option(
     "--sweep",
@@ -115,6 +116,9 @@ def _check(trials: list[Trial], folder: Path, *, memory_snapshot: bool, overwrit
     """Refuse what cannot be before anything runs, and let the hub's client know whether there is a hub."""
     if all(trial.run is None for trial in trials):
         raise ConfigError(str(trials[0].refusal))
+    unknown = next((trial for trial in trials if trial.refusal and trial.refusal.startswith("unknown ")), None)
+    if unknown is not None:  # a misspelt name, and not a combination that cannot be
+        raise ConfigError(f"{unknown.name}: {unknown.refusal}")
     work_offline_if_unreachable({trial.config.model.name for trial in trials if trial.config})
     quieten()
     if memory_snapshot:

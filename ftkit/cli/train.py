@@ -7,6 +7,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from ftkit.cli.grouped_help import GroupedHelp
 from ftkit.cli.launch import NumDevices, launch
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
 from ftkit.config.files import UnsoundConfigError
@@ -16,7 +17,7 @@ from ftkit.machine.environment import prepare_environment
 from ftkit.machine.process import ProcessContext, end_if_launched
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=GroupedHelp, context_settings={"help_option_names": ["-h", "--help"]})
 @config_options
 @click.option(
     "--resume",

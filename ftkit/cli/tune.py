@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from ftkit.cli.grouped_help import GroupedHelp
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
 from ftkit.config.files import dump_config, load_yaml
 from ftkit.config.methods import methods
@@ -24,7 +25,7 @@ _BEST = "best.yaml"
 _PAGE = "tuning.html"
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=GroupedHelp, context_settings={"help_option_names": ["-h", "--help"]})
 @config_options
 @click.option("--methods", "names", metavar="A,B,...", help="Methods to choose from; that of the run when not named.")
 @click.option(

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from ftkit.config.methods import DEFAULT, UNKNOWN, methods, section_of
+from ftkit.config.methods import DEFAULT, methods, section_of
+from ftkit.config.mistakes import sentences
 from ftkit.config.training import MAPPINGS
 from ftkit.config.tree import CUTS, RunConfig
 from ftkit.errors import ConfigError, nearest
@@ -109,9 +110,9 @@ def build_config(tree: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        sentences = "\n".join(_sentence(dict(problem), tree) for problem in error.errors())
+        told = "\n".join(sentences([dict(problem) for problem in error.errors()], tree))
         sections = frozenset(str(next(iter(problem["loc"]), "")) for problem in error.errors())
-        raise UnsoundConfigError(sentences, sections, _without(tree, sections)) from None
+        raise UnsoundConfigError(told, sections, _without(tree, sections)) from None
 
 
 def _without(tree: Mapping[str, Any], sections: frozenset[str]) -> RunConfig | None:
@@ -225,6 +226,10 @@ def load_yaml(file: Path) -> object:
         return cast(object, yaml.safe_load(file.read_text(encoding="utf-8")))
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}; give the path of a YAML file") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{file} is not valid YAML{where}: {error.problem or error.context}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
 
@@ -300,32 +305,3 @@ def merge_method(base: object, top: object) -> Tree:
     if chosen is None or new.get("name", old.get("name")) == old.get("name"):
         return {**old, **new}
     return {**{key: value for key, value in old.items() if key in chosen.model_fields}, **new}
-
-
-def _sentence(problem: dict[str, Any], tree: Mapping[str, Any]) -> str:
-    place = problem["loc"]
-    key = ".".join(str(part) for part in place) or "the configuration"
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key {key!r}; {nearest(str(place[-1]), _fields_at(place[:-1], tree))}"
-    if problem["type"] == UNKNOWN:
-        given = problem["input"].get("name") if isinstance(problem["input"], dict) else problem["input"]
-        return f"unknown method {given!r}; {nearest(str(given), methods())}"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    if message.split()[0][1:].islower():  # a word, and no name such as ZeRO
-        message = message[:1].lower() + message[1:]
-    given = problem["input"]
-    if problem["type"] == "value_error" or isinstance(given, dict):
-        return f"{key}: {message}"
-    return f"{key}={given!r}: {message}"
-
-
-def _fields_at(place: tuple[Any, ...], tree: Mapping[str, Any]) -> list[str]:
-    """Return the names of the fields of the section at `place`."""
-    section: Any = RunConfig
-    for part in place:
-        if part == "method":
-            section = section_of(tree[part])
-        elif (field := section.model_fields.get(part)) is not None:
-            section = field.annotation
-    is_section = isinstance(section, type) and issubclass(section, BaseModel)
-    return list(section.model_fields) if is_section else list(RunConfig.model_fields)

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from ftkit.cli.grouped_help import GroupedHelp
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
 from ftkit.cli.plan.asked import Asked
 from ftkit.cli.plan.known import known_lines
@@ -16,7 +17,7 @@ from ftkit.machine.memory import quiet_collector
 from ftkit.models.known import find_row
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=GroupedHelp, context_settings={"help_option_names": ["-h", "--help"]})
 @config_options
 @click.option("--gpu", help="Where to run: t4, rtx3060, 2x3090, cpu, ...; this machine when not named.")
 @click.option("--gpus", type=click.IntRange(min=1), help="How many of them; 1 when not named.")

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ftkit.config.tree import DEMO, DataConfig
 from ftkit.data.reading.classes import stored_classes
-from ftkit.data.reading.files import is_known_suffix, kind_of_file, read_file
+from ftkit.data.reading.files import KINDS, is_known_suffix, kind_of_file, read_file
 from ftkit.data.reading.folders import FolderFiles, list_folder
 from ftkit.data.reading.shards import Shard, Split
 from ftkit.data.reading.splits import find_splits, is_split_name
@@ -151,10 +151,12 @@ def _told(shard: Shard, folder: Path) -> str:
 
 def _refuse_folder(folder: Path) -> NoReturn:
     lying = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    tables = [name for name in lying if (folder / name).is_file() and kind_of_file(folder / name) in KINDS]
+    such = f", such as {folder / tables[0]}" if tables else ""
     listed = ", ".join(lying[:12]) + (", ..." if len(lying) > 12 else "") or "nothing"
     raise DataError(
         f"{folder} holds no train.csv, test.jsonl or the like, no folders of .txt files, nor a dataset saved by "
-        f"save_to_disk (it holds {listed}); name the files by their splits, or give one file"
+        f"save_to_disk (it holds {listed}); name the files by their splits, or give one file{such}"
     )
 
 

@@ -317,6 +317,8 @@ def _unclear(config: DataConfig, what: str, field: str, found: list[str], names:
 
 def _doubt(config: DataConfig, found: list[str], names: Sequence[str]) -> str:
     """Return what else could be wrong with a file none of whose columns is known."""
+    if {"chosen", "rejected"} <= {name.strip().lower() for name in names}:
+        return "; pairs of preferences are not trained; --completion-column chosen trains on the preferred answers"
     if found or not any(kind in config.dataset.lower() for kind in (".csv", ".tsv")):
         return ""
     if len(names) == 1:

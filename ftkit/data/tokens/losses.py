@@ -26,7 +26,8 @@ def findings_of_losses(encoded: Mapping[str, Encoded], max_length: int, tokenize
     Returns:
         Findings, by split.
     """
-    found = [finding for split, result in encoded.items() for finding in _of_split(split, result, max_length)]
+    longest = tokenizer.original.model_max_length
+    found = [one for split, result in encoded.items() for one in _of_split(split, result, max_length, longest)]
     if (unknown := tokenizer.unknown()) is not None:
         found += [finding for split, result in encoded.items() for finding in _unknown(split, result, unknown)]
     if tokenizer.backend is None:
@@ -50,12 +51,11 @@ def length_that_keeps(whole_lengths: NDArray[np.int64], share: float) -> int:
     return int(np.quantile(whole_lengths, share, method="inverted_cdf"))
 
 
-def _of_split(split: str, result: Encoded, max_length: int) -> list[Finding]:
+def _of_split(split: str, result: Encoded, max_length: int, longest: int) -> list[Finding]:
     found, losses = [], result.losses
     cure = ""
     if len(result.whole_lengths) and result.whole_lengths.max() > max_length:
-        most, all_of_them = (length_that_keeps(result.whole_lengths, share) for share in (0.95, 1.0))
-        cure = f"data.max_length={most} keeps 95 % of the texts whole, {all_of_them} all of them"
+        cure = _length_cure(result.whole_lengths, max_length, longest)
     if losses.num_dropped:
         found.append(
             warning(f"{split}: {losses.num_dropped:,} sequences have no target left at max_length; left out", cure)
@@ -69,6 +69,21 @@ def _of_split(split: str, result: Encoded, max_length: int) -> list[Finding]:
     if share > _MUCH and not (losses.num_dropped or losses.num_shortened):
         found.append(warning(f"{split}: {share:.1%} of the texts are cut at max_length", cure))
     return found
+
+
+def _length_cure(lengths: NDArray[np.int64], max_length: int, longest: int) -> str:
+    """Say which lengths would cut fewer texts, no longer than what the model is made for."""
+    most, all_of_them = (length_that_keeps(lengths, share) for share in (0.95, 1.0))
+    if all_of_them <= longest:
+        return f"data.max_length={most} keeps 95 % of the texts whole, {all_of_them} all of them"
+    if most <= longest:
+        return f"data.max_length={most} keeps 95 % of the texts whole; the model is made for {longest} tokens at most"
+    kept = f"{(lengths <= longest).mean():.0%} of the texts whole"
+    if max_length >= longest:
+        return (
+            f"the model is made for {longest} tokens, which keep {kept}: take one for longer texts, or split the texts"
+        )
+    return f"data.max_length={longest}, the most of this model, keeps {kept}; one for longer texts keeps more"
 
 
 def _of_borders(losses: Sequence[Losses]) -> list[Finding]:

@@ -127,3 +127,9 @@ def test_a_text_of_another_encoding_is_refused_with_its_file(tmp_path):
         load_source(DataConfig(dataset=str(tmp_path)))
     source = load_source(DataConfig(dataset=str(tmp_path), encoding="cp1252"))
     assert gather(source.splits["train"], "text").to_pylist()[2] == "café"
+
+
+def test_a_folder_with_one_table_of_another_name_is_answered_with_the_file_to_give(tmp_path):
+    (tmp_path / "es.csv").write_text("text,label\na,b\n")
+    with pytest.raises(DataError, match=rf"give one file, such as {tmp_path}/es.csv"):
+        load_source(DataConfig(dataset=str(tmp_path)))
