@@ -2,10 +2,12 @@
 
     python benchmarks/lean_step.py minilm
     python benchmarks/lean_step.py llama
+    python benchmarks/lean_step.py llama recompute
 
-Both train LoRA (r = 8, dropout 0.05) over random weights in fp32: neither time nor bytes depend on the values. `minilm`
-classifies with a model of MiniLM's shape and its dropout of 0.1, 16 x 128 tokens. `llama` models language with one of
-SmolLM2-135M's shape at a third of its depth (d 576, 10 layers, vocabulary 49,152), 4 x 256 tokens.
+With `recompute` the lean step stands beside itself at the levels of `model.recompute`. Each trains LoRA (r = 8, dropout
+0.05) over random weights in fp32: neither time nor bytes depend on the values. `minilm` classifies with a model of
+MiniLM's shape and its dropout of 0.1, 16 x 128 tokens. `llama` models language with one of SmolLM2-135M's shape at a
+third of its depth (d 576, 10 layers, vocabulary 49,152), 4 x 256 tokens.
 """
 
 import sys
@@ -16,6 +18,7 @@ from typing import Any
 import torch
 import transformers
 
+from ftkit.config.recompute import LEVELS
 from ftkit.config.tree import RunConfig
 from ftkit.data.batching import Shape
 from ftkit.engine.plain import PlainEngine
@@ -30,7 +33,7 @@ from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import Role
 from ftkit.step.step import train_step
 
-NUM_PAIRS = 5
+NUM_ROUNDS = 5
 LORA = {"name": "lora", "rank": 8, "dropout": 0.05}
 SHAPES = {"minilm": Shape(16, 128, is_padded=True), "llama": Shape(4, 256)}
 SMOLLM2: dict[str, Any] = {
@@ -47,11 +50,13 @@ MINILM: dict[str, Any] = {
 }
 
 
-def make_engine(kind: str, *, lean: bool) -> Engine:
+def make_engine(kind: str, *, lean: bool = True, recompute: str = "none") -> Engine:
     """Return an engine over a model with random weights."""
     torch.manual_seed(0)
     task = "causal-lm" if kind == "llama" else "sequence-classification"
-    config = RunConfig.model_validate({"task": task, "method": LORA, "model": {"name": kind, "lean": lean}})
+    config = RunConfig.model_validate(
+        {"task": task, "method": LORA, "model": {"name": kind, "lean": lean, "recompute": recompute}}
+    )
     model: torch.nn.Module
     if kind == "llama":
         size = transformers.LlamaConfig(**SMOLLM2, num_hidden_layers=10, vocab_size=49152, tie_word_embeddings=True)
@@ -82,17 +87,26 @@ def time_step(engine: Engine, shape: Shape) -> float:
     return time.process_time() - began
 
 
-def main(kind: str) -> None:
-    """Print medians of pairs, and the spread of their ratios."""
+def main(kind: str, axis: str = "lean") -> None:
+    """Print medians over rounds of turns, and the spread of their ratios to the first of each round."""
     torch.set_num_threads(1)
     shape = SHAPES[kind]
-    engines = {lean: make_engine(kind, lean=lean) for lean in (True, False)}
-    peaks = {lean: count_bytes(engine, shape) for lean, engine in engines.items()}
-    pairs = [[time_step(engines[lean], shape) for lean in (True, False)] for _ in range(NUM_PAIRS)]
-    ratios = sorted(lean / plain for lean, plain in pairs)
-    print(f"{kind}: time {median(ratios):.2f} of the plain step ({ratios[0]:.2f} to {ratios[-1]:.2f})")
-    print(f"{kind}: peak of live tensors {peaks[True]:,} bytes for {peaks[False]:,}: {peaks[True] / peaks[False]:.2f}")
+    engines = (
+        {level: make_engine(kind, recompute=level) for level in LEVELS}
+        if axis == "recompute"
+        else {name: make_engine(kind, lean=name == "lean") for name in ("plain", "lean")}
+    )
+    peaks = {name: count_bytes(engine, shape) for name, engine in engines.items()}
+    rounds = [{name: time_step(engine, shape) for name, engine in engines.items()} for _ in range(NUM_ROUNDS)]
+    first, *others = engines
+    print(f"{kind}, {first}: peak of live tensors {peaks[first]:,} bytes")
+    for name in others:
+        ratios = sorted(one[name] / one[first] for one in rounds)
+        print(f"{kind}, {name}: time {median(ratios):.2f} of {first} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+        print(
+            f"{kind}, {name}: peak of live tensors {peaks[name]:,} bytes: {peaks[name] / peaks[first]:.2f} of {first}"
+        )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_iter
 
-from ftkit.observe.foreign import DispatchMode
+from ftkit.models.kernels.foreign import DispatchMode
 
 
 class LiveBytes(DispatchMode):

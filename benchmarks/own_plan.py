@@ -114,7 +114,7 @@ def configuration(row: Row) -> dict[str, Any]:
         "task": "sequence-classification" if hf.classifies(row) else "causal-lm",
         "model": {
             "precision": "auto",
-            "gradient_checkpointing": float(bool(row["grad_checkpointing"])),
+            "recompute": "layer" if row["grad_checkpointing"] else "none",
             "attention": "eager" if row.get("attn_impl") == "eager" else "auto",
             "lean": False,  # the rows' stacks ran transformers and PEFT as they come
         },

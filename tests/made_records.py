@@ -26,12 +26,12 @@ MIB = 2**20
 def write_runs(folder: Path, num_runs: int, seed: int = 0) -> Path:
     """Write `num_runs` records of different configurations below `folder`; every ninth ran out of memory."""
     draw = random.Random(seed)
-    product = itertools.cycle(itertools.product((1, 2), (0.0, 1.0), STAGES, METHODS))
-    for number, (seed_of_run, share, stage, method) in zip(range(num_runs), product, strict=False):
+    product = itertools.cycle(itertools.product((1, 2), ("none", "layer"), STAGES, METHODS))
+    for number, (seed_of_run, level, stage, method) in zip(range(num_runs), product, strict=False):
         name = f"{number:03d}-{method}-{'plain' if stage is None else f'zero{stage}'}"
         settings = {
             "method": {"name": method},
-            "model": {"gradient_checkpointing": share},
+            "model": {"recompute": level},
             "engine": {"zero_stage": stage} if stage else {},
             "training": {"seed": seed_of_run},
         }
@@ -80,7 +80,7 @@ def write_run(
 def _breakdown(config, draw: random.Random) -> MemoryBreakdown:
     weights = {"qlora": 24, "full": 88}.get(config.method.name, 86) * MIB
     trained = {"feature-extraction": 1, "lora": 3, "qlora": 3}.get(config.method.name, 88) * MIB
-    activations = int((240 if config.model.gradient_checkpointing < 1 else 60) * draw.uniform(0.8, 1.4)) * MIB
+    activations = int((240 if config.model.recompute.saving == 0 else 60) * draw.uniform(0.8, 1.4)) * MIB
     return MemoryBreakdown(
         parameter_bytes=weights,
         gradient_bytes=trained,

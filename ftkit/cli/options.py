@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from ftkit.config.files import load_config, preset_names
 from ftkit.config.methods import MethodSection, default_method, methods
+from ftkit.config.recompute import LEVELS, OLD_SHARE
 from ftkit.config.tree import RunConfig, Task
 from ftkit.errors import FtkitError, PeerLostError
 from ftkit.machine.process import end_now, is_one_of_several
@@ -93,11 +94,12 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help=_help(_field("output.trackers")),
         ),
         click.option(
-            "--gradient-checkpointing",
-            _variable("model.gradient_checkpointing"),
-            type=Share(),
-            help=_help(_field("model.gradient_checkpointing")),
+            "--recompute",
+            _variable("model.recompute"),
+            type=click.Choice(LEVELS),
+            help=_help(_field("model.recompute")),
         ),
+        click.option("--gradient-checkpointing", _variable(OLD_SHARE), type=Share(), hidden=True),
     ]
     for option in reversed(options):
         command = option(command)
@@ -107,7 +109,7 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def short_names() -> dict[str, str]:
     """Return the names of flags without their dashes, and the keys that they fill."""
     keys = _KEYS | {flag: f"method.{field}" for flag, (_, field) in _method_flags().items()}
-    keys |= {"--gradient-checkpointing": "model.gradient_checkpointing"}
+    keys |= {"--recompute": "model.recompute", "--gradient-checkpointing": OLD_SHARE}
     return {flag.removeprefix("--"): key for flag, key in keys.items()}
 
 

@@ -5,7 +5,7 @@ The defaults live in its sections and nowhere else: here, in `training`, and tho
 """
 
 from datetime import date
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,6 +13,7 @@ from ftkit.config import rules
 from ftkit.config.cache import CacheConfig
 from ftkit.config.methods import AnyMethod, default_method
 from ftkit.config.precision import Precision
+from ftkit.config.recompute import Recompute, with_share
 from ftkit.config.section import Section
 from ftkit.config.training import OptimizerConfig, ScheduleConfig, TrainingConfig
 
@@ -56,8 +57,15 @@ class ModelConfig(Section):
     """Compute the step in forms that are equal up to rounding and cost less, where they cover the model: a language
     model's loss without whole logits, LoRA layers that keep their input alone, on a CPU dropout by seed (other draws of
     the same rate). false: transformers, PEFT and torch as they come."""
-    gradient_checkpointing: float = Field(default=0.0, ge=0.0, le=1.0)
-    """The share of the layers that recompute their activations in the backward pass: 0 none, 1 all."""
+    recompute: Recompute = Recompute()
+    """The level at which layers compute again in the backward pass what they have not kept: `none` keeps all; `cheap`
+    keeps matrix products and attention, and computes norms, activation functions, casts and dropout again; `layer`
+    keeps a layer's input alone. Shares of the layers mix them: `{cheap: 0.5, layer: 0.5}`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_name(cls, values: Any) -> Any:
+        return with_share(values)
 
 
 class DataConfig(Section):

@@ -28,7 +28,7 @@ _OWNERS = {
     "gradient_clipping": "optimizer.max_grad_norm",
     "optimizer": "the optimizer section",
     "scheduler": "the schedule section",
-    "activation_checkpointing": "model.gradient_checkpointing",
+    "activation_checkpointing": "model.recompute",
     "steps_per_print": "training.log_every",
 }
 _BUCKET_MINIMUM = 2**16

@@ -1,6 +1,5 @@
 """From a source to a module that is ready to train: load or build empty, quantize, adapt, checkpoint activations."""
 
-import math
 from collections import Counter
 from collections.abc import Collection, Iterator
 from copy import deepcopy
@@ -8,7 +7,6 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils import checkpoint as activation_checkpoint
 
 from ftkit.config.tree import RunConfig
 from ftkit.errors import ConfigError, ModelError
@@ -25,6 +23,7 @@ from ftkit.models.layers import first_trained_layer, transformer_layers
 from ftkit.models.methods import method_of
 from ftkit.models.methods.lora import is_adapted, unwrapped
 from ftkit.models.partitions import whole_numel
+from ftkit.models.recompute import set_recompute
 from ftkit.models.source import Source
 from ftkit.models.start import Start
 from ftkit.models.weights import Note, attention, auto_class, grow_tables, load_weights
@@ -129,7 +128,7 @@ def prepare_model(config: RunConfig, model: nn.Module, dtype: torch.dtype, start
     Raises:
         ModelError: the method does not fit the model.
     """
-    set_checkpointing(model, config.model.gradient_checkpointing)
+    set_recompute(model, config.model.recompute)
     if config.model.lean:
         make_grouped(model)
         seed_attention(model)
@@ -147,25 +146,6 @@ def _make_lean(config: RunConfig, model: nn.Module) -> None:
         chunk_loss(unwrapped(model))
     else:
         pool_early(unwrapped(model))
-
-
-def set_checkpointing(model: nn.Module, share: float) -> None:
-    """Let a share of the layers, evenly spread, recompute their activations in the backward pass.
-
-    Non-reentrant, so that it works over frozen embeddings.
-
-    Args:
-        model: a transformers model.
-        share: from 0 (none) to 1 (all).
-
-    Raises:
-        ModelError: the model has no layers that can.
-    """
-    layers = foreign.checkpointing_layers(model)
-    if share > 0 and not layers:
-        raise ModelError(f"{type(model).__name__} cannot checkpoint its layers; set model.gradient_checkpointing to 0")
-    for layer, recomputes in zip(layers, checkpointed_layers(len(layers), share), strict=True):
-        foreign.set_recomputing(layer, _checkpoint, recomputes=recomputes)
 
 
 def weight_lines(model: nn.Module) -> Iterator[str]:
@@ -188,11 +168,6 @@ def weight_lines(model: nn.Module) -> Iterator[str]:
     if is_adapted(model) and not adapted and next(expert_parameters(model), None):
         cure = "" if packed else "; method.targets=[all-linear,experts] adds them"
         yield f"no adapter stands beside an expert{cure}"
-
-
-def checkpointed_layers(num_layers: int, share: float) -> list[bool]:
-    """Return for each layer whether it recomputes: a share of them, evenly spread."""
-    return [math.floor((number + 1) * share) > math.floor(number * share) for number in range(num_layers)]
 
 
 def check_positions(model: nn.Module, longest: int) -> None:
@@ -277,7 +252,3 @@ def _num_elements(parameter: nn.Parameter) -> int:
     if foreign.is_packed(parameter):
         return parameter.numel() * parameter.element_size() * 2
     return whole_numel(parameter)
-
-
-def _checkpoint(function: Any, *arguments: Any, **keywords: Any) -> Any:
-    return activation_checkpoint.checkpoint(function, *arguments, use_reentrant=False, **keywords)

@@ -8,25 +8,12 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass_type
 
 MODE_FRAMES = ("_fn", "inner")
 """Functions of torch that wrap each dispatch mode's (torch 2.13, utils/_python_dispatch.py, _compile.py)."""
 BACKWARD_FRAME = "_engine_run_backward"
 """The function in which autograd runs a backward (torch 2.13, autograd/graph.py)."""
-
-
-class DispatchMode(TorchDispatchMode):
-    """A mode that sees every operator (torch 2.13, utils/_python_dispatch.py); nothing in it is ever compiled."""
-
-    def __init__(self) -> None:
-        """Start outside any `with`."""
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Say that torch need not wrap each call in what keeps its compiler out."""
-        return False
 
 
 def fake_device(value: object) -> torch.device | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ftkit.models.kernels.foreign import DispatchMode
 from ftkit.observe import foreign
 
 ADD = torch.ops.aten.add.Tensor
@@ -44,7 +45,7 @@ def _references(args: tuple[Any, ...]) -> tuple[int, int]:
     return sys.getrefcount(args[0]), foreign.tensor_users(args[0])
 
 
-class _Counting(foreign.DispatchMode):
+class _Counting(DispatchMode):
     """Counts references to the first summands of sums."""
 
     def __init__(self) -> None:

@@ -36,6 +36,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ftkit.models.kernels.foreign import DispatchMode
 from ftkit.observe import foreign
 from ftkit.observe.attribution import Attribution, layer_named
 from ftkit.observe.inplace_sums import ADD, autograd_adds_in_place, references_of_the_last
@@ -48,7 +49,7 @@ from ftkit.step.observer import Phase
 _DEVICE_OF = torch.ops.prim.device.default
 
 
-class Recorder(foreign.DispatchMode):
+class Recorder(DispatchMode):
     """Records on a tape what runs below it; an observer of the step.
 
     Attributes:

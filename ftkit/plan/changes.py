@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ftkit.config.files import merge_method
+from ftkit.config.files import flat, merge_method
+from ftkit.config.recompute import LEVELS
 from ftkit.config.tree import RunConfig
 from ftkit.errors import ConfigError
 from ftkit.models.methods import method_of
@@ -19,14 +20,13 @@ from ftkit.plan.target import Target
 Changes = dict[str, Any]
 """Dotted keys with their new values."""
 SIZE = "batch.micro_batch_size"
-RECOMPUTED_SHARES = (0.0, 0.5, 1.0)
-"""Of the layers, which recompute."""
+RECOMPUTE = "model.recompute"
 
 
 def as_flags(changes: Changes) -> str:
     """Return changes as flags of the command line."""
     return " ".join(
-        f"--method {value}" if key == "method.name" else f"--set {key}={value}" for key, value in changes.items()
+        f"--method {value}" if key == "method.name" else f"--set {key}={value}" for key, value in flat(changes).items()
     )
 
 
@@ -58,7 +58,7 @@ def changed(config: RunConfig, changes: Changes) -> RunConfig:
 def value_of(config: RunConfig, key: str) -> Any:
     """Return what a configuration says under a dotted key."""
     section, _, name = key.partition(".")
-    return getattr(getattr(config, section), name)
+    return config.model_dump()[section][name]
 
 
 def steps_down(config: RunConfig, target: Target, sequences: Sequences | None) -> list[Changes]:
@@ -73,11 +73,7 @@ def steps_down(config: RunConfig, target: Target, sequences: Sequences | None) -
     steps: list[Changes] = [{SIZE: size} for size in halves(batch)[1:]]
     if target.device_type == "cuda" and not config.engine.expandable_segments:
         steps.append({"engine.expandable_segments": True})
-    steps += [
-        {"model.gradient_checkpointing": share}
-        for share in RECOMPUTED_SHARES
-        if share > config.model.gradient_checkpointing
-    ]
+    steps += [{RECOMPUTE: level} for number, level in enumerate(LEVELS) if config.model.recompute.saving < number]
     if config.optimizer.name == "adamw":
         steps.append({"optimizer.name": "adamw_8bit"})
     return [*steps, *method_of(config).cheaper(), *zero_choices()]
@@ -100,10 +96,8 @@ def grid(config: RunConfig, target: Target, sequences: Sequences | None) -> list
         optimizers.append({"optimizer.name": "adamw_8bit"})
     engines: list[Changes] = [{}, {"engine.zero_stage": 0}, *zero_choices()]
     combinations = [
-        {SIZE: size, "model.gradient_checkpointing": share} | method | optimizer | engine
-        for method, optimizer, engine, share, size in itertools.product(
-            methods, optimizers, engines, RECOMPUTED_SHARES, sizes
-        )
+        {SIZE: size, RECOMPUTE: level} | method | optimizer | engine
+        for method, optimizer, engine, level, size in itertools.product(methods, optimizers, engines, LEVELS, sizes)
     ]
     return sorted(combinations, key=len)
 

@@ -2,18 +2,21 @@
 
 State is counted exactly. Activations are those of Korthikanti et al. 2022 (Reducing Activation Recomputation in Large
 Transformer Models, section 4): a layer keeps B T D (34 + 5 H T / D) bytes in half precision, whose second term is
-the score matrix; a layer that recomputes keeps its input, 2 B T D, and one layer at a time is there whole.
+the score matrix. A layer that recomputes what is cheap keeps its input and its products (query, key, value, result and
+projection of the attention, both of the MLP), 22 B T D; one that recomputes all, its input, 2 B T D. One layer at a
+time is there whole.
 """
 
 from typing import Any
 
+from ftkit.config.recompute import Recompute
 from ftkit.config.tree import RunConfig
-from ftkit.models.build import checkpointed_layers
 from ftkit.records.figures import MemoryBreakdown
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 """What the formula reads of a configuration."""
 BYTES_PER_VALUE = 34
+PRODUCTS_PER_VALUE = 22
 SCORES_PER_VALUE = 5
 
 
@@ -22,7 +25,7 @@ def missing_size(architecture: Any) -> str | None:
     return next((name for name in SIZES if getattr(architecture, name, None) is None), None)
 
 
-def activation_bytes(architecture: Any, batch: int, length: int, itemsize: int, share: float) -> int:
+def activation_bytes(architecture: Any, batch: int, length: int, itemsize: int, recompute: Recompute) -> int:
     """Return the bytes that a forward leaves for its backward.
 
     Args:
@@ -30,17 +33,18 @@ def activation_bytes(architecture: Any, batch: int, length: int, itemsize: int, 
         batch: sequences.
         length: tokens of each.
         itemsize: bytes of the compute dtype.
-        share: of layers that recompute.
+        recompute: the shares of the layers that do.
 
     Returns:
         Bytes, of all layers.
     """
     hidden, heads = int(architecture.hidden_size), int(architecture.num_attention_heads)
-    flags = checkpointed_layers(int(architecture.num_hidden_layers), share)
+    levels = recompute.levels(int(architecture.num_hidden_layers))
     values = batch * length * hidden
     whole = values * (BYTES_PER_VALUE + SCORES_PER_VALUE * heads * length / hidden) * itemsize / 2
-    num_whole = flags.count(False) + (1 if any(flags) else 0)
-    return int(num_whole * whole + flags.count(True) * values * itemsize)
+    num_whole = levels.count("none") + (levels.count("none") < len(levels))
+    products = values * PRODUCTS_PER_VALUE * itemsize / 2
+    return int(num_whole * whole + levels.count("cheap") * products + levels.count("layer") * values * itemsize)
 
 
 def breakdown(
@@ -61,12 +65,12 @@ def breakdown(
     """
     total, trainable = weights
     masters = 4 * trainable if itemsize < 4 else 0
-    share = config.model.gradient_checkpointing
+    recompute = config.model.recompute
     rows = batch * length * int(architecture.vocab_size) if config.task == "causal-lm" else 0
     return MemoryBreakdown(
         parameter_bytes=total * itemsize,
         gradient_bytes=4 * trainable,
         optimizer_bytes=8 * trainable + masters,
-        activation_bytes=0 if trainable == 0 else activation_bytes(architecture, batch, length, itemsize, share),
+        activation_bytes=0 if trainable == 0 else activation_bytes(architecture, batch, length, itemsize, recompute),
         temporary_bytes=rows * (itemsize + 3 * 4),
     )

@@ -164,7 +164,7 @@ def _tape(case: Case, exact: bool, tapes: Tapes, given: Given | None) -> tuple[T
             case.shape.traced,
             case.target.gpu,
             device_type=case.target.device_type,
-            checkpointed=model.checkpointed,
+            levels=model.levels,
             sees_modules=case.run.partitions_weights,
             given=given,
         )

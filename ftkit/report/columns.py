@@ -168,8 +168,8 @@ _CONFIGURATION = [
     Column("device", "Device", "configuration", words.device, words.text, "What computed."),
     Column("precision", "Precision", "configuration", lambda run: run.record.run.precision, words.text, "Arithmetic."),
     Column(
-        "gradient_checkpointing", "Checkpointing", "configuration", words.checkpointing, words.text,
-        "The share of the layers that compute their activations again in the backward pass.",
+        "recompute", "Recompute", "configuration", words.recompute, words.text,
+        "What the layers compute again in the backward pass, in the place of keeping it.",
     ),
     Column(
         "global_batch_size", "Global batch", "configuration", _setting("batch.global_batch_size"), words.whole,

@@ -44,7 +44,7 @@ def labels(runs: Sequence[Run], differing: Sequence[Column]) -> list[str]:
         differing: the columns whose values differ between them.
 
     Returns:
-        One label each, such as `LoRA r=8 · ZeRO-2 · checkpointing all`.
+        One label each, such as `LoRA r=8 · ZeRO-2 · recompute layer`.
     """
     if len(runs) == 1:
         return [runs[0].name]
@@ -61,7 +61,7 @@ def _joined(runs: Sequence[Run], columns: Sequence[Column]) -> list[str]:
 
 def _part(column: Column, run: Run) -> str:
     shown = column.show(run)
-    prefix = {"gradient_checkpointing": "checkpointing ", "seed": "seed ", "global_batch_size": "batch "}
+    prefix = {"recompute": "recompute ", "seed": "seed ", "global_batch_size": "batch "}
     prefix |= {"learning_rate": "rate "}
     suffix = {"world_size": " rank" if shown == "1" else " ranks", "max_length": " tokens"}
     return f"{prefix.get(column.key, '')}{shown}{suffix.get(column.key, '')}" if shown else ""

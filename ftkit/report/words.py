@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from ftkit.config.methods import methods
+from ftkit.config.recompute import OLD_SHARE, Recompute
 from ftkit.records.schema import RunLine
 from ftkit.report.collect import Run
 from ftkit.units import format_bytes, format_count, format_seconds
@@ -130,12 +133,18 @@ def sharing(
     return ", ".join(parts)
 
 
-def checkpointing(run: Run) -> Value:
-    """Return the share of layers that recompute: `none`, `all` or a percentage."""
-    share = run.setting("model.gradient_checkpointing")
-    if not isinstance(share, int | float):
+def recompute(run: Run) -> Value:
+    """Return what layers recompute: one word for all of them, or the share of each, such as `50 % layer`."""
+    share, asked = run.setting(OLD_SHARE), run.setting("model.recompute")
+    if asked is None and share is None:
         return None
-    return {0.0: "none", 1.0: "all"}.get(float(share), f"{share * 100:.0f} %")
+    try:
+        found = Recompute.model_validate({"layer": share} if asked is None else asked).as_written()
+    except ValidationError:  # a record of a configuration that was refused
+        return str(asked if share is None else share)
+    if isinstance(found, str):
+        return found
+    return ", ".join(f"{part * 100:.0f} % {level}" for level, part in found.items())
 
 
 def cut(run: Run) -> Value:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftkit.config.files import flat
 from ftkit.config.methods import methods
+from ftkit.config.recompute import OLD_SHARE
 from ftkit.config.tree import RunConfig
 from ftkit.errors import ConfigError, FtkitError, nearest
 
@@ -150,7 +151,7 @@ def _known_key(key: str, short: Mapping[str, str], where: str) -> str:
 
 
 def _keys() -> Iterator[str]:
-    yield from ("method", WORLD_SIZE)
+    yield from ("method", WORLD_SIZE, OLD_SHARE)
     for method in methods().values():
         yield from flat(RunConfig(method=method()).model_dump())
 
@@ -169,9 +170,8 @@ def _of_the_method(settings: Settings, build: Build) -> Settings:
 def _texts(settings: Settings) -> list[str]:
     words = {"none": "0", "all": "1"}
     given = {key: value for key, value in settings.items() if key != WORLD_SIZE}
-    share = "model.gradient_checkpointing"
-    if share in given:
-        given[share] = words.get(given[share].strip('"'), given[share])
+    if OLD_SHARE in given:
+        given[OLD_SHARE] = words.get(given[OLD_SHARE].strip('"'), given[OLD_SHARE])
     return [f"{key}={value}" for key, value in given.items()]
 
 

@@ -18,8 +18,9 @@ from ftkit.machine.disk import explained_writing, replace_text, written_patientl
 from ftkit.machine.memory import Snapshot
 from ftkit.machine.process import ProcessContext, first_decides, joined
 from ftkit.machine.versions import device_name
-from ftkit.models.build import set_checkpointing, set_training
+from ftkit.models.build import set_training
 from ftkit.models.methods import method_of
+from ftkit.models.recompute import set_recompute
 from ftkit.observe.meter import gather, memory_figures, planned_utilization
 from ftkit.records.figures import Record
 from ftkit.records.files import CONFIG, RECORD, RecordWriter, read_record
@@ -125,8 +126,8 @@ def _train(  # what one run is made of
     limits = kept_limits(job.folder, asked)
     if limits != asked:
         record.reporter.note(f"going on with {limits}, since memory ran out earlier with {asked}")
-    if limits.checkpointing != asked.checkpointing:
-        set_checkpointing(job.engine.model, limits.checkpointing)
+    if limits.recompute != asked.recompute:
+        set_recompute(job.engine.model, limits.recompute)
     keep = partial(keep_limits, job.folder, job.config)
     attempts = Attempts(job.engine, limits, job.longest, partial(stand_in, job), stop, record.tell, keep)
     run = first_line(job.folder.name, job.run, device_name(job.engine.device), job.num_steps, job.prediction)

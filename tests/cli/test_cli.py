@@ -56,7 +56,7 @@ def test_show_prints_the_configuration_that_the_same_flags_would_run():
     shown = yaml.safe_load(CliRunner().invoke(main, ["config", "show", *flags]).output)
     assert shown["method"]["name"] == "qlora"
     assert (shown["method"]["rank"], shown["method"]["targets"]) == (4, ["query", "key"])
-    assert shown["model"]["gradient_checkpointing"] == 1.0
+    assert shown["model"]["recompute"] == "layer"
 
 
 def test_another_method_keeps_of_a_preset_what_it_has_a_field_for():

@@ -51,10 +51,13 @@ engines = st.one_of(
         for place in ("cpu", "nvme")
     ),
 )
+recomputes = st.sampled_from(["none", "cheap", "layer"]) | st.builds(
+    lambda cheap, layer: {"cheap": cheap / 2, "layer": layer / 2}, shares, shares
+)
 configs = st.builds(
     RunConfig,
     task=st.sampled_from(["sequence-classification", "causal-lm"]),
-    model=st.builds(ModelConfig, name=words, revision=st.none() | words, gradient_checkpointing=shares),
+    model=st.builds(ModelConfig, name=words, revision=st.none() | words, recompute=recomputes),
     data=st.builds(
         DataConfig,
         dataset=words,

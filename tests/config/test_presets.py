@@ -1,6 +1,7 @@
 import pytest
 
 from ftkit.config.files import load_config, preset_names, preset_path
+from ftkit.config.recompute import Recompute
 from ftkit.models.methods.head import FeatureExtraction
 from ftkit.models.methods.lora import Lora, Qlora
 
@@ -55,6 +56,6 @@ def test_the_wished_run_has_all_that_memory_forbade():
 def test_the_small_gpu_run_saves_memory_everywhere():
     config = load_config(preset="small-gpu-qlora")
     assert isinstance(config.method, Qlora)
-    assert config.model.gradient_checkpointing == 1.0
+    assert config.model.recompute == Recompute(layer=1.0)
     assert config.optimizer.name == "paged_adamw_8bit"
     assert config.batch.token_limit == 2048

@@ -19,6 +19,7 @@ from ftkit.engine import pace, undone_step
 from ftkit.machine import foreign as machine
 from ftkit.models import foreign as models
 from ftkit.models import partitions
+from ftkit.models.kernels import foreign as kernels
 from ftkit.observe import foreign as observe
 from ftkit.plan.tracing import foreign as tracing
 
@@ -170,7 +171,11 @@ WRITTEN = [
     # observe
     Written(observe.MODE_FRAMES, "torch", "_compile.py", "def inner("),
     Written(observe.BACKWARD_FRAME, "torch", "autograd/graph.py", "def _engine_run_backward("),
-    Written(observe.DispatchMode, "torch", "utils/_python_dispatch.py", "if cls._should_skip_dynamo():"),
+    # models/kernels
+    Written(kernels.DispatchMode, "torch", "utils/_python_dispatch.py", "if cls._should_skip_dynamo():"),
+    Written(kernels.top_mode, "torch", "utils/_python_dispatch.py", "def _get_current_dispatch_mode("),
+    Written(kernels.alias, "torch", "utils/checkpoint.py", "_SetExcludeDispatchKeyGuard("),
+    Written(kernels.num_changes, "torch", "utils/checkpoint.py", "self.val._version"),
     Written(observe.wraps_tensors, "torch", "utils/_python_dispatch.py", "def is_traceable_wrapper_subclass_type("),
     # plan/tracing
     Written(tracing.dropout_by, "torch", "nn/functional.py", "def dropout("),
@@ -180,7 +185,6 @@ WRITTEN = [
     Written(tracing.grouped_products, "transformers", "integrations/moe.py", "if _can_use_grouped_mm(input, "),
     Written(tracing.unpacked_batches, "transformers", "masking_utils.py", "= find_packed_sequence_indices("),
     Written(tracing.taken_for_fake, "transformers", "utils/import_utils.py", "def is_fake_tensor("),
-    Written(tracing.recompute, "transformers", "modeling_layers.py", "if self.gradient_checkpointing and"),
 ]  # fmt: skip
 TRIED = {
     models.storage_key, models.saving_hooks, models.patched,
@@ -202,7 +206,7 @@ def test_a_name_is_where_it_was(written):
     )
 
 
-@pytest.mark.parametrize("file", [machine, models, engine, observe, tracing], ids=lambda file: file.__name__)
+@pytest.mark.parametrize("file", [machine, models, kernels, engine, observe, tracing], ids=lambda file: file.__name__)
 def test_every_function_of_a_file_of_foreign_names_has_its_contract(file):
     own = {
         value
@@ -263,7 +267,7 @@ def test_torch_counts_who_uses_a_storage_and_a_tensor():
 
 
 def test_a_mode_sees_whether_the_backward_itself_called_an_operator():
-    class Asking(observe.DispatchMode):
+    class Asking(kernels.DispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             if func is torch.ops.aten.mul.Tensor:
                 answers.append(observe.is_backward(inspect.currentframe().f_back))

@@ -99,6 +99,16 @@ def test_two_ranks_give_the_losses_and_norms_of_one_uncut_plain_process(case, la
     np.testing.assert_allclose(found["norms"], expected.norms, rtol=10 * tolerance, atol=10 * tolerance)
 
 
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.get("settings") == ["model.recompute=cheap"]], ids=named
+)
+def test_under_zero_3_a_layer_that_keeps_its_products_takes_the_same_steps_to_the_bit(case, launch):
+    keeps_all = launch[1][case["name"].removesuffix("-recompute=cheap")]
+    found = launch[1][case["name"]]
+
+    assert (found["losses"], found["norms"]) == (keeps_all["losses"], keeps_all["norms"])
+
+
 FP32 = [case for case in CASES if case["dtype"] == "fp32"]
 
 

@@ -35,6 +35,10 @@ from tests.helpers import (
 
 METHODS = ("feature-extraction", "lora", "qlora", "full")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+RECOMPUTED = (
+    ("gpt2", "lora", "fp32", "layer"), ("gpt2", "lora", "fp32", "cheap"), ("llama", "qlora", "bf16", "cheap"),
+    ("bert", "full", "bf16", "cheap"),
+)  # fmt: skip
 CUT = "batch.micro_batch_tokens=64"
 
 
@@ -75,10 +79,11 @@ def cases() -> list[dict[str, Any]]:
         for dtype in (("fp32", "bf16") if method == "qlora" else ("fp32",))
     ]
     found += [{"model": "gpt2", "method": "lora", "stage": stage, "dtype": "fp16", **classify} for stage in (1, 2, 3)]
-    checkpointing = ["model.gradient_checkpointing=1"]
-    found.append(
-        {"model": "gpt2", "method": "lora", "stage": 3, "dtype": "fp32", "settings": checkpointing, **classify}
-    )
+    found += [
+        {"model": model, "method": method, "stage": 3, "dtype": dtype, "settings": [f"model.recompute={level}"]}
+        | classify
+        for model, method, dtype, level in RECOMPUTED
+    ]
     labels = ({"kind": kind, "weights": "{a: 3, b: 1, c: 0.5}"} for kind in ("single", "multi"))
     found += [
         {"model": "bert", "method": "full", "stage": stage, "dtype": "fp32", **kind, **classify}

@@ -92,11 +92,11 @@ def test_a_step_that_runs_out_of_memory_is_taken_again_in_smaller_micro_batches(
     record = train(work, tmp_path / "run")
     assert_equal_runs(record, tmp_path / "run", whole)
     assert [line.after for line in read_record(tmp_path / "run").recoveries] == [
-        "--micro-batch-size 4 --gradient-checkpointing 0",
-        "--micro-batch-size 2 --gradient-checkpointing 0",
+        "--micro-batch-size 4 --recompute none",
+        "--micro-batch-size 2 --recompute none",
     ]
     assert "Tried to allocate 2.00 GiB" in record.recoveries[0].reason
-    assert record.result.limits == "--micro-batch-size 2 --gradient-checkpointing 0"
+    assert record.result.limits == "--micro-batch-size 2 --recompute none"
     assert load_config(tmp_path / "run" / CONFIG).batch.micro_batch_size == 2, "the configuration is what ran"
 
 

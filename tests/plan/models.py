@@ -85,9 +85,9 @@ def _shape(width: int, num_layers: int) -> dict[str, Any]:
     }
 
 
-def run_config(family: str, method: Any, share: float = 0.0, **sections: Any) -> RunConfig:
+def run_config(family: str, method: Any, recompute: Any = "none", **sections: Any) -> RunConfig:
     """Return a configuration of a tiny model."""
-    model = ModelConfig(name=family, gradient_checkpointing=share)
+    model = ModelConfig.model_validate({"name": family, "recompute": recompute})
     return RunConfig.model_validate({"task": TASKS[family], "model": model, "method": method, **sections})
 
 

@@ -15,13 +15,13 @@ from tests.plan import models
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("recompute", ["none", "cheap", {"cheap": 0.25, "layer": 0.5}], ids=str)
 @pytest.mark.parametrize("method", [FeatureExtraction(), Lora(), Qlora(), Full()], ids=lambda method: method.name)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
 def test_a_plan_counts_the_bytes_of_a_real_step_on_a_cpu_after_every_phase_and_at_the_peak(
-    family, method, share, precision
+    family, method, recompute, precision
 ):
-    config, architecture = models.run_config(family, method, share), models.architecture(family)
+    config, architecture = models.run_config(family, method, recompute), models.architecture(family)
     dtype, sizes = models.DTYPES[precision], models.shape(family)
 
     planned = trace(config, architecture, dtype, sizes, device_type="cpu")
@@ -34,7 +34,7 @@ def test_a_plan_counts_the_bytes_of_a_real_step_on_a_cpu_after_every_phase_and_a
 @pytest.mark.parametrize("kind", models.OTHERS)
 def test_so_it_does_for_other_architectures(kind):
     task, architecture = models.other(kind)
-    model = ModelConfig(name=kind, gradient_checkpointing=0.5)
+    model = ModelConfig.model_validate({"name": kind, "recompute": {"cheap": 0.5, "layer": 0.5}})
     config = RunConfig.model_validate({"task": task, "model": model, "method": Qlora()})
     sizes = Shape(2, 32, 2, is_padded=kind in models.CLASSIFIERS)
 
@@ -46,7 +46,8 @@ def test_so_it_does_for_other_architectures(kind):
 
 
 def test_so_it_does_where_dora_reads_weights_in_4_bits():
-    config, architecture = models.run_config("llama", Qlora(use_dora=True), 0.5), models.architecture("llama")
+    config = models.run_config("llama", Qlora(use_dora=True), {"cheap": 0.5, "layer": 0.5})
+    architecture = models.architecture("llama")
     dtype, sizes = models.DTYPES["bf16"], models.shape("llama")
 
     planned = trace(config, architecture, dtype, sizes, device_type="cpu")

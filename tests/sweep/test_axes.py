@@ -4,9 +4,12 @@ import pytest
 
 from ftkit.cli.options import short_names
 from ftkit.config.files import load_config
+from ftkit.config.recompute import Recompute
 from ftkit.engine.resolve import Devices, resolve
 from ftkit.errors import ConfigError
 from ftkit.sweep.axes import make_trials, parse_axis, read_axes
+
+CHEAP, HALF = Recompute(cheap=1.0), Recompute(layer=0.5)
 
 
 def build(settings, world_size=1):
@@ -32,7 +35,8 @@ def test_a_sweep_is_the_product_of_its_axes_and_joined_keys_move_together():
         ),
         ("zero-stage=0,1,2,3", "engine", "zero_stage", [0, 1, 2, 3]),
         ("engine.zero_stage:offload-optimizer=2:none,3:cpu", "engine", "offload_optimizer", ["none", "cpu"]),
-        ("gradient-checkpointing=none,0.5,all", "model", "gradient_checkpointing", [0.0, 0.5, 1.0]),
+        ("recompute=none,cheap,{layer: 0.5}", "model", "recompute", [Recompute(), CHEAP, HALF]),
+        ("gradient-checkpointing=none,0.5,all", "model", "recompute", [Recompute(), HALF, Recompute(layer=1.0)]),
         ("micro-batch-size=1,2", "batch", "micro_batch_size", [1, 2]),
         ("batch.micro_batch_tokens=512,4096", "batch", "micro_batch_tokens", [512, 4096]),
         ("precision=bf16,fp32", "model", "precision", ["bf16", "fp32"]),

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ftkit.config.methods import methods
+from ftkit.config.recompute import Recompute
 from ftkit.config.tree import RunConfig
 from ftkit.errors import ModelError
 from ftkit.models.adapters import with_adapter
@@ -73,7 +74,7 @@ def write_merged(
 
 def _merging(config: RunConfig, source: Source) -> RunConfig:
     """Return the run as it is merged: plain LoRA with the adapter's settings, or a whole model."""
-    model = config.model.model_copy(update={"lean": False, "gradient_checkpointing": 0.0})
+    model = config.model.model_copy(update={"lean": False, "recompute": Recompute()})
     name = "full" if source.adapter is None else "lora"
     plain = config.model_copy(update={"model": model, "method": methods()[name]()})
     return plain if source.adapter is None else with_adapter(plain)

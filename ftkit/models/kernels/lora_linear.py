@@ -15,6 +15,7 @@ from torch import nn
 
 from ftkit.models import bnb
 from ftkit.models.kernels import dropout
+from ftkit.models.kernels.kept_products import keep_whole
 from ftkit.models.partitions import is_gathered_when_called
 
 
@@ -57,10 +58,7 @@ class _LoraLinear(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(x, down_RI, up_OR)
         ctx.base, ctx.scaling, ctx.rate, ctx.seed = base, scaling, rate, seed
-        result: torch.Tensor = base(x)
-        low_NR = _input(x, rate, seed) @ down_RI.T
-        result.view(-1, result.shape[-1]).addmm_(low_NR, up_OR.T, alpha=scaling)
-        return result
+        return keep_whole(lambda: _forward(x, base, down_RI, up_OR, scaling, rate, seed))
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
@@ -77,6 +75,21 @@ class _LoraLinear(torch.autograd.Function):
         if grad_NI is not None:
             grad_NI = grad_NI.addmm_(grad_NO, bnb.matrix_of(ctx.base)).view(x.shape)
         return grad_NI, grad_down_RI, grad_up_RO.T, None, None, None, None
+
+
+def _forward(  # noqa: PLR0913  # as above
+    x: torch.Tensor,
+    base: nn.Module,
+    down_RI: torch.Tensor,
+    up_OR: torch.Tensor,
+    scaling: float,
+    rate: float,
+    seed: int,
+) -> torch.Tensor:
+    result: torch.Tensor = base(x)
+    low_NR = _input(x, rate, seed) @ down_RI.T
+    result.view(-1, result.shape[-1]).addmm_(low_NR, up_OR.T, alpha=scaling)
+    return result
 
 
 def _input(x: torch.Tensor, rate: float, seed: int) -> torch.Tensor:

@@ -14,6 +14,7 @@ from torch import nn
 
 from ftkit.models import foreign
 from ftkit.models.kernels import dropout as seeded
+from ftkit.models.kernels.kept_products import keep_whole
 
 NAME = "sdpa_seeded"
 """What transformers calls it."""
@@ -115,9 +116,7 @@ class _Attention(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(query, key, value, mask)
         ctx.scaling, ctx.rate, ctx.seed = scaling, rate, seed
-        weights_BHTS = _weights(query, key, mask, scaling)
-        seeded.drop_in_place([weights_BHTS], rate, seed)
-        return (weights_BHTS @ value).mul_(1 / (1 - rate))
+        return keep_whole(lambda: _attended(query, key, value, mask, scaling, rate, seed))
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
@@ -131,6 +130,21 @@ class _Attention(torch.autograd.Function):
         sums = torch.mul(grad_weights_BHTS, weights_BHTS, out=kept_BHTS).sum(-1, keepdim=True)
         grad_scores_BHTS = grad_weights_BHTS.sub_(sums).mul_(weights_BHTS).mul_(ctx.scaling)
         return grad_scores_BHTS @ key, grad_scores_BHTS.mT @ query, grad_value, None, None, None, None
+
+
+def _attended(  # noqa: PLR0913  # as above
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float,
+    rate: float,
+    seed: int,
+) -> torch.Tensor:
+    """Return the result of the attention, [B, H, T, W]."""
+    weights_BHTS = _weights(query, key, mask, scaling)
+    seeded.drop_in_place([weights_BHTS], rate, seed)
+    return (weights_BHTS @ value).mul_(1 / (1 - rate))
 
 
 def _weights(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> torch.Tensor:

@@ -143,8 +143,3 @@ def taken_for_fake() -> AbstractContextManager[None]:
     from transformers.utils import import_utils
 
     return patched(import_utils, "is_fake_tensor", lambda _: True)
-
-
-def recompute(layer: nn.Module, *, recomputes: bool) -> None:
-    """Decide of one layer what `set_checkpointing` has decided of all (transformers 5.23, modeling_layers.py)."""
-    vars(layer)["gradient_checkpointing"] = recomputes

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from ftkit.config.recompute import Level
 from ftkit.config.tree import RunConfig
-from ftkit.models.build import build_bare_model, checkpointed_layers
+from ftkit.models.build import build_bare_model
 from ftkit.models.kernels.first_place import pooled_layer
 from ftkit.models.methods import method_of
 from ftkit.observe.recorded import layer_names
@@ -28,14 +29,14 @@ class ShallowModel:
         architecture: its transformers configuration.
         kept: the layers of the deep model that it has.
         kinds: what each layer of the deep model is.
-        checkpointed: for each layer of the shallow model, whether it recomputes.
+        levels: for each layer of the shallow model, what it recomputes.
     """
 
     config: RunConfig
     architecture: Any
     kept: list[int]
     kinds: list[Hashable]
-    checkpointed: list[bool]
+    levels: list[Level]
 
     @property
     def is_whole(self) -> bool:
@@ -58,8 +59,8 @@ def choose_layers(config: RunConfig, architecture: Any, *, exact: bool = False) 
         ModelError: there is no such model for the task.
     """
     num_layers = int(architecture.num_hidden_layers)
-    flags = checkpointed_layers(num_layers, config.model.gradient_checkpointing)
-    whole = ShallowModel(config, architecture, list(range(num_layers)), list(range(num_layers)), flags)
+    levels = config.model.recompute.levels(num_layers)
+    whole = ShallowModel(config, architecture, list(range(num_layers)), list(range(num_layers)), levels)
     if exact:
         return whole
     structure = _structure(config, architecture)
@@ -68,12 +69,12 @@ def choose_layers(config: RunConfig, architecture: Any, *, exact: bool = False) 
     lists = _lists(architecture, num_layers)
     method = method_of(config)
     # What every recomputation takes, such as the positions, dies with the first layer that recomputes.
-    first = flags.index(True) if any(flags) else 0
+    first = next((number for number, level in enumerate(levels) if level != "none"), 0)
     kinds: list[Hashable] = [
         (
             structure[number],
             *(repr(one[number]) for one in lists.values()),
-            flags[number],
+            levels[number],
             0 < number == first,
             method.adapts(number, num_layers),
         )
@@ -88,7 +89,7 @@ def choose_layers(config: RunConfig, architecture: Any, *, exact: bool = False) 
     if not are_meant:
         return whole
     config = config.model_copy(update={"method": method.on_layers(kept, num_layers)})
-    return ShallowModel(config, small, kept, kinds, [flags[number] for number in kept])
+    return ShallowModel(config, small, kept, kinds, [levels[number] for number in kept])
 
 
 def _structure(config: RunConfig, architecture: Any) -> list[Hashable]:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from ftkit.config.recompute import Level
 from ftkit.config.tree import RunConfig
 from ftkit.data.batching import Shape
 from ftkit.engine.plain import PlainEngine
@@ -32,6 +33,7 @@ from ftkit.models.kernels.seeded_attention import keep_scores
 from ftkit.models.methods import lora
 from ftkit.models.methods.lora import unwrapped
 from ftkit.models.objective import objective_of
+from ftkit.models.recompute import set_level
 from ftkit.models.trunk.closed import close
 from ftkit.models.trunk.cut import Cut, find_cut
 from ftkit.observe.attribution import layer_named
@@ -129,7 +131,7 @@ def trace(  # noqa: PLR0913  # what decides a step
     gpu: Gpu | None = None,
     *,
     device_type: str = "cuda",
-    checkpointed: Sequence[bool] | None = None,
+    levels: Sequence[Level] | None = None,
     sees_modules: bool = False,
     given: Given | None = None,
 ) -> Tape:
@@ -146,7 +148,7 @@ def trace(  # noqa: PLR0913  # what decides a step
         shape: the micro-batches.
         gpu: decides between kernels; None: a recent one.
         device_type: `cuda` or `cpu`: whose way of computing.
-        checkpointed: for each layer whether it recomputes; None: as the configuration says.
+        levels: for each layer what it recomputes; None: as the configuration says.
         sees_modules: note when each module begins and ends, which is when ZeRO-3 gathers and releases its weights.
         given: what the model is given in the place of its frozen trunk; None: it runs whole.
 
@@ -162,7 +164,7 @@ def trace(  # noqa: PLR0913  # what decides a step
         dtype = torch.bfloat16  # as many bytes; torch's loss scaler reads a flag back, unless the optimizer is fused
 
     on_cuda = device_type == "cuda"
-    step = _Step(config, architecture, dtype, shape, gpu, on_cuda, checkpointed or (), sees_modules, given)
+    step = _Step(config, architecture, dtype, shape, gpu, on_cuda, levels or (), sees_modules, given)
     return step.on_tensors(step.trace)
 
 
@@ -206,7 +208,7 @@ class _Step:
     shape: Shape
     gpu: Gpu | None
     on_cuda: bool
-    checkpointed: Sequence[bool]
+    levels: Sequence[Level]
     sees_modules: bool
     given: Given | None = None
 
@@ -268,8 +270,8 @@ class _Step:
         recorder = self._recorder(tensors)
         recorder.tape.weights = count_weights(model, layers)
         materialize(model, tensors.mode, tensors.process.device)
-        for name, recomputes in zip(layers, self.checkpointed, strict=False):
-            foreign.recompute(model.get_submodule(name), recomputes=recomputes)
+        for name, level in zip(layers, self.levels, strict=False):
+            set_level(model.get_submodule(name), level)
         if self.on_cuda:
             keep_masks(model)  # fake tensors say that they are on a CPU
             keep_scores(unwrapped(model))

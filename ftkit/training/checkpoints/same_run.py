@@ -71,8 +71,8 @@ def resumable_part(config: Mapping[str, Any]) -> dict[str, Any]:
     is_free = ("engine", "output", "cache").__contains__
     kept = json.loads(json.dumps({key: value for key, value in config.items() if not is_free(key)}))
     kept["batch"] = {"global_batch_size": kept["batch"]["global_batch_size"]}
-    for key in ("gradient_checkpointing", "precision"):
-        kept["model"].pop(key)
+    for key in ("recompute", "gradient_checkpointing", "precision"):  # the second is the old name of the first
+        kept["model"].pop(key, None)
     for key in (*_FREE, *ENDS):
         kept["training"].pop(key)
     return dict(kept)

@@ -79,7 +79,7 @@ def _check_frozen(changed: list[str]) -> None:
     if changed:
         raise ModelError(
             f"{_first(changed)} changed in training, though frozen; look for a hook of the model's code that writes "
-            "to its weights, or try model.gradient_checkpointing=0"
+            "to its weights, or try model.recompute=none"
         )
 
 
@@ -88,7 +88,7 @@ def _check_trained(still: list[str], num_trained: int) -> None:
     if dead or (still and len(still) == num_trained):
         raise ModelError(
             f"{_first(dead or still)} did not change in {AFTER_STEPS} steps, so nothing is learned there; try "
-            "model.gradient_checkpointing=0 or other method.targets"
+            "model.recompute=none or other method.targets"
         )
 
 

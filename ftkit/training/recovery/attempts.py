@@ -22,7 +22,7 @@ from ftkit.engine.protocol import Engine, OutOfStepError
 from ftkit.errors import DoesNotFitError
 from ftkit.machine.memory import available_bytes, is_out_of_memory, release_memory
 from ftkit.machine.ranks import largest_of_ranks
-from ftkit.models.build import set_checkpointing
+from ftkit.models.recompute import set_recompute
 from ftkit.records.schema import RecoveryLine
 from ftkit.step.observer import Phase
 from ftkit.step.step import StepResult
@@ -187,8 +187,8 @@ class Attempts:
                 f"{reason}{had(available, self.engine.device.type)}; try a shorter data.max_length, method qlora, a "
                 "higher engine.zero_stage or offload"
             )
-        if smaller.checkpointing != before.checkpointing:
-            set_checkpointing(self.engine.model, smaller.checkpointing)
+        if smaller.recompute != before.recompute:
+            set_recompute(self.engine.model, smaller.recompute)
         self.limits = smaller
         if self.engine.process.is_main:
             self.keep(smaller)
@@ -253,5 +253,5 @@ def explained_memory(config: RunConfig) -> Iterator[None]:
         cut_cure = f"batch.micro_batch_tokens below {limit}" if limit else "batch.micro_batch_size lower"
         raise DoesNotFitError(
             f"out of memory: {reason}. Try {cut_cure} (the mathematics stays the same), then "
-            "model.gradient_checkpointing=1, then method qlora, then a higher engine.zero_stage or offload"
+            "model.recompute=cheap or layer, then method qlora, then a higher engine.zero_stage or offload"
         ) from error

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ftkit.config.files import dump_config
+from ftkit.config.recompute import Recompute
 from ftkit.config.tree import BatchConfig, RunConfig
 from ftkit.machine.disk import replace_text
 from ftkit.records.files import CONFIG, LIMITS
 
-_SHARES = (0.5, 1.0)
-"""Shares of recomputing layers that are tried, in this order."""
+_LADDER = (Recompute(cheap=1.0), Recompute(cheap=0.5, layer=0.5), Recompute(layer=1.0))
+"""The levels of recomputing that are tried, in this order: each keeps less than the one before it."""
 
 
 @dataclass(frozen=True)
@@ -23,20 +24,20 @@ class Limits:
 
     Attributes:
         batch: how a global batch is cut.
-        checkpointing: the share of the layers that recompute their activations.
+        recompute: the shares of the layers that compute again what they do not keep.
     """
 
     batch: BatchConfig
-    checkpointing: float
+    recompute: Recompute
 
     @classmethod
     def of(cls, config: RunConfig) -> "Limits":
         """Return the limits that a configuration asks for."""
-        return cls(config.batch, config.model.gradient_checkpointing)
+        return cls(config.batch, config.model.recompute)
 
     def applied(self, config: RunConfig) -> RunConfig:
         """Return a configuration that asks for these limits."""
-        model = config.model.model_copy(update={"gradient_checkpointing": self.checkpointing})
+        model = config.model.model_copy(update={"recompute": self.recompute})
         return config.model_copy(update={"batch": self.batch, "model": model})
 
     def smaller(self, longest: int) -> "Limits | None":
@@ -48,8 +49,8 @@ class Limits:
         batch = _smaller_cut(self.batch, longest)
         if batch is not None:
             return replace(self, batch=batch)
-        share = next((share for share in _SHARES if share > self.checkpointing), None)
-        return None if share is None else replace(self, checkpointing=share)
+        recompute = next((one for one in _LADDER if one.saving > self.recompute.saving), None)
+        return None if recompute is None else replace(self, recompute=recompute)
 
     def __str__(self) -> str:
         """Say the limits as flags."""
@@ -58,7 +59,12 @@ class Limits:
             if self.batch.token_limit is None
             else f"--micro-batch-tokens {self.batch.token_limit}"
         )
-        return f"{cut} --gradient-checkpointing {self.checkpointing:g}"
+        level = self.recompute.as_written()
+        return (
+            f"{cut} --recompute {level}"
+            if isinstance(level, str)
+            else f"{cut} --set 'model.recompute={self.recompute}'"
+        )
 
 
 def keep_limits(folder: Path, config: RunConfig, used: Limits) -> None:
@@ -70,7 +76,7 @@ def keep_limits(folder: Path, config: RunConfig, used: Limits) -> None:
         used: the smaller ones that fitted, or are to be tried next.
     """
     note = {"asked": str(Limits.of(config)), "micro_batch_size": used.batch.micro_batch_size,
-            "micro_batch_tokens": used.batch.micro_batch_tokens, "checkpointing": used.checkpointing}  # fmt: skip
+            "micro_batch_tokens": used.batch.micro_batch_tokens, "recompute": used.recompute.model_dump()}  # fmt: skip
     replace_text(folder / LIMITS, json.dumps(note))
     replace_text(folder / CONFIG, dump_config(used.applied(config)))
 
@@ -87,7 +93,7 @@ def kept_limits(folder: Path, asked: Limits) -> Limits:
     if note.get("asked") != str(asked):
         return asked
     cut = {key: note[key] for key in ("micro_batch_size", "micro_batch_tokens")}
-    return Limits(asked.batch.model_copy(update=cut), note["checkpointing"])
+    return Limits(asked.batch.model_copy(update=cut), Recompute.model_validate(note["recompute"]))
 
 
 def _smaller_cut(batch: BatchConfig, longest: int) -> BatchConfig | None:

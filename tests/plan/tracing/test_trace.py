@@ -29,11 +29,11 @@ def story(tape):
     ]
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0])
+@pytest.mark.parametrize("recompute", ["none", {"cheap": 0.5, "layer": 0.5}], ids=str)
 @pytest.mark.parametrize("method", [FeatureExtraction(), Lora(), Qlora(), Full()], ids=lambda method: method.name)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
-def test_tensors_on_meta_tell_the_same_as_fake_ones(family, method, share, monkeypatch):
-    config, architecture = models.run_config(family, method, share), models.architecture(family)
+def test_tensors_on_meta_tell_the_same_as_fake_ones(family, method, recompute, monkeypatch):
+    config, architecture = models.run_config(family, method, recompute), models.architecture(family)
     arguments = (config, architecture, torch.bfloat16, models.shape(family))
     monkeypatch.setattr(tracing, "fake_tensors", lambda: pytest.fail("meta was not enough"))
     on_meta = trace(*arguments)
@@ -45,10 +45,10 @@ def test_tensors_on_meta_tell_the_same_as_fake_ones(family, method, share, monke
     assert on_meta.peak_bytes() == faked.peak_bytes()
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0])
+@pytest.mark.parametrize("recompute", ["none", {"cheap": 0.5, "layer": 0.5}], ids=str)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
-def test_what_lies_between_two_predictions_is_as_much_as_traced_or_up_to_a_tenth_more(family, share):
-    config, place = models.run_config(family, Lora(), share), find_target("t4")
+def test_what_lies_between_two_predictions_is_as_much_as_traced_or_up_to_a_tenth_more(family, recompute):
+    config, place = models.run_config(family, Lora(), recompute), find_target("t4")
     architecture = models.architecture(family, width=256)
     sizes = {size: changed(config, {"batch.micro_batch_size": size, "data.max_length": 128}) for size in (1, 4, 16)}
     traced = {size: predict(one, place, architecture) for size, one in sizes.items()}

@@ -17,16 +17,16 @@ from tests.plan import models
 DEEP = 11
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("recompute", ["none", "cheap", {"cheap": 0.5, "layer": 0.5}], ids=str)
 @pytest.mark.parametrize("method", [FeatureExtraction(), Lora(), Qlora(), Full()], ids=lambda method: method.name)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
-def test_an_unrolled_trace_is_the_whole_trace_to_the_byte(family, method, share):
-    config, architecture = models.run_config(family, method, share), models.architecture(family, DEEP)
+def test_an_unrolled_trace_is_the_whole_trace_to_the_byte(family, method, recompute):
+    config, architecture = models.run_config(family, method, recompute), models.architecture(family, DEEP)
     dtype, sizes = models.DTYPES["bf16"], models.shape(family)
 
     whole = trace(config, architecture, dtype, sizes)
     chosen = choose_layers(config, architecture)
-    small = trace(chosen.config, chosen.architecture, dtype, sizes, checkpointed=chosen.checkpointed)
+    small = trace(chosen.config, chosen.architecture, dtype, sizes, levels=chosen.levels)
     unrolled = unroll(small, chosen.kept, chosen.kinds)
 
     assert len(chosen.kept) < DEEP

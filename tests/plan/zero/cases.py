@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ftkit.config.precision import Precision
+from ftkit.config.recompute import Recompute
 from ftkit.config.tree import EngineConfig, ModelConfig, RunConfig
 from ftkit.data.batching import Shape
 from ftkit.models.build import build_model
@@ -37,7 +38,7 @@ class Case(NamedTuple):
         engine = EngineConfig(name="deepspeed", zero_stage=self.stage or None, offload_optimizer=self.offload)
         return RunConfig(
             task="causal-lm" if self.model == "llama" else "sequence-classification",
-            model=ModelConfig(name=self.model, precision=self.precision, gradient_checkpointing=self.checkpointed),
+            model=ModelConfig(name=self.model, precision=self.precision, recompute=Recompute(layer=self.checkpointed)),
             method=METHODS[self.method],
             engine=engine if self.stage else EngineConfig(name="plain"),
         )

@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ftkit.errors import ModelError
 from ftkit.machine.process import ProcessContext
-from ftkit.models import build as models
+from ftkit.models import recompute
 from ftkit.training.checks.first_steps import AFTER_STEPS, FirstSteps
 from tests.helpers import build, ragged_split, save_tiny_model, take_steps
 
@@ -53,11 +53,11 @@ def test_adapters_that_checkpointing_cut_off_from_frozen_embeddings_are_named(be
         """Recompute as torch once did: without a gradient of its input, a layer gets none."""
         return checkpoint(partial(function, **keywords), *arguments, use_reentrant=True)
 
-    monkeypatch.setattr(models, "_checkpoint", reentrant)
+    monkeypatch.setitem(recompute._CHECKPOINTS, "layer", reentrant)
     config, engine, first = prepared(bert, "lora", "model.gradient_checkpointing=1")
     engine.model.get_input_embeddings()._forward_hooks.clear()  # by which PEFT lets the embeddings need a gradient
     take_steps(config, engine, ragged_split("sequence-classification"), AFTER_STEPS)
-    with pytest.raises(ModelError, match=r"lora_B.* did not change in 2 steps.*model\.gradient_checkpointing=0"):
+    with pytest.raises(ModelError, match=r"lora_B.* did not change in 2 steps.*model\.recompute=none"):
         first.look(AFTER_STEPS, print)
 
 

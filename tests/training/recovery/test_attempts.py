@@ -9,7 +9,7 @@ from ftkit.training.recovery.attempts import explained_memory
 
 
 def test_memory_that_runs_out_on_a_cpu_is_said_with_the_cures():
-    cures = pytest.raises(DoesNotFitError, match=r"can't allocate memory.* Try .*gradient_checkpointing=1")
+    cures = pytest.raises(DoesNotFitError, match=r"can't allocate memory.* Try .*recompute=cheap or layer")
     with cures, explained_memory(RunConfig()):
         torch.empty(2**55, dtype=torch.uint8)
 

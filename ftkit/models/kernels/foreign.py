@@ -1,0 +1,40 @@
+"""Names of torch that are not public and that a mode which keeps results needs.
+
+Each says in which version and file it was read; `tests/contracts/test_foreign.py` asks the installed torch for it.
+"""
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+
+
+class DispatchMode(TorchDispatchMode):
+    """A mode that sees every operator (torch 2.13, utils/_python_dispatch.py); nothing in it is ever compiled."""
+
+    def __init__(self) -> None:
+        """Start outside any `with`."""
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Say that torch need not wrap each call in what keeps its compiler out."""
+        return False
+
+
+def top_mode() -> TorchDispatchMode | None:
+    """Return the mode that sees the next operator first (torch 2.13, utils/_python_dispatch.py)."""
+    return _get_current_dispatch_mode()
+
+
+def alias(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the same tensor without its history, with the same count of changes (torch 2.13, utils/checkpoint.py).
+
+    Args:
+        tensor: what an operator has returned to a mode.
+    """
+    with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False):
+        return tensor.detach()
+
+
+def num_changes(tensor: torch.Tensor) -> int:
+    """Return how often a tensor was changed in place: `_version` (torch 2.13, utils/checkpoint.py)."""
+    return int(tensor._version)

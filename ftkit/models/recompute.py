@@ -1,0 +1,52 @@
+"""Decide what each layer of a model computes again in its backward; see `ftkit.config.recompute` for the levels."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.utils import checkpoint as activation_checkpoint
+
+from ftkit.config.recompute import Level, Recompute
+from ftkit.errors import ModelError
+from ftkit.models import foreign
+from ftkit.models.kernels import kept_products
+
+
+def set_recompute(model: nn.Module, recompute: Recompute) -> None:
+    """Let layers recompute at the levels that are asked for, evenly spread.
+
+    Non-reentrant, so that it works over frozen embeddings.
+
+    Args:
+        model: a transformers model; changed in place.
+        recompute: the share of the layers at each level.
+
+    Raises:
+        ModelError: the model has no layers that can.
+    """
+    layers = foreign.checkpointing_layers(model)
+    if recompute != Recompute() and not layers:
+        raise ModelError(f"{type(model).__name__} cannot recompute its layers; set model.recompute to none")
+    for layer, level in zip(layers, recompute.levels(len(layers)), strict=True):
+        set_level(layer, level)
+
+
+def set_level(layer: nn.Module, level: Level) -> None:
+    """Let one layer recompute at a level.
+
+    Args:
+        layer: of a transformers model.
+        level: of it.
+    """
+    foreign.set_recomputing(layer, _CHECKPOINTS.get(level, _recompute_all), recomputes=level != "none")
+
+
+def _recompute_all(function: Any, *arguments: Any, **keywords: Any) -> Any:
+    return activation_checkpoint.checkpoint(function, *arguments, use_reentrant=False, **keywords)
+
+
+def _recompute_cheap(function: Any, *arguments: Any, **keywords: Any) -> Any:
+    return _recompute_all(function, *arguments, context_fn=kept_products.contexts, **keywords)
+
+
+_CHECKPOINTS: dict[Level, Callable[..., Any]] = {"cheap": _recompute_cheap, "layer": _recompute_all}
