@@ -112,7 +112,7 @@ def of_record(folder: Path, said: str) -> dict[str, Any]:
 
 
 def loaded(settings: list[str]) -> tuple[Any, Any, Any]:
-    """Return the splits that ftkit trains on, its model and its tokenizer."""
+    """Return the splits that ftkit trains on, and the plain model of transformers with its tokenizer."""
     import torch
 
     from ftkit.config.files import load_config
@@ -123,7 +123,9 @@ def loaded(settings: list[str]) -> tuple[Any, Any, Any]:
     from ftkit.models.source import load_config as architecture_of
     from ftkit.models.source import load_tokenizer, resolve_source
 
-    run = resolve(load_config(settings=["data.split_seed=0", *settings]), Devices.of(ProcessContext()))
+    run = resolve(
+        load_config(settings=["data.split_seed=0", "model.lean=false", *settings]), Devices.of(ProcessContext())
+    )
     source = resolve_source(run.config.model, run.config.task)
     tokenizer = load_tokenizer(source)
     data = prepare_data(run.config.data, run.config.task, tokenizer, run.config.data_seed, None)

@@ -3,6 +3,7 @@
 Dimension letters: N sequences, D features, C classes.
 """
 
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -26,17 +27,21 @@ _NUM_TRIED = 8
 """Sequences whose logits are compared with those of the model."""
 
 
-def fit_head(job: Job, note: Callable[[str], None]) -> None:
+def fit_head(job: Job, note: Callable[[str], None]) -> float:
     """Put the exact optimum into the head, under the penalty that serves the validation split best.
 
     Args:
         job: a run whose trunk was computed once; every rank calls this.
         note: told what was chosen.
 
+    Returns:
+        The seconds that it took.
+
     Raises:
         ModelError: the head is more than one linear layer.
         ConfigError: the labels are numbers.
     """
+    begun = time.perf_counter()
     labels = job.data.labels
     if labels is None or labels.kind == "regression":
         raise ConfigError("method.head=logistic is for classes and labels; leave --head out for numbers and for tokens")
@@ -54,6 +59,7 @@ def fit_head(job: Job, note: Callable[[str], None]) -> None:
         f"logistic regression: the optimum for {len(job.data.train):,} sequences of {module.in_features} features; "
         f"penalty {found.penalty:.2g}, chosen by {chosen}"
     )
+    return time.perf_counter() - begun
 
 
 def problem_of(

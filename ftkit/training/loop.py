@@ -143,10 +143,7 @@ def _train(  # what one run is made of
             closing(_watch(job, progress, record, snapshot)) as watch,
             saved_when_stopped(job, progress, record.reporter.note),
         ):
-            if method_of(job.config).fits_at_once:
-                status = _fit(job, progress, record, attempts)
-            else:
-                status = _run_steps(job, progress, record, watch, attempts)
+            status = _run_steps(job, progress, record, watch, attempts)
         return _finish(job, progress, record, run, status, attempts)
 
 
@@ -193,17 +190,12 @@ def _watch(job: Job, progress: Progress, record: _Recorder, snapshot: Snapshot |
     return Watch(job.engine, at, record.write if wants_timeline else None, snapshot, job.folder)
 
 
-def _fit(job: Job, progress: Progress, record: _Recorder, attempts: Attempts) -> Status:
-    """Solve for the head in the place of steps."""
-    begun = time.perf_counter()
-    fit_head(job, record.reporter.note)
-    progress.train_seconds = time.perf_counter() - begun
-    _validate(job, progress, record, attempts.stop)
-    return "completed"
-
-
 def _run_steps(job: Job, progress: Progress, record: _Recorder, watch: Watch, attempts: Attempts) -> Status:
     """Take optimizer steps until the end or an early stop; return how it ended."""
+    if method_of(job.config).fits_at_once:
+        progress.train_seconds = fit_head(job, record.reporter.note)
+        _validate(job, progress, record, attempts.stop)
+        return "completed"
     set_training(job.engine.model, True)
     if wants_trial(job):
         try_worst(job, attempts)
