@@ -70,6 +70,9 @@ class TrainingConfig(Section):
     """Steps between two checkpoints; one at the end of each epoch when not named."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Checkpoints that stay, the newest ones; the best weights are kept beside them."""
+    checkpoint_shards: Literal["auto", "always", "never"] = "auto"
+    """ZeRO-3: each rank writes its own part of a checkpoint, a tensor at a time, so that no host holds what trains
+    whole; `auto`: where gathering would take more than half of the memory that a host has free."""
     keep_best: int = Field(default=1, ge=1)
     """Validations whose weights stay, those that are best by `best_metric`; the result is the best of all."""
     best_metric: BestMetric = "loss"

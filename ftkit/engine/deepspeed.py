@@ -3,7 +3,8 @@
 import contextlib
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,7 @@ from ftkit.engine.ds_config import Sizes
 from ftkit.engine.jit_watch import watched_compiling
 from ftkit.engine.optim import build_optimizer, parameter_groups
 from ftkit.engine.pace import HeldUpdate, Pace
-from ftkit.engine.protocol import Tensors, explained_standstill
+from ftkit.engine.protocol import Part, Parts, Tensors, explained_standstill
 from ftkit.engine.released_weights import ReleasedWeights
 from ftkit.engine.resolve import ResolvedRun
 from ftkit.engine.undone_step import forget_step
@@ -25,6 +26,7 @@ from ftkit.machine.foreign import TorchSays
 from ftkit.machine.process import ProcessContext, rendezvous
 from ftkit.models.build import trainable_parameters
 from ftkit.models.objective import Objective
+from ftkit.models.partitions import whole_numel, whole_shape
 from ftkit.records.figures import Kind
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -137,17 +139,35 @@ class DeepSpeedEngine:
             return {}
         if not self._is_partitioned:
             foreign.link_moments(self._engine.optimizer)
-        tensors = {}
+        tensors = self._numbers(step)
         for name, parameter in self._parameters.items():
             for moment in _MOMENTS:
                 tensors[f"{name}/{moment}"] = foreign.as_whole(
                     safe_get_full_optimizer_state(parameter, moment), parameter
                 )
-            tensors[f"{name}/step"] = step.clone()
-        if self.dtype == torch.float16:
-            tensors["loss_scale/"] = torch.tensor(float(self._engine.optimizer.loss_scale))
-            tensors["loss_scale/clean_steps"] = torch.tensor(float(foreign.num_clean_steps(self._engine.optimizer)))
         return tensors
+
+    def trainable_parts(self) -> Parts:
+        """Return this rank's parts of the masters."""
+        from deepspeed.utils import safe_get_local_fp32_param
+
+        return {
+            name: self._part(one, partial(safe_get_local_fp32_param, one)) for name, one in self._parameters.items()
+        }
+
+    def optimizer_parts(self) -> Parts:
+        """Return this rank's parts of the moments; the first rank has the numbers."""
+        from deepspeed.utils import safe_get_local_optimizer_state
+
+        step = self._step_count()
+        if step is None:
+            return {}
+        numbers = self._numbers(step) if self.process.is_main else {}
+        parts = {name: Part((), 0, 1, partial(torch.flatten, one)) for name, one in numbers.items()}
+        for name, one in self._parameters.items():
+            for moment in _MOMENTS:
+                parts[f"{name}/{moment}"] = self._part(one, partial(safe_get_local_optimizer_state, one, moment))
+        return parts
 
     def load_optimizer_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Set the moments; they are made first where no step has been taken."""
@@ -207,6 +227,21 @@ class DeepSpeedEngine:
             for partition in foreign.flat_masters(self._engine.optimizer)
         ]
         return next((torch.as_tensor(float(one["step"])) for one in states if one and "step" in one), None)
+
+    def _numbers(self, step: torch.Tensor) -> Tensors:
+        """Return what an optimizer's state has of single numbers."""
+        numbers = {f"{name}/step": step.clone() for name in self._parameters}
+        if self.dtype == torch.float16:
+            numbers["loss_scale/"] = torch.tensor(float(self._engine.optimizer.loss_scale))
+            numbers["loss_scale/clean_steps"] = torch.tensor(float(foreign.num_clean_steps(self._engine.optimizer)))
+        return numbers
+
+    def _part(self, parameter: nn.Parameter, read: Callable[[], torch.Tensor]) -> Part:
+        """Return this rank's part of a partitioned tensor, without the padding of the last one."""
+        whole, size = whole_numel(parameter), foreign.part_numel(parameter)
+        start = min(size * self.process.rank, whole)
+        numel = min(size, whole - start)
+        return Part(tuple(whole_shape(parameter)), start, numel, lambda: read().detach()[:numel].float().cpu())
 
     def _set(self, parameter: nn.Parameter, value: torch.Tensor, moment: str | None = None) -> None:
         """Set a master, or one of its moments, from a whole tensor."""

@@ -13,7 +13,7 @@ from torch import distributed, nn
 from ftkit.config.tree import RunConfig
 from ftkit.data.batching import MicroBatch
 from ftkit.engine.optim import build_optimizer
-from ftkit.engine.protocol import Tensors, explained_standstill
+from ftkit.engine.protocol import Parts, Tensors, explained_standstill
 from ftkit.machine.process import ProcessContext
 from ftkit.models.build import trainable_parameters
 from ftkit.models.objective import Objective
@@ -124,7 +124,7 @@ class PlainEngine:
     def load_optimizer_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Set the moments."""
         for name, master in self._masters.items():
-            saved = {key.rpartition("/")[2]: value for key, value in state.items() if key.rpartition("/")[0] == name}
+            saved = {key.rpartition("/")[2]: state[key] for key in state if key.rpartition("/")[0] == name}
             self._optimizer.state[master] = {
                 key: value.item() if value.dim() == 0 and not _is_fused(self._optimizer) else value.to(master.device)
                 for key, value in saved.items()
@@ -132,6 +132,14 @@ class PlainEngine:
         if "loss_scale/" in state and self._scaler.is_enabled():
             clean = {"_growth_tracker": int(state.get("loss_scale/clean_steps", 0))}
             self._scaler.load_state_dict(self._scaler.state_dict() | {"scale": state["loss_scale/"].item()} | clean)
+
+    def trainable_parts(self) -> Parts:
+        """Return nothing: each rank has all."""
+        return {}
+
+    def optimizer_parts(self) -> Parts:
+        """Return nothing: each rank has all."""
+        return {}
 
     def held_tensors(self) -> Iterator[tuple[Kind, torch.Tensor]]:
         """Yield the masters and the moments; a weight that is its own master is a weight."""

@@ -1,7 +1,8 @@
 """The protocol of an engine, which two files implement; nobody above asks which one a run has."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -37,6 +38,26 @@ def explained_standstill(process: ProcessContext) -> Iterator[None]:
 
 
 Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The part of a tensor that one rank has.
+
+    Attributes:
+        shape: of the whole tensor.
+        offset: the place of the part's first number in the whole tensor, flat.
+        numel: numbers of the part, without padding; 0 where the tensor is too short for this rank.
+        read: returns them, flat, in fp32 on the CPU.
+    """
+
+    shape: tuple[int, ...]
+    offset: int
+    numel: int
+    read: Callable[[], torch.Tensor]
+
+
+Parts = dict[str, Part]
 
 
 class Scorer(Protocol):
@@ -123,6 +144,12 @@ class Engine(Scorer, Protocol):
 
     def load_optimizer_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take back what `optimizer_state` returned."""
+
+    def trainable_parts(self) -> Parts:
+        """Return this rank's parts of what `trainable_state` gathers; asked only where weights are partitioned."""
+
+    def optimizer_parts(self) -> Parts:
+        """Return this rank's parts of what `optimizer_state` gathers, numbers first, which the first rank alone has."""
 
     def held_tensors(self) -> Iterator[tuple[Kind, torch.Tensor]]:
         """Yield what lives between two steps, each with the part of a breakdown that it is."""

@@ -25,8 +25,11 @@ from torch import nn
 from ftkit.config.paths import named_paths
 from ftkit.config.tree import DEMO, RunConfig
 from ftkit.engine.protocol import Engine
+from ftkit.engine.resolve import ResolvedRun
 from ftkit.errors import CheckpointError, ConfigError, DeviceError
 from ftkit.machine.disk import make_readable, write_rate
+from ftkit.machine.memory import free_host_bytes
+from ftkit.machine.process import ProcessContext
 from ftkit.models.adapters import base_of, find_adapter
 from ftkit.models.methods import Method
 from ftkit.models.saved import as_stored, restore_settings, save_tokenizer, stored_dtype
@@ -176,6 +179,33 @@ def describe_saving(folder: Path, num_trainable: int) -> str:
         f"a checkpoint has {format_bytes(num_bytes)}: about {format_seconds(num_bytes / rate)} at the "
         f"{format_bytes(rate)}/s that this disk took in a trial"
     )
+
+
+def shards_checkpoints(
+    run: ResolvedRun, process: ProcessContext, num_trainable: int, note: Callable[[str], None]
+) -> bool:
+    """Return whether each rank writes its own part of a checkpoint.
+
+    Args:
+        run: says what was asked for, and whether weights are partitioned.
+        process: the place of this process, one of several on this host.
+        num_trainable: numbers that train.
+        note: told where it is so.
+    """
+    if not run.partitions_weights:
+        if run.config.training.checkpoint_shards == "always":
+            note("checkpoints are written whole: training.checkpoint_shards is for weights that ZeRO-3 partitions")
+        return False
+    asked, free = run.config.training.checkpoint_shards, free_host_bytes()
+    gathered = num_trainable * CHECKPOINT_BYTES * process.local_world_size  # every rank has a copy
+    is_too_large = free is not None and gathered > free / 2
+    if asked == "never" or (asked == "auto" and not is_too_large):
+        return False
+    note(
+        f"each rank writes its own part of a checkpoint, a tensor at a time: gathered it would take "
+        f"{format_bytes(gathered)} of this host" + ("" if free is None else f", where {format_bytes(free)} are free")
+    )
+    return True
 
 
 @dataclass(frozen=True)

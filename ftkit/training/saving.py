@@ -17,6 +17,8 @@ from ftkit.models.partitions import whole_shape
 from ftkit.records.files import CHECKPOINTS, CONFIG
 from ftkit.records.schema import Scores
 from ftkit.training.checkpoints import checkpoint, same_run
+from ftkit.training.checkpoints.by_ranks import Ranks
+from ftkit.training.checkpoints.shards import shapes_of
 from ftkit.training.checks.finite import check_tensors
 from ftkit.training.recovery.attempts import UpdateFailedError
 from ftkit.training.recovery.signals import StopNow, StopRequest, Work
@@ -56,6 +58,9 @@ def save(job: Job, progress: Progress, note: Note, *, is_best: bool = False, is_
     Raises:
         Exception: what the write before this raised, which ends here if it goes on.
     """
+    if job.is_sharded:
+        _save_shards(job, progress, note, is_best=is_best, is_due=is_due)
+        return
     weights = job.engine.trainable_state()
     moments = job.engine.optimizer_state() if is_due else {}
     check_tensors(weights, "weight", progress.step)
@@ -78,6 +83,29 @@ def _check_disk(folder: Path) -> None:
     """Refuse to write where a disk is gone: its empty mount point stays, and that lies on another disk."""
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+
+
+def _save_shards(job: Job, progress: Progress, note: Note, *, is_best: bool, is_due: bool) -> None:
+    """Write the parts of every rank, now: a copy in host memory is what there is no room for."""
+    state, folder, config = job.state(progress), job.folder / CHECKPOINTS, job.config
+
+    def patiently(write: Callable[[], None]) -> None:
+        def checked() -> None:
+            _check_disk(job.folder)
+            write()
+
+        written_patiently(checked, folder, config.output.disk_patience, note)
+
+    ranks = Ranks(
+        job.process,
+        patiently,
+        lambda name, part: check_tensors({name: part}, "part", progress.step),
+    )
+    weights = job.engine.trainable_parts()
+    if is_best:
+        ranks.save_best(folder, state, weights)
+    if is_due:
+        ranks.save(folder, state, weights, job.engine.optimizer_parts(), config.training.keep_checkpoints)
 
 
 def load_best(job: Job, progress: Progress) -> None:
@@ -136,7 +164,7 @@ def _newest_whole(found: Sequence[Path], shapes: Shapes, note: Note) -> tuple[Pa
     for path, older in zip(reversed(found), [*reversed(found[:-1]), None], strict=True):
         try:
             loaded = checkpoint.load_checkpoint(path)
-            same_run.check_shapes(path, loaded[1], shapes)
+            same_run.check_shapes(path, shapes_of(loaded[1]), shapes)
             return path, loaded
         except CheckpointError as error:
             if older is None:

@@ -34,7 +34,7 @@ from ftkit.training.checkpoints.writer import Writer
 from ftkit.training.checks.first_look import check_disk, look_first
 from ftkit.training.checks.loss_form import settle_loss
 from ftkit.training.checks.padding import settle_padding
-from ftkit.training.folder import describe_saving, open_folder
+from ftkit.training.folder import describe_saving, open_folder, shards_checkpoints
 from ftkit.training.reporters import Reporter
 from ftkit.training.state import Progress, best_steps
 from ftkit.training.trunk import Whole, compute_once, wants_trunk
@@ -63,6 +63,8 @@ class Job:
     padding: Padding
     load_whole: Callable[[], nn.Module] | None
     """Loads the model anew, where the engine's runs from above its trunk; None where the engine's is whole."""
+    is_sharded: bool = False
+    """Whether each rank writes its own part of a checkpoint."""
     writer: Writer = field(default_factory=Writer)
     """Writes checkpoints while the steps go on."""
 
@@ -118,7 +120,6 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     check_cut(batch, data.longest)
     run = asked.cut_by(batch)
     folder = first_decides(process, lambda: open_folder(config, is_resumed=resume))
-
     load = partial(build_model, run.config, source, architecture, run.dtype)
     model = load(note, () if warm is None else warm.known.without)
     counts = Counts.of(model)
@@ -157,6 +158,7 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
         prediction,
         padding,
         None if shallow is None else load,
+        is_sharded=first_decides(process, lambda: shards_checkpoints(run, process, counts.trainable, note)),
     )
 
 

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -24,6 +25,7 @@ _TYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_FORMAT = MappingProxyType({"format": "pt"})
 _ALIGNMENT = 8
 """Bytes that the table ends at a multiple of, so that tensors can be mapped into memory."""
 
@@ -72,6 +74,20 @@ def write_tensors(
     return total
 
 
+def write_file(
+    path: Path, kinds: Kinds, tensors: Iterable[tuple[str, torch.Tensor]], metadata: Mapping[str, str]
+) -> None:
+    """Write one safetensors file, holding one of its tensors at a time.
+
+    Args:
+        path: the file.
+        kinds: dtype and shape of each tensor that is going to come.
+        tensors: all of them, in any order.
+        metadata: texts that the file's table keeps.
+    """
+    _fill(path.parent, _write_table(path, kinds, metadata), tensors)
+
+
 def _fill(folder: Path, places: Mapping[str, Place], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
     written = set()
     for name, tensor in tensors:
@@ -97,9 +113,9 @@ def _shards(kinds: Kinds, most: int) -> Iterator[list[str]]:
     yield names
 
 
-def _write_table(path: Path, kinds: Kinds) -> dict[str, Place]:
+def _write_table(path: Path, kinds: Kinds, metadata: Mapping[str, str] = _FORMAT) -> dict[str, Place]:
     """Write the beginning of a file, make room for the rest, and return the places of its tensors."""
-    table: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    table: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
     for name, (dtype, shape) in kinds.items():
         start, end = end, end + _num_bytes((dtype, shape))

@@ -6,13 +6,16 @@ stream stands and no generator is saved.
 
     checkpoints/step-00000008/   trainable.safetensors optimizer.safetensors state.json manifest.json
     checkpoints/best-00000004/   trainable.safetensors manifest.json
+
+What no host could hold whole has shards in the place of the two files; see `shards`.
 """
 
 import hashlib
 import json
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +26,17 @@ from safetensors.torch import load_file, save_file
 
 from ftkit.errors import CheckpointError
 from ftkit.machine.disk import written_aside
+from ftkit.training.checkpoints.shards import is_sharded, read_shards
 
 WEIGHTS, MOMENTS, STATE = "trainable.safetensors", "optimizer.safetensors", "state.json"
 MANIFEST = "manifest.json"
 """Size and SHA-256 of the other files; written last, so that what it vouches for is whole."""
-FORMAT = 1
+FORMAT = 2
 """Of the files of a checkpoint; a later one that these lines cannot read has a higher number."""
+WHOLE, SHARDED = 1, 2
+"""The format of two whole files, and that of shards, which came later."""
 _NAME = re.compile(r"((?:step|best)-\d+)(\.replaced)?")
-_ELSEWHERE = "choose another output.folder; the last checkpoint that is there goes on with --resume"
+ELSEWHERE = "choose another output.folder; the last checkpoint that is there goes on with --resume"
 _OLDER = "move it away, and --resume goes on from an older checkpoint"
 
 
@@ -39,7 +45,7 @@ class TrainingState(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: int = FORMAT
+    format: int = WHOLE
     step: int
     num_steps: int
     fingerprint: str
@@ -59,7 +65,7 @@ class TrainingState(BaseModel):
 
 
 Tensors = Mapping[str, torch.Tensor]
-Loaded = tuple[TrainingState, dict[str, torch.Tensor], dict[str, torch.Tensor]]
+Loaded = tuple[TrainingState, Tensors, Tensors]
 """State, weights, moments."""
 
 
@@ -84,10 +90,21 @@ def save_checkpoint(folder: Path, state: TrainingState, weights: Tensors, moment
     """
     target = folder / f"step-{state.step:08d}"
     _write(target, {WEIGHTS: weights, MOMENTS: moments}, {STATE: state.model_dump_json(indent=2)})
+    remove_older(folder, state, keep)
+    return target
+
+
+def remove_older(folder: Path, state: TrainingState, keep: int) -> None:
+    """Remove what a new checkpoint takes the place of.
+
+    Args:
+        folder: the run's `checkpoints` folder.
+        state: of the new checkpoint.
+        keep: checkpoints that stay, the new one counted.
+    """
     for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
-    _remove_bests(folder, state.best_steps)
-    return target
+    remove_bests(folder, state.best_steps)
 
 
 def save_best(folder: Path, step: int, weights: Tensors, best_steps: Collection[int]) -> None:
@@ -99,15 +116,15 @@ def save_best(folder: Path, step: int, weights: Tensors, best_steps: Collection[
         weights: what trains, whole, fp32.
         best_steps: the steps whose weights are to stay, beside those that a checkpoint goes on from.
     """
-    _write(_best_folder(folder, step), {WEIGHTS: weights}, {})
-    _remove_bests(folder, best_steps)
+    _write(best_folder(folder, step), {WEIGHTS: weights}, {})
+    remove_bests(folder, best_steps)
 
 
-def load_best(folder: Path, step: int) -> dict[str, torch.Tensor]:
+def load_best(folder: Path, step: int) -> Tensors:
     """Return the weights that `save_best` kept; raises as `load_checkpoint` does."""
-    path, cure = _whole_or_replaced(_best_folder(folder, step)), "train anew, with another --output"
+    path, cure = _whole_or_replaced(best_folder(folder, step)), "train anew, with another --output"
     _verify(path, cure)
-    return _read_tensors(path / WEIGHTS, cure)
+    return read_shards(path, "weight", cure) if is_sharded(path) else _read_tensors(path / WEIGHTS, cure)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -130,27 +147,41 @@ def load_checkpoint(path: Path) -> Loaded:
     """
     _verify(path, _OLDER)
     state = _read_state(path / STATE)
+    if is_sharded(path):
+        return state, read_shards(path, "weight", _OLDER), read_shards(path, "moment", _OLDER)
     return state, _read_tensors(path / WEIGHTS, _OLDER), _read_tensors(path / MOMENTS, _OLDER)
 
 
 def _write(target: Path, tensors: Mapping[str, Tensors], texts: Mapping[str, str]) -> None:
-    """Write a folder aside, read it back, vouch for it and give it its name.
-
-    An earlier folder of that name is one that is damaged, or one behind which a run was stopped. It counts under its
-    other name until the new one has its own, so at no moment is neither there.
-    """
-    with written_aside(target, _ELSEWHERE) as aside:
+    """Write a folder aside, read it back, vouch for it and give it its name."""
+    with replacing(target) as aside:
         for name, content in tensors.items():
             save_file(dict(content), aside / name)
             _read_back(aside / name, content)
         for name, text in texts.items():
             (aside / name).write_text(text, encoding="utf-8")
-        manifest = {name: _seal(aside / name) for name in (*tensors, *texts)}
-        (aside / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        vouch(aside)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Yield a folder that gets the name of a target when the block ends.
+
+    An earlier folder of that name is one that is damaged, or one behind which a run was stopped. It counts under its
+    other name until the new one has its own, so at no moment is neither there.
+    """
+    with written_aside(target, ELSEWHERE) as aside:
+        yield aside
         if target.exists():
             shutil.rmtree(_replaced(target), ignore_errors=True)
             target.rename(_replaced(target))
     shutil.rmtree(_replaced(target), ignore_errors=True)
+
+
+def vouch(aside: Path) -> None:
+    """Write the manifest of the files of a folder."""
+    manifest = {file.name: _seal(file) for file in sorted(aside.iterdir())}
+    (aside / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
 
 def _read_back(path: Path, written: Tensors) -> None:
@@ -177,11 +208,17 @@ def _whole_or_replaced(target: Path) -> Path:
     return target if target.is_dir() or not _replaced(target).is_dir() else _replaced(target)
 
 
-def _best_folder(folder: Path, step: int) -> Path:
+def best_folder(folder: Path, step: int) -> Path:
+    """Return the folder of the weights of a validation.
+
+    Args:
+        folder: the run's `checkpoints` folder.
+        step: of the validation.
+    """
     return folder / f"best-{step:08d}"
 
 
-def _remove_bests(folder: Path, best_steps: Collection[int]) -> None:
+def remove_bests(folder: Path, best_steps: Collection[int]) -> None:
     """Remove the weights of validations that neither the run nor a checkpoint that it could go on from asks for."""
     kept = set(best_steps)
     for path in list_checkpoints(folder):

@@ -5,14 +5,27 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from ftkit.config.paths import with_absolute_paths
 from ftkit.config.tree import RunConfig
 from ftkit.errors import CheckpointError
+from ftkit.models.adapters import find_adapter
 from ftkit.records.schema import RunRecord
 from ftkit.training.checkpoints.checkpoint import TrainingState
 
 ENDS = ("epochs", "max_steps", "early_stopping_patience")
 """The keys of the training section that say when training ends."""
-_FREE = ("log_every", "eval_every", "checkpoint_every", "plan_first", "trial_step", "keep_checkpoints", "keep_best")
+_FREE = (
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "plan_first",
+    "trial_step",
+    "keep_checkpoints",
+    "keep_best",
+    "checkpoint_shards",
+)
 """Other keys of it that change nothing of what is learned."""
 
 
@@ -20,6 +33,40 @@ def has_another_end(config: RunConfig, record: RunRecord) -> bool:
     """Return whether a configuration ends training elsewhere than the run of a record did."""
     earlier, asked = record.run.config.get("training", {}), config.training.model_dump(mode="json")
     return any(asked[key] != earlier.get(key) for key in ENDS)
+
+
+def check_finished(config: RunConfig, record: RunRecord) -> None:
+    """Refuse to call a run finished that would be trained otherwise by what is asked now.
+
+    Args:
+        config: of the run that is asked for, before anything in it is settled.
+        record: of the run that has ended.
+
+    Raises:
+        CheckpointError: naming the keys that differ.
+    """
+    try:
+        earlier = RunConfig.model_validate(record.run.config)
+    except ValidationError:  # of another version, which had other keys
+        return
+    settled = (one.settled("cpu") for one in (with_absolute_paths(config), earlier))  # the cut does not count
+    new, old = (resumable_part(one.model_dump(mode="json")) for one in settled)
+    if find_adapter(config.model.name) is not None:  # whose settings the method takes over
+        new.pop("method")
+        old.pop("method")
+    changed = sorted(key for key in _differences(old, new) if not _is_open(new, key))
+    if changed:
+        raise CheckpointError(
+            f"the run in {config.output.folder} is finished, and was trained with another {', '.join(changed)}; give "
+            "the same to leave it as it is, or train anew with another --output"
+        )
+
+
+def _is_open(config: Any, key: str) -> bool:
+    """Return whether the data, the model or the machine settles a key, so that a record has more than was asked."""
+    for name in key.split("."):
+        config = config.get(name) if isinstance(config, dict) else None
+    return config is None or config in ("auto", "balanced") or (config is True and key == "model.resize_embeddings")
 
 
 def check_resumable(path: Path, saved: TrainingState, config: dict[str, Any], fingerprint: str) -> None:
@@ -42,19 +89,19 @@ def check_resumable(path: Path, saved: TrainingState, config: dict[str, Any], fi
         raise CheckpointError(f"{path} was trained on other data; resume with the same texts, or start anew elsewhere")
 
 
-def check_shapes(path: Path, saved: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_shapes(path: Path, saved: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse weights of another model.
 
     Args:
         path: the checkpoint, to name it.
-        saved: its weights, by name; each has a `shape`.
+        saved: of its weights, by name.
         shapes: of what trains in the run that would go on.
 
     Raises:
         CheckpointError: naming a weight that differs.
     """
     for name in sorted(saved.keys() | shapes.keys()):
-        theirs = tuple(saved[name].shape) if name in saved else None
+        theirs = saved.get(name)
         if theirs != shapes.get(name):
             raise CheckpointError(
                 f"{path} is of another model: {name} is {theirs or 'not there'}, and {shapes.get(name) or 'not there'} "

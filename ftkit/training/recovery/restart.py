@@ -12,7 +12,7 @@ from ftkit.config.tree import RunConfig
 from ftkit.errors import ConfigError, DataError
 from ftkit.records.files import CHECKPOINTS, read_record
 from ftkit.training.checkpoints.checkpoint import list_checkpoints
-from ftkit.training.checkpoints.same_run import has_another_end
+from ftkit.training.checkpoints.same_run import check_finished, has_another_end
 
 
 class Start(Enum):
@@ -37,12 +37,17 @@ def begin(config: RunConfig) -> tuple[RunConfig, Start]:
 
     Raises:
         ConfigError: the run names no folder.
+        CheckpointError: the run has ended, and was another one.
     """
     if config.output.folder is None:
         raise ConfigError("output.resume=auto needs output.folder, where the run is found again; give --output FOLDER")
     start = how_to_start(Path(config.output.folder))
-    if start is Start.FINISHED and has_another_end(config, read_record(config.output.folder)):
-        start = Start.GOES_ON
+    if start is Start.FINISHED:
+        record = read_record(config.output.folder)
+        if has_another_end(config, record):
+            start = Start.GOES_ON
+        else:
+            check_finished(config, record)
     output = config.output.model_copy(update={"overwrite": config.output.overwrite or start is Start.NEW})
     return config.model_copy(update={"output": output}), start
 
