@@ -1,7 +1,7 @@
 """`ftkit plan`: what a configuration needs, before any of it runs."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -11,6 +11,7 @@ from ftkit.cli.plan.asked import Asked
 from ftkit.cli.plan.known import known_lines
 from ftkit.cli.plan.prediction import show_prediction
 from ftkit.cli.plan.search import show_search
+from ftkit.cli.plan.solve import AXES, show_solution
 from ftkit.cli.plan.writing import check_file
 from ftkit.machine.hub import work_offline_if_unreachable
 from ftkit.machine.memory import quiet_collector
@@ -26,10 +27,11 @@ from ftkit.models.known import find_row
 @click.option("--ram-budget", metavar="SIZE", help="What the host has.")
 @click.option("--samples", type=click.IntRange(min=1), help="Training sequences, for the number of steps.")
 @click.option("--search", "is_search", is_flag=True, help="Rank what fits by speed.")
+@click.option("--solve", type=click.Choice(AXES), help="Find the largest of this that fits, all else as it is.")
 @click.option(
     "--write",
     type=click.Path(path_type=Path),
-    help="Write the configuration, if it fits, as YAML for train: that of --search, or the one that was asked for.",
+    help="Write the configuration, if it fits, as YAML for train: the one asked for, or that of --search or --solve.",
 )
 @click.option("--exact", is_flag=True, help="Trace every layer instead of unrolling the layers that are alike.")
 @click.option("--list", "is_list", is_flag=True, help="Print the cards and the models that are known by name.")
@@ -41,6 +43,7 @@ def plan(  # noqa: PLR0913  # one parameter a flag
     memory_used: str | None,
     ram_budget: str | None,
     samples: int | None,
+    solve: Literal["max_length", "micro_batch_size", "rank", "model"] | None,
     write: Path | None,
     *,
     is_search: bool,
@@ -67,6 +70,9 @@ def plan(  # noqa: PLR0913  # one parameter a flag
         from ftkit.plan.target import find_target
 
         target = find_target(gpu, gpus, memory_budget, ram_budget, memory_used=memory_used)
+        if solve is not None:
+            show_solution(config, target, solve, samples, write, as_json=as_json)
+            return
         asked = Asked.of(config, target, samples)
         if is_search:
             show_search(asked, write, as_json=as_json)
