@@ -159,16 +159,6 @@ def as_whole(value: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
     return value.detach().view(whole_shape(parameter)).to("cpu", copy=True)
 
 
-def gathered(parameter: Any) -> torch.Tensor:
-    """Return a partitioned weight whole; it is gathered for this one use where the layer's backward has not done so."""
-    if parameter.ds_status.name == "AVAILABLE":
-        return cast(torch.Tensor, parameter.data)
-    parameter.all_gather()
-    whole: torch.Tensor = parameter.data
-    parameter.partition()
-    return whole
-
-
 # --- DeepSpeed: processes ---------------------------------------------------------------------------------------------
 
 

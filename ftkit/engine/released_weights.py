@@ -14,8 +14,9 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from ftkit.engine.foreign import gathered, own_parameters
+from ftkit.engine.foreign import own_parameters
 from ftkit.models.foreign import storage_key
+from ftkit.models.partitions import gathered
 
 
 @dataclass(frozen=True)

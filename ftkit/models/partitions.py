@@ -1,5 +1,7 @@
 """Weights that ZeRO-3 may have partitioned, by names of DeepSpeed's that are not public."""
 
+from typing import Any, cast
+
 import torch
 from torch import nn
 
@@ -21,3 +23,16 @@ def is_gathered_when_called(module: nn.Module) -> bool:
     Whoever reads a weight at another time gathers it, for good (`ZeROOrderedDict.__getitem__`): so ask the module.
     """
     return hasattr(module, "ds_id")
+
+
+def gathered(parameter: Any) -> torch.Tensor:
+    """Return the values of a weight; where ZeRO-3 has partitioned it, it is gathered for this one use.
+
+    The backward of the layer's module has gathered it already, as a rule (deepspeed 0.19, partition_parameters.py).
+    """
+    if not hasattr(parameter, "ds_status") or parameter.ds_status.name == "AVAILABLE":
+        return cast(torch.Tensor, parameter.data)
+    parameter.all_gather()
+    whole: torch.Tensor = parameter.data
+    parameter.partition()
+    return whole

@@ -50,7 +50,7 @@ def train_step(
             total += loss.detach()
         with observer.during(Phase.BACKWARD):
             engine.backward(loss)
-        del loss  # and with it the graph, which holds 4-bit weights that ZeRO-3 gathered (bitsandbytes MatMul4Bit)
+        del loss  # and with it the graph, which would live on into the next forward
     with observer.during(Phase.OPTIMIZER):
         grad_norm = engine.apply_gradients(learning_rate)
     return StepResult(engine.sum_over_ranks(total), grad_norm)

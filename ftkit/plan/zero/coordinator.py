@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
-from ftkit.plan.zero.gather import NEVER, Gatherer, Keeper, Module, Parameter, Status, in_order
+from ftkit.plan.zero.gather import NEVER, Gatherer, Module, Parameter, Status, in_order
 from ftkit.plan.zero.module_events import Moment, Visit
 from ftkit.step.observer import Phase
 
@@ -192,15 +192,12 @@ class Coordinator:
     def _note_keepers(self, module: Module, visit: Visit) -> None:
         """Note which storages outlive their release.
 
-        bitsandbytes' product keeps a 4-bit weight as long as its graph (autograd/_functions.py, MatMul4Bit), and a
-        recomputed graph is gone at once; a recomputed linear layer keeps a view of its weight until its backward, since
-        checkpointing's own hooks come before those of `ftkit/engine/released_weights.py`.
+        A recomputed linear layer keeps a view of its weight until its backward, since checkpointing's own hooks come
+        before those of `ftkit/engine/released_weights.py`. In 4 bits it keeps none (`models/kernels/packed_linear.py`).
         """
         for name in visit.weights:
             parameter = self.parameter(visit.layer, name)
-            if visit.is_packed:
-                parameter.kept_by = Keeper.GRAPH if visit.phase is Phase.FORWARD else parameter.kept_by
-            elif visit.phase is Phase.BACKWARD and parameter.is_matrix:
+            if visit.phase is Phase.BACKWARD and parameter.is_matrix and not visit.is_packed:
                 parameter.kept_by = module
 
     def _prefetch(self, own: list[Parameter]) -> None:

@@ -37,13 +37,6 @@ class Status(Enum):
     """It is whole."""
 
 
-class Keeper(Enum):
-    """The holders, besides a module, that may keep the storage of a parameter that has been partitioned again."""
-
-    GRAPH = auto()
-    """Autograd's graph, which is gone when the backward has ended."""
-
-
 @dataclass(eq=False)
 class Parameter:
     """A parameter of the deep model.
@@ -59,7 +52,7 @@ class Parameter:
         gathering: that brings it, until somebody has waited for it.
         active_sub_modules: the modules that are at work with it.
         last_fetched_for: the step of the pass for which it was fetched last.
-        kept_by: who keeps its storage after it is partitioned: a module until its backward, or the graph.
+        kept_by: the module that keeps its storage, after it is partitioned, until its backward.
     """
 
     numel: int
@@ -72,7 +65,7 @@ class Parameter:
     gathering: "Gathering | None" = None
     active_sub_modules: set[Module] = field(default_factory=set)
     last_fetched_for: int = NEVER
-    kept_by: Module | Keeper | None = None
+    kept_by: Module | None = None
 
 
 @dataclass(eq=False)
@@ -104,7 +97,7 @@ class Gatherer:
             parts_come: whether the parts are in another memory, and come to the device to be gathered.
         """
         self._heap, self._ranks, self._parts_come = heap, ranks, parts_come
-        self._kept: dict[Module | Keeper, list[int]] = {}
+        self._kept: dict[Module, list[int]] = {}
 
     def all_gather(self, parameters: list[Parameter]) -> None:
         """Begin to gather partitioned parameters."""
@@ -155,7 +148,7 @@ class Gatherer:
             self._heap.died(parameter.storage)
         parameter.storage = parameter.kept_by = None
 
-    def drop_kept(self, keeper: Module | Keeper) -> None:
+    def drop_kept(self, keeper: Module) -> None:
         """End the storages that somebody has kept."""
         for storage in self._kept.pop(keeper, ()):
             self._heap.died(storage)
