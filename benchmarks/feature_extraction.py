@@ -120,8 +120,8 @@ def loaded(settings: list[str]) -> tuple[Any, Any, Any]:
     from ftkit.engine.resolve import Devices, resolve
     from ftkit.machine.process import ProcessContext
     from ftkit.models.build import build_model
-    from ftkit.models.source import load_config as architecture_of
-    from ftkit.models.source import load_tokenizer, resolve_source
+    from ftkit.models.sources.source import load_config as architecture_of
+    from ftkit.models.sources.source import load_tokenizer, resolve_source
 
     run = resolve(
         load_config(settings=["data.split_seed=0", "model.lean=false", *settings]), Devices.of(ProcessContext())

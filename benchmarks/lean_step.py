@@ -27,7 +27,7 @@ from ftkit.machine.process import ProcessContext
 from ftkit.models.build import prepare_model, set_training
 from ftkit.models.heads import find_head
 from ftkit.models.objective import objective_of
-from ftkit.models.start import Start
+from ftkit.models.sources.start import Start
 from ftkit.observe.recorded import batch_tensors, layer_names, make_batches, record_steps, see_model
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import Role

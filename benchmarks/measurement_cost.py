@@ -22,7 +22,7 @@ from ftkit.engine.protocol import Engine
 from ftkit.engine.resolve import Devices, resolve
 from ftkit.machine.process import ProcessContext
 from ftkit.models.build import set_training
-from ftkit.models.source import load_config, load_tokenizer, own_label_names, resolve_source
+from ftkit.models.sources.source import load_config, load_tokenizer, own_label_names, resolve_source
 from ftkit.observe.meter import Meter
 from ftkit.step.observer import NOTHING, Observer, Phase
 from ftkit.step.step import train_step

@@ -17,10 +17,10 @@ from ftkit.data.arrays import Labels, PreparedData, TokenSplit
 from ftkit.engine.assemble import assemble, build_engine
 from ftkit.engine.resolve import DTYPES, Devices, ResolvedRun, resolve
 from ftkit.models import build as ftkit_model
-from ftkit.models import source as ftkit_source
 from ftkit.models.objective import objective_of
+from ftkit.models.sources import source as ftkit_source
 from ftkit.step.step import train_step
-from ftkit.training.trunk import Whole, compute_once
+from ftkit.training.trunk.once import Whole, compute_once
 from tests import families
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from torch import nn
 
 from benchmarks.rows import Arch, Row, arch_of
 from ftkit.models import bnb
-from ftkit.models.known import shapes, table_names
+from ftkit.models.sources.known import shapes, table_names
 
 INNER = ("intermediate_size", "n_inner", "hidden_dim", "ffn_hidden_size", "ffn_dim")
 """What types call the width inside a layer."""

@@ -59,7 +59,7 @@ def _show(config: "RunConfig", source: "Source", rows: int, *, as_json: bool) ->
     from ftkit.data.findings import Finding, RefusedDataError, Severity, by_severity
     from ftkit.data.inspect import figures, first_sequences
     from ftkit.data.prepare import prepare_data
-    from ftkit.models.source import load_tokenizer, own_label_names, resolve_source
+    from ftkit.models.sources.source import load_tokenizer, own_label_names, resolve_source
 
     model = resolve_source(config.model, config.task)
     tokenizer = load_tokenizer(model)

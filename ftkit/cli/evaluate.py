@@ -52,7 +52,7 @@ def evaluate(
 
 
 def _lines(scored: "Scored") -> list[str]:
-    from ftkit.training.card import score_words
+    from ftkit.training.results.card import score_words
 
     line = scored.line
     rows = [f"{heading:<13} {value}" for heading, value in score_words(line).items()]

@@ -11,8 +11,8 @@ from ftkit.engine.resolve import EngineKind, ResolvedRun
 from ftkit.machine.process import ProcessContext
 from ftkit.models.build import build_model, count_parameters, trainable_parameters
 from ftkit.models.objective import Objective, objective_of
-from ftkit.models.source import Source
-from ftkit.models.weights import Note
+from ftkit.models.sources.source import Source
+from ftkit.models.sources.weights import Note
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ftkit.config.tree import BatchConfig, EngineConfig, Offload, RunConfig
 from ftkit.engine.ds_config import Sizes, deepspeed_dict, read_template
 from ftkit.errors import ConfigError, DeviceError
 from ftkit.machine.process import Launcher, ProcessContext, has_bf16
-from ftkit.models.adapters import with_adapter
+from ftkit.models.sources.adapters import with_adapter
 
 DTYPES: dict[str, torch.dtype] = {precision: getattr(torch, name) for precision, name in TORCH_NAMES.items()}
 """A settled precision to its dtype."""

@@ -19,10 +19,10 @@ from ftkit.machine.disk import written_aside
 from ftkit.models.export.merge import write_merged
 from ftkit.models.export.to_gguf import write_gguf
 from ftkit.models.export.to_onnx import write_onnx
-from ftkit.models.gguf import as_safetensors
 from ftkit.models.saved import save_tokenizer, stored_dtype
-from ftkit.models.source import Source, load_config, load_tokenizer, resolve_source
-from ftkit.models.start import settle_start
+from ftkit.models.sources.gguf import as_safetensors
+from ftkit.models.sources.source import Source, load_config, load_tokenizer, resolve_source
+from ftkit.models.sources.start import settle_start
 from ftkit.records.files import CARD
 
 Note = Callable[[str], None]

@@ -9,7 +9,7 @@ from ftkit.config.paths import from_root
 from ftkit.errors import ModelError
 from ftkit.inference.opened import labels_of
 from ftkit.models.card import Card
-from ftkit.models.source import Source, load_tokenizer
+from ftkit.models.sources.source import Source, load_tokenizer
 from ftkit.records.files import CARD, MODEL, read_record
 from ftkit.records.schema import RunLine
 

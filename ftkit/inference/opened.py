@@ -21,9 +21,9 @@ from ftkit.errors import ModelError
 from ftkit.machine.environment import prepare_environment
 from ftkit.machine.process import ProcessContext
 from ftkit.models.build import build_model
-from ftkit.models.gguf import as_safetensors
 from ftkit.models.objective import Objective, objective_of
-from ftkit.models.source import (
+from ftkit.models.sources.gguf import as_safetensors
+from ftkit.models.sources.source import (
     Source,
     load_tokenizer,
     own_config,
@@ -31,10 +31,10 @@ from ftkit.models.source import (
     own_label_names,
     resolve_source,
 )
-from ftkit.models.source import (
+from ftkit.models.sources.source import (
     load_config as load_architecture,
 )
-from ftkit.models.start import settle_start
+from ftkit.models.sources.start import settle_start
 from ftkit.records.files import CONFIG, MODEL, RECORD, read_record
 
 Note = Callable[[str], None]

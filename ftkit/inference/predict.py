@@ -17,7 +17,7 @@ from ftkit.models.build import check_positions
 from ftkit.training.answers import probabilities_of
 from ftkit.training.checks.padding import settle_padding
 from ftkit.training.evaluate import SORTED_TOGETHER, evaluate
-from ftkit.training.metrics import answers_of
+from ftkit.training.results.metrics import answers_of
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 from ftkit.data.batching import MicroBatch
 from ftkit.errors import FtkitError
 from ftkit.inference.opened import open_config, open_model
-from ftkit.models.adapters import model_folder
 from ftkit.models.saved import digests, of_other_types
+from ftkit.models.sources.adapters import model_folder
 from ftkit.training.reopening.handed_over import Findings, read_request, read_sample, write_answers
 
 

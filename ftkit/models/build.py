@@ -24,9 +24,9 @@ from ftkit.models.methods import method_of
 from ftkit.models.methods.lora import is_adapted, unwrapped
 from ftkit.models.partitions import whole_numel
 from ftkit.models.recompute import set_recompute
-from ftkit.models.source import Source
-from ftkit.models.start import Start
-from ftkit.models.weights import Note, attention, auto_class, grow_tables, load_weights
+from ftkit.models.sources.source import Source
+from ftkit.models.sources.start import Start
+from ftkit.models.sources.weights import Note, attention, auto_class, grow_tables, load_weights
 
 _LISTED = 3
 """Kinds of weights that stay whole and are named, the largest ones."""

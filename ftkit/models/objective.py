@@ -23,7 +23,7 @@ from ftkit.data.arrays import TokenSplit
 from ftkit.data.batching import IGNORED, MicroBatch
 from ftkit.models.kernels.chunked_loss import Targets, is_chunked
 from ftkit.models.methods.lora import unwrapped
-from ftkit.models.source import label_kind
+from ftkit.models.sources.source import label_kind
 
 Forward = Callable[..., Any]
 """Takes a micro-batch's inputs by name, returns what transformers' models return; an engine's, so that it gathers."""

@@ -5,7 +5,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ftkit.models.source import Source, load_tokenizer, own_config
+from ftkit.models.sources.source import Source, load_tokenizer, own_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

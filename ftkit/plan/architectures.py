@@ -6,8 +6,8 @@ from typing import Any
 
 from ftkit.config.tree import DEMO, LabelKind, RunConfig
 from ftkit.errors import ModelError, nearest
-from ftkit.models.known import find_row, shapes, table_names
-from ftkit.models.source import PROBLEM_TYPES
+from ftkit.models.sources.known import find_row, shapes, table_names
+from ftkit.models.sources.source import PROBLEM_TYPES
 
 NUM_LABELS = 2
 """Classes of a classifier where nothing says how many; a head is a few thousand weights."""
@@ -62,8 +62,8 @@ def _from_table(row: str) -> Any:
 def _from_folder_or_hub(config: RunConfig) -> Any:
     from transformers import AutoConfig
 
-    from ftkit.models.gguf import if_converted
-    from ftkit.models.source import resolve_source
+    from ftkit.models.sources.gguf import if_converted
+    from ftkit.models.sources.source import resolve_source
 
     name = config.model.name
     if name.endswith("config.json") and Path(name).is_file():

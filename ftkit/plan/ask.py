@@ -2,7 +2,7 @@
 
 from ftkit.config.files import Configuration, as_config
 from ftkit.machine.hub import work_offline_if_unreachable
-from ftkit.models.known import find_row
+from ftkit.models.sources.known import find_row
 from ftkit.plan.architectures import find_architecture
 from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.predicted import AnyPrediction

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ftkit.config.tree import RunConfig
 from ftkit.engine.resolve import resolve
 from ftkit.errors import ConfigError, FtkitError, ModelError
-from ftkit.models.known import shapes, table_names
+from ftkit.models.sources.known import shapes, table_names
 from ftkit.plan.architectures import find_architecture
 from ftkit.plan.changes import SIZE, Changes, changed
 from ftkit.plan.predict import Tapes, predict

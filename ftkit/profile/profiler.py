@@ -25,9 +25,9 @@ from ftkit.machine.memory import Snapshot, quiet_collector
 from ftkit.machine.process import ProcessContext, joined
 from ftkit.machine.versions import device_name
 from ftkit.models.build import check_positions, set_training
-from ftkit.models.gguf import as_safetensors
-from ftkit.models.source import Source, load_config, load_tokenizer, own_label_names, resolve_source
-from ftkit.models.start import settle_start
+from ftkit.models.sources.gguf import as_safetensors
+from ftkit.models.sources.source import Source, load_config, load_tokenizer, own_label_names, resolve_source
+from ftkit.models.sources.start import settle_start
 from ftkit.observe.meter import Meter, gather, known_flops, memory_figures
 from ftkit.observe.peaks import CountedPeak, phase_peaks, timeline
 from ftkit.observe.recorded import batch_tensors, layer_names, make_batches, record_steps, see_model

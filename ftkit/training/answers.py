@@ -14,7 +14,7 @@ from ftkit.machine.disk import replace_text
 from ftkit.records.answers import Answers, Shown, answers_file, as_lines
 from ftkit.records.schema import EvaluationLine
 from ftkit.training.evaluate import Logits
-from ftkit.training.metrics import answers_of
+from ftkit.training.results.metrics import answers_of
 from ftkit.training.setup import Job
 
 _MOST_SHOWN, _MOST_CHARACTERS = 50, 600

@@ -18,7 +18,7 @@ from ftkit.machine.ranks import largest_of_ranks
 from ftkit.models.build import set_training
 from ftkit.records.schema import Scores
 from ftkit.step.observer import NOTHING, Observer, Phase
-from ftkit.training.metrics import figures_of
+from ftkit.training.results.metrics import figures_of
 
 SORTED_TOGETHER = 1024
 """Sequences that are sorted together: enough that padding nearly vanishes."""

@@ -18,7 +18,7 @@ from ftkit.models.build import set_training, trainable_parameters
 from ftkit.models.logistic import Linear, Problem, best
 from ftkit.models.padding import tolerance_of
 from ftkit.report.metrics import METRICS
-from ftkit.training.metrics import figures_of
+from ftkit.training.results.metrics import figures_of
 from ftkit.training.setup import Job
 
 _NUM_FOLDS = 5

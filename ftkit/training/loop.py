@@ -35,13 +35,10 @@ from ftkit.records.schema import (
 )
 from ftkit.step.step import StepResult
 from ftkit.training.answers import keep_answers
-from ftkit.training.card import write_cards
 from ftkit.training.checks.finite import FiniteSteps, check_loss
 from ftkit.training.checks.first_steps import FirstSteps
 from ftkit.training.evaluate import Logits, evaluate
-from ftkit.training.folder import round_as_stored, save_model, written_bytes
 from ftkit.training.logistic import fit_head
-from ftkit.training.metrics import labels_line, remarks
 from ftkit.training.recovery.attempts import Attempts, UpdateFailedError, explained_memory, had
 from ftkit.training.recovery.beginning import Beginning
 from ftkit.training.recovery.heartbeat import Heartbeat, named_silence
@@ -49,6 +46,9 @@ from ftkit.training.recovery.limits import Limits, keep_limits, kept_limits
 from ftkit.training.recovery.signals import StopNow, StopRequest, Work
 from ftkit.training.reopening.compare import remember, reopen
 from ftkit.training.reporters import Reporter, Reporters
+from ftkit.training.results.card import write_cards
+from ftkit.training.results.folder import round_as_stored, save_model, written_bytes
+from ftkit.training.results.metrics import labels_line, remarks
 from ftkit.training.resume import take_up
 from ftkit.training.saving import (
     explained_divergence,

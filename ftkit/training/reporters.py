@@ -12,8 +12,8 @@ from rich.table import Table
 from ftkit.records.files import CARD, MODEL, RECORD
 from ftkit.records.schema import EvaluationLine, RunLine, RunRecord, StepLine
 from ftkit.report.words import distribution
-from ftkit.training.card import score_words
-from ftkit.training.folder import summary_rows
+from ftkit.training.results.card import score_words
+from ftkit.training.results.folder import summary_rows
 from ftkit.units import format_bytes, format_count, format_seconds
 
 

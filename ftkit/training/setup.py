@@ -22,7 +22,7 @@ from ftkit.machine.process import ProcessContext, first_decides
 from ftkit.machine.versions import versions
 from ftkit.models.build import build_model, check_positions, check_tokens
 from ftkit.models.objective import objective_of
-from ftkit.models.source import Source
+from ftkit.models.sources.source import Source
 from ftkit.observe.meter import Meter
 from ftkit.plan.predicted import AnyPrediction, TracedPrediction
 from ftkit.plan.preflight import plan_first
@@ -34,11 +34,11 @@ from ftkit.training.checkpoints.writer import Writer
 from ftkit.training.checks.first_look import check_disk, look_first
 from ftkit.training.checks.loss_form import settle_loss
 from ftkit.training.checks.padding import settle_padding
-from ftkit.training.folder import describe_saving, open_folder, shards_checkpoints
 from ftkit.training.reporters import Reporter
+from ftkit.training.results.folder import describe_saving, open_folder, shards_checkpoints
 from ftkit.training.state import Progress, best_steps
-from ftkit.training.trunk import Whole, compute_once, wants_trunk
-from ftkit.training.warm import Key, find_warm
+from ftkit.training.trunk.once import Whole, compute_once, wants_trunk
+from ftkit.training.trunk.warm import Key, find_warm
 from ftkit.units import format_seconds
 
 _WARMUP_WARNING = 1 / 3

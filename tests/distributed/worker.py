@@ -16,11 +16,11 @@ from ftkit.machine import process as distributed
 from ftkit.machine.process import ProcessContext
 from ftkit.models.foreign import patched
 from ftkit.models.methods import method_of
-from ftkit.models.source import load_tokenizer, resolve_source
+from ftkit.models.sources.source import load_tokenizer, resolve_source
 from ftkit.models.trunk import build as trunk_build
 from ftkit.models.trunk import store
 from ftkit.training.checkpoints.checkpoint import TrainingState, load_checkpoint, save_checkpoint
-from ftkit.training.folder import save_model
+from ftkit.training.results.folder import save_model
 from tests.helpers import (
     PADDING,
     VOCABULARY,

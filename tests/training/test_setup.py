@@ -6,14 +6,14 @@ from ftkit.config.files import load_config
 from ftkit.engine.resolve import Devices, resolve
 from ftkit.errors import DataError, DoesNotFitError, SeveralMistakesError
 from ftkit.machine.process import ProcessContext
-from ftkit.models.source import load_config as load_architecture
-from ftkit.models.source import resolve_source
+from ftkit.models.sources.source import load_config as load_architecture
+from ftkit.models.sources.source import resolve_source
 from ftkit.plan import preflight
 from ftkit.plan.target import Target
 from ftkit.plan.weights import least_weight_bytes
 from ftkit.records.files import RECORD
-from ftkit.training.folder import open_folder
 from ftkit.training.reporters import Reporters
+from ftkit.training.results.folder import open_folder
 from ftkit.training.setup import prepare
 from tests.helpers import save_tiny_model
 

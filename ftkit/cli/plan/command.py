@@ -15,7 +15,7 @@ from ftkit.cli.plan.solve import AXES, show_solution
 from ftkit.cli.plan.writing import check_file
 from ftkit.machine.hub import work_offline_if_unreachable
 from ftkit.machine.memory import quiet_collector
-from ftkit.models.known import find_row
+from ftkit.models.sources.known import find_row
 
 
 @click.command(cls=GroupedHelp, context_settings={"help_option_names": ["-h", "--help"]})

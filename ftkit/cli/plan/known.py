@@ -1,7 +1,7 @@
 """Which cards and which models are known by name? The planner's tables as lines of text."""
 
 from ftkit.machine.hardware import gpus
-from ftkit.models.known import hub_name, shapes, table_names
+from ftkit.models.sources.known import hub_name, shapes, table_names
 from ftkit.units import format_bytes
 
 _POSITIONS = ("max_position_embeddings", "n_positions")

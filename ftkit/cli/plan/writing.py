@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ftkit.config.files import as_settings, dump_config
 from ftkit.errors import ConfigError
-from ftkit.models.known import hub_name, unpacked_name
+from ftkit.models.sources.known import hub_name, unpacked_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

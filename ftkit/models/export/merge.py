@@ -17,17 +17,17 @@ from ftkit.config.methods import methods
 from ftkit.config.recompute import Recompute
 from ftkit.config.tree import RunConfig
 from ftkit.errors import ModelError
-from ftkit.models.adapters import with_adapter
 from ftkit.models.build import build_bare_model, prepare_model
 from ftkit.models.export.write import Kinds, write_tensors
 from ftkit.models.heads import find_head
 from ftkit.models.methods import method_of
 from ftkit.models.methods.lora import unwrapped
 from ftkit.models.saved import restore_settings, save_whole
-from ftkit.models.source import Source
-from ftkit.models.start import Start
-from ftkit.models.stored import Stored, open_stored
-from ftkit.models.weights import grow_tables, load_weights
+from ftkit.models.sources.adapters import with_adapter
+from ftkit.models.sources.source import Source
+from ftkit.models.sources.start import Start
+from ftkit.models.sources.stored import Stored, open_stored
+from ftkit.models.sources.weights import grow_tables, load_weights
 
 Named = Iterator[tuple[str, torch.Tensor]]
 

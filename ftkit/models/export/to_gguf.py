@@ -20,8 +20,8 @@ from torch import nn
 from ftkit.config.tree import RunConfig
 from ftkit.errors import DependencyError, ModelError
 from ftkit.models.build import build_bare_model
-from ftkit.models.source import Source, load_tokenizer, own_config
-from ftkit.models.stored import Stored, open_stored
+from ftkit.models.sources.source import Source, load_tokenizer, own_config
+from ftkit.models.sources.stored import Stored, open_stored
 
 _ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """transformers' name of an architecture to llama.cpp's."""

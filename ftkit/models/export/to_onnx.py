@@ -14,8 +14,8 @@ from torch import nn
 
 from ftkit.config.tree import RunConfig
 from ftkit.errors import DependencyError, ModelError
-from ftkit.models.source import Source, explained_loading
-from ftkit.models.weights import auto_class
+from ftkit.models.sources.source import Source, explained_loading
+from ftkit.models.sources.weights import auto_class
 
 FILE = "model.onnx"
 _EXAMPLE = (2, 16)

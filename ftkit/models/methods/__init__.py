@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ftkit.models.card import Card
-    from ftkit.models.start import Start
+    from ftkit.models.sources.start import Start
 
 for _section in (FeatureExtraction, Lora, Qlora, Full):
     register(_section)

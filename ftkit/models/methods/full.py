@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from ftkit.models.start import Start
+    from ftkit.models.sources.start import Start
 
 
 class Full(MethodSection):

@@ -10,15 +10,15 @@ from pydantic import Field, model_validator
 
 from ftkit.config.methods import MethodSection
 from ftkit.errors import ModelError
-from ftkit.models.adapters import WEIGHTS
-from ftkit.models.source import PROBLEM_TYPES
+from ftkit.models.sources.adapters import WEIGHTS
+from ftkit.models.sources.source import PROBLEM_TYPES
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from ftkit.models.card import Card
-    from ftkit.models.start import Start
+    from ftkit.models.sources.start import Start
 
 _KEEP_LAYOUT = (
     "# On some CPUs bitsandbytes packs weights anew when they are first used, and DoRA would misread them.",

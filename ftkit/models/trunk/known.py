@@ -18,7 +18,7 @@ import torch
 from ftkit.data.batching import Padding
 from ftkit.errors import FtkitError
 from ftkit.machine.disk import explained_writing, replace_text
-from ftkit.models.source import Source, weight_files
+from ftkit.models.sources.source import Source, weight_files
 from ftkit.models.trunk import entries
 from ftkit.models.trunk.address import architecture_facts, digest_tokens, versions_that_matter
 from ftkit.models.trunk.cut import Cut

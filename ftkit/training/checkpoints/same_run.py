@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from ftkit.config.paths import with_absolute_paths
 from ftkit.config.tree import RunConfig
 from ftkit.errors import CheckpointError
-from ftkit.models.adapters import find_adapter
+from ftkit.models.sources.adapters import find_adapter
 from ftkit.records.schema import RunRecord
 from ftkit.training.checkpoints.checkpoint import TrainingState
 

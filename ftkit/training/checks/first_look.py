@@ -28,12 +28,19 @@ from ftkit.errors import (
 from ftkit.machine.process import ProcessContext, first_decides
 from ftkit.machine.versions import check_versions
 from ftkit.models.build import build_empty_model, check_positions, check_tokens
-from ftkit.models.gguf import as_safetensors
-from ftkit.models.source import Source, load_config, load_tokenizer, own_label_kind, own_label_names, resolve_source
-from ftkit.models.start import settle_start
+from ftkit.models.sources.gguf import as_safetensors
+from ftkit.models.sources.source import (
+    Source,
+    load_config,
+    load_tokenizer,
+    own_label_kind,
+    own_label_names,
+    resolve_source,
+)
+from ftkit.models.sources.start import settle_start
 from ftkit.plan.preflight import check_weights
 from ftkit.report.metrics import KINDS
-from ftkit.training.folder import check_folder, written_bytes
+from ftkit.training.results.folder import check_folder, written_bytes
 from ftkit.training.trackers import check_trackers
 from ftkit.units import format_bytes
 

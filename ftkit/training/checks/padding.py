@@ -12,7 +12,7 @@ from ftkit.engine.resolve import ResolvedRun
 from ftkit.machine.process import first_decides
 from ftkit.models.build import set_training
 from ftkit.models.padding import Found, find_side, tolerance_of, unequal_pairs
-from ftkit.training.trunk import Whole
+from ftkit.training.trunk.once import Whole
 
 
 def settle_padding(

@@ -27,8 +27,8 @@ from ftkit.machine.memory import free_device_bytes, free_host_bytes, says_no_mem
 from ftkit.models.build import set_training
 from ftkit.models.partitions import whole_numel
 from ftkit.models.saved import digests
-from ftkit.training.folder import Saved
 from ftkit.training.reopening.handed_over import Findings, Request, read_answers, write_request
+from ftkit.training.results.folder import Saved
 from ftkit.training.setup import Job
 from ftkit.units import format_bytes, format_seconds
 

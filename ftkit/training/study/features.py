@@ -12,7 +12,7 @@ from ftkit.data.examples import Examples
 from ftkit.data.prepare import prepare_data
 from ftkit.errors import ConfigError, DataError, ModelError
 from ftkit.machine.process import ProcessContext
-from ftkit.models.source import own_label_names
+from ftkit.models.sources.source import own_label_names
 from ftkit.records.study import Contestant, CurvePoint, StudyRecord, Suspect
 from ftkit.report.significance import bootstrap
 from ftkit.training.logistic import features_of

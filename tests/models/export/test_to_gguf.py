@@ -13,8 +13,8 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 from ftkit.config.files import load_config
 from ftkit.errors import ModelError
 from ftkit.models.export.to_gguf import write_gguf
-from ftkit.models.gguf import as_safetensors
-from ftkit.models.source import Source
+from ftkit.models.sources.gguf import as_safetensors
+from ftkit.models.sources.source import Source
 from tests.helpers import logits_of, ragged_split, save_tiny_model, tiny_config
 
 CONFIG = load_config(settings=["task=causal-lm"])

@@ -7,7 +7,7 @@ CODE = """
 import sys
 import torch
 from torch import nn
-from ftkit.models.start import Start
+from ftkit.models.sources.start import Start
 from ftkit.models.methods.lora import Lora, Qlora
 
 class Model(nn.Module):

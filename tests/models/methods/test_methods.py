@@ -18,7 +18,7 @@ from ftkit.errors import ConfigError, ModelError
 from ftkit.machine.process import ProcessContext
 from ftkit.models.card import Card
 from ftkit.models.saved import save_whole
-from ftkit.models.start import Start
+from ftkit.models.sources.start import Start
 from ftkit.plan.predict import predict
 from ftkit.plan.search import cures
 from ftkit.plan.target import find_target

@@ -14,7 +14,7 @@ from ftkit.models.heads import find_head
 from ftkit.models.methods.full import Full
 from ftkit.models.methods.head import FeatureExtraction
 from ftkit.models.methods.lora import Lora
-from ftkit.models.start import Start
+from ftkit.models.sources.start import Start
 from ftkit.models.trunk.closed import closed
 from ftkit.models.trunk.cut import crossing, find_cut
 from tests import families

@@ -10,10 +10,10 @@ from ftkit.config import files as config_io
 from ftkit.data.batching import Padding
 from ftkit.engine.resolve import Devices, resolve
 from ftkit.machine.process import ProcessContext
-from ftkit.models.source import load_config, resolve_source
+from ftkit.models.sources.source import load_config, resolve_source
 from ftkit.models.trunk import known
 from ftkit.models.trunk.cut import Cut
-from ftkit.training.warm import Key
+from ftkit.training.trunk.warm import Key
 from tests.helpers import LABELS, prepared, ragged_split, save_tiny_model
 
 SETTINGS = ["method.name=lora", "method.top_layers=1"]

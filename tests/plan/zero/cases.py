@@ -15,7 +15,7 @@ from ftkit.models.build import build_model
 from ftkit.models.methods.full import Full
 from ftkit.models.methods.head import FeatureExtraction
 from ftkit.models.methods.lora import Lora, Qlora
-from ftkit.models.source import load_config, load_tokenizer, resolve_source
+from ftkit.models.sources.source import load_config, load_tokenizer, resolve_source
 from tests.plan import models
 
 METHODS: dict[str, Any] = {"lora": Lora(), "full": Full(), "qlora": Qlora(), "feature-extraction": FeatureExtraction()}

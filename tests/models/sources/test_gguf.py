@@ -11,8 +11,8 @@ from gguf import GGMLQuantizationType
 
 from ftkit.config.tree import ModelConfig
 from ftkit.errors import DeviceError, ModelError
-from ftkit.models.gguf import as_safetensors, if_converted
-from ftkit.models.source import Source, load_config, load_tokenizer, resolve_source
+from ftkit.models.sources.gguf import as_safetensors, if_converted
+from ftkit.models.sources.source import Source, load_config, load_tokenizer, resolve_source
 from tests.helpers import logits_of, ragged_split
 from tests.made_gguf import interleaved, write_gguf
 

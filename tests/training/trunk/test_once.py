@@ -12,7 +12,7 @@ from ftkit.config import files as config_io
 from ftkit.data.batching import Padding
 from ftkit.machine.process import ProcessContext
 from ftkit.models.build import build_model
-from ftkit.models.source import load_config, resolve_source
+from ftkit.models.sources.source import load_config, resolve_source
 from ftkit.models.trunk import entries
 from ftkit.records.files import read_record
 from tests.e2e.command import flags, run

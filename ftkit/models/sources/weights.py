@@ -12,8 +12,8 @@ from ftkit.config.tree import ModelConfig, RunConfig, Task
 from ftkit.errors import ConfigError, ModelError
 from ftkit.models import foreign
 from ftkit.models.heads import classifies, find_head, head_names, output_names, task_modules
-from ftkit.models.source import Source, explained_loading
-from ftkit.models.start import Start
+from ftkit.models.sources.source import Source, explained_loading
+from ftkit.models.sources.start import Start
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _LISTED = 3

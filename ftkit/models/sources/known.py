@@ -56,7 +56,7 @@ def shapes(row: str) -> dict[str, Any]:
 
 @cache
 def _table() -> dict[str, Any]:
-    text = (resources.files("ftkit.models") / "known.json").read_text(encoding="utf-8")
+    text = (resources.files("ftkit.models.sources") / "known.json").read_text(encoding="utf-8")
     table: dict[str, Any] = json.loads(text)
     return table
 

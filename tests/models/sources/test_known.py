@@ -5,8 +5,8 @@ from transformers import AutoConfig
 
 from ftkit.config.tree import ModelConfig
 from ftkit.errors import ModelError
-from ftkit.models.known import find_row, hub_name, shapes, table_names, unpacked_name
-from ftkit.models.source import Source, own_config, resolve_source
+from ftkit.models.sources.known import find_row, hub_name, shapes, table_names, unpacked_name
+from ftkit.models.sources.source import Source, own_config, resolve_source
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from ftkit.records.schema import RunRecord, Scores
 from ftkit.report.metrics import BASELINES, METRICS, taken
 from ftkit.report.text import escape_markdown
 from ftkit.report.words import place
-from ftkit.training.folder import summary_rows
+from ftkit.training.results.folder import summary_rows
 
 _SHOWN_LABELS = 50
 

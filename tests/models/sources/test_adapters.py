@@ -10,11 +10,11 @@ from ftkit.config.files import load_config
 from ftkit.engine.resolve import Devices, resolve
 from ftkit.errors import ConfigError, ModelError
 from ftkit.machine.process import ProcessContext
-from ftkit.models.source import load_config as architecture_of
-from ftkit.models.source import own_label_names, resolve_source
-from ftkit.models.weights import load_weights
+from ftkit.models.sources.source import load_config as architecture_of
+from ftkit.models.sources.source import own_label_names, resolve_source
+from ftkit.models.sources.weights import load_weights
 from ftkit.records.files import read_record
-from ftkit.training.folder import check_folder
+from ftkit.training.results.folder import check_folder
 from tests.e2e.command import flags, run
 from tests.e2e.conftest import work
 

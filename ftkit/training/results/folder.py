@@ -30,10 +30,10 @@ from ftkit.errors import CheckpointError, ConfigError, DeviceError
 from ftkit.machine.disk import make_readable, write_rate
 from ftkit.machine.memory import free_host_bytes
 from ftkit.machine.process import ProcessContext
-from ftkit.models.adapters import base_of, find_adapter
 from ftkit.models.methods import Method
 from ftkit.models.saved import as_stored, restore_settings, save_tokenizer, stored_dtype
-from ftkit.models.source import Source
+from ftkit.models.sources.adapters import base_of, find_adapter
+from ftkit.models.sources.source import Source
 from ftkit.records.answers import FOLDER as ANSWERS
 from ftkit.records.files import (
     CARD,

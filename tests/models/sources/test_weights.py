@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from ftkit.config.files import load_config
 from ftkit.errors import ConfigError, ModelError
-from ftkit.models import source as ftkit_source
 from ftkit.models.build import build_empty_model, build_model, check_tokens, trainable_parameters
-from ftkit.models.start import settle_start
+from ftkit.models.sources import source as ftkit_source
+from ftkit.models.sources.start import settle_start
 from tests.helpers import VOCABULARY, save_tiny_model, tiny_config
 
 

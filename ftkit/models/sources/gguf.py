@@ -19,7 +19,7 @@ import torch
 from ftkit.errors import DependencyError, ModelError
 from ftkit.machine.disk import CACHE_VARIABLE, cache_folder, written_aside
 from ftkit.machine.lock import locked
-from ftkit.models.source import Source, explained_loading, load_tokenizer
+from ftkit.models.sources.source import Source, explained_loading, load_tokenizer
 
 _VERSION = 1
 """Of what is made of a file; another one is made anew."""

@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from ftkit.config.paths import from_root
 from ftkit.config.tree import DEMO, LabelKind, ModelConfig, Task
 from ftkit.errors import DependencyError, ModelError
-from ftkit.models.adapters import base_of, find_adapter, labels_of, model_folder
-from ftkit.models.known import hub_name, unpacked_name
+from ftkit.models.sources.adapters import base_of, find_adapter, labels_of, model_folder
+from ftkit.models.sources.known import hub_name, unpacked_name
 
 PROBLEM_TYPES: dict[LabelKind, str] = {
     "single": "single_label_classification",

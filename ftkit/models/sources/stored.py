@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import nn
 
 from ftkit.errors import ModelError
-from ftkit.models.source import Source, explained_loading
+from ftkit.models.sources.source import Source, explained_loading
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _OLD_ENDINGS = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))

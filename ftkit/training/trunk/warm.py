@@ -12,11 +12,11 @@ from ftkit.engine.resolve import ResolvedRun
 from ftkit.machine.process import ProcessContext, first_decides
 from ftkit.machine.ranks import sum_of_ranks, together
 from ftkit.models.methods import method_of
-from ftkit.models.source import Source
+from ftkit.models.sources.source import Source
 from ftkit.models.trunk import entries, known, store
 from ftkit.models.trunk.closed import close
 from ftkit.models.trunk.known import Known
-from ftkit.training.trunk import Computed, named_splits, said_of_the_cache, with_hidden
+from ftkit.training.trunk.once import Computed, named_splits, said_of_the_cache, with_hidden
 
 _OF_NO_TRUNK = {"head", "rank", "alpha", "dropout", "name", "new_head", "recompute"}
 """Fields of a model's section and of a method's that decide nothing of the trunk: not what it makes, nor its end."""

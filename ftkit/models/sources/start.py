@@ -6,7 +6,7 @@ from typing import Any
 
 from ftkit.config.tree import ModelConfig, RunConfig
 from ftkit.errors import ModelError
-from ftkit.models.source import Source, own_config
+from ftkit.models.sources.source import Source, own_config
 
 
 @dataclass(frozen=True)
