@@ -12,6 +12,7 @@ class Writer:
     def __init__(self) -> None:
         """Have nothing to write."""
         self._written: Future[None] | None = None
+        self._thread: Thread | None = None
 
     def start(self, write: Callable[[], None]) -> None:
         """Begin a write when the one before it has ended, so that the host never holds more than one copy.
@@ -25,7 +26,8 @@ class Writer:
         self.wait()
         self._written = Future()
         # A daemon: who ends the process at once, by a second Ctrl-C, does not wait for it.
-        Thread(target=_run, args=(write, self._written), daemon=True, name="checkpoint").start()
+        self._thread = Thread(target=_run, args=(write, self._written), daemon=True, name="checkpoint")
+        self._thread.start()
 
     def check(self) -> None:
         """Raise what a write raised that has ended; wait for none."""
@@ -35,8 +37,14 @@ class Writer:
     def wait(self) -> None:
         """Wait for the write that is going on, and raise what it raised."""
         written, self._written = self._written, None
-        if written is not None:
+        thread, self._thread = self._thread, None
+        if written is None or thread is None:
+            return
+        try:
             written.result()
+        finally:
+            # It still drops what it wrote; a thread that does so while the interpreter ends aborts the process.
+            thread.join()
 
     @contextmanager
     def finished(self) -> Iterator[None]:
