@@ -37,6 +37,7 @@ class Facts:
         device_type: `cuda`, `cpu` or another.
         has_bf16: whether the device multiplies bf16 in hardware.
         world_size: ranks.
+        unpacks_for_dora: whether DoRA reads weights in 4 bits.
     """
 
     uses_deepspeed: bool | None = None
@@ -53,6 +54,7 @@ class Facts:
     device_type: str | None = None
     has_bf16: bool | None = None
     world_size: int | None = None
+    unpacks_for_dora: bool = False
 
     @property
     def offloads(self) -> set[str]:
@@ -166,6 +168,13 @@ RULES = (
         "its matrix products are slower than those of fp32 by orders of magnitude",
         "choose bf16, fp32 or auto",
         lambda facts: facts.precision == "fp16" and facts.device_type == "cpu",
+        is_of_the_device=True,
+    ),
+    Rule(
+        "DoRA over weights in 4 bits under ZeRO-3 on a CPU",
+        "to unpack a weight there PEFT puts another one in its place, which is not the one that is partitioned",
+        "choose a zero_stage of 2, leave method.use_dora out, or take method lora",
+        lambda facts: facts.unpacks_for_dora and facts.zero_stage == 3 and facts.device_type == "cpu",
         is_of_the_device=True,
     ),
     Rule(

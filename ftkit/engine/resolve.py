@@ -125,6 +125,7 @@ class ResolvedRun:
             device_type=self.devices.device_type,
             has_bf16=self.devices.has_bf16,
             world_size=self.devices.world_size,
+            unpacks_for_dora=bool(getattr(config.method, "use_dora", False) and hasattr(config.method, "quantization")),
         )
 
     def cut_by(self, batch: BatchConfig) -> "ResolvedRun":

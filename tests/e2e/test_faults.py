@@ -127,7 +127,7 @@ FAULTS = {
     "--set of broken YAML": (given("--set", "training.seed=[1"), CONFIG, ["training.seed='[1'", "quote it"]),
     "an unknown method in --set": (given("--set", "method.name=lorra"), CONFIG, ["'lorra'", "did you mean 'lora'"]),
     "a rank of nothing": (given("--set", "method.rank=0"), CONFIG, ["method.rank=0", "greater than or equal to 1"]),
-    "a rank of full": (given("--method", "full", "--rank", "4"), CONFIG, ["'method.rank'", "known: name"]),
+    "a rank of full": (given("--method", "full", "--rank", "4"), CONFIG, ["'method.rank'", "lora and qlora have it"]),
     "two cuts": (
         given("--micro-batch-size", "4", "--micro-batch-tokens", "64"),
         CONFIG,
@@ -135,6 +135,11 @@ FAULTS = {
     ),
     "a cut below the longest": (given("--micro-batch-tokens", "4"), CONFIG, ["micro_batch_tokens=4", "raise it"]),
     "fp16 on a CPU": (given("--precision", "fp16"), DEVICE, ["fp16 on a CPU", "choose bf16"]),
+    "DoRA over weights in 4 bits under ZeRO-3 on a CPU": (
+        given("--method", "qlora", "--set", "method.use_dora=true", "--engine", "deepspeed", "--zero-stage", "3"),
+        DEVICE,
+        ["DoRA over weights in 4 bits", "choose a zero_stage of 2"],
+    ),
     "ZeRO on the plain engine": (given("--engine", "plain", "--zero-stage", "2"), CONFIG, ["ZeRO", "engine.name="]),
     "DeepSpeed without ZeRO": (given("--engine", "deepspeed", "--zero-stage", "0"), CONFIG, ["stage 0", "choose"]),
     "weights off without ZeRO-3": (
