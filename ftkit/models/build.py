@@ -249,6 +249,6 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def _num_elements(parameter: nn.Parameter) -> int:
-    if foreign.is_packed(parameter):
+    if foreign.is_packed(parameter) and not parameter.is_meta:  # there it is not packed yet
         return parameter.numel() * parameter.element_size() * 2
     return whole_numel(parameter)

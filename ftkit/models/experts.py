@@ -9,7 +9,7 @@ So what it keeps of such a weight is a note, and the backward unpacks again.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,9 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils import parametrize
 
 from ftkit.models import bnb, foreign
-
-Whole = Callable[[Any], torch.Tensor]
-"""Returns the packed values of a weight, which ZeRO-3 may have partitioned."""
+from ftkit.models.partitions import gathered
 
 
 def expert_parameters(model: nn.Module, keep: Iterable[str] = ()) -> Iterator[tuple[nn.Module, str]]:
@@ -77,14 +75,13 @@ class Unpack(nn.Module):
     """Makes a whole weight of a packed one, and remembers which it made last.
 
     Attributes:
-        whole: returns the packed values where they are partitioned.
         storage: of the weight that it made last; None before and after a forward of the module.
     """
 
-    def __init__(self, whole: Whole = lambda packed: cast(torch.Tensor, packed.data)) -> None:
-        """Take a packed weight as it is, or as `whole` brings it."""
+    def __init__(self) -> None:
+        """Start with no weight made."""
         super().__init__()
-        self.whole, self.storage = whole, cast(int | None, None)
+        self.storage: int | None = None
 
     @torch.no_grad()
     def forward(self, packed: Any) -> torch.Tensor:
@@ -96,7 +93,7 @@ class Unpack(nn.Module):
     @torch.no_grad()
     def again(self, packed: Any) -> torch.Tensor:
         """Return the weight in a backward."""
-        return bnb.unpacked(self.whole(packed), packed.quant_state)
+        return bnb.unpacked(gathered(packed), packed.quant_state)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ def show_prediction(asked: "Asked", write: "Path | None", *, exact: bool, as_jso
         click.echo(prediction.model_dump_json())
     else:
         click.echo("\n".join(prediction_lines(prediction, resolve(config, target.devices))))
+        for line in _adapter_lines(asked):
+            click.echo(f"{'frozen weights':30} {line}")
         if not prediction.fits:
             show_cures(asked)
     if write is not None and prediction.fits:
@@ -80,6 +82,17 @@ def prediction_lines(prediction: "AnyPrediction", run: "ResolvedRun") -> list[st
         ("found", prediction.found),
     ]
     return [f"{name:30} {value}" for name, value in rows]
+
+
+def _adapter_lines(asked: "Asked") -> list[str]:
+    """Return what stays whole beside weights in 4 bits, and whether experts have adapters, as training says it."""
+    from ftkit.engine.resolve import resolve
+    from ftkit.models.build import build_empty_model, weight_lines
+
+    if not asked.config.method.is_adapter:
+        return []
+    dtype = resolve(asked.config, asked.target.devices).dtype
+    return list(weight_lines(build_empty_model(asked.config, asked.architecture, dtype)))
 
 
 def _saving(num_trainable: int) -> str:
