@@ -70,7 +70,7 @@ def emptied(path):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (later, "was written by a later ftkit (9.0, format 99, and this one reads format 1)"),
+        (later, "was written by a later ftkit (9.0, format 99, and this one reads format 2)"),
         (half_written, "half written or not a checkpoint of ftkit"),
         (emptied, "half written or not a checkpoint of ftkit"),
         (foreign, "is of another model"),

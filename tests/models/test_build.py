@@ -12,7 +12,7 @@ from ftkit.data import batching
 from ftkit.errors import ConfigError, ModelError
 from ftkit.models import build as model
 from ftkit.models import heads
-from ftkit.models import source as ftkit_source
+from ftkit.models.sources import source as ftkit_source
 from ftkit.models.targets import choose_targets
 from tests.helpers import FAMILIES, ragged_split, save_tiny_model
 
