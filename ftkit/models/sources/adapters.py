@@ -23,7 +23,7 @@ _SETTINGS = {
     "use_dora": "use_dora",
 }
 """A setting of the method, to the field of PEFT's configuration (peft 0.21, tuners/lora/config.py)."""
-_OTHERS = ("rank_pattern", "alpha_pattern", "exclude_modules", "layer_replication", "lora_bias", "target_parameters")
+_OTHERS = ("rank_pattern", "alpha_pattern", "exclude_modules", "layer_replication", "lora_bias")
 """Fields of an adapter that ftkit makes none of; they have to be empty."""
 
 
@@ -123,8 +123,10 @@ def _settings(adapter: Path) -> dict[str, Any]:
         raise ModelError(f"the adapter in {adapter} is {kind}, which ftkit does not train; merge it into its base")
     found: dict[str, Any] = {name: fields.get(theirs) for name, theirs in _SETTINGS.items()}
     layers = found["layers"]
+    # Which parameters those are is looked at when the weights are loaded: all of them have to have a place.
+    experts = ("experts",) if fields.get("target_parameters") else ()
     return found | {
-        "targets": tuple(sorted(found["targets"])),
+        "targets": (*sorted(found["targets"] or ()), *experts),
         "layers": layers if layers is None else tuple([layers] if isinstance(layers, int) else layers),
         "use_rslora": bool(found["use_rslora"]),
         "use_dora": bool(found["use_dora"]),

@@ -17,6 +17,7 @@ from ftkit.records.files import read_record
 from ftkit.training.results.folder import check_folder
 from tests.e2e.command import flags, run
 from tests.e2e.conftest import work
+from tests.helpers import save_tiny_model
 
 __all__ = ["work"]
 SETTINGS = ("--rank", 4, "--alpha", 8, "--target", "attention", "--set", "method.use_dora=true")
@@ -74,6 +75,23 @@ def test_a_base_that_is_gone_is_named(first, tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "/not/there"}))
     with pytest.raises(ModelError, match=r"an adapter of the model in /not/there, which is not there"):
         resolve_source(load_config(settings=[f"model.name={tmp_path / 'lost'}"]).model, "causal-lm")
+
+
+def test_adapters_beside_experts_are_opened_and_gone_on_from(tmp_path):
+    save_tiny_model(tmp_path / "mixture", "mixtral")
+    (tmp_path / "texts.csv").write_text("text\n" + "".join(f"good film number {n} the plot\n" for n in range(40)))
+    given = ["--task", "causal-lm", "--dataset", tmp_path / "texts.csv", "--max-length", 16, "--global-batch-size", 4]
+    given += ["--no-plan", "--precision", "fp32", "--learning-rate", 0.02, "--max-steps", 2, "--method", "lora"]
+    done = run(*given, "--model", tmp_path / "mixture", "--target", "experts", "--output", tmp_path / "first")
+    assert done.exit_code == 0, done.output
+    fields = json.loads((tmp_path / "first" / "model" / "adapter_config.json").read_text())
+    assert any("experts" in name for name in fields["target_parameters"])
+    again = run(*given, "--model", tmp_path / "first", "--learning-rate", 1e-9, "--output", tmp_path / "second")
+    assert again.exit_code == 0, again.output
+    ended, went_on = (read_record(tmp_path / name).last_evaluation("test").loss for name in ("first", "second"))
+    assert went_on == pytest.approx(ended, rel=1e-5)  # what was trained is there, and hardly moved since
+    untrained = read_record(tmp_path / "first").steps[0].loss
+    assert ended < untrained
 
 
 @pytest.mark.parametrize(
