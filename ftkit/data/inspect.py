@@ -14,6 +14,7 @@ from ftkit.data.reading.sources import Source
 from ftkit.data.reading.values import kind_words
 from ftkit.data.table.columns import choose_columns
 from ftkit.data.table.fields import field_names, gather
+from ftkit.data.table.two_columns import name_two_columns
 from ftkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -106,8 +107,10 @@ def guess_task(config: DataConfig, source: Source) -> Task | None:
 
 
 def _fits(config: DataConfig, task: Task, source: Source) -> bool:
+    train = source.splits["train"]
+    named, _ = name_two_columns(config, task, train)
     try:
-        choose_columns(config, task, field_names(source.splits["train"], config), source.group_column)
+        choose_columns(named, task, field_names(train, named), source.group_column)
     except DataError:
         return False
     return True

@@ -109,3 +109,11 @@ def test_a_missing_file_is_a_sentence():
     done = run("nowhere.csv")
     assert done.exit_code == 3
     assert "no file nowhere.csv" in done.output
+
+
+def test_two_columns_that_training_tells_apart_by_what_they_hold_are_shown_as_labels(text_model, tmp_path):
+    rows = [f"A film seen on day {day},{('no', 'yes')[day % 2]}" for day in range(40)]
+    (tmp_path / "sheet.csv").write_text("\n".join(["Review,Verdict", *rows]) + "\n")
+    done = CliRunner().invoke(main, ["data", str(tmp_path / "sheet.csv"), "--model", str(text_model)])
+    assert "task: sequence-classification, by its columns" in done.output
+    assert "text 'Review', label 'Verdict': one of 2 classes" in done.output
