@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 _CONFIGS = ("config.json", "generation_config.json")
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """As safetensors and torch call the types of stored weights."""
 
@@ -126,7 +125,9 @@ def _first_dtype(source: Source) -> "torch.dtype | None":
     import torch
     from safetensors import safe_open
 
-    file = _first_file(source)
+    from ftkit.models.sources.stored import weight_paths
+
+    file = next(weight_paths(source), None)
     if file is None:
         return None
     with safe_open(file, "pt") as tensors:
@@ -137,20 +138,3 @@ def _first_dtype(source: Source) -> "torch.dtype | None":
         )
         name = next((name for name in names if name), None)
     return getattr(torch, name) if name else None
-
-
-def _first_file(source: Source) -> str | None:
-    """Return a safetensors file of a model, from a folder or from the hub's cache."""
-    from transformers.utils.hub import cached_file
-
-    def found(name: str) -> str | None:
-        file: str | None = cached_file(
-            source.name, name, revision=source.revision, _raise_exceptions_for_missing_entries=False
-        )
-        return file
-
-    whole, index = map(found, _WEIGHTS)
-    if whole is None and index is not None:
-        shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-        return found(next(iter(shards.values())))
-    return whole

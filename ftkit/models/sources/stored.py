@@ -62,13 +62,25 @@ def open_stored(source: Source, model: nn.Module) -> Iterator[Stored]:
         ModelError: there are no such files, or one of them is damaged.
     """
     with ExitStack() as stack, explained_loading(source, "weights"):
-        opened = [stack.enter_context(safe_open(path, "pt")) for path in _paths(source)]
+        opened = [stack.enter_context(safe_open(path, "pt")) for path in weight_paths(source)]
+        if not opened:
+            raise ModelError(f"{source.name} has no {_WHOLE}; give a model whose weights are safetensors")
         files = {name: file for file in opened for name in file.keys()}  # noqa: SIM118  # it is not a mapping
         yield Stored(files, dict(_names(model, files)))
 
 
-def _paths(source: Source) -> list[str]:
-    """Return the safetensors files of a model, from a folder or from the hub's cache."""
+def weight_paths(source: Source) -> Iterator[str]:
+    """Yield the safetensors files of a model one by one, from a folder or from the hub's cache.
+
+    Args:
+        source: where the model is; without a GGUF file.
+
+    Yields:
+        One file, or those that the model's index names, in its order; none where there are no safetensors.
+
+    Raises:
+        ModelError: a file that the index names is not there.
+    """
     from transformers.utils.hub import cached_file
 
     def path(name: str) -> str | None:
@@ -77,18 +89,15 @@ def _paths(source: Source) -> list[str]:
         )
         return found
 
-    whole = path(_WHOLE)
+    whole, index = path(_WHOLE), path(_INDEX)
     if whole is not None:
-        return [whole]
-    index = path(_INDEX)
-    if index is None:
-        raise ModelError(f"{source.name} has no {_WHOLE}; give a model whose weights are safetensors")
-    shards = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
-    found = {shard: path(shard) for shard in shards}
-    absent = [shard for shard, place in found.items() if place is None]
-    if absent:
-        raise ModelError(f"{source.name} has no {absent[0]}, which its index names; copy or download it again")
-    return [place for place in found.values() if place is not None]
+        yield whole
+    elif index is not None:
+        for shard in dict.fromkeys(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()):
+            found = path(shard)
+            if found is None:
+                raise ModelError(f"{source.name} has no {shard}, which its index names; copy or download it again")
+            yield found
 
 
 def _names(model: nn.Module, files: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
