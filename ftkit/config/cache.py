@@ -15,8 +15,8 @@ class CacheConfig(Section):
     trunk: Literal["auto", "on", "off"] = "auto"
     """`auto`: compute the frozen layers once where some are below all that trains and the data is gone through more
     than once, and where the model's structure allows it; `on`: or else refuse; `off`: run them in each step."""
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """What is kept; `auto`: the precision of the run, which loses nothing."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
+    """What is kept; `auto`: the precision of the run, which loses nothing; `int8` says how much it has lost."""
     limit: str = "20GiB"
     """What the cache may hold, such as `20GiB`; what was not used for longest makes room."""
 

@@ -93,6 +93,8 @@ class ResolvedRun:
     def hidden_dtype(self) -> torch.dtype:
         """The dtype in which the cache keeps what a frozen trunk makes."""
         kept = self.config.cache.dtype
+        if kept == "int8":
+            return torch.int8
         return self.dtype if kept == "auto" else DTYPES[kept]
 
     def may_cache(self, num_passes: float) -> bool:

@@ -11,6 +11,7 @@ from ftkit.engine.protocol import Engine
 from ftkit.models.bnb import hidden_tensors
 from ftkit.models.objective import Objective
 from ftkit.models.trunk.cut import Cut, arriving
+from ftkit.models.trunk.rows import read_dtype
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import Role, Tape
 from ftkit.step import step
@@ -81,7 +82,7 @@ class Given:
 
     Attributes:
         cut: where the trunk ends.
-        dtype: of what is kept.
+        dtype: that is kept.
     """
 
     cut: Cut
@@ -90,7 +91,7 @@ class Given:
     def hidden(self, shape: Shape) -> torch.Tensor:
         """Return zeros in the place of what crosses, [B, D] or [B, T, D]."""
         length = () if self.cut.is_pooled else (shape.length,)
-        return torch.zeros(shape.batch, *length, self.cut.width, dtype=self.dtype)
+        return torch.zeros(shape.batch, *length, self.cut.width, dtype=read_dtype(self.dtype))
 
 
 def make_batches(objective: Objective, shape: Shape, given: Given | None = None) -> list[MicroBatch]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from ftkit.data.batching import Shape, count_steps
 from ftkit.models.methods import method_of
 from ftkit.models.trunk.cut import Cut
+from ftkit.models.trunk.rows import row_bytes
 from ftkit.models.trunk.store import SHARD_BYTES
 from ftkit.observe.recorded import Given
 from ftkit.observe.tape import Tape
@@ -146,7 +147,7 @@ def kept_bytes(sequences: Sequences, given: Given) -> int | None:
         given: what is kept of each.
     """
     rows = sequences.num_all if given.cut.is_pooled else sequences.all_tokens
-    return None if rows is None else rows * given.cut.width * given.dtype.itemsize
+    return None if rows is None else rows * row_bytes(given.cut.width, given.dtype)
 
 
 def _num_passes(case: Case) -> float:

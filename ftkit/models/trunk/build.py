@@ -16,6 +16,7 @@ from ftkit.errors import ModelError
 from ftkit.models.padding import tolerance_of
 from ftkit.models.trunk.closed import closed
 from ftkit.models.trunk.cut import Cut, crossing
+from ftkit.models.trunk.rows import Rows
 from ftkit.models.trunk.store import Layout, write_shard
 
 _NUM_PROBED = 4
@@ -103,24 +104,24 @@ def write_shards(
 
     Raises:
         DeviceError: the disk is full or not writable; the shards before are kept.
-        ModelError: as `crossing`.
+        ModelError: as `crossing`, or what crosses cannot be kept as it is asked for.
     """
     for number in numbers:
         write_shard(path, number, _compute(work, split, layout, number))
         told(layout.bytes_of(number))
 
 
-def _compute(work: Pass, split: TokenSplit, layout: Layout, number: int) -> torch.Tensor:
-    """Return the vectors of a shard, [R, D], on the CPU."""
+def _compute(work: Pass, split: TokenSplit, layout: Layout, number: int) -> Rows:
+    """Return the vectors of a shard."""
     sequences = layout.shards[number]
     num_rows = layout.num_rows[sequences]
     first = np.cumsum(num_rows) - num_rows
-    hidden_RD = torch.empty(int(num_rows.sum()), layout.width, dtype=layout.dtype)
+    rows = Rows(int(num_rows.sum()), layout.width, layout.dtype)
     for places in batching.cut(split.lengths[sequences], work.batch, 1)[0]:
         micro_batch = batching.collate(split, sequences[places], work.padding, work.device)
         for place, states in zip(places, crossing(work.model, work.cut, micro_batch), strict=True):
-            hidden_RD[first[place] : first[place] + num_rows[place]] = states
-    return hidden_RD
+            rows.put(int(first[place]), states)
+    return rows
 
 
 @dataclass(frozen=True)

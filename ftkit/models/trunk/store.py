@@ -1,7 +1,4 @@
-"""Hidden states on a disk: written shard by shard, read where they lie.
-
-Dimension letters: R rows (vectors of one sequence after another), D model.
-"""
+"""Hidden states on a disk: written shard by shard, read where they lie."""
 
 import os
 from collections.abc import Iterable
@@ -18,12 +15,12 @@ from ftkit.data.batching import Indices
 from ftkit.errors import DeviceError
 from ftkit.machine.disk import UNFINISHED, explained_writing, flush
 from ftkit.models.trunk import entries
+from ftkit.models.trunk.rows import KeptRows, Rows, row_bytes
 
 SHARD_BYTES = 64 * 2**20
 """Of one shard: what is in memory while an entry is written."""
 _FEWEST_SHARDS = 8
 """Of an entry, so that ranks can share the work."""
-_TENSOR = "hidden"
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Layout:
         shards: the sequences of each shard, longest first, so that those of like length are computed together.
         num_rows: int64 [N], vectors of each sequence.
         width: D.
-        dtype: of the vectors.
+        dtype: that is kept of the vectors.
     """
 
     shards: tuple[Indices, ...]
@@ -55,7 +52,7 @@ class Layout:
         num_rows = np.ones_like(lengths) if is_pooled else lengths
         order = np.argsort(-lengths, kind="stable")
         ends = np.cumsum(num_rows[order])
-        total = int(ends[-1]) * width * dtype.itemsize
+        total = int(ends[-1]) * row_bytes(width, dtype)
         num_shards = min(len(lengths), max(_FEWEST_SHARDS, -(-total // SHARD_BYTES)))
         borders = np.searchsorted(ends, ends[-1] * np.arange(1, num_shards) / num_shards)
         shards = tuple(part for part in np.split(order, borders) if len(part))
@@ -63,7 +60,7 @@ class Layout:
 
     def bytes_of(self, shard: int) -> int:
         """Return the bytes of a shard's vectors."""
-        return int(self.num_rows[self.shards[shard]].sum()) * self.width * self.dtype.itemsize
+        return int(self.num_rows[self.shards[shard]].sum()) * row_bytes(self.width, self.dtype)
 
 
 class Hidden:
@@ -88,21 +85,30 @@ class Hidden:
             self._shard[sequences] = number
             self._first[sequences] = np.cumsum(layout.num_rows[sequences]) - layout.num_rows[sequences]
 
+    @property
+    def error(self) -> float | None:
+        """What 8 bits have lost: the length of the difference by the length of the vectors; None where nothing is."""
+        squares = [shard.squares for shard in self._shards if shard.squares is not None]
+        if not squares:
+            return None
+        missed, given = torch.stack(squares).sum(dim=0).tolist()
+        return float((missed / given) ** 0.5) if given else 0.0
+
     def states(self, sequences: Indices) -> list[torch.Tensor]:
-        """Return the vectors of some sequences, [rows, D] each, where they lie."""
+        """Return the vectors of some sequences, [rows, D] each."""
         return [
             self._shards[self._shard[one]][self._first[one] : self._first[one] + self._num_rows[one]]
             for one in sequences
         ]
 
 
-def write_shard(path: Path, number: int, hidden_RD: torch.Tensor) -> None:
+def write_shard(path: Path, number: int, rows: Rows) -> None:
     """Write a shard of an entry: aside, flushed, renamed.
 
     Args:
         path: the entry's folder.
         number: of the shard.
-        hidden_RD: its vectors.
+        rows: its vectors.
 
     Raises:
         DeviceError: the disk is full or not writable.
@@ -111,7 +117,7 @@ def write_shard(path: Path, number: int, hidden_RD: torch.Tensor) -> None:
     with explained_writing(path, entries.ELSEWHERE):
         path.mkdir(parents=True, exist_ok=True)
         try:
-            save_file({_TENSOR: hidden_RD.contiguous()}, aside)
+            save_file(rows.tensors(), aside)
             flush(aside)
             entries.seal_shard(aside, number)
             flush(path)
@@ -132,7 +138,7 @@ def missing_shards(path: Path, numbers: Iterable[int]) -> list[int]:
     return missing
 
 
-def _open(path: Path, number: int) -> torch.Tensor:
+def _open(path: Path, number: int) -> KeptRows:
     shard = entries.find_shard(path, number)
     if shard is None:
         raise DeviceError(
@@ -140,5 +146,4 @@ def _open(path: Path, number: int) -> torch.Tensor:
             f"folder for all: {entries.ELSEWHERE}"
         )
     with safe_open(shard, framework="pt") as file:
-        tensor: torch.Tensor = file.get_tensor(_TENSOR)
-    return tensor
+        return KeptRows({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  # it is not a mapping

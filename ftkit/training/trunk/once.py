@@ -1,7 +1,7 @@
 """Settle whether the frozen trunk of a run is computed once, and have it computed."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -152,13 +152,23 @@ def _compute_once(run: ResolvedRun, whole: Whole, data: PreparedData, padding: P
         if num_bytes
         else "not run, since it is"
     )
-    note(said_of_the_cache(work.cut, f"is {took}", sum(place.about.num_bytes for place in places.values())))
+    num_kept = sum(place.about.num_bytes for place in places.values())
+    note(said_of_the_cache(work.cut, f"is {took}", num_kept, held.values()))
     return Computed(with_hidden(data, held), {name: place.path for name, place in places.items()}, work.cut, without)
 
 
-def said_of_the_cache(cut: Cut, took: str, num_bytes: int) -> str:
-    """Return what a run says of its frozen trunk: that it ran once, or not at all."""
-    return f"trunk: what is frozen below {_plain(cut.entry)} {took} in the cache ({format_bytes(num_bytes)})"
+def said_of_the_cache(cut: Cut, took: str, num_bytes: int, held: Iterable[store.Hidden]) -> str:
+    """Return what a run says of its frozen trunk.
+
+    Args:
+        cut: where it ends.
+        took: that it ran once, or not at all.
+        num_bytes: that are kept.
+        held: the hidden states of each split.
+    """
+    errors = [one.error for one in held if one.error is not None]
+    rounded = f", in 8 bits, which are off by {max(errors):.2%} of a vector's length" if errors else ""
+    return f"trunk: what is frozen below {_plain(cut.entry)} {took} in the cache ({format_bytes(num_bytes)}{rounded})"
 
 
 @dataclass(frozen=True)

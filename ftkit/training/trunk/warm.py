@@ -149,11 +149,11 @@ def find_warm(key: Key, process: ProcessContext, note: Callable[[str], None]) ->
         return None
     if sum_of_ranks(process, _num_missing(run, process, found, key.data)):
         return None
-    data = together(process, lambda: _opened(run, found, key.data))
+    held = together(process, lambda: _opened(run, found, key.data))
     first_decides(process, lambda: entries.touch(found.paths.values()))
     num_bytes = sum(about.num_bytes for path in found.paths.values() if (about := entries.read_about(path)))
-    note(said_of_the_cache(found.cut, "is not run nor loaded, since it is", num_bytes))
-    return Warm(found, data)
+    note(said_of_the_cache(found.cut, "is not run nor loaded, since it is", num_bytes, held.values()))
+    return Warm(found, with_hidden(key.data, held))
 
 
 def _num_missing(run: ResolvedRun, process: ProcessContext, found: Known, data: PreparedData) -> int:
@@ -168,8 +168,8 @@ def _num_missing(run: ResolvedRun, process: ProcessContext, found: Known, data: 
     return missing
 
 
-def _opened(run: ResolvedRun, found: Known, data: PreparedData) -> PreparedData:
-    held = {
+def _opened(run: ResolvedRun, found: Known, data: PreparedData) -> dict[str, store.Hidden]:
+    return {
         name: store.Hidden(
             found.paths[name],
             store.Layout.of(split.lengths, found.cut.width, run.hidden_dtype, is_pooled=found.cut.is_pooled),
@@ -177,4 +177,3 @@ def _opened(run: ResolvedRun, found: Known, data: PreparedData) -> PreparedData:
         )
         for name, split in named_splits(data).items()
     }
-    return with_hidden(data, held)

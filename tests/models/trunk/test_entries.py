@@ -8,6 +8,7 @@ import torch
 
 from ftkit.errors import ConfigError, DeviceError
 from ftkit.models.trunk import entries
+from ftkit.models.trunk.rows import Rows
 from ftkit.models.trunk.store import Hidden, Layout, missing_shards, write_shard
 
 LENGTHS = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8])
@@ -26,8 +27,10 @@ def layout(dtype=torch.float32, *, is_pooled=False):
 def fill(path, made, numbers=None):
     """Write shards in which each sequence's vectors hold its number; finish where all are there."""
     for number in range(len(made.shards)) if numbers is None else numbers:
-        rows = np.repeat(made.shards[number], made.num_rows[made.shards[number]])
-        write_shard(path, number, torch.from_numpy(rows).to(made.dtype)[:, None].expand(-1, made.width))
+        sequences = np.repeat(made.shards[number], made.num_rows[made.shards[number]])
+        rows = Rows(len(sequences), made.width, made.dtype)
+        rows.put(0, torch.from_numpy(sequences).float()[:, None].expand(-1, made.width))
+        write_shard(path, number, rows)
     if not missing_shards(path, range(len(made.shards))):
         num_rows = int(made.num_rows.sum())
         entries.finish(path, entries.About("m", "train of d", "head", "float32", len(LENGTHS), num_rows, num_rows * 16))

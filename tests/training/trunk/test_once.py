@@ -1,6 +1,7 @@
 """A run whose trunk is computed once trains as the run that computes it in each step."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -163,6 +164,16 @@ def test_a_planned_run_records_the_pass_and_the_one_after_it_that_none_runs(work
     assert plans[0].num_bytes == sum(kept)
     adapters = [load_file(tmp_path / name / "model" / "adapter_model.safetensors") for name in ("cold", "warm")]
     assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
+
+
+def test_hidden_states_in_8_bits_are_planned_and_what_they_lose_is_said(work, tmp_path):
+    more = ["--method", "lora", "--train-top-layers", 1, "--epochs", 2, "--set", "cache.dtype=int8"]
+    done = run(*flags(work, tmp_path / "run", *more))  # which opens its model again, and compares it
+    assert done.exit_code == 0, done.output
+    kept = [entries.read_about(found.path).num_bytes for found in entries.list_entries()]
+    assert read_record(tmp_path / "run").run.prediction.trunk.num_bytes == sum(kept)
+    lost = re.search(r"in 8 bits, which are off by (\S+)% of a vector's length", " ".join(done.output.split()))
+    assert 0.1 < float(lost[1]) < 2.0  # half of a 127th of the largest of a block, which is 2 to 4 of its scatter
 
 
 def scores_of(folder):
