@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.feature_extraction import loaded, rows_of
+from benchmarks.feature_extraction import loaded, trained
 
 EPOCHS, STEP, RANK, TOP = 5, 32, 8, 3
 SETTINGS = ["method.name=lora", f"method.rank={RANK}", f"method.top_layers={TOP}", f"training.epochs={EPOCHS}"]
@@ -78,32 +78,9 @@ def adapted(settings: list[str]) -> tuple[Any, Any, Any]:
 
 def trainer(settings: list[str]) -> dict[str, Any]:
     """Train by HF Trainer."""
-    import datasets
-    import numpy as np
     import transformers
 
-    data, model, tokenizer = adapted(settings)
-    sets = {name: datasets.Dataset.from_list(rows_of(getattr(data, name))) for name in ("train", "validation", "test")}
-    by_length = {name: one.select(np.argsort([len(ids) for ids in one["input_ids"]])) for name, one in sets.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = transformers.TrainingArguments(
-            output_dir=folder, per_device_train_batch_size=STEP, per_device_eval_batch_size=STEP,
-            num_train_epochs=EPOCHS, learning_rate=5e-4, warmup_steps=0.06, weight_decay=0.01, eval_strategy="epoch",
-            train_sampling_strategy="group_by_length", use_cpu=True, report_to=[], save_strategy="no",
-            disable_tqdm=True, label_names=["labels"],
-        )  # fmt: skip
-        own = transformers.Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=sets["train"],
-            eval_dataset=by_length["validation"],
-            data_collator=transformers.DataCollatorWithPadding(tokenizer),
-        )
-        begun = time.perf_counter()
-        own.train()
-        steps = time.perf_counter() - begun
-        answers = own.predict(by_length["test"])
-    return {"accuracy": float((np.argmax(answers.predictions, axis=1) == answers.label_ids).mean()), "steps": steps}
+    return trained(transformers.Trainer, adapted(settings), batch=STEP, step=STEP, learning_rate=5e-4)
 
 
 def peaks(settings: list[str]) -> dict[str, Any]:
