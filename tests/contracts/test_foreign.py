@@ -182,6 +182,7 @@ WRITTEN = [
     Written(tracing.attention_by, "torch", "nn/functional.py", "scaled_dot_product_attention = "),
     Written(tracing.softmax_by, "torch", "nn/functional.py", "def softmax("),
     Written(tracing.fused_adam_anywhere, "torch", "optim/adam.py", "_device_dtype_check_for_fused(p)"),
+    Written(tracing.every_update_taken, "torch", "amp/grad_scaler.py", "def _maybe_opt_step("),
     Written(tracing.grouped_products, "transformers", "integrations/moe.py", "if _can_use_grouped_mm(input, "),
     Written(tracing.unpacked_batches, "transformers", "masking_utils.py", "= find_packed_sequence_indices("),
     Written(tracing.taken_for_fake, "transformers", "utils/import_utils.py", "def is_fake_tensor("),

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from ftkit.cli import main
+from ftkit.config.training import OptimizerConfig
 from ftkit.config.tree import BatchConfig, DataConfig, ModelConfig, RunConfig
 from ftkit.engine.resolve import resolve
 from ftkit.errors import DeviceError, ModelError
@@ -145,6 +146,14 @@ def test_a_gpu_without_bf16_computes_in_fp16_and_refuses_bf16():
     assert resolve(RunConfig(), devices).precision == "fp16"
     with pytest.raises(DeviceError, match="before Ampere"):
         resolve(RunConfig(model=ModelConfig(precision="bf16")), devices)
+
+
+def test_moments_in_8_bits_leave_the_attention_of_a_card_without_bf16_as_it_is():
+    plans = [
+        predict(config("distilgpt2").model_copy(update={"optimizer": OptimizerConfig(name=name)}), find_target("t4"))
+        for name in ("adamw", "adamw_8bit")
+    ]
+    assert plans[0].peak_breakdown.activation_bytes == plans[1].peak_breakdown.activation_bytes
 
 
 def test_an_unknown_model_is_refused_with_the_nearest_names():

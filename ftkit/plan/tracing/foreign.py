@@ -95,6 +95,19 @@ def fused_adam_anywhere() -> AbstractContextManager[None]:
     return patched(import_module("torch.optim.adam"), "_device_dtype_check_for_fused", lambda *_, **__: None)
 
 
+def every_update_taken() -> AbstractContextManager[None]:
+    """Let torch's loss scaler update without asking whether a gradient is infinite, which needs values.
+
+    `GradScaler._maybe_opt_step` (torch 2.13, amp/grad_scaler.py) asks for every optimizer but the fused one. Another
+    dtype without a scaler would have other attention kernels on cards before Ampere.
+    """
+    return patched(
+        torch.amp.GradScaler,
+        "_maybe_opt_step",
+        lambda _, optimizer, __, *args, **kwargs: optimizer.step(*args, **kwargs),
+    )
+
+
 def stay(model: nn.Module) -> None:
     """Keep a model where it is: tensors without values cannot be moved (torch 2.13, nn/modules/module.py, to)."""
     vars(model)["to"] = lambda _: model

@@ -160,9 +160,6 @@ def trace(  # noqa: PLR0913  # what decides a step
         ModelError: the model's own code does not compute in `dtype`.
         ConfigError: the sequences are longer than the model's table of positions.
     """
-    if dtype == torch.float16 and config.optimizer.name != "adamw":
-        dtype = torch.bfloat16  # as many bytes; torch's loss scaler reads a flag back, unless the optimizer is fused
-
     on_cuda = device_type == "cuda"
     step = _Step(config, architecture, dtype, shape, gpu, on_cuda, levels or (), sees_modules, given)
     return step.on_tensors(step.trace)
@@ -298,6 +295,7 @@ class _Step:
                 stack.enter_context(cuda.cuda_semantics(self.gpu))
             if self.config.optimizer.name != "adamw":
                 stack.enter_context(bnb.without_values())
+                stack.enter_context(foreign.every_update_taken())
             if lora.is_adapted(model):
                 stack.enter_context(lora.without_values())
             yield
