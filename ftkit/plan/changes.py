@@ -1,33 +1,52 @@
-"""The changes that a search or a cure may make to a configuration: none of them changes what is learned.
+"""The changes to a configuration that a search, a cure or advice may try.
 
-Each step down costs time and saves memory: recomputing layers, smaller micro-batches, moments in 8 bits, weights in 4
-bits, partitioning, offloading. The cut of the batch never changes the mathematics, so it is tried first.
+A search and a cure change nothing of what is learned. Each of their steps down costs time and saves memory: recomputing
+layers, smaller micro-batches, moments in 8 bits, weights in 4 bits, partitioning, offloading. The cut of the batch
+never changes the mathematics, so it is tried first. Advice looks in all directions, at what is learned too.
 """
 
 import itertools
+from enum import StrEnum
 from typing import Any
 
 from pydantic import ValidationError
 
 from ftkit.config.files import flat, merge_method
+from ftkit.config.methods import methods
 from ftkit.config.recompute import LEVELS
 from ftkit.config.tree import RunConfig
 from ftkit.errors import ConfigError
 from ftkit.models.methods import method_of
-from ftkit.plan.shapes import Sequences, plan_shape
+from ftkit.plan.shapes import Sequences, plan_shape, rank_share
 from ftkit.plan.target import Target
 
 Changes = dict[str, Any]
 """Dotted keys with their new values."""
 SIZE = "batch.micro_batch_size"
 RECOMPUTE = "model.recompute"
+LENGTH, RANK, METHOD, OPTIMIZER = "data.max_length", "method.rank", "method.name", "optimizer.name"
+_TOP = "method.top_layers"
+
+
+class Effect(StrEnum):
+    """The effect of a change on what comes out of a run."""
+
+    NONE = "the same result up to rounding"
+    ROUNDING = "frozen weights or moments in fewer or more bits"
+    LEARNED = "other weights train, or on texts of another length"
 
 
 def as_flags(changes: Changes) -> str:
     """Return changes as flags of the command line."""
     return " ".join(
-        f"--method {value}" if key == "method.name" else f"--set {key}={value}" for key, value in flat(changes).items()
+        f"--method {value}" if key == METHOD else f"--set {key}={_as_yaml(value)}"
+        for key, value in flat(changes).items()
     )
+
+
+def _as_yaml(value: Any) -> str:
+    """Return a value as `--set` reads it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def changed(config: RunConfig, changes: Changes) -> RunConfig:
@@ -46,7 +65,7 @@ def changed(config: RunConfig, changes: Changes) -> RunConfig:
     tree = config.model_dump()
     for key, value in changes.items():
         section, _, name = key.partition(".")
-        tree[section] = merge_method(tree[section], value) if key == "method.name" else tree[section] | {name: value}
+        tree[section] = merge_method(tree[section], value) if key == METHOD else tree[section] | {name: value}
         if key == SIZE:
             tree["batch"]["micro_batch_tokens"] = None
     try:
@@ -75,7 +94,7 @@ def steps_down(config: RunConfig, target: Target, sequences: Sequences | None) -
         steps.append({"engine.expandable_segments": True})
     steps += [{RECOMPUTE: level} for number, level in enumerate(LEVELS) if config.model.recompute.saving < number]
     if config.optimizer.name == "adamw":
-        steps.append({"optimizer.name": "adamw_8bit"})
+        steps.append({OPTIMIZER: "adamw_8bit"})
     return [*steps, *method_of(config).cheaper(), *zero_choices()]
 
 
@@ -93,13 +112,65 @@ def grid(config: RunConfig, target: Target, sequences: Sequences | None) -> list
     methods: list[Changes] = [{}, *method_of(config).cheaper()]
     optimizers: list[Changes] = [{}]
     if config.optimizer.name == "adamw":
-        optimizers.append({"optimizer.name": "adamw_8bit"})
+        optimizers.append({OPTIMIZER: "adamw_8bit"})
     engines: list[Changes] = [{}, {"engine.zero_stage": 0}, *zero_choices()]
     combinations = [
         {SIZE: size, RECOMPUTE: level} | method | optimizer | engine
         for method, optimizer, engine, level, size in itertools.product(methods, optimizers, engines, LEVELS, sizes)
     ]
     return sorted(combinations, key=len)
+
+
+def alternatives(
+    config: RunConfig, target: Target, sequences: Sequences, longest: int, num_layers: int
+) -> list[Changes]:
+    """Return single changes in all directions: every kind of step that `steps_down` has, and those on what is learned.
+
+    Args:
+        config: what they start from.
+        target: the devices.
+        sequences: the data.
+        longest: tokens that the model can read at most.
+        num_layers: of the model.
+    """
+    batch = plan_shape(config, target.num_devices, sequences).batch
+    most, length = rank_share(config, target.num_devices, sequences), config.data.max_length
+    found: list[Changes] = [{SIZE: size} for size in sorted({1, batch // 2, 2 * batch}) if 0 < size <= most]
+    found += [{RECOMPUTE: level} for level in LEVELS]
+    found += [{"model.lean": not config.model.lean}, {"engine.zero_stage": 0}, *zero_choices()]
+    if target.device_type == "cuda":
+        found.append({"engine.expandable_segments": not config.engine.expandable_segments})
+    if config.method.leaves_trunk:
+        found += [{"cache.trunk": "on"}, {"cache.trunk": "off"}]
+    found += [{OPTIMIZER: name} for name in ("adamw", "adamw_8bit")] + [{METHOD: name} for name in methods()]
+    found += [{LENGTH: tokens} for tokens in (length // 2, 2 * length) if 2 <= tokens <= longest]
+    if (rank := getattr(config.method, "rank", None)) is not None:
+        found += [{RANK: number} for number in (rank // 2, 2 * rank) if number]
+    if "top_layers" in type(config.method).model_fields:
+        found += [{_TOP: None}, {_TOP: max(1, num_layers // 2)}]
+    return found
+
+
+def effect_of(config: RunConfig, changes: Changes) -> Effect:
+    """Return what changes do to the result of a run.
+
+    Args:
+        config: the run that they change.
+        changes: dotted keys with their new values.
+    """
+    new = changed(config, changes)
+    keys = changes.keys()
+    if keys & {LENGTH, RANK, _TOP} or (
+        METHOD in keys and not _is_cheaper(config, new) and not _is_cheaper(new, config)
+    ):
+        return Effect.LEARNED
+    is_rounded = METHOD in keys or ("8bit" in config.optimizer.name) != ("8bit" in new.optimizer.name)
+    return Effect.ROUNDING if is_rounded else Effect.NONE
+
+
+def _is_cheaper(config: RunConfig, new: RunConfig) -> bool:
+    """Whether a run's method is the cheaper form of another run's, such as adapters over weights in 4 bits."""
+    return {METHOD: new.method.name} in method_of(config).cheaper()
 
 
 def zero_choices() -> list[Changes]:

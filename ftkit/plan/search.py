@@ -95,7 +95,7 @@ def search(
         Those that surely fit: first the simplest of those whose step takes hardly longer than the fastest's, then by
         speed; among equals the one with more room. The first is traced.
     """
-    options = _options(config, target, architecture, sequences, tapes)
+    options = options_at(config, target, architecture, sequences, tapes)
     found = options.price(config, grid(config, target, sequences), limit)
     while True:
         found = ranked(one for one in found if one.has_room)
@@ -146,7 +146,7 @@ def cures(
     """
     singles = steps_down(config, target, sequences)
     pairs = [first | second for first, second in itertools.combinations(singles, 2) if not first.keys() & second.keys()]
-    options = _options(config, target, architecture, sequences, tapes)
+    options = options_at(config, target, architecture, sequences, tapes)
     for changes in (singles, pairs):
         found = [one for one in options.price(config, changes, 24) if one.prediction.verdict is Verdict.FITS]
         if found:
@@ -201,11 +201,20 @@ def settled(
     return best.config
 
 
-def _options(
+def options_at(
     config: RunConfig, target: Target, architecture: Any, sequences: Sequences | None, tapes: Tapes | None
-) -> "_Options":
+) -> "Options":
+    """Return the choices for a model at a target.
+
+    Args:
+        config: names the model.
+        target: the devices.
+        architecture: of the model; found by its name when None.
+        sequences: the data; None: not at hand.
+        tapes: what was traced of this model before.
+    """
     architecture = find_architecture(config) if architecture is None else architecture
-    return _Options(target, architecture, sequences or Sequences.unseen(config), tapes or Tapes())
+    return Options(target, architecture, sequences or Sequences.unseen(config), tapes or Tapes())
 
 
 def _rank(candidate: Candidate) -> tuple[float, int]:
@@ -242,7 +251,7 @@ def _best_of_each_kind(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 @dataclass(frozen=True)
-class _Options:
+class Options:
     """The choices of a search, at its target."""
 
     target: Target

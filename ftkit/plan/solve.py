@@ -14,7 +14,7 @@ from ftkit.engine.resolve import resolve
 from ftkit.errors import ConfigError, FtkitError, ModelError
 from ftkit.models.sources.known import shapes, table_names
 from ftkit.plan.architectures import find_architecture
-from ftkit.plan.changes import SIZE, Changes, changed
+from ftkit.plan.changes import LENGTH, RANK, SIZE, Changes, changed
 from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.predicted import AnyPrediction
 from ftkit.plan.shapes import Sequences, rank_share
@@ -23,7 +23,7 @@ from ftkit.plan.weights import least_weight_bytes, weights_reason
 from ftkit.records.schema import Verdict
 
 Axis = Literal["max_length", "micro_batch_size", "rank", "model"]
-LENGTH, RANK, MODEL = "data.max_length", "method.rank", "model.name"
+MODEL = "model.name"
 LENGTH_STEP = 64
 """Tokens between the lengths that are tried."""
 MOST_TOKENS = 131_072
@@ -52,7 +52,9 @@ class Solution:
     next_reason: str | None = None
 
 
-def solve(config: RunConfig, target: Target, axis: Axis, num_samples: int | None = None) -> Solution | None:
+def solve(
+    config: RunConfig, target: Target, axis: Axis, num_samples: int | None = None, tapes: Tapes | None = None
+) -> Solution | None:
     """Return the largest value of an axis with which a run surely fits.
 
     Args:
@@ -60,6 +62,7 @@ def solve(config: RunConfig, target: Target, axis: Axis, num_samples: int | None
         target: the devices.
         axis: what is as large as can be.
         num_samples: training sequences; None: not known.
+        tapes: what was traced of this model before.
 
     Returns:
         The value with its prediction; None where not even the smallest fits.
@@ -68,7 +71,7 @@ def solve(config: RunConfig, target: Target, axis: Axis, num_samples: int | None
         ConfigError: the run has no such axis.
         ModelError: nobody knows the model.
     """
-    tapes = Tapes()
+    tapes = tapes or Tapes()
 
     def tried(changes: Changes) -> tuple[RunConfig, AnyPrediction]:
         new = changed(config, changes)
@@ -123,7 +126,7 @@ def _values(config: RunConfig, target: Target, axis: Axis, num_samples: int | No
     """Return the values of an axis, the smallest first."""
     match axis:
         case "max_length":
-            longest = _positions(find_architecture(config))
+            longest = positions(find_architecture(config))
             lengths = [*range(LENGTH_STEP, longest, LENGTH_STEP), longest]
             return [{LENGTH: length} | _smallest_cut(config) for length in lengths]
         case "micro_batch_size":
@@ -140,7 +143,12 @@ def _smallest_cut(config: RunConfig) -> Changes:
     return {} if config.batch.micro_batch_size else {SIZE: 1}
 
 
-def _positions(architecture: Any) -> int:
+def positions(architecture: Any) -> int:
+    """Return the most tokens that a model reads; a stated bound where its configuration does not say it.
+
+    Args:
+        architecture: a transformers configuration.
+    """
     known = getattr(architecture, "max_position_embeddings", None) or MOST_TOKENS
     # RoBERTa counts its positions from behind the padding's.
     return int(known) - (2 if architecture.model_type == "roberta" else 0)

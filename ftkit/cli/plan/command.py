@@ -7,6 +7,7 @@ import click
 
 from ftkit.cli.grouped_help import GroupedHelp
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
+from ftkit.cli.plan.advise import show_advice
 from ftkit.cli.plan.asked import Asked
 from ftkit.cli.plan.known import known_lines
 from ftkit.cli.plan.prediction import show_prediction
@@ -27,6 +28,7 @@ from ftkit.models.sources.known import find_row
 @click.option("--ram-budget", metavar="SIZE", help="What the host has.")
 @click.option("--samples", type=click.IntRange(min=1), help="Training sequences, for the number of steps.")
 @click.option("--search", "is_search", is_flag=True, help="Rank what fits by speed.")
+@click.option("--advise", is_flag=True, help="Say what each knob costs and saves, and the largest values that fit.")
 @click.option("--solve", type=click.Choice(AXES), help="Find the largest of this that fits, all else as it is.")
 @click.option(
     "--write",
@@ -46,6 +48,7 @@ def plan(  # noqa: PLR0913  # one parameter a flag
     solve: Literal["max_length", "micro_batch_size", "rank", "model"] | None,
     write: Path | None,
     *,
+    advise: bool,
     is_search: bool,
     exact: bool,
     is_list: bool,
@@ -77,7 +80,10 @@ def plan(  # noqa: PLR0913  # one parameter a flag
         if is_search:
             show_search(asked, write, as_json=as_json)
             return
-        fits = show_prediction(asked, write, exact=exact, as_json=as_json)
+        if advise:
+            fits = show_advice(asked, as_json=as_json)
+        else:
+            fits = show_prediction(asked, write, exact=exact, as_json=as_json)
     if not fits:
         click.get_current_context().exit(8)
 
