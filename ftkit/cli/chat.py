@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ftkit.cli.opening import begin_with
 from ftkit.cli.options import quieten, user_errors
 from ftkit.errors import ConfigError
 
@@ -38,6 +39,7 @@ def chat(  # noqa: PLR0913  # one parameter is one flag
     the line that it is given. Exit codes: 2 a wrong flag, 4 a model that cannot be loaded.
     """
     with user_errors():
+        begin_with(run)
         quieten()
         from ftkit.inference.generate import Sampling
         from ftkit.inference.opened import open_config, open_model

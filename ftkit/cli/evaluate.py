@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ftkit.cli.opening import begin_with
 from ftkit.cli.options import quieten, user_errors
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def evaluate(
     cannot be used or has other labels, 4 a model that cannot be loaded.
     """
     with user_errors():
+        begin_with(run)
         quieten()
         from ftkit.inference.evaluate import keep, score
         from ftkit.inference.opened import open_config, open_model

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ftkit.cli.opening import begin_with
 from ftkit.cli.options import quieten, user_errors
 from ftkit.units import format_bytes
 
@@ -47,6 +48,7 @@ def export(run: str, output: Path | None, push: str | None, *, as_json: bool, co
     codes: 2 a wrong flag or a folder that is there already, 4 a model that cannot be loaded.
     """
     with user_errors():
+        begin_with(run)
         quieten()
         from ftkit.inference.export import export as exported
 

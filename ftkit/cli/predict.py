@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ftkit.cli.opening import begin_with
 from ftkit.cli.options import quieten, user_errors
 from ftkit.config.tree import DataConfig
 from ftkit.errors import ConfigError
@@ -56,6 +57,7 @@ def predict(  # noqa: PLR0913  # one parameter is one flag
         form = _form(output, form)
         if texts and dataset:
             raise ConfigError("texts are given, and --dataset too; give one of them")
+        begin_with(run)
         quieten()
         from ftkit.inference.generate import Sampling
         from ftkit.inference.opened import open_config, open_model

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ftkit.cli.opening import check_named
 from ftkit.cli.report import print_runs, write_page
 from ftkit.config.files import dump_config
 from ftkit.config.tree import RunConfig
@@ -27,8 +28,9 @@ def train_series(configs: Sequence[RunConfig], num_seeds: int, folder: Path) -> 
         folder: whose subfolders get the runs; the page is written beside them.
 
     Raises:
-        ConfigError: the folder cannot be written.
+        FtkitError: the model or the data cannot be used, or the folder cannot be written.
     """
+    check_named(configs[0])
     failures = []
     for name, config in series_members(configs, num_seeds, folder).items():
         click.echo(click.style(f"{name}", bold=True))

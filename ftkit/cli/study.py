@@ -7,6 +7,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from ftkit.cli.opening import check_named, say_begun
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
 from ftkit.errors import ConfigError
 from ftkit.machine.environment import prepare_environment
@@ -34,13 +35,15 @@ def features(folds: int, *, as_json: bool, **flags: Any) -> None:
     wrong_labels.csv and learning_curve.csv.
     """
     with user_errors():
-        quieten()
         if flags.get("method") not in (None, "feature-extraction"):
             raise ConfigError(f"--method {flags['method']}: features are those of feature-extraction; leave it out")
         config = read_config(flags | {"method": "feature-extraction", "method__head": "logistic"})
         folder = Path(config.output.folder or _FOLDER)
         config = config.model_copy(update={"output": config.output.model_copy(update={"folder": str(folder)})})
+        say_begun("studying", config, is_quiet=as_json)
+        check_named(config)
         prepare_environment(config)
+        quieten()
         from ftkit.training.reporters import ConsoleReporter, Reporters
         from ftkit.training.study.features import study_features
 

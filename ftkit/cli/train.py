@@ -9,12 +9,15 @@ from rich.console import Console
 
 from ftkit.cli.grouped_help import GroupedHelp
 from ftkit.cli.launch import NumDevices, launch
+from ftkit.cli.opening import say_begun
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
 from ftkit.config.files import UnsoundConfigError
 from ftkit.config.tree import RunConfig
 from ftkit.errors import ConfigError
 from ftkit.machine.environment import prepare_environment
+from ftkit.machine.hub import work_offline_if_unreachable
 from ftkit.machine.process import ProcessContext, end_if_launched
+from ftkit.models.sources.adapters import asked_names
 
 
 @click.command(cls=GroupedHelp, context_settings={"help_option_names": ["-h", "--help"]})
@@ -83,7 +86,9 @@ def train(  # noqa: PLR0913  # one parameter is one flag
             return
         if (num_devices or restarts) and process.launcher == "none":
             launch(config, num_devices or 1, restarts)
+        say_begun("training", config, is_quiet=as_json or not process.is_main)
         prepare_environment(config)
+        work_offline_if_unreachable(asked_names(config.model.name))
         quieten()
         from ftkit.cli.report import write_run_page
         from ftkit.training.reporters import ConsoleReporter

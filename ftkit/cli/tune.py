@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ftkit.cli.grouped_help import GroupedHelp
+from ftkit.cli.opening import check_named, say_begun
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
 from ftkit.config.files import dump_config, load_yaml
 from ftkit.config.methods import methods
@@ -57,12 +58,14 @@ def tune(  # one parameter is one flag
     train the winner with `ftkit train --config FOLDER/best.yaml`. Needs pip install 'ftkit[tune]'.
     """
     with user_errors():
-        quieten()
         base = read_config(flags)
         folder = Path(base.output.folder or "runs/tune")
         wanted = _methods(names, base)
         found = _space(space, base, wanted)
         budget = Budget(trials, None if time_budget is None else parse_seconds(time_budget))
+        say_begun("searching settings of", base, is_quiet=as_json)
+        check_named(base)
+        quieten()
         shown = _as_json if as_json else _Lines(base.training.best_metric)
         tuning = Tuning(found, folder, _planner(memory_budget), shown)
         tuning.run(budget)

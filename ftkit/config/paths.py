@@ -1,5 +1,6 @@
 """Name files from the root, so that a configuration means the same wherever it is read."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ _KEYS = (
     ("engine", "ds_config"),
 )
 """What may name a file or a folder; a name that is none, such as a hub's, stays."""
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
 def from_root(name: str | Path) -> Path:
@@ -22,11 +24,27 @@ def from_root(name: str | Path) -> Path:
     return path.parent.resolve() / path.name if path.name else path.resolve()
 
 
+def looks_like_path(name: str) -> bool:
+    """Return whether a name is that of a file or a folder, there or not.
+
+    It is where something is there, and where no model on a hub can have the name: those are `model` or `owner/model`.
+    """
+    return name.startswith(".") or name.endswith(".gguf") or not _HUB_NAME.fullmatch(name) or is_there(name)
+
+
+def is_there(name: str | Path) -> bool:
+    """Return whether there is a file or folder; no file can have the name that a long text would be."""
+    try:
+        return Path(name).expanduser().exists()
+    except (OSError, RuntimeError):
+        return False
+
+
 def named_paths(config: RunConfig) -> Iterator[tuple[str, str, Path]]:
     """Yield what a configuration names that is there: section, key, and its path from the root."""
     for section, key in _KEYS:
         name = getattr(getattr(config, section), key)
-        if name is not None and Path(name).expanduser().exists():
+        if name is not None and is_there(name):
             yield section, key, from_root(name)
 
 

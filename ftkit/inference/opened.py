@@ -10,7 +10,7 @@ from torch import nn
 
 from ftkit.config.files import load_config
 from ftkit.config.methods import methods
-from ftkit.config.paths import from_root
+from ftkit.config.paths import from_root, is_there, looks_like_path
 from ftkit.config.training import OptimizerConfig
 from ftkit.config.tree import EngineConfig, RunConfig, Task
 from ftkit.data.arrays import Labels
@@ -125,6 +125,8 @@ def labels_of(name: str, source: Source) -> Labels:
 
 def find_run(name: str) -> Path | None:
     """Return the folder with the configuration and the record of a run; None where a model was not made by ftkit."""
+    if not is_there(name):
+        return None
     path = from_root(name)
     places = (path, path.parent) if path.name == MODEL else (path,)
     return next((place for place in places if all((place / file).is_file() for file in (CONFIG, RECORD))), None)
@@ -183,8 +185,7 @@ def _task_of(name: str) -> Task:
     """Return what a model that ftkit did not make is for, by its configuration."""
     if name.endswith(".gguf"):
         return "causal-lm"
-    is_path = name.startswith((".", "/", "~"))
-    if is_path and not from_root(name).is_dir():
+    if looks_like_path(name) and not is_there(name):
         raise ModelError(f"no model at {name}; give a run's folder, a folder that a model was saved in, or a hub name")
     source = resolve_source(load_config(settings=[f"model.name={name}"]).model, "sequence-classification")
     kinds = own_config(source).architectures or ()

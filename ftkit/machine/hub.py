@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ftkit.config.paths import is_there, looks_like_path
 from ftkit.config.tree import DEMO
 from ftkit.errors import DeviceError
 
@@ -29,6 +30,13 @@ def work_offline_if_unreachable(names: Iterable[str]) -> bool:
         return False
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     return True
+
+
+def is_cached(name: str) -> bool:
+    """Return whether the hub's cache on this machine has something of a model (its layout: huggingface_hub, cache)."""
+    home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
+    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
+    return is_there(cache / f"models--{name.replace('/', '--')}")
 
 
 def upload(folder: Path, name: str) -> str:
@@ -61,7 +69,7 @@ def upload(folder: Path, name: str) -> str:
 
 
 def _may_be_on_the_hub(name: str) -> bool:
-    return name != DEMO and not name.startswith((".", "/", "~")) and not Path(name).exists()
+    return name != DEMO and not looks_like_path(name)
 
 
 def _answers() -> bool:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ftkit.config.paths import looks_like_path
 from ftkit.config.tree import DEMO, LabelKind, RunConfig
 from ftkit.errors import ModelError, nearest
 from ftkit.models.sources.known import find_row, shapes, table_names
@@ -72,7 +73,7 @@ def _from_folder_or_hub(config: RunConfig) -> Any:
     try:
         return AutoConfig.from_pretrained(source.name, **source.arguments)
     except (OSError, ValueError) as error:
-        if name == DEMO or Path(name).exists():
+        if name == DEMO or looks_like_path(name):
             raise
         hint = nearest(name.rsplit("/", 1)[-1].lower(), table_names())
         asked = "the hub's cache, and the hub was not asked" if os.environ.get("HF_HUB_OFFLINE") else "the hub"

@@ -214,7 +214,7 @@ def test_a_chat_whose_template_wants_contents_in_parts_is_asked_in_parts(work, t
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["predict", "nowhere/at/all", "a"], 4, "cannot load"),
+        (["predict", "nowhere/at/all", "a"], 4, "there is no folder"),
         (["predict", "RUN", "a", "--dataset", "b.csv"], 2, "give one of them"),
         (["predict", "RUN", "a", "--output", "out.txt"], 2, "end the name in .csv"),
         (["predict", "RUN", "--dataset", "absent.csv"], 3, "absent.csv"),

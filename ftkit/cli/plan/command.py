@@ -6,6 +6,7 @@ from typing import Any, Literal
 import click
 
 from ftkit.cli.grouped_help import GroupedHelp
+from ftkit.cli.opening import say_begun
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
 from ftkit.cli.plan.advise import show_advice
 from ftkit.cli.plan.asked import Asked
@@ -67,6 +68,7 @@ def plan(  # noqa: PLR0913  # one parameter a flag
     with user_errors(), quiet_collector(trusts=True):
         config = read_config(flags)
         check_file(write)
+        say_begun("planning", config, is_quiet=as_json)
         if find_row(config.model.name) is None:
             work_offline_if_unreachable((config.model.name,))
         quieten()

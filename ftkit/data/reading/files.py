@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from ftkit.config.paths import is_there
 from ftkit.config.tree import DataConfig
 from ftkit.data.reading.arrow_files import read_arrow, read_parquet
 from ftkit.data.reading.decoding import COMPRESSIONS, text_lines
@@ -43,7 +44,7 @@ def read_file(path: Path, config: DataConfig) -> Shard:
     Raises:
         DataError: no such file, an unknown suffix, or a content that is not what the suffix says.
     """
-    if not path.is_file():
+    if not is_there(path) or not path.is_file():
         siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = f"; {nearest(path.name, siblings)}" if siblings else f"; there is no folder {path.parent} either"
         raise DataError(f"no file {path}{hint}")

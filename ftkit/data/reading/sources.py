@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import pyarrow as pa
 
+from ftkit.config.paths import is_there
 from ftkit.config.tree import DEMO, DataConfig
 from ftkit.data.reading.classes import stored_classes
 from ftkit.data.reading.files import KINDS, is_known_suffix, kind_of_file, read_file
@@ -60,12 +61,12 @@ def load_source(config: DataConfig) -> Source:
         DataError: there is no such dataset, or it cannot be read, or splits could be meant in several ways.
         DependencyError: the demo's package is missing.
     """
-    path = Path(config.dataset).expanduser()
+    path, is_here = Path(config.dataset).expanduser(), is_there(config.dataset)
     if config.dataset == DEMO:
         return _source(config, {"train": _demo_table(config.subset)}, group_column="movie_name")
-    if path.is_dir():
+    if is_here and path.is_dir():
         return _load_folder(path, config)
-    if path.is_file() or _looks_local(config.dataset):
+    if is_here or _looks_local(config.dataset):
         find_splits(config, ["train"])
         split = Split("train", (read_file(path, config),))
         files = {"train": (split.shards[0].summary(path.name),)}

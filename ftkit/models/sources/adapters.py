@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ftkit.config.methods import MethodSection
-from ftkit.config.paths import from_root
+from ftkit.config.paths import from_root, is_there, looks_like_path
 from ftkit.config.tree import RunConfig
 from ftkit.errors import ModelError
 from ftkit.records.files import MODEL, RECORD, read_record
@@ -39,7 +39,7 @@ def model_folder(path: Path) -> Path:
 def find_adapter(name: str) -> Path | None:
     """Return the folder of an adapter by its name or its run's; None where a name is not that of an adapter."""
     path = from_root(name)
-    if not path.is_dir():
+    if not is_there(path) or not path.is_dir():
         return None
     folder = model_folder(path)
     return folder if (folder / CONFIG).is_file() and not (folder / "config.json").is_file() else None
@@ -57,12 +57,18 @@ def base_of(adapter: Path) -> tuple[str, str | None]:
         raise ModelError(f"{adapter / CONFIG} does not name its base model; write it as base_model_name_or_path")
     places = (from_root(name), from_root(adapter / name))
     folder = next((place for place in places if place.is_dir()), None)
-    if folder is None and name.startswith((".", "/", "~")):
+    if folder is None and looks_like_path(name):
         raise ModelError(
             f"{adapter} is an adapter of the model in {name}, which is not there; put the model back, or write where "
             f"it is as base_model_name_or_path in {adapter / CONFIG}"
         )
     return (name if folder is None else str(folder)), fields.get("revision")
+
+
+def asked_names(name: str) -> tuple[str, ...]:
+    """Return what loading a model may ask the hub for: the model, and the base of an adapter that is here."""
+    adapter = find_adapter(name)
+    return (name,) if adapter is None else (name, base_of(adapter)[0])
 
 
 def with_adapter(config: RunConfig) -> RunConfig:

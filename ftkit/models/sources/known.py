@@ -8,8 +8,9 @@ import json
 import re
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Any
+
+from ftkit.config.paths import is_there
 
 _HUB = "https://huggingface.co/"
 _PACKED = re.compile(r"(-unsloth)?-bnb-4bit$", re.IGNORECASE)
@@ -30,12 +31,12 @@ def find_row(name: str) -> str | None:
     Returns:
         The row's name; None: the table has none, or the name is a folder's.
     """
-    return None if Path(name).exists() else next(iter(_names().get(_key(name), ())), None)
+    return None if is_there(name) else next(iter(_names().get(_key(name), ())), None)
 
 
 def hub_name(name: str) -> str:
     """Return what the hub calls a model that is named by the table's short name; any other name as it is."""
-    if "/" in name or Path(name).exists():
+    if "/" in name or is_there(name):
         return name
     _, full = _names().get(_key(name), ("", name))
     return full

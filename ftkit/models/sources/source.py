@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from ftkit.config.paths import from_root
+from ftkit.config.paths import from_root, is_there, looks_like_path
 from ftkit.config.tree import DEMO, LabelKind, ModelConfig, Task
 from ftkit.errors import DependencyError, ModelError
 from ftkit.models.sources.adapters import base_of, find_adapter, labels_of, model_folder
@@ -70,17 +70,16 @@ def resolve_source(config: ModelConfig, task: Task) -> Source:
                 f"{package}; or name a model with --model"
             ) from None
         return Source(str(folder), None if task == "sequence-classification" else _DEMO_GGUF)
-    looks_like_path = config.name.startswith((".", "/", "~")) or Path(config.name).exists()
-    if not looks_like_path:
+    if not looks_like_path(config.name):
         return Source(hub_name(config.name), config.gguf_file, config.revision, config.trust_remote_code)
+    path = from_root(config.name)
     adapter = find_adapter(config.name)
     if adapter is not None:
         name, revision = base_of(adapter)
         return Source(name, None, revision, config.trust_remote_code, adapter)
-    path = from_root(config.name)
-    if path.is_file() and path.suffix == ".gguf":
+    if is_there(path) and path.is_file() and path.suffix == ".gguf":
         return Source(str(path.parent), path.name)
-    if not path.is_dir():
+    if not is_there(path) or not path.is_dir():
         raise ModelError(
             f"no model at {path}; give a folder with config.json and .safetensors, a .gguf file or a hub name"
         )

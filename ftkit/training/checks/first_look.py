@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ftkit.config.files import UnsoundConfigError
+from ftkit.config.paths import is_there, looks_like_path
 from ftkit.config.tree import DEMO, LabelKind, RunConfig
 from ftkit.data.arrays import PreparedData
 from ftkit.data.batching import check_cut
@@ -168,16 +169,11 @@ def look_beside(error: UnsoundConfigError) -> FtkitError:
         return error
     if "output" not in error.sections:
         mistakes.of(lambda: check_folder(config, is_resumed=config.output.resume == "auto"))
-    if not {"model", "task"} & error.sections and _is_here(config.model.name):
+    if not {"model", "task"} & error.sections and looks_like_path(config.model.name):  # so that nothing is fetched
         mistakes.of(lambda: resolve_source(config.model, config.task))
     if not {"data", "task"} & error.sections and _is_quick(config.data.dataset):
         mistakes.of(lambda: check_rows(config.data, config.task, config.data_seed))
     return mistakes.beside([ConfigError(sentence) for sentence in str(error).splitlines()])
-
-
-def _is_here(model: str) -> bool:
-    """Return whether a model's name is that of a place on a disk, so that looking at it fetches nothing."""
-    return model.startswith((".", "/", "~")) or Path(model).exists()
 
 
 def _look_at_data(
@@ -208,7 +204,7 @@ def _look_at_data(
 def _is_quick(dataset: str) -> bool:
     """Return whether a dataset is looked at in about a second; one that is not does not keep a user waiting."""
     path = Path(dataset).expanduser()
-    if not path.exists():
+    if not is_there(path):
         return dataset == DEMO or bool(path.suffix)  # a name on the hub has no suffix
     files = [path] if path.is_file() else path.rglob("*")
     return sum(file.stat().st_size for file in files if file.is_file()) <= _QUICK_BYTES
