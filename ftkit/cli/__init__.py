@@ -22,6 +22,7 @@ _COMMANDS = {
     "export": ("ftkit.cli.export", "export", "Export a trained model: merged, as an adapter, as GGUF or as ONNX."),
     "report": ("ftkit.cli.report", "report", "Show runs side by side, as a table, a file or a page."),
     "cache": ("ftkit.cli.cache", "cache", "Show, check or remove what frozen layers have computed."),
+    "doctor": ("ftkit.cli.doctor", "doctor", "Look at this machine: what works, and what to install."),
     "config": ("ftkit.cli.config", "config", "Show presets, the resolved configuration or its JSON schema."),
 }
 

@@ -26,17 +26,33 @@ def work_offline_if_unreachable(names: Iterable[str]) -> bool:
     Returns:
         Whether the cache is all there is.
     """
-    if os.environ.get("HF_HUB_OFFLINE") or not any(_may_be_on_the_hub(name) for name in names) or _answers():
+    if os.environ.get("HF_HUB_OFFLINE") or not any(_may_be_on_the_hub(name) for name in names) or answers():
         return False
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     return True
 
 
 def is_cached(name: str) -> bool:
-    """Return whether the hub's cache on this machine has something of a model (its layout: huggingface_hub, cache)."""
+    """Return whether the hub's cache on this machine has something of a model."""
+    return is_there(hub_cache() / f"models--{name.replace('/', '--')}")
+
+
+def hub_cache() -> Path:
+    """Return where the hub's client keeps models (its layout: huggingface_hub, cache), without importing it."""
     home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
-    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
-    return is_there(cache / f"models--{name.replace('/', '--')}")
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
+
+
+def answers() -> bool:
+    """Return whether the hub takes a connection; behind a proxy, only the client itself can find out."""
+    if urllib.request.getproxies():
+        return True
+    place = urlsplit(os.environ.get("HF_ENDPOINT") or _ENDPOINT)
+    try:
+        socket.create_connection((place.hostname or "", place.port or 443), timeout=_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def upload(folder: Path, name: str) -> str:
@@ -70,15 +86,3 @@ def upload(folder: Path, name: str) -> str:
 
 def _may_be_on_the_hub(name: str) -> bool:
     return name != DEMO and not looks_like_path(name)
-
-
-def _answers() -> bool:
-    """Try to connect; behind a proxy, only the client itself can find out."""
-    if urllib.request.getproxies():
-        return True
-    place = urlsplit(os.environ.get("HF_ENDPOINT") or _ENDPOINT)
-    try:
-        socket.create_connection((place.hostname or "", place.port or 443), timeout=_SECONDS).close()
-    except OSError:
-        return False
-    return True

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ftkit.errors import DeviceError
 from ftkit.machine import foreign
+from ftkit.machine.driver import device_process_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -158,34 +159,6 @@ def peak_allocator_bytes(device: "torch.device") -> tuple[int | None, int | None
     if not _has_statistics(device):
         return None, None
     return torch.accelerator.max_memory_allocated(device), torch.accelerator.max_memory_reserved(device)
-
-
-def device_process_bytes(device: "torch.device") -> int | None:
-    """Return what the driver says that this process holds of a GPU now (NVML), in bytes.
-
-    It is the figure of nvidia-smi: context, libraries and segments too. None where the driver is not asked (no NVIDIA
-    GPU, no nvidia-ml-py) or does not know this process, as in a container with process numbers of its own.
-    """
-    if device.type != "cuda":
-        return None
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(_uuid(device))
-        found = [one for one in pynvml.nvmlDeviceGetComputeRunningProcesses(handle) if one.pid == os.getpid()]
-        return int(found[0].usedGpuMemory) if found and found[0].usedGpuMemory else None
-    except pynvml.NVMLError:
-        return None
-
-
-def _uuid(device: "torch.device") -> str:
-    """Return what NVML calls a device; its own numbering does not follow CUDA_VISIBLE_DEVICES."""
-    import torch
-
-    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
 
 
 def _has_statistics(device: "torch.device") -> bool:

@@ -1,15 +1,20 @@
 """Name what decides the figures: the versions of the libraries, and the device."""
 
 import platform
+import re
+from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from ftkit.errors import DependencyError
 
 if TYPE_CHECKING:
     import torch
+
+_EXTRA = re.compile(r"extra == [\"'](\w+)")
 
 
 def versions() -> dict[str, str]:
@@ -27,36 +32,70 @@ def versions() -> dict[str, str]:
     return found | {name: version for name, version in toolkits.items() if version}
 
 
+@dataclass(frozen=True)
+class Needed:
+    """A library that ftkit uses, as its own package names it.
+
+    Attributes:
+        name: of its package.
+        wanted: the versions that ftkit was tested with and is made for, such as `<2.14,>=2.13`.
+        installed: the version that is there; None: none is.
+    """
+
+    name: str
+    wanted: str
+    installed: str | None
+
+    @property
+    def is_met(self) -> bool:
+        """Whether a version that is wanted is installed."""
+        return self.installed is not None and SpecifierSet(self.wanted).contains(self.installed, prereleases=True)
+
+
 def check_versions() -> None:
     """Refuse libraries of versions that ftkit was not made for; it uses names of theirs that change between versions.
+
+    A library that is missing is told where it is used.
 
     Raises:
         DependencyError: naming each library, what is there and what is needed.
     """
-    wrong = [text for line in _own_requirements() if (text := _unmet(line))]
+    wrong = [one for one in requirements() if one.installed is not None and not one.is_met]
     if wrong:
-        raise DependencyError(f"{'; '.join(wrong)}: pip install --upgrade ftkit brings what it needs")
+        found = "; ".join(
+            f"{one.name} {one.installed} is installed, and ftkit needs {one.name}{one.wanted}" for one in wrong
+        )
+        raise DependencyError(f"{found}: pip install --upgrade ftkit brings what it needs")
 
 
-def _own_requirements() -> list[str]:
+def requirements() -> list[Needed]:
     """Return what ftkit needs, without its extras; nothing where it runs from a checkout that is not installed."""
+    return [_looked_up(line) for line in _own_requirements() if not _EXTRA.search(str(line.marker))]
+
+
+def extras() -> dict[str, list[Needed]]:
+    """Return what each optional extra of ftkit needs, by its name; nothing for a checkout that is not installed."""
+    found: dict[str, list[Needed]] = {}
+    for line in _own_requirements():
+        names = _EXTRA.findall(str(line.marker))
+        for name in names:
+            found.setdefault(name, []).append(_looked_up(line))
+    return found
+
+
+def _own_requirements() -> list[Requirement]:
     try:
-        lines = metadata.requires("ftkit") or []
+        return [Requirement(line) for line in metadata.requires("ftkit") or []]
     except metadata.PackageNotFoundError:
         return []
-    return [line for line in lines if "extra ==" not in line]
 
 
-def _unmet(line: str) -> str | None:
-    """Return what is wrong with a library, if anything; one that is missing is told where it is used."""
-    needed = Requirement(line)
+def _looked_up(line: Requirement) -> Needed:
     try:
-        there = metadata.version(needed.name)
+        there: str | None = metadata.version(line.name)
     except metadata.PackageNotFoundError:
-        return None
-    if needed.specifier.contains(there, prereleases=True):
-        return None
-    return f"{needed.name} {there} is installed, and ftkit needs {needed.name}{needed.specifier}"
+        there = None
+    return Needed(line.name, str(line.specifier), there)
 
 
 def device_name(device: "torch.device") -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ftkit.machine import memory
+from ftkit.machine.driver import device_process_bytes
 from ftkit.machine.hardware import device_flops
 from ftkit.machine.process import ProcessContext
 from ftkit.records.schema import PhaseMeasurement, Prediction
@@ -118,7 +119,7 @@ class Meter:
     def _read(self) -> None:
         active, reserved = memory.peak_allocator_bytes(self._device)
         host = memory.peak_resident_bytes()
-        process = host if self._device.type == "cpu" else memory.device_process_bytes(self._device)
+        process = host if self._device.type == "cpu" else device_process_bytes(self._device)
         reading = Reading(active, reserved, process, host)
         self.peaks[self._phase] = reading.larger(self.peaks.get(self._phase, Reading()))
 

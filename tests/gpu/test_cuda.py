@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ftkit.machine import memory
+from ftkit.machine import driver, memory
 from ftkit.machine.process import ProcessContext, join, leave
 from ftkit.records.files import read_record
 from tests.helpers import build, ragged_split, save_tiny_model, take_steps
@@ -93,7 +93,7 @@ def test_utilization_is_a_share_where_the_card_is_known(rows):
 
 def test_the_driver_says_no_less_than_the_allocator(process):
     held = torch.ones(256 * MIB, dtype=torch.uint8, device=process.device)
-    said = memory.device_process_bytes(process.device)
+    said = driver.device_process_bytes(process.device)
     if said is None:
         pytest.skip("the driver does not know this process (no nvidia-ml-py, or a container's own process numbers)")
     assert said >= torch.cuda.memory_reserved(process.device) >= held.nbytes

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ftkit.errors import DeviceError
-from ftkit.machine import memory
+from ftkit.machine import driver, memory
 from ftkit.machine.versions import device_name, versions
 
 CPU, OTHER = torch.device("cpu"), torch.device("xpu", 0)
@@ -28,7 +28,7 @@ def test_the_cycle_collector_rests_and_may_take_what_was_made_meanwhile_for_old(
 
 def test_a_cpu_has_no_caching_allocator():
     assert memory.peak_allocator_bytes(CPU) == (None, None)
-    assert memory.device_process_bytes(CPU) is None
+    assert driver.device_process_bytes(CPU) is None
 
 
 def test_any_accelerator_is_asked_through_torch_accelerator(monkeypatch):
@@ -39,7 +39,7 @@ def test_any_accelerator_is_asked_through_torch_accelerator(monkeypatch):
     assert memory.peak_allocator_bytes(OTHER) == (7, 9)
     memory.reset_peaks(OTHER)
     assert reset == [OTHER]
-    assert memory.device_process_bytes(OTHER) is None  # NVML knows NVIDIA's cards alone
+    assert driver.device_process_bytes(OTHER) is None  # NVML knows NVIDIA's cards alone
 
 
 @pytest.mark.parametrize("error", [RuntimeError, NotImplementedError])

@@ -1,0 +1,95 @@
+"""`ftkit doctor`: what is on this machine, what of it works, and what to install or to set."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from ftkit.cli.options import quieten, user_errors
+from ftkit.errors import DeviceError
+from ftkit.machine.doctor.examine import examine
+from ftkit.machine.doctor.finding import Finding, State
+from ftkit.sweep.matrix import ENGINES, Tried, try_all
+from ftkit.units import format_bytes, format_seconds
+
+_COLOURS = {State.OK: "green", State.MISSING: "yellow", State.PROBLEM: "red"}
+_NAME = 26
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where runs would go."
+)
+@click.option(
+    "--try",
+    "tries",
+    is_flag=True,
+    help="Train one step of a tiny model by each method, plain and under ZeRO-2 and ZeRO-3: a minute or two, longer "
+    "where DeepSpeed compiles first.",
+)
+@click.option("--online", is_flag=True, help="Ask whether the hub answers; nothing else is asked over a network.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
+def doctor(output: Path, *, tries: bool, online: bool, as_json: bool) -> None:
+    """Look at this machine and say what is there, what works, what does not, and what to install or to set.
+
+    Exits with 0 where a training can run here, and with 7 where none can.
+    """
+    with user_errors():
+        found = _shown(_findings(output, tries=tries, online=online), as_json=as_json)
+        if as_json:
+            click.echo(json.dumps([asdict(one) for one in found]))
+    if any(one.is_blocking for one in found):
+        click.get_current_context().exit(DeviceError.exit_code)
+
+
+def _findings(output: Path, *, tries: bool, online: bool) -> Iterator[Finding]:
+    is_blocked = False
+    for one in examine(output, online=online):
+        is_blocked |= one.is_blocking
+        yield one
+    if tries and not is_blocked:
+        quieten()
+        yield from _tried()
+
+
+def _tried() -> Iterator[Finding]:
+    """Yield how each training of the matrix ended, and a word where none of them worked."""
+    has_worked = False
+    for one in try_all():
+        has_worked |= one.reason is None
+        yield _cell(one)
+    if not has_worked:
+        yield Finding("trainings", State.PROBLEM, "none of them worked", "mend what is named above", is_blocking=True)
+
+
+def _cell(tried: Tried) -> Finding:
+    name = f"{tried.method}, {tried.engine}"
+    if tried.reason is not None:
+        flags = " ".join(f"--set {key}={value}" for key, value in ENGINES[tried.engine].items())
+        cure = f"`ftkit train --method {tried.method} {flags}` shows all of it"
+        return Finding(name, State.PROBLEM, tried.reason, cure)
+    peak = "" if tried.peak_bytes is None else f", {format_bytes(tried.peak_bytes)} at its peak"
+    return Finding(name, State.OK, f"trained a step in {format_seconds(tried.seconds)}{peak}")
+
+
+def _shown(findings: Iterable[Finding], *, as_json: bool) -> list[Finding]:
+    """Print each finding the moment it is known, unless all are printed as JSON at the end."""
+    found = []
+    for one in findings:
+        found.append(one)
+        if not as_json:
+            _show(one)
+    return found
+
+
+def _show(finding: Finding) -> None:
+    state = click.style(f"{finding.state:8}", fg=_COLOURS[finding.state])
+    click.echo(f"{state} {finding.name:{_NAME}} {finding.fact}")
+    if finding.cure is not None:
+        click.echo(f"{'':8} {'':{_NAME}} -> {finding.cure}")
+
+
+if __name__ == "__main__":
+    doctor()

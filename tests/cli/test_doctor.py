@@ -1,0 +1,37 @@
+"""`ftkit doctor`: lines or JSON, and an exit code."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from ftkit.cli import doctor as command
+from ftkit.cli.doctor import doctor
+from ftkit.sweep.matrix import Tried
+
+
+def test_json_has_every_line_and_the_exit_code_says_that_training_works(tmp_path):
+    result = CliRunner().invoke(doctor, ["--json", "--output", str(tmp_path)])
+    assert result.exit_code == 0
+    lines = json.loads(result.output)
+    assert all(set(line) == {"name", "state", "fact", "cure", "is_blocking"} for line in lines)
+
+
+def test_where_no_training_can_run_the_exit_code_is_7_and_nothing_is_tried(tmp_path):
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(doctor, ["--try", "--output", str(tmp_path / "file" / "runs")])
+    assert result.exit_code == 7
+    assert "name another disk with --output" in result.output
+    assert "ZeRO-2" not in result.output
+
+
+@pytest.mark.parametrize(("reasons", "code"), [((None, "no ninja"), 0), (("no room", "no ninja"), 7)])
+def test_a_cell_that_fails_has_its_reason_and_blocks_only_where_all_fail(monkeypatch, tmp_path, reasons, code):
+    cells = [
+        Tried("lora", engine, reason, 1.0, None) for engine, reason in zip(("plain", "ZeRO-2"), reasons, strict=True)
+    ]
+    monkeypatch.setattr(command, "try_all", lambda: iter(cells))
+    result = CliRunner().invoke(doctor, ["--try", "--output", str(tmp_path)])
+    assert result.exit_code == code
+    assert "lora, ZeRO-2               no ninja" in result.output
+    assert "--method lora --set engine.name=deepspeed --set engine.zero_stage=2" in result.output
