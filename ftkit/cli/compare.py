@@ -18,7 +18,13 @@ _USUAL = "feature-extraction,lora,qlora"
 @config_options
 @click.option("--methods", "names", default=_USUAL, show_default=True, metavar="A,B,...", help="What is compared.")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings of each method.")
-def compare(names: str, seeds: int, **flags: Any) -> None:
+@click.option(
+    "--baselines/--no-baselines",
+    default=True,
+    show_default=True,
+    help="Score two baselines beside them: the most frequent answer, and logistic regression on words.",
+)
+def compare(names: str, seeds: int, *, baselines: bool, **flags: Any) -> None:
     """Train each of several methods on the same data and splits, with the same steps, and say which is better.
 
     Takes all flags of `ftkit train`; those of a method apply to the methods that have them. --output names the folder
@@ -33,7 +39,8 @@ def compare(names: str, seeds: int, **flags: Any) -> None:
         if len(wanted) < 2:
             raise ConfigError(f"--methods {names}: give two methods or more; known: {', '.join(methods())}")
         configs = [read_config(_flags_of(name, flags)) for name in wanted]
-        train_series(configs, seeds, Path(configs[0].output.folder or "runs/compare"))
+        folder = Path(configs[0].output.folder or "runs/compare")
+        train_series(configs, seeds, folder, has_baselines=baselines)
 
 
 def _flags_of(method: str, flags: dict[str, Any]) -> dict[str, Any]:

@@ -93,18 +93,24 @@ def path(problem: Problem, penalties: Sequence[float] = PENALTIES, flat: float =
         yield Linear(found, bias.detach() - found @ mean if problem.has_bias else None, penalty)
 
 
-def best(problem: Problem, loss_of: Callable[[Linear], float], penalties: Sequence[float] = PENALTIES) -> Linear:
+def best(
+    problem: Problem,
+    loss_of: Callable[[Linear], float],
+    penalties: Sequence[float] = PENALTIES,
+    flat: float = FLAT,
+) -> Linear:
     """Return the optimum under the penalty that serves unseen sequences best.
 
     Args:
         problem: what is to be fitted.
         loss_of: of a layer on sequences that it has not seen; the smallest wins, the strongest penalty among equals.
         penalties: the strongest first.
+        flat: as `path`.
 
     Returns:
         The layer.
     """
-    return min(path(problem, penalties), key=loss_of)
+    return min(path(problem, penalties, flat), key=loss_of)
 
 
 def _descend(

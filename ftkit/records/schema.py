@@ -160,7 +160,7 @@ class RunLine(Record):
     versions: dict[str, str] = Field(default_factory=dict)
     """Package to version."""
     engine: str
-    """`plain` or `deepspeed`; `unknown` of a configuration that was refused."""
+    """`plain` or `deepspeed`; `unknown` of a configuration that was refused, `none` of a baseline."""
     zero_stage: int | None = None
     """What ZeRO partitions, 0 under the plain engine; None in a record that does not say it."""
     offload_optimizer: str | None = None
@@ -177,7 +177,8 @@ class RunLine(Record):
     """None for a language model, and where no data was read."""
     example: Literal["text", "pair", "chat"] = "text"
     """An example of the data: one text, two of them, or a chat in the tokenizer's template."""
-    purpose: Literal["training", "profile"] = "training"
+    purpose: Literal["training", "profile", "baseline"] = "training"
+    """A baseline has no model, no engine and no settings."""
 
 
 class StepLine(Record):

@@ -54,6 +54,11 @@ class Run:
         return self.record.run.prediction or Prediction()
 
     @property
+    def is_baseline(self) -> bool:
+        """Whether it trained no model: what it has no setting for tells it from nothing."""
+        return self.record.run.purpose == "baseline"
+
+    @property
     def status(self) -> str:
         """The end of the run: the kind of failure if it failed, `unfinished` if no end was written."""
         result = self.record.result

@@ -95,7 +95,8 @@ def split_shared(runs: Sequence[Run], columns: Sequence[Column]) -> tuple[list[C
         columns: any columns.
 
     Returns:
-        (what differs, with every column that is not configuration; what all runs share). One run shares nothing.
+        (what differs, with every column that is not configuration; what all runs share, baselines left out that have
+        no such setting). One run shares nothing.
     """
     shared = [
         column
@@ -103,7 +104,7 @@ def split_shared(runs: Sequence[Run], columns: Sequence[Column]) -> tuple[list[C
         if len(runs) > 1
         and column.group == "configuration"
         and column.key not in ("name", "status", "method")
-        and len({column.value(run) for run in runs}) == 1
+        and len({value for run in runs if (value := column.value(run)) or not run.is_baseline}) == 1
     ]
     return [column for column in columns if column not in shared], shared
 

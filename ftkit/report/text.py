@@ -35,7 +35,7 @@ def print_table(runs: Sequence[Run], console: Console) -> None:
     """
     columns, shared = split_shared(runs, [column for column in filled_columns(runs) if column.key != "reason"])
     if shared:
-        console.print(Text("Same in all: " + shared_words(runs[0], shared), style="dim"))
+        console.print(Text("Same in all: " + shared_words(runs, shared), style="dim"))
     for part in _parts(runs, [column for column in columns if column.key != "name"], console):
         console.print(_grid(runs, part))
     for run in runs:
@@ -91,7 +91,7 @@ def markdown(runs: Sequence[Run]) -> str:
         Markdown; a `|` in a name is escaped.
     """
     columns, shared = split_shared(runs, filled_columns(runs))
-    parts = [f"Same in all runs: {escape_markdown(shared_words(runs[0], shared))}.\n"] if shared else []
+    parts = [f"Same in all runs: {escape_markdown(shared_words(runs, shared))}.\n"] if shared else []
     parts.append(
         _markdown_table(
             [column.heading for column in columns],
@@ -203,9 +203,10 @@ def _status_style(run: Run) -> str:
     return "yellow" if run.status in ("unfinished", "interrupted") else "red"
 
 
-def shared_words(run: Run, columns: Sequence[Column]) -> str:
-    """Return what all runs share as words, read off one of them."""
-    return ", ".join(f"{column.heading.lower()} {shown}" for column in columns if (shown := column.show(run)))
+def shared_words(runs: Sequence[Run], columns: Sequence[Column]) -> str:
+    """Return what all runs share as words, read off the first that has the setting."""
+    shown = {column.heading.lower(): next(filter(None, map(column.show, runs)), "") for column in columns}
+    return ", ".join(f"{heading} {words}" for heading, words in shown.items() if words)
 
 
 def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[bool]) -> str:

@@ -92,9 +92,9 @@ def device(run: Run) -> Value:
     return None if name == "unknown" else name
 
 
-def engine(run: Run) -> str:
-    """Return how the run was distributed; see `distribution`."""
-    return distribution(run.record.run)
+def engine(run: Run) -> Value:
+    """Return how the run was distributed, see `distribution`; None of a baseline."""
+    return None if run.is_baseline else distribution(run.record.run)
 
 
 def distribution(line: RunLine) -> str:

@@ -11,6 +11,7 @@ from ftkit.cli.series import series_members
 from ftkit.config.files import load_config
 from ftkit.records.answers import answers_file, read_answers
 from ftkit.records.files import read_record
+from ftkit.training.study.baselines import FOLDERS
 from tests.helpers import WORDS, save_tiny_model
 
 
@@ -30,8 +31,11 @@ def test_compare_trains_each_method_on_the_same_splits_and_says_which_is_better(
     assert ran.exit_code == 0, ran.output
     folders = [tmp_path / "out" / name for name in ("feature-extraction", "lora")]
     assert read_record(folders[1]).run.config["method"]["rank"] == 2
+    folders += [tmp_path / "out" / name for name in FOLDERS.values()]
     assert len({read_answers(answers_file(folder, "test")).texts for folder in folders}) == 1
-    assert "on 6 texts" in (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "on 6 texts" in page
+    assert all(name in page for name in FOLDERS)
 
 
 def test_the_runs_of_a_series_differ_by_their_seed_and_share_their_splits(tmp_path):

@@ -3,10 +3,13 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain, pairwise
+from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 _WORD = re.compile(r"\w+")
 _FEWEST_TEXTS = 2
@@ -15,26 +18,48 @@ _MOST_NUMBERS = 3 * 10**7
 """In the matrix, which is dense: 120 MB."""
 
 
-def tf_idf(texts: Sequence[str]) -> torch.Tensor:
-    """Return texts as vectors: 1 + log of a term's count, times its inverse document frequency, of length 1.
+@dataclass(frozen=True)
+class Terms:
+    """The terms of some texts, which turn any texts into vectors.
 
-    Args:
-        texts: N of them.
-
-    Returns:
-        fp32 [N, terms]: the terms that most texts have, as many as the matrix may hold.
+    Attributes:
+        places: term to its column.
+        weights: inverse document frequency of each column.
     """
-    counted = [Counter(_terms(text)) for text in texts]
-    frequency = Counter(chain.from_iterable(counted))
-    usual = [term for term, count in frequency.most_common(max(1, _MOST_NUMBERS // max(1, len(texts))))]
-    places = {term: place for place, term in enumerate(usual) if frequency[term] >= _FEWEST_TEXTS}
-    matrix = np.zeros((len(texts), max(1, len(places))), dtype=np.float32)
-    for row, terms in enumerate(counted):
-        for term, count in terms.items():
-            if (place := places.get(term)) is not None:
-                matrix[row, place] = (1 + np.log(count)) * (np.log((1 + len(texts)) / (1 + frequency[term])) + 1)
-    lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
-    return torch.from_numpy(matrix / np.where(lengths > 0, lengths, 1))
+
+    places: dict[str, int]
+    weights: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> Self:
+        """Take the terms that most texts have, as many as the matrix of these texts may hold."""
+        frequency = Counter(chain.from_iterable(set(_terms(text)) for text in texts))
+        usual = frequency.most_common(max(1, _MOST_NUMBERS // max(1, len(texts))))
+        kept = [(term, count) for term, count in usual if count >= _FEWEST_TEXTS]
+        counts = np.array([count for _, count in kept], dtype=np.float64)
+        return cls({term: place for place, (term, _) in enumerate(kept)}, np.log((1 + len(texts)) / (1 + counts)) + 1)
+
+    def vectors(self, texts: Sequence[str]) -> torch.Tensor:
+        """Return texts as vectors: 1 + log of a term's count, times its inverse document frequency, of length 1.
+
+        Args:
+            texts: N of them.
+
+        Returns:
+            fp32 [N, terms], one column at least.
+        """
+        matrix = np.zeros((len(texts), max(1, len(self.places))), dtype=np.float32)
+        for row, text in enumerate(texts):
+            for term, count in Counter(_terms(text)).items():
+                if (place := self.places.get(term)) is not None:
+                    matrix[row, place] = (1 + np.log(count)) * self.weights[place]
+        lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
+        return torch.from_numpy(matrix / np.where(lengths > 0, lengths, 1))
+
+
+def tf_idf(texts: Sequence[str]) -> torch.Tensor:
+    """Return texts as vectors of their own terms, fp32 [N, terms]; see `Terms`."""
+    return Terms.of(texts).vectors(texts)
 
 
 def _terms(text: str) -> list[str]:
