@@ -1,4 +1,4 @@
-"""`ftkit cache`: what the cache of hidden states holds, whether it is sound, and what of it should go."""
+"""`ftkit cache`: what the cache of hidden states and of tokens holds, whether it is sound, and what of it should go."""
 
 import json
 import sys
@@ -9,6 +9,8 @@ import click
 
 from ftkit.cli.options import user_errors
 from ftkit.errors import ConfigError, DeviceError
+from ftkit.machine.kept_arrays import KeptArrays
+from ftkit.machine.sealed import is_sound
 from ftkit.models.trunk import entries
 from ftkit.units import format_bytes
 
@@ -17,7 +19,8 @@ from ftkit.units import format_bytes
 def cache() -> None:
     """Show what frozen layers have computed and the next run finds; check it; remove it.
 
-    The folder is trunk/ in FTKIT_CACHE, by default in ~/.cache/ftkit.
+    The folder is trunk/ in FTKIT_CACHE, by default in ~/.cache/ftkit; beside it is tokens/, which has no
+    entries by name.
     """
 
 
@@ -34,6 +37,8 @@ def list_(*, as_json: bool) -> None:
         for entry in found:
             click.echo(_line(entry))
         click.echo(f"{format_bytes(sum(entry.num_bytes for entry in found))} in {entries.folder()}")
+        tokens = _tokens()
+        click.echo(f"{format_bytes(tokens.num_bytes())} of tokens in {tokens.folder}")
 
 
 @cache.command()
@@ -42,18 +47,19 @@ def verify(names: tuple[str, ...]) -> None:
     """Compare every file with its checksum; exits with 7 where one is damaged. NAMES: all entries when not named."""
     with user_errors():
         damaged = [shard for path in _paths(names) for shard in entries.damaged_shards(path)]
+        damaged += [] if names else [file for file in _tokens().files() if not is_sound(file)]
         if damaged:
             more = f", and {len(damaged) - 1} more are not" if damaged[1:] else ""
             raise DeviceError(
                 f"{damaged[0]} is not what was written{more}; the next run that needs it computes it again, or remove "
-                "the entry with `ftkit cache remove`"
+                "it with `ftkit cache remove`"
             )
         click.echo("every file is what was written")
 
 
 @cache.command()
 @click.argument("names", nargs=-1)
-@click.option("--all", "takes_all", is_flag=True, help="Remove every entry.")
+@click.option("--all", "takes_all", is_flag=True, help="Remove every entry, and all tokens.")
 def remove(names: tuple[str, ...], *, takes_all: bool) -> None:
     """Remove entries by the first letters of their NAMES; a run that has one open goes on."""
     with user_errors():
@@ -61,6 +67,8 @@ def remove(names: tuple[str, ...], *, takes_all: bool) -> None:
             raise ConfigError("name the entries to remove, as `ftkit cache list` shows them, or give --all")
         paths = _paths(names)
         kept = [path for path in paths if not entries.remove_entry(path)]
+        for file in _tokens().files() if takes_all else ():
+            file.unlink(missing_ok=True)
         click.echo(f"removed {len(paths) - len(kept)} of {len(paths)} entries")
         if kept:
             raise DeviceError(f"a run is writing {kept[0].name}; remove it when that has ended")
@@ -69,6 +77,10 @@ def remove(names: tuple[str, ...], *, takes_all: bool) -> None:
 def _paths(names: tuple[str, ...]) -> list[Path]:
     """Return the folders of the entries that are named, of all where none is."""
     return [entries.find_entry(name) for name in names] or [found.path for found in entries.list_entries()]
+
+
+def _tokens() -> KeptArrays:
+    return KeptArrays("tokens", 0)
 
 
 def _line(entry: entries.Found) -> str:

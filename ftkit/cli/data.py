@@ -59,13 +59,15 @@ def _show(config: "RunConfig", source: "Source", rows: int, *, as_json: bool) ->
     from ftkit.data.findings import Finding, RefusedDataError, Severity, by_severity
     from ftkit.data.inspect import figures, first_sequences
     from ftkit.data.prepare import prepare_data
+    from ftkit.machine.kept_arrays import kept_tokens
     from ftkit.models.sources.source import load_tokenizer, own_label_names, resolve_source
 
     model = resolve_source(config.model, config.task)
     tokenizer = load_tokenizer(model)
     own_labels = own_label_names(model) if config.task == "sequence-classification" else None
+    store = kept_tokens(config.cache)
     try:
-        prepared = prepare_data(config.data, config.task, tokenizer, config.data_seed, own_labels, source)
+        prepared = prepare_data(config.data, config.task, tokenizer, config.data_seed, own_labels, source, store=store)
     except DataError as error:
         found = [
             Finding(Severity.ERROR, str(error)),

@@ -1,4 +1,4 @@
-"""The section of the cache of hidden states."""
+"""The section of the cache: what frozen layers have computed, and the tokens of texts."""
 
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from ftkit.units import parse_bytes
 
 
 class CacheConfig(Section):
-    """What the frozen layers below everything that trains make of the texts, computed once and kept on a disk."""
+    """What is computed once and kept: tokens, and what the frozen layers below all that trains make of them."""
 
     trunk: Literal["auto", "on", "off"] = "auto"
     """`auto`: compute the frozen layers once where some are below all that trains and the data is gone through more
@@ -18,7 +18,10 @@ class CacheConfig(Section):
     dtype: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
     """What is kept; `auto`: the precision of the run, which loses nothing; `int8` says how much it has lost."""
     limit: str = "20GiB"
-    """What the cache may hold, such as `20GiB`; what was not used for longest makes room."""
+    """What the cache may hold of hidden states, and of tokens, such as `20GiB`; what was not used for longest makes
+    room."""
+    tokens: bool = True
+    """Keep the tokens of texts, so that the same texts are not tokenized again."""
 
     @field_validator("trunk", mode="before")
     @classmethod

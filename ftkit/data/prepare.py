@@ -25,6 +25,7 @@ from ftkit.data.table.fields import field_names, nested_names
 from ftkit.data.table.rows import iterate, keys
 from ftkit.data.table.two_columns import name_two_columns
 from ftkit.data.tokens import encode
+from ftkit.data.tokens.kept import TokenStore
 from ftkit.data.tokens.losses import findings_of_losses, spelled
 from ftkit.data.tokens.tokenizer import TextTokenizer
 from ftkit.errors import DataError
@@ -42,6 +43,7 @@ def prepare_data(  # noqa: PLR0913  # each is decided by one caller alone
     source: Source | None = None,
     *,
     may_lack_labels: bool = False,
+    store: TokenStore | None = None,
 ) -> PreparedData:
     """Turn a dataset into token arrays.
 
@@ -53,6 +55,7 @@ def prepare_data(  # noqa: PLR0913  # each is decided by one caller alone
         model_label_names: names that a fine-tuned model carries, in its order; None for a model without a head.
         source: the dataset, where it is loaded already.
         may_lack_labels: the model is only scored, and the data need not have every label that it knows.
+        store: keeps tokens for the next time; None: nothing is kept.
 
     Returns:
         The splits, their label names, fingerprint and report.
@@ -68,7 +71,8 @@ def prepare_data(  # noqa: PLR0913  # each is decided by one caller alone
     )
     with kept(draft.findings):
         standard = _standard(draft, config)
-        encoded, findings = _encode_all(draft, columns, tokenizer, config, seed)
+        tokens = TextTokenizer.of(tokenizer, are_characters=config.special_tokens_in_text == "characters", store=store)
+        encoded, findings = _encode_all(draft, columns, tokens, config, seed)
     train = source.splits["train"]
     ignored = tuple(name for name in train.column_names if not any(_is_of(used, name) for used in columns.used))
     if task == "causal-lm" and (names := forgotten(columns, train.column_names)):
@@ -147,10 +151,8 @@ def _learned(split: TokenSplit, standard: Standard) -> TokenSplit:
 
 
 def _encode_all(
-    draft: Draft, columns: Columns, tokenizer: "PreTrainedTokenizerBase", config: DataConfig, seed: int
+    draft: Draft, columns: Columns, tokens: TextTokenizer, config: DataConfig, seed: int
 ) -> tuple[dict[str, encode.Encoded], list[Finding]]:
-    are_characters = config.special_tokens_in_text == "characters"
-    tokens = TextTokenizer.of(tokenizer, are_characters=are_characters)
     chats = Conversations(config, columns, tokens)
     encoded: dict[str, encode.Encoded] = {}
     for split in [split for split in ("train", "validation", "test") if split in draft.rows]:
@@ -166,7 +168,7 @@ def _encode_all(
     draft.num_line_ends += chats.seen.num_line_ends
     findings = findings_of_losses(encoded, config.max_length, tokens)
     if chats.rendering.num_spelled:
-        findings.append(spelled(chats.rendering.num_spelled, are_characters=are_characters))
+        findings.append(spelled(chats.rendering.num_spelled, are_characters=tokens.special.are_characters))
     return encoded, [*draft.findings, *chats.findings(), *findings]
 
 

@@ -12,6 +12,7 @@ from ftkit.data.standard import AS_THEY_ARE
 from ftkit.errors import ConfigError, DataError
 from ftkit.inference.opened import Opened
 from ftkit.machine.disk import replace_text
+from ftkit.machine.kept_arrays import kept_tokens
 from ftkit.models.build import check_positions
 from ftkit.records.answers import Answers, as_lines
 from ftkit.records.schema import EvaluationLine
@@ -76,11 +77,12 @@ def _prepared(opened: Opened, dataset: str | None) -> PreparedData:
     """Return the data as the model learned its labels: numbers are standardised by its own mean and deviation."""
     config, labels = opened.config, opened.labels
     names = labels.names if labels else None
+    store = kept_tokens(config.cache)
     if dataset is None:
-        return prepare_data(config.data, config.task, opened.tokenizer, config.data_seed, names)
+        return prepare_data(config.data, config.task, opened.tokenizer, config.data_seed, names, store=store)
     section = _all_of(config.data, dataset, opened)
     seed = config.data_seed
-    data = prepare_data(section, config.task, opened.tokenizer, seed, names, may_lack_labels=True)
+    data = prepare_data(section, config.task, opened.tokenizer, seed, names, may_lack_labels=True, store=store)
     if labels is None or labels.standard == AS_THEY_ARE:
         return data
     standard = labels.standard

@@ -19,6 +19,7 @@ from ftkit.models.methods import method_of
 from ftkit.models.sources.source import load_tokenizer, resolve_source
 from ftkit.models.trunk import build as trunk_build
 from ftkit.models.trunk import store
+from ftkit.models.trunk.rows import Rows
 from ftkit.training.checkpoints.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from ftkit.training.results.folder import save_model
 from tests.helpers import (
@@ -111,9 +112,9 @@ def run_cached(case: dict, process: ProcessContext, folder: Path) -> dict:
     whole = take_steps(*build(case["settings"], model, torch.float32, process), split)
     written: list[int] = []
 
-    def write(path: Path, number: int, hidden: torch.Tensor) -> None:
+    def write(path: Path, number: int, rows: Rows) -> None:
         written.append(number)
-        store.write_shard(path, number, hidden)
+        store.write_shard(path, number, rows)
 
     with patched(trunk_build, "write_shard", write):
         config, engine, held = build_cached(case["settings"], model, process, split)

@@ -11,16 +11,12 @@ So what a tokenizer does at the beginning of a text (a space before it) or at it
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain, islice
-from typing import TYPE_CHECKING
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ftkit.data.tokens.tokenizer import TextTokenizer
-
-if TYPE_CHECKING:
-    from tokenizers import Encoding
+from ftkit.data.tokens.tokenizer import Located, TextTokenizer
 
 _PIECE_CHARACTERS = 2**13  # the library takes a half more time over texts of eight times this length
 _OVERLAP_CHARACTERS = 2**8
@@ -47,9 +43,8 @@ class _Window:
     first: int = 0
 
     @classmethod
-    def of(cls, text: str, encoding: "Encoding", first: int = 0) -> "_Window":
-        offsets = np.fromiter(chain.from_iterable(encoding.offsets), np.int64, 2 * len(encoding)).reshape(-1, 2)
-        return cls(text, np.array(encoding.ids, np.int32), offsets[:, 0], offsets[:, 1], first)
+    def of(cls, text: str, located: Located, first: int = 0) -> "_Window":
+        return cls(text, located.tokens, located.spans[:, 0], located.spans[:, 1], first)
 
     def borders(self) -> NDArray[np.int64]:
         """Return the tokens that begin where the one before them has ended, int64."""
@@ -93,7 +88,7 @@ def tokens_of_text(lines: Iterable[str], tokenizer: TextTokenizer) -> list[NDArr
         meeting = window.meeting(following)
         if meeting is None:
             text = window.text + following.text[num_shared:]
-            window = _Window.of(text, tokenizer.encode([text])[0], window.first)
+            window = _Window.of(text, tokenizer.locate([text])[0], window.first)
             continue
         parts.append(window.tokens[window.first : meeting[0]])
         window = replace(following, first=meeting[1])
@@ -106,8 +101,8 @@ def _windows(lines: Iterable[str], tokenizer: TextTokenizer) -> Iterator[tuple[_
     while held := list(islice(pieces, _NUM_AT_ONCE)):
         shared = [before, *(piece[-_OVERLAP_CHARACTERS:] for piece in held[:-1])]
         texts = [first + rest for first, rest in zip(shared, held, strict=True)]
-        for text, first, encoding in zip(texts, shared, tokenizer.encode(texts), strict=True):
-            yield _Window.of(text, encoding), len(first)
+        for text, first, located in zip(texts, shared, tokenizer.locate(texts), strict=True):
+            yield _Window.of(text, located), len(first)
         before = held[-1][-_OVERLAP_CHARACTERS:]
 
 

@@ -9,7 +9,7 @@ of "A: " and "4", all of the answer is learned, and the space with it; such toke
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -55,11 +55,8 @@ def mark_targets(rows: Sequence[Sequence[Piece]], tokenizer: TextTokenizer, *, i
     if tokenizer.backend is None:
         beginnings = _Beginnings(tokenizer, is_rendered=is_rendered)
         return [beginnings.mark(pieces, text) for pieces, text in zip(rows, texts, strict=True)]
-    marked = []
-    for pieces, encoding in zip(rows, tokenizer.encode(texts), strict=True):
-        offsets = np.fromiter(chain.from_iterable(encoding.offsets), np.int64, 2 * len(encoding)).reshape(-1, 2)
-        marked.append(_mark_by_characters(_answers(pieces), np.array(encoding.ids, np.int32), offsets))
-    return marked
+    located = zip(rows, tokenizer.locate(texts), strict=True)
+    return [_mark_by_characters(_answers(pieces), tokens, spans) for pieces, (tokens, spans) in located]
 
 
 def _answers(pieces: Sequence[Piece]) -> list[tuple[int, int]]:
@@ -69,10 +66,10 @@ def _answers(pieces: Sequence[Piece]) -> list[tuple[int, int]]:
 
 
 def _mark_by_characters(
-    answers: Sequence[tuple[int, int]], tokens: NDArray[np.int32], offsets: NDArray[np.int64]
+    answers: Sequence[tuple[int, int]], tokens: NDArray[np.int32], spans: NDArray[np.int64]
 ) -> Marked:
-    """Mark the tokens whose characters overlap an answer; offsets, int64 [T, 2], ascend."""
-    starts, stops = offsets[:, 0], offsets[:, 1]
+    """Mark the tokens whose characters, int64 [T, 2] and ascending, overlap an answer."""
+    starts, stops = spans[:, 0], spans[:, 1]
     targets = np.zeros(len(tokens), np.bool_)
     num_across = 0
     for start, stop in answers:

@@ -3,12 +3,17 @@
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ftkit.data.tokens.kept import Arrays, KeptTokens, TokenStore
 from ftkit.data.tokens.special import SpecialTokens, special_names
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding, Tokenizer
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 _CHUNK_ROWS = 2_000
@@ -32,6 +37,18 @@ class Classified(NamedTuple):
     num_tokens: int
 
 
+class Located(NamedTuple):
+    """The tokens of a text, and where they are in it.
+
+    Attributes:
+        tokens: int32 [T].
+        spans: int64 [T, 2], the first character of each token and the one after its last.
+    """
+
+    tokens: NDArray[np.int32]
+    spans: NDArray[np.int64]
+
+
 @dataclass(frozen=True)
 class TextTokenizer:
     """A tokenizer for data.
@@ -42,6 +59,7 @@ class TextTokenizer:
         special: its special tokens.
         begin: the tokens that the tokenizer puts before a text by itself.
         end: the token that closes a text, as a list: the end of sequence, else the separator, else none.
+        kept: the tokens of texts that were tokenized before; None: every text is tokenized.
     """
 
     original: "PreTrainedTokenizerBase"
@@ -49,33 +67,47 @@ class TextTokenizer:
     special: SpecialTokens
     begin: tuple[int, ...]
     end: tuple[int, ...]
+    kept: KeptTokens | None = None
 
     @classmethod
-    def of(cls, tokenizer: "PreTrainedTokenizerBase", *, are_characters: bool = True) -> "TextTokenizer":
+    def of(
+        cls, tokenizer: "PreTrainedTokenizerBase", *, are_characters: bool = True, store: TokenStore | None = None
+    ) -> "TextTokenizer":
         """Return a model's tokenizer for data.
 
         Args:
             tokenizer: of transformers.
             are_characters: special tokens that a text spells out are its characters.
+            store: keeps the tokens that a fast tokenizer makes; None: nothing is kept.
         """
         special = SpecialTokens(special_names(tokenizer), are_characters)
         backend = _backend(tokenizer, special)
         special = replace(special, can_be_renamed=backend is not None)
         known = (tokenizer.eos_token_id, tokenizer.sep_token_id)
         end = tuple(token for token in known if isinstance(token, int))[:1]
-        return cls(tokenizer, backend, special, _begin_tokens(tokenizer), end)
+        kept = None if store is None or backend is None else KeptTokens(store, backend, special.template_mark)
+        return cls(tokenizer, backend, special, _begin_tokens(tokenizer), end, kept)
 
-    def encode(self, texts: Sequence[str]) -> list["Encoding"]:
+    def locate(self, texts: Sequence[str]) -> list[Located]:
         """Tokenize whole texts with a fast tokenizer, without tokens that are not in them.
 
         Args:
             texts: N texts.
 
         Returns:
-            N encodings of the `tokenizers` library, with `ids` and `offsets` (characters).
+            The tokens of each text, with their characters.
         """
-        assert self.backend is not None
-        return list(self.backend.encode_batch(list(texts), add_special_tokens=False))
+        backend = self.backend
+        assert backend is not None
+
+        def make() -> Arrays:
+            encodings = backend.encode_batch(list(texts), add_special_tokens=False)
+            spans = (place for encoding in encodings for span in encoding.offsets for place in span)
+            arrays = _flat([encoding.ids for encoding in encodings])
+            return arrays | {"spans": np.fromiter(spans, np.int64).reshape(-1, 2)}
+
+        arrays = self._arrays(("located",), texts, make)
+        return [Located(arrays["tokens"][part], arrays["spans"][part]) for part in _parts(arrays)]
 
     def ids(self, texts: Sequence[str], *, is_rendered: bool = False) -> list[list[int]]:
         """Tokenize whole texts, without tokens that are not in them.
@@ -88,7 +120,9 @@ class TextTokenizer:
             N lists of token numbers.
         """
         if self.backend is not None:
-            return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+            quick = partial(self.backend.encode_batch_fast, list(texts), add_special_tokens=False)
+            arrays = self._arrays(("ids",), texts, lambda: _flat([encoding.ids for encoding in quick()]))
+            return [arrays["tokens"][part].tolist() for part in _parts(arrays)]
         if is_rendered:
             return [self.original(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
         return [self._slow(text, add_special_tokens=False)["input_ids"] for text in texts]
@@ -108,8 +142,21 @@ class TextTokenizer:
             for text, pair in zip(first, second or itertools.repeat(None), strict=second is not None):
                 yield self._slowly_classified(text, pair, max_length)
             return
+        form = ("classified", max_length, second is not None)
+        arrays = self._arrays(form, [*first, *(second or ())], lambda: self._quickly(first, second, max_length))
+        tokens, segments, num_tokens = (arrays[name].tolist() for name in ("tokens", "segments", "num_tokens"))
+        for part, number in zip(_parts(arrays), num_tokens, strict=True):
+            yield Classified(tokens[part], segments[part], number)
+
+    def _arrays(self, form: tuple[object, ...], texts: Sequence[str], make: Callable[[], Arrays]) -> Arrays:
+        return make() if self.kept is None else self.kept.arrays(form, texts, make)
+
+    def _quickly(self, first: Sequence[str], second: Sequence[str] | None, max_length: int) -> Arrays:
+        """Tokenize texts for classification with a fast tokenizer."""
+        assert self.backend is not None
         firsts = self.backend.encode_batch_fast(list(first), add_special_tokens=False)
         seconds = self.backend.encode_batch_fast(list(second), add_special_tokens=False) if second is not None else None
+        found: list[Classified] = []
         num_added = self.backend.num_special_tokens_to_add(second is not None)
         self.backend.enable_truncation(max_length, strategy="longest_first", direction="right")
         try:
@@ -117,9 +164,14 @@ class TextTokenizer:
                 other = None if seconds is None else seconds[place]
                 num_tokens = len(whole) + (0 if other is None else len(other)) + num_added
                 done = self.backend.post_process(whole, other, add_special_tokens=True)
-                yield Classified(done.ids, done.type_ids, num_tokens)
+                found.append(Classified(done.ids, done.type_ids, num_tokens))
         finally:
             self.backend.no_truncation()
+        segments = [segment for text in found for segment in text.segments]
+        return _flat([text.tokens for text in found]) | {
+            "segments": np.array(segments, np.int8),
+            "num_tokens": np.array([text.num_tokens for text in found], np.int64),
+        }
 
     def filler(self) -> int:
         """Return the token that takes the place of an empty text."""
@@ -146,6 +198,19 @@ class TextTokenizer:
             self.original.truncation_side = side
         tokens = batch["input_ids"]
         return Classified(tokens, batch.get("token_type_ids") or [0] * len(tokens), num_tokens)
+
+
+def _flat(texts: Sequence[Sequence[int]]) -> dict[str, NDArray[Any]]:
+    """Return the tokens of texts end to end, int32, and their lengths, int64 [N]."""
+    lengths = np.array([len(tokens) for tokens in texts], np.int64)
+    tokens = np.fromiter((token for tokens in texts for token in tokens), np.int32, int(lengths.sum()))
+    return {"tokens": tokens, "lengths": lengths}
+
+
+def _parts(arrays: Arrays) -> list[slice]:
+    """Return the place of each text among the tokens of all."""
+    ends = np.cumsum(arrays["lengths"]).tolist()
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def chunks(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:

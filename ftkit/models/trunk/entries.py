@@ -8,7 +8,6 @@ An entry is used by opening all its shards at once, and an open file outlives it
 any moment that nobody writes it.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,10 +18,10 @@ from pathlib import Path
 from ftkit.errors import ConfigError, DeviceError
 from ftkit.machine.disk import CACHE_VARIABLE, UNFINISHED, cache_folder, replace_text
 from ftkit.machine.lock import if_free
+from ftkit.machine.sealed import SUFFIX, find_sealed, is_sound, seal
 from ftkit.units import format_bytes
 
 ENTRY = "entry.json"
-SUFFIX = ".safetensors"
 ELSEWHERE = f"set {CACHE_VARIABLE} to a folder on another disk, or leave the cache out with --trunk-cache off"
 _DIGITS = 5
 
@@ -110,31 +109,12 @@ def remove_entry(path: Path) -> bool:
 
 def find_shard(path: Path, number: int) -> Path | None:
     """Return a shard of an entry, None where it has not been written."""
-    return next(iter(path.glob(f"{number:0{_DIGITS}d}-*{SUFFIX}")), None)
-
-
-def is_sound(shard: Path) -> bool:
-    """Return whether a shard holds what was written: its SHA-256 is in its name."""
-    return shard.stem.partition("-")[2] == digest_of(shard)
+    return find_sealed(path, _stem(number))
 
 
 def seal_shard(aside: Path, number: int) -> Path:
-    """Give a shard that is on the disk the name that vouches for it.
-
-    Args:
-        aside: the file, flushed.
-        number: of the shard.
-
-    Returns:
-        Its path.
-    """
-    return aside.rename(aside.with_name(f"{number:0{_DIGITS}d}-{digest_of(aside)}{SUFFIX}"))
-
-
-def digest_of(file: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    """Give a shard that is on the disk, flushed, the name that vouches for it."""
+    return seal(aside, _stem(number))
 
 
 def read_about(path: Path) -> About | None:
@@ -196,6 +176,10 @@ def make_room(num_bytes: int, limit: int, keep: Sequence[Path]) -> list[Path]:
             f"free; {ELSEWHERE}"
         )
     return removed
+
+
+def _stem(number: int) -> str:
+    return f"{number:0{_DIGITS}d}"
 
 
 def _folders() -> Iterator[Path]:

@@ -18,6 +18,7 @@ import torch
 from ftkit.data.batching import Padding
 from ftkit.errors import FtkitError
 from ftkit.machine.disk import explained_writing, replace_text
+from ftkit.machine.sealed import digest_of
 from ftkit.models.sources.source import Source, weight_files
 from ftkit.models.trunk import entries
 from ftkit.models.trunk.address import architecture_facts, digest_tokens, versions_that_matter
@@ -68,7 +69,7 @@ def key_of(source: Source, architecture: Any, splits: Mapping[str, Any], setting
     digest = hashlib.sha256(repr((versions_that_matter(), settings)).encode())
     digest.update(json.dumps(architecture_facts(architecture), sort_keys=True, default=str).encode())
     for file in files:
-        digest.update(f"{file.name} {entries.digest_of(file)}".encode())
+        digest.update(f"{file.name} {digest_of(file)}".encode())
     for name, split in splits.items():
         digest.update(name.encode())
         digest_tokens(digest, split)

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from ftkit.data.batching import Indices
 from ftkit.errors import DeviceError
 from ftkit.machine.disk import UNFINISHED, explained_writing, flush
+from ftkit.machine.sealed import is_sound
 from ftkit.models.trunk import entries
 from ftkit.models.trunk.rows import KeptRows, Rows, row_bytes
 
@@ -130,7 +131,7 @@ def missing_shards(path: Path, numbers: Iterable[int]) -> list[int]:
     missing = []
     for number in numbers:
         shard = entries.find_shard(path, number)
-        if shard is not None and entries.is_sound(shard):
+        if shard is not None and is_sound(shard):
             continue
         if shard is not None:
             shard.unlink()

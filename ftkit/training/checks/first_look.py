@@ -26,6 +26,7 @@ from ftkit.errors import (
     ModelError,
     SeveralMistakesError,
 )
+from ftkit.machine.kept_arrays import kept_tokens
 from ftkit.machine.process import ProcessContext, first_decides
 from ftkit.machine.versions import check_versions
 from ftkit.models.build import build_empty_model, check_positions, check_tokens
@@ -187,7 +188,10 @@ def _look_at_data(
     mistakes.of(lambda: check_weights(config, process, load_config(source, own_labels, pad)))
     if mistakes.has(DoesNotFitError):
         mistakes.tell()
-    data = mistakes.of(lambda: prepare_data(config.data, config.task, tokenizer, config.data_seed, own_labels))
+    store = kept_tokens(config.cache)
+    data = mistakes.of(
+        lambda: prepare_data(config.data, config.task, tokenizer, config.data_seed, own_labels, store=store)
+    )
     if data is None:
         mistakes.tell()
     assert data is not None

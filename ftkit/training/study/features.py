@@ -11,6 +11,7 @@ from ftkit.config.tree import RunConfig
 from ftkit.data.examples import Examples
 from ftkit.data.prepare import prepare_data
 from ftkit.errors import ConfigError, DataError, ModelError
+from ftkit.machine.kept_arrays import kept_tokens
 from ftkit.machine.process import ProcessContext
 from ftkit.models.sources.source import own_label_names
 from ftkit.records.study import Contestant, CurvePoint, StudyRecord, Suspect
@@ -116,6 +117,7 @@ def _pool(job: Job) -> Pool:
         config.data_seed,
         own_label_names(job.source) if keeps else None,
         may_lack_labels=True,
+        store=kept_tokens(config.cache),
     )
     assert again.fingerprint == data.fingerprint
     examples = [again.examples[name] for name in splits]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ftkit.machine.process import ProcessContext
+from ftkit.machine.sealed import SUFFIX
 from ftkit.models.trunk import entries, store
 from tests.helpers import build_cached, ragged_split, save_tiny_model
 
@@ -48,7 +49,7 @@ def in_a_process(work, *arguments):
 
 
 def shards(folder):
-    return {path.name: path.stat().st_ino for path in folder.glob(f"*/*{entries.SUFFIX}")}
+    return {path.name: path.stat().st_ino for path in folder.glob(f"*/*{SUFFIX}")}
 
 
 def kill_while_filling(model, folder, num_shards, delay):
@@ -103,7 +104,7 @@ def test_so_it_does_at_ten_random_moments(seed, model, cache, expected):
 def test_a_flipped_byte_is_found_and_its_shard_alone_written_again(model, cache, expected):
     fill(model)
     before = shards(cache)
-    damaged = sorted(cache.glob(f"*/*{entries.SUFFIX}"))[3]
+    damaged = sorted(cache.glob(f"*/*{SUFFIX}"))[3]
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 4
     damaged.write_bytes(content)
