@@ -13,46 +13,12 @@ import click
 from pydantic.fields import FieldInfo
 
 from ftkit.config.files import load_config, preset_names
-from ftkit.config.methods import MethodSection, default_method, methods
+from ftkit.config.flags import KEYS, method_flags
+from ftkit.config.methods import default_method, methods
 from ftkit.config.recompute import LEVELS, OLD_SHARE
 from ftkit.config.tree import RunConfig, Task
 from ftkit.errors import FtkitError, PeerLostError
 from ftkit.machine.process import end_now, is_one_of_several
-
-_KEYS = {
-    "--model": "model.name",
-    "--dataset": "data.dataset",
-    "--text-column": "data.text_column",
-    "--text-pair-column": "data.text_pair_column",
-    "--label-column": "data.label_column",
-    "--prompt-column": "data.prompt_column",
-    "--completion-column": "data.completion_column",
-    "--prompt-template": "data.prompt_template",
-    "--group-column": "data.group_column",
-    "--max-length": "data.max_length",
-    "--global-batch-size": "batch.global_batch_size",
-    "--micro-batch-size": "batch.micro_batch_size",
-    "--micro-batch-tokens": "batch.micro_batch_tokens",
-    "--epochs": "training.epochs",
-    "--max-steps": "training.max_steps",
-    "--learning-rate": "optimizer.learning_rate",
-    "--optimizer": "optimizer.name",
-    "--schedule": "schedule.name",
-    "--warmup-ratio": "schedule.warmup_ratio",
-    "--warmup-steps": "schedule.warmup_steps",
-    "--precision": "model.precision",
-    "--engine": "engine.name",
-    "--zero-stage": "engine.zero_stage",
-    "--offload-optimizer": "engine.offload_optimizer",
-    "--offload-parameters": "engine.offload_parameters",
-    "--ds-config": "engine.ds_config",
-    "--eval-every": "training.eval_every",
-    "--early-stopping-patience": "training.early_stopping_patience",
-    "--trunk-cache": "cache.trunk",
-    "--cache-limit": "cache.limit",
-    "--seed": "training.seed",
-    "--output": "output.folder",
-}
 
 
 class Share(click.ParamType[float]):
@@ -80,10 +46,10 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key, such as method.layers=[4,5]."
         ),
-        *(_option(flag, key, _field(key)) for flag, key in _KEYS.items()),
+        *(_option(flag, key, _field(key)) for flag, key in KEYS.items()),
         *(
             _option(flag, f"method.{name}", section.model_fields[name], f"{section.label}: ")
-            for flag, (section, name) in _method_flags().items()
+            for flag, (section, name) in method_flags().items()
         ),
         click.option(
             "--tracker",
@@ -104,13 +70,6 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(options):
         command = option(command)
     return command
-
-
-def short_names() -> dict[str, str]:
-    """Return the names of flags without their dashes, and the keys that they fill."""
-    keys = _KEYS | {flag: f"method.{field}" for flag, (_, field) in _method_flags().items()}
-    keys |= {"--recompute": "model.recompute", "--gradient-checkpointing": OLD_SHARE}
-    return {flag.removeprefix("--"): key for flag, key in keys.items()}
 
 
 def read_config(flags: dict[str, Any]) -> RunConfig:
@@ -185,15 +144,6 @@ def _fail(error: FtkitError, rank: int) -> NoReturn:
     if is_one_of_several():
         end_now(error.exit_code)
     sys.exit(error.exit_code)
-
-
-def _method_flags() -> dict[str, tuple[type[MethodSection], str]]:
-    """Return the flags of all methods, with the first that has each of them and the field that it fills."""
-    found: dict[str, tuple[type[MethodSection], str]] = {}
-    for section in methods().values():
-        for flag, field in section.flags.items():
-            found.setdefault(flag, (section, field))
-    return found
 
 
 def _option(flag: str, key: str, field: FieldInfo, of: str = "") -> Callable[..., Any]:

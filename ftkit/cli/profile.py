@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ftkit.cli.grouped_help import GroupedHelp
-from ftkit.cli.options import config_options, quieten, short_names, user_errors
+from ftkit.cli.options import config_options, quieten, user_errors
 from ftkit.cli.sweep_progress import SweepProgress
 from ftkit.config.files import load_config, load_yaml
+from ftkit.config.flags import short_names
 from ftkit.errors import ConfigError, FtkitError
 from ftkit.machine.hub import work_offline_if_unreachable
 from ftkit.machine.process import ProcessContext, usual_launcher

@@ -59,10 +59,7 @@ def find_peak(tape: Tape, rounding: Callable[[int], int] = round_size) -> Peak:
     Returns:
         The first moment at which most bytes were live.
     """
-    worst, at = 0, -1
-    for place, live in enumerate(tape.live_bytes(rounding)):
-        if live > worst:
-            worst, at = live, place
+    worst, at = _worst_place(tape, rounding)
     if at < 0:
         return Peak(0, MemoryBreakdown(), Phase.LOAD, 0, "", None)
     parts: Counter[Kind] = Counter()
@@ -72,6 +69,20 @@ def find_peak(tape: Tape, rounding: Callable[[int], int] = round_size) -> Peak:
     ((number, _, layer),) = tape.walk(at, at + 1)
     last = tape.births[number]
     return Peak(worst, _breakdown(parts), last.phase, last.step, last.module, layer)
+
+
+def peak_place(tape: Tape, rounding: Callable[[int], int] = round_size) -> int:
+    """Return the position in a tape's events of the peak that `find_peak` finds; -1 where nothing lives."""
+    return _worst_place(tape, rounding)[1]
+
+
+def _worst_place(tape: Tape, rounding: Callable[[int], int]) -> tuple[int, int]:
+    """Return the most bytes that live at once, and the first event after which they do."""
+    worst, at = 0, -1
+    for place, live in enumerate(tape.live_bytes(rounding)):
+        if live > worst:
+            worst, at = live, place
+    return worst, at
 
 
 def _breakdown(parts: Mapping[Kind, int]) -> MemoryBreakdown:

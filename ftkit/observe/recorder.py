@@ -28,7 +28,7 @@ death: it is the moment in which the last tensor on a storage goes (`liveness`),
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -138,6 +138,12 @@ class Recorder(DispatchMode):
             known = self.live.birth_of(tensor)
             if known is not None:
                 known.role = Role(kind)
+
+    def chose(self, facts: Hashable) -> None:
+        """Write down by which facts a kernel was chosen for the layer at work."""
+        known = self.tape.choices.setdefault(self.at.layer, [])
+        if facts not in known:
+            known.append(facts)
 
     def begin_step(self, number: int) -> None:
         """Say which optimizer step is next, from 1."""

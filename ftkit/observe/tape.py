@@ -4,7 +4,7 @@ Storages are counted, not tensors: a view has no bytes of its own.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -90,6 +90,7 @@ class Tape:
         costs: (phase, step, layer) to how often each operator ran.
         recomputed_flops: (step, layer) to the FLOPs of forwards that ran again during the step's backward.
         weights: layer, or None for outside the layers, to (all weights, those that train).
+        choices: layer to the facts by which a kernel was chosen for it, each once, such as those of an attention.
     """
 
     births: list[Birth] = field(default_factory=list)
@@ -98,6 +99,7 @@ class Tape:
     costs: dict[tuple[Phase, int, int | None], Counter[OpKey]] = field(default_factory=dict)
     recomputed_flops: Counter[tuple[int, int | None]] = field(default_factory=Counter)
     weights: dict[int | None, tuple[int, int]] = field(default_factory=dict)
+    choices: dict[int | None, list[Hashable]] = field(default_factory=dict)
 
     def add(self, birth: Birth) -> int:
         """Take up a storage and return its number; it lives from `begin` to `end`."""

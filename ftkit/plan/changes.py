@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ftkit.config.files import flat, merge_method
+from ftkit.config.flags import as_flag
 from ftkit.config.methods import methods
 from ftkit.config.recompute import LEVELS
 from ftkit.config.tree import RunConfig
@@ -38,15 +39,7 @@ class Effect(StrEnum):
 
 def as_flags(changes: Changes) -> str:
     """Return changes as flags of the command line."""
-    return " ".join(
-        f"--method {value}" if key == METHOD else f"--set {key}={_as_yaml(value)}"
-        for key, value in flat(changes).items()
-    )
-
-
-def _as_yaml(value: Any) -> str:
-    """Return a value as `--set` reads it."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return " ".join(as_flag(key, value) for key, value in flat(changes).items())
 
 
 def changed(config: RunConfig, changes: Changes) -> RunConfig:

@@ -169,6 +169,33 @@ class CpuDevice:
         return _on_node(target, Memory(peak, None, process, (least, process), process, 0, 0, verdict, reason), share)
 
 
+def context_words(target: Target) -> str:
+    """Return which end of the range of a context is counted, and where the range is from; nothing on a CPU.
+
+    Args:
+        target: the device.
+    """
+    low, high = target.context_range
+    if target.gpu is None:
+        return ""
+    if low == high:
+        return f"{format_bytes(high)}, as it is published of this card"
+    return f"{format_bytes(high)}, the larger end of what is published of any card; the smaller is {format_bytes(low)}"
+
+
+def allocator_words(case: Case) -> str:
+    """Return how memory is reserved.
+
+    Args:
+        case: the run at its target.
+    """
+    if case.target.gpu is None:
+        return f"what the C library keeps of freed blocks, {format_bytes(HEAP_BYTES)} at most"
+    if case.run.config.engine.expandable_segments:
+        return f"growing segments (engine.expandable_segments), each request replayed; {RESERVED_NOISE:.1%} is noise"
+    return f"segments of fixed size, each request replayed; up to {RESERVED_NOISE:.1%} more is noise"
+
+
 def _peak(parts: MemoryBreakdown) -> Peak:
     """Return the peak of a step that was not traced: in the backward, the usual place."""
     return Peak(parts.total_bytes, parts, Phase.BACKWARD, 2, "", None)

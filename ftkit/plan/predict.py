@@ -28,6 +28,7 @@ from ftkit.plan.trunk import Pass, head_shape, trace_pass, trunk_plan, wants_pas
 from ftkit.plan.zero.share import RankShare, share_out
 from ftkit.records.schema import Basis, Verdict
 from ftkit.records.trunk import TrunkPlan
+from ftkit.step.observer import Phase
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,22 @@ class Tapes:
     known: dict[tuple[Any, ...], tuple[Tape, Basis]] = field(default_factory=dict)
     shallow: dict[tuple[Any, ...], ShallowModel] = field(default_factory=dict)
     passes: dict[tuple[Any, ...], Pass | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Grounds:
+    """A prediction, with what it was made of.
+
+    Attributes:
+        prediction: of the run.
+        case: the run at its target.
+        tape: what one rank holds in the step, or in the pass before the steps where the peak is there; None: a formula
+            stood in.
+    """
+
+    prediction: AnyPrediction
+    case: Case
+    tape: Tape | None
 
 
 def predict(  # noqa: PLR0913  # all that decides a prediction
@@ -75,6 +92,22 @@ def predict(  # noqa: PLR0913  # all that decides a prediction
         ConfigError: the settings do not go together, or the batch cannot be cut.
         DeviceError: the target cannot compute in the precision asked for.
     """
+    return predict_with_grounds(
+        config, target, architecture, sequences=sequences, exact=exact, tapes=tapes, is_cached=is_cached
+    ).prediction
+
+
+def predict_with_grounds(  # noqa: PLR0913  # all that decides a prediction
+    config: RunConfig,
+    target: Target,
+    architecture: Any = None,
+    *,
+    sequences: Sequences | None = None,
+    exact: bool = False,
+    tapes: Tapes | None = None,
+    is_cached: bool = False,
+) -> Grounds:
+    """Predict as `predict` does, which has the arguments, and return what the prediction was made of too."""
     run = resolve(config, target.devices)
     tapes = tapes or Tapes()
     with _quiet():
@@ -86,19 +119,24 @@ def predict(  # noqa: PLR0913  # all that decides a prediction
                 return _predict_once(case, once, exact, tapes)
             return _predict_whole(case, exact, tapes)
         except UntraceableModelError as error:
-            return _by_formula(case, error)
+            return Grounds(_by_formula(case, error), case, None)
 
 
-def _predict_whole(case: Case, exact: bool, tapes: Tapes) -> TracedPrediction:
+def _predict_whole(case: Case, exact: bool, tapes: Tapes) -> Grounds:
     """Predict a run whose model runs whole in each step."""
+    share, prediction = _whole_step(case, exact, tapes)
+    return Grounds(prediction, case, share.tape)
+
+
+def _whole_step(case: Case, exact: bool, tapes: Tapes) -> tuple[RankShare, TracedPrediction]:
     tape, basis = _known_tape(case, exact, tapes)
     counts = Counts.of(tape.weights, case.run.dtype)
     share = share_out(tape, case.run, counts.trainable)
     memory = _memory_prediction(case, counts, device_of(case, counts).of_step(share), basis)
-    return traced(memory, _speed(case, case.shape, tape, share))
+    return share, traced(memory, _speed(case, case.shape, tape, share))
 
 
-def _predict_once(case: Case, once: Pass, exact: bool, tapes: Tapes) -> TracedPrediction:
+def _predict_once(case: Case, once: Pass, exact: bool, tapes: Tapes) -> Grounds:
     """Predict a run whose frozen trunk runs once, before the steps, which do without."""
     shape = head_shape(case, once)
     tape, basis = _known_tape(replace(case, shape=shape), exact, tapes, once.given)
@@ -106,9 +144,10 @@ def _predict_once(case: Case, once: Pass, exact: bool, tapes: Tapes) -> TracedPr
     share = share_out(tape, case.run, counts.trainable)
     memory = with_pass(device_of(case, counts).of_step(share), case, counts, once)
     speed = _speed(case, shape, tape, share)
-    whole = None if once.is_done else _predict_whole(case, exact, tapes).step_seconds
+    whole = None if once.is_done else _whole_step(case, exact, tapes)[1].step_seconds
     planned = trunk_plan(case, once, share.tape.peak_bytes(), speed.step_seconds, whole)
-    return traced(_memory_prediction(case, counts, memory, basis, trunk=planned), speed)
+    prediction = traced(_memory_prediction(case, counts, memory, basis, trunk=planned), speed)
+    return Grounds(prediction, case, once.tape if memory.peak.phase is Phase.TRUNK else share.tape)
 
 
 def _known_pass(case: Case, tapes: Tapes, is_cached: bool) -> Pass | None:

@@ -10,12 +10,19 @@ from rich.console import Console
 
 from ftkit.cli import main
 from ftkit.config.files import load_config
+from ftkit.config.tree import DataConfig
 from ftkit.engine.ds_config import Sizes, deepspeed_dict, read_template, template_name, templates_folder
+from ftkit.models.methods.lora import Lora
+from ftkit.plan.explain import explain, priced_changes
+from ftkit.plan.predict import Tapes, predict_with_grounds
+from ftkit.plan.target import find_target
 from ftkit.report import text
 from ftkit.report.collect import collect_runs
 from ftkit.report.contest import contest
+from ftkit.report.explained import explanation_lines
 from tests.golden.conftest import EXPECTED
 from tests.made_records import write_runs
+from tests.plan.models import architecture, run_config
 
 
 def commands(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -73,6 +80,15 @@ def test_what_deepspeed_receives_of_a_template(golden, name):
     template = read_template(config.engine)
     received = {place: deepspeed_dict(template, config, *where, SIZES) for place, where in PLACES.items()}
     golden(f"deepspeed/{name}.json", json.dumps(received, indent=2) + "\n")
+
+
+def test_what_a_plan_rests_on(golden):
+    config = run_config("llama", Lora(targets=("all-linear",)), data=DataConfig(max_length=128))
+    tapes = Tapes()
+    grounds = predict_with_grounds(config, find_target("t4"), architecture("llama"), tapes=tapes)
+    # The versions are those of whoever runs this.
+    explanation = explain(grounds, priced_changes(grounds, tapes)).model_copy(update={"versions": {"torch": "2.13.0"}})
+    golden("report/explanation.txt", "\n".join(explanation_lines(explanation)) + "\n")
 
 
 @pytest.fixture(scope="module")

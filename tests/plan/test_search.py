@@ -149,7 +149,7 @@ def test_of_configurations_that_are_as_fast_the_simplest_comes_first():
 def test_the_changes_that_would_make_it_fit_are_of_different_kinds_and_name_the_host_s_memory():
     done = plan("--memory-budget", "700MiB")
     offers = [line for line in done.output.splitlines() if line.startswith("  --")]
-    kinds = [line.partition(":")[0].replace("--set batch.micro_batch_size=", "") for line in offers]
+    kinds = [line.partition(":")[0].replace("--micro-batch-size ", "") for line in offers]
     assert offers
     assert all("of host memory" in line for line in offers)
     assert len({"".join(word for word in kind.split() if not word.isdigit()) for kind in kinds}) == len(offers)

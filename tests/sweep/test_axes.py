@@ -2,8 +2,8 @@
 
 import pytest
 
-from ftkit.cli.options import short_names
 from ftkit.config.files import load_config
+from ftkit.config.flags import short_names
 from ftkit.config.recompute import Recompute
 from ftkit.engine.resolve import Devices, resolve
 from ftkit.errors import ConfigError

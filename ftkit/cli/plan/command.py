@@ -37,6 +37,7 @@ from ftkit.models.sources.known import find_row
     help="Write the configuration, if it fits, as YAML for train: the one asked for, or that of --search or --solve.",
 )
 @click.option("--exact", is_flag=True, help="Trace every layer instead of unrolling the layers that are alike.")
+@click.option("--explain", "is_explained", is_flag=True, help="Say what the plan rests on, and what lowers the peak.")
 @click.option("--list", "is_list", is_flag=True, help="Print the cards and the models that are known by name.")
 @click.option("--json", "as_json", is_flag=True, help="Print the prediction as JSON.")
 def plan(  # noqa: PLR0913  # one parameter a flag
@@ -52,6 +53,7 @@ def plan(  # noqa: PLR0913  # one parameter a flag
     advise: bool,
     is_search: bool,
     exact: bool,
+    is_explained: bool,
     is_list: bool,
     as_json: bool,
     **flags: Any,
@@ -64,6 +66,8 @@ def plan(  # noqa: PLR0913  # one parameter a flag
     if is_list:
         click.echo("\n".join(known_lines()))
         return
+    if is_explained and (is_search or advise or solve is not None):
+        raise click.UsageError("--explain is of one plan: name --search, --solve or --advise in another command")
     # The collector would take a sixth of a plan's time, and finds nothing in what the imports bring.
     with user_errors(), quiet_collector(trusts=True):
         config = read_config(flags)
@@ -85,7 +89,7 @@ def plan(  # noqa: PLR0913  # one parameter a flag
         if advise:
             fits = show_advice(asked, as_json=as_json)
         else:
-            fits = show_prediction(asked, write, exact=exact, as_json=as_json)
+            fits = show_prediction(asked, write, exact=exact, as_json=as_json, is_explained=is_explained)
     if not fits:
         click.get_current_context().exit(8)
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ftkit.cli.plan.explain import explained_json, explanation_text
 from ftkit.cli.plan.writing import train_command, write_config
 from ftkit.records.files import CHECKPOINT_BYTES
 from ftkit.report.trunk import trunk_rows
@@ -21,7 +22,9 @@ _ASSUMED_WRITE_RATE = 200 * 2**20
 """Bytes per second: a network disk or a hard disk; a run measures its own when it starts."""
 
 
-def show_prediction(asked: "Asked", write: "Path | None", *, exact: bool, as_json: bool) -> bool:
+def show_prediction(
+    asked: "Asked", write: "Path | None", *, exact: bool, as_json: bool, is_explained: bool = False
+) -> bool:
     """Print what a configuration needs, the changes that make it fit where it does not, and write it where it does.
 
     Args:
@@ -29,21 +32,25 @@ def show_prediction(asked: "Asked", write: "Path | None", *, exact: bool, as_jso
         write: the file that takes it as YAML; None: none does.
         exact: trace every layer.
         as_json: print the prediction as JSON, and nothing else.
+        is_explained: say what it rests on too.
 
     Returns:
         Whether it fits.
     """
     from ftkit.engine.resolve import resolve
-    from ftkit.plan.predict import predict
+    from ftkit.plan.predict import predict_with_grounds
 
     config, target, architecture, sequences, tapes = asked
-    prediction = predict(config, target, architecture, sequences=sequences, exact=exact, tapes=tapes)
+    grounds = predict_with_grounds(config, target, architecture, sequences=sequences, exact=exact, tapes=tapes)
+    prediction = grounds.prediction
     if as_json:
-        click.echo(prediction.model_dump_json())
+        click.echo(explained_json(grounds, tapes) if is_explained else prediction.model_dump_json())
     else:
         click.echo("\n".join(prediction_lines(prediction, resolve(config, target.devices))))
         for line in _adapter_lines(asked):
             click.echo(f"{'frozen weights':30} {line}")
+        if is_explained:
+            click.echo(explanation_text(grounds, tapes))
         if not prediction.fits:
             show_cures(asked)
     if write is not None and prediction.fits:

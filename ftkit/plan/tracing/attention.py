@@ -40,7 +40,7 @@ def attend(  # noqa: PLR0913  # the arguments of scaled_dot_product_attention
     Returns:
         As torch does: [batch, heads, tokens, width of the values].
     """
-    call = _call(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
+    call = call_of(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     aten: Any = torch.ops.aten
     out: torch.Tensor
     match choose(call, gpu):
@@ -69,19 +69,21 @@ def takes_groups(gpu: Gpu, query: torch.Tensor, key: torch.Tensor, value: torch.
         value: as the key.
         dropout: the share of weights that is dropped.
     """
-    call = _call(query, key, value, None, dropout, True, True)
+    call = call_of(query, key, value, None, dropout, is_causal=True, enable_gqa=True)
     return choose(call, gpu) in (Kernel.FLASH, Kernel.CUDNN)
 
 
-def _call(  # noqa: PLR0913  # as above
+def call_of(  # noqa: PLR0913  # the arguments of scaled_dot_product_attention
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    mask: torch.Tensor | None,
-    dropout: float,
-    is_causal: bool,
-    groups: bool,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,  # noqa: ARG001  # torch's signature; no rule asks for it
+    enable_gqa: bool = False,
 ) -> AttentionCall:
+    """Return the facts of a call that decide its kernel; the arguments are those of `attend` without the card."""
     three = query, key, value
     first, second, third = three
     return AttentionCall(
@@ -89,12 +91,12 @@ def _call(  # noqa: PLR0913  # as above
         (first.shape[-3], second.shape[-3], third.shape[-3]),
         (first.shape[-1], second.shape[-1], third.shape[-1]),
         (first.shape[-2], second.shape[-2]),
-        has_mask=mask is not None,
+        has_mask=attn_mask is not None,
         is_causal=is_causal,
-        dropout=dropout,
+        dropout=dropout_p,
         needs_grad=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in three),
-        takes_groups=groups,
-        mask_needs_grad=mask is not None and mask.requires_grad,
+        takes_groups=enable_gqa,
+        mask_needs_grad=attn_mask is not None and attn_mask.requires_grad,
     )
 
 

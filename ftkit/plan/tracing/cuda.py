@@ -20,6 +20,7 @@ import torch
 from ftkit.machine.hardware import Gpu, find_gpu
 from ftkit.models.kernels import dropout, grouped_heads
 from ftkit.plan.tracing import attention, foreign
+from ftkit.plan.tracing.attention_choice import AttentionCall
 
 ANY_CARD = "a100-40gb"
 """Whose kernels are taken where no card is named: one that no rule of the flash kernel names."""
@@ -36,16 +37,18 @@ NUM_WORKSPACES = 2
 
 
 @contextmanager
-def cuda_semantics(gpu: Gpu | None = None) -> Iterator[None]:
+def cuda_semantics(gpu: Gpu | None = None, told: Callable[[AttentionCall], None] = lambda _: None) -> Iterator[None]:
     """Let torch choose what it would choose on CUDA.
 
     Args:
         gpu: decides between the kernels; None: a card that has all of them.
+        told: is told of each attention, before it runs.
     """
     card = gpu or find_gpu(ANY_CARD)
 
     # torch names its functions by `__name__` (overrides.py), which a partial does not have.
     def attend(*arguments: Any, **options: Any) -> torch.Tensor:
+        told(attention.call_of(*arguments, **options))
         return attention.attend(card, *arguments, **options)
 
     # Replaced and not overridden by a mode: in checkpoint's recomputation modes are not active.

@@ -223,7 +223,8 @@ class _Step:
         """Run the trunk over a micro-batch on a kind of tensors."""
         model, layers, recorder = self._built(tensors)
         objective = objective_of(self.config, self.architecture, model)
-        with self._without_values(tensors, model), _explained(type(lora.unwrapped(model)).__name__, self.dtype):
+        name = type(lora.unwrapped(model)).__name__
+        with self._without_values(tensors, model, recorder), _explained(name, self.dtype):
             (micro_batch,) = make_batches(objective, replace(self.shape, num_micro_batches=1))
             cut = find_cut(model, micro_batch, has_values=False)
             with recorder.inside(model, layers):
@@ -236,7 +237,7 @@ class _Step:
     def trace(self, tensors: ValuelessTensors) -> Tape:
         """Run two steps on a kind of tensors."""
         model, layers, recorder = self._built(tensors)
-        with self._without_values(tensors, model), self._closed(model), recorder.inside(model, layers):
+        with self._without_values(tensors, model, recorder), self._closed(model), recorder.inside(model, layers):
             see_model(recorder, model, layers)
             held = workspaces(self.gpu) if self.on_cuda else []
             visits = None
@@ -285,14 +286,14 @@ class _Step:
         return Recorder(cuda.storage_size, cuda.scratch_size, call=tensors.call) if self.on_cuda else Recorder()
 
     @contextlib.contextmanager
-    def _without_values(self, tensors: ValuelessTensors, model: nn.Module) -> Iterator[None]:
+    def _without_values(self, tensors: ValuelessTensors, model: nn.Module, recorder: Recorder) -> Iterator[None]:
         """Let libraries do without the values that they would look at."""
         with contextlib.ExitStack() as stack:
             stand_ins = foreign.taken_for_fake(), foreign.unpacked_batches(), foreign.grouped_products()
             for context in (quiet_collector(), tensors.mode, *stand_ins):
                 stack.enter_context(context)
             if self.on_cuda:
-                stack.enter_context(cuda.cuda_semantics(self.gpu))
+                stack.enter_context(cuda.cuda_semantics(self.gpu, recorder.chose))
             if self.config.optimizer.name != "adamw":
                 stack.enter_context(bnb.without_values())
                 stack.enter_context(foreign.every_update_taken())

@@ -24,7 +24,7 @@ class Heap:
         Args:
             plain: the tape of the plain engine, whose storages are copied one by one.
         """
-        self.tape = Tape(costs=plain.costs, recomputed_flops=plain.recomputed_flops)
+        self.tape = Tape(costs=plain.costs, recomputed_flops=plain.recomputed_flops, choices=plain.choices)
         self.phase, self.step = Phase.LOAD, 0
         self._plain = plain
         self._numbers: dict[int, int] = {}  # of a plain storage that lives, to its number on the new tape
