@@ -27,6 +27,8 @@ class Facts:
         zero_stage: what is partitioned, 0 under the plain engine; None: a template says it.
         offload_optimizer: where the optimizer's state lives: `none`, `cpu` or `nvme`.
         offload_parameters: where the weights live.
+        stream_layers: where frozen layers that are streamed come from: `none`, `ram` or `disk`.
+        keeps_products: whether layers keep matrix products and recompute the rest.
         nvme_path: the folder on the disk.
         has_template: whether a template of the user's own says what is offloaded.
         cuts: the keys that cut the batch.
@@ -37,13 +39,16 @@ class Facts:
         device_type: `cuda`, `cpu` or another.
         has_bf16: whether the device multiplies bf16 in hardware.
         world_size: ranks.
-        unpacks_for_dora: whether DoRA reads weights in 4 bits.
+        uses_dora: whether adapters train magnitudes beside directions.
+        packs_weights: whether frozen weights are in 4 bits.
     """
 
     uses_deepspeed: bool | None = None
     zero_stage: int | None = None
     offload_optimizer: str = "none"
     offload_parameters: str = "none"
+    stream_layers: str = "none"
+    keeps_products: bool = False
     nvme_path: str | None = None
     has_template: bool = False
     cuts: tuple[str, ...] = ()
@@ -54,12 +59,23 @@ class Facts:
     device_type: str | None = None
     has_bf16: bool | None = None
     world_size: int | None = None
-    unpacks_for_dora: bool = False
+    uses_dora: bool = False
+    packs_weights: bool = False
 
     @property
     def offloads(self) -> set[str]:
         """The places that something is offloaded to."""
         return {self.offload_optimizer, self.offload_parameters} - {"none"}
+
+    @property
+    def streams(self) -> bool:
+        """Whether layers are streamed."""
+        return self.stream_layers != "none"
+
+    @property
+    def unpacks_for_dora(self) -> bool:
+        """Whether DoRA reads weights in 4 bits."""
+        return self.uses_dora and self.packs_weights
 
     @property
     def is_below_stage_3(self) -> bool:
@@ -155,6 +171,46 @@ RULES = (
         "ZeRO shares flat moments out over the ranks, and bitsandbytes keeps its own, in blocks",
         "choose adamw, or the plain engine",
         lambda facts: facts.uses_deepspeed is True and facts.optimizer not in (None, "adamw"),
+    ),
+    Rule(
+        "layers streamed under DeepSpeed, or beside ZeRO and offload",
+        "the plain engine streams them, and DeepSpeed moves weights in its own way",
+        "leave engine.stream_layers out, or choose engine.name=plain without ZeRO, offload and template",
+        lambda facts: (
+            facts.streams
+            and (facts.uses_deepspeed is True or bool(facts.zero_stage) or facts.has_template or bool(facts.offloads))
+        ),
+    ),
+    Rule(
+        "layers streamed where every weight trains",
+        "what is streamed is read and never written",
+        "choose method lora, qlora or feature-extraction, or offload with ZeRO-3",
+        lambda facts: facts.streams and facts.trains_all is True,
+    ),
+    Rule(
+        "layers streamed that keep their matrix products",
+        "a product that is kept would keep the weight that has left",
+        "leave model.recompute out: a streamed layer recomputes whole",
+        lambda facts: facts.streams and facts.keeps_products,
+    ),
+    Rule(
+        "layers streamed under DoRA",
+        "it reads every weight when it begins",
+        "leave method.use_dora or engine.stream_layers out",
+        lambda facts: facts.streams and facts.uses_dora,
+    ),
+    Rule(
+        "layers streamed in 4 bits",
+        "weights are packed when a model is loaded whole",
+        "choose method lora, or leave engine.stream_layers out",
+        lambda facts: facts.streams and facts.packs_weights,
+    ),
+    Rule(
+        "layers streamed from RAM on a CPU",
+        "there the device's memory is that same RAM",
+        "choose engine.stream_layers=disk",
+        lambda facts: facts.stream_layers == "ram" and facts.device_type == "cpu",
+        is_of_the_device=True,
     ),
     Rule(
         "bf16 on a GPU before Ampere",

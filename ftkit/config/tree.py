@@ -220,6 +220,8 @@ class EngineConfig(Section):
     """Where the optimizer's state lives under ZeRO."""
     offload_parameters: Offload = "none"
     """Where the weights live under ZeRO-3."""
+    stream_layers: Literal["none", "ram", "disk"] = "none"
+    """Keep frozen layers in the host's memory (`ram`) or the model's files (`disk`), and two of them on the device."""
     nvme_path: str | None = None
     """The folder on the disk that takes what is offloaded to `nvme`."""
     ds_config: str | None = None
@@ -239,6 +241,7 @@ class EngineConfig(Section):
                 zero_stage=self._stage,
                 offload_optimizer=self.offload_optimizer,
                 offload_parameters=self.offload_parameters,
+                stream_layers=self.stream_layers,
                 nvme_path=self.nvme_path,
                 has_template=self.ds_config is not None,
             )

@@ -17,6 +17,7 @@ from ftkit.engine.protocol import Parts, Tensors, explained_standstill
 from ftkit.machine.process import ProcessContext
 from ftkit.models.build import trainable_parameters
 from ftkit.models.objective import Objective
+from ftkit.models.streaming.stream import place, whole_state
 from ftkit.records.figures import Kind
 
 BUCKET_ELEMENTS = 2**24
@@ -34,7 +35,7 @@ class PlainEngine:
     ) -> None:
         """Move the model to the device and make masters and optimizer; see `build_engine`."""
         self.process, self.device, self.dtype, self.objective = process, process.device, dtype, objective
-        self.model = model.to(self.device)
+        self.model = place(model, self.device)
         self._max_grad_norm = config.optimizer.max_grad_norm
         self._parameters = trainable_parameters(self.model)
         self._masters = {name: self._master(parameter) for name, parameter in self._parameters.items()}
@@ -152,7 +153,7 @@ class PlainEngine:
 
     def full_state(self) -> Tensors:
         """Return all weights."""
-        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
+        return {name: tensor.to("cpu", copy=True) for name, tensor in whole_state(self.model).items()}
 
     def _new_scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(self.device.type, init_scale=2.0**12, enabled=self.dtype == torch.float16)

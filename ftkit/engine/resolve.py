@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ftkit.config.precision import TORCH_NAMES, Precision, SettledPrecision
+from ftkit.config.recompute import Recompute
 from ftkit.config.rules import Facts, Force, broken_rules
 from ftkit.config.tree import BatchConfig, EngineConfig, Offload, RunConfig
 from ftkit.engine.ds_config import Sizes, deepspeed_dict, read_template
@@ -119,6 +120,8 @@ class ResolvedRun:
             zero_stage=self.zero_stage,
             offload_optimizer=self.offload_optimizer,
             offload_parameters=self.offload_parameters,
+            stream_layers=config.engine.stream_layers,
+            keeps_products=config.model.recompute.cheap > 0,
             nvme_path=config.engine.nvme_path,
             has_template=config.engine.ds_config is not None,
             optimizer=config.optimizer.name,
@@ -127,7 +130,8 @@ class ResolvedRun:
             device_type=self.devices.device_type,
             has_bf16=self.devices.has_bf16,
             world_size=self.devices.world_size,
-            unpacks_for_dora=bool(getattr(config.method, "use_dora", False) and hasattr(config.method, "quantization")),
+            uses_dora=bool(getattr(config.method, "use_dora", False)),
+            packs_weights=hasattr(config.method, "quantization"),
         )
 
     def cut_by(self, batch: BatchConfig) -> "ResolvedRun":
@@ -167,6 +171,8 @@ def resolve(config: RunConfig, devices: Devices) -> ResolvedRun:
     zero = template.get("zero_optimization", {"stage": 0})
     precision = _precision(config.model.precision, devices)
     model = config.model.model_copy(update={"precision": precision})
+    if config.engine.stream_layers != "none" and model.recompute.cheap == 0:
+        model = model.model_copy(update={"recompute": Recompute(layer=1.0)})
     batch = config.batch.one_at_a_time() if model.padding == "none" else config.batch
     run = ResolvedRun(
         config=config.model_copy(update={"batch": batch})

@@ -35,6 +35,7 @@ from ftkit.models.sources.source import (
     load_config as load_architecture,
 )
 from ftkit.models.sources.start import settle_start
+from ftkit.models.streaming.stream import place
 from ftkit.records.files import CONFIG, MODEL, RECORD, read_record
 
 Note = Callable[[str], None]
@@ -147,7 +148,8 @@ def open_config(name: str, settings: Sequence[str] = ()) -> RunConfig:
     own = [f"model.name={name}", "model.new_head=false"]
     own += [] if folder else [f"task={_task_of(name)}", "method.name=full"]
     config = load_config(folder / CONFIG if folder else None, settings=[*own, *settings])
-    return config.model_copy(update={"engine": EngineConfig(name="plain"), "optimizer": OptimizerConfig()})
+    engine = EngineConfig(name="plain", stream_layers=config.engine.stream_layers)
+    return config.model_copy(update={"engine": engine, "optimizer": OptimizerConfig()})
 
 
 def open_model(name: str, config: RunConfig, note: Note = lambda _: None) -> Opened:
@@ -177,7 +179,7 @@ def open_model(name: str, config: RunConfig, note: Note = lambda _: None) -> Ope
         settled = settled.model_copy(update={"method": methods()["full"]()})
     model = build_model(settled, source, architecture, run.dtype)
     model.requires_grad_(False)
-    reader = Reader(model.to(process.device).eval(), run.dtype, process, objective_of(settled, architecture, model))
+    reader = Reader(place(model, process.device).eval(), run.dtype, process, objective_of(settled, architecture, model))
     return Opened(name, run, tokenizer, labels, reader)
 
 

@@ -13,6 +13,7 @@ from ftkit.errors import FtkitError
 from ftkit.inference.opened import open_config, open_model
 from ftkit.models.saved import digests, of_other_types
 from ftkit.models.sources.adapters import model_folder
+from ftkit.models.streaming.stream import whole_state
 from ftkit.training.reopening.handed_over import Findings, read_request, read_sample, write_answers
 
 
@@ -27,8 +28,7 @@ def reopen(talk: Path) -> None:
     """
     request = read_request(talk)
     reader = open_model(request.run, open_config(request.run)).reader
-    held = {name: one for name, one in reader.model.state_dict().items() if name in request.digests}
-    found = digests(held, [reader.dtype])
+    found = digests(whole_state(reader.model, request.digests), [reader.dtype])
     findings = Findings(
         differing=[name for name, digest in request.digests.items() if found.get(name) != digest],
         mistyped=of_other_types(model_folder(Path(request.run)), getattr(torch, request.dtype)),

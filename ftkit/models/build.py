@@ -27,6 +27,9 @@ from ftkit.models.recompute import set_recompute
 from ftkit.models.sources.source import Source
 from ftkit.models.sources.start import Start
 from ftkit.models.sources.weights import Note, attention, auto_class, grow_tables, load_weights
+from ftkit.models.streaming.layout import leave_out, names_to_stream
+from ftkit.models.streaming.sources import NoValues, open_layers
+from ftkit.models.streaming.stream import attach
 
 _LISTED = 3
 """Kinds of weights that stay whole and are named, the largest ones."""
@@ -58,8 +61,14 @@ def build_model(
     Raises:
         ModelError: the weights cannot be loaded or are not whole, or the model is not for this task or method.
     """
-    model, start = load_weights(config, source, architecture, dtype, note, without)
+    streams = config.engine.stream_layers != "none"
+    left = names_to_stream(build_bare_model(config, architecture, dtype)) if streams else ()
+    model, start = load_weights(config, source, architecture, dtype, note, (*without, *left))
+    layout = leave_out(model) if streams else None
+    opened = None if layout is None else open_layers(config.engine.stream_layers, source, model, layout, note)
     model = prepare_model(config, model, dtype, start)
+    if layout is not None and opened is not None:
+        attach(model, layout, opened)
     for line in weight_lines(model):
         note(line)
     return model
@@ -80,9 +89,13 @@ def build_empty_model(config: RunConfig, architecture: Any, dtype: torch.dtype) 
         ModelError: there is no such model for the task, or the method does not fit it.
     """
     model = build_bare_model(config, architecture, dtype)
+    layout = leave_out(model) if config.engine.stream_layers != "none" else None
     with torch.device("meta"):
         start = Start(head=find_head(model, ()), rows=grow_tables(model, config.model))
-        return prepare_model(config, model, dtype, start)
+        model = prepare_model(config, model, dtype, start)
+    if layout is not None:
+        attach(model, layout, NoValues())
+    return model
 
 
 def build_bare_model(config: RunConfig, architecture: Any, dtype: torch.dtype) -> nn.Module:

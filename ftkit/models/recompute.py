@@ -38,15 +38,16 @@ def set_level(layer: nn.Module, level: Level) -> None:
         layer: of a transformers model.
         level: of it.
     """
-    foreign.set_recomputing(layer, _CHECKPOINTS.get(level, _recompute_all), recomputes=level != "none")
+    foreign.set_recomputing(layer, _CHECKPOINTS.get(level, recompute_all), recomputes=level != "none")
 
 
-def _recompute_all(function: Any, *arguments: Any, **keywords: Any) -> Any:
+def recompute_all(function: Any, *arguments: Any, **keywords: Any) -> Any:
+    """Call a function, keep its arguments alone, and call it again in the backward."""
     return activation_checkpoint.checkpoint(function, *arguments, use_reentrant=False, **keywords)
 
 
 def _recompute_cheap(function: Any, *arguments: Any, **keywords: Any) -> Any:
-    return _recompute_all(function, *arguments, context_fn=kept_products.contexts, **keywords)
+    return recompute_all(function, *arguments, context_fn=kept_products.contexts, **keywords)
 
 
-_CHECKPOINTS: dict[Level, Callable[..., Any]] = {"cheap": _recompute_cheap, "layer": _recompute_all}
+_CHECKPOINTS: dict[Level, Callable[..., Any]] = {"cheap": _recompute_cheap, "layer": recompute_all}

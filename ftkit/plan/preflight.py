@@ -75,6 +75,9 @@ def plan_first(
     """
     if not config.training.plan_first and config.batch.micro_batch_tokens != "auto":
         return config.batch, None
+    if config.engine.stream_layers != "none":
+        note("no plan for this run: the memory and time of streamed layers are not predicted yet")
+        return first_decides(process, lambda: _with_number(config.batch, _target(process))), None
     return first_decides(process, lambda: _plan(config, process, architecture, sequences, note, is_cached))
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from ftkit.engine.resolve import ResolvedRun
 from ftkit.models import foreign
 from ftkit.models.build import build_empty_model
+from ftkit.models.streaming.stream import resident_bytes
 from ftkit.plan.target import Target
 from ftkit.units import format_bytes
 
@@ -26,6 +27,9 @@ def least_weight_bytes(run: ResolvedRun, architecture: Any) -> int:
     if run.offload_parameters != "none":
         return 0
     model = build_empty_model(run.config, architecture, run.dtype)
+    resident = resident_bytes(model)
+    if resident is not None:
+        return resident
     # `parameters` yields tied weights once.
     whole = sum(
         weight.numel() // 2 if foreign.is_packed(weight) else weight.numel() * weight.itemsize

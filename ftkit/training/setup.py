@@ -23,6 +23,7 @@ from ftkit.machine.versions import versions
 from ftkit.models.build import build_model, check_positions, check_tokens
 from ftkit.models.objective import objective_of
 from ftkit.models.sources.source import Source
+from ftkit.models.streaming.stream import place
 from ftkit.observe.meter import Meter
 from ftkit.plan.predicted import AnyPrediction, TracedPrediction
 from ftkit.plan.preflight import plan_first
@@ -189,7 +190,7 @@ def _settle_trunk(
     """Have the trunk computed once where that is wanted, and settle the padding for it; close the model above it."""
     if not wants_trunk(run, whole.model, key.num_passes):
         return run, None, None
-    whole.model.to(whole.device)
+    place(whole.model, whole.device)
     asked = run
     run, padding = settle_padding(run, whole, key.data.splits, tokenizer, note)
     meter.enter(Phase.TRUNK)

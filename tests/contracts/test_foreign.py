@@ -20,6 +20,8 @@ from ftkit.machine import foreign as machine
 from ftkit.models import foreign as models
 from ftkit.models import partitions
 from ftkit.models.kernels import foreign as kernels
+from ftkit.models.sources import foreign as sources
+from ftkit.models.streaming import foreign as streaming
 from ftkit.observe import foreign as observe
 from ftkit.plan.tracing import foreign as tracing
 
@@ -103,6 +105,10 @@ WRITTEN = [
     Written(partitions.whole_numel, "deepspeed", PARTITIONED, "param.ds_numel = "),
     Written(partitions.is_gathered_when_called, "deepspeed", "runtime/zero/parameter_offload.py", "module.ds_id = "),
     Written(partitions.whole_shape, "deepspeed", PARTITIONED, "param.ds_shape = "),
+    Written(sources.reading_what_stays, "transformers", "core_model_loading.py", "def _materialize_copy(tensor: "),
+    Written(sources.reading_what_stays, "transformers", "core_model_loading.py", "return _materialize_copy("),
+    Written(sources.reading_what_stays, "transformers", "modeling_utils.py", "file_pointer = safe_open(file, "),
+    Written(streaming.num_references, "torch", "_C/__init__.pyi", "def _storage_Use_Count("),
     # engine
     *(Written(pace.Pace, "deepspeed", "comm/torch.py", f"def {name}(self") for name in pace.COLLECTIVES),
     *coordinator_names(

@@ -1,7 +1,7 @@
 """The weights of a model on the disk, read a tensor at a time by the names that the model itself has."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +66,7 @@ def open_stored(source: Source, model: nn.Module) -> Iterator[Stored]:
         if not opened:
             raise ModelError(f"{source.name} has no {_WHOLE}; give a model whose weights are safetensors")
         files = {name: file for file in opened for name in file.keys()}  # noqa: SIM118  # it is not a mapping
-        yield Stored(files, dict(_names(model, files)))
+        yield Stored(files, names_in_files(model, files))
 
 
 def weight_paths(source: Source) -> Iterator[str]:
@@ -100,16 +100,23 @@ def weight_paths(source: Source) -> Iterator[str]:
             yield found
 
 
-def _names(model: nn.Module, files: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the tensors of a model and what they are called in its files."""
+def names_in_files(model: nn.Module, files: Collection[str]) -> dict[str, str]:
+    """Return the tensors of a model and what they are called in its files.
+
+    Args:
+        model: the transformers model itself, on `meta` or not.
+        files: the names of the tensors that are stored.
+    """
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     aliases: dict[int, list[str]] = {}
     for name, tensor in _tensors(model):
         aliases.setdefault(id(tensor), []).append(name)
+    names = {}
     for name, tensor in _tensors(model):
         found = next((one for alias in aliases[id(tensor)] for one in _spellings(alias, prefix) if one in files), None)
         if found is not None:
-            yield name, found
+            names[name] = found
+    return names
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

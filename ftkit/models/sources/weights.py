@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -12,6 +13,7 @@ from ftkit.config.tree import ModelConfig, RunConfig, Task
 from ftkit.errors import ConfigError, ModelError
 from ftkit.models import foreign
 from ftkit.models.heads import classifies, find_head, head_names, output_names, task_modules
+from ftkit.models.sources.foreign import reading_what_stays
 from ftkit.models.sources.source import Source, explained_loading
 from ftkit.models.sources.start import Start
 
@@ -40,7 +42,7 @@ def load_weights(
         architecture: what `load_config` returned.
         dtype: what the weights are loaded in.
         note: told what is new.
-        without: modules whose weights stay on `meta`.
+        without: modules, or weights, that stay on `meta`.
 
     Returns:
         The model in evaluation mode, and what is new in it.
@@ -51,7 +53,8 @@ def load_weights(
     """
     torch.manual_seed(config.training.seed)
     placed = {"device_map": {"": "cpu"} | dict.fromkeys(without, "meta")} if without else {}
-    with explained_loading(source, f"weights for {config.task}"), foreign.without_hooks():
+    reading = reading_what_stays() if without else nullcontext()
+    with explained_loading(source, f"weights for {config.task}"), foreign.without_hooks(), reading:
         model, info = auto_class(config.task).from_pretrained(
             source.name,
             config=architecture,

@@ -18,6 +18,7 @@ from ftkit.data.arrays import TokenSplit
 from ftkit.data.batching import Padding
 from ftkit.models.bnb import hidden_tensors
 from ftkit.models.methods.lora import unwrapped
+from ftkit.models.streaming.stream import value_of
 from ftkit.models.trunk.cut import AROUND, Cut
 
 _FORMAT = 1
@@ -90,5 +91,5 @@ def _tensors(model: nn.Module, cut: Cut) -> Iterator[tuple[str, torch.Tensor]]:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if name.rpartition(".")[0] in cut.below:
             own = {key: constant for key, constant in constants.items() if key.startswith(f"{name}.")}
-            for key, one in {name: tensor, **own}.items():
+            for key, one in {name: value_of(tensor), **own}.items():
                 yield key.removeprefix(AROUND), one

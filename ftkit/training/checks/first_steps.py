@@ -13,6 +13,7 @@ from torch import nn
 
 from ftkit.engine.protocol import Engine
 from ftkit.errors import ModelError
+from ftkit.models.streaming.stream import is_streamed
 
 AFTER_STEPS = 2
 _SKIPPED_AT_MOST = 20
@@ -70,7 +71,8 @@ class FirstSteps:
         """Return some numbers of what trains, as masters in fp32, and of what is frozen."""
         parameters = dict(self._engine.model.named_parameters())
         state = self._engine.trainable_state() if self._is_looked_at else {}
-        frozen = {name: one for name, one in parameters.items() if not one.requires_grad}
+        # What is streamed is read anew each time, so that nothing can change it.
+        frozen = {name: one for name, one in parameters.items() if not (one.requires_grad or is_streamed(one))}
         return ({name: _sample(tensor) for name, tensor in state.items()},
                 {name: _sample(getattr(one, "ds_tensor", one)) for name, one in frozen.items()})  # fmt: skip
 

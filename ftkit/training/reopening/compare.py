@@ -27,6 +27,7 @@ from ftkit.machine.memory import free_device_bytes, free_host_bytes, says_no_mem
 from ftkit.models.build import set_training
 from ftkit.models.partitions import whole_numel
 from ftkit.models.saved import digests
+from ftkit.models.streaming.stream import resident_bytes
 from ftkit.training.reopening.handed_over import Findings, Request, read_answers, write_request
 from ftkit.training.results.folder import Saved
 from ftkit.training.setup import Job
@@ -186,6 +187,9 @@ def _no_room(job: Job) -> str:
     """Return why a second copy of the model has no room; empty where it has, or where nobody knows."""
     whole = job.counts.total * job.engine.dtype.itemsize
     held = sum(whole_numel(one) * one.element_size() for one in job.engine.model.parameters())
+    streamed = resident_bytes(job.engine.model)
+    if streamed is not None:
+        whole = held = streamed
     device = job.engine.device
     # It is loaded on the host, in 4 bits too, and then lies on the device as it does here.
     for place, needed, free in (

@@ -34,6 +34,7 @@ from ftkit.models.methods import Method
 from ftkit.models.saved import as_stored, restore_settings, save_tokenizer, stored_dtype
 from ftkit.models.sources.adapters import base_of, find_adapter
 from ftkit.models.sources.source import Source
+from ftkit.models.streaming.stream import whole_state
 from ftkit.records.answers import FOLDER as ANSWERS
 from ftkit.records.files import (
     CARD,
@@ -251,7 +252,7 @@ def save_model(
     model, weights = engine.model, masters
     if not method.is_adapter:
         model = engine.model if load_whole is None else load_whole()
-        weights = (model.state_dict() if held is None else held) | _by_every_name(model, masters)
+        weights = (whole_state(model) if held is None else held) | _by_every_name(model, masters)
     dtype = (None if method.is_adapter else stored_dtype(source)) or engine.dtype
     target = folder / MODEL
     method.save(model, target, as_stored(weights, dtype))

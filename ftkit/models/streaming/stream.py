@@ -1,0 +1,237 @@
+"""Let the layers of a model be streamed: each one fetches its weights before it runs, and again before its backward.
+
+A layer is fetched in three places. Before its forward. When the gradient of its output is there, so that all of its
+backward finds its weights, whatever asks for them first. And inside what it recomputes, where the weights are views of
+the buffer that they are in by then.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from ftkit.errors import ModelError
+from ftkit.models import foreign
+from ftkit.models.layers import first_trained_layer, transformer_layers
+from ftkit.models.recompute import recompute_all
+from ftkit.models.streaming.layout import Layout, Slot
+from ftkit.models.streaming.sources import LayerSource
+from ftkit.models.streaming.window import StaleWeightsError, Window
+
+_STREAM, _SLOT = "layer_stream", "streamed_slot"
+"""The attributes of the list of layers and of a weight by which others find what is streamed."""
+
+
+class LayerStream:
+    """The streamed layers of one model.
+
+    Attributes:
+        layout: what is streamed.
+        source: where it comes from.
+        window: the buffers; None until the model is on its device.
+    """
+
+    def __init__(self, layout: Layout, source: LayerSource, comes_back: Callable[[], bool]) -> None:
+        """Start without buffers.
+
+        Args:
+            layout: what is streamed.
+            source: where it comes from.
+            comes_back: whether a backward passes through the topmost layer.
+        """
+        self.layout, self.source = layout, source
+        self.window: Window | None = None
+        self._comes_back = comes_back
+        self._in_backward: tuple[int, int | None] | None = None
+
+    def forward(self, layer: int) -> None:
+        """Fetch a layer for its forward; the one above comes next, and above the top the backward begins there."""
+        self._end_backward()
+        top = len(self.layout.layers) - 1
+        turns = torch.is_grad_enabled() and self._comes_back()
+        self._fetch(layer, layer + 1 if layer < top else None if turns else 0)
+
+    def again(self, layer: int) -> None:
+        """Fetch a layer for what it recomputes."""
+        self._fetch(layer, None)
+
+    def backward(self, layer: int, *, is_lowest: bool) -> None:
+        """Fetch a layer for its backward; the one below comes next, and below the lowest the next forward begins."""
+        self._end_backward()
+        self._fetch(layer, 0 if is_lowest else layer - 1)
+        self._in_backward = layer, self._generation(layer)
+
+    def _end_backward(self) -> None:
+        """Make sure that the layer whose backward has ended found its weights in one buffer all along."""
+        if self._in_backward is None:
+            return
+        (layer, filling), self._in_backward = self._in_backward, None
+        if filling != self._generation(layer):
+            raise StaleWeightsError(
+                f"the buffer of layer {layer} was used again during the backward of that layer, whose gradients are "
+                f"wrong (filling {filling} at its start, {self._generation(layer)} at its end)"
+            )
+
+    def _generation(self, layer: int) -> int | None:
+        return None if self.window is None else self.window.generation(layer)
+
+    def _fetch(self, layer: int, then: int | None) -> None:
+        assert self.window is not None, "place() has not put this model onto its device"
+        self.window.fetch(layer, then)
+
+
+def attach(model: nn.Module, layout: Layout, source: LayerSource) -> LayerStream:
+    """Let the layers of a model fetch their weights.
+
+    Args:
+        model: prepared for its method, its layers' weights stand-ins.
+        layout: what `leave_out` returned for it before that.
+        source: where the weights come from.
+
+    Returns:
+        The stream, which `stream_of` finds again.
+    """
+    found = transformer_layers(model)
+    assert found is not None
+    stream = LayerStream(layout, source, lambda: first_trained_layer(model) is not None or _trains_tokens(model))
+    vars(found[1])[_STREAM] = stream
+    for slot in (slot for layer in layout.layers for slot in layer):
+        vars(slot.parameter)[_SLOT] = source, slot
+    for number, layer in enumerate(found[1]):
+        _hook(stream, number, layer)
+    return stream
+
+
+def stream_of(model: nn.Module) -> LayerStream | None:
+    """Return the stream of a model, None where its weights are all there."""
+    return next((vars(module)[_STREAM] for module in model.modules() if _STREAM in vars(module)), None)
+
+
+def place(model: nn.Module, device: torch.device) -> nn.Module:
+    """Move a model to a device: what stays of it, and the window for what is streamed.
+
+    Args:
+        model: what `build_model` returned; what is to train requires gradients by now.
+        device: what will compute.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ModelError: streamed weights are to train, or gradients pass through layers that do not recompute.
+    """
+    stream = stream_of(model)
+    if stream is None:
+        return model.to(device)
+    if stream.window is not None:
+        return model
+    _check_frozen(model, stream)
+    # The window first: moved by `to`, a stand-in would become as large as the weight.
+    stream.window = Window(stream.layout, stream.source, device)
+    return model.to(device)
+
+
+def resident_bytes(model: nn.Module) -> int | None:
+    """Return the bytes of the weights that a streamed model has on its device, with its window; None: all are there.
+
+    Args:
+        model: what `build_model` or `build_empty_model` returned.
+    """
+    stream = stream_of(model)
+    if stream is None:
+        return None
+    streamed = {id(slot.parameter) for slot in _slots(stream.layout)}
+    stays = (one.numel() * one.itemsize for one in model.parameters() if id(one) not in streamed)
+    return stream.layout.window_bytes + sum(stays)
+
+
+def is_streamed(tensor: torch.Tensor) -> bool:
+    """Return whether a weight is on its device only while its layer is in the window."""
+    return isinstance(tensor, nn.Parameter) and _SLOT in vars(tensor)
+
+
+def value_of(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a weight itself, or where it is streamed its numbers, read from where they come from.
+
+    Args:
+        tensor: a parameter or a buffer of a model.
+    """
+    if not is_streamed(tensor):
+        return tensor
+    source, slot = vars(tensor)[_SLOT]
+    return cast(torch.Tensor, source.read(slot))
+
+
+def whole_state(model: nn.Module, names: Collection[str] | None = None) -> dict[str, torch.Tensor]:
+    """Return the weights and buffers of a model by their names, those that are streamed read into the host's memory.
+
+    Args:
+        model: on its device or not.
+        names: the names that are wanted; None: all.
+    """
+    state = model.state_dict(keep_vars=True)
+    return {name: value_of(one).detach() for name, one in state.items() if names is None or name in names}
+
+
+def _slots(layout: Layout) -> Iterator[Slot]:
+    return (slot for layer in layout.layers for slot in layer)
+
+
+def _check_frozen(model: nn.Module, stream: LayerStream) -> None:
+    """Refuse what a window cannot do: weights that train, and a backward through layers that do not recompute."""
+    trained = next((slot.name for slot in _slots(stream.layout) if slot.parameter.requires_grad), None)
+    if trained is not None:
+        raise ModelError(
+            f"engine.stream_layers streams frozen weights, and {trained} is to train; choose method lora, or leave "
+            "engine.stream_layers out"
+        )
+    if first_trained_layer(model) and _trains_tokens(model):
+        raise ModelError(
+            "engine.stream_layers: new rows of the table of tokens train below layers that do not; let all layers "
+            "have adapters, or leave model.resize_embeddings out"
+        )
+
+
+def _trains_tokens(model: nn.Module) -> bool:
+    table = cast(Any, model).get_input_embeddings()
+    return any(one.requires_grad for one in table.parameters())
+
+
+def _hook(stream: LayerStream, number: int, layer: nn.Module) -> None:
+    """Let one layer fetch its weights, forward and backward."""
+
+    def before(*_: Any) -> None:
+        stream.forward(number)
+
+    def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        is_lowest = not any(one.requires_grad for one in _tensors((args, kwargs)))
+
+        def fetch(_: torch.Tensor) -> None:
+            stream.backward(number, is_lowest=is_lowest)
+
+        for one in _tensors(output):
+            if one.requires_grad:
+                one.register_hook(fetch)
+
+    def recompute(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def run(*inner: Any, **settings: Any) -> Any:
+            stream.again(number)
+            return function(*inner, **settings)
+
+        return recompute_all(run, *args, **kwargs)
+
+    layer.register_forward_pre_hook(before)
+    layer.register_forward_hook(after, with_kwargs=True)
+    foreign.set_recomputing(layer, recompute, recomputes=True)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in the arguments or the result of a layer, the first one first."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors(tuple(value.values()))
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _tensors(one)

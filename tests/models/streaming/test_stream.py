@@ -1,0 +1,109 @@
+"""A model whose layers are streamed computes what the resident one computes, to the bit."""
+
+import numpy as np
+import pytest
+import torch
+
+from ftkit.data import batching
+from ftkit.errors import ConfigError, DeviceError, ModelError
+from ftkit.models.foreign import checkpointing_layers
+from ftkit.models.recompute import set_level
+from ftkit.models.streaming.stream import stream_of, whole_state
+from ftkit.models.streaming.window import StaleWeightsError
+from ftkit.observe.recorded import record_steps, see_model
+from ftkit.observe.recorder import Recorder
+from tests.helpers import PADDING, ragged_split
+from tests.models.streaming.conftest import engine_of, take_step
+
+DISK = "engine.stream_layers=disk"
+FAMILIES = ("bert", "gemma2", "gpt2", "llama", "mistral", "phi", "qwen2", "starcoder2")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_losses_gradients_and_logits_are_those_of_the_resident_run(family, deep):
+    for dtype in (torch.float32, torch.bfloat16):
+        wanted, found = (take_step(engine_of(deep(family), *way, dtype=dtype)) for way in ((), (DISK,)))
+        assert found.loss == wanted.loss
+        assert torch.equal(found.logits, wanted.logits)
+        assert found.gradients.keys() == wanted.gradients.keys()
+        assert all(torch.equal(found.gradients[name], one) for name, one in wanted.gradients.items())
+
+
+def test_the_plain_forms_of_adapters_are_streamed_alike(deep):
+    way = ("model.lean=false", "method.targets=[attention]")
+    wanted, found = (take_step(engine_of(deep("llama"), *way, *more)) for more in ((), (DISK,)))
+    assert found.loss == wanted.loss
+    assert all(torch.equal(found.gradients[name], one) for name, one in wanted.gradients.items())
+
+
+def test_a_head_over_streamed_layers_trains_alike_and_its_model_is_saved_whole(deep):
+    wanted, found = (
+        engine_of(deep("bert"), "task=sequence-classification", "method={name: feature-extraction}", *more)
+        for more in ((), (DISK,))
+    )
+    theirs, ours = whole_state(wanted.model), found.full_state()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], one) for name, one in theirs.items())
+
+
+def test_the_window_does_not_grow_with_the_number_of_layers(deep):
+    peaks = {}
+    for num_layers in (12, 24, 48):
+        way = ("task=sequence-classification", "method={name: feature-extraction}", DISK)
+        engine, recorder = engine_of(deep("bert", num_layers), *way), Recorder()
+        micro_batch = batching.collate(ragged_split("sequence-classification"), np.arange(3), PADDING, engine.device)
+        with recorder:
+            see_model(recorder, engine.model, {})
+            record_steps(engine, [micro_batch], recorder)
+        peaks[num_layers] = recorder.tape.peak_bytes()
+    assert peaks[12] == peaks[24] == peaks[48]
+
+
+def test_a_product_that_keeps_its_weight_is_found_before_its_buffer_is_used_again(deep):
+    engine, kept = engine_of(deep("llama"), DISK), []
+    layer = stream_of(engine.model).layout.layers[0][0].owner
+    layer.register_forward_hook(lambda module, *_: kept.append(module.weight.t()))
+    with pytest.raises(StaleWeightsError, match="layer 2 is to come into the buffer of layer 0, and 1 tensors"):
+        take_step(engine)
+
+
+def test_layers_that_do_not_recompute_are_found(deep):
+    engine = engine_of(deep("llama"), DISK, "model.lean=false", "method.targets=[attention]")
+    for layer in checkpointing_layers(engine.model):
+        set_level(layer, "none")
+    with pytest.raises(StaleWeightsError, match="did not recompute"):
+        take_step(engine)
+
+
+def test_a_layer_that_comes_in_the_midst_of_a_backward_is_found(deep):
+    engine = engine_of(deep("llama"), DISK)
+    stream = stream_of(engine.model)
+    adapter = next(one for name, one in engine.model.named_parameters() if "layers.3." in name and one.requires_grad)
+
+    def disturb(_):
+        for layer in (0, 5):
+            stream.window.fetch(layer)
+
+    adapter.register_hook(disturb)
+    with pytest.raises(StaleWeightsError, match=r"layer [34] was used again during the backward"):
+        take_step(engine)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        (("method={name: full}", DISK), ConfigError, "every weight trains"),
+        ((DISK, "engine.zero_stage=3"), ConfigError, "under DeepSpeed"),
+        ((DISK, "method.use_dora=true"), ConfigError, "DoRA"),
+        ((DISK, "model.recompute=cheap"), ConfigError, "recompute"),
+        (("engine.stream_layers=ram",), DeviceError, "choose engine.stream_layers=disk"),
+    ],
+)
+def test_what_cannot_be_streamed_is_refused_with_what_to_do(settings, error, words, deep):
+    with pytest.raises(error, match=words):
+        engine_of(deep("llama"), *settings)
+
+
+def test_weights_that_are_stored_in_another_form_are_refused_by_name(deep):
+    with pytest.raises(ModelError, match=r"model\.layers\.0\.mlp\.gate\.weight .* is not among them"):
+        engine_of(deep("mixtral"), DISK)
