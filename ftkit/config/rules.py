@@ -41,6 +41,8 @@ class Facts:
         world_size: ranks.
         uses_dora: whether adapters train magnitudes beside directions.
         packs_weights: whether frozen weights are in 4 bits.
+        tiles_mlps: whether the MLPs run in tiles.
+        recomputes_cheaply: whether some layers recompute at the level `cheap`.
     """
 
     uses_deepspeed: bool | None = None
@@ -61,6 +63,8 @@ class Facts:
     world_size: int | None = None
     uses_dora: bool = False
     packs_weights: bool = False
+    tiles_mlps: bool = False
+    recomputes_cheaply: bool = False
 
     @property
     def offloads(self) -> set[str]:
@@ -232,6 +236,18 @@ RULES = (
         "choose a zero_stage of 2, leave method.use_dora out, or take method lora",
         lambda facts: facts.unpacks_for_dora and facts.zero_stage == 3 and facts.device_type == "cpu",
         is_of_the_device=True,
+    ),
+    Rule(
+        "MLPs in tiles where layers recompute at the level cheap",
+        "a tile keeps its input alone, and cheap keeps all matrix products",
+        "set model.recompute to layer or none, or leave model.mlp_tile_tokens out",
+        lambda facts: facts.tiles_mlps and facts.recomputes_cheaply,
+    ),
+    Rule(
+        "MLPs in tiles under ZeRO-3",
+        "their weights would be gathered anew for each tile",
+        "choose a zero_stage of 2 or less, or leave model.mlp_tile_tokens out",
+        lambda facts: facts.tiles_mlps and facts.zero_stage == 3,
     ),
     Rule(
         "ZeRO without offload on one device",

@@ -132,6 +132,8 @@ class ResolvedRun:
             world_size=self.devices.world_size,
             uses_dora=bool(getattr(config.method, "use_dora", False)),
             packs_weights=hasattr(config.method, "quantization"),
+            tiles_mlps=config.model.mlp_tile_tokens is not None,
+            recomputes_cheaply=config.model.recompute.cheap > 0,
         )
 
     def cut_by(self, batch: BatchConfig) -> "ResolvedRun":

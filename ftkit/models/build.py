@@ -19,6 +19,7 @@ from ftkit.models.kernels.first_place import pool_early
 from ftkit.models.kernels.grouped_heads import make_grouped
 from ftkit.models.kernels.lora_linear import make_lean
 from ftkit.models.kernels.seeded_attention import seed_attention
+from ftkit.models.kernels.tiled_mlp import tile_mlps
 from ftkit.models.layers import first_trained_layer, transformer_layers
 from ftkit.models.methods import method_of
 from ftkit.models.methods.lora import is_adapted, unwrapped
@@ -142,6 +143,8 @@ def prepare_model(config: RunConfig, model: nn.Module, dtype: torch.dtype, start
         ModelError: the method does not fit the model.
     """
     set_recompute(model, config.model.recompute)
+    if config.model.mlp_tile_tokens is not None:
+        tile_mlps(model, config.model.mlp_tile_tokens)
     if config.model.lean:
         make_grouped(model)
         seed_attention(model)
