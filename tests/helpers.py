@@ -181,9 +181,10 @@ def take_steps(
     """Take optimizer steps over global batches of a split."""
     ftkit_model.set_training(engine.model, True)
     losses, norms = [], []
-    for batch in batching.global_batches(len(split), config.batch.global_batch_size, 0, num_steps):
-        share = batching.cut(split.lengths[batch.indices], config.batch, engine.process.world_size)[engine.process.rank]
-        micro = [batching.collate(split, batch.indices[places], padding, engine.device) for places in share]
+    for batch in batching.global_batches(split.num_texts, config.batch.global_batch_size, 0, num_steps):
+        rows = split.rows_of(batch.indices)
+        share = batching.cut(split.lengths[rows], config.batch, engine.process.world_size)[engine.process.rank]
+        micro = [batching.collate(split, rows[places], padding, engine.device) for places in share]
         num_targets = engine.objective.target_weights(split)[batch.indices].sum()
         result = train_step(engine, micro, float(num_targets), rate)
         losses.append(float(result.loss))

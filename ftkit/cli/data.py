@@ -123,7 +123,8 @@ def _sequence_lines(sequences: "Iterable[ShownSequence]") -> list[str]:
     for shown in sequences:
         label = "" if shown.label is None else f", label {shown.label!r}"
         targets = "" if shown.label is not None else f", {shown.num_targets:,} of them targets, marked ⟦ ⟧"
-        lines += ["", f"{shown.split} {shown.number}: {shown.num_tokens:,} tokens{targets}{label}"]
+        window = "" if shown.window is None else ", window {} of {}".format(*shown.window)
+        lines += ["", f"{shown.split} {shown.number}{window}: {shown.num_tokens:,} tokens{targets}{label}"]
         text = "".join(_marked(text, is_target=is_target) for text, is_target in shown.parts)
         lines += [f"  {line}" for line in text.split("\n")]
     return lines

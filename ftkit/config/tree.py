@@ -149,6 +149,9 @@ class DataConfig(Section):
     """The names of the labels in the order of their numbers, where labels are integers."""
     max_length: int = Field(default=128, ge=2)
     """Tokens after which a text is cut; the block length of plain text for causal-lm."""
+    long_texts: Literal["cut", "windows"] = "cut"
+    """Classification: what becomes of a text that is longer than `max_length`. `windows`: all of it is read, in windows
+    of that length, whose logits are averaged."""
     max_train_samples: int | None = Field(default=None, ge=1)
     """At most this many training sequences, drawn by the seed."""
     max_eval_samples: int | None = Field(default=None, ge=1)

@@ -40,6 +40,8 @@ class TokenSplit:
             sequence never does, since nothing predicts it.
         segments: int8 [total tokens], BERT's `token_type_ids` of pairs; None where the tokenizer gives none.
         hidden: what a frozen trunk made of them; None where the model runs whole.
+        windows: int64 [texts + 1]: text i has the sequences windows[i] to before windows[i + 1], and the labels are
+            those of texts; None: each text is one sequence.
     """
 
     tokens: NDArray[np.int32]
@@ -47,6 +49,7 @@ class TokenSplit:
     labels: NDArray[Any]
     segments: NDArray[np.int8] | None = None
     hidden: Hidden | None = None
+    windows: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         """Return N, the number of sequences."""
@@ -58,10 +61,40 @@ class TokenSplit:
         return np.diff(self.offsets)
 
     @property
+    def num_texts(self) -> int:
+        """Texts, which have one sequence each where there are no windows."""
+        return len(self) if self.windows is None else len(self.windows) - 1
+
+    def rows_of(self, texts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the sequences of some texts, text by text."""
+        if self.windows is None:
+            return texts
+        counts = self.windows[texts + 1] - self.windows[texts]
+        firsts = np.repeat(self.windows[texts] - (np.cumsum(counts) - counts), counts)
+        return np.asarray(firsts + np.arange(len(firsts)), np.int64)
+
+    def texts_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the text of each of some sequences."""
+        return rows if self.windows is None else np.searchsorted(self.windows, rows, side="right") - 1
+
+    def shares_of(self, rows: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """Return what each of some sequences counts of its text, so that each text counts 1; None: all are texts."""
+        if self.windows is None:
+            return None
+        return np.asarray(1 / np.diff(self.windows)[self.texts_of(rows)], np.float32)
+
+    def averaged(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the mean over the sequences of each text, [texts, C], of values for each sequence, [N, C]."""
+        if self.windows is None:
+            return values
+        sums = np.add.reduceat(values, self.windows[:-1], axis=0, dtype=np.float64)
+        return np.asarray(sums / np.diff(self.windows)[:, None], np.float32)
+
+    @property
     def num_targets(self) -> NDArray[np.int64]:
-        """Targets of each sequence, int64 [N]: its label, each of C labels, or the tokens that carry loss."""
+        """Targets of each text, int64 [N]: its label, each of C labels, or the tokens that carry loss."""
         if self.labels.dtype != np.bool_:
-            return np.full(len(self), self.labels.shape[1] if self.labels.ndim == 2 else 1, dtype=np.int64)
+            return np.full(self.num_texts, self.labels.shape[1] if self.labels.ndim == 2 else 1, dtype=np.int64)
         running = np.concatenate(([0], np.cumsum(self.labels, dtype=np.int64)))
         return np.diff(running[self.offsets])
 
@@ -144,6 +177,8 @@ def fingerprint(splits: tuple[TokenSplit | None, ...], label_names: tuple[str, .
     digest = hashlib.sha256(repr(label_names).encode())
     for split in splits:
         arrays = () if split is None else (split.tokens, split.offsets, split.labels, split.segments)
+        if split is not None and split.windows is not None:
+            arrays = (*arrays, split.windows)
         digest.update(f"split of {len(arrays)}".encode())
         for array in arrays:
             digest.update(b"none" if array is None else f"{array.dtype}{array.shape}".encode())

@@ -18,6 +18,7 @@ from ftkit.data.table.rows import iterate, select_rows, with_plain_line_ends
 from ftkit.data.table.two_columns import name_two_columns
 from ftkit.data.tokens.encode import encode_texts
 from ftkit.data.tokens.tokenizer import TextTokenizer
+from ftkit.data.tokens.windows import check_windows
 from ftkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def as_tokens(
         labels: whose kind decides how the labels that nobody knows are stood in for.
 
     Returns:
-        N sequences with labels of zeros, and how many of them were cut.
+        Sequences with labels of zeros, one for each text or window, and how many texts were cut.
     """
     tokens = TextTokenizer.of(tokenizer, are_characters=config.special_tokens_in_text == "characters")
     rows, num = asked.examples.rows, len(asked.examples)
@@ -98,5 +99,7 @@ def as_tokens(
     zeros["multi"] = np.zeros((num, len(labels.names)), np.int8)
     first = (text for (text,) in iterate(rows, "first"))
     second = (text for (text,) in iterate(rows, "second")) if "second" in rows.column_names else None
-    encoded = encode_texts(first, tokens, config.max_length, second, zeros[labels.kind])
-    return encoded.split, int((encoded.whole_lengths > config.max_length).sum())
+    check_windows(config, is_labelled=True, has_pairs=second is not None)
+    in_windows = config.long_texts == "windows"
+    encoded = encode_texts(first, tokens, config.max_length, second, zeros[labels.kind], in_windows=in_windows)
+    return encoded.split, encoded.losses.num_truncated

@@ -75,6 +75,7 @@ class MicroBatch:
             counted on the host, so that nobody waits for a device to learn how many there are.
         hidden: what crosses from the frozen trunk into a model that runs from there on (`ftkit.models.trunk`): [B, D],
             or [B, T, D] with zeros at padding; None where the model runs whole.
+        shares: [B] fp32, what each sequence counts of its text, 1 over the windows of it; None: each is a text.
     """
 
     input_ids: torch.Tensor
@@ -84,6 +85,7 @@ class MicroBatch:
     position_ids: torch.Tensor | None = None
     target_places: torch.Tensor | None = None
     hidden: torch.Tensor | None = None
+    shares: torch.Tensor | None = None
 
     def inputs(self) -> dict[str, torch.Tensor]:
         """Return what the model's forward takes; what is None it makes itself."""
@@ -205,19 +207,16 @@ def collate(split: "TokenSplit", rows: Indices, padding: Padding, device: torch.
     elif per_token:
         labels = np.where(_padded(split.labels, starts, places, 0) == 1, input_ids, IGNORED)
     else:
-        labels = split.labels[rows]
+        labels = split.labels[split.texts_of(rows)]
     arrays = {
         "input_ids": input_ids,
         "labels": labels,
         "attention_mask": None if places.all() else places,
         "token_type_ids": None if split.segments is None else _padded(split.segments, starts, places, 0),
         "target_places": find_targets(labels) if per_token else None,
+        "shares": None if is_dummy else split.shares_of(rows),
     }
-    tensors = {
-        name: torch.as_tensor(array, dtype=_DTYPES.get(array.dtype, torch.int64))
-        for name, array in arrays.items()
-        if array is not None
-    }
+    tensors = {name: as_tensor(array) for name, array in arrays.items() if array is not None}
     if hidden is not None:
         tensors["hidden"] = _laid_out(hidden.states(rows), places)
     return MicroBatch(**{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
@@ -230,8 +229,13 @@ def find_targets(labels_BT: npt.NDArray[np.int64]) -> Indices:
     return np.flatnonzero(places_BT)
 
 
-_DTYPES = {np.dtype(np.int8): torch.float32, np.dtype(np.float64): torch.float32}
-"""What several labels and numbers are to a model; all else are whole numbers."""
+_DTYPES = {np.dtype(kind): torch.float32 for kind in (np.int8, np.float64, np.float32)}
+"""What several labels, numbers and shares are to a model; all else are whole numbers."""
+
+
+def as_tensor(array: npt.NDArray[Any]) -> torch.Tensor:
+    """Return tokens, labels or shares as a model is given them."""
+    return torch.as_tensor(array, dtype=_DTYPES.get(array.dtype, torch.int64))
 
 
 def _no_labels(split: "TokenSplit", input_ids: Indices) -> npt.NDArray[Any]:

@@ -27,11 +27,12 @@ class ShownSequence:
 
     Attributes:
         split: `train`, `validation` or `test`.
-        number: its place in the split, from 1.
+        number: the place of its text in the split, from 1.
         num_tokens: special tokens included.
         num_targets: the tokens that carry loss, or the label.
         label: the name of its label, those of several, or its number; None for causal-lm.
         parts: texts, and whether their tokens carry loss, in turn.
+        window: which of how many windows of its text it is; None: the text is in one.
     """
 
     split: str
@@ -40,6 +41,7 @@ class ShownSequence:
     num_targets: int
     label: str | None
     parts: tuple[tuple[str, bool], ...]
+    window: tuple[int, int] | None = None
 
 
 def first_sequences(
@@ -62,13 +64,15 @@ def first_sequences(
         part = slice(int(tokens.offsets[place]), int(tokens.offsets[place + 1]))
         ids = tokens.tokens[part].tolist()
         is_target = tokens.labels[part] if tokens.labels.dtype == np.bool_ else np.zeros(len(ids), np.bool_)
+        text = _text_of(tokens, place)
         yield ShownSequence(
             split=split,
-            number=place + 1,
+            number=text + 1,
             num_tokens=len(ids),
-            num_targets=int(tokens.num_targets[place]),
+            num_targets=int(tokens.num_targets[text]),
             label=_label(data, tokens, place),
             parts=tuple(_parts(ids, is_target.tolist(), tokenizer)),
+            window=_window(tokens, text, place),
         )
 
 
@@ -116,10 +120,19 @@ def _fits(config: DataConfig, task: Task, source: Source) -> bool:
     return True
 
 
+def _text_of(tokens: TokenSplit, place: int) -> int:
+    return int(tokens.texts_of(np.array([place]))[0])
+
+
+def _window(tokens: TokenSplit, text: int, place: int) -> tuple[int, int] | None:
+    rows = tokens.rows_of(np.array([text]))
+    return (place - int(rows[0]) + 1, len(rows)) if len(rows) > 1 else None
+
+
 def _label(data: PreparedData, tokens: TokenSplit, place: int) -> str | None:
     if data.labels is None:
         return None
-    value = tokens.labels[place]
+    value = tokens.labels[_text_of(tokens, place)]
     match data.labels.kind:
         case "regression":
             return f"{data.labels.standard.restored(value):g}"

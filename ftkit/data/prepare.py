@@ -28,6 +28,7 @@ from ftkit.data.tokens import encode
 from ftkit.data.tokens.kept import TokenStore
 from ftkit.data.tokens.losses import findings_of_losses, spelled
 from ftkit.data.tokens.tokenizer import TextTokenizer
+from ftkit.data.tokens.windows import check_windows
 from ftkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def _drafted(  # noqa: PLR0913  # as prepare_data
         config, task, names, source.group_column, has_template=has_template, nested=nested_names(train)
     )
     columns = replace(columns, kind="lines") if source.is_lines else columns
+    check_windows(config, is_labelled=columns.kind == "labelled", has_pairs=columns.second is not None)
     draft = select(source, columns)
     draft.may_lack_labels = may_lack_labels
     draft.findings += [*guesses, *idle_keys(config, columns)]
@@ -177,7 +179,8 @@ def _encode(draft: Draft, split: str, columns: Columns, chats: Conversations, co
     first = (text for (text,) in iterate(rows, "first"))
     if columns.kind == "labelled":
         second = (text for (text,) in iterate(rows, "second")) if columns.second is not None else None
-        return encode.encode_texts(first, tokenizer, max_length, second, draft.labels[split])
+        in_windows = config.long_texts == "windows"
+        return encode.encode_texts(first, tokenizer, max_length, second, draft.labels[split], in_windows=in_windows)
     if columns.is_running:
         return encode.encode_documents(first, tokenizer, max_length, is_lines=columns.kind == "lines")
     if columns.kind == "chat" or columns.as_chat:
@@ -207,7 +210,7 @@ def _report(
         source=source.name,
         columns=columns.roles,
         origins={split: draft.origins[split] for split in splits},
-        rows={split: len(tokens) for split, tokens in splits.items()},
+        rows={split: tokens.num_texts for split, tokens in splits.items()},
         label_kind=draft.kind,
         label_reason=draft.kind_reason,
         label_names=draft.names,
@@ -217,7 +220,7 @@ def _report(
         dropped_empty=draft.num_empty,
         dropped_unlabelled=draft.num_unlabelled,
         dropped_without_targets=sum(result.losses.num_dropped for result in encoded.values()),
-        truncated_share={split: encoded[split].losses.num_truncated / len(splits[split]) for split in splits},
+        truncated_share={split: encoded[split].losses.num_truncated / splits[split].num_texts for split in splits},
         length_quantiles={split: _quantiles(tokens) for split, tokens in splits.items()},
         files=source.files,
         unread=source.unread,

@@ -190,6 +190,8 @@ def resolve(config: RunConfig, devices: Devices) -> ResolvedRun:
     )
     if config.method.fits_at_once and config.cache.trunk == "off":
         raise ConfigError("method.head=logistic solves for the head from the cache; leave out --trunk-cache off")
+    if config.method.fits_at_once and config.data.long_texts == "windows":
+        raise ConfigError("method.head=logistic fits one vector a text; leave out --head, or data.long_texts=windows")
     for rule in broken_rules(run.facts, Force.REFUSED):
         raise DeviceError(rule.sentence) if rule.is_of_the_device else ConfigError(rule.sentence)
     return run

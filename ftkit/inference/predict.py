@@ -56,16 +56,16 @@ def predict(opened: Opened, asked: Asked, note: Callable[[str], None]) -> Iterat
     split, num_cut = as_tokens(asked, opened.tokenizer, opened.config.data, opened.labels)
     if num_cut:
         limit = opened.config.data.max_length
-        note(f"warning: {num_cut:,} of {len(split):,} texts are cut at data.max_length={limit}, as in training")
+        note(f"warning: {num_cut:,} of {split.num_texts:,} texts are cut at data.max_length={limit}, as in training")
     longest = int(split.lengths.max())
     check_positions(opened.reader.model, longest)
     run, padding = settle_padding(opened.run, opened.reader, [split], opened.tokenizer, note)
     check_cut(run.config.batch, longest)
-    for start in range(0, len(split), SORTED_TOGETHER):
-        part = _part(split, start, min(start + SORTED_TOGETHER, len(split)))
+    for start in range(0, split.num_texts, SORTED_TOGETHER):
+        part = _part(split, start, min(start + SORTED_TOGETHER, split.num_texts))
         _, logits = evaluate(opened.reader, part, run.config.batch, padding, opened.labels)
         assert logits is not None
-        places = range(start, start + len(part))
+        places = range(start, start + part.num_texts)
         yield Answered(
             [asked.examples.texts(place) for place in places],
             [asked.examples.where(place) for place in places],
@@ -75,15 +75,18 @@ def predict(opened: Opened, asked: Asked, note: Callable[[str], None]) -> Iterat
 
 
 def _part(split: TokenSplit, start: int, stop: int) -> TokenSplit:
-    """Return the sequences from `start` to before `stop`."""
-    first, last = split.offsets[start], split.offsets[stop]
+    """Return the texts from `start` to before `stop`."""
+    windows = None if split.windows is None else split.windows[start : stop + 1]
+    begin, end = (start, stop) if windows is None else (int(windows[0]), int(windows[-1]))
+    first, last = split.offsets[begin], split.offsets[end]
     segments = None if split.segments is None else split.segments[first:last]
     return replace(
         split,
         tokens=split.tokens[first:last],
-        offsets=split.offsets[start : stop + 1] - first,
+        offsets=split.offsets[begin : end + 1] - first,
         labels=split.labels[start:stop],
         segments=segments,
+        windows=None if windows is None else windows - begin,
     )
 
 

@@ -30,6 +30,8 @@ Forward = Callable[..., Any]
 
 Weights = tuple[float, ...] | None
 """What each class counts, C numbers above 0; None: all count the same."""
+Shares = torch.Tensor | None
+"""[B]: what each sequence counts of its text; None: each is a text. A sum over windows is then one over texts."""
 
 
 class Objective(Protocol):
@@ -42,7 +44,7 @@ class Objective(Protocol):
         """Return the loss summed over all targets, a scalar in fp32, where whole logits are there anyway."""
 
     def target_weights(self, split: TokenSplit) -> NDArray[np.int64] | NDArray[np.float64]:
-        """Return how much the targets of each sequence count, [N]: their sum is what a sum of losses is divided by."""
+        """Return how much the targets of each text count, [N]: their sum is what a sum of losses is divided by."""
 
     def unweighted(self) -> "Objective":
         """Return the same with all classes counting the same: what an evaluation reports, whatever trained."""
@@ -108,12 +110,14 @@ class ClassCrossEntropy:
 
     def loss_sum(self, forward: Forward, micro_batch: MicroBatch) -> torch.Tensor:
         """Run the model and score its logits."""
-        return self.score(forward(**micro_batch.inputs()).logits, micro_batch.labels)
+        return self.score(forward(**micro_batch.inputs()).logits, micro_batch.labels, micro_batch.shares)
 
-    def score(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def score(self, logits: torch.Tensor, labels: torch.Tensor, shares: Shares = None) -> torch.Tensor:
         """Return the weighted cross-entropy of logits [B, C] to classes [B], summed, in fp32."""
-        weight = _tensor(self.weights, logits)
-        return functional.cross_entropy(logits.float(), labels, weight, ignore_index=IGNORED, reduction="sum")
+        weight, wide = _tensor(self.weights, logits), logits.float()
+        if shares is None:
+            return functional.cross_entropy(wide, labels, weight, ignore_index=IGNORED, reduction="sum")
+        return functional.cross_entropy(wide, labels, weight, ignore_index=IGNORED, reduction="none") @ shares
 
     def target_weights(self, split: TokenSplit) -> NDArray[np.int64] | NDArray[np.float64]:
         """Return the weight of each text's class, [N]; 1 where there are no weights."""
@@ -140,15 +144,16 @@ class LabelCrossEntropy:
 
     def loss_sum(self, forward: Forward, micro_batch: MicroBatch) -> torch.Tensor:
         """Run the model and score its logits."""
-        return self.score(forward(**micro_batch.inputs()).logits, micro_batch.labels)
+        return self.score(forward(**micro_batch.inputs()).logits, micro_batch.labels, micro_batch.shares)
 
-    def score(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def score(self, logits: torch.Tensor, labels: torch.Tensor, shares: Shares = None) -> torch.Tensor:
         """Return the binary cross-entropy of logits [B, C] to labels [B, C] of 0 and 1, summed, in fp32."""
         weight = _tensor(self.weights, logits)
         terms = functional.binary_cross_entropy_with_logits(
             logits.float(), labels.nan_to_num(), pos_weight=weight, reduction="none"
         )
-        return terms.where(labels == labels, 0.0).sum()
+        kept = terms.where(labels == labels, 0.0)
+        return kept.sum() if shares is None else kept.sum(dim=1) @ shares
 
     def target_weights(self, split: TokenSplit) -> NDArray[np.int64] | NDArray[np.float64]:
         """Return the weights of each text's C targets, summed, [N]."""
@@ -170,12 +175,13 @@ class SquaredError:
 
     def loss_sum(self, forward: Forward, micro_batch: MicroBatch) -> torch.Tensor:
         """Run the model and score its output."""
-        return self.score(forward(**micro_batch.inputs()).logits, micro_batch.labels)
+        return self.score(forward(**micro_batch.inputs()).logits, micro_batch.labels, micro_batch.shares)
 
-    def score(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def score(self, logits: torch.Tensor, labels: torch.Tensor, shares: Shares = None) -> torch.Tensor:
         """Return the squared error of outputs [B, 1] to numbers [B], summed, in fp32."""
         missed = logits.float().squeeze(-1) - labels.nan_to_num()
-        return missed.square().where(labels == labels, 0.0).sum()
+        kept = missed.square().where(labels == labels, 0.0)
+        return kept.sum() if shares is None else kept @ shares
 
     def target_weights(self, split: TokenSplit) -> NDArray[np.int64]:
         """Return 1 for each text, [N]."""

@@ -4,6 +4,8 @@ import math
 import sys
 from dataclasses import dataclass
 
+import numpy as np
+
 from ftkit.config.tree import RunConfig
 from ftkit.data.arrays import PreparedData
 from ftkit.data.batching import Shape, count_steps
@@ -14,12 +16,14 @@ class Sequences:
     """The facts about the training data that a plan needs.
 
     Attributes:
-        num: of the training split; None: unknown.
+        num: texts of the training split, which have a sequence each where they are not read in windows; None: unknown.
         longest: tokens of the longest of any split.
         are_equal: whether all are as long as that, so that nothing is padded.
         shortest: tokens of the shortest.
         num_all: of all splits; None: unknown.
         all_tokens: of all splits; None: unknown.
+        per_text: sequences of a training text, on average: its windows.
+        most_per_text: sequences of the training text that has most.
     """
 
     num: int | None
@@ -28,6 +32,8 @@ class Sequences:
     shortest: int = 1
     num_all: int | None = None
     all_tokens: int | None = None
+    per_text: float = 1.0
+    most_per_text: int = 1
 
     @classmethod
     def unseen(cls, config: RunConfig, num: int | None = None) -> "Sequences":
@@ -52,18 +58,29 @@ class Sequences:
         lengths = [split.lengths for split in data.splits]
         shortest, longest = min(int(one.min()) for one in lengths), data.longest
         return cls(
-            num=len(data.train),
+            num=data.train.num_texts,
             longest=longest,
             are_equal=shortest == longest,
             shortest=shortest,
             num_all=sum(map(len, lengths)),
             all_tokens=sum(int(one.sum()) for one in lengths),
+            per_text=len(data.train) / data.train.num_texts,
+            most_per_text=1 if data.train.windows is None else int(np.diff(data.train.windows).max()),
         )
 
 
 def rank_share(config: RunConfig, world_size: int, sequences: Sequences) -> int:
     """Return the most sequences of a global batch that one rank gets."""
-    return math.ceil(min(config.batch.global_batch_size, sequences.num or sys.maxsize) / world_size)
+    return math.ceil(_num_texts(config, sequences) * sequences.most_per_text / world_size)
+
+
+def num_micro_batches(config: RunConfig, world_size: int, sequences: Sequences, batch: int) -> int:
+    """Return the micro-batches of `batch` sequences that one rank runs in a step of texts with usual windows."""
+    return math.ceil(_num_texts(config, sequences) * sequences.per_text / world_size / batch)
+
+
+def _num_texts(config: RunConfig, sequences: Sequences) -> int:
+    return min(config.batch.global_batch_size, sequences.num or sys.maxsize)
 
 
 def plan_shape(config: RunConfig, world_size: int, sequences: Sequences | None = None) -> Shape:
@@ -82,7 +99,8 @@ def plan_shape(config: RunConfig, world_size: int, sequences: Sequences | None =
     limit = config.batch.token_limit
     batch = config.batch.micro_batch_size if limit is None else max(1, limit // sequences.longest)
     batch = min(batch or 1, share)
-    return Shape(batch, sequences.longest, math.ceil(share / batch), is_padded=not sequences.are_equal and batch > 1)
+    micro_batches = num_micro_batches(config, world_size, sequences, batch)
+    return Shape(batch, sequences.longest, micro_batches, is_padded=not sequences.are_equal and batch > 1)
 
 
 def num_steps(config: RunConfig, num_samples: int | None) -> int | None:

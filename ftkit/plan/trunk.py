@@ -16,7 +16,7 @@ from ftkit.observe.recorded import Given
 from ftkit.observe.tape import Tape
 from ftkit.plan.case import Case, Counts
 from ftkit.plan.memory import Memory, device_of
-from ftkit.plan.shapes import Sequences, rank_share
+from ftkit.plan.shapes import Sequences, num_micro_batches, rank_share
 from ftkit.plan.speed import step_time
 from ftkit.plan.tracing.trace import trace_trunk
 from ftkit.plan.zero.share import RankShare
@@ -87,7 +87,7 @@ def head_shape(case: Case, once: Pass) -> Shape:
     limit = case.run.config.batch.token_limit
     most = case.run.config.batch.micro_batch_size if limit is None else limit // case.sequences.shortest
     batch = min(most or 1, share)
-    return Shape(batch, 1, math.ceil(share / batch))
+    return Shape(batch, 1, num_micro_batches(case.run.config, case.target.num_devices, case.sequences, batch))
 
 
 def with_pass(memory: Memory, case: Case, counts: Counts, once: Pass) -> Memory:

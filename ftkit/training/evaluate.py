@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ftkit.config.tree import BatchConfig
 from ftkit.data.arrays import Labels, TokenSplit
-from ftkit.data.batching import Indices, Padding, collate, cut
+from ftkit.data.batching import Indices, Padding, as_tensor, collate, cut
 from ftkit.engine.protocol import Scorer
 from ftkit.errors import DoesNotFitError
 from ftkit.machine.memory import is_out_of_memory, release_memory
@@ -28,7 +28,7 @@ _FITS, _HALVE, _TOO_LARGE = range(3)
 
 
 Logits = NDArray[np.float32] | None
-"""Those of a whole split, [N, C], of a number [N, 1]; None of a language model."""
+"""Those of the texts of a whole split, [N, C], of a number [N, 1]; None of a language model."""
 
 
 def evaluate(
@@ -75,13 +75,16 @@ def evaluate(
         for rows in _shares(engine, split, batch):
             _score_in_parts(engine, rows, score)
     set_training(engine.model, True)
-    loss = float(engine.sum_over_ranks(total)) / max(float(objective.target_weights(split).sum()), 1.0)
     # Each rank has left zeros where others scored.
-    whole: Logits = None if logits_NC is None else engine.sum_over_ranks(logits_NC).cpu().numpy()
+    whole: Logits = None if logits_NC is None else split.averaged(engine.sum_over_ranks(logits_NC).cpu().numpy())
+    total = engine.sum_over_ranks(total)
+    if split.windows is not None and whole is not None:  # what a text is answered is what it is scored by
+        total = objective.score(torch.from_numpy(whole), as_tensor(split.labels))
+    loss = float(total) / max(float(objective.target_weights(split).sum()), 1.0)
     figures = {} if whole is None or labels is None else figures_of(whole, split.labels, labels)
     perplexity = math.exp(min(loss, 700.0)) if whole is None else None
     seconds = time.perf_counter() - started
-    return Scores(loss=loss, perplexity=perplexity, num_samples=len(split), seconds=seconds, **figures), whole
+    return Scores(loss=loss, perplexity=perplexity, num_samples=split.num_texts, seconds=seconds, **figures), whole
 
 
 def _shares(engine: Scorer, split: TokenSplit, batch: BatchConfig) -> Iterator[Indices]:

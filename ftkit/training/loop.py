@@ -226,7 +226,7 @@ def _take_steps(
 ) -> Status:
     training = job.config.training
     batches = global_batches(
-        len(job.data.train), job.config.batch.global_batch_size, training.seed, job.num_steps, progress.step + 1
+        job.data.train.num_texts, job.config.batch.global_batch_size, training.seed, job.num_steps, progress.step + 1
     )
     first_steps = FirstSteps(job.engine, progress.step, may_skip=job.run.precision == "fp16")
     window, patience, heart = Window(), training.early_stopping_patience, Heartbeat(job.folder, job.process)

@@ -168,19 +168,17 @@ def _count_steps(config: RunConfig, data: PreparedData, note: Callable[[str], No
     training = config.training
     if config.method.fits_at_once:
         return 0
-    num_steps = count_steps(len(data.train), config.batch.global_batch_size, training.epochs, training.max_steps)
+    num_steps = count_steps(data.train.num_texts, config.batch.global_batch_size, training.epochs, training.max_steps)
     num_warmup = config.schedule.num_warmup_steps(num_steps)
     if num_warmup > _WARMUP_WARNING * num_steps:
         note(f"warning: {num_warmup} of {num_steps} steps warm up, more than a third; the peak rate is hardly used")
     return num_steps
 
 
-def _say_time(
-    prediction: AnyPrediction | None, train: TokenSplit, num_sequences: int, note: Callable[[str], None]
-) -> None:
+def _say_time(prediction: AnyPrediction | None, train: TokenSplit, num_texts: int, note: Callable[[str], None]) -> None:
     """Say how long all steps take, if that was planned."""
-    if isinstance(prediction, TracedPrediction) and num_sequences:
-        tokens = float(train.lengths.mean()) * num_sequences
+    if isinstance(prediction, TracedPrediction) and num_texts:
+        tokens = float(train.lengths.sum() / train.num_texts) * num_texts
         note(f"its steps take about {format_seconds(tokens / prediction.tokens_per_second)}, as planned")
 
 

@@ -90,7 +90,7 @@ class Window:
     def add(self, split: TokenSplit, batch: GlobalBatch) -> None:
         """Count a step."""
         self.num_steps += 1
-        self.num_tokens += int(split.lengths[batch.indices].sum())
+        self.num_tokens += int(split.lengths[split.rows_of(batch.indices)].sum())
         self.num_samples += len(batch.indices)
 
     def pause(self, progress: Progress) -> None:

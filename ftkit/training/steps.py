@@ -36,12 +36,13 @@ def take_step(job: Job, batch: GlobalBatch, watch: Watch, attempts: Attempts) ->
     """
     config, train = job.config, job.data.train
     num_targets = job.target_weights[batch.indices].sum().item()
+    rows = train.rows_of(batch.indices)  # all windows of each text
     rate = learning_rate_at(batch.step, job.num_steps, config.schedule, config.learning_rate)
 
     def attempt(limits: Limits) -> StepResult:
-        shares = cut(train.lengths[batch.indices], limits.batch, job.process.world_size)[job.process.rank]
+        shares = cut(train.lengths[rows], limits.batch, job.process.world_size)[job.process.rank]
         job.engine.begin_step(len(shares))  # before anything that may run out of memory
-        micro_batches = [_collated(job, batch.indices[share]) for share in shares]
+        micro_batches = [_collated(job, rows[share]) for share in shares]
         # Dropout's draws depend on step and rank alone, so a resumed run draws what the first would have drawn.
         torch.manual_seed(
             int(np.random.SeedSequence((config.training.seed, batch.step, job.process.rank)).generate_state(1)[0])

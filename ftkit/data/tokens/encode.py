@@ -32,6 +32,7 @@ class Losses:
         num_unpredicted: sequences whose first token belongs to an answer, and has no loss: nothing stands before it.
         num_open: texts that no token closes, since the tokenizer has none.
         num_alone: tokens of running text that are left out, since they would be a block of their own.
+        num_in_windows: texts that are longer than the maximal length, and read in windows.
     """
 
     num_truncated: int = 0
@@ -44,6 +45,7 @@ class Losses:
     num_unpredicted: int = 0
     num_open: int = 0
     num_alone: int = 0
+    num_in_windows: int = 0
 
     def keep(self, targets: NDArray[np.bool_], max_length: int, marked: Marked) -> bool:
         """Count a text, and tell whether a target is left."""
@@ -65,11 +67,13 @@ class Encoded:
         split: the arrays.
         whole_lengths: int64, the tokens of each text before it was cut, of those without a target too.
         losses: what was cut off, left out or read in another way.
+        is_single: each text stands alone and has a label, so that a long one could be read in windows.
     """
 
     split: TokenSplit
     whole_lengths: NDArray[np.int64]
     losses: Losses
+    is_single: bool = False
 
 
 @dataclass
@@ -98,6 +102,8 @@ def encode_texts(
     max_length: int,
     second: Iterable[str] | None = None,
     labels: NDArray[np.int64] | None = None,
+    *,
+    in_windows: bool = False,
 ) -> Encoded:
     """Tokenize texts, or pairs of texts, for classification.
 
@@ -107,26 +113,50 @@ def encode_texts(
         max_length: tokens after which a text is cut; of a pair, the longer text gives first.
         second: N second texts, or None.
         labels: int64 [N]; zeros when not given.
+        in_windows: single texts that are longer are not cut, but read in windows.
 
     Returns:
-        N sequences of 1 to `max_length` tokens.
+        Sequences of 1 to `max_length` tokens, one for each text or window.
+
+    Raises:
+        DataError: windows cannot be made.
     """
+    if in_windows:
+        _check_room(tokenizer, max_length)
+    counts: list[int] = []
     ragged, num_spelled, filler = _Ragged(), 0, tokenizer.filler()
     has_segments = second is not None and "token_type_ids" in tokenizer.original.model_input_names
     pairs = zip(first, second, strict=True) if second is not None else ((text, "") for text in first)
     for chunk in chunks(pairs, lambda pair: len(pair[0]) + len(pair[1])):
         firsts, seconds = [text for text, _ in chunk], [text for _, text in chunk]
         num_spelled += tokenizer.special.count(map("\n".join, chunk))
-        for text in tokenizer.classified(firsts, seconds if second is not None else None, max_length):
+        made = tokenizer.windowed(firsts, max_length) if in_windows else None
+        for text in made or tokenizer.classified(firsts, seconds if second is not None else None, max_length):
             ragged.add(text.tokens or [filler], np.asarray(text.segments or [0], np.int8) if has_segments else None)
+            for window in text.more:
+                ragged.add(window)
+            counts.append(1 + len(text.more))
             ragged.whole_lengths.append(max(1, text.num_tokens))
     whole_lengths = np.array(ragged.whole_lengths, np.int64)
     tokens, offsets = ragged.arrays()
     segments = np.concatenate(ragged.extra) if ragged.extra else None
-    labels = np.zeros(len(offsets) - 1, dtype=np.int64) if labels is None else labels
-    split = TokenSplit(tokens, offsets, labels, segments)
-    num_truncated = int((whole_lengths > max_length).sum())
-    return Encoded(split, whole_lengths, Losses(num_truncated, num_spelled=num_spelled))
+    labels = np.zeros(len(counts), dtype=np.int64) if labels is None else labels
+    windows = np.concatenate(([0], np.cumsum(counts, dtype=np.int64))) if max(counts, default=1) > 1 else None
+    split = TokenSplit(tokens, offsets, labels, segments, windows=windows)
+    num_long = int((whole_lengths > max_length).sum())
+    kept, lost = (num_long, 0) if in_windows else (0, num_long)
+    losses = Losses(lost, num_spelled=num_spelled, num_in_windows=kept)
+    return Encoded(split, whole_lengths, losses, is_single=second is None)
+
+
+def _check_room(tokenizer: TextTokenizer, max_length: int) -> None:
+    if tokenizer.backend is None:
+        raise DataError(
+            "data.long_texts=windows needs the fast form of a tokenizer (tokenizer.json), which this model does not "
+            "have; leave it out, or save one with transformers"
+        )
+    if tokenizer.room(max_length) < 1:
+        raise DataError(f"data.max_length={max_length} leaves no room for text beside the special tokens; raise it")
 
 
 def encode_documents(texts: Iterable[str], tokenizer: TextTokenizer, max_length: int, *, is_lines: bool) -> Encoded:

@@ -65,7 +65,16 @@ def _of_split(split: str, result: Encoded, max_length: int, longest: int) -> lis
         found.append(warning(f"{lost} ({losses.num_lost_targets:,} targets with those left out)", cure))
     if losses.num_unanswered:
         found.append(note(f"{split}: {losses.num_unanswered:,} sequences have no target at all and are left out"))
-    share = losses.num_truncated / max(1, len(result.split))
+    share = losses.num_truncated / max(1, result.split.num_texts)
+    if losses.num_in_windows:
+        found.append(
+            note(
+                f"{split}: {losses.num_in_windows:,} texts are longer than max_length and read in windows: "
+                f"{len(result.split):,} sequences for {result.split.num_texts:,} texts; micro-batches count sequences"
+            )
+        )
+    if result.is_single and cure:
+        cure += "; data.long_texts=windows reads all of each text, in windows"
     if share > _MUCH and not (losses.num_dropped or losses.num_shortened):
         found.append(warning(f"{split}: {share:.1%} of the texts are cut at max_length", cure))
     return found

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ftkit.data.tokens.kept import Arrays, KeptTokens, TokenStore
 from ftkit.data.tokens.special import SpecialTokens, special_names
+from ftkit.data.tokens.windows import window_length
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -30,11 +31,13 @@ class Classified(NamedTuple):
         tokens: special tokens included, cut.
         segments: 0 for the first text and 1 for the second, as the tokenizer gives them.
         num_tokens: tokens before the cut.
+        more: of a text in windows, the tokens of those behind the first.
     """
 
     tokens: list[int]
     segments: list[int]
     num_tokens: int
+    more: Sequence[list[int]] = ()
 
 
 class Located(NamedTuple):
@@ -126,6 +129,33 @@ class TextTokenizer:
         if is_rendered:
             return [self.original(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
         return [self._slow(text, add_special_tokens=False)["input_ids"] for text in texts]
+
+    def room(self, max_length: int) -> int:
+        """Return the tokens of a single text that a sequence of `max_length` has room for, beside the special ones."""
+        return max_length - (0 if self.backend is None else self.backend.num_special_tokens_to_add(False))
+
+    def windowed(self, texts: Sequence[str], max_length: int) -> Iterator[Classified]:
+        """Tokenize texts with special tokens, those that are too long in windows; see `windows`.
+
+        Args:
+            texts: N texts.
+            max_length: tokens of a window at most, more than the special ones.
+
+        Yields:
+            The tokens of each text.
+        """
+        assert self.backend is not None
+        room = self.room(max_length)
+        num_added = max_length - room
+        try:
+            for whole in self.backend.encode_batch_fast(list(texts), add_special_tokens=False):
+                length = room if len(whole) <= room else window_length(len(whole), room)
+                self.backend.enable_truncation(length + num_added, strategy="longest_first", direction="right")
+                done = self.backend.post_process(whole, None, add_special_tokens=True)
+                more = [one.ids for one in done.overflowing]
+                yield Classified(done.ids, done.type_ids, len(whole) + num_added, more)
+        finally:
+            self.backend.no_truncation()
 
     def classified(self, first: Sequence[str], second: Sequence[str] | None, max_length: int) -> Iterator[Classified]:
         """Tokenize texts, or pairs of texts, with the special tokens that the model's tokenizer adds.

@@ -213,7 +213,7 @@ def _sample(train: TokenSplit) -> TokenSplit:
     return TokenSplit(
         train.tokens[places],
         np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
-        train.labels[places if is_per_token else rows],
+        train.labels[places if is_per_token else train.texts_of(rows)],
         None if train.segments is None else train.segments[places],
         None if train.hidden is None else _Beginnings(train.hidden, rows, _TOKENS if is_per_token else None),
     )

@@ -165,7 +165,7 @@ def _scored(baseline: Baseline, data: PreparedData, labels: Labels, place: Path)
             epoch=0.0,
             split=name,
             loss=float(loss),
-            num_samples=len(split),
+            num_samples=split.num_texts,
             seconds=time.perf_counter() - begun,
             **figures_of(logits, split.labels, labels),
         )

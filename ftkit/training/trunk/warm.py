@@ -62,7 +62,7 @@ class Key:
             data: its splits.
             num_steps: of the run.
         """
-        num_passes = num_steps / count_steps(len(data.train), run.config.batch.global_batch_size, 1.0, None)
+        num_passes = num_steps / count_steps(data.train.num_texts, run.config.batch.global_batch_size, 1.0, None)
         is_useful = method_of(run.config).leaves_trunk and run.config.cache.trunk != "off"
         value = first_decides(process, lambda: _value(run, source, architecture, data)) if is_useful else None
         return cls(run, source, architecture, data, num_passes, value)
