@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from ftkit.machine.hardware import CUDA_CONTEXT_BYTES, Gpu, recognize_gpu
+from ftkit.machine.contexts import OLDER_BYTES
+from ftkit.machine.hardware import Gpu, recognize_gpu
 
 
 class Arch(TypedDict):
@@ -121,4 +122,4 @@ def card(row: Row) -> Gpu | None:
 def room(row: Row) -> int | None:
     """Return the bytes that a row's card leaves for tensors; None: the card is not known."""
     found = card(row)
-    return None if found is None else found.memory_bytes - CUDA_CONTEXT_BYTES
+    return None if found is None else found.memory_bytes - OLDER_BYTES

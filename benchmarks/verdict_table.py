@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.rows import Row
 from benchmarks.runner import Answer
-from ftkit.machine.hardware import CUDA_CONTEXT_BYTES, GIB
+from ftkit.machine.contexts import OLDER_BYTES
+from ftkit.machine.hardware import GIB
 
 HEAD = """# Does it fit? Published answers beside the planner's
 
@@ -49,7 +50,7 @@ def page(
     why_nobody: Callable[[Row], str],
 ) -> str:
     """Return the page as Markdown."""
-    lines = [HEAD.format(context=CUDA_CONTEXT_BYTES // 10**6)]
+    lines = [HEAD.format(context=OLDER_BYTES // 10**6)]
     lines += ["## Published as out of memory", "", *_head()]
     lines += [_line(row, found, room) for row in rows if row["value_bytes"] is None]
     lines += _fit_in_ftkit_alone(rows, found)

@@ -2,7 +2,7 @@
 
 Each row is judged by the trace of its own stack where benchmarks/stacks has one, and by `ftkit plan`'s prediction where
 ftkit can be told the same configuration. A run fits when every request of the replayed steps is met in the card's
-memory less what the driver takes (CUDA_CONTEXT_BYTES of ftkit.machine.hardware); where segments of fixed size do not
+memory less what the driver takes (OLDER_BYTES of ftkit.machine.contexts); where segments of fixed size do not
 meet it, those that grow are tried.
 """
 

@@ -14,7 +14,8 @@ from torch.utils import _foreach_utils
 
 from benchmarks.rows import Row
 from benchmarks.rows import card as card_of
-from ftkit.machine.hardware import CUDA_CONTEXT_BYTES, Gpu
+from ftkit.machine.contexts import OLDER_BYTES
+from ftkit.machine.hardware import Gpu
 from ftkit.machine.memory import quiet_collector
 from ftkit.models import bnb
 from ftkit.observe.allocator import replay
@@ -172,7 +173,7 @@ def figure(row: Row, found: Found) -> int:
 def reserved_peak(row: Row, events: Sequence[Event]) -> int:
     """Return what the caching allocator reserves at most on a row's card, which makes it give back when it is full."""
     card = card_of(row)
-    others = CUDA_CONTEXT_BYTES + (NCCL_BYTES if row["n_gpus"] > 1 else 0)
+    others = OLDER_BYTES + (NCCL_BYTES if row["n_gpus"] > 1 else 0)
     # A published run did fit: where the model of the allocator runs out of memory, the card's end is what it comes to.
     return replay(events, None if card is None else card.memory_bytes - others).peak_reserved_bytes
 

@@ -7,19 +7,10 @@ from pathlib import Path
 
 from ftkit.errors import ConfigError, nearest
 from ftkit.machine.cards import ALIASES, AMD, NVIDIA
+from ftkit.machine.contexts import Context, context_of
 from ftkit.units import parse_bytes
 
 GIB = 2**30
-
-CUDA_CONTEXT_BYTES = 400 * 10**6
-"""Driver, kernels and stacks of one process with lazily loaded kernels, the default since CUDA 11.7: "around 400MB"
-(https://github.com/pytorch/pytorch/issues/109888); older releases took more than 1000 MB (issue 107667 there). The
-largest that is published of lazy loading, and so the high end where a card has no measurement of its own."""
-LEAST_CONTEXT_BYTES = 147_718_144
-"""The smallest that is published: what 77 runs on a T4 show beside torch's allocator, under torch 2.10 with CUDA 12.8
-and torch 2.14 with CUDA 13.0 (Anassbzdd/fitcheck, data/measurements, cuda_context_bytes)."""
-MEASURED_CONTEXTS = {"T4": LEAST_CONTEXT_BYTES}
-"""Cards whose context is published, on Linux."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +38,9 @@ class Gpu:
     vendor: str = "nvidia"
 
     @property
-    def context_range(self) -> tuple[int, int]:
-        """The least and the most bytes that a process takes of it before any tensor, by what is published."""
-        measured = MEASURED_CONTEXTS.get(self.name)
-        return (LEAST_CONTEXT_BYTES, CUDA_CONTEXT_BYTES) if measured is None else (measured, measured)
+    def context(self) -> Context:
+        """The memory that a process takes of it before any tensor."""
+        return context_of(self.name, self.capability, self.vendor)
 
     @property
     def has_bf16(self) -> bool:

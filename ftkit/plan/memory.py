@@ -7,7 +7,7 @@ loads the weights; on a CPU the process itself is what is measured, with its cod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ftkit.engine.resolve import EngineKind
 from ftkit.observe.allocator import replay
@@ -55,6 +55,8 @@ class Memory:
         nvme_bytes: on the disk, of all ranks.
         verdict: whether it fits, and how sure that is.
         reason: why it does not fit, or may not; None where it does.
+        verdict_by: the ends of what is not known by which the verdict was found; None on a CPU, and where the host
+            decides.
     """
 
     peak: Peak
@@ -66,6 +68,7 @@ class Memory:
     nvme_bytes: int
     verdict: Verdict
     reason: str | None
+    verdict_by: str | None = None
 
 
 class Device(Protocol):
@@ -88,6 +91,13 @@ def device_of(case: Case, counts: Counts) -> Device:
     return CudaDevice(case, counts) if case.target.device_type == "cuda" else CpuDevice(case, counts)
 
 
+class _Judged(NamedTuple):
+    """A verdict, and the ends by which it was found."""
+
+    verdict: Verdict
+    by: str
+
+
 @dataclass(frozen=True)
 class CudaDevice:
     """A GPU with torch's caching allocator, and a host beside it."""
@@ -107,37 +117,41 @@ class CudaDevice:
                 return peak.active_bytes <= room
             return replay(events, room, expandable=expandable).fits
 
-        verdict = self._verdict(partial(fits, expandable=grows), 0.0 if grows else REPLAY_NOISE)
-        if verdict is Verdict.FITS:
-            return self._memory(peak, reserved, share, verdict, None)
+        judged = self._judge(partial(fits, expandable=grows), 0.0 if grows else REPLAY_NOISE)
+        if judged.verdict is Verdict.FITS:
+            return self._memory(peak, reserved, share, judged, None)
         reason = _too_large(self.case.target, peak, max(reserved, peak.active_bytes))
-        if not grows and self._verdict(partial(fits, expandable=True), 0.0) is Verdict.FITS:
+        if not grows and self._judge(partial(fits, expandable=True), 0.0).verdict is Verdict.FITS:
             reason += ", with segments of fixed size; with growing segments it fits (engine.expandable_segments=true)"
-        return self._memory(peak, reserved, share, verdict, reason)
+        return self._memory(peak, reserved, share, judged, reason)
 
     def of_parts(self, parts: MemoryBreakdown) -> Memory:
         """Return the worst moment: without a trace nothing is known of fragmentation."""
         peak = _peak(parts)
-        verdict = self._verdict(lambda room: peak.active_bytes <= room, REPLAY_NOISE)
-        reason = None if verdict is Verdict.FITS else _too_large(self.case.target, peak, peak.active_bytes)
-        return self._memory(peak, peak.active_bytes, None, verdict, reason)
+        judged = self._judge(lambda room: peak.active_bytes <= room, REPLAY_NOISE)
+        reason = None if judged.verdict is Verdict.FITS else _too_large(self.case.target, peak, peak.active_bytes)
+        return self._memory(peak, peak.active_bytes, None, judged, reason)
 
-    def _verdict(self, fits: Callable[[int], bool], noise: float) -> Verdict:
+    def _judge(self, fits: Callable[[int], bool], noise: float) -> _Judged:
         """Ask at the worse end of what is not known, and then at the better one."""
         memory, (low, high) = self.case.target.memory_bytes, self.case.target.context_range
+        worse = f"the worse end: a context of {format_bytes(high)}, and {noise:.1%} more reserved"
+        better = f"the better end: a context of {format_bytes(low)}, and nothing more reserved"
         if fits(int((memory - high) / (1 + noise))):
-            return Verdict.FITS
-        return Verdict.MAY_NOT_FIT if fits(memory - low) else Verdict.DOES_NOT_FIT
+            return _Judged(Verdict.FITS, worse)
+        if fits(memory - low):
+            return _Judged(Verdict.MAY_NOT_FIT, f"{better}; not by {worse}")
+        return _Judged(Verdict.DOES_NOT_FIT, f"even {better}")
 
     def _memory(
-        self, peak: Peak, reserved: int, share: RankShare | None, verdict: Verdict, reason: str | None
+        self, peak: Peak, reserved: int, share: RankShare | None, judged: _Judged, reason: str | None
     ) -> Memory:
         low, high = self.case.target.context_range
         process = reserved + high
         ends = peak.active_bytes + low, int(reserved * (1 + RESERVED_NOISE)) + high
         # Each process loads all weights before they go to the device.
         host = CUDA_HOST_BYTES + self.counts.load_bytes + (share.host_bytes if share is not None else 0)
-        memory = Memory(peak, reserved, process, ends, host, 0, 0, verdict, reason)
+        memory = Memory(peak, reserved, process, ends, host, 0, 0, judged.verdict, reason, judged.by)
         return _on_node(self.case.target, memory, share)
 
 
@@ -175,12 +189,11 @@ def context_words(target: Target) -> str:
     Args:
         target: the device.
     """
-    low, high = target.context_range
     if target.gpu is None:
         return ""
-    if low == high:
-        return f"{format_bytes(high)}, as it is published of this card"
-    return f"{format_bytes(high)}, the larger end of what is published of any card; the smaller is {format_bytes(low)}"
+    known = target.gpu.context
+    low, high = format_bytes(known.low_bytes), format_bytes(known.high_bytes)
+    return f"{high}{'' if low == high else f', the high end; the low one is {low}'} ({known.source})"
 
 
 def allocator_words(case: Case) -> str:
@@ -216,7 +229,7 @@ def _on_node(target: Target, memory: Memory, share: RankShare | None) -> Memory:
     reason = _host_reason(target, memory.host_bytes, pinned)
     if reason is None or memory.verdict is Verdict.DOES_NOT_FIT:
         return memory
-    return replace(memory, verdict=Verdict.DOES_NOT_FIT, reason=reason)
+    return replace(memory, verdict=Verdict.DOES_NOT_FIT, reason=reason, verdict_by=None)
 
 
 def _too_large(target: Target, peak: Peak, needed: int) -> str:

@@ -267,6 +267,7 @@ def _memory_prediction(
         nvme_bytes=memory.nvme_bytes,
         fits=memory.verdict is not Verdict.DOES_NOT_FIT,
         verdict=memory.verdict,
+        verdict_by=memory.verdict_by,
         process_low_bytes=memory.process_range[0],
         process_high_bytes=memory.process_range[1],
         reason=memory.reason,

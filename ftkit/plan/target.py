@@ -58,8 +58,8 @@ class Target:
 
     @property
     def context_range(self) -> tuple[int, int]:
-        """The least and the most of it: of the card where it is published, else of any card."""
-        return (0, 0) if self.gpu is None else self.gpu.context_range
+        """The least and the most of it, by what is published."""
+        return (0, 0) if self.gpu is None else (self.gpu.context.low_bytes, self.gpu.context.high_bytes)
 
     @property
     def link(self) -> float:

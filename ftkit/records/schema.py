@@ -67,6 +67,8 @@ class Prediction(Figures):
     """Whether every request for memory is met, on the device and on the host, if what is not known turns out well."""
     verdict: Verdict | None = None
     """How sure that is."""
+    verdict_by: str | None = None
+    """The ends of what is not known by which it was found: of the context, and of what the allocator reserves."""
     reason: str | None = None
     """Why it does not fit, or may not."""
     process_low_bytes: int | None = None

@@ -7,7 +7,8 @@ from benchmarks.rows import card, room
 from benchmarks.stacks import hf_any
 from benchmarks.stacks.traced import events_of
 from benchmarks.verdicts import judges
-from ftkit.machine.hardware import CUDA_CONTEXT_BYTES, find_gpu
+from ftkit.machine.contexts import OLDER_BYTES
+from ftkit.machine.hardware import find_gpu
 from ftkit.observe.allocator import replay
 from ftkit.observe.tape import Tape
 from ftkit.plan.tracing import cuda
@@ -59,7 +60,7 @@ def test_a_card_without_bf16_is_judged_in_fp16():
 
 def test_a_card_is_found_in_the_words_of_the_tables_and_leaves_room_less_the_context():
     row = published("7b", 1)
-    assert room(row) == find_gpu("a100-40gb").memory_bytes - CUDA_CONTEXT_BYTES
+    assert room(row) == find_gpu("a100-40gb").memory_bytes - OLDER_BYTES
     assert card(row | {"gpu": "2x RTX 3090"}) == find_gpu("rtx3090")
     assert card(row | {"gpu": "A100 (80GB implied)"}) == find_gpu("a100-80gb")
     assert room(row | {"gpu": None}) is None

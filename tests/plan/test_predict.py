@@ -108,6 +108,7 @@ def test_a_verdict_has_three_words_and_a_range():
     low, high = sure.process_low_bytes, sure.process_high_bytes
 
     assert sure.verdict is Verdict.FITS
+    assert sure.verdict_by == "the worse end: a context of 381.47 MiB, and 2.5% more reserved"
     assert low < sure.peak_process_bytes < high
     # By the larger context it does not fit, and by the smaller one, with what is cached given back, it does.
     budget = str(sure.peak_process_bytes - 50 * 2**20)
@@ -115,6 +116,7 @@ def test_a_verdict_has_three_words_and_a_range():
     assert unsure.verdict is Verdict.MAY_NOT_FIT
     assert unsure.fits
     assert "needs" in unsure.reason
+    assert unsure.verdict_by.startswith("the better end: a context of 140.88 MiB, and nothing more reserved; not by")
     none = predict(run, find_target("rtx3060", memory_budget=str(low - 2**20)))
     assert none.verdict is Verdict.DOES_NOT_FIT
     assert not none.fits
@@ -124,6 +126,13 @@ def test_a_card_whose_context_is_published_has_no_doubt_about_it():
     assert find_target("t4").context_range == (147_718_144, 147_718_144)
     low, high = find_target("rtx3060").context_range
     assert low < high == find_target("rtx3060").context_bytes
+
+
+@pytest.mark.parametrize(
+    ("gpu", "low", "high"), [("rtx3090", 256, 381), ("rtx6000ada", 426, 520), ("h100", 140, 520), ("mi300x", 140, 381)]
+)
+def test_a_context_is_that_of_the_card_or_of_its_generation(gpu, low, high):
+    assert [size >> 20 for size in find_target(gpu).context_range] == [low, high]
 
 
 def test_a_search_recommends_only_what_surely_fits():

@@ -68,6 +68,7 @@ def prediction_lines(prediction: "AnyPrediction", run: "ResolvedRun") -> list[st
     where = f"{run.devices.world_size} x {prediction.device}, {format_bytes(prediction.budget_bytes)} each"
     rows = [
         ("verdict", f"{verdict} ({where})"),
+        *([("  by", prediction.verdict_by)] if prediction.verdict_by else []),
         ("engine", _engine(run)),
         ("step", _shape(prediction)),
         ("peak, as the system shows it", _peak(prediction)),
