@@ -231,5 +231,5 @@ def test_an_unknown_model_is_one_sentence_without_asking_a_hub_that_does_not_ans
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | hub, check=False)
 
     assert done.returncode == ModelError.exit_code
-    assert done.stderr.count("\n") == 1
+    assert [line.partition(" ")[0] for line in done.stderr.splitlines()] == ["planning", "error:"]
     assert "did you mean 'gpt2'" in done.stderr
