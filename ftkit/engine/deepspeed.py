@@ -3,7 +3,7 @@
 import contextlib
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from torch import distributed, nn
 from ftkit.config.training import OptimizerConfig
 from ftkit.data.batching import MicroBatch
 from ftkit.engine import foreign
-from ftkit.engine.ds_config import Sizes
+from ftkit.engine.ds_config import measure_sizes
 from ftkit.engine.jit_watch import watched_compiling
 from ftkit.engine.optim import build_optimizer, parameter_groups
 from ftkit.engine.pace import HeldUpdate, Pace
@@ -26,7 +26,7 @@ from ftkit.machine.foreign import TorchSays
 from ftkit.machine.process import ProcessContext, rendezvous
 from ftkit.models.build import trainable_parameters
 from ftkit.models.objective import Objective
-from ftkit.models.partitions import whole_numel, whole_shape
+from ftkit.models.partitions import own_tensors, whole_numel, whole_shape
 from ftkit.records.figures import Kind
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -116,19 +116,12 @@ class DeepSpeedEngine:
 
     def trainable_state(self) -> Tensors:
         """Return the fp32 masters, gathered one by one."""
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        return {name: foreign.as_whole(safe_get_full_fp32_param(one), one) for name, one in self._parameters.items()}
+        return {name: self._gathered_master(one) for name, one in self._parameters.items()}
 
     def load_trainable_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Set the masters, and the weights from them."""
-        with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                self._set(parameter, state[name])
-                if self._is_partitioned:
-                    foreign.own_part(parameter).copy_(self._own_part(parameter, state[name]))
-                if parameter.numel() == state[name].numel():
-                    parameter.copy_(state[name].view_as(parameter))
+        for name, parameter in self._parameters.items():
+            self._load(parameter, state[name])
 
     def optimizer_state(self) -> Tensors:
         """Return the moments, gathered one by one."""
@@ -196,17 +189,19 @@ class DeepSpeedEngine:
             yield Kind.PARAMETER, foreign.own_part(parameter)
         yield from foreign.held_tensors(self._engine.optimizer)
 
-    def full_state(self) -> Tensors:
-        """Return all weights, gathered one by one."""
-        from deepspeed import zero
+    def round_trainable(self, dtype: torch.dtype) -> None:
+        """Round the masters one after another, and the weights with them."""
+        for parameter in self._parameters.values():
+            self._load(parameter, self._gathered_master(parameter).to(dtype))
 
+    def weights(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield weights, each gathered when it is asked for."""
         if self._is_partitioned:
             foreign.finish_gathers(self._engine.optimizer)
-        state: Tensors = {}
-        for name, tensor in self.model.state_dict(keep_vars=True).items():
-            with zero.GatheredParameters([tensor]) if foreign.is_partitioned(tensor) else contextlib.nullcontext():
-                state[name] = tensor.detach().to("cpu", copy=True)
-        return state
+        tensors = own_tensors(self.model)
+        for name in names:
+            trained = self._parameters.get(name)
+            yield name, self._gathered(tensors[name]) if trained is None else self._gathered_master(trained)
 
     def _forward(self, **inputs: torch.Tensor) -> Any:
         with self._saving:
@@ -243,6 +238,26 @@ class DeepSpeedEngine:
         numel = min(size, whole - start)
         return Part(tuple(whole_shape(parameter)), start, numel, lambda: read().detach()[:numel].float().cpu())
 
+    def _gathered_master(self, parameter: nn.Parameter) -> torch.Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return foreign.as_whole(safe_get_full_fp32_param(parameter), parameter)
+
+    def _gathered(self, tensor: torch.Tensor) -> torch.Tensor:
+        from deepspeed import zero
+
+        with zero.GatheredParameters([tensor]) if foreign.is_partitioned(tensor) else contextlib.nullcontext():
+            return tensor.detach().to("cpu", copy=True)
+
+    def _load(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
+        """Set a master, and the weight from it."""
+        self._set(parameter, value)
+        with torch.no_grad():
+            if self._is_partitioned:
+                foreign.own_part(parameter).copy_(self._own_part(parameter, value))
+            if parameter.numel() == value.numel():
+                parameter.copy_(value.view_as(parameter))
+
     def _set(self, parameter: nn.Parameter, value: torch.Tensor, moment: str | None = None) -> None:
         """Set a master, or one of its moments, from a whole tensor."""
         from deepspeed import utils
@@ -265,22 +280,6 @@ class DeepSpeedEngine:
         size = foreign.part_numel(parameter)
         padded = nn.functional.pad(value.flatten(), (0, size * self.process.world_size - value.numel()))
         return padded[size * self.process.rank : size * (self.process.rank + 1)]
-
-
-def measure_sizes(model: nn.Module) -> Sizes:
-    """Return what DeepSpeed's buckets are sized to.
-
-    Args:
-        model: before it is partitioned.
-
-    Returns:
-        Element counts.
-    """
-    trainable = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
-    blocks = [module for stack in model.modules() if isinstance(stack, nn.ModuleList) for module in stack]
-    layers = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks]
-    alone = [parameter.numel() for parameter in model.parameters()]
-    return Sizes(sum(trainable), max(trainable), max(layers or alone))
 
 
 def _import() -> Any:

@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ftkit.config.tree import EngineConfig, RunConfig
 from ftkit.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _OWNERS = {
     "train_batch_size": "batch.global_batch_size",
@@ -50,6 +53,24 @@ class Sizes:
     num_trainable_parameters: int
     largest_trainable: int
     largest_layer: int
+
+
+def measure_sizes(model: "nn.Module") -> Sizes:
+    """Return what DeepSpeed's buckets are sized to.
+
+    Args:
+        model: before it is partitioned.
+
+    Returns:
+        Element counts.
+    """
+    from torch import nn
+
+    trainable = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    blocks = [module for stack in model.modules() if isinstance(stack, nn.ModuleList) for module in stack]
+    layers = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks]
+    alone = [parameter.numel() for parameter in model.parameters()]
+    return Sizes(sum(trainable), max(trainable), max(layers or alone))
 
 
 def template_name(engine: EngineConfig) -> str:

@@ -4,7 +4,7 @@ In half precision the trainable weights have fp32 masters, gradients are summed 
 DeepSpeed's half-precision optimizers do, so that both engines agree and one plan predicts both.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from ftkit.engine.protocol import Parts, Tensors, explained_standstill
 from ftkit.machine.process import ProcessContext
 from ftkit.models.build import trainable_parameters
 from ftkit.models.objective import Objective
-from ftkit.models.streaming.stream import place, whole_state
+from ftkit.models.partitions import own_tensors
+from ftkit.models.streaming.stream import place, value_of
 from ftkit.records.figures import Kind
 
 BUCKET_ELEMENTS = 2**24
@@ -151,9 +152,18 @@ class PlainEngine:
                 if isinstance(value, torch.Tensor):
                     yield Kind.OPTIMIZER, value
 
-    def full_state(self) -> Tensors:
-        """Return all weights."""
-        return {name: tensor.to("cpu", copy=True) for name, tensor in whole_state(self.model).items()}
+    def round_trainable(self, dtype: torch.dtype) -> None:
+        """Round the masters, and the weights with them."""
+        with torch.no_grad():
+            for master in self._masters.values():
+                master.copy_(master.to(dtype))
+        self._publish()
+
+    def weights(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the masters of what trains, and what is frozen as it is, read from where it is streamed from."""
+        tensors: dict[str, torch.Tensor] = own_tensors(self.model) | self._masters
+        for name in names:
+            yield name, value_of(tensors[name]).detach().cpu()
 
     def _new_scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(self.device.type, init_scale=2.0**12, enabled=self.dtype == torch.float16)

@@ -1,6 +1,6 @@
 """The protocol of an engine, which two files implement; nobody above asks which one a run has."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -154,5 +154,15 @@ class Engine(Scorer, Protocol):
     def held_tensors(self) -> Iterator[tuple[Kind, torch.Tensor]]:
         """Yield what lives between two steps, each with the part of a breakdown that it is."""
 
-    def full_state(self) -> Tensors:
-        """Return all weights, trained and frozen, whole, in the compute dtype, on the CPU of every rank."""
+    def round_trainable(self, dtype: torch.dtype) -> None:
+        """Round what trains to a type of fewer digits, masters and weights."""
+
+    def weights(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield weights, whole, on the CPU of every rank, one after another, so that no rank need hold all of them.
+
+        Args:
+            names: in the model, the same on every rank; each rank has to take all that is yielded.
+
+        Yields:
+            Name and tensor, which may be the model's own: what trains in fp32, what does not as it computes.
+        """

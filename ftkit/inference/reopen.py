@@ -11,9 +11,9 @@ import torch
 from ftkit.data.batching import MicroBatch
 from ftkit.errors import FtkitError
 from ftkit.inference.opened import open_config, open_model
-from ftkit.models.saved import digests, of_other_types
+from ftkit.models.saved import digest, of_other_types
 from ftkit.models.sources.adapters import model_folder
-from ftkit.models.streaming.stream import whole_state
+from ftkit.models.streaming.stream import value_of
 from ftkit.training.reopening.handed_over import Findings, read_request, read_sample, write_answers
 
 
@@ -28,9 +28,13 @@ def reopen(talk: Path) -> None:
     """
     request = read_request(talk)
     reader = open_model(request.run, open_config(request.run)).reader
-    found = digests(whole_state(reader.model, request.digests), [reader.dtype])
+    held = reader.model.state_dict(keep_vars=True)
     findings = Findings(
-        differing=[name for name, digest in request.digests.items() if found.get(name) != digest],
+        differing=[
+            name
+            for name, expected in request.digests.items()
+            if name not in held or digest(value_of(held[name]), reader.dtype) != expected
+        ],
         mistyped=of_other_types(model_folder(Path(request.run)), getattr(torch, request.dtype)),
     )
     answers = {}

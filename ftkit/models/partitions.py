@@ -17,6 +17,14 @@ def whole_shape(parameter: torch.Tensor) -> torch.Size:
     return shape
 
 
+def own_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the weights and the saved buffers of a model by their names, a tied one under its first name alone."""
+    named: dict[int, tuple[str, torch.Tensor]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        named.setdefault(id(tensor), (name, tensor))
+    return dict(named.values())
+
+
 def is_gathered_when_called(module: nn.Module) -> bool:
     """Return whether ZeRO-3 gathers a module's weights when it is called (deepspeed 0.19, zero/parameter_offload.py).
 

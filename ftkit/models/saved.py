@@ -3,30 +3,18 @@
 import json
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ftkit.models.sources.source import Source, load_tokenizer, own_config
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
     import torch
-    from torch import nn
+
+    from ftkit.models.saving.write import Named
 
 _CONFIGS = ("config.json", "generation_config.json")
 _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """As safetensors and torch call the types of stored weights."""
-
-
-def save_whole(model: "nn.Module", folder: Path, weights: "dict[str, torch.Tensor]") -> None:
-    """Write a model as transformers loads it.
-
-    Args:
-        model: a transformers model; its own tensors may be partitioned.
-        folder: where to.
-        weights: all, whole, by their names.
-    """
-    cast(Any, model).save_pretrained(folder, state_dict=weights)
 
 
 def save_tokenizer(tokenizer: Any, source: Source, folder: Path) -> None:
@@ -81,27 +69,23 @@ def stored_dtype(source: Source) -> "torch.dtype | None":
     return said if isinstance(said, torch.dtype) else _first_dtype(source)
 
 
-def as_stored(weights: "dict[str, torch.Tensor]", dtype: "torch.dtype") -> "dict[str, torch.Tensor]":
-    """Return weights in the type that they are stored in; what is not a weight, such as a table of numbers, stays."""
-    return {name: one.to(dtype) if one.is_floating_point() else one for name, one in weights.items()}
+def as_stored(weights: "Named", dtype: "torch.dtype") -> "Named":
+    """Yield weights in the type that they are stored in; what is not a weight, such as a table of numbers, stays."""
+    for name, one in weights:
+        yield name, one.to(dtype) if one.is_floating_point() else one
 
 
-def digests(tensors: "Mapping[str, torch.Tensor]", dtypes: "Iterable[torch.dtype]") -> dict[str, int]:
-    """Return a checksum of each tensor (CRC-32, some GB a second): whether two processes hold the same numbers.
+def digest(tensor: "torch.Tensor", dtype: "torch.dtype") -> int:
+    """Return a checksum of a tensor (CRC-32, some GB a second): whether two processes hold the same numbers.
 
     Args:
-        tensors: by their names.
-        dtypes: what the tensors are rounded to before, one type after another.
+        tensor: on any device.
+        dtype: what it is rounded to before, where it has floating-point numbers.
     """
     import torch
 
-    found = {}
-    for name, tensor in tensors.items():
-        one = tensor.detach()
-        for dtype in dtypes if one.is_floating_point() else ():
-            one = one.to(dtype)
-        found[name] = zlib.crc32(one.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found
+    one = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()
+    return zlib.crc32(one.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def of_other_types(folder: Path, dtype: "torch.dtype") -> list[str]:

@@ -47,8 +47,9 @@ from ftkit.training.recovery.signals import StopNow, StopRequest, Work
 from ftkit.training.reopening.compare import remember, reopen
 from ftkit.training.reporters import Reporter, Reporters
 from ftkit.training.results.card import write_cards
-from ftkit.training.results.folder import round_as_stored, save_model, written_bytes
+from ftkit.training.results.folder import written_bytes
 from ftkit.training.results.metrics import labels_line, remarks
+from ftkit.training.results.model import round_as_stored, save_model
 from ftkit.training.resume import take_up
 from ftkit.training.saving import (
     explained_divergence,
@@ -156,7 +157,6 @@ def _finish(
     round_as_stored(job.engine, method_of(job.config), job.source)
     saved = save_model(job.engine, method_of(job.config), job.tokenizer, job.source, job.folder, job.load_whole)
     expected = remember(job, saved) if job.config.output.reopen else None
-    del saved  # a copy of all weights, where all train
     if job.data.test is not None:
         with attempts.stop.during(Work.READING):
             keep_answers(job, *_score(job, progress, record, "test", job.data.test))

@@ -20,6 +20,7 @@ from ftkit.machine import foreign as machine
 from ftkit.models import foreign as models
 from ftkit.models import partitions
 from ftkit.models.kernels import foreign as kernels
+from ftkit.models.saving import foreign as saving
 from ftkit.models.sources import foreign as sources
 from ftkit.models.streaming import foreign as streaming
 from ftkit.observe import foreign as observe
@@ -109,6 +110,9 @@ WRITTEN = [
     Written(sources.reading_what_stays, "transformers", "core_model_loading.py", "return _materialize_copy("),
     Written(sources.reading_what_stays, "transformers", "modeling_utils.py", "file_pointer = safe_open(file, "),
     Written(streaming.num_references, "torch", "_C/__init__.pyi", "def _storage_Use_Count("),
+    # models/saving
+    Written(saving.not_saved, "transformers", "modeling_utils.py", "in self._keys_to_ignore_on_save"),
+    Written(saving.as_in_files, "transformers", "core_model_loading.py", "def revert_weight_conversion(model: "),
     # engine
     *(Written(pace.Pace, "deepspeed", "comm/torch.py", f"def {name}(self") for name in pace.COLLECTIVES),
     *coordinator_names(
@@ -213,7 +217,9 @@ def test_a_name_is_where_it_was(written):
     )
 
 
-@pytest.mark.parametrize("file", [machine, models, kernels, engine, observe, tracing], ids=lambda file: file.__name__)
+@pytest.mark.parametrize(
+    "file", [machine, models, kernels, saving, engine, observe, tracing], ids=lambda file: file.__name__
+)
 def test_every_function_of_a_file_of_foreign_names_has_its_contract(file):
     own = {
         value

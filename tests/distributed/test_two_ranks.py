@@ -16,7 +16,7 @@ import transformers
 
 from ftkit.machine.process import ProcessContext
 from ftkit.training.checkpoints.checkpoint import load_checkpoint
-from tests.distributed.worker import CUT, DTYPES, cached_cases, cases, settings_of, split_of
+from tests.distributed.worker import BOUNDED, CUT, DTYPES, cached_cases, cases, settings_of, split_of
 from tests.helpers import build, logits_of, take_steps
 
 pytestmark = pytest.mark.distributed
@@ -133,6 +133,13 @@ def test_what_two_ranks_saved_reloads_plainly_to_the_same_logits(case, launch, a
     expected = torch.tensor(found[case["name"]]["logits"])
     torch.testing.assert_close(logits.flatten()[: len(expected)], expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(logits, alone(case)[1], rtol=1e-4, atol=1e-4)
+
+
+def test_no_rank_holds_more_than_two_tensors_at_once_when_a_partitioned_model_is_rounded_and_saved(launch):
+    found = launch[1][BOUNDED]["gathered"]
+    # One that is being written, and the next, which is gathered meanwhile.
+    assert max(max(most) for most in found["most"]) <= 2 * found["largest"] < found["total"] / 2
+    assert found["is_rounded"]
 
 
 @pytest.mark.parametrize("case", cached_cases(), ids=lambda case: case["name"])

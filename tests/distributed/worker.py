@@ -1,27 +1,33 @@
 """What two ranks under the deepspeed launcher run: every case below; writes what they gave as JSON."""
 
+import contextlib
 import json
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from ftkit.data import batching
 from ftkit.data.arrays import TokenSplit
+from ftkit.engine import foreign
 from ftkit.engine.ds_config import templates_folder
+from ftkit.engine.protocol import Engine
 from ftkit.machine import process as distributed
 from ftkit.machine.process import ProcessContext
 from ftkit.models.foreign import patched
 from ftkit.models.methods import method_of
+from ftkit.models.partitions import own_tensors
 from ftkit.models.sources.source import load_tokenizer, resolve_source
 from ftkit.models.trunk import build as trunk_build
 from ftkit.models.trunk import store
 from ftkit.models.trunk.rows import Rows
 from ftkit.training.checkpoints.checkpoint import TrainingState, load_checkpoint, save_checkpoint
-from ftkit.training.results.folder import save_model
+from ftkit.training.results.model import save_model
 from tests.helpers import (
     PADDING,
     VOCABULARY,
@@ -41,6 +47,8 @@ RECOMPUTED = (
     ("bert", "full", "bf16", "cheap"),
 )  # fmt: skip
 CUT = "batch.micro_batch_tokens=64"
+BOUNDED = "gpt2-full-zero3-fp32-sequence-classification"
+"""The case in which what is gathered at once is counted."""
 
 
 def settings_of(case: dict) -> list[str]:
@@ -144,21 +152,57 @@ def run_case(case: dict, process: ProcessContext, folder: Path) -> dict:
     config, engine = build(settings_of(case), model, DTYPES[case["dtype"]], process)
     split = split_of(case)
     outcome = take_steps(config, engine, split)
-    found = {"losses": outcome.losses, "norms": outcome.norms, "engine": engine.name}
+    found: dict[str, Any] = {"losses": outcome.losses, "norms": outcome.norms, "engine": engine.name}
     if case["dtype"] == "fp32":
         target = folder / "saved" / case["name"]
         source = resolve_source(config.model, config.task)
-        save_model(engine, method_of(config), load_tokenizer(source), source, target)
+        with counting_gathers() as most:
+            save_model(engine, method_of(config), load_tokenizer(source), source, target)
         weights, moments = engine.trainable_state(), engine.optimizer_state()
         if process.is_main:
             state = TrainingState(step=3, num_steps=6, fingerprint="", config={})
             save_checkpoint(target / "checkpoints", state, weights, moments)
         torch.distributed.barrier()
         found["logits"] = logits_of(engine.model, split).flatten()[: 4 * VOCABULARY].tolist()
+        if case["name"] == BOUNDED:
+            found["gathered"] = gathered_at_once(engine, most)
         found["resumed"] = resume(case, process, folder, target).losses
         if (case["model"], case["method"]) == ("gpt2", "lora"):
             found["undone"] = begin_and_undo(case, process, folder).losses
     return found
+
+
+@contextlib.contextmanager
+def counting_gathers() -> Iterator[list[int]]:
+    """Yield the bytes of gathered weights that were alive at once, as a list with each time a weight was gathered."""
+    alive: list[tuple[StorageWeakRef, int]] = []
+    totals: list[int] = []
+    gather = foreign.as_whole
+
+    def counted(value: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
+        whole = gather(value, parameter)
+        alive[:] = [one for one in alive if not one[0].expired()]
+        alive.append((StorageWeakRef(whole.untyped_storage()), whole.nbytes))
+        totals.append(sum(size for _, size in alive))
+        return whole
+
+    with patched(foreign, "as_whole", counted):
+        yield totals
+
+
+def gathered_at_once(engine: Engine, when_saved: list[int]) -> dict:
+    """Round the weights, and return the most bytes that each rank held while that and the saving went on."""
+    with counting_gathers() as when_rounded:
+        engine.round_trainable(torch.bfloat16)
+    weights = list(engine.weights(own_tensors(engine.model)))
+    most: list = [None] * engine.process.world_size
+    torch.distributed.all_gather_object(most, [max(when_saved), max(when_rounded)])
+    return {
+        "most": most,
+        "largest": max(one.nbytes for _, one in weights),
+        "total": sum(one.nbytes for _, one in weights),
+        "is_rounded": all(torch.equal(one, one.bfloat16().float()) for _, one in weights),
+    }
 
 
 def begin_and_undo(case: dict, process: ProcessContext, folder: Path) -> Outcome:

@@ -5,7 +5,7 @@ the base model's files and is merged by PEFT itself, whatever kind of adapter st
 the module is emptied again.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -18,18 +18,18 @@ from ftkit.config.recompute import Recompute
 from ftkit.config.tree import RunConfig
 from ftkit.errors import ModelError
 from ftkit.models.build import build_bare_model, prepare_model
-from ftkit.models.export.write import Kinds, write_tensors
 from ftkit.models.heads import find_head
 from ftkit.models.methods import method_of
 from ftkit.models.methods.lora import unwrapped
-from ftkit.models.saved import restore_settings, save_whole
+from ftkit.models.partitions import own_tensors
+from ftkit.models.saved import as_stored, restore_settings
+from ftkit.models.saving.whole import save_whole
+from ftkit.models.saving.write import Kinds, Named, write_tensors
 from ftkit.models.sources.adapters import with_adapter
 from ftkit.models.sources.source import Source
 from ftkit.models.sources.start import Start
 from ftkit.models.sources.stored import Stored, open_stored
 from ftkit.models.sources.weights import grow_tables, load_weights
-
-Named = Iterator[tuple[str, torch.Tensor]]
 
 
 def write_merged(
@@ -108,7 +108,7 @@ def _write_loaded(
     if source.adapter is not None:
         adapted = cast(Any, method_of(config).prepare(model, start, dtype))
         model = adapted.merge_and_unload(safe_merge=True)
-    save_whole(model, folder, model.state_dict())
+    save_whole(model, folder, as_stored(iter(own_tensors(model).items()), dtype), dtype)
 
 
 def _kinds(bare: nn.Module, stored: Stored, dtype: torch.dtype) -> Kinds:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ftkit.models.card import Card
+    from ftkit.models.saving.write import Named
     from ftkit.models.sources.start import Start
 
 for _section in (FeatureExtraction, Lora, Qlora, Full):
@@ -60,13 +61,15 @@ class Method(Protocol):
             ModelError: the method does not fit the model.
         """
 
-    def save(self, model: "nn.Module", folder: Path, weights: "dict[str, torch.Tensor]") -> None:
+    def save(self, model: "nn.Module", folder: Path, weights: "Named", dtype: "torch.dtype") -> None:
         """Write the result as transformers or PEFT loads it.
 
         Args:
             model: what `prepare` returned; its own tensors may be partitioned.
-            folder: where to.
-            weights: whole, by their names in the model: those that train where `is_adapter`, else all.
+            folder: where to; it is empty.
+            weights: whole, with their names in the model, one after another, since a host may not hold all of them at
+                once: those that train where `is_adapter`, else all. Numbers are rounded already.
+            dtype: what they are rounded to.
         """
 
     def loading_code(self, card: "Card") -> list[str]:

@@ -9,12 +9,12 @@ from pydantic import Field
 from ftkit.config.methods import MethodSection
 from ftkit.errors import ModelError
 from ftkit.models.card import Card
-from ftkit.models.saved import save_whole
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from ftkit.models.saving.write import Named
     from ftkit.models.sources.start import Start
 
 
@@ -69,9 +69,11 @@ class Full(MethodSection):
             return self
         return self.model_copy(update={"top_layers": sum(self.adapts(one, num_layers) for one in kept)})
 
-    def save(self, model: "nn.Module", folder: Path, weights: "dict[str, torch.Tensor]") -> None:
+    def save(self, model: "nn.Module", folder: Path, weights: "Named", dtype: "torch.dtype") -> None:
         """Write all weights."""
-        save_whole(model, folder, weights)
+        from ftkit.models.saving.whole import save_whole
+
+        save_whole(model, folder, weights, dtype)
 
     def loading_code(self, card: Card) -> list[str]:
         """Return a program for transformers."""

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 from ftkit.config.methods import MethodSection
 from ftkit.errors import ModelError
 from ftkit.models.card import Card
-from ftkit.models.saved import save_whole
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from ftkit.models.saving.write import Named
     from ftkit.models.sources.start import Start
 
 
@@ -61,9 +61,11 @@ class FeatureExtraction(MethodSection):
             raise ModelError("the output layer of this model is its input embedding (tied weights); choose method lora")
         return model
 
-    def save(self, model: "nn.Module", folder: Path, weights: "dict[str, torch.Tensor]") -> None:
+    def save(self, model: "nn.Module", folder: Path, weights: "Named", dtype: "torch.dtype") -> None:
         """Write all weights, the frozen ones too."""
-        save_whole(model, folder, weights)
+        from ftkit.models.saving.whole import save_whole
+
+        save_whole(model, folder, weights, dtype)
 
     def loading_code(self, card: Card) -> list[str]:
         """Return a program for transformers."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ftkit.models.card import Card
+    from ftkit.models.saving.write import Named
     from ftkit.models.sources.start import Start
 
 _KEEP_LAYOUT = (
@@ -99,9 +100,8 @@ class Lora(MethodSection):
         """Return the same adapters over weights in 4 bits."""
         return ({"method.name": "qlora"},)
 
-    def save(self, model: "nn.Module", folder: Path, weights: "dict[str, torch.Tensor]") -> None:
+    def save(self, model: "nn.Module", folder: Path, weights: "Named", dtype: "torch.dtype") -> None:  # noqa: ARG002  # as any method
         """Write adapters and head as PEFT does, as safetensors."""
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT would read an earlier run's card
         saver: Any = model
         saver.save_pretrained(
             str(folder), state_dict=dict(weights), safe_serialization=True, save_embedding_layers=False

@@ -5,7 +5,7 @@ backward finds its weights, whatever asks for them first. And inside what it rec
 the buffer that they are in by then.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -161,17 +161,6 @@ def value_of(tensor: torch.Tensor) -> torch.Tensor:
         return tensor
     source, slot = vars(tensor)[_SLOT]
     return cast(torch.Tensor, source.read(slot))
-
-
-def whole_state(model: nn.Module, names: Collection[str] | None = None) -> dict[str, torch.Tensor]:
-    """Return the weights and buffers of a model by their names, those that are streamed read into the host's memory.
-
-    Args:
-        model: on its device or not.
-        names: the names that are wanted; None: all.
-    """
-    state = model.state_dict(keep_vars=True)
-    return {name: value_of(one).detach() for name, one in state.items() if names is None or name in names}
 
 
 def _slots(layout: Layout) -> Iterator[Slot]:

@@ -99,7 +99,7 @@ def _largest_bucket(tape: Tape) -> int:
 
 
 def tape_sizes(tape: Tape) -> Sizes:
-    """Return what DeepSpeed's buckets are sized to, from a tape (as `engine.deepspeed.measure_sizes`)."""
+    """Return what DeepSpeed's buckets are sized to, from a tape (as `engine.ds_config.measure_sizes`)."""
     layers: Counter[int] = Counter()
     weights = [birth for birth in tape.births if birth.role in WEIGHTS]
     for birth in weights:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from ftkit.engine.protocol import Parts
 from ftkit.errors import CheckpointError
-from ftkit.models.export.write import write_file
+from ftkit.models.saving.write import write_file
 
 Check = Callable[[str, torch.Tensor], None]
 _PATTERN = "shard-*.safetensors"

@@ -26,10 +26,9 @@ from ftkit.errors import DoesNotFitError, ModelError
 from ftkit.machine.memory import free_device_bytes, free_host_bytes, says_no_memory
 from ftkit.models.build import set_training
 from ftkit.models.partitions import whole_numel
-from ftkit.models.saved import digests
 from ftkit.models.streaming.stream import resident_bytes
 from ftkit.training.reopening.handed_over import Findings, Request, read_answers, write_request
-from ftkit.training.results.folder import Saved
+from ftkit.training.results.model import Saved
 from ftkit.training.setup import Job
 from ftkit.units import format_bytes, format_seconds
 
@@ -75,7 +74,7 @@ def remember(job: Job, saved: Saved | None) -> Remembered:
         job: the run.
         saved: what was written; None on the ranks that have written nothing.
     """
-    split, dtype = _sample(job.data.train), job.engine.dtype
+    split = _sample(job.data.train)
     sample: Tensors = {}
     answers: Tensors = {}
     set_training(job.engine.model, False)
@@ -88,8 +87,8 @@ def remember(job: Job, saved: Saved | None) -> Remembered:
             logits = job.engine.logits(collate(split, rows, job.padding, job.engine.device))
         answers[str(number)] = logits.float().cpu()
     if saved is None:
-        return Remembered(dtype, {}, sample, answers)
-    return Remembered(saved.dtype, digests(saved.weights, (saved.dtype, dtype)), sample, answers)
+        return Remembered(job.engine.dtype, {}, sample, answers)
+    return Remembered(saved.dtype, saved.digests, sample, answers)
 
 
 def reopen(job: Job, expected: Remembered, note: Callable[[str], None]) -> float | None:

@@ -12,29 +12,20 @@ memory_snapshot_rank0.pickle   where it was asked for, what torch's viewer of a 
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from ftkit.config.paths import named_paths
 from ftkit.config.tree import DEMO, RunConfig
-from ftkit.engine.protocol import Engine
 from ftkit.engine.resolve import ResolvedRun
 from ftkit.errors import CheckpointError, ConfigError, DeviceError
-from ftkit.machine.disk import make_readable, write_rate
+from ftkit.machine.disk import write_rate
 from ftkit.machine.memory import free_host_bytes
 from ftkit.machine.process import ProcessContext
-from ftkit.models.methods import Method
-from ftkit.models.saved import as_stored, restore_settings, save_tokenizer, stored_dtype
 from ftkit.models.sources.adapters import base_of, find_adapter
-from ftkit.models.sources.source import Source
-from ftkit.models.streaming.stream import whole_state
 from ftkit.records.answers import FOLDER as ANSWERS
 from ftkit.records.files import (
     CARD,
@@ -143,21 +134,6 @@ def _explained(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def round_as_stored(engine: Engine, method: Method, source: Source) -> None:
-    """Round what trains to what it will be stored in, where that is less than it computes in.
-
-    Called by every rank before the last scores are taken, so that they are those of the saved weights.
-
-    Args:
-        engine: holds the weights.
-        method: an adapter is stored as it computes.
-        source: where the base model is, whose type of weights a whole model keeps.
-    """
-    dtype = None if method.is_adapter else stored_dtype(source)
-    if dtype not in (None, torch.float32, engine.dtype):
-        engine.load_trainable_state(as_stored(engine.trainable_state(), dtype))
-
-
 def describe_saving(folder: Path, num_trainable: int) -> str:
     """Return how long a save takes, as a sentence; the time that a job asks for between a signal and its kill.
 
@@ -207,66 +183,6 @@ def shards_checkpoints(
         f"{format_bytes(gathered)} of this host" + ("" if free is None else f", where {format_bytes(free)} are free")
     )
     return True
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A model that was written.
-
-    Attributes:
-        folder: where to.
-        weights: what was to be written, by the names in the model, before it was rounded.
-        dtype: what it was rounded to.
-    """
-
-    folder: Path
-    weights: Mapping[str, torch.Tensor]
-    dtype: torch.dtype
-
-
-def save_model(
-    engine: Engine,
-    method: Method,
-    tokenizer: Any,
-    source: Source,
-    folder: Path,
-    load_whole: Callable[[], nn.Module] | None = None,
-) -> Saved | None:
-    """Write the trained model as plain PEFT or transformers load it; called by every rank, written by the first.
-
-    Args:
-        engine: holds the weights, partitioned or not.
-        method: knows which of them are the result, and how they are written.
-        tokenizer: the run's.
-        source: where the base model is.
-        folder: the result folder.
-        load_whole: loads the model anew, with the frozen weights that the engine does not hold; None: it holds all.
-
-    Returns:
-        What was written; None on the other ranks.
-    """
-    masters = engine.trainable_state()
-    held = engine.full_state() if load_whole is None and not method.is_adapter else None
-    if not engine.process.is_main:
-        return None
-    model, weights = engine.model, masters
-    if not method.is_adapter:
-        model = engine.model if load_whole is None else load_whole()
-        weights = (whole_state(model) if held is None else held) | _by_every_name(model, masters)
-    dtype = (None if method.is_adapter else stored_dtype(source)) or engine.dtype
-    target = folder / MODEL
-    method.save(model, target, as_stored(weights, dtype))
-    save_tokenizer(tokenizer, source, target)
-    restore_settings(source, dtype, target)
-    make_readable(target)
-    return Saved(target, weights, dtype)
-
-
-def _by_every_name(model: nn.Module, masters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the masters under every name that a tied weight has."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    every = ((name, names[id(one)]) for name, one in model.named_parameters(remove_duplicate=False))
-    return {name: masters[first] for name, first in every if first in masters}
 
 
 def written_bytes(folder: Path) -> int:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from ftkit.config.files import load_config
 from ftkit.errors import ModelError
 from ftkit.models.export.merge import write_merged
-from ftkit.models.export.write import write_tensors
+from ftkit.models.saving.write import write_tensors
 from ftkit.models.sources.source import load_config as architecture_of
 from ftkit.models.sources.source import resolve_source
 from tests.helpers import save_tiny_model

@@ -17,7 +17,8 @@ from ftkit.config.methods import MethodSection, methods, register
 from ftkit.errors import ConfigError, ModelError
 from ftkit.machine.process import ProcessContext
 from ftkit.models.card import Card
-from ftkit.models.saved import save_whole
+from ftkit.models.saving.whole import save_whole
+from ftkit.models.saving.write import Named
 from ftkit.models.sources.start import Start
 from ftkit.plan.predict import predict
 from ftkit.plan.search import cures
@@ -52,8 +53,8 @@ class BitFit(MethodSection):
     def cheaper(self) -> list[dict[str, Any]]:
         return [{"method.name": "feature-extraction"}]
 
-    def save(self, model: Any, folder: Path, weights: dict[str, torch.Tensor]) -> None:
-        save_whole(model, folder, weights)
+    def save(self, model: Any, folder: Path, weights: Named, dtype: torch.dtype) -> None:
+        save_whole(model, folder, weights, dtype)
 
     def loading_code(self, card: Card) -> list[str]:
         return ["# BitFit leaves a whole model", *card.program("transformers", "AutoModelFor")]

@@ -16,7 +16,7 @@ from ftkit.records.files import read_record
 from ftkit.training import loop
 from ftkit.training.loop import train_run
 from ftkit.training.reopening import compare
-from ftkit.training.results.folder import save_model
+from ftkit.training.results.model import save_model
 from tests.e2e.conftest import work
 from tests.helpers import Notes
 
