@@ -78,7 +78,7 @@ def train(  # noqa: PLR0913  # one parameter is one flag
             "output.memory_snapshot=true": memory_snapshot,
         }
         flags["settings"] = (*flags["settings"], *(setting for setting, is_wanted in said.items() if is_wanted))
-        config = _read(flags, process)
+        config = _read(flags, process, is_resumed=resume is not None)
         if seeds is not None:
             from ftkit.cli.series import train_series
 
@@ -103,7 +103,7 @@ def train(  # noqa: PLR0913  # one parameter is one flag
     end_if_launched()
 
 
-def _read(flags: dict[str, Any], process: ProcessContext) -> RunConfig:
+def _read(flags: dict[str, Any], process: ProcessContext, *, is_resumed: bool) -> RunConfig:
     """Build the configuration; where it cannot be, tell on the first rank what else is wrong with the run."""
     try:
         return read_config(flags)
@@ -113,7 +113,7 @@ def _read(flags: dict[str, Any], process: ProcessContext) -> RunConfig:
         quieten()
         from ftkit.training.checks.first_look import look_beside
 
-        raise look_beside(error) from None
+        raise look_beside(error, is_resumed=is_resumed) from None
 
 
 def _other_end(flags: dict[str, Any]) -> list[str]:

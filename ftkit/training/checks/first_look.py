@@ -156,11 +156,12 @@ def look_first(
     return look
 
 
-def look_beside(error: UnsoundConfigError) -> FtkitError:
+def look_beside(error: UnsoundConfigError, *, is_resumed: bool) -> FtkitError:
     """Look for what is wrong beside a configuration that cannot be, as far as that takes a second.
 
     Args:
         error: the problems of the configuration, and its sound part.
+        is_resumed: whether an earlier run was to go on.
 
     Returns:
         The same, or one with the other mistakes too: the result folder, the model, files, columns and labels.
@@ -169,7 +170,7 @@ def look_beside(error: UnsoundConfigError) -> FtkitError:
     if config is None:
         return error
     if "output" not in error.sections:
-        mistakes.of(lambda: check_folder(config, is_resumed=config.output.resume == "auto"))
+        mistakes.of(lambda: check_folder(config, is_resumed=is_resumed or config.output.resume == "auto"))
     if not {"model", "task"} & error.sections and looks_like_path(config.model.name):  # so that nothing is fetched
         mistakes.of(lambda: resolve_source(config.model, config.task))
     if not {"data", "task"} & error.sections and _is_quick(config.data.dataset):

@@ -99,7 +99,7 @@ def test_what_is_wrong_beside_settings_that_cannot_be_is_told_with_them(work, tm
     given += ["output.folder=/dev/null/run", "training.epochs=-1", "batch.global_batch_size=0"]
     with pytest.raises(UnsoundConfigError) as caught:
         load_config(settings=given)
-    lines = str(look_beside(caught.value)).splitlines()
+    lines = str(look_beside(caught.value, is_resumed=False)).splitlines()
     words = ["5 mistakes:", "global_batch_size=0", "training.epochs=-1", "result folder /dev/null/run", "no model at"]
     assert all(any(word in line for line in lines) for word in [*words, "'txt'"]), lines
 
@@ -107,4 +107,4 @@ def test_what_is_wrong_beside_settings_that_cannot_be_is_told_with_them(work, tm
 def test_a_section_that_cannot_be_is_not_looked_at_as_if_it_were_the_usual_one(work):
     with pytest.raises(UnsoundConfigError) as caught:
         load_config(settings=["data.dataset=absent.csv", "data.max_length=-1", f"model.name={work / 'gpt2'}"])
-    assert "absent.csv" not in str(look_beside(caught.value))
+    assert "absent.csv" not in str(look_beside(caught.value, is_resumed=False))
