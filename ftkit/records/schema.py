@@ -174,6 +174,8 @@ class RunLine(Record):
     device: str
     num_steps: int
     """Planned optimizer steps."""
+    resumed_step: int | None = None
+    """The step that the run was taken up at, of one that was stopped; the last time, if it was more often."""
     prediction: Prediction | None = None
     labels: LabelsLine | None = None
     """None for a language model, and where no data was read."""

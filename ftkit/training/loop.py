@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ftkit.config.files import dump_config
 from ftkit.config.tree import RunConfig
@@ -133,8 +133,9 @@ def _train(  # what one run is made of
     attempts = Attempts(job.engine, limits, job.longest, partial(stand_in, job), stop, record.tell, keep)
     run = first_line(job.folder.name, job.run, device_name(job.engine.device), job.num_steps, job.prediction)
     used = limits.applied(job.config)
-    told = {"labels": labels_line(job.data.labels), "example": job.data.report.example}
-    run = run.model_copy(update=told | {"config": used.model_dump(mode="json")})
+    told: dict[str, Any] = {"labels": labels_line(job.data.labels), "example": job.data.report.example}
+    told |= {"config": used.model_dump(mode="json"), "resumed_step": progress.step if resume else None}
+    run = run.model_copy(update=told)
     if job.process.is_main:
         replace_text(job.folder / CONFIG, dump_config(used))
     record.write(run)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from ftkit.data.batching import global_batches
 from ftkit.engine.optim import learning_rate_at
 from ftkit.errors import CheckpointError
 from ftkit.records.files import read_record
@@ -29,14 +30,24 @@ def take_up(job: Job, started: float, note: Callable[[str], None]) -> Progress:
     _check_end(job, saved)
     if saved.num_steps != job.num_steps:
         note(_new_end(job, saved))
+    num_tokens, num_samples = _taken(job, saved.step) if saved.train_seconds else (0, 0)
     return Progress(
         started,
         earlier_seconds=saved.total_seconds,
         step=saved.step,
         validations=dict(saved.validations),
         train_seconds=saved.train_seconds,
+        num_tokens=num_tokens,
+        num_samples=num_samples,
         owes_validation=saved.owes_validation,
     )
+
+
+def _taken(job: Job, step: int) -> tuple[int, int]:
+    """Return the tokens and the sequences of the first steps, which follow from the order of the data."""
+    train, batch, seed = job.data.train, job.config.batch, job.config.training.seed
+    batches = [one.indices for one in global_batches(len(train), batch.global_batch_size, seed, step)]
+    return sum(int(train.lengths[rows].sum()) for rows in batches), sum(map(len, batches))
 
 
 def _check_end(job: Job, saved: checkpoint.TrainingState) -> None:

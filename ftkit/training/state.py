@@ -25,10 +25,12 @@ class Progress:
     validations: dict[int, float | None] = field(default_factory=dict)
     """Step to the figure that decides which weights are kept; None where it was not finite."""
     train_seconds: float = 0.0
-    owes_validation: bool = False
-    step_seconds: list[float] = field(default_factory=list)
+    """Of all processes of the run, as are tokens and sequences."""
     num_tokens: int = 0
     num_samples: int = 0
+    owes_validation: bool = False
+    step_seconds: list[float] = field(default_factory=list)
+    """Of each step that this process took."""
 
     @property
     def total_seconds(self) -> float:
@@ -36,16 +38,17 @@ class Progress:
         return self.earlier_seconds + time.perf_counter() - self.started
 
     def speed(self) -> dict[str, Any]:
-        """Return the figures of a `Measurement` that time gives; none of a run that had no step left to take."""
-        seconds, timed = sum(self.step_seconds), self.step_seconds
-        if not timed:
-            return {}
-        return {
+        """Return the figures of a `Measurement` that time gives: rates over the whole run, steps as they are here."""
+        rates, timed = {}, self.step_seconds
+        if self.num_tokens and self.train_seconds:
+            rates["tokens_per_second"] = self.num_tokens / self.train_seconds
+            rates["samples_per_second"] = self.num_samples / self.train_seconds
+        if not timed:  # no step was left to take
+            return rates
+        return rates | {
             "step_seconds": float(np.median(timed)),
             "step_seconds_spread": float(np.subtract(*np.percentile(timed, [75, 25]))),
             "num_timed_steps": len(timed),
-            "tokens_per_second": self.num_tokens / seconds,
-            "samples_per_second": self.num_samples / seconds,
         }
 
 

@@ -31,6 +31,10 @@ def copy(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run")
 
 
+def num_tokens(record):
+    return record.result.measurement.tokens_per_second * record.result.train_seconds
+
+
 def losses(folder):
     return {line.step: line.loss for line in read_record(folder).steps}
 
@@ -48,6 +52,11 @@ def test_a_finished_run_that_is_trained_for_longer_is_the_run_that_was_as_long_f
     record = read_record(copy)
     assert (record.run.num_steps, record.result.num_steps) == (16, 16)
     assert record.result.train_seconds < record.result.total_seconds
+    assert record.run.resumed_step == 8
+    assert "at step 8; times and throughput are of all" in " ".join(done.output.split())
+    # As many tokens in all, whoever took them: the rates are over the time of both processes.
+    assert num_tokens(record) == pytest.approx(num_tokens(read_record(tmp_path.parent / "whole")))
+    assert record.result.measurement.num_timed_steps == 8
     trained = [load_file(one / "model" / "adapter_model.safetensors") for one in (copy, tmp_path.parent / "whole")]
     assert all(trained[0][name].equal(tensor) for name, tensor in trained[1].items())
 
@@ -75,6 +84,13 @@ def test_a_finished_run_without_a_later_end_is_refused_with_what_would_go_on(mor
     assert all(word in done.output for word in words), done.output
     assert (copy / "record.jsonl").read_bytes() == before
     assert run("--resume", copy, "--epochs", 1.25).exit_code == 0, "what a refusal advises works"
+
+
+@pytest.mark.parametrize("setting", ["batch.global_batch_size=0", "engine.offload_parameters=cpu"])
+def test_settings_that_cannot_be_are_all_that_is_told_of_a_run_that_was_to_go_on(setting, copy):
+    done = run("--resume", copy, "--epochs", 2, "--set", setting)
+    assert done.exit_code == 2, done.output
+    assert "holds a run" not in done.output
 
 
 def test_another_cut_and_precision_are_taken_up_from_flags(copy):

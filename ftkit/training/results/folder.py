@@ -206,6 +206,7 @@ def summary_rows(record: RunRecord) -> list[tuple[str, str]]:
     measured = record.result.measurement
     figures = [
         ("steps taken", str(record.result.num_steps)),
+        ("resumed", _of(record.run.resumed_step, lambda step: f"at step {step}; times and throughput are of all")),
         ("trainable parameters", _share(measured.num_trainable_parameters, measured.num_parameters)),
         ("training time", format_seconds(record.result.train_seconds)),
         ("total time", format_seconds(record.result.total_seconds)),
