@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -36,7 +37,7 @@ class Slot:
     @property
     def parameter(self) -> nn.Parameter:
         """The weight; outside the window it is a stand-in of one number, seen in the weight's shape."""
-        return self.owner.get_parameter(self.own)
+        return cast(nn.Parameter, getattr(self.owner, self.own))
 
     @property
     def num_bytes(self) -> int:

@@ -30,26 +30,26 @@ class LayerStream:
         layout: what is streamed.
         source: where it comes from.
         window: the buffers; None until the model is on its device.
+        comes_back: whether a backward passes through the topmost layer.
     """
 
-    def __init__(self, layout: Layout, source: LayerSource, comes_back: Callable[[], bool]) -> None:
+    def __init__(self, layout: Layout, source: LayerSource) -> None:
         """Start without buffers.
 
         Args:
             layout: what is streamed.
             source: where it comes from.
-            comes_back: whether a backward passes through the topmost layer.
         """
         self.layout, self.source = layout, source
         self.window: Window | None = None
-        self._comes_back = comes_back
+        self.comes_back = False
         self._in_backward: tuple[int, int | None] | None = None
 
     def forward(self, layer: int) -> None:
         """Fetch a layer for its forward; the one above comes next, and above the top the backward begins there."""
         self._end_backward()
         top = len(self.layout.layers) - 1
-        turns = torch.is_grad_enabled() and self._comes_back()
+        turns = torch.is_grad_enabled() and self.comes_back
         self._fetch(layer, layer + 1 if layer < top else None if turns else 0)
 
     def again(self, layer: int) -> None:
@@ -94,7 +94,7 @@ def attach(model: nn.Module, layout: Layout, source: LayerSource) -> LayerStream
     """
     found = transformer_layers(model)
     assert found is not None
-    stream = LayerStream(layout, source, lambda: first_trained_layer(model) is not None or _trains_tokens(model))
+    stream = LayerStream(layout, source)
     vars(found[1])[_STREAM] = stream
     for slot in (slot for layer in layout.layers for slot in layer):
         vars(slot.parameter)[_SLOT] = source, slot
@@ -129,6 +129,7 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
     _check_frozen(model, stream)
     # The window first: moved by `to`, a stand-in would become as large as the weight.
     stream.window = Window(stream.layout, stream.source, device)
+    stream.comes_back = first_trained_layer(model) is not None or _trains_tokens(model)
     return model.to(device)
 
 

@@ -1,0 +1,50 @@
+"""A streamed model is whole in memory at no time: not while it is loaded, and not while it trains."""
+
+import ctypes
+
+import pytest
+import torch
+import transformers
+
+from ftkit.machine.memory import peak_resident_bytes, reset_peaks
+from tests.models.streaming.conftest import engine_of, take_step
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A Llama of 64 layers, 65 MiB in bf16."""
+    folder = tmp_path_factory.mktemp("large")
+    config = transformers.LlamaConfig(
+        vocab_size=64,
+        hidden_size=256,
+        num_hidden_layers=64,
+        intermediate_size=256,
+        num_attention_heads=4,
+        pad_token_id=1,
+    )
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    weights = {name: torch.zeros(one.shape, dtype=one.dtype) for name, one in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict=weights)
+    return folder
+
+
+def grown_bytes(begun):
+    return peak_resident_bytes() - begun
+
+
+def test_a_model_trains_in_less_memory_than_its_weights_take(large, deep):
+    take_step(engine_of(deep("llama")))  # what is loaded and kept by the first step of any model
+    ctypes.CDLL(None).malloc_trim(0)  # memory that is free in this process would hide what is taken
+    reset_peaks(CPU)
+    begun = peak_resident_bytes()
+    stored = (large / "model.safetensors").stat().st_size
+    engine = engine_of(
+        large, "engine.stream_layers=disk", "method.targets=[q_proj]", "method.rank=1", dtype=torch.bfloat16
+    )
+    loading = grown_bytes(begun)
+    take_step(engine)
+    assert loading < stored / 4
+    assert grown_bytes(begun) < 3 / 4 * stored
