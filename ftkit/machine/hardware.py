@@ -43,6 +43,11 @@ class Gpu:
         return context_of(self.name, self.capability, self.vendor)
 
     @property
+    def kernels(self) -> tuple[str, tuple[int, int]]:
+        """What torch chooses kernels by: cards that have it in common take the same step, if at other speeds."""
+        return self.vendor, self.capability
+
+    @property
     def has_bf16(self) -> bool:
         """Whether it multiplies bf16 in hardware: Ampere and later, CDNA2 and later."""
         return self.capability >= (8, 0)

@@ -152,7 +152,7 @@ def _predict_once(case: Case, once: Pass, exact: bool, tapes: Tapes) -> Grounds:
 
 def _known_pass(case: Case, tapes: Tapes, is_cached: bool) -> Pass | None:
     """Trace the pass of a run that wants one; None where the model does not allow it and the run does not insist."""
-    key = (*_model_key(case), case.shape.traced, case.target.gpu, case.run.config.cache.dtype, is_cached)
+    key = (*_model_key(case), case.shape.traced, _kernels(case), case.run.config.cache.dtype, is_cached)
     if key not in tapes.passes:
         try:
             tapes.passes[key] = trace_pass(case, is_done=is_cached)
@@ -185,7 +185,7 @@ def _known_tape(case: Case, exact: bool, tapes: Tapes, given: Given | None = Non
         *_model_key(case),
         run.config.optimizer.name,
         case.shape.traced,
-        case.target.gpu,
+        _kernels(case),
         run.partitions_weights,
         given,
     )
@@ -225,6 +225,11 @@ def _shallow_model(case: Case, exact: bool, tapes: Tapes) -> ShallowModel:
         tapes.shallow[key] = choose_layers(case.run.config, case.architecture, exact=exact)
     known = tapes.shallow[key]
     return replace(known, config=case.run.config.model_copy(update={"method": known.config.method}))
+
+
+def _kernels(case: Case) -> tuple[str, tuple[int, int]] | None:
+    """Return what decides the kernels of a step, and with the configuration its dtype; None on a CPU."""
+    return None if case.target.gpu is None else case.target.gpu.kernels
 
 
 def _model_key(case: Case) -> tuple[str, ...]:

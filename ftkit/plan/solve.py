@@ -29,7 +29,7 @@ LENGTH_STEP = 64
 MOST_TOKENS = 131_072
 """The longest that is tried of a model that does not say its positions."""
 RANKS = tuple(2**power for power in range(11))
-_ENCODERS = {"bert", "roberta", "distilbert", "deberta-v2", "modernbert"}
+ENCODERS = {"bert", "roberta", "distilbert", "deberta-v2", "modernbert"}
 """Types of models that read a text whole, and so do not write one."""
 
 
@@ -179,7 +179,7 @@ def _models(config: RunConfig, target: Target) -> list[tuple[str, int]]:
     """Return the models of the table that do the run's task, with what their weights take, the largest first."""
     sizes: dict[str, int] = {}
     for name in table_names():
-        if config.task == "causal-lm" and shapes(name)["model_type"] in _ENCODERS:
+        if config.task == "causal-lm" and shapes(name)["model_type"] in ENCODERS:
             continue
         new = changed(config, {MODEL: name})
         try:

@@ -1,6 +1,9 @@
 """The facts that a question to the planner starts from."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ftkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from ftkit.config.tree import RunConfig
@@ -33,3 +36,17 @@ class Asked(NamedTuple):
         sequences = None if samples is None else Sequences.unseen(config, samples)
         architecture, tapes = find_architecture(config), Tapes()
         return cls(settled(config, target, architecture, sequences, tapes), target, architecture, sequences, tapes)
+
+
+def check_questions(asked: Mapping[str, bool]) -> None:
+    """Refuse flags together of which one alone would be heard.
+
+    Args:
+        asked: flag to whether it was given.
+
+    Raises:
+        ConfigError: more than one was.
+    """
+    given = [flag for flag, is_given in asked.items() if is_given]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} do not go together; ask one at a time")

@@ -9,12 +9,14 @@ from ftkit.cli.grouped_help import GroupedHelp
 from ftkit.cli.opening import say_begun
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
 from ftkit.cli.plan.advise import show_advice
-from ftkit.cli.plan.asked import Asked
+from ftkit.cli.plan.asked import Asked, check_questions
 from ftkit.cli.plan.known import known_lines
 from ftkit.cli.plan.prediction import show_prediction
 from ftkit.cli.plan.search import show_search
 from ftkit.cli.plan.solve import AXES, show_solution
+from ftkit.cli.plan.what_fits import show_what_fits
 from ftkit.cli.plan.writing import check_file
+from ftkit.errors import ConfigError
 from ftkit.machine.hub import work_offline_if_unreachable
 from ftkit.machine.memory import quiet_collector
 from ftkit.models.sources.known import find_row
@@ -31,6 +33,8 @@ from ftkit.models.sources.known import find_row
 @click.option("--search", "is_search", is_flag=True, help="Rank what fits by speed.")
 @click.option("--advise", is_flag=True, help="Say what each knob costs and saves, and the largest values that fit.")
 @click.option("--solve", type=click.Choice(AXES), help="Find the largest of this that fits, all else as it is.")
+@click.option("--what-fits", is_flag=True, help="Find the longest text of each known model with each method; minutes.")
+@click.option("--html", "page", type=click.Path(path_type=Path), help="With --what-fits: write the table as a page.")
 @click.option(
     "--write",
     type=click.Path(path_type=Path),
@@ -49,8 +53,10 @@ def plan(  # noqa: PLR0913  # one parameter a flag
     samples: int | None,
     solve: Literal["max_length", "micro_batch_size", "rank", "model"] | None,
     write: Path | None,
+    page: Path | None,
     *,
     advise: bool,
+    what_fits: bool,
     is_search: bool,
     exact: bool,
     is_explained: bool,
@@ -66,12 +72,19 @@ def plan(  # noqa: PLR0913  # one parameter a flag
     if is_list:
         click.echo("\n".join(known_lines()))
         return
-    if is_explained and (is_search or advise or solve is not None):
-        raise click.UsageError("--explain is of one plan: name --search, --solve or --advise in another command")
+    if is_explained and (is_search or advise or what_fits or solve is not None):
+        raise click.UsageError(
+            "--explain is of one plan: name --search, --solve, --advise or --what-fits in another command"
+        )
     # The collector would take a sixth of a plan's time, and finds nothing in what the imports bring.
     with user_errors(), quiet_collector(trusts=True):
         config = read_config(flags)
-        check_file(write)
+        check_questions({"--search": is_search, "--solve": bool(solve), "--advise": advise, "--what-fits": what_fits})
+        check_questions({"--write": write is not None, "--advise": advise, "--what-fits": what_fits})
+        if page is not None and not what_fits:
+            raise ConfigError("--html writes the table of --what-fits; give both")
+        check_file(write, "--write", "best.yaml")
+        check_file(page, "--html", "fits.html")
         say_begun("planning", config, is_quiet=as_json)
         if find_row(config.model.name) is None:
             work_offline_if_unreachable((config.model.name,))
@@ -79,6 +92,9 @@ def plan(  # noqa: PLR0913  # one parameter a flag
         from ftkit.plan.target import find_target
 
         target = find_target(gpu, gpus, memory_budget, ram_budget, memory_used=memory_used)
+        if what_fits:
+            show_what_fits(config, target, page, as_json=as_json)
+            return
         if solve is not None:
             show_solution(config, target, solve, samples, write, as_json=as_json)
             return

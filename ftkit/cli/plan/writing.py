@@ -16,16 +16,25 @@ if TYPE_CHECKING:
     from ftkit.plan.target import Target
 
 
-def check_file(write: Path | None) -> None:
-    """Refuse a file that cannot be written before anything is planned."""
-    if write is None:
+def check_file(file: Path | None, flag: str, example: str) -> None:
+    """Refuse a file that cannot be written before anything is planned.
+
+    Args:
+        file: what was asked for; None: nothing was.
+        flag: that names it.
+        example: a name for such a file.
+
+    Raises:
+        ConfigError: it is a folder, or its folder is not there.
+    """
+    if file is None:
         return
-    with _explained(write):
-        is_folder = write.is_dir()
+    with explained(file, flag):
+        is_folder = file.is_dir()
     if is_folder:
-        raise ConfigError(f"--write {write} is a folder; name a file in it, such as {write / 'best.yaml'}")
-    if not write.parent.is_dir():
-        raise ConfigError(f"--write {write}: there is no folder {write.parent}; make it, or name a file elsewhere")
+        raise ConfigError(f"{flag} {file} is a folder; name a file in it, such as {file / example}")
+    if not file.parent.is_dir():
+        raise ConfigError(f"{flag} {file}: there is no folder {file.parent}; make it, or name a file elsewhere")
 
 
 def write_config(file: Path, config: "RunConfig", target: "Target") -> None:
@@ -33,16 +42,17 @@ def write_config(file: Path, config: "RunConfig", target: "Target") -> None:
     from ftkit.engine.resolve import resolve
 
     text = dump_config(_by_hub_name(resolve(config, target.devices).config))
-    with _explained(file):
+    with explained(file, "--write"):
         file.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def _explained(file: Path) -> "Iterator[None]":
+def explained(file: Path, flag: str) -> "Iterator[None]":
+    """Say in a sentence that a file which a flag names cannot be written."""
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"cannot write {file}: {error.strerror}; name another file with --write") from None
+        raise ConfigError(f"cannot write {file}: {error.strerror}; name another file with {flag}") from None
 
 
 def train_command(config: "RunConfig", target: "Target", written: Path | None) -> str:

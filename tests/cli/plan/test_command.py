@@ -41,3 +41,26 @@ def test_a_search_that_the_host_s_memory_refuses_says_so():
     done = plan("--gpu", "rtx3060", "--ram-budget", "1GiB", "--search", "--max-length", "64")
     assert done.exit_code == 8
     assert "nothing fits in the 1.00 GiB of host memory" in done.output
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--advise", "--solve", "rank"], "--solve and --advise do not go together; ask one at a time"),
+        (["--advise", "--write", "best.yaml"], "--write and --advise do not go together; ask one at a time"),
+        (["--html", "fits.html"], "--html writes the table of --what-fits; give both"),
+    ],
+)
+def test_flags_of_which_one_alone_would_be_heard_are_refused(flags, said):
+    done = plan(*flags)
+    assert done.exit_code == 2
+    assert said in done.output
+
+
+def test_what_fits_is_printed_and_written_as_a_page(tmp_path, monkeypatch):
+    monkeypatch.setattr("ftkit.cli.plan.what_fits.table_names", lambda: ["distilgpt2"])
+    done = plan("--what-fits", "--gpu", "t4", "--html", str(tmp_path / "fits.html"))
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[-3].split()[:2] == ["distilgpt2", "1,024*"]
+    assert "1,024*" in (tmp_path / "fits.html").read_text(encoding="utf-8")
+    assert "is a folder" in plan("--what-fits", "--html", str(tmp_path)).output

@@ -1,0 +1,59 @@
+"""What fits on this card? The longest text of each model of the table with each method, as a table and as a page."""
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from ftkit.cli.plan.writing import explained
+from ftkit.config.methods import methods
+from ftkit.models.sources.known import table_names
+from ftkit.units import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from ftkit.config.tree import RunConfig
+    from ftkit.plan.target import Target
+    from ftkit.records.fits import Fit
+
+
+def show_what_fits(config: "RunConfig", target: "Target", page: "Path | None", *, as_json: bool) -> None:
+    """Print the longest text that fits, for each model of the table with each method.
+
+    Args:
+        config: all else of the run.
+        target: the device.
+        page: the file that takes the table as HTML; None: none does.
+        as_json: print all of it as JSON, and nothing else.
+
+    Raises:
+        ConfigError: the page cannot be written.
+    """
+    from ftkit.plan.what_fits import what_fits
+    from ftkit.report.fits import by_model, fit_lines, fits_page
+
+    models, columns = table_names(), list(methods())
+    rows = by_model(_told(what_fits(config, target, models, columns), len(models) * len(columns)))
+    title = f"{config.task} on {target.num_devices} x {target.name}, {format_bytes(target.memory_bytes)} each"
+    if page is not None:
+        with explained(page, "--html"):
+            page.write_text(fits_page(rows, columns, title), encoding="utf-8")
+    if as_json:
+        click.echo(json.dumps([fit.model_dump(mode="json") for found in rows.values() for fit in found.values()]))
+        return
+    click.echo("\n".join([title, *fit_lines(rows, columns)]))
+    if page is not None:
+        click.echo(f"written to {page}")
+
+
+def _told(fits: "Iterable[Fit]", number: int) -> "Iterator[Fit]":
+    """Yield what fits, and tell on a terminal how far it is: a card takes some minutes."""
+    for place, fit in enumerate(fits, start=1):
+        if sys.stderr.isatty():
+            click.echo(f"\r{place:4} of {number}: {fit.model}, {fit.method}\x1b[K", err=True, nl=False)
+        yield fit
+    if sys.stderr.isatty():
+        click.echo("\r\x1b[K", err=True, nl=False)
