@@ -7,7 +7,7 @@ from typing import Any
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from ftkit.config.files import flat
-from ftkit.config.tree import Tracker
+from ftkit.config.output import Tracker
 from ftkit.errors import DependencyError
 from ftkit.records.schema import EvaluationLine, RunLine, RunRecord, StepLine
 

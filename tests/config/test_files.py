@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftkit.config.files import as_settings, build_config, dump_config, json_schema, load_config
+from ftkit.config.output import OutputConfig
 from ftkit.config.training import OptimizerConfig, ScheduleConfig, TrainingConfig
-from ftkit.config.tree import BatchConfig, DataConfig, EngineConfig, ModelConfig, OutputConfig, RunConfig
+from ftkit.config.tree import BatchConfig, DataConfig, EngineConfig, ModelConfig, RunConfig
 from ftkit.errors import ConfigError
 from ftkit.models.methods.full import Full
 from ftkit.models.methods.head import FeatureExtraction

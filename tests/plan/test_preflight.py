@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import transformers
 
+from ftkit.config.output import OutputConfig
 from ftkit.config.training import TrainingConfig
-from ftkit.config.tree import BatchConfig, OutputConfig
+from ftkit.config.tree import BatchConfig
 from ftkit.errors import ConfigError, PlannerError
 from ftkit.machine.process import ProcessContext
 from ftkit.models.methods.lora import Lora
