@@ -19,6 +19,9 @@ from ftkit.machine.hub import work_offline_if_unreachable
 from ftkit.machine.process import ProcessContext, end_if_launched
 from ftkit.models.sources.adapters import asked_names
 
+_FREED = ("batch.micro_batch_size=null", "batch.micro_batch_tokens=null", "model.recompute=none")
+"""What a run that is resumed with --fit had chosen, or was told, and the planner chooses anew."""
+
 
 @click.command(cls=GroupedHelp, context_settings={"help_option_names": ["-h", "--help"]})
 @config_options
@@ -30,6 +33,8 @@ from ftkit.models.sources.adapters import asked_names
     "auto: go on with what --output holds, or start it.",
 )
 @click.option("--overwrite", is_flag=True, help="Empty an output folder that another run has filled.")
+@click.option("--fit", is_flag=True, help="Choose the fastest exact configuration that fits (engine.fit=true).")
+@click.option("--memory-budget", metavar="SIZE", help="What the run may take of each device (engine.memory_budget).")
 @click.option("--no-plan", is_flag=True, help="Train without predicting memory first (training.plan_first=false).")
 @click.option("--memory-timeline", is_flag=True, help="Record the live bytes by kind through one step, the second.")
 @click.option("--memory-snapshot", is_flag=True, help="CUDA: write torch's own snapshot of two steps for its viewer.")
@@ -46,6 +51,8 @@ def train(  # noqa: PLR0913  # one parameter is one flag
     resume: Path | None,
     *,
     overwrite: bool,
+    fit: bool,
+    memory_budget: str | None,
     no_plan: bool,
     memory_timeline: bool,
     memory_snapshot: bool,
@@ -70,9 +77,11 @@ def train(  # noqa: PLR0913  # one parameter is one flag
             _check_resumed(resume)
             flags["file"] = flags["file"] or resume / "config.yaml"
             flags["output__folder"] = str(resume)
-            flags["settings"] = (*_other_end(flags), *flags["settings"])
+            flags["settings"] = (*_other_end(flags), *(_FREED if fit else ()), *flags["settings"])
         said = {
             "output.overwrite=true": overwrite,
+            "engine.fit=true": fit,
+            f"engine.memory_budget={memory_budget}": memory_budget is not None,
             "training.plan_first=false": no_plan,
             "output.memory_timeline=true": memory_timeline,
             "output.memory_snapshot=true": memory_snapshot,

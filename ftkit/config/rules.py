@@ -43,6 +43,8 @@ class Facts:
         packs_weights: whether frozen weights are in 4 bits.
         tiles_mlps: whether the MLPs run in tiles.
         recomputes_cheaply: whether some layers recompute at the level `cheap`.
+        is_fitted: whether the planner is to choose what fits.
+        is_planned: whether the planner is asked at all.
     """
 
     uses_deepspeed: bool | None = None
@@ -65,6 +67,8 @@ class Facts:
     packs_weights: bool = False
     tiles_mlps: bool = False
     recomputes_cheaply: bool = False
+    is_fitted: bool = False
+    is_planned: bool = True
 
     @property
     def offloads(self) -> set[str]:
@@ -248,6 +252,18 @@ RULES = (
         "their weights would be gathered anew for each tile",
         "choose a zero_stage of 2 or less, or leave model.mlp_tile_tokens out",
         lambda facts: facts.tiles_mlps and facts.zero_stage == 3,
+    ),
+    Rule(
+        "engine.fit without a plan",
+        "it is the plan that finds what fits",
+        "leave out --no-plan, or --fit",
+        lambda facts: facts.is_fitted and not facts.is_planned,
+    ),
+    Rule(
+        "engine.fit with streamed layers",
+        "the memory of streamed layers is not predicted yet",
+        "leave out --fit, or engine.stream_layers",
+        lambda facts: facts.is_fitted and facts.stream_layers != "none",
     ),
     Rule(
         "ZeRO without offload on one device",

@@ -1,7 +1,7 @@
 """The configuration of a run: one frozen tree of sections. Choices are types, derived numbers are properties.
 
-The defaults live in its sections and nowhere else: here, in `training`, and those of a method in the method's own file.
-`files` fills the tree from YAML and flags.
+The defaults live in its sections and nowhere else: here, in `cache`, `engine` and `training`, and those of a method in
+the method's own file. `files` fills the tree from YAML and flags.
 """
 
 from datetime import date
@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ftkit.config import rules
 from ftkit.config.cache import CacheConfig
+from ftkit.config.engine import EngineConfig
 from ftkit.config.methods import AnyMethod, default_method
 from ftkit.config.output import OutputConfig
 from ftkit.config.precision import Precision
@@ -19,7 +20,6 @@ from ftkit.config.section import Section
 from ftkit.config.training import OptimizerConfig, ScheduleConfig, TrainingConfig
 
 Task = Literal["sequence-classification", "causal-lm"]
-Offload = Literal["none", "cpu", "nvme"]
 PromptFormat = Literal["auto", "plain", "chat"]
 LossOn = Literal["answers", "last_answer", "everything"]
 LabelKind = Literal["single", "multi", "regression"]
@@ -214,62 +214,6 @@ class BatchConfig(Section):
         return chosen if isinstance(chosen, int) else self.default_micro_batch_tokens
 
 
-class EngineConfig(Section):
-    """The distribution of training over devices, and of the device's memory."""
-
-    name: Literal["auto", "plain", "deepspeed"] = "auto"
-    """`auto`: DeepSpeed under its launcher or where ZeRO, offload or a template is asked for, else plain."""
-    zero_stage: Literal[0, 1, 2, 3] | None = None
-    """What ZeRO partitions: 0 nothing (the plain engine), 1 the optimizer, 2 gradients too, 3 weights too; 2 under
-    DeepSpeed when not named."""
-    offload_optimizer: Offload = "none"
-    """Where the optimizer's state lives under ZeRO."""
-    offload_parameters: Offload = "none"
-    """Where the weights live under ZeRO-3."""
-    stream_layers: Literal["none", "ram", "disk"] = "none"
-    """Keep frozen layers in the host's memory (`ram`) or the model's files (`disk`), and two of them on the device."""
-    nvme_path: str | None = None
-    """The folder on the disk that takes what is offloaded to `nvme`."""
-    ds_config: str | None = None
-    """A DeepSpeed template of your own (JSON), in the place of the one in ds_configs/."""
-    peer_timeout: float = Field(default=600.0, gt=0.0)
-    """Seconds after which a rank that does not answer counts as lost, and the others end."""
-    expandable_segments: bool = False
-    """CUDA: torch's allocator lets segments grow and returns free pages, so that fragmentation is low."""
-
-    default_zero_stage: ClassVar[int] = 2
-
-    @model_validator(mode="after")
-    def _sound(self) -> Self:
-        rules.check(
-            rules.Facts(
-                uses_deepspeed=None if self.name == "auto" else self.name == "deepspeed",
-                zero_stage=self._stage,
-                offload_optimizer=self.offload_optimizer,
-                offload_parameters=self.offload_parameters,
-                stream_layers=self.stream_layers,
-                nvme_path=self.nvme_path,
-                has_template=self.ds_config is not None,
-            )
-        )
-        return self
-
-    @property
-    def _stage(self) -> int | None:
-        """The stage as far as this section says it: a template of the user's own may set any."""
-        if self.zero_stage is None and self.ds_config is None and self.asks_for_zero:
-            return self.default_zero_stage
-        return self.zero_stage
-
-    @property
-    def asks_for_zero(self) -> bool:
-        """Whether something here is DeepSpeed's alone: a stage, offload or a template."""
-        return bool(self.zero_stage or self.ds_config) or (self.offload_optimizer, self.offload_parameters) != (
-            "none",
-            "none",
-        )
-
-
 class RunConfig(Section):
     """A whole run."""
 
@@ -303,11 +247,14 @@ class RunConfig(Section):
     def settled(self, device_type: str) -> Self:
         """Return the run with the numbers that stand behind its defaults: the learning rate and the cut.
 
+        A cut that the planner is to choose becomes `auto`.
+
         Args:
             device_type: what it runs on, which decides the cut.
         """
         batch = self.batch
         if batch.micro_batch_size is None and batch.micro_batch_tokens is None:
-            batch = batch.model_copy(update={"micro_batch_tokens": batch.default_cut(device_type)})
+            cut = "auto" if self.engine.fit else batch.default_cut(device_type)
+            batch = batch.model_copy(update={"micro_batch_tokens": cut})
         optimizer = self.optimizer.model_copy(update={"learning_rate": self.learning_rate})
         return self.model_copy(update={"batch": batch, "optimizer": optimizer})

@@ -12,7 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftkit.config.tree import EngineConfig, RunConfig
+from ftkit.config.engine import EngineConfig
+from ftkit.config.tree import RunConfig
 from ftkit.errors import ConfigError, nearest
 
 if TYPE_CHECKING:

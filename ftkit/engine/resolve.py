@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
+from ftkit.config.engine import EngineConfig, Offload
 from ftkit.config.precision import TORCH_NAMES, Precision, SettledPrecision
 from ftkit.config.recompute import Recompute
 from ftkit.config.rules import Facts, Force, broken_rules
-from ftkit.config.tree import BatchConfig, EngineConfig, Offload, RunConfig
+from ftkit.config.tree import BatchConfig, RunConfig
 from ftkit.engine.ds_config import Sizes, deepspeed_dict, read_template
 from ftkit.errors import ConfigError, DeviceError
 from ftkit.machine.process import Launcher, ProcessContext, has_bf16
@@ -134,6 +135,8 @@ class ResolvedRun:
             packs_weights=hasattr(config.method, "quantization"),
             tiles_mlps=config.model.mlp_tile_tokens is not None,
             recomputes_cheaply=config.model.recompute.cheap > 0,
+            is_fitted=config.engine.fit,
+            is_planned=config.training.plan_first,
         )
 
     def cut_by(self, batch: BatchConfig) -> "ResolvedRun":

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ftkit.config.engine import EngineConfig
 from ftkit.config.files import load_config
 from ftkit.config.methods import methods
 from ftkit.config.paths import from_root, is_there, looks_like_path
 from ftkit.config.training import OptimizerConfig
-from ftkit.config.tree import EngineConfig, RunConfig, Task
+from ftkit.config.tree import RunConfig, Task
 from ftkit.data.arrays import Labels
 from ftkit.data.batching import MicroBatch
 from ftkit.data.standard import Standard

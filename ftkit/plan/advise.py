@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ftkit.config.tree import RunConfig
+from ftkit.plan.candidates import Candidate
 from ftkit.plan.changes import LENGTH, Changes, Effect, alternatives, changed, effect_of
 from ftkit.plan.predict import Tapes
-from ftkit.plan.search import Candidate, Options, options_at
+from ftkit.plan.search import Options, options_at
 from ftkit.plan.shapes import Sequences
 from ftkit.plan.solve import Axis, Solution, positions, solve
 from ftkit.plan.target import Target
@@ -59,8 +60,7 @@ def advise(config: RunConfig, target: Target, architecture: Any, sequences: Sequ
         ModelError: the model does not go with the run.
     """
     options = options_at(config, target, architecture, sequences, tapes)
-    num_layers = int(getattr(architecture, "num_hidden_layers", 1))
-    changes = alternatives(config, target, options.sequences, positions(architecture), num_layers)
+    changes = alternatives(config, target, options.sequences, positions(architecture), options.num_layers)
     knobs = [Knob(one, effect_of(config, one.changes)) for one in _priced(config, options, changes)]
     order = list(Effect)
     knobs.sort(key=lambda knob: (order.index(knob.effect), knob.candidate.needed_bytes, knob.candidate.seconds))

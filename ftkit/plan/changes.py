@@ -15,6 +15,7 @@ from ftkit.config.files import flat, merge_method
 from ftkit.config.flags import as_flag
 from ftkit.config.methods import methods
 from ftkit.config.recompute import LEVELS
+from ftkit.config.tree import CUTS as CUT_NAMES
 from ftkit.config.tree import RunConfig
 from ftkit.errors import ConfigError
 from ftkit.models.methods import method_of
@@ -23,7 +24,9 @@ from ftkit.plan.target import Target
 
 Changes = dict[str, Any]
 """Dotted keys with their new values."""
-SIZE = "batch.micro_batch_size"
+SIZE, TOKENS = "batch.micro_batch_size", "batch.micro_batch_tokens"
+CUTS = (SIZE, TOKENS)
+"""The keys that cut the batch."""
 RECOMPUTE = "model.recompute"
 LENGTH, RANK, METHOD, OPTIMIZER = "data.max_length", "method.rank", "method.name", "optimizer.name"
 _TOP = "method.top_layers"
@@ -59,8 +62,8 @@ def changed(config: RunConfig, changes: Changes) -> RunConfig:
     for key, value in changes.items():
         section, _, name = key.partition(".")
         tree[section] = merge_method(tree[section], value) if key == METHOD else tree[section] | {name: value}
-        if key == SIZE:
-            tree["batch"]["micro_batch_tokens"] = None
+        if key in CUTS:
+            tree["batch"] |= dict.fromkeys(CUT_NAMES, None) | {name: value}
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
@@ -100,8 +103,7 @@ def grid(config: RunConfig, target: Target, sequences: Sequences | None) -> list
         sequences: the data; None: not at hand.
     """
     batch = plan_shape(config, target.num_devices, sequences).batch
-    whole = -(-config.batch.global_batch_size // target.num_devices)
-    sizes = sorted({*halves(batch), *halves(whole)}, reverse=True)[:6]
+    sizes = sorted({*halves(batch), *halves(most_sequences(config, target, sequences))}, reverse=True)[:6]
     methods: list[Changes] = [{}, *method_of(config).cheaper()]
     optimizers: list[Changes] = [{}]
     if config.optimizer.name == "adamw":
@@ -164,6 +166,19 @@ def effect_of(config: RunConfig, changes: Changes) -> Effect:
 def _is_cheaper(config: RunConfig, new: RunConfig) -> bool:
     """Whether a run's method is the cheaper form of another run's, such as adapters over weights in 4 bits."""
     return {METHOD: new.method.name} in method_of(config).cheaper()
+
+
+def most_sequences(config: RunConfig, target: Target, sequences: Sequences | None) -> int:
+    """Return the sequences of the largest micro-batch that may be the quickest.
+
+    On a GPU it is all that a rank gets of a global batch; a CPU is quickest where a layer's activations stay in its
+    cache, which `BatchConfig.cpu_micro_batch_tokens` says.
+    """
+    sequences = sequences or Sequences.unseen(config)
+    share = rank_share(config, target.num_devices, sequences)
+    if target.device_type != "cpu":
+        return share
+    return min(share, max(1, config.batch.default_cut("cpu") // sequences.longest))
 
 
 def zero_choices() -> list[Changes]:

@@ -1,4 +1,4 @@
-"""Before training: predict the run on this machine, settle its cut, and refuse what would not fit.
+"""Before training: predict the run on this machine, settle what the planner chooses, and refuse what would not fit.
 
 The first rank plans; the others hear what it found.
 """
@@ -11,14 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ftkit.config.tree import BatchConfig, RunConfig
+from ftkit.config.tree import RunConfig
 from ftkit.engine.resolve import resolve
 from ftkit.errors import DoesNotFitError, FtkitError, PlannerError
+from ftkit.machine.memory import available_bytes
 from ftkit.machine.process import ProcessContext, first_decides
+from ftkit.plan.candidates import Candidate
 from ftkit.plan.changes import as_flags
+from ftkit.plan.fit import fit
 from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.predicted import AnyPrediction, TracedPrediction
-from ftkit.plan.search import Candidate, cures, settled
+from ftkit.plan.search import Options, cures, options_at, settled
 from ftkit.plan.shapes import Sequences
 from ftkit.plan.target import Target, find_target
 from ftkit.plan.tracing.trace import UntraceableModelError
@@ -43,7 +46,7 @@ def check_weights(config: RunConfig, process: ProcessContext, architecture: Any)
         PlannerError: the planner failed.
     """
     if config.training.plan_first:
-        first_decides(process, lambda: _check_weights(config, _target(process), architecture))
+        first_decides(process, lambda: _check_weights(config, _target(config, process), architecture))
 
 
 def plan_first(
@@ -54,7 +57,7 @@ def plan_first(
     note: Callable[[str], None],
     *,
     is_cached: bool = False,
-) -> tuple[BatchConfig, AnyPrediction | None]:
+) -> tuple[RunConfig, AnyPrediction | None]:
     """Predict a run on the machine that it is about to run on.
 
     Args:
@@ -66,18 +69,18 @@ def plan_first(
         is_cached: whether the cache has all that a frozen trunk would make of the data.
 
     Returns:
-        The cut, with `micro_batch_tokens: auto` replaced by a number, and the prediction; None where planning is off
-        or the model's code cannot be followed.
+        The run with what the planner has chosen: a number for `micro_batch_tokens: auto`, and all that `engine.fit`
+        leaves to it; and the prediction, None where planning is off or the model's code cannot be followed.
 
     Raises:
         DoesNotFitError: the run is predicted not to fit; the cheapest changes that would are named.
         PlannerError: the planner failed; a run that it should have protected does not begin unprotected.
     """
     if not config.training.plan_first and config.batch.micro_batch_tokens != "auto":
-        return config.batch, None
+        return config, None
     if config.engine.stream_layers != "none":
         note("no plan for this run: the memory and time of streamed layers are not predicted yet")
-        return first_decides(process, lambda: _with_number(config.batch, _target(process))), None
+        return first_decides(process, lambda: _with_number(config, _target(config, process))), None
     return first_decides(process, lambda: _plan(config, process, architecture, sequences, note, is_cached))
 
 
@@ -88,23 +91,42 @@ def _plan(
     sequences: Sequences,
     note: Callable[[str], None],
     is_cached: bool,
-) -> tuple[BatchConfig, AnyPrediction | None]:
-    target = _target(process)
-    tapes = Tapes()
+) -> tuple[RunConfig, AnyPrediction | None]:
+    target = _target(config, process)
     with _faults_kept(config, target):
         try:
-            config = settled(config, target, architecture, sequences, tapes)
-            prediction = predict(config, target, architecture, sequences=sequences, tapes=tapes, is_cached=is_cached)
+            options = options_at(config, target, architecture, sequences, Tapes(), is_cached=is_cached)
+            config, prediction, lines = (
+                _fitted(config, options, note) if config.engine.fit else _settled(config, options)
+            )
         except UntraceableModelError as error:
             note(f"warning: no plan for this run, since {error}")
-            return _with_number(config.batch, target), None
-        # A formula's word is not enough to refuse a run.
-        if config.training.plan_first and not prediction.fits and isinstance(prediction, TracedPrediction):
-            raise _refusal(f"this run {prediction.reason}", cures(config, target, architecture, sequences, tapes))
-    note(_line(prediction))
+            return _with_number(config, target), None
+    for line in lines:
+        note(line)
     if prediction.trunk is not None:
         note(trunk_line(prediction.trunk))
-    return config.batch, prediction
+    return config, prediction
+
+
+_Planned = tuple[RunConfig, AnyPrediction, tuple[str, ...]]
+"""A run with what was chosen, its prediction, and what is said of it."""
+
+
+def _fitted(config: RunConfig, options: Options, note: Callable[[str], None]) -> _Planned:
+    note(f"planning: the fastest that fits in {format_bytes(options.target.memory_bytes)} ...")
+    fitted = fit(config, options)
+    return fitted.run.config, fitted.prediction, fitted.lines
+
+
+def _settled(config: RunConfig, options: Options) -> _Planned:
+    given = options.target, options.architecture, options.sequences, options.tapes
+    config = settled(config, *given)
+    prediction = predict(config, given[0], given[1], sequences=given[2], tapes=given[3], is_cached=options.is_cached)
+    # A formula's word is not enough to refuse a run.
+    if config.training.plan_first and not prediction.fits and isinstance(prediction, TracedPrediction):
+        raise _refusal(f"this run {prediction.reason}", cures(config, *given))
+    return config, prediction, (_line(prediction),)
 
 
 @contextlib.contextmanager
@@ -134,12 +156,19 @@ def _fault_file(config: RunConfig) -> Path:
     return Path(tempfile.mkdtemp(prefix="ftkit-")) / FAULT
 
 
-def _target(process: ProcessContext) -> Target:
-    """Return this machine as the job uses it; the host memory of several machines is not known here."""
+def _target(config: RunConfig, process: ProcessContext) -> Target:
+    """Return this machine as the job uses it; the host memory of several machines is not known here.
+
+    Where the planner is to choose what fits, and no budget is named, it is what is free now, this process's own part
+    with it; the ranks of a CPU share that.
+    """
     target = find_target(num_devices=process.world_size, launcher=process.launcher)
-    return (
-        target if process.local_world_size == process.world_size else replace(target, ram_bytes=None, locked_bytes=None)
-    )
+    if process.local_world_size != process.world_size:
+        target = replace(target, ram_bytes=None, locked_bytes=None)
+    budget = config.engine.budget_bytes
+    if budget is None and config.engine.fit and (free := available_bytes(process.device)) is not None:
+        budget = free // (process.local_world_size if target.device_type == "cpu" else 1)
+    return target.within(budget)
 
 
 def _check_weights(config: RunConfig, target: Target, architecture: Any) -> None:
@@ -163,8 +192,9 @@ def _line(prediction: AnyPrediction) -> str:
     return f"plan: {verdict}; {peak} of {budget} in micro-batches of {prediction.micro_batch_size}{how}"
 
 
-def _with_number(batch: BatchConfig, target: Target) -> BatchConfig:
-    """Return the default cut where no plan could choose one."""
-    if batch.micro_batch_tokens != "auto":
-        return batch
-    return batch.model_copy(update={"micro_batch_tokens": batch.default_cut(target.devices.device_type)})
+def _with_number(config: RunConfig, target: Target) -> RunConfig:
+    """Return the default cut where no plan could choose one, and nothing left to choose."""
+    batch, engine = config.batch, config.engine.model_copy(update={"fit": False})
+    if batch.micro_batch_tokens == "auto":
+        batch = batch.model_copy(update={"micro_batch_tokens": batch.default_cut(target.devices.device_type)})
+    return config.model_copy(update={"batch": batch, "engine": engine})

@@ -1,13 +1,15 @@
 """The fastest configuration that fits, and for one that does not, the cheapest changes that would.
 
 A candidate is priced by a prediction. Those that differ in the size of the micro-batch alone are a family: the two ends
-are traced, the others are interpolated, and what is recommended is traced after all.
+are traced, the others are interpolated, as are those of which some layers recompute more, and what is recommended is
+traced after all.
 """
 
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from ftkit.config.rules import Force, broken_rules
@@ -16,60 +18,15 @@ from ftkit.data.batching import Shape
 from ftkit.engine.resolve import resolve
 from ftkit.errors import FtkitError, ModelError
 from ftkit.plan.architectures import find_architecture
-from ftkit.plan.changes import SIZE, Changes, changed, grid, halves, steps_down, value_of
+from ftkit.plan.candidates import NOTABLY, SHARING, TIGHT, Candidate, best_of_each_kind, ranked
+from ftkit.plan.changes import CUTS, TOKENS, Changes, changed, grid, halves, most_sequences, steps_down, value_of
 from ftkit.plan.interpolate import between
 from ftkit.plan.predict import Tapes, predict
-from ftkit.plan.predicted import AnyPrediction, TracedPrediction
-from ftkit.plan.shapes import Sequences, plan_shape, rank_share
+from ftkit.plan.predicted import AnyPrediction
+from ftkit.plan.recompute import mixes
+from ftkit.plan.shapes import Sequences, plan_shape
 from ftkit.plan.target import Target
-from ftkit.records.schema import Basis, Verdict
-
-_SHARING_KEYS = ("engine.zero_stage", "engine.offload_optimizer", "engine.offload_parameters")
-TIGHT = 0.95
-"""A recommendation leaves a twentieth of the device free: for other processes' contexts and libraries' workspaces."""
-ALIKE = 1.03
-"""A step that takes no more than this many times as long is as fast: predicted times order kernels no finer."""
-NOTABLY = 1.02
-"""A step that takes no more than this many times as long is as good, if it needs less memory."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A configuration and what it needs.
-
-    Attributes:
-        config: the whole run.
-        prediction: of it.
-        changes: keys that differ from the one asked for, with their values.
-    """
-
-    config: RunConfig
-    prediction: AnyPrediction
-    changes: Changes
-
-    @property
-    def has_room(self) -> bool:
-        """Whether it fits with something to spare."""
-        return self.prediction.verdict is Verdict.FITS and self.needed_bytes <= TIGHT * self.prediction.budget_bytes
-
-    @property
-    def is_between(self) -> bool:
-        """Whether it was read off between two that were traced."""
-        return self.prediction.basis is Basis.INTERPOLATED
-
-    @property
-    def needed_bytes(self) -> int:
-        """The memory of the process at its peak, as the system reports it."""
-        return self.prediction.peak_process_bytes
-
-    @property
-    def seconds(self) -> float:
-        """Of a step, with its part of what runs once; 0 for all of a model that a formula knows, which has no time."""
-        if not isinstance(self.prediction, TracedPrediction):
-            return 0.0
-        trunk, epochs = self.prediction.trunk, self.config.training.epochs or 1.0
-        once = 0.0 if trunk is None or trunk.is_done else trunk.seconds_per_step / epochs
-        return self.prediction.step_seconds + once
+from ftkit.records.schema import Verdict
 
 
 def search(
@@ -96,16 +53,16 @@ def search(
         speed; among equals the one with more room. The first is traced.
     """
     options = options_at(config, target, architecture, sequences, tapes)
-    found = options.price(config, grid(config, target, sequences), limit)
-    while True:
-        found = ranked(one for one in found if one.has_room)
-        if not found or not found[0].is_between:
-            return found
-        found[0] = options.confirm(found[0])
+    return options.best(options.price(config, grid(config, target, sequences), limit))
 
 
 def confirmed(
-    found: Sequence[Candidate], target: Target, architecture: Any = None, sequences: Sequences | None = None
+    found: Sequence[Candidate],
+    target: Target,
+    architecture: Any = None,
+    sequences: Sequences | None = None,
+    *,
+    is_cached: bool = False,
 ) -> tuple[list[Candidate], AnyPrediction | None]:
     """Trace every layer of what a search found first, and of the next ones until one fits even so.
 
@@ -114,12 +71,13 @@ def confirmed(
         target: the devices.
         architecture: of the model; found by its name when None.
         sequences: the data; None: not at hand.
+        is_cached: whether the cache has all that a frozen trunk would make of the data.
 
     Returns:
         The candidates without those that may not fit, and the exact prediction of the first; None where none is left.
     """
     for number, candidate in enumerate(found):
-        checked = predict(candidate.config, target, architecture, sequences=sequences, exact=True)
+        checked = predict(candidate.config, target, architecture, sequences=sequences, exact=True, is_cached=is_cached)
         if checked.verdict is Verdict.FITS:
             return list(found[number:]), checked
     return [], None
@@ -147,10 +105,12 @@ def cures(
     singles = steps_down(config, target, sequences)
     pairs = [first | second for first, second in itertools.combinations(singles, 2) if not first.keys() & second.keys()]
     options = options_at(config, target, architecture, sequences, tapes)
-    for changes in (singles, pairs):
-        found = [one for one in options.price(config, changes, 24) if one.prediction.verdict is Verdict.FITS]
-        if found:
-            return [options.confirm(one) if one.is_between else one for one in _best_of_each_kind(found)[:3]]
+    fits = attrgetter("fits")
+    for changes in ([{}, *singles], pairs):
+        priced = options.price(config, changes, 24)
+        if any(map(fits, priced)):
+            mixed = mixes(priced, options.num_layers, fits)
+            return best_of_each_kind([*filter(fits, priced), *mixed], options.confirm, fits)
     return []
 
 
@@ -178,19 +138,19 @@ def settled(
     if config.batch.micro_batch_tokens != "auto":
         return config
     sequences = sequences or Sequences.unseen(config)
-    share = rank_share(config, target.num_devices, sequences)
+    most = most_sequences(config, target, sequences)
     tapes = tapes or Tapes()
 
     def tried(size: int) -> Candidate:
-        changes = {"batch.micro_batch_tokens": size * sequences.longest}
+        changes = {TOKENS: size * sequences.longest}
         new = changed(config, changes)
         return Candidate(new, predict(new, target, architecture, sequences=sequences, tapes=tapes), changes)
 
     best = tried(1)
-    if share == 1 or not best.has_room:
+    if most == 1 or not best.has_room:
         return best.config
     slope = max(1, tried(2).needed_bytes - best.needed_bytes)
-    largest = min(share, 1 + (int(TIGHT * target.memory_bytes) - best.needed_bytes) // slope)
+    largest = min(most, 1 + (int(TIGHT * target.memory_bytes) - best.needed_bytes) // slope)
     fitting = (one for one in map(tried, halves(largest)) if one.has_room)
     fastest: float | None = None
     for one in fitting:
@@ -202,7 +162,13 @@ def settled(
 
 
 def options_at(
-    config: RunConfig, target: Target, architecture: Any, sequences: Sequences | None, tapes: Tapes | None
+    config: RunConfig,
+    target: Target,
+    architecture: Any,
+    sequences: Sequences | None,
+    tapes: Tapes | None,
+    *,
+    is_cached: bool = False,
 ) -> "Options":
     """Return the choices for a model at a target.
 
@@ -212,52 +178,44 @@ def options_at(
         architecture: of the model; found by its name when None.
         sequences: the data; None: not at hand.
         tapes: what was traced of this model before.
+        is_cached: whether the cache has all that a frozen trunk would make of the data.
     """
     architecture = find_architecture(config) if architecture is None else architecture
-    return Options(target, architecture, sequences or Sequences.unseen(config), tapes or Tapes())
-
-
-def _rank(candidate: Candidate) -> tuple[float, int]:
-    return candidate.seconds, candidate.needed_bytes
-
-
-def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Order candidates: those that are hardly slower than the fastest by how much they change, the others by time.
-
-    Args:
-        candidates: in any order.
-
-    Returns:
-        The simplest of the fast ones first; of two that change as much the faster, then the one with more room.
-    """
-    by_time = sorted(candidates, key=_rank)
-    limit = ALIKE * by_time[0].seconds if by_time else 0.0
-    alike = [one for one in by_time if one.seconds <= limit]
-    return sorted(alike, key=lambda one: (_complications(one.changes), *_rank(one))) + by_time[len(alike) :]
-
-
-def _complications(changes: Changes) -> int:
-    """Return how much of a run changes with some changes: offloading most, then sharing out, then all but the cut."""
-    weights = {key: 4 if "offload" in key else 2 if key in _SHARING_KEYS else 1 for key in changes if key != SIZE}
-    return sum(weight for key, weight in weights.items() if changes[key] not in (0, "none"))
-
-
-def _best_of_each_kind(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Return of the candidates that change the same things, cut aside, the best alone."""
-    best: dict[str, Candidate] = {}
-    for one in ranked(candidates):
-        best.setdefault(repr({key: value for key, value in one.changes.items() if key != SIZE}), one)
-    return list(best.values())
+    return Options(target, architecture, sequences or Sequences.unseen(config), tapes or Tapes(), is_cached)
 
 
 @dataclass(frozen=True)
 class Options:
-    """The choices of a search, at its target."""
+    """The choices of a search, at its target.
+
+    Attributes:
+        target: the devices.
+        architecture: of the model.
+        sequences: the data, or the worst that it can be.
+        tapes: what was traced of the model before.
+        is_cached: whether the cache has all that a frozen trunk would make of the data.
+    """
 
     target: Target
     architecture: Any
     sequences: Sequences
     tapes: Tapes
+    is_cached: bool = False
+
+    @property
+    def num_layers(self) -> int:
+        """The layers of the model; 0 where it does not say."""
+        return int(getattr(self.architecture, "num_hidden_layers", 0))
+
+    def best(self, priced: Iterable[Candidate]) -> list[Candidate]:
+        """Return those of some candidates that have room, and mixes of them, as `search` does."""
+        priced = list(priced)
+        found = [*priced, *mixes(priced, self.num_layers)]
+        while True:
+            found = ranked(one for one in found if one.has_room)
+            if not found or not found[0].is_between:
+                return found
+            found[0] = self.confirm(found[0])
 
     def price(self, config: RunConfig, options: Iterable[Changes], limit: int) -> list[Candidate]:
         """Predict the sound ones of some changes, `limit` at most.
@@ -270,7 +228,7 @@ class Options:
         """
         families: dict[str, list[tuple[Shape, RunConfig, Changes]]] = defaultdict(list)
         for changes, new in itertools.islice(self._sound(config, options), limit):
-            key = repr({name: value for name, value in changes.items() if name != SIZE})
+            key = repr({name: value for name, value in changes.items() if name not in CUTS})
             families[key].append((plan_shape(new, self.target.num_devices, self.sequences), new, changes))
         priced: list[Candidate] = []
         refused: list[ModelError] = []
@@ -289,7 +247,9 @@ class Options:
 
     def predict(self, config: RunConfig) -> AnyPrediction:
         """Predict a configuration."""
-        return predict(config, self.target, self.architecture, sequences=self.sequences, tapes=self.tapes)
+        return predict(
+            config, self.target, self.architecture, sequences=self.sequences, tapes=self.tapes, is_cached=self.is_cached
+        )
 
     def _sound(self, config: RunConfig, options: Iterable[Changes]) -> Iterator[tuple[Changes, RunConfig]]:
         """Yield the changes that work, that no rule advises against unless the user asked for that, each run once."""
@@ -301,7 +261,7 @@ class Options:
                 run = resolve(new, devices)
             except FtkitError:
                 continue  # a choice that the rest of the configuration does not go with
-            rest = {key: value for key, value in changes.items() if key not in _SHARING_KEYS}
+            rest = {key: value for key, value in changes.items() if key not in SHARING}
             same = repr((rest, run.zero_stage, run.offload_optimizer, run.offload_parameters))
             if same not in seen and asked.issuperset(broken_rules(run.facts, Force.UNWISE)):
                 seen.add(same)

@@ -66,6 +66,13 @@ class Target:
         """Bytes per second that one device sends to another."""
         return HOST_LINK if self.gpu is None else self.gpu.link
 
+    def within(self, budget_bytes: int | None) -> "Target":
+        """Return the target of a run that may take so much of each device at most; None: all that there is."""
+        if budget_bytes is None or budget_bytes >= self.memory_bytes:
+            return self
+        ram = self.ram_bytes if self.device_type != "cpu" else budget_bytes * self.num_devices
+        return replace(self, memory_bytes=budget_bytes, ram_bytes=ram)
+
     def device(self, precision: str) -> Device:
         """Return the speed of one device."""
         if self.gpu is not None:

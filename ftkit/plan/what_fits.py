@@ -15,11 +15,11 @@ from ftkit.config.tree import RunConfig
 from ftkit.engine.resolve import resolve
 from ftkit.errors import FtkitError
 from ftkit.plan.architectures import find_architecture
+from ftkit.plan.candidates import Candidate
 from ftkit.plan.changes import LENGTH, METHOD, RECOMPUTE, SIZE, changed
 from ftkit.plan.memory import REPLAY_NOISE
 from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.predicted import AnyPrediction, FormulaPrediction
-from ftkit.plan.search import Candidate
 from ftkit.plan.shapes import Sequences
 from ftkit.plan.solve import ENCODERS, LENGTH_STEP, MODEL, positions
 from ftkit.plan.target import Target

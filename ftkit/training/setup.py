@@ -17,11 +17,12 @@ from ftkit.data.batching import Padding, check_cut, count_steps
 from ftkit.data.labels.weights import class_weights
 from ftkit.engine.assemble import Counts, build_engine
 from ftkit.engine.protocol import Engine
-from ftkit.engine.resolve import EngineKind, ResolvedRun
+from ftkit.engine.resolve import EngineKind, ResolvedRun, resolve
 from ftkit.machine.process import ProcessContext, first_decides
 from ftkit.machine.versions import versions
 from ftkit.models.build import build_model, check_positions, check_tokens
 from ftkit.models.objective import objective_of
+from ftkit.models.recompute import set_recompute
 from ftkit.models.sources.source import Source
 from ftkit.models.streaming.stream import place
 from ftkit.observe.meter import Meter
@@ -116,10 +117,10 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     key = Key.of(asked, process, source, architecture, data, num_steps)
     warm = find_warm(key, process, note)
     plan = partial(plan_first, process=process, architecture=architecture, sequences=Sequences.of(data), note=note)
-    batch, prediction = plan(asked.config, is_cached=warm is not None)
+    planned, prediction = plan(asked.config, is_cached=warm is not None)
     first_decides(process, lambda: check_disk(config, 0 if prediction is None else prediction.disk_bytes))
-    check_cut(batch, data.longest)
-    run = asked.cut_by(batch)
+    check_cut(planned.batch, data.longest)
+    run = resolve(planned, asked.devices)
     folder = first_decides(process, lambda: open_folder(config, is_resumed=resume))
     load = partial(build_model, run.config, source, architecture, run.dtype)
     model = load(note, () if warm is None else warm.known.without)
@@ -132,8 +133,9 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
         warm.settled(run, model, tokenizer) if warm else _settle_trunk(run, whole, key, tokenizer, meter, note)
     )
     if shallow is None and prediction is not None and prediction.trunk is not None:
-        batch, prediction = plan(run.config.without_cache())  # a model that steps aside needs more
-        run = run.cut_by(batch)
+        planned, prediction = plan(asked.config.without_cache())  # a model that steps aside needs more
+        run = resolve(planned, asked.devices)
+        set_recompute(model, run.config.model.recompute)
     if run.engine is EngineKind.DEEPSPEED:
         note("starting DeepSpeed")
     engine = build_engine(run, model, process, objective_of(run.config, architecture, model))

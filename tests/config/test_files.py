@@ -5,10 +5,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ftkit.config.engine import EngineConfig
 from ftkit.config.files import as_settings, build_config, dump_config, json_schema, load_config
 from ftkit.config.output import OutputConfig
 from ftkit.config.training import OptimizerConfig, ScheduleConfig, TrainingConfig
-from ftkit.config.tree import BatchConfig, DataConfig, EngineConfig, ModelConfig, RunConfig
+from ftkit.config.tree import BatchConfig, DataConfig, ModelConfig, RunConfig
 from ftkit.errors import ConfigError
 from ftkit.models.methods.full import Full
 from ftkit.models.methods.head import FeatureExtraction

@@ -3,9 +3,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from ftkit.config.engine import EngineConfig
 from ftkit.config.methods import methods
 from ftkit.config.training import OptimizerConfig, ScheduleConfig
-from ftkit.config.tree import BatchConfig, EngineConfig, ModelConfig, RunConfig
+from ftkit.config.tree import BatchConfig, ModelConfig, RunConfig
 from ftkit.models.methods.full import Full
 from ftkit.models.methods.head import FeatureExtraction
 from ftkit.models.methods.lora import Lora, Qlora

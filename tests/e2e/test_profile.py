@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ftkit.config.tree import EngineConfig, RunConfig
+from ftkit.config.engine import EngineConfig
+from ftkit.config.tree import RunConfig
 from ftkit.plan.predict import predict
 from ftkit.plan.target import find_target
 from ftkit.records.files import read_record

@@ -79,10 +79,10 @@ def test_a_model_that_cannot_be_followed_trains_with_a_formulas_word_or_with_a_w
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ftkit.plan.fallback.missing_size", lambda _: "vocab_size")
-        batch, prediction = plan(note=notes.append, batch=BatchConfig(micro_batch_tokens="auto"))
+        config, prediction = plan(note=notes.append, batch=BatchConfig(micro_batch_tokens="auto"))
 
     assert prediction is None
-    assert batch.micro_batch_tokens == BatchConfig.cpu_micro_batch_tokens
+    assert config.batch.micro_batch_tokens == BatchConfig.cpu_micro_batch_tokens
     assert notes[-1].startswith("warning: no plan for this run, since GPT2ForSequenceClassification reads values back")
     assert notes[-1].endswith("no formula stands in: it has no vocab_size")
 

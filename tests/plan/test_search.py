@@ -10,8 +10,9 @@ from ftkit.cli import main
 from ftkit.config.files import load_config
 from ftkit.errors import ModelError
 from ftkit.plan import search as searching
+from ftkit.plan.candidates import Candidate, ranked
 from ftkit.plan.predict import predict
-from ftkit.plan.search import Candidate, confirmed, cures, ranked, search
+from ftkit.plan.search import confirmed, cures, search
 from ftkit.plan.target import find_target
 from ftkit.records.schema import Verdict
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from ftkit.cli.plan.asked import Asked
     from ftkit.plan.advise import Advice
-    from ftkit.plan.search import Candidate
+    from ftkit.plan.candidates import Candidate
     from ftkit.plan.solve import Axis, Solution
     from ftkit.plan.target import Target
 

@@ -23,19 +23,25 @@ class Asked(NamedTuple):
 
     @classmethod
     def of(cls, config: "RunConfig", target: "Target", samples: int | None) -> "Asked":
-        """Return a configuration at a target, with its model's architecture found and its cut settled.
+        """Return a configuration at a target, with its model's architecture found and what the planner chooses settled.
 
         Raises:
             ModelError: nobody knows the model.
+            DoesNotFitError: what fits is asked for, and nothing does.
         """
         from ftkit.plan.architectures import find_architecture
+        from ftkit.plan.fit import fit
         from ftkit.plan.predict import Tapes
-        from ftkit.plan.search import settled
+        from ftkit.plan.search import options_at, settled
         from ftkit.plan.shapes import Sequences
 
         sequences = None if samples is None else Sequences.unseen(config, samples)
         architecture, tapes = find_architecture(config), Tapes()
-        return cls(settled(config, target, architecture, sequences, tapes), target, architecture, sequences, tapes)
+        if config.engine.fit:
+            chosen = fit(config, options_at(config, target, architecture, sequences, tapes)).run.config
+        else:
+            chosen = settled(config, target, architecture, sequences, tapes)
+        return cls(chosen, target, architecture, sequences, tapes)
 
 
 def check_questions(asked: Mapping[str, bool]) -> None:

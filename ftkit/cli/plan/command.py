@@ -92,6 +92,7 @@ def plan(  # noqa: PLR0913  # one parameter a flag
         from ftkit.plan.target import find_target
 
         target = find_target(gpu, gpus, memory_budget, ram_budget, memory_used=memory_used)
+        target = target.within(None if memory_budget else config.engine.budget_bytes)
         if what_fits:
             show_what_fits(config, target, page, as_json=as_json)
             return

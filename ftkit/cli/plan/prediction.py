@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from ftkit.cli.plan.asked import Asked
     from ftkit.engine.resolve import ResolvedRun
+    from ftkit.plan.candidates import Candidate
     from ftkit.plan.predicted import AnyPrediction
-    from ftkit.plan.search import Candidate
 
 _ASSUMED_WRITE_RATE = 200 * 2**20
 """Bytes per second: a network disk or a hard disk; a run measures its own when it starts."""

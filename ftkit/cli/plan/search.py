@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ftkit.cli.plan.asked import Asked
-    from ftkit.plan.search import Candidate
+    from ftkit.plan.candidates import Candidate
 
 SHOWN = 10
 """Candidates of a search that are printed; --json has all of them."""

@@ -26,6 +26,7 @@ from ftkit.errors import (
     ModelError,
     SeveralMistakesError,
 )
+from ftkit.machine.compilers import missing_compilers
 from ftkit.machine.kept_arrays import kept_tokens
 from ftkit.machine.process import ProcessContext, first_decides
 from ftkit.machine.versions import check_versions
@@ -244,7 +245,7 @@ def _check_nvme(config: RunConfig) -> None:
 def _check_compiler(config: RunConfig) -> None:
     """Refuse offload where its extensions cannot be compiled, which they are at the first use."""
     is_offloaded = config.engine.offload_optimizer != "none" or config.engine.offload_parameters != "none"
-    missing = [name for name in ("g++", "ninja") if shutil.which(name) is None] if is_offloaded else []
+    missing = missing_compilers() if is_offloaded else []
     if missing:
         raise DependencyError(
             f"offload needs a compiler for DeepSpeed's extensions, and {' and '.join(missing)} cannot be found; "

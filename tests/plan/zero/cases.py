@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ftkit.config.engine import EngineConfig
 from ftkit.config.precision import Precision
 from ftkit.config.recompute import Recompute
-from ftkit.config.tree import EngineConfig, ModelConfig, RunConfig
+from ftkit.config.tree import ModelConfig, RunConfig
 from ftkit.data.batching import Shape
 from ftkit.models.build import build_model
 from ftkit.models.methods.full import Full

@@ -1,0 +1,176 @@
+"""The fastest exact configuration that fits, chosen before a training: what `engine.fit` asks for.
+
+Levels of recomputing are tried from the quickest on, and no further than to the first with which a step that fits is as
+fast as any: a step that recomputes more is never quicker. What would change the mathematics is named, not chosen.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ftkit.config.methods import methods
+from ftkit.config.recompute import LEVELS, Level, Recompute
+from ftkit.config.tree import RunConfig
+from ftkit.engine.resolve import EngineKind, ResolvedRun, resolve
+from ftkit.errors import DoesNotFitError, ModelError
+from ftkit.machine.compilers import missing_compilers
+from ftkit.models.methods import method_of
+from ftkit.plan.candidates import ALIKE, Candidate, ranked
+from ftkit.plan.changes import RECOMPUTE, TOKENS, Changes, as_flags, halves, most_sequences, value_of, zero_choices
+from ftkit.plan.predicted import AnyPrediction
+from ftkit.plan.search import Options, confirmed
+from ftkit.plan.target import Target
+from ftkit.report.words import sharing
+from ftkit.units import format_bytes
+
+_LIMIT = 40
+"""Configurations of one level that are predicted at most; the two ends of each family are traced."""
+_NAMED = 2
+"""Changes of the mathematics that are named at most."""
+_LEVEL_WORDS: dict[Level, str] = {"cheap": "recompute what is cheap", "layer": "recompute everything"}
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What was chosen.
+
+    Attributes:
+        run: the run with it, resolved; a second start would not choose again.
+        prediction: of it, with every layer traced.
+        times_fastest: how many times as long a step takes as that of the fastest without a budget; None: not known.
+        num_layers: of the model.
+    """
+
+    run: ResolvedRun
+    prediction: AnyPrediction
+    times_fastest: float | None
+    num_layers: int
+
+    @property
+    def lines(self) -> tuple[str, str]:
+        """What was chosen, and what it costs."""
+        config, run = self.run.config, self.run
+        levels = Counter(config.model.recompute.levels(self.num_layers))
+        recomputing = [
+            f"{self._layers(levels[level])} {words}" for level, words in _LEVEL_WORDS.items() if levels[level]
+        ]
+        shared = sharing(
+            run.engine, run.devices.world_size, run.zero_stage, run.offload_optimizer, run.offload_parameters
+        )
+        chosen = [_cut_words(config), *(recomputing or ["no layer recomputes"])]
+        if run.devices.world_size > 1 or run.engine is EngineKind.DEEPSPEED:
+            chosen.append(shared)
+        return f"fits: {', '.join(chosen)}", f"{self._bytes_words()} planned; {self._time_words()}"
+
+    def _layers(self, number: int) -> str:
+        return f"all {number} layers" if number == self.num_layers else f"{number} of {self.num_layers} layers"
+
+    def _bytes_words(self) -> str:
+        have = format_bytes(self.prediction.budget_bytes)
+        return f"{format_bytes(self.prediction.peak_process_bytes)} of {have}"
+
+    def _time_words(self) -> str:
+        if self.times_fastest is None:
+            return f"{self.prediction.found}, which knows no time"
+        if self.times_fastest < ALIKE:
+            return "as fast as any without a budget"
+        return f"a step takes {self.times_fastest:.2f} times as long as the fastest without a budget"
+
+
+def fit(config: RunConfig, options: Options) -> Fitted:
+    """Choose the micro-batch, what layers recompute and, under DeepSpeed, the ZeRO stage and offload.
+
+    Args:
+        config: the run; what it names of them stays.
+        options: the model, the data and the target with its budget.
+
+    Returns:
+        The fastest that fits, with room to spare if there is such; among those that are hardly slower the simplest.
+
+    Raises:
+        DoesNotFitError: nothing does that leaves the mathematics as it is; what would otherwise is named.
+        ModelError: the model does not go with the run.
+        ConfigError: the settings do not go together.
+    """
+    target, is_cached = options.target, options.is_cached
+    priced = _priced(config, options)
+    found = options.best(priced) or ranked(one for one in priced if one.fits)
+    kept, checked = confirmed(found, target, options.architecture, options.sequences, is_cached=is_cached)
+    if checked is None:
+        raise DoesNotFitError(_nothing_fits(config, options, min(priced, key=lambda one: one.needed_bytes)))
+    chosen = kept[0]
+    fastest = min(one.seconds for one in priced)
+    engine = chosen.config.engine.model_copy(update={"fit": False})
+    run = resolve(chosen.config.model_copy(update={"engine": engine}), target.devices)
+    return Fitted(run, checked, chosen.seconds / fastest if fastest else None, options.num_layers)
+
+
+def _priced(config: RunConfig, options: Options) -> list[Candidate]:
+    """Predict the choices, level after level, until one that fits is as fast as any."""
+    levels = LEVELS if config.model.recompute == Recompute() else [config.model.recompute.as_written()]
+    cuts, engines = _cuts(config, options), _engines(config, options.target)
+    priced: list[Candidate] = []
+    for level in levels:
+        choices = [{RECOMPUTE: level} | engine | cut for engine, cut in itertools.product(engines, cuts)]
+        try:
+            priced += options.price(config, choices, _LIMIT)
+        except ModelError:
+            if not priced:
+                raise
+            break  # its layers cannot recompute
+        fastest = min(one.seconds for one in priced)
+        if any(one.has_room and one.seconds <= ALIKE * fastest for one in priced):
+            break
+    return priced
+
+
+def _cuts(config: RunConfig, options: Options) -> list[Changes]:
+    """Return the cuts to choose from, the largest first; that which is named alone, where one is."""
+    if config.batch.micro_batch_size is not None or isinstance(config.batch.micro_batch_tokens, int):
+        return [{}]
+    most = most_sequences(config, options.target, options.sequences)
+    return [{TOKENS: size * options.sequences.longest} for size in halves(most)]
+
+
+def _engines(config: RunConfig, target: Target) -> list[Changes]:
+    """Return the ways to share a step out to choose from: of DeepSpeed, where it runs by the templates of ftkit."""
+    if resolve(config, target.devices).engine is not EngineKind.DEEPSPEED or config.engine.ds_config is not None:
+        return [{}]
+    choices: list[Changes] = [{}, {"engine.zero_stage": 0}, *zero_choices()]
+    if missing_compilers():
+        choices = [one for one in choices if not any("offload" in key for key in one)]
+    return [one for one in choices if all(value_of(config, key) in (None, "none", one[key]) for key in one)]
+
+
+def _nothing_fits(config: RunConfig, options: Options, least: Candidate) -> str:
+    """Return the sentence of a run of which nothing fits that leaves the mathematics as it is."""
+    need, have = format_bytes(least.needed_bytes), format_bytes(options.target.memory_bytes)
+    ways = [f"{as_flags(one.changes)} ({format_bytes(one.needed_bytes)})" for one in _others(config, options, least)]
+    cure = (
+        f"what would, and changes it: {' or '.join(ways)}"
+        if ways
+        else "nor does anything else that ftkit can change: take a smaller model or a shorter data.max_length"
+    )
+    return (
+        f"nothing that leaves the mathematics as it is fits: with {_cut_words(least.config)} and "
+        f"model.recompute={least.config.model.recompute} this run needs {need} of the {have} that it may take; {cure}"
+    )
+
+
+def _others(config: RunConfig, options: Options, least: Candidate) -> Sequence[Candidate]:
+    """Return what fits of moments in 8 bits, weights in 4 bits, and other methods."""
+    choices: list[Changes] = [{"optimizer.name": "adamw_8bit"}] if config.optimizer.name == "adamw" else []
+    choices += method_of(config).cheaper()
+    choices += [{"method.name": name} for name in methods() if name != config.method.name]
+    try:
+        priced = options.price(least.config, choices, len(choices))
+    except ModelError:
+        return []
+    return [one for one in priced if one.has_room][:_NAMED]
+
+
+def _cut_words(config: RunConfig) -> str:
+    if (size := config.batch.micro_batch_size) is not None:
+        return f"micro-batches of {size} sequence{'' if size == 1 else 's'}"
+    return f"micro-batches of {config.batch.token_limit:,} tokens"
