@@ -88,4 +88,4 @@ def test_each_change_is_a_flag_that_saves_what_it_says(folder):
 def test_what_a_search_would_find_is_not_explained(folder):
     done = CliRunner().invoke(main, ["plan", "--model", str(folder), "--gpu", "t4", "--search", "--explain"])
     assert done.exit_code == 2
-    assert "--explain is of one plan" in done.output
+    assert "--search and --explain do not go together" in done.output

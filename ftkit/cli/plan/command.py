@@ -14,9 +14,8 @@ from ftkit.cli.plan.known import known_lines
 from ftkit.cli.plan.prediction import show_prediction
 from ftkit.cli.plan.search import show_search
 from ftkit.cli.plan.solve import AXES, show_solution
-from ftkit.cli.plan.what_fits import show_what_fits
+from ftkit.cli.plan.what_fits import check_page, show_what_fits
 from ftkit.cli.plan.writing import check_file
-from ftkit.errors import ConfigError
 from ftkit.machine.hub import work_offline_if_unreachable
 from ftkit.machine.memory import quiet_collector
 from ftkit.models.sources.known import find_row
@@ -72,19 +71,14 @@ def plan(  # noqa: PLR0913  # one parameter a flag
     if is_list:
         click.echo("\n".join(known_lines()))
         return
-    if is_explained and (is_search or advise or what_fits or solve is not None):
-        raise click.UsageError(
-            "--explain is of one plan: name --search, --solve, --advise or --what-fits in another command"
-        )
     # The collector would take a sixth of a plan's time, and finds nothing in what the imports bring.
     with user_errors(), quiet_collector(trusts=True):
         config = read_config(flags)
-        check_questions({"--search": is_search, "--solve": bool(solve), "--advise": advise, "--what-fits": what_fits})
-        check_questions({"--write": write is not None, "--advise": advise, "--what-fits": what_fits})
-        if page is not None and not what_fits:
-            raise ConfigError("--html writes the table of --what-fits; give both")
+        new = {"--advise": advise, "--what-fits": what_fits}
+        check_questions({"--search": is_search, "--solve": bool(solve), **new, "--explain": is_explained})
+        check_questions({"--write": write is not None, **new})
         check_file(write, "--write", "best.yaml")
-        check_file(page, "--html", "fits.html")
+        check_page(page, is_asked=what_fits)
         say_begun("planning", config, is_quiet=as_json)
         if find_row(config.model.name) is None:
             work_offline_if_unreachable((config.model.name,))

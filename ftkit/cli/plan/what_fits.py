@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ftkit.cli.plan.writing import explained
+from ftkit.cli.plan.writing import check_file, explained
 from ftkit.config.methods import methods
+from ftkit.errors import ConfigError
 from ftkit.models.sources.known import table_names
 from ftkit.units import format_bytes
 
@@ -18,6 +19,17 @@ if TYPE_CHECKING:
     from ftkit.config.tree import RunConfig
     from ftkit.plan.target import Target
     from ftkit.records.fits import Fit
+
+
+def check_page(page: "Path | None", *, is_asked: bool) -> None:
+    """Refuse a page that cannot be written, or that no table is asked for.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    if page is not None and not is_asked:
+        raise ConfigError("--html writes the table of --what-fits; give both")
+    check_file(page, "--html", "fits.html")
 
 
 def show_what_fits(config: "RunConfig", target: "Target", page: "Path | None", *, as_json: bool) -> None:
