@@ -9,6 +9,7 @@ import click
 
 from ftkit.cli.options import quieten, user_errors
 from ftkit.errors import DeviceError
+from ftkit.machine.disk import cache_folder, explained_writing
 from ftkit.machine.doctor.examine import examine
 from ftkit.machine.doctor.finding import Finding, State
 from ftkit.sweep.matrix import ENGINES, Tried, try_all
@@ -29,14 +30,22 @@ _NAME = 26
     help="Train one step of a tiny model by each method, plain and under ZeRO-2 and ZeRO-3: a minute or two, longer "
     "where DeepSpeed compiles first.",
 )
+@click.option(
+    "--calibrate",
+    "calibrates",
+    is_flag=True,
+    help="Measure in 20 seconds what this machine's CPU and disk reach, and keep it for the plans of this machine.",
+)
 @click.option("--online", is_flag=True, help="Ask whether the hub answers; nothing else is asked over a network.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
-def doctor(output: Path, *, tries: bool, online: bool, as_json: bool) -> None:
+def doctor(output: Path, *, tries: bool, calibrates: bool, online: bool, as_json: bool) -> None:
     """Look at this machine and say what is there, what works, what does not, and what to install or to set.
 
     Exits with 0 where a training can run here, and with 7 where none can.
     """
     with user_errors():
+        if calibrates:
+            _calibrate()
         found = _shown(_findings(output, tries=tries, online=online), as_json=as_json)
         if as_json:
             click.echo(json.dumps([asdict(one) for one in found]))
@@ -49,9 +58,47 @@ def _findings(output: Path, *, tries: bool, online: bool) -> Iterator[Finding]:
     for one in examine(output, online=online):
         is_blocked |= one.is_blocking
         yield one
+    if not is_blocked:
+        yield _rates()
     if tries and not is_blocked:
         quieten()
         yield from _tried()
+
+
+def _calibrate() -> None:
+    """Measure and keep what plans of this machine rest on."""
+    quieten()
+    import torch
+
+    from ftkit.plan.calibration import keep
+    from ftkit.plan.rates import calibrate
+
+    if torch.accelerator.is_available():
+        raise DeviceError("--calibrate measures CPUs alone so far; plans of a GPU take the figures of its card")
+    with explained_writing(cache_folder(), "or name another folder with FTKIT_CACHE"):
+        keep(calibrate(lambda text: click.echo(f"timing {text}" if "left out" not in text else text, err=True)))
+
+
+def _rates() -> Finding:
+    """Return whether plans of this machine rest on what was measured."""
+    import torch
+
+    from ftkit.plan.calibration import find_calibration
+
+    name, cure = (
+        "speed in plans",
+        "`ftkit doctor --calibrate` takes 20 s and makes them much closer to what a step takes",
+    )
+    if torch.accelerator.is_available():
+        return Finding(name, State.OK, "from the table of cards")
+    found = find_calibration(torch.get_num_threads())
+    if found.calibration is not None:
+        disk = found.calibration
+        rates = f"its disk read at {format_bytes(disk.disk_read)}/s and written at {format_bytes(disk.disk_write)}/s"
+        return Finding(name, State.OK, f"{disk.device.source}, {disk.machine['threads']} threads, {rates}")
+    if found.stale is not None:
+        return Finding(name, State.PROBLEM, f"what was measured does not hold: {found.stale}", cure)
+    return Finding(name, State.MISSING, "this machine is not measured, plans take a look at its processor", cure)
 
 
 def _tried() -> Iterator[Finding]:

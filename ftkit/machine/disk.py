@@ -30,6 +30,7 @@ _NOT_FLUSHED = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 30.0
 """Seconds between two tries, doubled from the first to the longest."""
 _TRIAL_BYTES = 2**25
+_READ_BYTES = 2**22
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 """As safetensors quotes the system."""
 
@@ -88,6 +89,34 @@ def write_rate(folder: Path, num_bytes: int) -> float:
         file.flush()
         flush(Path(file.name))
         return len(data) / (time.perf_counter() - started)
+
+
+def read_rate(folder: Path, num_bytes: int) -> float:
+    """Return the bytes per second that a folder's disk gives, by reading a file that was just written and goes again.
+
+    The system is asked to forget what it holds of the file, so that the disk is read; one that does not (a disk in
+    memory, some networks) is as fast as that.
+
+    Args:
+        folder: on the disk.
+        num_bytes: to read.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        file.write(os.urandom(num_bytes))
+        file.flush()
+        flush(Path(file.name))
+        handle = os.open(file.name, os.O_RDONLY)
+        try:
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            started = time.perf_counter()
+            while os.read(handle, _READ_BYTES):
+                pass
+            return num_bytes / (time.perf_counter() - started)
+        finally:
+            os.close(handle)
 
 
 def replace_text(path: Path, text: str) -> None:

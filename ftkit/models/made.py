@@ -1,22 +1,58 @@
-"""Make a model of two small layers with random weights, and texts for it, to try a machine with."""
+"""Make small models with random weights, and texts for them, to try and to time a machine with."""
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    BertConfig,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+)
 
 _WORDS = ("good", "bad", "film", "plot", "dull", "fine", "the", "a", "very", "not")
 _SPECIAL = {"[UNK]": 0, "[PAD]": 1, "[END]": 2}
 _ROWS = 40
 
 
-def make_model(folder: Path) -> Path:
-    """Save a decoder of two layers, 64 wide, which is a block of 4-bit weights, with a tokenizer of ten words.
+def encoder(width: int, num_layers: int = 2) -> PretrainedConfig:
+    """Return a BERT of usual proportions, with its dropout.
+
+    Args:
+        width: of its layers, a multiple of 64.
+        num_layers: of it.
+    """
+    return BertConfig(
+        vocab_size=8192, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=num_layers,
+        num_attention_heads=width // 32, pad_token_id=1, max_position_embeddings=512,
+    )  # fmt: skip
+
+
+def decoder(width: int, num_layers: int = 2, vocabulary: int = 8192) -> PretrainedConfig:
+    """Return a Llama of usual proportions; 64 wide, its matrices are whole blocks of 4-bit weights.
+
+    Args:
+        width: of its layers, a multiple of 64.
+        num_layers: of it.
+        vocabulary: its tokens.
+    """
+    return LlamaConfig(
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=num_layers,
+        num_attention_heads=width // 32, num_key_value_heads=1, pad_token_id=1, max_position_embeddings=512,
+    )  # fmt: skip
+
+
+def make_model(folder: Path, config: Any) -> Path:
+    """Save a model of random weights with a tokenizer of ten words.
 
     Args:
         folder: gets the files.
+        config: of the model.
 
     Returns:
         The folder.
@@ -26,13 +62,10 @@ def make_model(folder: Path) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "eos_token": "[END]"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(words), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, pad_token_id=1, max_position_embeddings=64,
-    )  # fmt: skip
+    kind: Any = AutoModelForCausalLM if isinstance(config, LlamaConfig) else AutoModel
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
+        kind.from_config(config).save_pretrained(folder)
     return folder
 
 

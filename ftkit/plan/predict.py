@@ -294,6 +294,7 @@ def _speed(case: Case, shape: Shape, tape: Tape, share: RankShare) -> Speed:
         device_flops=flops,
         model_flops_utilization=time.flops / seconds / flops,
         total_seconds=None if case.num_steps is None else case.num_steps * seconds,
+        speed_source=device.source,
     )
 
 

@@ -64,6 +64,7 @@ class Speed:
     device_flops: float
     model_flops_utilization: float
     total_seconds: float | None
+    speed_source: str
 
 
 def traced(memory: MemoryPrediction, speed: Speed) -> TracedPrediction:

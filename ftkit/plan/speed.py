@@ -7,13 +7,16 @@ compute much for each byte without being products of matrices (dropout draws a r
 exponentials) are timed one by one, as the products are. These are upper
 bounds of the speed: real kernels reach half to nine tenths of them, so a prediction orders configurations rather than
 promising a time. No constant here is fitted to a prediction.
+
+Where the machine is calibrated, operators were timed inside real steps (`ftkit/plan/rates.py`), and each takes as long
+as the nearest of its name did there, scaled to its own arithmetic or bytes.
 """
 
 import functools
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +38,37 @@ _ROWS, _COLUMNS, _OPERATOR_ROUNDS = 2**12, 2**8, 3
 """What each operator of `_operators` is timed with, in another fifth of a second."""
 
 
+_FARTHEST = 32
+"""By how much more than what was timed an operator may do to be taken for as quick; a small one is all overhead."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """An operator as it was timed inside a real step.
+
+    Attributes:
+        flops: that it computed.
+        moved: bytes of what it was given and what it made.
+        seconds: that it took.
+    """
+
+    flops: int
+    moved: int
+    seconds: float
+
+    def distance(self, flops: int, moved: int) -> float:
+        """Return how far another size is away, in powers of e."""
+        return abs(math.log((self.flops + 1) / (flops + 1))) + abs(math.log((self.moved + 1) / (moved + 1)))
+
+    def scale(self, flops: int, moved: int) -> float:
+        """Return how many times as much another size does: by arithmetic where there is some, else by bytes."""
+        return flops / self.flops if self.flops and flops else (moved + 1) / (self.moved + 1)
+
+
+FROM_TABLE = "from the table of cards, at best"
+MEASURED_NOW = "from a look at this processor, at best"
+
+
 @dataclass(frozen=True)
 class Device:
     """A device that computes.
@@ -45,6 +79,8 @@ class Device:
         host_seconds: what an operator costs whoever asks for it.
         is_asynchronous: whether it computes while the host asks for more.
         rates: name and dtype of an operator to the bytes per second that it moves, where that is not the bandwidth.
+        timed: name and dtype of an operator to how long it took in real steps; empty where nothing is calibrated.
+        source: where the figures are from, in words.
     """
 
     fp32_flops: float
@@ -53,6 +89,25 @@ class Device:
     host_seconds: float
     is_asynchronous: bool
     rates: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    timed: Mapping[tuple[str, str], Sequence[Timed]] = field(default_factory=dict)
+    source: str = FROM_TABLE
+
+    def seconds(self, name: str, flops: int, moved: int, dtype: str) -> float:
+        """Return how long one call of an operator computes.
+
+        Args:
+            name: of the operator, with its overload.
+            flops: that it computes.
+            moved: bytes of what it is given and what it makes.
+            dtype: of its tensors.
+        """
+        operator = (name.partition(".")[0], dtype)
+        if timed := self.timed.get(operator):
+            near = min(timed, key=lambda one: one.distance(flops, moved))
+            if (scale := near.scale(flops, moved)) <= _FARTHEST:
+                return scale * near.seconds
+        peak = self.half_flops if dtype in ("bfloat16", "float16") else self.fp32_flops
+        return max(flops / peak, moved / self.rates.get(operator, self.bandwidth))
 
 
 @dataclass(frozen=True)
@@ -99,7 +154,7 @@ def cpu_device(num_threads: int) -> Device:
         }
     finally:
         torch.set_num_threads(before)
-    return Device(fp32, half, bandwidth, launch, False, rates)
+    return Device(fp32, half, bandwidth, launch, False, rates, source=MEASURED_NOW)
 
 
 def _matmul_flops(dtype: torch.dtype) -> float:
@@ -181,9 +236,7 @@ def step_time(tape: Tape, device: Device, num_micro_batches: int, traced_micro_b
 def _phase_seconds(counter: Counter[OpKey], device: Device) -> float:
     computing = asking = 0.0
     for (name, flops, moved, dtype), count in counter.items():
-        peak = device.half_flops if dtype in ("bfloat16", "float16") else device.fp32_flops
-        rate = device.rates.get((name.partition(".")[0], dtype), device.bandwidth)
-        computing += count * max(flops / peak, moved / rate)
+        computing += count * device.seconds(name, flops, moved, dtype)
         # One kernel serves a whole list of parameters.
         asking += 0.0 if name.startswith("_fused") else count * device.host_seconds
     return max(computing, asking) if device.is_asynchronous else computing + asking

@@ -8,6 +8,7 @@ from ftkit.engine.resolve import Devices
 from ftkit.errors import ConfigError
 from ftkit.machine.hardware import Gpu, find_gpu, parse_budget, recognize_gpu, several, this_machine
 from ftkit.machine.process import Launcher, has_bf16, usual_launcher
+from ftkit.plan.calibration import find_calibration
 from ftkit.plan.speed import Device, cpu_device, gpu_device
 from ftkit.units import format_bytes
 
@@ -77,7 +78,9 @@ class Target:
         """Return the speed of one device."""
         if self.gpu is not None:
             return gpu_device(self.gpu, precision)
-        return cpu_device(max(1, min(torch.get_num_threads(), self.num_cpus // self.num_devices)))
+        threads = max(1, min(torch.get_num_threads(), self.num_cpus // self.num_devices))
+        found = find_calibration(threads).calibration
+        return cpu_device(threads) if found is None else found.device
 
 
 def find_target(  # one parameter is one flag

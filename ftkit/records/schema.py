@@ -61,6 +61,8 @@ class Prediction(Figures):
     """What the device has."""
     device_flops: float | None = None
     """The dense FLOP/s of the device in the precision: of the table, or as this machine's CPU was timed."""
+    speed_source: str | None = None
+    """Where the figures are from that the time is made of: this machine as it was measured, or the table of cards."""
     context_bytes: int | None = None
     """What the driver takes of it for one process."""
     fits: bool | None = None

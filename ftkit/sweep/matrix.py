@@ -56,11 +56,11 @@ def try_all() -> Iterator[Tried]:
     Yields:
         How each of them ended. All that they wrote goes again.
     """
-    from ftkit.models.made import make_model, make_texts
+    from ftkit.models.made import decoder, make_model, make_texts
 
     with tempfile.TemporaryDirectory(prefix="ftkit-doctor-") as name:
         folder = Path(name)
-        model, texts = make_model(folder / "model"), make_texts(folder / "texts.csv")
+        model, texts = make_model(folder / "model", decoder(64, vocabulary=16)), make_texts(folder / "texts.csv")
         base = [*_COMMON, f"model.name={model}", f"data.dataset={texts}"]
 
         def build(settings: list[str], world_size: int) -> "ResolvedRun":

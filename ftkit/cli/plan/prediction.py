@@ -80,7 +80,7 @@ def prediction_lines(prediction: "AnyPrediction", run: "ResolvedRun") -> list[st
         ),
         ("disk", format_bytes(prediction.disk_bytes + prediction.nvme_bytes)),
         *trunk_rows(prediction.trunk),
-        ("a save", _saving(prediction.num_trainable_parameters)),
+        ("a save", _saving(prediction.num_trainable_parameters, prediction.device)),
         (
             "weights",
             f"{format_count(prediction.num_parameters)}, of them "
@@ -103,11 +103,18 @@ def _adapter_lines(asked: "Asked") -> list[str]:
     return list(weight_lines(build_empty_model(asked.config, asked.architecture, dtype)))
 
 
-def _saving(num_trainable: int) -> str:
-    """Say what a checkpoint writes, and how long a disk of a stated speed takes for it."""
-    num_bytes = num_trainable * CHECKPOINT_BYTES
-    seconds = format_seconds(num_bytes / _ASSUMED_WRITE_RATE)
-    return f"{format_bytes(num_bytes)}, about {seconds} at {format_bytes(_ASSUMED_WRITE_RATE)}/s (assumed)"
+def _saving(num_trainable: int, device: str) -> str:
+    """Say what a checkpoint writes, and how long this machine's disk, or one of a stated speed, takes for it."""
+    import torch
+
+    from ftkit.plan.calibration import find_calibration
+    from ftkit.plan.target import CPU
+
+    num_bytes, rate, word = num_trainable * CHECKPOINT_BYTES, float(_ASSUMED_WRITE_RATE), "assumed"
+    measured = find_calibration(torch.get_num_threads()).calibration if device == CPU else None
+    if measured is not None:
+        rate, word = measured.disk_write, "measured"
+    return f"{format_bytes(num_bytes)}, about {format_seconds(num_bytes / rate)} at {format_bytes(rate)}/s ({word})"
 
 
 def _engine(run: "ResolvedRun") -> str:
@@ -152,15 +159,13 @@ def _time_rows(prediction: "AnyPrediction") -> list[tuple[str, str]]:
     if isinstance(prediction, FormulaPrediction):
         return [("speed", "not predicted")]
     rows = [
-        (
-            "speed, at best",
-            f"{prediction.step_seconds:.3g} s a step, {format_count(prediction.tokens_per_second)} tokens/s",
-        )
+        ("speed", f"{prediction.step_seconds:.3g} s a step, {format_count(prediction.tokens_per_second)} tokens/s"),
+        ("speed is", str(prediction.speed_source)),
     ]
     time = "give --samples, the number of training sequences"
     if prediction.num_steps is not None and prediction.total_seconds is not None:
         time = f"{format_seconds(prediction.total_seconds)} for {prediction.num_steps} steps"
-    return [*rows, ("time, at best", time)]
+    return [*rows, ("time", time)]
 
 
 def show_cures(asked: "Asked") -> None:

@@ -1,0 +1,117 @@
+"""What `ftkit doctor --calibrate` has measured is kept, found again, and not believed on another machine."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from ftkit.cli.doctor import doctor
+from ftkit.cli.plan.prediction import _saving
+from ftkit.config.tree import RunConfig
+from ftkit.plan import calibration as kept
+from ftkit.plan import rates
+from ftkit.plan.calibration import Calibration, calibration_file, find_calibration, fingerprint
+from ftkit.plan.predict import predict
+from ftkit.plan.rates import Sample, Stopwatch
+from ftkit.plan.speed import Device, Timed
+from ftkit.plan.target import find_target
+
+TIMED = {("mm", "float32"): [Timed(1000, 100, 1e-3), Timed(10**6, 10**4, 0.5)]}
+DEVICE = Device(1e9, 1e9, 1e9, 1e-6, False, timed=TIMED, source=kept.source_words("2026-11-26"))
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("FTKIT_CACHE", str(tmp_path))
+
+
+def calibration(**machine):
+    return Calibration("2026-11-26", fingerprint(1) | machine, DEVICE, 1e9, 2e8)
+
+
+def test_what_was_measured_is_found_again():
+    assert find_calibration(1).calibration is None
+    kept.keep(calibration())
+    assert find_calibration(1) == kept.Found(calibration())
+    assert find_calibration(2) == kept.Found(None)  # of another number of threads
+
+
+def test_what_was_measured_with_another_torch_is_said_and_not_used():
+    kept.keep(calibration(torch="1.0"))
+    found = find_calibration(1)
+    assert found.calibration is None
+    assert f"torch 1.0, now {torch.__version__}" in found.stale
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", json.dumps({"layout": 0}), '{"layout": 1, "operators": [[1]]}'])
+def test_a_file_that_cannot_be_read_is_said_and_not_used(text):
+    calibration_file(1).parent.mkdir(parents=True)
+    calibration_file(1).write_text(text)
+    assert find_calibration(1) == kept.Found(None, f"{calibration_file(1)} cannot be read")
+
+
+def test_an_operator_takes_as_long_as_the_nearest_that_was_timed_scaled_to_its_own_size():
+    assert DEVICE.seconds("mm.default", 2000, 200, "float32") == pytest.approx(2e-3)
+    assert DEVICE.seconds("mm.default", 10**6 // 2, 10**4, "float32") == pytest.approx(0.25)
+
+
+def test_what_is_much_larger_than_anything_that_was_timed_takes_what_the_device_reaches_at_best():
+    assert DEVICE.seconds("mm.default", 10**9, 10**4, "float32") == pytest.approx(1.0)
+    assert DEVICE.seconds("add.Tensor", 0, 10**9, "float32") == pytest.approx(1.0)
+
+
+def test_a_plan_of_this_machine_rests_on_what_was_measured_and_says_so(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    kept.keep(calibration())
+    here = predict(RunConfig(), find_target("cpu"))
+    assert here.speed_source == "measured on this machine on 2026-11-26"
+    assert here.device_flops == 1e9
+    assert find_target("t4").device("fp16").source == "from the table of cards, at best"
+
+
+def test_a_save_is_planned_with_the_disk_that_was_measured(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert "(assumed)" in _saving(10**6, "cpu")
+    kept.keep(calibration())
+    assert "190.73 MiB/s (measured)" in _saving(10**6, "cpu")
+    assert "(assumed)" in _saving(10**6, "T4")
+
+
+def test_a_list_of_parameters_is_timed_one_by_one_as_a_tape_has_them():
+    parameters, gradients = ([torch.ones(size) for size in (300, 100)] for _ in range(2))
+    keys = dict(rates._keys("_fused_adamw_.default", (parameters, gradients), None))
+    assert keys == {
+        ("_fused_fused_adamw_.default", 0, 2400, "float32"): 0.75,
+        ("_fused_fused_adamw_.default", 0, 800, "float32"): 0.25,
+    }
+
+
+def test_the_stopwatch_sees_operators_and_not_views():
+    with Stopwatch() as watch:
+        torch.ones(4, 8).t() @ torch.ones(4, 2)
+    assert set(watch.operators()) == {("ones", "float32"), ("mm", "float32")}
+    (product,) = watch.operators()["mm", "float32"]
+    assert (product.flops, product.moved) == (2 * 8 * 4 * 2, 4 * (32 + 8 + 16))
+
+
+def test_a_calibration_times_what_steps_run_and_the_doctor_says_that_it_is_there(monkeypatch, tmp_path):
+    samples = tuple(Sample("lora", is_decoder, 64, 2, 8) for is_decoder in (False, True))
+    monkeypatch.setattr(rates, "SAMPLES", samples)
+    monkeypatch.setattr(rates, "_TRIAL_BYTES", 2**16)
+    result = CliRunner().invoke(doctor, ["--calibrate", "--output", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert "measured on this machine on" in result.output
+    device = find_calibration(torch.get_num_threads()).calibration.device
+    for name in (
+        "addmm",
+        "mm",
+        "bmm",
+        "addmm_",
+        "zero_dropped",
+        "_softmax",
+        "gelu_backward",
+        "silu",
+        "_fused_fused_adamw_",
+    ):
+        assert all(one.seconds > 0 for one in device.timed[name, "float32"])
