@@ -74,10 +74,7 @@ def train(  # noqa: PLR0913  # one parameter is one flag
         if resume == Path("auto"):
             flags["settings"], resume = (*flags["settings"], "output.resume=auto"), None
         if resume is not None:
-            _check_resumed(resume)
-            flags["file"] = flags["file"] or resume / "config.yaml"
-            flags["output__folder"] = str(resume)
-            flags["settings"] = (*_other_end(flags), *(_FREED if fit else ()), *flags["settings"])
+            _go_on(flags, resume, chooses=fit)
         said = {
             "output.overwrite=true": overwrite,
             "engine.fit=true": fit,
@@ -123,6 +120,14 @@ def _read(flags: dict[str, Any], process: ProcessContext, *, is_resumed: bool) -
         from ftkit.training.checks.first_look import look_beside
 
         raise look_beside(error, is_resumed=is_resumed) from None
+
+
+def _go_on(flags: dict[str, Any], folder: Path, *, chooses: bool) -> None:
+    """Begin from the configuration of the run in a folder; the planner chooses anew what it had chosen, if asked to."""
+    _check_resumed(folder)
+    flags["file"] = flags["file"] or folder / "config.yaml"
+    flags["output__folder"] = str(folder)
+    flags["settings"] = (*_other_end(flags), *(_FREED if chooses else ()), *flags["settings"])
 
 
 def _other_end(flags: dict[str, Any]) -> list[str]:

@@ -133,9 +133,8 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
         warm.settled(run, model, tokenizer) if warm else _settle_trunk(run, whole, key, tokenizer, meter, note)
     )
     if shallow is None and prediction is not None and prediction.trunk is not None:
-        planned, prediction = plan(asked.config.without_cache())  # a model that steps aside needs more
-        run = resolve(planned, asked.devices)
-        set_recompute(model, run.config.model.recompute)
+        planned, prediction = plan(_whole(asked.config, planned, run.config))  # a model that steps aside needs more
+        run = _replanned(planned, asked, model)
     if run.engine is EngineKind.DEEPSPEED:
         note("starting DeepSpeed")
     engine = build_engine(run, model, process, objective_of(run.config, architecture, model))
@@ -163,6 +162,24 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
         None if shallow is None else load,
         is_sharded=first_decides(process, lambda: shards_checkpoints(run, process, counts.trainable, note)),
     )
+
+
+def _whole(asked: RunConfig, planned: RunConfig, settled: RunConfig) -> RunConfig:
+    """Return the run whose frozen layers run in each step, with what the planner may choose left to it once more.
+
+    Args:
+        asked: before the plan.
+        planned: with what the plan has chosen.
+        settled: the same, or one sequence at a time where the padding asks for that.
+    """
+    batch = asked.batch if settled.batch == planned.batch else settled.batch
+    return asked.model_copy(update={"batch": batch}).without_cache()
+
+
+def _replanned(planned: RunConfig, asked: ResolvedRun, model: nn.Module) -> ResolvedRun:
+    """Return the run as it is planned, with a model that is built already recomputing as that says."""
+    set_recompute(model, planned.model.recompute)
+    return resolve(planned, asked.devices)
 
 
 def _count_steps(config: RunConfig, data: PreparedData, note: Callable[[str], None]) -> int:

@@ -1,7 +1,7 @@
 """`ftkit plan`: what a configuration needs, before any of it runs."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -19,6 +19,10 @@ from ftkit.cli.plan.writing import check_file
 from ftkit.machine.hub import work_offline_if_unreachable
 from ftkit.machine.memory import quiet_collector
 from ftkit.models.sources.known import find_row
+
+if TYPE_CHECKING:
+    from ftkit.config.tree import RunConfig
+    from ftkit.plan.target import Target
 
 
 @click.command(cls=GroupedHelp, context_settings={"help_option_names": ["-h", "--help"]})
@@ -80,13 +84,7 @@ def plan(  # noqa: PLR0913  # one parameter a flag
         check_file(write, "--write", "best.yaml")
         check_page(page, is_asked=what_fits)
         say_begun("planning", config, is_quiet=as_json)
-        if find_row(config.model.name) is None:
-            work_offline_if_unreachable((config.model.name,))
-        quieten()
-        from ftkit.plan.target import find_target
-
-        target = find_target(gpu, gpus, memory_budget, ram_budget, memory_used=memory_used)
-        target = target.within(None if memory_budget else config.engine.budget_bytes)
+        target = _find_target(config, gpu, gpus, memory_budget, ram_budget, memory_used)
         if what_fits:
             show_what_fits(config, target, page, as_json=as_json)
             return
@@ -103,6 +101,24 @@ def plan(  # noqa: PLR0913  # one parameter a flag
             fits = show_prediction(asked, write, exact=exact, as_json=as_json, is_explained=is_explained)
     if not fits:
         click.get_current_context().exit(8)
+
+
+def _find_target(  # one parameter a flag
+    config: "RunConfig",
+    gpu: str | None,
+    gpus: int | None,
+    memory_budget: str | None,
+    ram_budget: str | None,
+    memory_used: str | None,
+) -> "Target":
+    """Return the target that the flags name, with the budget of the configuration where they name none."""
+    if find_row(config.model.name) is None:
+        work_offline_if_unreachable((config.model.name,))
+    quieten()
+    from ftkit.plan.target import find_target
+
+    target = find_target(gpu, gpus, memory_budget, ram_budget, memory_used=memory_used)
+    return target.within(None if memory_budget else config.engine.budget_bytes)
 
 
 if __name__ == "__main__":
