@@ -2,13 +2,14 @@
 
 import json
 import unicodedata
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
-from ftkit.errors import DataError
+from ftkit.errors import ConfigError, DataError
 from ftkit.machine.hub import work_offline_if_unreachable
 
 if TYPE_CHECKING:
@@ -30,13 +31,26 @@ _CONTEXT, _TARGET = 300, 600  # characters of a text that are shown
 @click.option("--rows", type=click.IntRange(min=0), default=3, show_default=True, help="Sequences that are shown.")
 @click.option("--strict", is_flag=True, help="Exit with 3 where there is a warning, for continuous integration.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def data(dataset: str | None, rows: int, *, strict: bool, as_json: bool, **flags: Any) -> None:
+@click.option(
+    "--html",
+    "page",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.html",
+    help="Write the same as a page, too.",
+)
+def data(  # one parameter is one flag
+    dataset: str | None, rows: int, *, strict: bool, as_json: bool, page: Path | None, **flags: Any
+) -> None:
     """Show what a dataset holds, what is wrong with it, and the first sequences with their targets marked.
 
     Takes all flags of `ftkit train`; those that say nothing of data are not listed here. Only the tokenizer of the
     model is loaded. Exits with 3 where the data cannot be used.
     """
     with user_errors():
+        if page is not None and page.suffix not in (".html", ".htm"):
+            raise ConfigError(
+                f"--html {page}: end the name in .html; a page is written there, in the place of any file"
+            )
         is_guessed = not (flags["task"] or flags["file"] or flags["preset"])
         is_guessed = is_guessed and not any(setting.partition("=")[0] == "task" for setting in flags["settings"])
         flags["data__dataset"] = dataset or flags["data__dataset"]
@@ -48,16 +62,35 @@ def data(dataset: str | None, rows: int, *, strict: bool, as_json: bool, **flags
         if not as_json:
             click.echo("\n".join(_source_lines(source)))
         config = _with_task(config, source, as_json=as_json) if is_guessed else config
-        problems = _show(config, source, rows, as_json=as_json)
+        shown = _look(config, source, rows)
+        _print(shown, as_json=as_json)
+        if page is not None:
+            _write_page(page, shown, source)
+        problems = {finding.severity.value for finding in shown.findings}
     if "error" in problems or (strict and "warning" in problems):
         click.get_current_context().exit(DataError.exit_code)
 
 
-def _show(config: "RunConfig", source: "Source", rows: int, *, as_json: bool) -> set[str]:
-    """Print everything, and return the severities of what was found."""
+@dataclass(frozen=True)
+class _Shown:
+    """What is shown of a dataset: one that is refused has findings alone.
+
+    Attributes:
+        prepared: the splits.
+        sequences: the first ones.
+        findings: the worst first.
+    """
+
+    prepared: "PreparedData | None"
+    sequences: "Sequence[ShownSequence]"
+    findings: "Sequence[Finding]"
+
+
+def _look(config: "RunConfig", source: "Source", rows: int) -> _Shown:
+    """Prepare data as training does, and find what there is to tell of it."""
     quieten()
     from ftkit.data.findings import Finding, RefusedDataError, Severity, by_severity
-    from ftkit.data.inspect import figures, first_sequences
+    from ftkit.data.inspect import first_sequences
     from ftkit.data.prepare import prepare_data
     from ftkit.machine.kept_arrays import kept_tokens
     from ftkit.models.sources.source import load_tokenizer, own_label_names, resolve_source
@@ -69,21 +102,46 @@ def _show(config: "RunConfig", source: "Source", rows: int, *, as_json: bool) ->
     try:
         prepared = prepare_data(config.data, config.task, tokenizer, config.data_seed, own_labels, source, store=store)
     except DataError as error:
-        found = [
-            Finding(Severity.ERROR, str(error)),
-            *(by_severity(error.findings) if isinstance(error, RefusedDataError) else ()),
-        ]
-        click.echo(json.dumps({"findings": _plain(found)}) if as_json else "\n".join(_finding_lines(found)))
-        return {"error"}
-    found = by_severity(prepared.report.all_findings())
+        beside = by_severity(error.findings) if isinstance(error, RefusedDataError) else ()
+        return _Shown(None, (), [Finding(Severity.ERROR, str(error)), *beside])
     sequences = list(first_sequences(prepared, tokenizer, rows))
+    return _Shown(prepared, sequences, by_severity(prepared.report.all_findings()))
+
+
+def _print(shown: _Shown, *, as_json: bool) -> None:
+    from ftkit.data.inspect import figures
+
+    prepared, findings = shown.prepared, _plain(shown.findings)
     if as_json:
-        shown = [asdict(sequence) for sequence in sequences]
-        click.echo(json.dumps(figures(prepared) | {"sequences": shown, "findings": _plain(found)}, ensure_ascii=False))
-    else:
-        lines = [*_report_lines(prepared), *_sequence_lines(sequences), *_finding_lines(found)]
-        click.echo("\n".join(lines))
-    return {finding.severity.value for finding in found}
+        sequences = [asdict(sequence) for sequence in shown.sequences]
+        known = {} if prepared is None else figures(prepared) | {"sequences": sequences}
+        click.echo(json.dumps(known | {"findings": findings}, ensure_ascii=False))
+        return
+    lines = [] if prepared is None else [*_report_lines(prepared), *_sequence_lines(shown.sequences)]
+    click.echo("\n".join([*lines, *_finding_lines(shown.findings)]))
+
+
+def _write_page(path: Path, shown: _Shown, source: "Source") -> None:
+    """Write what was found as a page."""
+    from ftkit.cli.report import write_whole
+    from ftkit.data.inspect import column_lines
+    from ftkit.report.dataset import Dataset, ShownText, Told, data_page
+
+    report = None if shown.prepared is None else shown.prepared.report
+    splits = [] if report is None else list(report.rows)
+    counts = [] if report is None else [report.label_counts[split] for split in splits if split in report.label_counts]
+    names = [] if report is None or not counts else list(report.label_names or ())
+    page = Dataset(
+        name=source.name,
+        lines=[*column_lines(source), *([] if report is None else report.summary())],
+        splits=splits,
+        classes=list(zip(names, zip(*counts, strict=True), strict=True)),
+        lengths={} if report is None else report.length_histogram,
+        sequences=[ShownText(_heading(one), [(_cut(*part), part[1]) for part in one.parts]) for one in shown.sequences],
+        findings=[Told(**finding) for finding in _plain(shown.findings)],
+    )
+    write_whole(path, data_page(page))
+    click.echo(f"the page: {path}", err=True)
 
 
 def _with_task(config: "RunConfig", source: "Source", *, as_json: bool) -> "RunConfig":
@@ -121,18 +179,26 @@ def _bars(bars: "Sequence[tuple[int, int]]") -> list[str]:
 def _sequence_lines(sequences: "Iterable[ShownSequence]") -> list[str]:
     lines = []
     for shown in sequences:
-        label = "" if shown.label is None else f", label {shown.label!r}"
-        targets = "" if shown.label is not None else f", {shown.num_targets:,} of them targets, marked ⟦ ⟧"
-        window = "" if shown.window is None else ", window {} of {}".format(*shown.window)
-        lines += ["", f"{shown.split} {shown.number}{window}: {shown.num_tokens:,} tokens{targets}{label}"]
+        lines += ["", _heading(shown, marks=", marked ⟦ ⟧")]
         text = "".join(_marked(text, is_target=is_target) for text, is_target in shown.parts)
         lines += [f"  {line}" for line in text.split("\n")]
     return lines
 
 
+def _heading(shown: "ShownSequence", marks: str = "") -> str:
+    label = "" if shown.label is None else f", label {shown.label!r}"
+    targets = "" if shown.label is not None else f", {shown.num_targets:,} of them targets{marks}"
+    window = "" if shown.window is None else ", window {} of {}".format(*shown.window)
+    return f"{shown.split} {shown.number}{window}: {shown.num_tokens:,} tokens{targets}{label}"
+
+
 def _marked(text: str, *, is_target: bool) -> str:
-    shown = _shortened(_printable(text), _TARGET if is_target else _CONTEXT)
+    shown = _cut(text, is_target)
     return click.style(f"⟦{shown}⟧", fg="green") if is_target else shown
+
+
+def _cut(text: str, is_target: bool) -> str:  # a part of a sequence is such a pair
+    return _shortened(_printable(text), _TARGET if is_target else _CONTEXT)
 
 
 def _printable(text: str) -> str:

@@ -54,7 +54,7 @@ def report(
         budget_bytes = parse_bytes(budget) if budget else None
         found = _sorted(_collect(runs or (Path("runs"),)), sort)
         for path, wanted in zip(outputs, forms, strict=True):
-            _write(path, _render(found, wanted, title, budget_bytes))
+            write_whole(path, _render(found, wanted, title, budget_bytes))
             click.echo(f"{path}: {len(found)} runs", err=True)
         if not outputs:
             _print(found, form)
@@ -91,7 +91,7 @@ def write_page(paths: Sequence[Path], page: Path, title: str) -> Path:
         DataError: there is no record.
         ConfigError: the page cannot be written.
     """
-    _write(page, _render(_collect(paths), "html", title, None))
+    write_whole(page, _render(_collect(paths), "html", title, None))
     return page
 
 
@@ -157,8 +157,12 @@ def _print(runs: list[Run], form: str) -> None:
         sys.stdout.write(_render(runs, form, "", None))
 
 
-def _write(path: Path, content: str) -> None:
-    """Write a whole file or none."""
+def write_whole(path: Path, content: str) -> None:
+    """Write a whole file or none.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
     aside = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -117,3 +117,46 @@ def test_two_columns_that_training_tells_apart_by_what_they_hold_are_shown_as_la
     done = CliRunner().invoke(main, ["data", str(tmp_path / "sheet.csv"), "--model", str(text_model)])
     assert "task: sequence-classification, by its columns" in done.output
     assert "text 'Review', label 'Verdict': one of 2 classes" in done.output
+
+
+def test_a_page_has_what_the_terminal_has_and_texts_stay_texts(text_model, tmp_path):
+    data, page = tmp_path / "reviews.csv", tmp_path / "page.html"
+    rows = "".join(f"the <img src=x onerror=alert({n})> cat,{'<b>good</b>' if n % 2 else 'bad'}\n" for n in range(40))
+    data.write_text("text,label\n" + rows)
+    done = run(data, "--model", text_model, "--max-length", "8", "--html", page, shares=())
+    assert done.exit_code == 0, done.output
+    shown = page.read_text()
+    assert "<img" not in shown
+    assert "<b>good" not in shown
+    assert "&lt;b&gt;good&lt;/b&gt;" in shown
+    assert "cut at max_length" in shown
+    findings = [line for line in done.stdout.splitlines() if line.startswith("warning: ")]
+    assert all(one.removeprefix("warning: ").partition(";")[0] in shown for one in findings)
+    assert all(f"{split}, up to" in shown for split in ("train", "validation", "test"))
+
+
+def test_the_targets_of_a_chat_are_marked_on_the_page(chats, chat_model, tmp_path):
+    page = tmp_path / "page.html"
+    assert run(chats, "--model", chat_model, "--html", page).exit_code == 0
+    assert "<mark>Hello\nthere&lt;|im_end|&gt;</mark>" in page.read_text()
+    assert "\x1b" not in page.read_text()
+
+
+def test_data_that_is_refused_has_a_page_with_the_reason(reviews, text_model, tmp_path):
+    page = tmp_path / "page.html"
+    assert run(reviews, "--model", text_model, "--label-column", "nosuch", "--html", page).exit_code == 3
+    assert "is not a column" in page.read_text()
+
+
+def test_a_page_does_not_take_the_place_of_data(reviews, text_model):
+    before = reviews.read_text()
+    done = run(reviews, "--model", text_model, "--html", reviews)
+    assert done.exit_code == 2
+    assert "end the name in .html" in done.output
+    assert reviews.read_text() == before
+
+
+def test_a_long_text_is_shown_window_by_window(reviews, text_model):
+    done = run(reviews, "--model", text_model, "--max-length", "8", "--set", "data.long_texts=windows")
+    assert "train 2, window 1 of 2: " in done.output
+    assert "read in windows" in done.output
