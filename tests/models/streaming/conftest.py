@@ -54,7 +54,7 @@ def engine_of(model, *settings, dtype=torch.float32):
     return helpers.build(given, model, dtype, ProcessContext())[1]
 
 
-def take_step(engine, num_steps=2):
+def take_step(engine, num_steps=1):
     """Take steps of two ragged micro-batches; returns losses, the last gradients, and logits of an evaluation."""
     set_training(engine.model, True)
     torch.manual_seed(5)

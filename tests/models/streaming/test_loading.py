@@ -14,13 +14,13 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """A Llama of 64 layers, 65 MiB in bf16."""
+    """A Llama of 16 layers, 56 MiB in bf16."""
     folder = tmp_path_factory.mktemp("large")
     config = transformers.LlamaConfig(
         vocab_size=64,
-        hidden_size=256,
-        num_hidden_layers=64,
-        intermediate_size=256,
+        hidden_size=512,
+        num_hidden_layers=16,
+        intermediate_size=512,
         num_attention_heads=4,
         pad_token_id=1,
     )

@@ -17,12 +17,13 @@ from tests.helpers import PADDING, ragged_split
 from tests.models.streaming.conftest import engine_of, take_step
 
 DISK = "engine.stream_layers=disk"
+IN_BF16 = ("bert", "gpt2", "llama")
 FAMILIES = ("bert", "gemma2", "gpt2", "llama", "mistral", "phi", "qwen2", "starcoder2")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_losses_gradients_and_logits_are_those_of_the_resident_run(family, deep):
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16) if family in IN_BF16 else (torch.float32,):
         wanted, found = (take_step(engine_of(deep(family), *way, dtype=dtype)) for way in ((), (DISK,)))
         assert found.loss == wanted.loss
         assert torch.equal(found.logits, wanted.logits)
