@@ -101,6 +101,18 @@ AMD: dict[str, Row] = {
     "MI250X": (63.98, 1638, 23.9, 191.5, (9, 0), 150e9),
     "MI300X": (191.6, 5300, 163.4, 1307, (9, 0), 448e9),
 }
+HOST_LINKS: dict[str, float] = {
+    **dict.fromkeys(("V100-16GB", "V100-32GB"), PCIE3),
+    **dict.fromkeys(("A100-40GB", "A100-80GB", "MI210", "MI250", "MI250X"), PCIE4),
+    **dict.fromkeys(("H100", "H200", "B200", "MI300X"), PCIE5),
+    "RTX 2050": PCIE3 / 2,
+    **dict.fromkeys(("RTX 3050 Laptop", "RTX 3050 Ti Laptop", "RTX 3050 6GB", "RTX 3050"), PCIE4 / 2),
+    **dict.fromkeys(("RTX 4050 Laptop", "RTX 4060 Laptop", "RTX 4070 Laptop"), PCIE4 / 2),
+    **dict.fromkeys(("RTX 4060", "RTX 4060 Ti", "RTX 4060 Ti 16GB"), PCIE4 / 2),
+    **dict.fromkeys(("RTX 5060 Ti", "RTX 5060 Ti 16GB"), PCIE5 / 2),
+}
+"""Bytes per second to the host's memory where that is not `link`: cards that are linked to one another in another way,
+and those with 8 lanes of PCIe for 16 (the chips GA107, GA106 as RTX 3050, AD107, AD106 and GB206, in NVIDIA's data)."""
 ALIASES = {
     "1060": "GTX 1060 6GB",
     "gtx1060": "GTX 1060 6GB",

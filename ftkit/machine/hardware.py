@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ftkit.errors import ConfigError, nearest
-from ftkit.machine.cards import ALIASES, AMD, NVIDIA
+from ftkit.machine.cards import ALIASES, AMD, HOST_LINKS, NVIDIA
 from ftkit.machine.contexts import Context, context_of
 from ftkit.units import parse_bytes
 
@@ -46,6 +46,11 @@ class Gpu:
     def kernels(self) -> tuple[str, tuple[int, int]]:
         """What torch chooses kernels by: cards that have it in common take the same step, if at other speeds."""
         return self.vendor, self.capability
+
+    @property
+    def host_link(self) -> float:
+        """Bytes per second in one direction to the host's memory: PCIe of its generation and lanes."""
+        return HOST_LINKS.get(self.name, self.link)
 
     @property
     def has_bf16(self) -> bool:

@@ -10,6 +10,7 @@ from ftkit.data.batching import MicroBatch, Shape
 from ftkit.engine.protocol import Engine
 from ftkit.models.bnb import hidden_tensors
 from ftkit.models.objective import Objective
+from ftkit.models.streaming.stream import stream_of
 from ftkit.models.trunk.cut import Cut, arriving
 from ftkit.models.trunk.rows import read_dtype
 from ftkit.observe.recorder import Recorder
@@ -69,11 +70,19 @@ def record_trunk(model: nn.Module, cut: Cut, micro_batch: MicroBatch, recorder: 
 
 def see_model(recorder: Recorder, model: nn.Module, layers: dict[str, int]) -> None:
     """Write a model's tensors on the tape."""
+    see_window(recorder, model)
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     recorder.see(trainable, Role.TRAINABLE, layers)
     recorder.see(model.named_parameters(), Role.PARAMETER, layers)
     recorder.see(hidden_tensors(model).items(), Role.CONSTANT, layers)
     recorder.see(model.named_buffers(), Role.BUFFER, layers)
+
+
+def see_window(recorder: Recorder, model: nn.Module) -> None:
+    """Write on the tape that the buffers of streamed layers hold weights; without effect before there are some."""
+    stream = stream_of(model)
+    if stream is not None and stream.window is not None:
+        recorder.see([("window", one) for one in stream.window.memory], Role.PARAMETER)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ftkit.config.tree import RunConfig
-from ftkit.plan.changes import CUTS, RECOMPUTE, Changes
+from ftkit.plan.changes import CUTS, RECOMPUTE, STREAM, Changes
 from ftkit.plan.predicted import AnyPrediction, TracedPrediction
 from ftkit.records.schema import Basis, Verdict
 
@@ -108,5 +108,9 @@ def best_of_each_kind(
 
 def _complications(changes: Changes) -> int:
     """Return how much of a run changes with some changes: offloading most, then sharing out, then all but the cut."""
-    weights = {key: 4 if "offload" in key else 2 if key in SHARING else 1 for key in changes if key not in CUTS}
+    weights = {
+        key: 4 if "offload" in key or key == STREAM else 2 if key in SHARING else 1
+        for key in changes
+        if key not in CUTS
+    }
     return sum(weight for key, weight in weights.items() if changes[key] not in (0, "none"))

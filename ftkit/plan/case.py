@@ -57,7 +57,7 @@ class Counts:
     Attributes:
         total: all of them.
         trainable: those that train.
-        load_bytes: bytes of all in the compute dtype, as they are loaded.
+        load_bytes: bytes in the compute dtype of what is loaded: of all but the layers that are streamed.
     """
 
     total: int
@@ -65,10 +65,10 @@ class Counts:
     load_bytes: int
 
     @classmethod
-    def of(cls, weights: dict[int | None, tuple[int, int]], dtype: torch.dtype) -> "Counts":
-        """Add up what `trace.count_weights` found."""
+    def of(cls, weights: dict[int | None, tuple[int, int]], dtype: torch.dtype, streamed_bytes: int = 0) -> "Counts":
+        """Add up what `trace.count_weights` found, of which some bytes are streamed."""
         total, trainable = map(sum, zip(*weights.values(), strict=True))
-        return cls(total, trainable, total * dtype.itemsize)
+        return cls(total, trainable, total * dtype.itemsize - streamed_bytes)
 
 
 def disk_bytes(case: Case, counts: Counts) -> int:

@@ -29,6 +29,7 @@ CUTS = (SIZE, TOKENS)
 """The keys that cut the batch."""
 RECOMPUTE = "model.recompute"
 LENGTH, RANK, METHOD, OPTIMIZER = "data.max_length", "method.rank", "method.name", "optimizer.name"
+STREAM = "engine.stream_layers"
 _TOP = "method.top_layers"
 
 
@@ -91,6 +92,8 @@ def steps_down(config: RunConfig, target: Target, sequences: Sequences | None) -
     steps += [{RECOMPUTE: level} for number, level in enumerate(LEVELS) if config.model.recompute.saving < number]
     if config.optimizer.name == "adamw":
         steps.append({OPTIMIZER: "adamw_8bit"})
+    if target.device_type == "cuda" and config.engine.stream_layers == "none":
+        steps.append({STREAM: "ram"})
     return [*steps, *method_of(config).cheaper(), *zero_choices()]
 
 

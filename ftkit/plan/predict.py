@@ -20,13 +20,15 @@ from ftkit.plan.memory import Memory, device_of
 from ftkit.plan.predicted import AnyPrediction, MemoryPrediction, Speed, TracedPrediction, by_formula, traced
 from ftkit.plan.shapes import Sequences
 from ftkit.plan.speed import step_time
+from ftkit.plan.streamed import Streamed, rank_of
 from ftkit.plan.target import Target
 from ftkit.plan.tracing.layer_choice import ShallowModel, choose_layers
 from ftkit.plan.tracing.trace import UntraceableModelError, count_weights, trace
 from ftkit.plan.tracing.unroll import NotAlikeError, unroll
 from ftkit.plan.trunk import Pass, head_shape, trace_pass, trunk_plan, wants_pass, with_pass
-from ftkit.plan.zero.share import RankShare, share_out
+from ftkit.plan.zero.share import RankShare
 from ftkit.records.schema import Basis, Verdict
+from ftkit.records.streamed import StreamPlan
 from ftkit.records.trunk import TrunkPlan
 from ftkit.step.observer import Phase
 
@@ -39,11 +41,13 @@ class Tapes:
         known: what decides a step, to its tape and how that was made.
         shallow: what decides the layers that are traced, to the model that has them alone.
         passes: what decides the pass that runs a frozen trunk once, to its tape; None: the model allows none.
+        streams: what decides the layers that are streamed, to what they are; None: none.
     """
 
     known: dict[tuple[Any, ...], tuple[Tape, Basis]] = field(default_factory=dict)
     shallow: dict[tuple[Any, ...], ShallowModel] = field(default_factory=dict)
     passes: dict[tuple[Any, ...], Pass | None] = field(default_factory=dict)
+    streams: dict[tuple[Any, ...], Streamed | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -130,24 +134,34 @@ def _predict_whole(case: Case, exact: bool, tapes: Tapes) -> Grounds:
 
 def _whole_step(case: Case, exact: bool, tapes: Tapes) -> tuple[RankShare, TracedPrediction]:
     tape, basis = _known_tape(case, exact, tapes)
-    counts = Counts.of(tape.weights, case.run.dtype)
-    share = share_out(tape, case.run, counts.trainable)
+    streamed = _known_stream(case, tapes)
+    counts, share = rank_of(case, tape, streamed)
+    coming = streamed.plan(case.target, case.shape.num_micro_batches) if streamed else None
     memory = _memory_prediction(case, counts, device_of(case, counts).of_step(share), basis)
-    return share, traced(memory, _speed(case, case.shape, tape, share))
+    return share, traced(memory, _speed(case, case.shape, tape, share, coming))
 
 
 def _predict_once(case: Case, once: Pass, exact: bool, tapes: Tapes) -> Grounds:
     """Predict a run whose frozen trunk runs once, before the steps, which do without."""
     shape = head_shape(case, once)
     tape, basis = _known_tape(replace(case, shape=shape), exact, tapes, once.given)
-    counts = Counts.of(tape.weights, case.run.dtype)
-    share = share_out(tape, case.run, counts.trainable)
+    streamed = _known_stream(case, tapes)
+    counts, share = rank_of(case, tape, streamed)
+    coming = streamed.plan(case.target, shape.num_micro_batches, is_closed=True) if streamed else None
     memory = with_pass(device_of(case, counts).of_step(share), case, counts, once)
-    speed = _speed(case, shape, tape, share)
+    speed = _speed(case, shape, tape, share, coming)
     whole = None if once.is_done else _whole_step(case, exact, tapes)[1].step_seconds
-    planned = trunk_plan(case, once, share.tape.peak_bytes(), speed.step_seconds, whole)
+    planned = trunk_plan(case, once, share.tape.peak_bytes(), speed.step_seconds, whole, streamed)
     prediction = traced(_memory_prediction(case, counts, memory, basis, trunk=planned), speed)
     return Grounds(prediction, case, once.tape if memory.peak.phase is Phase.TRUNK else share.tape)
+
+
+def _known_stream(case: Case, tapes: Tapes) -> Streamed | None:
+    """Return what is streamed, which no cut changes."""
+    key = (*_model_key(case), case.run.dtype)
+    if key not in tapes.streams:
+        tapes.streams[key] = Streamed.of(case)
+    return tapes.streams[key]
 
 
 def _known_pass(case: Case, tapes: Tapes, is_cached: bool) -> Pass | None:
@@ -170,9 +184,13 @@ def _by_formula(case: Case, error: UntraceableModelError) -> AnyPrediction:
     architecture, shape, dtype = case.architecture, case.shape, case.run.dtype
     if (size := formula.missing_size(architecture)) is not None:
         raise UntraceableModelError(f"{error}; and no formula stands in: it has no {size}") from error
+    streamed = Streamed.of(case)
     counts = Counts.of(count_weights(build_empty_model(case.run.config, architecture, dtype), {}), dtype)
     weights = counts.total, counts.trainable
     parts = formula.breakdown(case.run.config, architecture, shape.batch, shape.length, dtype.itemsize, weights)
+    if streamed is not None:
+        parts = parts.model_copy(update={"parameter_bytes": streamed.resident_bytes})
+        counts = replace(counts, load_bytes=counts.load_bytes - streamed.num_bytes)
     note = f"by formula (Korthikanti et al. 2022): {error}"
     memory = device_of(case, counts).of_parts(parts)
     return by_formula(_memory_prediction(case, counts, memory, Basis.FORMULA, note))
@@ -234,7 +252,7 @@ def _kernels(case: Case) -> tuple[str, tuple[int, int]] | None:
 
 def _model_key(case: Case) -> tuple[str, ...]:
     config = case.run.config
-    return config.task, str(config.model), str(config.method)
+    return config.task, str(config.model), str(config.method), config.engine.stream_layers
 
 
 def _memory_prediction(
@@ -280,11 +298,12 @@ def _memory_prediction(
     )
 
 
-def _speed(case: Case, shape: Shape, tape: Tape, share: RankShare) -> Speed:
+def _speed(case: Case, shape: Shape, tape: Tape, share: RankShare, streamed: StreamPlan | None) -> Speed:
     run = case.run
     device = case.target.device(run.precision)
     time = step_time(tape, device, shape.num_micro_batches, shape.traced.num_micro_batches)
-    seconds = time.seconds + share.wire_bytes / case.target.link + share.offload_seconds
+    computing = time.seconds if streamed is None else max(time.seconds, streamed.step_seconds)
+    seconds = computing + share.wire_bytes / case.target.link + share.offload_seconds
     flops = device.fp32_flops if run.precision == "fp32" else device.half_flops
     sequences = run.config.batch.global_batch_size
     return Speed(
@@ -295,6 +314,7 @@ def _speed(case: Case, shape: Shape, tape: Tape, share: RankShare) -> Speed:
         model_flops_utilization=time.flops / seconds / flops,
         total_seconds=None if case.num_steps is None else case.num_steps * seconds,
         speed_source=device.source,
+        streamed=streamed,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 from ftkit.records.figures import MemoryBreakdown
 from ftkit.records.schema import Basis, Prediction, Verdict
+from ftkit.records.streamed import StreamPlan
 
 
 class MemoryPrediction(Prediction):
@@ -65,6 +66,7 @@ class Speed:
     model_flops_utilization: float
     total_seconds: float | None
     speed_source: str
+    streamed: StreamPlan | None = None
 
 
 def traced(memory: MemoryPrediction, speed: Speed) -> TracedPrediction:

@@ -26,6 +26,7 @@ from ftkit.plan.shapes import Sequences
 from ftkit.plan.target import Target, find_target
 from ftkit.plan.tracing.trace import UntraceableModelError
 from ftkit.plan.weights import least_weight_bytes, weights_reason
+from ftkit.report.streamed import stream_line
 from ftkit.report.trunk import trunk_line
 from ftkit.units import format_bytes
 
@@ -78,9 +79,6 @@ def plan_first(
     """
     if not config.training.plan_first and config.batch.micro_batch_tokens != "auto":
         return config, None
-    if config.engine.stream_layers != "none":
-        note("no plan for this run: the memory and time of streamed layers are not predicted yet")
-        return first_decides(process, lambda: _with_number(config, _target(config, process))), None
     return first_decides(process, lambda: _plan(config, process, architecture, sequences, note, is_cached))
 
 
@@ -106,6 +104,8 @@ def _plan(
         note(line)
     if prediction.trunk is not None:
         note(trunk_line(prediction.trunk))
+    if prediction.streamed is not None:
+        note(stream_line(prediction.streamed))
     return config, prediction
 
 

@@ -18,6 +18,7 @@ from ftkit.plan.case import Case, Counts
 from ftkit.plan.memory import Memory, device_of
 from ftkit.plan.shapes import Sequences, num_micro_batches, rank_share
 from ftkit.plan.speed import step_time
+from ftkit.plan.streamed import Streamed
 from ftkit.plan.tracing.trace import trace_trunk
 from ftkit.plan.zero.share import RankShare
 from ftkit.records.schema import Verdict
@@ -112,7 +113,14 @@ def with_pass(memory: Memory, case: Case, counts: Counts, once: Pass) -> Memory:
     return replace(worse, host_bytes=max(memory.host_bytes, before.host_bytes))
 
 
-def trunk_plan(case: Case, once: Pass, step_peak: int, step_seconds: float, whole_seconds: float | None) -> TrunkPlan:
+def trunk_plan(  # all that a pass is weighed against
+    case: Case,
+    once: Pass,
+    step_peak: int,
+    step_seconds: float,
+    whole_seconds: float | None,
+    streamed: Streamed | None = None,
+) -> TrunkPlan:
     """Return what a plan says of the pass.
 
     Args:
@@ -121,10 +129,12 @@ def trunk_plan(case: Case, once: Pass, step_peak: int, step_seconds: float, whol
         step_peak: bytes that live at the peak of a step without the trunk.
         step_seconds: of such a step.
         whole_seconds: of a step with the trunk; None: that was not traced.
+        streamed: the layers that are streamed, which a pass may have to wait for; None: none.
     """
     shape, sequences = case.shape, case.sequences
     device = case.target.device(case.run.precision)
-    seconds = step_time(once.tape, device, 1, 1).seconds
+    waits = 0.0 if streamed is None else streamed.pass_seconds(case.target)
+    seconds = max(step_time(once.tape, device, 1, 1).seconds, waits)
     per_step = seconds * shape.num_micro_batches
     per_token = seconds / (shape.batch * shape.length * case.target.num_devices)
     saved = None if whole_seconds is None else whole_seconds - step_seconds

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, model_validator
 
 from ftkit.records.figures import Figures, LiveTensor, MemoryBreakdown, Record
+from ftkit.records.streamed import StreamPlan
 from ftkit.records.trunk import TrunkPlan
 
 SCHEMA_VERSION = 1
@@ -90,6 +91,8 @@ class Prediction(Figures):
     """All steps, without loading and evaluation."""
     trunk: TrunkPlan | None = None
     """What is frozen runs once, and the steps run without it; None: it runs in each step."""
+    streamed: StreamPlan | None = None
+    """What is frozen comes to the device when it runs; None: it stays there."""
 
     @model_validator(mode="before")
     @classmethod

@@ -113,7 +113,18 @@ def real_model(config: RunConfig, model_config: Any, dtype: torch.dtype) -> nn.M
 
 def measure(config: RunConfig, model_config: Any, dtype: torch.dtype, sizes: Shape, given: Given | None = None) -> Tape:
     """Run two real steps under a recorder, of a model without its frozen trunk where it is given what crosses."""
-    model = real_model(config, model_config, dtype)
+    return measure_model(real_model(config, model_config, dtype), config, model_config, dtype, sizes, given)
+
+
+def measure_model(  # all that decides a step
+    model: nn.Module,
+    config: RunConfig,
+    model_config: Any,
+    dtype: torch.dtype,
+    sizes: Shape,
+    given: Given | None = None,
+) -> Tape:
+    """Run two real steps of a model that is there."""
     if given is not None:
         close(model, given.cut)
     recorder, layers = Recorder(), layer_names(model)

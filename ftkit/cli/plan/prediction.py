@@ -7,6 +7,7 @@ import click
 from ftkit.cli.plan.explain import explained_json, explanation_text
 from ftkit.cli.plan.writing import train_command, write_config
 from ftkit.records.files import CHECKPOINT_BYTES
+from ftkit.report.streamed import stream_rows
 from ftkit.report.trunk import trunk_rows
 from ftkit.units import format_bytes, format_count, format_seconds
 
@@ -80,6 +81,7 @@ def prediction_lines(prediction: "AnyPrediction", run: "ResolvedRun") -> list[st
         ),
         ("disk", format_bytes(prediction.disk_bytes + prediction.nvme_bytes)),
         *trunk_rows(prediction.trunk),
+        *stream_rows(prediction.streamed),
         ("a save", _saving(prediction.num_trainable_parameters, prediction.device)),
         (
             "weights",

@@ -59,7 +59,7 @@ class LayerStream:
     def backward(self, layer: int, *, is_lowest: bool) -> None:
         """Fetch a layer for its backward; the one below comes next, and below the lowest the next forward begins."""
         self._end_backward()
-        self._fetch(layer, 0 if is_lowest else layer - 1)
+        self._fetch(layer, 0 if is_lowest else max(layer - 1, 0))
         self._in_backward = layer, self._generation(layer)
 
     def _end_backward(self) -> None:

@@ -66,6 +66,11 @@ class Window:
             self._stand_in(slot)
 
     @property
+    def memory(self) -> tuple[torch.Tensor, ...]:
+        """The buffers: uint8, one dimension each."""
+        return tuple(buffer.memory for buffer in self._buffers)
+
+    @property
     def layers(self) -> tuple[int | None, ...]:
         """The number of the layer in each buffer, or on its way there."""
         return tuple(buffer.layer for buffer in self._buffers)

@@ -34,6 +34,7 @@ from ftkit.models.methods import lora
 from ftkit.models.methods.lora import unwrapped
 from ftkit.models.objective import objective_of
 from ftkit.models.recompute import set_level
+from ftkit.models.streaming.stream import place
 from ftkit.models.trunk.closed import close
 from ftkit.models.trunk.cut import Cut, find_cut
 from ftkit.observe.attribution import layer_named
@@ -228,6 +229,7 @@ class _Step:
             (micro_batch,) = make_batches(objective, replace(self.shape, num_micro_batches=1))
             cut = find_cut(model, micro_batch, has_values=False)
             with recorder.inside(model, layers):
+                place(model, tensors.process.device)
                 see_model(recorder, model, layers)
                 held = workspaces(self.gpu) if self.on_cuda else []
                 recorder.see(held, Role.BUFFER)
@@ -237,7 +239,8 @@ class _Step:
     def trace(self, tensors: ValuelessTensors) -> Tape:
         """Run two steps on a kind of tensors."""
         model, layers, recorder = self._built(tensors)
-        with self._without_values(tensors, model, recorder), self._closed(model), recorder.inside(model, layers):
+        with self._without_values(tensors, model, recorder), recorder.inside(model, layers):
+            place(model, tensors.process.device)
             see_model(recorder, model, layers)
             held = workspaces(self.gpu) if self.on_cuda else []
             visits = None
@@ -245,7 +248,6 @@ class _Step:
                 make_plain(model)  # as the lean layers themselves do where weights are partitioned
                 visits = Visits(recorder, model, layers)
             recorder.see(held, Role.BUFFER)
-            foreign.stay(model)
             # Not what `assemble` builds: DeepSpeed computes with values, so its runs are traced on this engine too, and
             # `plan.zero` rewrites the tape; and the model is here already, empty and watched.
             engine = PlainEngine(
@@ -270,17 +272,11 @@ class _Step:
         materialize(model, tensors.mode, tensors.process.device)
         for name, level in zip(layers, self.levels, strict=False):
             set_level(model.get_submodule(name), level)
+        foreign.stay(model)
         if self.on_cuda:
             keep_masks(model)  # fake tensors say that they are on a CPU
             keep_scores(unwrapped(model))
         return model, layers, recorder
-
-    @contextlib.contextmanager
-    def _closed(self, model: nn.Module) -> Iterator[None]:
-        """Let the model run from above its frozen trunk, for good, where that is asked for."""
-        if self.given is not None:
-            close(model, self.given.cut)
-        yield
 
     def _recorder(self, tensors: ValuelessTensors) -> Recorder:
         return Recorder(cuda.storage_size, cuda.scratch_size, call=tensors.call) if self.on_cuda else Recorder()
@@ -299,6 +295,8 @@ class _Step:
                 stack.enter_context(foreign.every_update_taken())
             if lora.is_adapted(model):
                 stack.enter_context(lora.without_values())
+            if self.given is not None:
+                close(model, self.given.cut)  # for good
             yield
 
 

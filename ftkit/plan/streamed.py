@@ -1,0 +1,141 @@
+"""A run whose frozen layers are streamed: what the host keeps of them, what comes in a step, and how long that takes.
+
+The window itself is on the tape, since a trace makes it as a run does. The layers that are traced are few, so what all
+of them weigh is asked of the whole model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ftkit.models.build import build_empty_model
+from ftkit.models.layers import first_trained_layer
+from ftkit.models.streaming.stream import resident_bytes, stream_of
+from ftkit.observe.tape import Tape
+from ftkit.plan.case import Case, Counts
+from ftkit.plan.target import Target
+from ftkit.plan.zero.share import COPIED_SHARE, RankShare, share_out
+from ftkit.records.streamed import StreamPlan
+
+DISK_BYTES_PER_SECOND = 2e9
+"""Assumed of a disk that layers are read from: NVMe over PCIe 3.0 reads up to 3.5 GB/s, and others are slower. What the
+system still has of the files in memory comes faster, and no plan counts on it."""
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """The streamed layers of a run.
+
+    Attributes:
+        place: where they come from: `ram` or `disk`.
+        layer_bytes: of each layer.
+        window_bytes: of all buffers.
+        resident_bytes: of the window and of the weights that stay on the device.
+        staging_bytes: of the largest weight, which passes through the host's memory on its way from a disk to a GPU.
+        lowest: the lowest layer that a backward passes through; None: none.
+    """
+
+    place: str
+    layer_bytes: tuple[int, ...]
+    window_bytes: int
+    resident_bytes: int
+    staging_bytes: int
+    lowest: int | None
+
+    @classmethod
+    def of(cls, case: Case) -> "Streamed | None":
+        """Return what a run streams; None: nothing.
+
+        Args:
+            case: the run.
+
+        Raises:
+            ModelError: the model's layers cannot be streamed.
+        """
+        config = case.run.config
+        if config.engine.stream_layers == "none":
+            return None
+        model = build_empty_model(config, case.architecture, case.run.dtype)
+        stream, resident = stream_of(model), resident_bytes(model)
+        assert stream is not None
+        assert resident is not None
+        slots = [slot for layer in stream.layout.layers for slot in layer]
+        return cls(
+            config.engine.stream_layers,
+            tuple(sum(slot.num_bytes for slot in layer) for layer in stream.layout.layers),
+            stream.layout.window_bytes,
+            resident,
+            max((slot.num_bytes for slot in slots), default=0),
+            first_trained_layer(model),
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all layers."""
+        return sum(self.layer_bytes)
+
+    def on_host(self, share: RankShare, device_type: str) -> RankShare:
+        """Return a rank's share with what its host keeps: all layers, pinned, or one weight that is on its way.
+
+        Args:
+            share: of the plain engine.
+            device_type: what computes; a CPU reads from the disk into the window itself.
+        """
+        if self.place == "ram":
+            return replace(share, host_bytes=self.num_bytes, pinned_bytes=self.num_bytes)
+        return share if device_type == "cpu" else replace(share, host_bytes=self.staging_bytes)
+
+    def plan(self, target: Target, num_micro_batches: int, *, is_closed: bool = False) -> StreamPlan:
+        """Return what a plan says of the layers.
+
+        Args:
+            target: where they go.
+            num_micro_batches: of a step.
+            is_closed: whether a step runs from above the frozen trunk, which has run before.
+        """
+        step_bytes = num_micro_batches * self._coming(self._order(is_closed))
+        return StreamPlan(
+            place=self.place,
+            num_bytes=self.num_bytes,
+            window_bytes=self.window_bytes,
+            step_bytes=step_bytes,
+            step_seconds=step_bytes / self._rate(target),
+        )
+
+    def pass_seconds(self, target: Target) -> float:
+        """Return how long all layers take to come once, for a forward."""
+        return self.num_bytes / self._rate(target)
+
+    def _rate(self, target: Target) -> float:
+        """Return the bytes per second at which layers come."""
+        if target.gpu is None:
+            return DISK_BYTES_PER_SECOND
+        link = COPIED_SHARE * target.gpu.host_link
+        return link if self.place == "ram" else min(DISK_BYTES_PER_SECOND, link)
+
+    def _order(self, is_closed: bool) -> list[int]:
+        """Return the layers as a micro-batch runs them, up and down again, each once where it turns."""
+        num = len(self.layer_bytes)
+        lowest = num if self.lowest is None else self.lowest
+        order = [*range(lowest if is_closed else 0, num), *range(num - 2, lowest - 1, -1)]
+        return order[:-1] if len(order) > 1 and order[0] == order[-1] else order
+
+    def _coming(self, order: Sequence[int]) -> int:
+        """Return the bytes that come while layers run in an order again and again: the last two are there still."""
+        return sum(
+            self.layer_bytes[layer]
+            for place, layer in enumerate(order)
+            if layer not in (order[place - 1], order[place - 2])
+        )
+
+
+def rank_of(case: Case, tape: Tape, streamed: Streamed | None) -> tuple[Counts, RankShare]:
+    """Return the weights of a model, and what one rank holds and sends of a step.
+
+    Args:
+        case: the run.
+        tape: of the step.
+        streamed: its layers that are streamed; None: none.
+    """
+    counts = Counts.of(tape.weights, case.run.dtype, streamed.num_bytes if streamed else 0)
+    share = share_out(tape, case.run, counts.trainable)
+    return counts, streamed.on_host(share, case.target.device_type) if streamed else share

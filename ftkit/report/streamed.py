@@ -1,0 +1,34 @@
+"""Words for frozen layers that are streamed."""
+
+from ftkit.records.streamed import StreamPlan
+from ftkit.units import format_bytes, format_seconds
+
+_PLACES = {"ram": "the host's memory", "disk": "the disk"}
+
+
+def stream_rows(streamed: StreamPlan | None) -> list[tuple[str, str]]:
+    """Return where streamed layers come from and what comes in a step, as names and texts.
+
+    Args:
+        streamed: what the plan says; None: no layer is streamed.
+
+    Returns:
+        Rows of a plan.
+    """
+    if streamed is None:
+        return []
+    whole, window = format_bytes(streamed.num_bytes), format_bytes(streamed.window_bytes)
+    return [
+        ("streamed layers", f"{whole} from {_PLACES[streamed.place]}, through a window of {window}"),
+        ("  read in a step", f"{_read(streamed)}, at best"),
+    ]
+
+
+def stream_line(streamed: StreamPlan) -> str:
+    """Return the same as one sentence."""
+    window = format_bytes(streamed.window_bytes)
+    return f"streamed layers: {_read(streamed)} a step from {_PLACES[streamed.place]}, through a window of {window}"
+
+
+def _read(streamed: StreamPlan) -> str:
+    return f"{format_bytes(streamed.step_bytes)} in {format_seconds(streamed.step_seconds)} beside the computation"

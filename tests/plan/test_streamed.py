@@ -1,0 +1,104 @@
+"""A plan of streamed layers against a real run: what lives, what comes, and what the host keeps."""
+
+from dataclasses import replace
+
+import pytest
+
+from ftkit.config.tree import RunConfig
+from ftkit.data.batching import Shape
+from ftkit.engine.resolve import resolve
+from ftkit.models.build import build_model
+from ftkit.models.methods.full import Full
+from ftkit.models.methods.lora import Lora
+from ftkit.models.sources.source import load_config, resolve_source
+from ftkit.models.streaming.stream import stream_of
+from ftkit.plan.case import Case
+from ftkit.plan.changes import STREAM, as_flags
+from ftkit.plan.predict import Tapes, predict
+from ftkit.plan.search import cures, options_at
+from ftkit.plan.streamed import Streamed
+from ftkit.plan.target import find_target
+from ftkit.plan.tracing.trace import trace
+from tests.models.streaming.conftest import deep_model
+from tests.plan import models
+
+NUM_LAYERS, NUM_STEPS = 4, 2
+SIZES = Shape(2, 32, 2, is_padded=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return deep_model(tmp_path_factory.mktemp("deep") / "model", "llama", NUM_LAYERS)
+
+
+def run_config(name, method, place="disk"):
+    """Return what streams a model."""
+    return RunConfig.model_validate(
+        {
+            "task": "causal-lm",
+            "model": {"name": str(name), "precision": "fp32"},
+            "method": method,
+            "engine": {"name": "plain", "stream_layers": place},
+        }
+    )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_plan_counts_what_lives_in_a_real_streamed_step_and_what_comes(folder, precision):
+    target, dtype = find_target("cpu"), models.DTYPES[precision]
+    run = resolve(run_config(folder, Lora()), target.devices)
+    source = resolve_source(run.config.model, run.config.task)
+    architecture = load_config(source, None, 0)
+    model = build_model(run.config, source, architecture, dtype)
+
+    planned = trace(run.config, architecture, dtype, SIZES, device_type="cpu")
+    real = models.measure_model(model, run.config, architecture, dtype, SIZES)
+    assert planned.at_marks() == real.at_marks()
+    assert planned.peak_bytes() == real.peak_bytes()
+
+    case = Case.of(replace(run, precision=precision), target, architecture, None)
+    streamed = Streamed.of(case)
+    stream = stream_of(model)
+    # The very first forward does not find the two lowest layers in the window, where later ones find them.
+    generations = [buffer.generation for buffer in stream.window._buffers]
+    num_filled = sum(generations) - 2
+    step_bytes = streamed.plan(target, SIZES.num_micro_batches).step_bytes
+    assert NUM_STEPS * step_bytes == num_filled * stream.layout.streamed_bytes // NUM_LAYERS
+
+
+def test_few_layers_stand_for_many_and_the_window_does_not_grow_with_their_number():
+    target, plans = find_target("t4"), {}
+    config = run_config("llama", Lora(), "ram")
+    for number in (8, 16):
+        plans[number] = predict(config, target, models.architecture("llama", number))
+    whole = predict(config, target, models.architecture("llama", 8), exact=True)
+    assert plans[8].peak_active_bytes == whole.peak_active_bytes
+    assert plans[8].streamed.window_bytes == plans[16].streamed.window_bytes
+    assert 2 * plans[8].streamed.num_bytes == plans[16].streamed.num_bytes
+
+
+def test_the_host_keeps_all_layers_pinned_or_one_weight_on_its_way_and_a_step_waits_for_what_comes():
+    architecture = models.architecture("llama", 8, width=1024)
+    target, tapes = find_target("rtx3050-4gb"), Tapes()
+    ram, disk = (
+        predict(run_config("llama", Lora(), place), target, architecture, tapes=tapes) for place in ("ram", "disk")
+    )
+    largest = 1024 * 2048 * 4  # a matrix of the MLP in fp32
+    assert (ram.pinned_bytes, disk.pinned_bytes) == (ram.streamed.num_bytes, 0)
+    assert ram.host_bytes - disk.host_bytes == ram.streamed.num_bytes - largest
+    assert ram.peak_active_bytes == disk.peak_active_bytes
+    assert disk.streamed.step_seconds > ram.streamed.step_seconds
+    assert disk.step_seconds >= disk.streamed.step_seconds
+
+
+def test_streaming_is_offered_to_a_run_that_does_not_fit_where_its_method_allows_it():
+    architecture, target = models.architecture("llama", 24, width=2048), find_target(memory_budget="1.5GiB")
+    batch, data = {"global_batch_size": 1, "micro_batch_size": 1}, {"max_length": 16}
+    config = models.run_config("llama", Lora(targets=("q_proj",)), batch=batch, data=data)
+
+    offered = {as_flags(one.changes): one.prediction for one in cures(config, target, architecture)}
+    assert offered["--set engine.stream_layers=ram"].streamed is not None
+
+    full = config.model_copy(update={"method": Full()})
+    options = options_at(full, target, architecture, None, None)
+    assert not options.price(full, [{STREAM: "ram"}], 1)
