@@ -1,6 +1,7 @@
 """Check a dataset's labels for what deserves a look before anything trains on them; all of it is counted and said."""
 
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
@@ -73,11 +74,12 @@ def alike_names(names: Sequence[str]) -> list[Finding]:
 
 
 def joined_names(names: Sequence[str]) -> list[Finding]:
-    """Find names that look like several labels in one: cut at a separator, they have fewer parts than they are."""
+    """Find names that look like several labels in one: cut at a separator, they share their parts."""
     for separator in _SEPARATORS:
         parts = {name: [part.strip() for part in name.split(separator)] for name in names}
         several = [name for name, own in parts.items() if len(own) > 1]
-        if several and len({part for own in parts.values() for part in own}) < len(names):
+        counts = Counter(part for own in parts.values() for part in own)
+        if several and (len(counts) < len(names) or min(counts.values()) > 1):
             return [
                 warning(
                     f"labels such as {several[0]!r} look like several in one text, and train as classes of their own",

@@ -123,9 +123,12 @@ def _ragged_sentence(path: Path, reason: str, dialect: Dialect, lines: NDArray[n
         return f"{path} cannot be read as a table: {' '.join(reason.split())}; check its quotes and separators"
     row, wanted, given = (int(text) for text in ragged.groups())
     name = SEPARATORS.get(dialect.separator, repr(dialect.separator))
+    # A title has fewer fields than the table below it, and mostly one.
+    title = "if lines stand above the header, remove them; else " if wanted == 1 < given else ""
     return (
         f"{path}: line {lines[row - 1 - skipped]} has {given} field(s) for the header's {wanted}, with {name} between "
-        "them; put texts that hold the separator into double quotes, or name another with --set data.separator=..."
+        f"them; {title}put texts that hold the separator into double quotes, or name another with "
+        "--set data.separator=..."
     )
 
 

@@ -102,6 +102,11 @@ def _rows(path: Path, cells: Iterator[tuple[tuple[Any, ...], tuple[Any, ...]]], 
         if not names:
             names = _names(path, filled)
         elif filled:
+            if len(names) == 1 < len(filled) and not numbers:
+                raise DataError(
+                    f"{path}: row {number} has {len(filled)} cells below the one of {next(iter(names.values()))!r}; "
+                    "let the row with the names of the columns be the first, with nothing above it"
+                )
             for place, value in filled.items():
                 if are_dates.setdefault(place, isinstance(value, _DATES)) != isinstance(value, _DATES):
                     raise DataError(
