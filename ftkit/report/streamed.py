@@ -20,15 +20,16 @@ def stream_rows(streamed: StreamPlan | None) -> list[tuple[str, str]]:
     whole, window = format_bytes(streamed.num_bytes), format_bytes(streamed.window_bytes)
     return [
         ("streamed layers", f"{whole} from {_PLACES[streamed.place]}, through a window of {window}"),
-        ("  read in a step", f"{_read(streamed)}, at best"),
+        ("  read in a step", f"{format_bytes(streamed.step_bytes)}, {_time(streamed)}"),
     ]
 
 
 def stream_line(streamed: StreamPlan) -> str:
     """Return the same as one sentence."""
-    window = format_bytes(streamed.window_bytes)
-    return f"streamed layers: {_read(streamed)} a step from {_PLACES[streamed.place]}, through a window of {window}"
+    size, window = format_bytes(streamed.step_bytes), format_bytes(streamed.window_bytes)
+    place = _PLACES[streamed.place]
+    return f"streamed layers: {size} a step from {place} through a window of {window}, {_time(streamed)}"
 
 
-def _read(streamed: StreamPlan) -> str:
-    return f"{format_bytes(streamed.step_bytes)} in {format_seconds(streamed.step_seconds)} beside the computation"
+def _time(streamed: StreamPlan) -> str:
+    return f"in {format_seconds(streamed.step_seconds)} beside the computation, at best"

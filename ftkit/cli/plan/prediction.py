@@ -53,7 +53,7 @@ def show_prediction(
         if is_explained:
             click.echo(explanation_text(grounds, tapes))
         if not prediction.fits:
-            show_cures(asked)
+            show_cures(asked, prediction.step_seconds)
     if write is not None and prediction.fits:
         write_config(write, config, target)
         if not as_json:
@@ -170,8 +170,13 @@ def _time_rows(prediction: "AnyPrediction") -> list[tuple[str, str]]:
     return [*rows, ("time", time)]
 
 
-def show_cures(asked: "Asked") -> None:
-    """Print the cheapest changes that make a configuration fit."""
+def show_cures(asked: "Asked", step_seconds: float | None) -> None:
+    """Print the cheapest changes that make a configuration fit.
+
+    Args:
+        asked: what does not fit.
+        step_seconds: of it, if it did; None: not known.
+    """
     from ftkit.plan.changes import as_flags
     from ftkit.plan.search import cures
 
@@ -180,12 +185,13 @@ def show_cures(asked: "Asked") -> None:
         "what would fit:" if found else "nothing that ftkit can change makes it fit; choose a smaller model or length"
     )
     for candidate in found:
-        click.echo(f"  {as_flags(candidate.changes)}: {_cost(candidate)}")
+        click.echo(f"  {as_flags(candidate.changes)}: {_cost(candidate, step_seconds)}")
 
 
-def _cost(candidate: "Candidate") -> str:
+def _cost(candidate: "Candidate", step_seconds: float | None) -> str:
     prediction = candidate.prediction
     on_device = prediction.device != "cpu"
     host = f" and {format_bytes(prediction.host_bytes)} of host memory" if on_device else ""
     seconds = f", {candidate.seconds:.3g} s a step" if candidate.seconds else ""
-    return f"{format_bytes(candidate.needed_bytes)}{host}{seconds}"
+    ratio = f", {candidate.seconds / step_seconds:.1f} times the step" if candidate.seconds and step_seconds else ""
+    return f"{format_bytes(candidate.needed_bytes)}{host}{seconds}{ratio}"
