@@ -159,14 +159,14 @@ def _fault_file(config: RunConfig) -> Path:
 def _target(config: RunConfig, process: ProcessContext) -> Target:
     """Return this machine as the job uses it; the host memory of several machines is not known here.
 
-    Where the planner is to choose what fits, and no budget is named, it is what is free now, this process's own part
-    with it; the ranks of a CPU share that.
+    Where no budget is named, it has what is free now beside other programs, the first rank's own part with it; the
+    ranks of a CPU share that.
     """
     target = find_target(num_devices=process.world_size, launcher=process.launcher)
     if process.local_world_size != process.world_size:
         target = replace(target, ram_bytes=None, locked_bytes=None)
     budget = config.engine.budget_bytes
-    if budget is None and config.engine.fit and (free := available_bytes(process.device)) is not None:
+    if budget is None and (free := available_bytes(process.device)) is not None:
         budget = free // (process.local_world_size if target.device_type == "cpu" else 1)
     return target.within(budget)
 
@@ -189,7 +189,8 @@ def _line(prediction: AnyPrediction) -> str:
     verdict = prediction.verdict + (f": it {prediction.reason}" if prediction.reason else "")
     peak, budget = format_bytes(prediction.peak_process_bytes), format_bytes(prediction.budget_bytes)
     how = "" if isinstance(prediction, TracedPrediction) else f", {prediction.found}"
-    return f"plan: {verdict}; {peak} of {budget} in micro-batches of {prediction.micro_batch_size}{how}"
+    cut = f"micro-batches of {prediction.micro_batch_size}"
+    return f"plan: {verdict}; {peak} of the {budget} that it can have now, in {cut}{how}"
 
 
 def _with_number(config: RunConfig, target: Target) -> RunConfig:

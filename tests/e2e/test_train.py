@@ -122,8 +122,8 @@ def test_what_is_predicted_not_to_fit_is_refused_with_a_cure_that_works(work, sm
     assert refused.exit_code == 8
     assert "Traceback" not in refused.output
     assert not (work / "refused").exists()
-    cure = re.search(r"what would fit: --set (\S+)", refused.output)[1]
-    done = run(*flags(work, work / "cured", *more, "--set", cure))
+    cure = re.search(r"what would fit: (--\S+) (\S+)", refused.output).groups()
+    done = run(*flags(work, work / "cured", *more, *cure))
     assert done.exit_code == 0, done.output
     assert read_record(work / "cured").run.prediction.fits
 

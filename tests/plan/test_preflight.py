@@ -1,5 +1,6 @@
 """What is refused before training, and what happens where the planner itself fails."""
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,14 @@ from ftkit.config.output import OutputConfig
 from ftkit.config.training import TrainingConfig
 from ftkit.config.tree import BatchConfig
 from ftkit.errors import ConfigError, PlannerError
+from ftkit.machine.memory import peak_resident_bytes
 from ftkit.machine.process import ProcessContext
 from ftkit.models.methods.lora import Lora
 from ftkit.plan import preflight
 from ftkit.plan.predicted import FormulaPrediction
 from ftkit.plan.shapes import Sequences
+from ftkit.plan.target import find_target
+from ftkit.units import format_bytes
 from tests.plan import models
 
 SEQUENCES = Sequences(8, 32, are_equal=True)
@@ -92,3 +96,23 @@ def test_sequences_longer_than_the_table_of_positions_are_refused_with_the_most_
     architecture.n_positions = 16
     with pytest.raises(ConfigError, match="32 tokens, and the model has 16 positions; try --max-length 16"):
         plan(architecture)
+
+
+@pytest.fixture
+def limited():
+    """One GiB of address space beside what the process has, of a machine that has far more."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**30, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.usefixtures("limited")
+def test_the_plan_goes_by_what_the_process_can_have_now_and_not_by_what_the_machine_has():
+    notes: list[str] = []
+    prediction = plan(note=notes.append)[1]
+    assert prediction is not None
+    assert prediction.budget_bytes <= peak_resident_bytes() + 2**30
+    assert prediction.budget_bytes < find_target(num_devices=1).memory_bytes
+    assert f"of the {format_bytes(prediction.budget_bytes)} that it can have now" in notes[0]

@@ -81,7 +81,7 @@ def check_resumable(path: Path, saved: TrainingState, config: dict[str, Any], fi
     Raises:
         CheckpointError: naming the keys that differ.
     """
-    if changed := sorted(_differences(saved.config, config)):
+    if changed := sorted(_differences(_completed(saved.config), config)):
         raise CheckpointError(
             f"{path} was written with another {', '.join(changed)}; resume with the same, or start anew elsewhere"
         )
@@ -123,6 +123,14 @@ def resumable_part(config: Mapping[str, Any]) -> dict[str, Any]:
     for key in (*_FREE, *ENDS):
         kept["training"].pop(key)
     return dict(kept)
+
+
+def _completed(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what an earlier version has saved, with the keys that it did not know at their defaults."""
+    try:
+        return resumable_part(RunConfig.model_validate(config).model_dump(mode="json"))
+    except ValidationError:  # it had keys that there are no more, which are told by name
+        return config
 
 
 def changed_versions(saved: Mapping[str, str], now: Mapping[str, str]) -> str:

@@ -122,6 +122,15 @@ def test_another_configuration_or_other_data_is_refused_by_name(tmp_path):
         same_run.check_resumable(tmp_path, state(), state().config, "g")
 
 
+def test_a_checkpoint_from_before_there_was_a_key_is_as_one_that_has_its_default(tmp_path):
+    earlier = state()
+    del earlier.config["data"]["long_texts"]
+    same_run.check_resumable(tmp_path, earlier, state().config, "f")
+    changed = same_run.resumable_part(RunConfig(data={"long_texts": "windows"}).model_dump(mode="json"))
+    with pytest.raises(CheckpointError, match=r"another data\.long_texts"):
+        same_run.check_resumable(tmp_path, earlier, changed, "f")
+
+
 def test_the_cut_the_engine_the_precision_and_the_end_may_change_between_start_and_resume(tmp_path):
     changed = RunConfig(
         batch={"micro_batch_size": 1},
