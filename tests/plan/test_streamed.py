@@ -43,10 +43,14 @@ def run_config(name, method, place="disk"):
     )
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_plan_counts_what_lives_in_a_real_streamed_step_and_what_comes(folder, precision):
+@pytest.mark.parametrize(
+    ("method", "precision", "num_first"),
+    [(Lora(), "fp32", 2), (Lora(top_layers=2), "bf16", 1)],
+    ids=("lora", "lora in the two top layers"),
+)
+def test_a_plan_counts_what_lives_in_a_real_streamed_step_and_what_comes(folder, method, precision, num_first):
     target, dtype = find_target("cpu"), models.DTYPES[precision]
-    run = resolve(run_config(folder, Lora()), target.devices)
+    run = resolve(run_config(folder, method), target.devices)
     source = resolve_source(run.config.model, run.config.task)
     architecture = load_config(source, None, 0)
     model = build_model(run.config, source, architecture, dtype)
@@ -59,9 +63,9 @@ def test_a_plan_counts_what_lives_in_a_real_streamed_step_and_what_comes(folder,
     case = Case.of(replace(run, precision=precision), target, architecture, None)
     streamed = Streamed.of(case)
     stream = stream_of(model)
-    # The very first forward does not find the two lowest layers in the window, where later ones find them.
+    # The very first forward does not find those of the lowest layers in the window that later ones find.
     generations = [buffer.generation for buffer in stream.window._buffers]
-    num_filled = sum(generations) - 2
+    num_filled = sum(generations) - num_first
     step_bytes = streamed.plan(target, SIZES.num_micro_batches).step_bytes
     assert NUM_STEPS * step_bytes == num_filled * stream.layout.streamed_bytes // NUM_LAYERS
 

@@ -99,7 +99,7 @@ def attach(model: nn.Module, layout: Layout, source: LayerSource) -> LayerStream
     for slot in (slot for layer in layout.layers for slot in layer):
         vars(slot.parameter)[_SLOT] = source, slot
     for number, layer in enumerate(found[1]):
-        _hook(stream, number, layer)
+        _hook(stream, number, layer, below_training=number < (first_trained_layer(model) or 0))
     return stream
 
 
@@ -188,11 +188,15 @@ def _trains_tokens(model: nn.Module) -> bool:
     return any(one.requires_grad for one in table.parameters())
 
 
-def _hook(stream: LayerStream, number: int, layer: nn.Module) -> None:
+def _hook(stream: LayerStream, number: int, layer: nn.Module, *, below_training: bool) -> None:
     """Let one layer fetch its weights, forward and backward."""
 
-    def before(*_: Any) -> None:
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         stream.forward(number)
+        if not below_training:
+            return args, kwargs
+        # PEFT lets what enters the layers require gradients; here nobody wants them, and nothing recomputes.
+        return tuple(map(_detached, args)), {name: _detached(one) for name, one in kwargs.items()}
 
     def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         is_lowest = not any(one.requires_grad for one in _tensors((args, kwargs)))
@@ -211,9 +215,13 @@ def _hook(stream: LayerStream, number: int, layer: nn.Module) -> None:
 
         return recompute_all(run, *args, **kwargs)
 
-    layer.register_forward_pre_hook(before)
+    layer.register_forward_pre_hook(before, with_kwargs=True)
     layer.register_forward_hook(after, with_kwargs=True)
     foreign.set_recomputing(layer, recompute, recomputes=True)
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, torch.Tensor) else value
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
