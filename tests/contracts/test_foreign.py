@@ -218,7 +218,9 @@ def test_a_name_is_where_it_was(written):
 
 
 @pytest.mark.parametrize(
-    "file", [machine, models, kernels, saving, engine, observe, tracing], ids=lambda file: file.__name__
+    "file",
+    [machine, models, kernels, saving, sources, streaming, engine, observe, tracing],
+    ids=lambda file: file.__name__,
 )
 def test_every_function_of_a_file_of_foreign_names_has_its_contract(file):
     own = {
