@@ -227,9 +227,9 @@ class _Step:
         name = type(lora.unwrapped(model)).__name__
         with self._without_values(tensors, model, recorder), _explained(name, self.dtype):
             (micro_batch,) = make_batches(objective, replace(self.shape, num_micro_batches=1))
+            place(model, tensors.process.device)  # streamed layers run below the cut, too
             cut = find_cut(model, micro_batch, has_values=False)
             with recorder.inside(model, layers):
-                place(model, tensors.process.device)
                 see_model(recorder, model, layers)
                 held = workspaces(self.gpu) if self.on_cuda else []
                 recorder.see(held, Role.BUFFER)

@@ -166,6 +166,19 @@ def test_a_planned_run_records_the_pass_and_the_one_after_it_that_none_runs(work
     assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
 
 
+def test_a_trunk_is_planned_and_computed_from_streamed_layers_to_the_same_bits(work, tmp_path, monkeypatch):
+    more = ["--method", "feature-extraction", "--epochs", 2, "--set", ALONE]
+    for name, layers in {"resident": "none", "streamed": "disk"}.items():
+        monkeypatch.setenv("FTKIT_CACHE", str(tmp_path / f"cache of {name}"))
+        done = run(*flags(work, tmp_path / name, *more, "--set", f"engine.stream_layers={layers}"))
+        assert done.exit_code == 0, done.output
+        assert "frozen below dropout is computed once" in " ".join(done.output.split())
+    assert scores_of(tmp_path / "resident") == scores_of(tmp_path / "streamed")
+    planned = read_record(tmp_path / "streamed").run.prediction
+    assert planned.trunk is not None
+    assert planned.streamed is not None
+
+
 def test_hidden_states_in_8_bits_are_planned_and_what_they_lose_is_said(work, tmp_path):
     more = ["--method", "lora", "--train-top-layers", 1, "--epochs", 2, "--set", "cache.dtype=int8"]
     done = run(*flags(work, tmp_path / "run", *more))  # which opens its model again, and compares it
