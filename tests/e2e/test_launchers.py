@@ -93,6 +93,7 @@ def whole(work, tmp_path_factory):
     return losses(folder)
 
 
+@pytest.mark.slow  # the next test takes the other way, and tests/faults/test_kills_across_topologies.py one rank of two
 def test_two_ranks_of_zero_2_that_are_killed_go_on_alone_on_the_plain_engine(work, whole, tmp_path):
     folder = tmp_path / "run"
     stopped_at = kill_at_first_checkpoint([*deepspeed(2), *flags(work, folder, *MORE), "--zero-stage", 2], folder)
