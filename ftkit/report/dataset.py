@@ -2,10 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from ftkit.report.templates import fill_page
 
 _MOST_CLASSES = 200
 """More than a page can show; `--json` has them all."""
@@ -64,20 +62,11 @@ class Dataset:
 
 def data_page(dataset: Dataset) -> str:
     """Return a dataset as a page that asks the network for nothing and whose texts are all escaped."""
-    folder = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("dataset.html.jinja").render(
+    return fill_page(
+        "dataset",
         data=dataset,
         classes=dataset.classes[:_MOST_CLASSES],
         bars={split: _shares(bars) for split, bars in dataset.lengths.items()},
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        style=(folder / "page.css").read_text(encoding="utf-8"),
     )
 
 

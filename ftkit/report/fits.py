@@ -1,12 +1,9 @@
 """The table of what fits on a device: the longest text of each model with each method, in a terminal and as a page."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ftkit.records.fits import Fit
+from ftkit.report.templates import fill_page
 from ftkit.units import format_bytes
 
 Rows = Mapping[str, Mapping[str, Fit]]
@@ -62,15 +59,8 @@ def fits_page(rows: Rows, methods: Sequence[str], title: str) -> str:
     Returns:
         A document that asks the network for nothing and whose texts are all escaped.
     """
-    folder = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("fits.html.jinja").render(
+    return fill_page(
+        "fits",
         title=title,
         rows=rows,
         methods=methods,
@@ -78,8 +68,6 @@ def fits_page(rows: Rows, methods: Sequence[str], title: str) -> str:
         words=words,
         legend=LEGEND,
         unknown=_unknown(rows),
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        style=(folder / "page.css").read_text(encoding="utf-8"),
     )
 
 

@@ -6,14 +6,9 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cache
-from importlib import resources
-from pathlib import Path
 from statistics import median
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ftkit.report import words
 from ftkit.report.answered import answers_section
@@ -24,9 +19,8 @@ from ftkit.report.compare import labels, prediction_errors
 from ftkit.report.contest import contest, contest_cells, same_but_for_seeds
 from ftkit.report.metrics import METRICS, taken
 from ftkit.report.significance import compare_groups
+from ftkit.report.templates import fill_page, page_file
 from ftkit.report.text import comparison_latex, comparison_markdown, shared_words
-
-_FOLDER = Path(str(resources.files("ftkit.report")))
 
 
 @dataclass(frozen=True)
@@ -53,15 +47,11 @@ def html_page(runs: Sequence[Run], title: str = "ftkit report", budget_bytes: in
     columns, shared = split_shared(runs, filled_columns(runs))
     names = labels(runs, columns)
     lines = contest(runs)
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
     data = chart_data(runs, names, budget_bytes or shared_budget(runs))
     answers = answers_section(runs[0]) if len(runs) == 1 else None
-    return environment.get_template("page.html.jinja").render(
+    return fill_page(
+        "page",
         title=title,
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         lead=lead(runs),
         tiles=tiles(runs, names),
         columns=columns,
@@ -79,8 +69,7 @@ def html_page(runs: Sequence[Run], title: str = "ftkit report", budget_bytes: in
         answers=answers,
         shows=_charts_with_something_to_show(runs, data),
         data=_script_json(data),
-        style=_text("page.css"),
-        scripts=[_text("table.js"), _text("charts.js")],
+        scripts=[page_file("table.js"), page_file("charts.js")],
         plotly=_plotly(),
     )
 
@@ -202,10 +191,6 @@ def _charts_with_something_to_show(runs: Sequence[Run], data: dict[str, Any]) ->
 def _script_json(data: object) -> str:
     """Return JSON that no text inside can end the script element of (HTML standard, 4.12.1.3)."""
     return json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
-
-
-def _text(name: str) -> str:
-    return (_FOLDER / name).read_text(encoding="utf-8")
 
 
 @cache

@@ -3,12 +3,9 @@
 import csv
 import io
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ftkit.records.study import Contestant, CurvePoint, StudyRecord
+from ftkit.report.templates import fill_page
 
 _WIDTH, _HEIGHT, _LEFT, _EDGE = 640, 260, 64, 32
 """Pixels of the learning curve: in all, and left free for its marks."""
@@ -67,15 +64,8 @@ def curve_csv(study: StudyRecord) -> str:
 
 def study_page(study: StudyRecord) -> str:
     """Return a study as a page that asks the network for nothing and whose texts are all escaped."""
-    folder = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("study.html.jinja").render(
+    return fill_page(
+        "study",
         study=study,
         shown=study.suspects[:_SHOWN],
         suspected=_suspected(study),
@@ -83,8 +73,6 @@ def study_page(study: StudyRecord) -> str:
         bars=[(one, *_bar(one)) for one in study.contestants],
         points=points_of(study.curve),
         size=(_WIDTH, _HEIGHT, _LEFT, _EDGE),
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        style=(folder / "page.css").read_text(encoding="utf-8"),
     )
 
 

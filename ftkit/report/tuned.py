@@ -6,12 +6,10 @@ Its charts are drawn here, as SVG: they have no need of a plotting library.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from ftkit.report.metrics import METRICS
+from ftkit.report.templates import fill_page
 from ftkit.units import format_seconds
 
 _WIDTH, _HEIGHT, _TOP, _BOTTOM = 150, 300, 34, 26
@@ -75,17 +73,10 @@ def tuned_page(tried: Sequence[Tried], importances: Mapping[str, float], metric:
     Returns:
         A document that asks the network for nothing and whose texts are all escaped.
     """
-    folder = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     keys = list(dict.fromkeys(key for one in tried for key in one.settings))
     axes, lines = coordinates(tried, metric)
-    return environment.get_template("tuned.html.jinja").render(
+    return fill_page(
+        "tuned",
         title=title,
         lead=lead(tried),
         metric=METRICS[metric],
@@ -98,8 +89,6 @@ def tuned_page(tried: Sequence[Tried], importances: Mapping[str, float], metric:
         along=(_TOP, _TOP + _HEIGHT),
         seconds=format_seconds,
         short=short,
-        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        style=(folder / "page.css").read_text(encoding="utf-8"),
     )
 
 
