@@ -72,6 +72,11 @@ def written_aside(target: Path, elsewhere: str) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def existing_folder(path: Path) -> Path:
+    """Return the nearest folder that is there: a path itself, or the first that is of those above it."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+
+
 def write_rate(folder: Path, num_bytes: int) -> float:
     """Return the bytes per second that a folder's disk takes, flushing included, by writing a file that goes again.
 
@@ -208,6 +213,11 @@ def written_patiently(
         if began is not None:
             tell(f"wrote {folder} after {format_seconds(time.monotonic() - began)} of waiting; the run goes on")
         return written
+
+
+def is_of_disk(error: OSError | SafetensorError) -> bool:
+    """Return whether an error is the disk's: it is full, gone or not writable."""
+    return _system_number(error) in _MAY_PASS | _UNWRITABLE
 
 
 def _system_number(error: BaseException) -> int | None:

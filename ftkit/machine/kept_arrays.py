@@ -1,6 +1,5 @@
 """Arrays that can be made again, kept in the cache folder under keys; what was not used for longest makes room."""
 
-import errno
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from ftkit.config.cache import CacheConfig
-from ftkit.machine.disk import UNFINISHED, cache_folder
+from ftkit.machine.disk import UNFINISHED, cache_folder, is_of_disk
 from ftkit.machine.sealed import SUFFIX, find_sealed, is_sound, seal
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -69,7 +68,7 @@ class KeptArrays:
             self._make_room(aside.stat().st_size)
             seal(aside, key)
         except (OSError, SafetensorError) as error:
-            if isinstance(error, OSError) and error.errno not in _OF_THE_DISK:
+            if not is_of_disk(error):
                 raise
         finally:
             aside.unlink(missing_ok=True)
@@ -103,6 +102,3 @@ class KeptArrays:
                 return
             file.unlink(missing_ok=True)
             self._held -= size
-
-
-_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.EIO}

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from ftkit.models.saving.write import Named
 
 _CONFIGS = ("config.json", "generation_config.json")
-_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-"""As safetensors and torch call the types of stored weights."""
 
 
 def save_tokenizer(tokenizer: Any, source: Source, folder: Path) -> None:
@@ -97,28 +95,26 @@ def of_other_types(folder: Path, dtype: "torch.dtype") -> list[str]:
     """
     from safetensors import safe_open
 
-    others, said = [], str(dtype).removeprefix("torch.")
+    from ftkit.models.sources.positions import DTYPES
+
+    others = []
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
-            kinds = {name: _DTYPES.get(file.get_slice(name).get_dtype(), said) for name in file.keys()}  # noqa: SIM118  # not a dictionary
-        others += [name for name, kind in kinds.items() if kind != said]
+            kinds = {name: DTYPES.get(file.get_slice(name).get_dtype(), dtype) for name in file.keys()}  # noqa: SIM118  # not a dictionary
+        others += [name for name, kind in kinds.items() if kind.is_floating_point and kind != dtype]
     return others
 
 
 def _first_dtype(source: Source) -> "torch.dtype | None":
-    import torch
     from safetensors import safe_open
 
+    from ftkit.models.sources.positions import DTYPES
     from ftkit.models.sources.stored import weight_paths
 
     file = next(weight_paths(source), None)
     if file is None:
         return None
     with safe_open(file, "pt") as tensors:
-        names = (
-            _DTYPES.get(part.get_dtype())
-            for part in map(tensors.get_slice, tensors.keys())
-            if len(part.get_shape()) > 1
-        )
-        name = next((name for name in names if name), None)
-    return getattr(torch, name) if name else None
+        matrices = (part for part in map(tensors.get_slice, tensors.keys()) if len(part.get_shape()) > 1)
+        dtypes = (DTYPES.get(matrix.get_dtype()) for matrix in matrices)
+        return next((dtype for dtype in dtypes if dtype is not None and dtype.is_floating_point), None)

@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 from ftkit.machine import hub
-from ftkit.machine.disk import cache_folder, write_rate
+from ftkit.machine.disk import cache_folder, existing_folder, write_rate
 from ftkit.machine.doctor.finding import Finding, missing, ok, problem
 from ftkit.units import format_bytes
 
@@ -31,7 +31,7 @@ def _disk(name: str, folder: Path, *, is_blocking: bool = False) -> Finding:
     """Write a file of 32 MiB below the nearest folder that is there, and remove it."""
     cure = "free some space, or name another disk with " + ("--output" if is_blocking else "FTKIT_CACHE")
     try:
-        there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+        there = existing_folder(folder)
         rate = write_rate(there, _TRIAL_BYTES)
     except OSError as error:
         return problem(name, f"{folder} cannot be written: {error.strerror}", cure, is_blocking=is_blocking)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ftkit.errors import ConfigError, DeviceError
-from ftkit.machine.disk import CACHE_VARIABLE, UNFINISHED, cache_folder, replace_text
+from ftkit.machine.disk import CACHE_VARIABLE, UNFINISHED, cache_folder, existing_folder, replace_text
 from ftkit.machine.lock import if_free
 from ftkit.machine.sealed import SUFFIX, find_sealed, is_sound, seal
 from ftkit.units import format_bytes
@@ -158,7 +158,7 @@ def make_room(num_bytes: int, limit: int, keep: Sequence[Path]) -> list[Path]:
     """
     entries, removed = list_entries(), []
     held = sum(found.num_bytes for found in entries)
-    free = shutil.disk_usage(_existing(folder())).free
+    free = shutil.disk_usage(existing_folder(folder())).free
     for found in entries:
         if (held + num_bytes <= limit and num_bytes < free) or num_bytes > limit:
             break
@@ -190,7 +190,3 @@ def _look(path: Path) -> Found:
     about = read_about(path)
     held = sum(file.stat().st_size for file in path.iterdir())
     return Found(path, about, held, (path if about is None else path / ENTRY).stat().st_mtime)
-
-
-def _existing(path: Path) -> Path:
-    return next(place for place in (path, *path.parents) if place.exists())

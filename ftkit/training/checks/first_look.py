@@ -27,6 +27,7 @@ from ftkit.errors import (
     SeveralMistakesError,
 )
 from ftkit.machine.compilers import missing_compilers
+from ftkit.machine.disk import existing_folder
 from ftkit.machine.kept_arrays import kept_tokens
 from ftkit.machine.process import ProcessContext, first_decides
 from ftkit.machine.versions import check_versions
@@ -227,7 +228,7 @@ def check_disk(config: RunConfig, needed_bytes: int) -> None:
         DeviceError: naming what is needed and what is free.
     """
     folder = Path(config.output.folder or "runs")
-    free = shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.exists())).free
+    free = shutil.disk_usage(existing_folder(folder)).free
     if needed_bytes - written_bytes(folder) > free:
         raise DeviceError(
             f"the checkpoints and the result need {format_bytes(needed_bytes)}, and the disk of {folder} has "

@@ -22,7 +22,7 @@ from ftkit.config.paths import named_paths
 from ftkit.config.tree import DEMO, RunConfig
 from ftkit.engine.resolve import ResolvedRun
 from ftkit.errors import CheckpointError, ConfigError, DeviceError
-from ftkit.machine.disk import write_rate
+from ftkit.machine.disk import existing_folder, write_rate
 from ftkit.machine.memory import free_host_bytes
 from ftkit.machine.process import ProcessContext
 from ftkit.models.sources.adapters import base_of, find_adapter
@@ -61,7 +61,7 @@ def check_folder(config: RunConfig, *, is_resumed: bool) -> None:
     """
     folder = Path(config.output.folder or "runs")
     with _explained(folder):
-        tempfile.TemporaryFile(dir=next(place for place in (folder, *folder.parents) if place.exists())).close()
+        tempfile.TemporaryFile(dir=existing_folder(folder)).close()
     if config.output.folder is not None and not is_resumed:
         _check_inputs(config, folder)
     if config.output.folder is None or not (folder / RECORD).exists():

@@ -22,6 +22,7 @@ from ftkit.data.examples import Examples
 from ftkit.data.prepare import prepare_data
 from ftkit.errors import ConfigError
 from ftkit.machine.disk import replace_text
+from ftkit.machine.kept_arrays import kept_tokens
 from ftkit.machine.versions import versions
 from ftkit.models.logistic import PENALTIES, Linear, Problem, best
 from ftkit.models.sources.source import load_tokenizer, own_label_names, resolve_source
@@ -102,7 +103,8 @@ def _prepared(config: RunConfig) -> PreparedData:
     config = settle_start(config, source, tokenizer)
     keeps_head = config.task == "sequence-classification" and not config.model.new_head
     names = own_label_names(source) if keeps_head else None
-    return prepare_data(config.data, config.task, tokenizer, config.data_seed, names, may_lack_labels=True)
+    store = kept_tokens(config.cache)
+    return prepare_data(config.data, config.task, tokenizer, config.data_seed, names, may_lack_labels=True, store=store)
 
 
 def _texts(examples: Examples) -> list[str]:
