@@ -73,7 +73,7 @@ def data(  # one parameter is one flag
 
 @dataclass(frozen=True)
 class _Shown:
-    """What is shown of a dataset: one that is refused has findings alone.
+    """The parts of a dataset that are shown: of one that is refused the findings alone.
 
     Attributes:
         prepared: the splits.

@@ -1,4 +1,4 @@
-"""What a command says and refuses first, before it imports what takes seconds."""
+"""The first words and refusals of a command, before it imports what takes seconds."""
 
 import os
 from pathlib import Path

@@ -36,7 +36,7 @@ def is_there(name: str | Path) -> bool:
     """Return whether there is a file or folder; no file can have the name that a long text would be."""
     try:
         return Path(name).expanduser().exists()
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError):  # too long for a name, or `~somebody` who has no home here
         return False
 
 

@@ -15,7 +15,6 @@ from ftkit.errors import ConfigError
 from ftkit.inference.predict import Answered
 from ftkit.machine.disk import UNFINISHED
 
-FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
 Row = dict[str, Any]
 
 

@@ -44,7 +44,7 @@ class Gpu:
 
     @property
     def kernels(self) -> tuple[str, tuple[int, int]]:
-        """What torch chooses kernels by: cards that have it in common take the same step, if at other speeds."""
+        """Vendor and capability, by which torch chooses kernels: cards that share both take the same step."""
         return self.vendor, self.capability
 
     @property
@@ -55,11 +55,6 @@ class Gpu:
     @property
     def has_bf16(self) -> bool:
         """Whether it multiplies bf16 in hardware: Ampere and later, CDNA2 and later."""
-        return self.capability >= (8, 0)
-
-    @property
-    def has_flash_attention(self) -> bool:
-        """Whether torch's flash kernel runs on it (compute capability 8.0 and later)."""
         return self.capability >= (8, 0)
 
     def flops(self, precision: str) -> float:

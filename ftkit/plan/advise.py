@@ -31,7 +31,7 @@ class Knob:
 
 @dataclass(frozen=True)
 class Advice:
-    """What a run needs as it is, and with each change.
+    """The needs of a run as it is, and with each change.
 
     Attributes:
         present: the run as it is.

@@ -19,7 +19,7 @@ _LAYOUT = 1
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured.
+    """The figures of a machine that was measured.
 
     Attributes:
         date: the day, such as 2026-11-26.
@@ -37,7 +37,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Found:
-    """What there is of a calibration.
+    """The calibration of this machine, or the reason why an old one does not hold.
 
     Attributes:
         calibration: None where there is none that holds.

@@ -33,7 +33,7 @@ _LEVEL_WORDS: dict[Level, str] = {"cheap": "recompute what is cheap", "layer": "
 
 @dataclass(frozen=True)
 class Fitted:
-    """What was chosen.
+    """The settings that were chosen for a run to fit.
 
     Attributes:
         run: the run with it, resolved; a second start would not choose again.
@@ -49,7 +49,7 @@ class Fitted:
 
     @property
     def lines(self) -> tuple[str, str]:
-        """What was chosen, and what it costs."""
+        """The settings that were chosen, and the price of them, in words."""
         config, run = self.run.config, self.run
         levels = Counter(config.model.recompute.levels(self.num_layers))
         recomputing = [
@@ -165,7 +165,7 @@ def _others(config: RunConfig, options: Options, least: Candidate) -> Sequence[C
     choices += [{"method.name": name} for name in methods() if name != config.method.name]
     try:
         priced = options.price(least.config, choices, len(choices))
-    except ModelError:
+    except ModelError:  # the model goes with none of them, so there is nothing to name
         return []
     return [one for one in priced if one.has_room][:_NAMED]
 

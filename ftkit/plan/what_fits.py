@@ -43,8 +43,8 @@ def what_fits(
         methods: names.
         tapes: what was traced before, for other devices; None: each model begins anew.
 
-    Returns:
-        One for each pair, models first; of those that cannot be told, the reason.
+    Yields:
+        One for each pair, models first; where it cannot be told, the reason.
     """
     for model in models:
         traced = Tapes() if tapes is None else tapes

@@ -1,4 +1,4 @@
-"""What a plan rests on, in base units: kernels, types, what lives at the peak, and what would change it."""
+"""The grounds of a plan, in base units: kernels, types, the tensors at the peak, and changes that would lower it."""
 
 from typing import Any
 
@@ -75,7 +75,7 @@ class Knob(Record):
 
 
 class Explanation(Record):
-    """What a plan rests on."""
+    """The grounds of a plan."""
 
     batch: str
     """The micro-batch that is planned."""

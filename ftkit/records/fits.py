@@ -4,7 +4,7 @@ from ftkit.records.figures import Record
 
 
 class Fit(Record):
-    """What a table of models and methods says in one cell."""
+    """One cell of a table of models and methods."""
 
     model: str
     method: str

@@ -4,7 +4,7 @@ from ftkit.records.figures import Record
 
 
 class StreamPlan(Record):
-    """What a plan says of frozen layers that come to the device when they run."""
+    """The part of a plan on frozen layers that come to the device when they run."""
 
     place: str
     """Where they come from: `ram` or `disk`."""

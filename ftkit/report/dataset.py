@@ -39,7 +39,7 @@ class ShownText:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What is known of a dataset; of one that is refused its columns and what is wrong.
+    """A dataset as far as it is known: of one that is refused its columns and findings.
 
     Attributes:
         name: as it was named.

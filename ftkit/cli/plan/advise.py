@@ -1,4 +1,4 @@
-"""What does each knob cost and save from where a run is, and where is the wall of each axis? As lines of text."""
+"""The cost and the saving of each knob from where a run is, and the wall of each axis, as lines of text."""
 
 import json
 from typing import TYPE_CHECKING, Any

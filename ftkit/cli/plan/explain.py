@@ -1,4 +1,4 @@
-"""What does a plan rest on? Its explanation, as lines of text below the plan or as a key of its JSON."""
+"""The explanation of a plan, as lines of text below the plan or as a key of its JSON."""
 
 import json
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""Which cards and which models are known by name? The planner's tables as lines of text."""
+"""The cards and the models that are known by name: the tables of the planner as lines of text."""
 
 from ftkit.machine.hardware import gpus
 from ftkit.models.sources.known import hub_name, shapes, table_names

@@ -1,4 +1,4 @@
-"""Does it fit? One prediction as lines of text, and the changes that make it fit where it does not."""
+"""One prediction as lines of text, and the changes that make the run fit where it does not."""
 
 from typing import TYPE_CHECKING
 

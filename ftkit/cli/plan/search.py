@@ -1,4 +1,4 @@
-"""Which configuration is the fastest that fits? A search as lines of text."""
+"""The fastest configurations that fit, as lines of text."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What is the largest that fits? A solution as lines of text."""
+"""The largest value of an axis that fits, as lines of text."""
 
 import json
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""What fits on this card? The longest text of each model of the table with each method, as a table and as a page."""
+"""The longest text that fits on a card, for each model of the table and each method, as a table and as a page."""
 
 import json
 import sys

@@ -1,1 +1,1 @@
-"""What is on this machine, what of it works for training, and what to install or to set."""
+"""A look at this machine: the state of all that training needs, and what to install or to set."""

@@ -1,4 +1,4 @@
-"""Which devices does torch see, do its kernels run on them, and what of them is free?"""
+"""The devices that torch sees: whether its kernels run on them, and how much of their memory is free."""
 
 import re
 import shutil

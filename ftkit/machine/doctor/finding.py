@@ -5,7 +5,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """How something on this machine is."""
+    """The state of something on this machine."""
 
     OK = "ok"
     MISSING = "missing"

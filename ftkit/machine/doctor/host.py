@@ -1,4 +1,4 @@
-"""How many cores and how much memory has this process, and what of it may be shared or pinned?"""
+"""The cores and the memory that this process has, and how much of the memory may be shared or pinned."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""Are the libraries there, in the versions that ftkit was tested with?"""
+"""The libraries that ftkit needs, and whether their versions are those that ftkit was tested with."""
 
 import platform
 

@@ -1,4 +1,4 @@
-"""Is there what DeepSpeed's extensions and torch's compiled kernels are built with?"""
+"""The compilers that DeepSpeed's extensions and torch's kernels are built with."""
 
 import ctypes.util
 import re

@@ -24,7 +24,7 @@ from ftkit.models.saving import foreign
 from ftkit.models.saving.write import MAX_SHARD_BYTES, Kinds, Named, write_tensors
 
 _LAYER = re.compile(r".*?\.\d+\.")
-"""What the names of a layer begin with: all up to the first number."""
+"""The beginning of the names of a layer: all up to the first number."""
 _TOGETHER: tuple[Callable[[str], str], ...] = (
     lambda name: name,
     lambda name: match[0] if (match := _LAYER.match(name)) else name,

@@ -28,7 +28,7 @@ _LARGEST_HEADER = 100_000_000
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies in a file.
+    """The place of a tensor in a file.
 
     Attributes:
         dtype: of its numbers.

@@ -1,4 +1,4 @@
-"""How a layer comes while another one computes: by a thread on a CPU, by a stream of its own on CUDA."""
+"""Fetch a layer while another one computes: in a thread on a CPU, in a stream of its own on CUDA."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""What of a model is streamed, and where in a buffer each of a layer's tensors lies: shapes and bytes, no values."""
+"""The layers of a model that are streamed, and the place of each of their tensors in a buffer; values play no part."""
 
 from collections import Counter
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Where the weights of streamed layers come from: a disk, the host's memory, or nowhere, for plans."""
+"""Read the weights of streamed layers from a disk or from the host's memory; for plans, read nothing."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

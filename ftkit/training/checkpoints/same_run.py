@@ -129,7 +129,7 @@ def _completed(config: dict[str, Any]) -> dict[str, Any]:
     """Return what an earlier version has saved, with the keys that it did not know at their defaults."""
     try:
         return resumable_part(RunConfig.model_validate(config).model_dump(mode="json"))
-    except ValidationError:  # it had keys that there are no more, which are told by name
+    except ValidationError:  # it has keys that ftkit has given up; the comparison names them
         return config
 
 
