@@ -31,6 +31,10 @@ class Examples:
         """Return the text, or the two texts, of the row at a place."""
         return next(iterate(self.rows.slice(place, 1), *_PARTS))
 
+    def joined(self, place: int) -> str:
+        """Return the text of the row at a place; of a pair both, one below the other."""
+        return "\n".join(str(part) for part in self.texts(place))
+
     def where(self, place: int) -> str:
         """Return where the row at a place came from, such as `reviews.csv line 12`."""
         return where(self.rows, place)

@@ -13,18 +13,11 @@ from types import MappingProxyType
 
 import torch
 
+from ftkit.models.sources.positions import DTYPES
+
 MAX_SHARD_BYTES = 5 * 10**9
 """Of one file, as transformers writes them."""
-_TYPES = {
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float64: "F64",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+_TYPES = {dtype: name for name, dtype in DTYPES.items()}
 _FORMAT = MappingProxyType({"format": "pt"})
 _ALIGNMENT = 8
 """Bytes that the table ends at a multiple of, so that tensors can be mapped into memory."""

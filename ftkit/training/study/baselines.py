@@ -108,7 +108,7 @@ def _prepared(config: RunConfig) -> PreparedData:
 
 
 def _texts(examples: Examples) -> list[str]:
-    return ["\n".join(str(part) for part in examples.texts(place)) for place in range(len(examples))]
+    return [examples.joined(place) for place in range(len(examples))]
 
 
 def _constant(

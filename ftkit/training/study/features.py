@@ -125,7 +125,7 @@ def _pool(job: Job) -> Pool:
         torch.cat([features_of(split) for split in splits.values()]),
         np.concatenate([split.labels for split in splits.values()]),
         data.labels.names,
-        [_text(one, place) for one in examples for place in range(len(one))],
+        [one.joined(place) for one in examples for place in range(len(one))],
         [
             f"{name}: {one.where(place)}"
             for name, one in zip(splits, examples, strict=True)
@@ -141,10 +141,6 @@ def _groups(examples: Sequence[Examples]) -> NDArray[np.int64] | None:
         return None
     names = [str(value) for one in examples for value in one.rows["group"].to_pylist()]
     return np.unique(names, return_inverse=True)[1].astype(np.int64)
-
-
-def _text(examples: Examples, place: int) -> str:
-    return "\n".join(str(part) for part in examples.texts(place))
 
 
 def _contestant(
