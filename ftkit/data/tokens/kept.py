@@ -60,7 +60,8 @@ class KeptTokens:
             return make()
         digest = hashlib.sha256(f"{self._tokenizer} {form}".encode())
         for text in texts:
-            content = text.replace(self.mark, "\0").encode(errors="surrogatepass")
+            # Doubled, so that a text which holds the sign itself is not taken for one that holds the mark.
+            content = text.replace("\0", "\0\0").replace(self.mark, "\0\1").encode(errors="surrogatepass")
             digest.update(len(content).to_bytes(8, "little") + content)
         key = digest.hexdigest()[:32]
         known = self.store.get(key)

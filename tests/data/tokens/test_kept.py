@@ -91,3 +91,11 @@ def test_another_vocabulary_is_another_tokenizer(original):
     encode_texts(TEXTS, TextTokenizer.of(original, store=store), 8)
     encode_texts(TEXTS, TextTokenizer.of(other, store=store), 8)
     assert store.num_found == 0
+
+
+def test_a_text_with_the_sign_that_stands_for_the_letters_of_chance_is_another_text(original):
+    store = Store()
+    tokenizer = TextTokenizer.of(original, store=store)
+    for sign in (tokenizer.special.template_mark, "\0", "\0\1"):
+        tokenizer.ids([f"a film {sign}aaaa"])
+    assert store.num_found == 0
