@@ -1,4 +1,4 @@
-"""`ftkit cache`: what the cache of hidden states and of tokens holds, whether it is sound, and what of it should go."""
+"""`ftkit cache`: what the cache of hidden states, tokens and packed layers holds, what is sound, what should go."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ import click
 
 from ftkit.cli.options import user_errors
 from ftkit.errors import ConfigError, DeviceError
-from ftkit.machine.kept_arrays import KeptArrays
+from ftkit.machine.kept_files import KeptFiles
 from ftkit.machine.sealed import is_sound
 from ftkit.models.trunk import entries
 from ftkit.units import format_bytes
@@ -19,8 +19,8 @@ from ftkit.units import format_bytes
 def cache() -> None:
     """Show what frozen layers have computed and the next run finds; check it; remove it.
 
-    The folder is trunk/ in FTKIT_CACHE, by default in ~/.cache/ftkit; beside it is tokens/, which has no
-    entries by name.
+    The folder is trunk/ in FTKIT_CACHE, by default in ~/.cache/ftkit; beside it are tokens/ and packed/ (layers in
+    4 bits that are streamed), which have no entries by name.
     """
 
 
@@ -37,8 +37,8 @@ def list_(*, as_json: bool) -> None:
         for entry in found:
             click.echo(_line(entry))
         click.echo(f"{format_bytes(sum(entry.num_bytes for entry in found))} in {entries.folder()}")
-        tokens = _tokens()
-        click.echo(f"{format_bytes(tokens.num_bytes())} of tokens in {tokens.folder}")
+        for words, nameless in _nameless():
+            click.echo(f"{format_bytes(nameless.num_bytes())} of {words} in {nameless.folder}")
 
 
 @cache.command()
@@ -47,7 +47,8 @@ def verify(names: tuple[str, ...]) -> None:
     """Compare every file with its checksum; exits with 7 where one is damaged. NAMES: all entries when not named."""
     with user_errors():
         damaged = [shard for path in _paths(names) for shard in entries.damaged_shards(path)]
-        damaged += [] if names else [file for file in _tokens().files() if not is_sound(file)]
+        others = () if names else (file for _, nameless in _nameless() for file in nameless.files())
+        damaged += [file for file in others if not is_sound(file)]
         if damaged:
             more = f", and {len(damaged) - 1} more are not" if damaged[1:] else ""
             raise DeviceError(
@@ -59,7 +60,7 @@ def verify(names: tuple[str, ...]) -> None:
 
 @cache.command()
 @click.argument("names", nargs=-1)
-@click.option("--all", "takes_all", is_flag=True, help="Remove every entry, and all tokens.")
+@click.option("--all", "takes_all", is_flag=True, help="Remove every entry, all tokens and packed layers.")
 def remove(names: tuple[str, ...], *, takes_all: bool) -> None:
     """Remove entries by the first letters of their NAMES; a run that has one open goes on."""
     with user_errors():
@@ -67,8 +68,9 @@ def remove(names: tuple[str, ...], *, takes_all: bool) -> None:
             raise ConfigError("name the entries to remove, as `ftkit cache list` shows them, or give --all")
         paths = _paths(names)
         kept = [path for path in paths if not entries.remove_entry(path)]
-        for file in _tokens().files() if takes_all else ():
-            file.unlink(missing_ok=True)
+        for _, nameless in _nameless() if takes_all else ():
+            for file in nameless.files():
+                file.unlink(missing_ok=True)
         click.echo(f"removed {len(paths) - len(kept)} of {len(paths)} entries")
         if kept:
             raise DeviceError(f"a run is writing {kept[0].name}; remove it when that has ended")
@@ -79,8 +81,9 @@ def _paths(names: tuple[str, ...]) -> list[Path]:
     return [entries.find_entry(name) for name in names] or [found.path for found in entries.list_entries()]
 
 
-def _tokens() -> KeptArrays:
-    return KeptArrays("tokens", 0)
+def _nameless() -> list[tuple[str, KeptFiles]]:
+    """Return the folders of files without entries, with what they hold in words."""
+    return [("tokens", KeptFiles("tokens", 0)), ("packed layers", KeptFiles("packed", 0))]
 
 
 def _line(entry: entries.Found) -> str:

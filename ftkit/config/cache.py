@@ -18,8 +18,8 @@ class CacheConfig(Section):
     dtype: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
     """What is kept; `auto`: the precision of the run, which loses nothing; `int8` says how much it has lost."""
     limit: str = "20GiB"
-    """What the cache may hold of hidden states, and of tokens, such as `20GiB`; what was not used for longest makes
-    room."""
+    """What the cache may hold of hidden states, and of tokens, and of packed layers beside the run's own, such as
+    `20GiB`; what was not used for longest makes room."""
     tokens: bool = True
     """Keep the tokens of texts, so that the same texts are not tokenized again."""
 

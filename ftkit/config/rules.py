@@ -208,12 +208,6 @@ RULES = (
         lambda facts: facts.streams and facts.uses_dora,
     ),
     Rule(
-        "layers streamed in 4 bits",
-        "weights are packed when a model is loaded whole",
-        "choose method lora, or leave engine.stream_layers out",
-        lambda facts: facts.streams and facts.packs_weights,
-    ),
-    Rule(
         "layers streamed from RAM on a CPU",
         "there the device's memory is that same RAM",
         "choose engine.stream_layers=disk",

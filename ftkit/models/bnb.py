@@ -1,8 +1,8 @@
 """4-bit weights and 8-bit or paged AdamW; the only importer of bitsandbytes."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ from torch import nn
 from ftkit.config.training import OptimizerConfig
 from ftkit.errors import DependencyError, ModelError
 from ftkit.models import foreign
+from ftkit.models.left_out import left_out, mark, stand_in
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,33 @@ def packed_parameter(weight: torch.Tensor, packing: Packing, module: nn.Module) 
     """Return a weight of any shape in 4 bits.
 
     Args:
-        weight: on the device where it shall be packed, or on `meta`, where it is not packed yet.
+        weight: on the device where it shall be packed, or on `meta`, where it is not packed yet; a stand-in becomes one
+            for the packed weight.
         packing: how.
         module: gets the constants as `quant_state`, as the weight itself does.
     """
+    if left_out(weight) is not None:
+        return _packed_stand_in(weight, packing, module)
     new = _params_4bit(weight, packing, module)
+    # Moving to a device is what quantizes (bitsandbytes/nn/modules.py, Params4bit.to).
     return cast(nn.Parameter, new if weight.is_meta else new.to(weight.device))
+
+
+def packed_tensors(weight: torch.Tensor, like: Any) -> tuple[torch.Tensor, ...]:
+    """Return the packed values of a weight and its constants, in the order of `state_tensors`.
+
+    Args:
+        weight: contiguous, where it shall be packed.
+        like: a 4-bit weight, or the stand-in for one, which says how.
+    """
+    values, state = _library().functional.quantize_4bit(
+        weight,
+        blocksize=like.blocksize,
+        compress_statistics=like.compress_statistics,
+        quant_type=like.quant_type,
+        quant_storage=like.quant_storage,
+    )
+    return values, *state_tensors(state).values()
 
 
 def unpacked(packed: torch.Tensor, state: Any) -> torch.Tensor:
@@ -197,11 +219,33 @@ def state_tensors(state: Any) -> dict[str, torch.Tensor]:
     return found
 
 
+def least_bytes(weight: torch.Tensor) -> int:
+    """Return the bytes of a weight; of one that is to become 4-bit, half a byte for each number, without constants.
+
+    Args:
+        weight: with values, or on `meta`, where nothing is packed yet.
+    """
+    is_to_come = foreign.is_packed(weight) and weight.is_meta
+    return weight.numel() // 2 if is_to_come else weight.numel() * weight.itemsize
+
+
+def set_state_tensors(state: Any, tensors: Sequence[torch.Tensor]) -> None:
+    """Put other tensors in the place of the constants of a 4-bit weight.
+
+    Args:
+        state: of the weight; changed in place.
+        tensors: in the order of `state_tensors`.
+    """
+    for name, tensor in zip(state_tensors(state), tensors, strict=True):
+        owner = state.state2 if name.startswith("state2.") else state
+        setattr(owner, name.removeprefix("state2."), tensor)
+
+
 def _linear_4bit(module: nn.Module, packing: Packing) -> nn.Module:
     """Return the 4-bit twin of a linear layer; Conv1D holds its weight as [in, out] and is transposed."""
     library = _library()
     weight = cast(torch.Tensor, module.weight)
-    weight = weight.t().contiguous() if foreign.is_conv1d(module) else weight
+    weight = _transposed(weight) if foreign.is_conv1d(module) else weight
     num_outputs, num_inputs = weight.shape
     with torch.device("meta"):
         new: Any = library.nn.Linear4bit(
@@ -213,11 +257,35 @@ def _linear_4bit(module: nn.Module, packing: Packing) -> nn.Module:
             quant_type=packing.quant_type,
             quant_storage=packing.dtype,
         )
-    new.weight = _params_4bit(weight, packing, new)
+    new.weight = packed_parameter(weight, packing, new)
     new.bias = module.bias
     foreign.keep_layout(new)
-    # Moving to a device is what quantizes (bitsandbytes/nn/modules.py, Params4bit.to).
-    return cast(nn.Module, new if weight.is_meta else new.to(weight.device))
+    return cast(nn.Module, new)
+
+
+def _transposed(weight: torch.Tensor) -> torch.Tensor:
+    """Return a matrix the other way round, with memory of its own; a stand-in stays one."""
+    found = left_out(weight)
+    if found is None:
+        return weight.t().contiguous()
+    turned = weight.detach().t()
+    mark(turned, replace(found, is_transposed=True))
+    return turned
+
+
+def _packed_stand_in(weight: torch.Tensor, packing: Packing, module: nn.Module) -> nn.Parameter:
+    """Return a 4-bit weight with its constants, all of them stand-ins, for what is a stand-in of a whole weight."""
+    found = left_out(weight)
+    assert found is not None
+    whole = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
+    packed = pack_without_values(_params_4bit(whole, packing, module), whole)
+    state = cast(Any, packed).quant_state
+    constants = [stand_in(one.shape, one.dtype, weight.device) for one in state_tensors(state).values()]
+    set_state_tensors(state, constants)
+    new = _params_4bit(stand_in(packed.shape, packed.dtype, weight.device), packing, module)
+    new.quant_state, new.bnb_quantized = state, True
+    mark(new, found)
+    return cast(nn.Parameter, new)
 
 
 def _params_4bit(weight: torch.Tensor, packing: Packing, module: nn.Module) -> Any:

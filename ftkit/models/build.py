@@ -28,8 +28,9 @@ from ftkit.models.recompute import set_recompute
 from ftkit.models.sources.source import Source
 from ftkit.models.sources.start import Start
 from ftkit.models.sources.weights import Note, attention, auto_class, grow_tables, load_weights
-from ftkit.models.streaming.layout import leave_out, names_to_stream
-from ftkit.models.streaming.sources import NoValues, open_layers
+from ftkit.models.streaming.layout import layout_of, leave_out, names_to_stream
+from ftkit.models.streaming.sources import NoValues, layers_from
+from ftkit.models.streaming.stored import open_weights
 from ftkit.models.streaming.stream import attach
 
 _LISTED = 3
@@ -65,11 +66,14 @@ def build_model(
     streams = config.engine.stream_layers != "none"
     left = names_to_stream(build_bare_model(config, architecture, dtype)) if streams else ()
     model, start = load_weights(config, source, architecture, dtype, note, (*without, *left))
-    layout = leave_out(model) if streams else None
-    opened = None if layout is None else open_layers(config.engine.stream_layers, source, model, layout, note)
+    stored = None
+    if streams:
+        leave_out(model)
+        stored = open_weights(source, model)
     model = prepare_model(config, model, dtype, start)
-    if layout is not None and opened is not None:
-        attach(model, layout, opened)
+    if stored is not None:
+        layout = layout_of(model)
+        attach(model, layout, layers_from(config.engine.stream_layers, stored, layout, config.cache.limit_bytes, note))
     for line in weight_lines(model):
         note(line)
     return model
@@ -90,12 +94,14 @@ def build_empty_model(config: RunConfig, architecture: Any, dtype: torch.dtype) 
         ModelError: there is no such model for the task, or the method does not fit it.
     """
     model = build_bare_model(config, architecture, dtype)
-    layout = leave_out(model) if config.engine.stream_layers != "none" else None
+    streams = config.engine.stream_layers != "none"
+    if streams:
+        leave_out(model)
     with torch.device("meta"):
         start = Start(head=find_head(model, ()), rows=grow_tables(model, config.model))
         model = prepare_model(config, model, dtype, start)
-    if layout is not None:
-        attach(model, layout, NoValues())
+    if streams:
+        attach(model, layout_of(model), NoValues())
     return model
 
 
@@ -171,7 +177,7 @@ def weight_lines(model: nn.Module) -> Iterator[str]:
         model: what `prepare_model` returned.
     """
     weights = [(name, one) for name, one in model.named_parameters() if not one.requires_grad]
-    packed = sum(_num_elements(one) for _, one in weights if foreign.is_packed(one))
+    packed = sum(num_weights(one) for _, one in weights if foreign.is_packed(one))
     if packed:
         whole: Counter[str] = Counter()
         for name, one in weights:
@@ -261,10 +267,10 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def count_parameters(model: nn.Module) -> int:
     """Return the number of weights, those packed in 4 bits counted one by one."""
-    return sum(_num_elements(parameter) for parameter in model.parameters())
+    return sum(num_weights(parameter) for parameter in model.parameters())
 
 
-def _num_elements(parameter: nn.Parameter) -> int:
-    if foreign.is_packed(parameter) and not parameter.is_meta:  # there it is not packed yet
-        return parameter.numel() * parameter.element_size() * 2
-    return whole_numel(parameter)
+def num_weights(parameter: nn.Parameter) -> int:
+    """Return the numbers that a weight stands for: packed or not, partitioned or not, streamed or not."""
+    state = getattr(parameter, "quant_state", None)  # on `meta` a weight has none, and is not packed yet
+    return whole_numel(parameter) if state is None else int(state.shape.numel())

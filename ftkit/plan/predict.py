@@ -190,7 +190,7 @@ def _by_formula(case: Case, error: UntraceableModelError) -> AnyPrediction:
     parts = formula.breakdown(case.run.config, architecture, shape.batch, shape.length, dtype.itemsize, weights)
     if streamed is not None:
         parts = parts.model_copy(update={"parameter_bytes": streamed.resident_bytes})
-        counts = replace(counts, load_bytes=counts.load_bytes - streamed.num_bytes)
+        counts = replace(counts, load_bytes=counts.load_bytes - streamed.left_bytes)
     note = f"by formula (Korthikanti et al. 2022): {error}"
     memory = device_of(case, counts).of_parts(parts)
     return by_formula(_memory_prediction(case, counts, memory, Basis.FORMULA, note))

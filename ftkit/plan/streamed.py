@@ -30,7 +30,9 @@ class Streamed:
         layer_bytes: of each layer.
         window_bytes: of all buffers.
         resident_bytes: of the window and of the weights that stay on the device.
-        staging_bytes: of the largest weight, which passes through the host's memory on its way from a disk to a GPU.
+        staging_bytes: of the largest weight, which passes through the host's memory on its way from a disk to a GPU; of
+            the largest layer where it is packed.
+        left_bytes: of all streamed weights in the type that the run computes in: what is not loaded.
         lowest: the lowest layer that a backward passes through; None: none.
     """
 
@@ -39,6 +41,7 @@ class Streamed:
     window_bytes: int
     resident_bytes: int
     staging_bytes: int
+    left_bytes: int
     lowest: int | None
 
     @classmethod
@@ -58,13 +61,14 @@ class Streamed:
         stream, resident = stream_of(model), resident_bytes(model)
         assert stream is not None
         assert resident is not None
-        slots = [slot for layer in stream.layout.layers for slot in layer]
+        layout, place = stream.layout, config.engine.stream_layers
         return cls(
-            config.engine.stream_layers,
-            tuple(sum(slot.num_bytes for slot in layer) for layer in stream.layout.layers),
-            stream.layout.window_bytes,
+            place,
+            tuple(map(layout.bytes_of, range(len(layout.layers)))),
+            layout.window_bytes,
             resident,
-            max((slot.num_bytes for slot in slots), default=0),
+            layout.buffer_bytes if layout.is_packed else max(slot.num_bytes for slot in layout.slots),
+            sum(slot.whole_bytes for slot in layout.slots),
             first_trained_layer(model),
         )
 
@@ -136,6 +140,6 @@ def rank_of(case: Case, tape: Tape, streamed: Streamed | None) -> tuple[Counts, 
         tape: of the step.
         streamed: its layers that are streamed; None: none.
     """
-    counts = Counts.of(tape.weights, case.run.dtype, streamed.num_bytes if streamed else 0)
+    counts = Counts.of(tape.weights, case.run.dtype, streamed.left_bytes if streamed else 0)
     share = share_out(tape, case.run, counts.trainable)
     return counts, streamed.on_host(share, case.target.device_type) if streamed else share

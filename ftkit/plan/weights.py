@@ -3,7 +3,7 @@
 from typing import Any
 
 from ftkit.engine.resolve import ResolvedRun
-from ftkit.models import foreign
+from ftkit.models.bnb import least_bytes
 from ftkit.models.build import build_empty_model
 from ftkit.models.streaming.stream import resident_bytes
 from ftkit.plan.target import Target
@@ -31,10 +31,7 @@ def least_weight_bytes(run: ResolvedRun, architecture: Any) -> int:
     if resident is not None:
         return resident
     # `parameters` yields tied weights once.
-    whole = sum(
-        weight.numel() // 2 if foreign.is_packed(weight) else weight.numel() * weight.itemsize
-        for weight in model.parameters()
-    )
+    whole = sum(map(least_bytes, model.parameters()))
     return whole // run.devices.world_size if run.partitions_weights else whole
 
 

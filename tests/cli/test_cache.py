@@ -49,7 +49,7 @@ def test_a_damaged_file_is_named_and_the_exit_code_says_so(cache):
 
 
 def test_a_damaged_file_of_tokens_is_named(cache):
-    (file,) = KeptArrays("tokens", 2**20).files()
+    (file,) = KeptArrays("tokens", 2**20).kept.files()
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     done = run("verify")
     assert done.exit_code == 7
@@ -62,4 +62,4 @@ def test_what_is_named_is_removed_and_all_only_when_asked(cache):
     assert [found.path.name for found in entries.list_entries()] == ["xyz"]
     assert run("remove", "--all").exit_code == 0
     assert entries.list_entries() == []
-    assert KeptArrays("tokens", 2**20).files() == []
+    assert KeptArrays("tokens", 2**20).kept.files() == []

@@ -24,7 +24,7 @@ def test_what_was_kept_is_found_by_another_process_too(kept):
     for name, array in ARRAYS.items():
         assert found[name].dtype == array.dtype
         assert (found[name] == array).all()
-    assert kept.num_bytes() > sum(array.nbytes for array in ARRAYS.values())
+    assert kept.kept.num_bytes() > sum(array.nbytes for array in ARRAYS.values())
 
 
 @pytest.mark.parametrize(
@@ -34,16 +34,16 @@ def test_what_was_kept_is_found_by_another_process_too(kept):
 )
 def test_a_damaged_file_is_as_none_and_goes(damage, kept):
     kept.put("ab12", ARRAYS)
-    (file,) = kept.files()
+    (file,) = kept.kept.files()
     file.write_bytes(damage(file.read_bytes()))
     assert kept.get("ab12") is None
-    assert kept.files() == []
+    assert kept.kept.files() == []
 
 
 def test_what_was_not_used_for_longest_makes_room(kept):
     for moment, key in enumerate(("aa1", "bb2")):  # of 4,8 kB each
         kept.put(key, ARRAYS)
-        (file,) = (file for file in kept.files() if file.name.startswith(key))
+        (file,) = (file for file in kept.kept.files() if file.name.startswith(key))
         os.utime(file, (moment, moment))
     kept.get("aa1")
     kept.put("cc3", ARRAYS)

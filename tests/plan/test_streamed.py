@@ -7,9 +7,10 @@ import pytest
 from ftkit.config.tree import RunConfig
 from ftkit.data.batching import Shape
 from ftkit.engine.resolve import resolve
+from ftkit.machine.disk import CACHE_VARIABLE
 from ftkit.models.build import build_model
 from ftkit.models.methods.full import Full
-from ftkit.models.methods.lora import Lora
+from ftkit.models.methods.lora import Lora, Qlora
 from ftkit.models.sources.source import load_config, resolve_source
 from ftkit.models.streaming.stream import stream_of
 from ftkit.plan.case import Case
@@ -45,10 +46,13 @@ def run_config(name, method, place="disk"):
 
 @pytest.mark.parametrize(
     ("method", "precision", "num_first"),
-    [(Lora(), "fp32", 2), (Lora(top_layers=2), "bf16", 1)],
-    ids=("lora", "lora in the two top layers"),
+    [(Lora(), "fp32", 2), (Lora(top_layers=2), "bf16", 1), (Qlora(), "bf16", 2)],
+    ids=("lora", "lora in the two top layers", "qlora"),
 )
-def test_a_plan_counts_what_lives_in_a_real_streamed_step_and_what_comes(folder, method, precision, num_first):
+def test_a_plan_counts_what_lives_in_a_real_streamed_step_and_what_comes(
+    folder, method, precision, num_first, tmp_path, monkeypatch
+):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))  # where layers are packed
     target, dtype = find_target("cpu"), models.DTYPES[precision]
     run = resolve(run_config(folder, method), target.devices)
     source = resolve_source(run.config.model, run.config.task)
@@ -67,7 +71,7 @@ def test_a_plan_counts_what_lives_in_a_real_streamed_step_and_what_comes(folder,
     generations = [buffer.generation for buffer in stream.window._buffers]
     num_filled = sum(generations) - num_first
     step_bytes = streamed.plan(target, SIZES.num_micro_batches).step_bytes
-    assert NUM_STEPS * step_bytes == num_filled * stream.layout.streamed_bytes // NUM_LAYERS
+    assert NUM_STEPS * step_bytes == num_filled * stream.layout.bytes_of(0)
 
 
 def test_few_layers_stand_for_many_and_the_window_does_not_grow_with_their_number():

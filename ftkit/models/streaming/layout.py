@@ -1,16 +1,17 @@
 """The layers of a model that are streamed, and the place of each of their tensors in a buffer; values play no part."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from ftkit.errors import ModelError
-from ftkit.models import foreign
+from ftkit.models import bnb, foreign
 from ftkit.models.layers import transformer_layers
+from ftkit.models.left_out import LeftOut, left_out, mark, stand_in
 
 NUM_BUFFERS = 2
 """One layer computes while the next one comes."""
@@ -19,20 +20,60 @@ _ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
-class Slot:
-    """The place of a frozen weight in a buffer.
+class Part:
+    """The place of a tensor in a buffer.
 
     Attributes:
-        name: of the weight in the transformers model, before a method changes it.
-        owner: the module that has the weight.
-        own: the name of the weight in it.
+        name: of a constant of a 4-bit weight; empty for the weight itself.
+        dtype: of its numbers.
+        shape: of the tensor.
         offset: bytes from the start of the buffer.
     """
 
     name: str
+    dtype: torch.dtype
+    shape: torch.Size
+    offset: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the tensor takes."""
+        return self.shape.numel() * self.dtype.itemsize
+
+    @property
+    def end(self) -> int:
+        """Bytes from the start of the buffer to where the next tensor may begin."""
+        return self.offset + -(-self.num_bytes // _ALIGNMENT) * _ALIGNMENT
+
+    def view(self, buffer: torch.Tensor) -> torch.Tensor:
+        """Return the tensor's part of a buffer, in its type and shape.
+
+        Args:
+            buffer: uint8, one dimension.
+        """
+        return buffer[self.offset : self.offset + self.num_bytes].view(self.dtype).view(self.shape)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of a frozen weight in a buffer.
+
+    Attributes:
+        left_out: what it is.
+        owner: the module that has the weight.
+        own: the name of the weight in it.
+        parts: the weight, and the constants of one in 4 bits.
+    """
+
+    left_out: LeftOut
     owner: nn.Module
     own: str
-    offset: int
+    parts: tuple[Part, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of the weight in the transformers model, before a method changes it."""
+        return self.left_out.name
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -40,18 +81,46 @@ class Slot:
         return cast(nn.Parameter, getattr(self.owner, self.own))
 
     @property
+    def is_packed(self) -> bool:
+        """Whether the weight is in 4 bits."""
+        return len(self.parts) > 1
+
+    @property
     def num_bytes(self) -> int:
         """Bytes that the weight takes."""
-        return self.parameter.numel() * self.parameter.itemsize
+        return sum(part.num_bytes for part in self.parts)
 
-    def view(self, buffer: torch.Tensor) -> torch.Tensor:
-        """Return the weight's part of a buffer, in its type and shape.
+    @property
+    def whole_bytes(self) -> int:
+        """Bytes that the weight takes in the type that it computes in, before it is packed."""
+        state = getattr(self.parameter, "quant_state", None)
+        return self.num_bytes if state is None else state.shape.numel() * state.dtype.itemsize
+
+    def views(self, buffer: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the parts of a buffer that the weight and its constants lie in."""
+        return tuple(part.view(buffer) for part in self.parts)
+
+    def show(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Let the weight and its constants be some tensors."""
+        weight: Any = self.parameter
+        weight.data = tensors[0]
+        if self.is_packed:
+            bnb.set_state_tensors(weight.quant_state, tensors[1:])
+
+    def write(self, stored: torch.Tensor, buffer: torch.Tensor) -> None:
+        """Write a weight into its part of a buffer on the CPU, packed where it is in 4 bits.
 
         Args:
+            stored: the whole weight as its file holds it.
             buffer: uint8, one dimension.
         """
-        part = buffer[self.offset : self.offset + self.num_bytes]
-        return part.view(self.parameter.dtype).view(self.parameter.shape)
+        state = getattr(self.parameter, "quant_state", None)
+        made: tuple[torch.Tensor, ...] = (stored,)
+        if state is not None:
+            turned = stored.t() if self.left_out.is_transposed else stored
+            made = bnb.packed_tensors(turned.to(state.dtype).contiguous(), self.parameter)
+        for part, tensor in zip(self.parts, made, strict=True):
+            part.view(buffer).copy_(tensor)
 
 
 @dataclass(frozen=True)
@@ -67,9 +136,14 @@ class Layout:
     num_buffers: int = NUM_BUFFERS
 
     @property
+    def slots(self) -> Iterator[Slot]:
+        """All weights."""
+        return (slot for layer in self.layers for slot in layer)
+
+    @property
     def buffer_bytes(self) -> int:
         """Bytes of a buffer: those of the largest layer."""
-        return max(map(_end, self.layers))
+        return max(map(self.bytes_of, range(len(self.layers))))
 
     @property
     def window_bytes(self) -> int:
@@ -79,61 +153,83 @@ class Layout:
     @property
     def streamed_bytes(self) -> int:
         """Bytes of all weights that are streamed: what is read in a pass over the layers."""
-        return sum(slot.num_bytes for layer in self.layers for slot in layer)
+        return sum(slot.num_bytes for slot in self.slots)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether some of the weights are in 4 bits, which their files do not hold."""
+        return any(slot.is_packed for slot in self.slots)
+
+    def bytes_of(self, layer: int) -> int:
+        """Return the bytes of a buffer that a layer takes."""
+        slots = self.layers[layer]
+        return slots[-1].parts[-1].end if slots else 0
 
 
-def leave_out(model: nn.Module) -> Layout:
+def leave_out(model: nn.Module) -> None:
     """Put a stand-in in the place of each weight of a model's layers.
 
     Args:
         model: a transformers model whose layers' weights are on `meta`, before a method changes it; changed in place.
 
-    Returns:
-        What is to be streamed.
-
     Raises:
         ModelError: the model has no layers with weights of their own, or they cannot recompute.
     """
     kind = type(model).__name__
-    if not names_to_stream(model):
+    names = names_to_stream(model)
+    if not names:
         raise ModelError(f"{kind} has no list of layers with weights of their own; leave engine.stream_layers out")
     if not foreign.checkpointing_layers(model):
         raise ModelError(f"{kind} cannot recompute its layers, as streamed ones do; leave engine.stream_layers out")
     # Where the other weights are; on `meta` for a model that is only planned.
     device = next((one.device for one in model.parameters() if not one.is_meta), torch.device("meta"))
-    layers = tuple(tuple(_slots(model, names, device)) for names in _names(model))
+    for name in names:
+        owner, _, own = name.rpartition(".")
+        weight = model.get_submodule(owner).get_parameter(own)
+        new = nn.Parameter(stand_in(weight.shape, weight.dtype, device), requires_grad=False)
+        mark(new, LeftOut(name))
+        model.get_submodule(owner).register_parameter(own, new)
+
+
+def layout_of(model: nn.Module) -> Layout:
+    """Return the place of each weight that was left out.
+
+    Args:
+        model: prepared for its method, after `leave_out`.
+    """
+    found = transformer_layers(model)
+    assert found is not None
+    layers = tuple(tuple(_slots(layer)) for layer in found[1])
     return Layout(layers, min(NUM_BUFFERS, len(layers)))
 
 
 def names_to_stream(model: nn.Module) -> list[str]:
-    """Return the names of the weights of a model's layers that `leave_out` would leave out."""
-    return [name for layer in _names(model) for name in layer]
-
-
-def _names(model: nn.Module) -> Iterator[list[str]]:
-    """Yield the names of the weights of each layer; what is shared with another module stays."""
+    """Return the names of the weights of a model's layers that `leave_out` leaves out; what is shared stays."""
     found = transformer_layers(model)
     if found is None:
-        return
+        return []
     owners = Counter(id(one) for _, one in model.named_parameters(remove_duplicate=False))
     prefix, layers = found
-    for number, layer in enumerate(layers):
-        yield [f"{prefix}.{number}.{name}" for name, one in layer.named_parameters() if owners[id(one)] == 1]
+    return [f"{prefix}.{name}" for name, one in layers.named_parameters() if owners[id(one)] == 1]
 
 
-def _slots(model: nn.Module, names: list[str], device: torch.device) -> Iterator[Slot]:
-    offset = 0
-    for name in names:
-        owner, _, own = name.rpartition(".")
-        module = model.get_submodule(owner)
-        weight = module.get_parameter(own)
-        # One number in the shape of the weight, so that whoever asks for shape or type is answered.
-        stand_in = torch.empty((), dtype=weight.dtype, device=device).expand(weight.shape)
-        module.register_parameter(own, nn.Parameter(stand_in, requires_grad=False))
-        slot = Slot(name, module, own, offset)
-        yield slot
-        offset += -(-slot.num_bytes // _ALIGNMENT) * _ALIGNMENT
+def _slots(layer: nn.Module) -> Iterator[Slot]:
+    """Yield the weights of a layer that were left out, one behind the other."""
+    end = 0
+    for module in layer.modules():
+        for own, weight in module.named_parameters(recurse=False):
+            mark_of = left_out(weight)
+            if mark_of is not None:
+                parts = tuple(_parts(weight, end))
+                end = parts[-1].end
+                yield Slot(mark_of, module, own, parts)
 
 
-def _end(layer: tuple[Slot, ...]) -> int:
-    return layer[-1].offset + -(-layer[-1].num_bytes // _ALIGNMENT) * _ALIGNMENT if layer else 0
+def _parts(weight: torch.Tensor, offset: int) -> Iterator[Part]:
+    """Yield the places of a weight and of its constants."""
+    state = getattr(weight, "quant_state", None)
+    tensors = {"": weight} | ({} if state is None else bnb.state_tensors(state))
+    for name, one in tensors.items():
+        part = Part(name, one.dtype, one.shape, offset)
+        offset = part.end
+        yield part

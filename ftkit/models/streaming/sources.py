@@ -1,37 +1,45 @@
-"""Read the weights of streamed layers from a disk or from the host's memory; for plans, read nothing."""
+"""Where the weights of streamed layers come from: a disk or the host's memory; for plans, from nowhere."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from itertools import accumulate
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError
-from torch import nn
 
-from ftkit.errors import ModelError
-from ftkit.models.sources.positions import PositionFile
-from ftkit.models.sources.source import Source, explained_loading
-from ftkit.models.sources.stored import names_in_files, weight_paths
+from ftkit.models.streaming.images import image_of
+from ftkit.models.streaming.kept import KeptLayers
 from ftkit.models.streaming.layout import Layout, Slot
+from ftkit.models.streaming.stored import StoredWeights
+from ftkit.units import format_bytes
+
+_PINNED_BYTES = 64 * 2**20
+"""Of one block: torch's allocator of pinned memory rounds each up to a power of two, layers by up to as much again."""
 
 
 class LayerSource(Protocol):
     """Gives the weights of a layer."""
 
-    def read_into(self, layer: Sequence[Slot], tensors: Sequence[torch.Tensor]) -> None:
+    def read_into(self, layer: int, memory: torch.Tensor) -> None:
         """Write the weights of a layer into a buffer; called by one thread at a time, not always the same.
 
         Args:
-            layer: what to read.
-            tensors: the parts of the buffer for it, one for each slot, on the device.
+            layer: its number.
+            memory: uint8, the buffer, on the device.
         """
+
+    def read(self, slot: Slot) -> tuple[torch.Tensor, ...]:
+        """Return a weight, and the constants of one in 4 bits, on the CPU as they compute."""
 
 
 class NoValues:
     """Gives nothing: tensors of a plan have no values."""
 
-    def read_into(self, layer: Sequence[Slot], tensors: Sequence[torch.Tensor]) -> None:
+    def read_into(self, layer: int, memory: torch.Tensor) -> None:
         """Do nothing."""
+
+    def read(self, slot: Slot) -> tuple[torch.Tensor, ...]:
+        """Return what the weight has instead of values."""
+        raise NotImplementedError(slot.name)
 
 
 class StoredLayers:
@@ -41,14 +49,14 @@ class StoredLayers:
     through a tensor of the host's memory; `staging_bytes` is its size once it is there.
     """
 
-    def __init__(self, files: Mapping[str, PositionFile], names: Mapping[str, str]) -> None:
+    def __init__(self, stored: StoredWeights, layout: Layout) -> None:
         """Read from open files.
 
         Args:
-            files: the open files by the names of their tensors.
-            names: of the tensors in these files, by their names in the model.
+            stored: the files.
+            layout: what is streamed, none of it in 4 bits.
         """
-        self._files, self._names = files, names
+        self._stored, self._layout = stored, layout
         self._staging = torch.empty(0, dtype=torch.uint8)
 
     @property
@@ -56,115 +64,123 @@ class StoredLayers:
         """Bytes of host memory that the source keeps for itself."""
         return self._staging.numel()
 
-    def read_into(self, layer: Sequence[Slot], tensors: Sequence[torch.Tensor]) -> None:
+    def read_into(self, layer: int, memory: torch.Tensor) -> None:
         """Read the weights of a layer, all of which the system is told of first."""
-        with _explained_reading():
-            for slot in layer:
-                self._file(slot).expect(self._names[slot.name])
-            for slot, tensor in zip(layer, tensors, strict=True):
-                self._read(slot, tensor)
+        slots = self._layout.layers[layer]
+        self._stored.expect([slot.name for slot in slots])
+        for slot in slots:
+            (tensor,) = slot.views(memory)
+            self._read(slot.name, tensor)
 
-    def read(self, slot: Slot) -> torch.Tensor:
+    def read(self, slot: Slot) -> tuple[torch.Tensor, ...]:
         """Return one weight on the CPU, in the type that the run computes in."""
-        with _explained_reading():
-            return self._file(slot).read(self._names[slot.name]).to(slot.parameter.dtype)
+        return (self._stored.read(slot.name).to(slot.parts[0].dtype),)
 
-    def stored_dtypes(self, layout: Layout) -> set[torch.dtype]:
-        """Return the types that the weights of some layers are stored in."""
-        return {self._file(slot).places[self._names[slot.name]].dtype for layer in layout.layers for slot in layer}
-
-    def _file(self, slot: Slot) -> PositionFile:
-        return self._files[self._names[slot.name]]
-
-    def _read(self, slot: Slot, tensor: torch.Tensor) -> None:
-        file, name = self._file(slot), self._names[slot.name]
-        place = file.places[name]
+    def _read(self, name: str, tensor: torch.Tensor) -> None:
+        place = self._stored.place(name)
         if tensor.device.type == "cpu" and tensor.dtype == place.dtype:
-            file.read_into(name, tensor)
+            self._stored.read_into(name, tensor)
             return
         if self._staging.numel() < place.num_bytes:
             self._staging = torch.empty(place.num_bytes, dtype=torch.uint8)
         staged = self._staging[: place.num_bytes].view(place.dtype)
-        file.read_into(name, staged)
+        self._stored.read_into(name, staged)
         tensor.copy_(staged.view(place.shape))
 
 
 class HostLayers:
     """Keeps the weights of all layers in the host's memory, pinned where the system allows it."""
 
-    def __init__(self, source: StoredLayers, layout: Layout) -> None:
-        """Read all layers once, one at a time."""
-        self._weights = {slot.name: _pinned(source.read(slot)) for layer in layout.layers for slot in layer}
-        self._stored = source
+    def __init__(self, stored: StoredWeights, layout: Layout) -> None:
+        """Read all layers once, one at a time, and pack those that are in 4 bits.
+
+        Args:
+            stored: the files.
+            layout: what is streamed.
+        """
+        self._layout = layout
+        sizes = [layout.bytes_of(layer) for layer in range(len(layout.layers))]
+        self._starts = [0, *accumulate(sizes)]
+        self._blocks = [_pinned(size) for size in _block_sizes(sum(sizes))]
+        for layer in range(len(sizes)):
+            image, place = image_of(layout, layer, stored), 0
+            for piece in self._pieces(layer):
+                piece.copy_(image[place : place + len(piece)])
+                place += len(piece)
 
     @property
     def is_pinned(self) -> bool:
         """Whether copies run beside the computation: those out of pageable memory do not."""
-        return all(one.is_pinned() for one in self._weights.values())
+        return all(one.is_pinned() for one in self._blocks)
 
-    def read_into(self, layer: Sequence[Slot], tensors: Sequence[torch.Tensor]) -> None:
+    def read_into(self, layer: int, memory: torch.Tensor) -> None:
         """Begin to copy the weights of a layer to the device."""
-        for slot, tensor in zip(layer, tensors, strict=True):
-            tensor.copy_(self._weights[slot.name], non_blocking=True)
+        place = 0
+        for piece in self._pieces(layer):
+            memory[place : place + len(piece)].copy_(piece, non_blocking=True)
+            place += len(piece)
 
-    def read(self, slot: Slot) -> torch.Tensor:
+    def read(self, slot: Slot) -> tuple[torch.Tensor, ...]:
         """Return one weight on the CPU."""
-        return self._weights[slot.name]
+        layer = next(number for number, slots in enumerate(self._layout.layers) if slot in slots)
+        return slot.views(torch.cat(list(self._pieces(layer))))
+
+    def _pieces(self, layer: int) -> Iterator[torch.Tensor]:
+        """Yield the parts of blocks that a layer lies in, in their order."""
+        begin, end = self._starts[layer], self._starts[layer + 1]
+        while begin < end:
+            block, place = divmod(begin, _PINNED_BYTES)
+            piece = self._blocks[block][place : place + end - begin]
+            yield piece
+            begin += len(piece)
 
 
-def open_layers(
-    place: str, source: Source, model: nn.Module, layout: Layout, note: Callable[[str], None]
-) -> StoredLayers | HostLayers:
-    """Open the safetensors of a model for its streamed layers.
+def layers_from(
+    place: str, stored: StoredWeights, layout: Layout, limit: int, note: Callable[[str], None]
+) -> LayerSource:
+    """Return what gives the streamed layers of a run.
 
     Args:
         place: `disk` or `ram`, where the weights are while the run goes on.
-        source: where the model is.
-        model: the transformers model, before a method changes it; what it calls its tensors.
+        stored: the safetensors of the model.
         layout: what is streamed of it.
+        limit: bytes that the cache may hold of packed layers beside these.
         note: told what the stream costs beside the copies.
 
-    Returns:
-        What reads them.
-
     Raises:
-        ModelError: the files are not there or damaged, or hold a weight in another form than the model does.
+        ModelError: a weight cannot be read.
+        DeviceError: packed layers cannot be written.
     """
-    with explained_loading(source, "weights"):
-        opened = [PositionFile(path) for path in weight_paths(source)]
-    files = {name: file for file in opened for name in file.places}
-    names = names_in_files(model, files)
-    for slot in (slot for layer in layout.layers for slot in layer):
-        shape = files[names[slot.name]].places[names[slot.name]].shape if slot.name in names else None
-        if shape != tuple(slot.parameter.shape):
-            found = "is not among them" if shape is None else f"has the shape {list(shape)} there"
-            raise ModelError(
-                f"the layers of {source.name} cannot be streamed: each weight is read as its files hold it, and "
-                f"{slot.name} of the shape {list(slot.parameter.shape)} {found}; leave engine.stream_layers out"
-            )
-    stored = StoredLayers(files, names)
-    converted = stored.stored_dtypes(layout) - {slot.parameter.dtype for layer in layout.layers for slot in layer}
-    if converted and place == "disk":
+    if place == "ram":
+        host = HostLayers(stored, layout)
+        if torch.cuda.is_available() and not host.is_pinned:
+            note("the system does not pin the host's memory, so computing waits for each layer that comes")
+        return host
+    if layout.is_packed:
+        kept = KeptLayers(stored, layout, limit)
+        note(
+            f"streamed layers in 4 bits, {format_bytes(kept.num_bytes)}, are read from {kept.folder}: {kept.num_made} "
+            f"of {len(layout.layers)} packed now"
+        )
+        return kept
+    converted = {stored.place(slot.name).dtype for slot in layout.slots} - {s.parts[0].dtype for s in layout.slots}
+    if converted:
         kinds = ", ".join(sorted(str(one).removeprefix("torch.") for one in converted))
         note(f"streamed layers are stored as {kinds} and computed in another type, so they are converted each time")
-    return HostLayers(stored, layout) if place == "ram" else stored
+    return StoredLayers(stored, layout)
 
 
-@contextmanager
-def _explained_reading() -> Iterator[None]:
-    """Turn an error of reading while a run goes on into a sentence."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"a layer cannot be read: {error}. The files of a model have to stay as they are while its layers are "
-            "streamed; put them back, and go on with the run (output.resume=auto)"
-        ) from error
+def _block_sizes(num_bytes: int) -> list[int]:
+    """Return the sizes of blocks that hold some bytes, of which the last alone is not full."""
+    full, rest = divmod(num_bytes, _PINNED_BYTES)
+    return [_PINNED_BYTES] * full + [rest] * bool(rest)
 
 
-def _pinned(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor in memory that the system does not page out; the tensor itself where it refuses that, as WSL."""
-    try:
-        return tensor.pin_memory()
-    except RuntimeError:
-        return tensor
+def _pinned(num_bytes: int) -> torch.Tensor:
+    """Return memory that the system does not page out; where it refuses that, as WSL, or has no GPU, ordinary one."""
+    if torch.cuda.is_available():
+        try:
+            return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+        except RuntimeError:
+            pass  # `layers_from` says so
+    return torch.empty(num_bytes, dtype=torch.uint8)

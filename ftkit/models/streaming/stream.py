@@ -13,9 +13,10 @@ from torch import nn
 
 from ftkit.errors import ModelError
 from ftkit.models import foreign
+from ftkit.models.bnb import least_bytes, state_tensors
 from ftkit.models.layers import first_trained_layer, transformer_layers
 from ftkit.models.recompute import recompute_all
-from ftkit.models.streaming.layout import Layout, Slot
+from ftkit.models.streaming.layout import Layout
 from ftkit.models.streaming.sources import LayerSource
 from ftkit.models.streaming.window import StaleWeightsError, Window
 
@@ -96,7 +97,7 @@ def attach(model: nn.Module, layout: Layout, source: LayerSource) -> LayerStream
     assert found is not None
     stream = LayerStream(layout, source)
     vars(found[1])[_STREAM] = stream
-    for slot in (slot for layer in layout.layers for slot in layer):
+    for slot in layout.slots:
         vars(slot.parameter)[_SLOT] = source, slot
     for number, layer in enumerate(found[1]):
         _hook(stream, number, layer, below_training=number < (first_trained_layer(model) or 0))
@@ -142,9 +143,8 @@ def resident_bytes(model: nn.Module) -> int | None:
     stream = stream_of(model)
     if stream is None:
         return None
-    streamed = {id(slot.parameter) for slot in _slots(stream.layout)}
-    stays = (one.numel() * one.itemsize for one in model.parameters() if id(one) not in streamed)
-    return stream.layout.window_bytes + sum(stays)
+    stays = (one for one in model.parameters() if not is_streamed(one))
+    return stream.layout.window_bytes + sum(map(least_bytes, stays))
 
 
 def is_streamed(tensor: torch.Tensor) -> bool:
@@ -158,19 +158,25 @@ def value_of(tensor: torch.Tensor) -> torch.Tensor:
     Args:
         tensor: a parameter or a buffer of a model.
     """
-    if not is_streamed(tensor):
-        return tensor
-    source, slot = vars(tensor)[_SLOT]
-    return cast(torch.Tensor, source.read(slot))
+    return values_of(tensor)[""]
 
 
-def _slots(layout: Layout) -> Iterator[Slot]:
-    return (slot for layer in layout.layers for slot in layer)
+def values_of(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the numbers of a weight, under an empty name, and the constants of one in 4 bits by their names.
+
+    Args:
+        tensor: a parameter or a buffer of a model; one that is streamed is read from where it comes from.
+    """
+    if is_streamed(tensor):
+        source, slot = vars(tensor)[_SLOT]
+        return dict(zip((part.name for part in slot.parts), source.read(slot), strict=True))
+    state = getattr(tensor, "quant_state", None)
+    return {"": tensor} | ({} if state is None else state_tensors(state))
 
 
 def _check_frozen(model: nn.Module, stream: LayerStream) -> None:
     """Refuse what a window cannot do: weights that train, and a backward through layers that do not recompute."""
-    trained = next((slot.name for slot in _slots(stream.layout) if slot.parameter.requires_grad), None)
+    trained = next((slot.name for slot in stream.layout.slots if slot.parameter.requires_grad), None)
     if trained is not None:
         raise ModelError(
             f"engine.stream_layers streams frozen weights, and {trained} is to train; choose method lora, or leave "

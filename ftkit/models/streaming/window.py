@@ -9,10 +9,13 @@ A frozen weight is a view of a buffer while its layer is in the window, and a st
 Whatever has kept a view of its own would read another layer's numbers once the buffer is used again: autograd's saved
 tensors where a layer does not recompute, or a product that keeps its weight out of autograd's sight, as bitsandbytes'
 MatMul4Bit does. Nothing would be seen but wrong gradients. So a buffer is used again only if nobody but the window
-holds it, and a backward asks at its end whether its layer has been in the same buffer all along.
+holds it, and a backward asks at its end whether its layer has been in the same buffer all along. The constants of a
+weight in 4 bits lie in the buffer beside it: they come and go with it, in the one state that all who multiply by the
+weight ask.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -62,7 +65,7 @@ class Window:
         self._buffers = [_buffer(layout.buffer_bytes, device) for _ in range(layout.num_buffers)]
         self._lane = lane_for(self._buffers[0].memory)
         self._nothing: dict[torch.dtype, torch.Tensor] = {}
-        for slot in (slot for layer in layout.layers for slot in layer):
+        for slot in layout.slots:
             self._stand_in(slot)
 
     @property
@@ -122,13 +125,8 @@ class Window:
                 "tensors that were computed with still hold it: a layer did not recompute, or a product keeps its "
                 "weight for the backward"
             )
-        slots, memory, source = self.layout.layers[layer], buffer.memory, self._source
-
-        def read() -> None:
-            source.read_into(slots, [slot.view(memory) for slot in slots])
-
         buffer.layer, buffer.generation = layer, buffer.generation + 1
-        buffer.wait = self._lane.begin(read)
+        buffer.wait = self._lane.begin(partial(self._source.read_into, layer, buffer.memory))
         return buffer
 
     def _show(self, buffer: _Buffer) -> None:
@@ -136,7 +134,7 @@ class Window:
         assert buffer.layer is not None
         if not buffer.is_shown:
             for slot in self.layout.layers[buffer.layer]:
-                slot.parameter.data = slot.view(buffer.memory)
+                slot.show(slot.views(buffer.memory))
             buffer.is_shown = True
 
     def _hide(self, buffer: _Buffer) -> None:
@@ -147,12 +145,12 @@ class Window:
         buffer.is_shown = False
 
     def _stand_in(self, slot: Slot) -> None:
-        """Let a weight be one number, which all of a type share."""
-        weight = slot.parameter
-        if weight.dtype not in self._nothing:
-            device = self._buffers[0].memory.device
-            self._nothing[weight.dtype] = torch.empty((), dtype=weight.dtype, device=device)
-        weight.data = self._nothing[weight.dtype].expand(weight.shape)
+        """Let a weight and its constants be one number each, which all of a type share."""
+        device = self._buffers[0].memory.device
+        for part in slot.parts:
+            if part.dtype not in self._nothing:
+                self._nothing[part.dtype] = torch.empty((), dtype=part.dtype, device=device)
+        slot.show([self._nothing[part.dtype].expand(part.shape) for part in slot.parts])
 
 
 def _buffer(num_bytes: int, device: torch.device) -> _Buffer:

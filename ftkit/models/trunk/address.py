@@ -16,9 +16,8 @@ from torch import nn
 
 from ftkit.data.arrays import TokenSplit
 from ftkit.data.batching import Padding
-from ftkit.models.bnb import hidden_tensors
 from ftkit.models.methods.lora import unwrapped
-from ftkit.models.streaming.stream import value_of
+from ftkit.models.streaming.stream import values_of
 from ftkit.models.trunk.cut import AROUND, Cut
 
 _FORMAT = 1
@@ -87,9 +86,7 @@ def digest_tokens(digest: Any, split: TokenSplit) -> None:
 
 def _tensors(model: nn.Module, cut: Cut) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the tensors of the modules below the cut, with their names in the model that adapters are around."""
-    constants = hidden_tensors(model)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if name.rpartition(".")[0] in cut.below:
-            own = {key: constant for key, constant in constants.items() if key.startswith(f"{name}.")}
-            for key, one in {name: value_of(tensor), **own}.items():
-                yield key.removeprefix(AROUND), one
+            for part, one in values_of(tensor).items():
+                yield f"{name}.{part}".removesuffix(".").removeprefix(AROUND), one

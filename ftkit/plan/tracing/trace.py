@@ -26,7 +26,7 @@ from ftkit.machine.hardware import Gpu
 from ftkit.machine.memory import quiet_collector
 from ftkit.machine.process import ProcessContext
 from ftkit.models import bnb
-from ftkit.models.build import build_empty_model, check_positions, set_training
+from ftkit.models.build import build_empty_model, check_positions, num_weights, set_training
 from ftkit.models.kernels.dropout import keep_masks
 from ftkit.models.kernels.lora_linear import make_plain
 from ftkit.models.kernels.seeded_attention import keep_scores
@@ -81,7 +81,7 @@ class MetaProcess(ProcessContext):
 
 
 def count_weights(model: nn.Module, layers: dict[str, int]) -> dict[int | None, tuple[int, int]]:
-    """Count the weights of a model on `meta`, where 4-bit ones are not packed yet.
+    """Count the weights of a model on `meta`.
 
     Args:
         model: as `build_empty_model` returns it.
@@ -94,8 +94,8 @@ def count_weights(model: nn.Module, layers: dict[str, int]) -> dict[int | None, 
     trainable: Counter[int | None] = Counter()
     for name, parameter in model.named_parameters():
         layer = layer_named(name, layers)
-        total[layer] += parameter.numel()
-        trainable[layer] += parameter.numel() if parameter.requires_grad else 0
+        total[layer] += num_weights(parameter)
+        trainable[layer] += num_weights(parameter) if parameter.requires_grad else 0
     return {layer: (count, trainable[layer]) for layer, count in total.items()}
 
 

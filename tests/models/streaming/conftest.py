@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from ftkit.data import batching
+from ftkit.machine.disk import CACHE_VARIABLE
 from ftkit.machine.process import ProcessContext
 from ftkit.models.build import set_training
 from tests import helpers
@@ -33,6 +34,12 @@ def deep_model(folder, family, num_layers=6):
     torch.manual_seed(7)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """Keep packed layers in a folder of the test's own."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="session")

@@ -35,14 +35,16 @@ def grown_bytes(begun):
     return peak_resident_bytes() - begun
 
 
-def test_a_model_trains_in_less_memory_than_its_weights_take(large, deep):
-    take_step(engine_of(deep("llama")))  # what is loaded and kept by the first step of any model
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_a_model_trains_in_less_memory_than_its_weights_take(method, large, deep):
+    way = f"method.name={method}"
+    take_step(engine_of(deep("llama"), way))  # what is loaded and kept by the first step of any model
     ctypes.CDLL(None).malloc_trim(0)  # memory that is free in this process would hide what is taken
     reset_peaks(CPU)
     begun = peak_resident_bytes()
     stored = (large / "model.safetensors").stat().st_size
     engine = engine_of(
-        large, "engine.stream_layers=disk", "method.targets=[q_proj]", "method.rank=1", dtype=torch.bfloat16
+        large, way, "engine.stream_layers=disk", "method.targets=[q_proj]", "method.rank=1", dtype=torch.bfloat16
     )
     loading = grown_bytes(begun)
     take_step(engine)

@@ -18,6 +18,8 @@ from tests.models.streaming.conftest import engine_of, take_step
 
 DISK = "engine.stream_layers=disk"
 IN_BF16 = ("bert", "gpt2", "llama")
+IN_4_BITS = ("bert", "gpt2", "llama")
+QLORA, FP4, SINGLE = "method.name=qlora", "method.quantization=fp4", "method.double_quantization=false"
 FAMILIES = ("bert", "gemma2", "gpt2", "llama", "mistral", "phi", "qwen2", "starcoder2")
 
 
@@ -25,6 +27,16 @@ FAMILIES = ("bert", "gemma2", "gpt2", "llama", "mistral", "phi", "qwen2", "starc
 def test_losses_gradients_and_logits_are_those_of_the_resident_run(family, deep):
     for dtype in (torch.float32, torch.bfloat16) if family in IN_BF16 else (torch.float32,):
         wanted, found = (take_step(engine_of(deep(family), *way, dtype=dtype)) for way in ((), (DISK,)))
+        assert found.loss == wanted.loss
+        assert torch.equal(found.logits, wanted.logits)
+        assert found.gradients.keys() == wanted.gradients.keys()
+        assert all(torch.equal(found.gradients[name], one) for name, one in wanted.gradients.items())
+
+
+@pytest.mark.parametrize("family", IN_4_BITS)
+def test_layers_in_4_bits_are_packed_once_and_compute_what_the_resident_ones_do(family, deep):
+    for dtype, *way in ((torch.float32, QLORA, FP4, SINGLE), (torch.bfloat16, QLORA)):
+        wanted, found = (take_step(engine_of(deep(family), *way, *more, dtype=dtype)) for more in ((), (DISK,)))
         assert found.loss == wanted.loss
         assert torch.equal(found.logits, wanted.logits)
         assert found.gradients.keys() == wanted.gradients.keys()
