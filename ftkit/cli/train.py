@@ -19,7 +19,12 @@ from ftkit.machine.hub import work_offline_if_unreachable
 from ftkit.machine.process import ProcessContext, end_if_launched
 from ftkit.models.sources.adapters import asked_names
 
-_FREED = ("batch.micro_batch_size=null", "batch.micro_batch_tokens=null", "model.recompute=none")
+_FREED = (
+    "batch.micro_batch_size=null",
+    "batch.micro_batch_tokens=null",
+    "model.recompute=none",
+    "engine.stream_layers=none",
+)
 """What a run that is resumed with --fit had chosen, or was told, and the planner chooses anew."""
 
 

@@ -254,12 +254,6 @@ RULES = (
         lambda facts: facts.is_fitted and not facts.is_planned,
     ),
     Rule(
-        "engine.fit with streamed layers",
-        "the memory of streamed layers is not predicted yet",
-        "leave out --fit, or engine.stream_layers",
-        lambda facts: facts.is_fitted and facts.stream_layers != "none",
-    ),
-    Rule(
         "ZeRO without offload on one device",
         "with one rank there is nothing to partition, and its buckets cost memory",
         "choose the plain engine, or offload_optimizer=cpu",

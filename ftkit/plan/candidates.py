@@ -86,7 +86,9 @@ def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
 def best_of_each_kind(
     candidates: Iterable[Candidate], confirm: Callable[[Candidate], Candidate], fits: Callable[[Candidate], bool]
 ) -> list[Candidate]:
-    """Return of the candidates that change the same things the best that fits; the cut and the layers do not count.
+    """Return of the candidates that change the same things the best that fits.
+
+    The cut, which layers recompute, and the place that layers are streamed from do not count.
 
     Args:
         candidates: in any order.
@@ -98,7 +100,7 @@ def best_of_each_kind(
     """
     best: dict[str, Candidate] = {}
     for one in ranked(candidates):
-        kind = repr({key: key == RECOMPUTE or value for key, value in one.changes.items() if key not in CUTS})
+        kind = repr({key: key in (RECOMPUTE, STREAM) or value for key, value in one.changes.items() if key not in CUTS})
         if kind not in best and len(best) < _OFFERED:
             traced = confirm(one) if one.is_between else one
             if fits(traced):

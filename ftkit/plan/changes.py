@@ -17,6 +17,7 @@ from ftkit.config.methods import methods
 from ftkit.config.recompute import LEVELS
 from ftkit.config.tree import CUTS as CUT_NAMES
 from ftkit.config.tree import RunConfig
+from ftkit.engine.resolve import EngineKind, resolve
 from ftkit.errors import ConfigError
 from ftkit.models.methods import method_of
 from ftkit.plan.shapes import Sequences, plan_shape, rank_share
@@ -92,9 +93,7 @@ def steps_down(config: RunConfig, target: Target, sequences: Sequences | None) -
     steps += [{RECOMPUTE: level} for number, level in enumerate(LEVELS) if config.model.recompute.saving < number]
     if config.optimizer.name == "adamw":
         steps.append({OPTIMIZER: "adamw_8bit"})
-    if target.device_type == "cuda" and config.engine.stream_layers == "none":
-        steps.append({STREAM: "ram"})
-    return [*steps, *method_of(config).cheaper(), *zero_choices()]
+    return [*steps, *stream_choices(config, target), *method_of(config).cheaper(), *zero_choices()]
 
 
 def grid(config: RunConfig, target: Target, sequences: Sequences | None) -> list[Changes]:
@@ -112,10 +111,12 @@ def grid(config: RunConfig, target: Target, sequences: Sequences | None) -> list
     if config.optimizer.name == "adamw":
         optimizers.append({OPTIMIZER: "adamw_8bit"})
     engines: list[Changes] = [{}, {"engine.zero_stage": 0}, *zero_choices()]
-    combinations = [
+    combinations: list[Changes] = [
         {SIZE: size, RECOMPUTE: level} | method | optimizer | engine
         for method, optimizer, engine, level, size in itertools.product(methods, optimizers, engines, LEVELS, sizes)
     ]
+    # A streamed layer recomputes whole, so its level is not to be chosen.
+    combinations += [{SIZE: size} | stream for stream, size in itertools.product(stream_choices(config, target), sizes)]
     return sorted(combinations, key=len)
 
 
@@ -136,6 +137,7 @@ def alternatives(
     found: list[Changes] = [{SIZE: size} for size in sorted({1, batch // 2, 2 * batch}) if 0 < size <= most]
     found += [{RECOMPUTE: level} for level in LEVELS]
     found += [{"model.lean": not config.model.lean}, {"engine.zero_stage": 0}, *zero_choices()]
+    found += stream_choices(config, target)
     if target.device_type == "cuda":
         found.append({"engine.expandable_segments": not config.engine.expandable_segments})
     if config.method.leaves_trunk:
@@ -190,6 +192,22 @@ def zero_choices() -> list[Changes]:
     optimizer = {"engine.zero_stage": 2, "engine.offload_optimizer": "cpu"}
     both = {"engine.zero_stage": 3, "engine.offload_optimizer": "cpu", "engine.offload_parameters": "cpu"}
     return [*stages, optimizer, both]
+
+
+def stream_choices(config: RunConfig, target: Target) -> list[Changes]:
+    """Return the places that frozen layers may be streamed from, the quicker one first; none where one is named.
+
+    The plain engine streams, so where the launcher brings DeepSpeed it is chosen too.
+
+    Args:
+        config: what the changes start from.
+        target: the devices.
+    """
+    if config.engine.stream_layers != "none":
+        return []
+    is_plain = resolve(config, target.devices).engine is EngineKind.PLAIN
+    engine: Changes = {} if is_plain else {"engine.zero_stage": 0}
+    return [{STREAM: place} | engine for place in (("disk",) if target.device_type == "cpu" else ("ram", "disk"))]
 
 
 def halves(number: int) -> list[int]:

@@ -1,7 +1,9 @@
 """The fastest exact configuration that fits, chosen before a training: what `engine.fit` asks for.
 
 Levels of recomputing are tried from the quickest on, and no further than to the first with which a step that fits is as
-fast as any: a step that recomputes more is never quicker. What would change the mathematics is named, not chosen.
+fast as any: a step that recomputes more is never quicker. Where no level leads there, frozen layers may be streamed,
+which recomputes all of them and waits for what comes: that is chosen where nothing else fits, or nothing else is as
+quick. What would change the mathematics is named, not chosen.
 """
 
 import itertools
@@ -17,10 +19,22 @@ from ftkit.errors import DoesNotFitError, ModelError
 from ftkit.machine.compilers import missing_compilers
 from ftkit.models.methods import method_of
 from ftkit.plan.candidates import ALIKE, Candidate, ranked
-from ftkit.plan.changes import RECOMPUTE, TOKENS, Changes, as_flags, halves, most_sequences, value_of, zero_choices
+from ftkit.plan.changes import (
+    RECOMPUTE,
+    STREAM,
+    TOKENS,
+    Changes,
+    as_flags,
+    halves,
+    most_sequences,
+    stream_choices,
+    value_of,
+    zero_choices,
+)
 from ftkit.plan.predicted import AnyPrediction
 from ftkit.plan.search import Options, confirmed
 from ftkit.plan.target import Target
+from ftkit.report.streamed import PLACES
 from ftkit.report.words import sharing
 from ftkit.units import format_bytes
 
@@ -58,7 +72,7 @@ class Fitted:
         shared = sharing(
             run.engine, run.devices.world_size, run.zero_stage, run.offload_optimizer, run.offload_parameters
         )
-        chosen = [_cut_words(config), *(recomputing or ["no layer recomputes"])]
+        chosen = [_cut_words(config), *(recomputing or ["no layer recomputes"]), *_stream_words(config)]
         if run.devices.world_size > 1 or run.engine is EngineKind.DEEPSPEED:
             chosen.append(shared)
         return f"fits: {', '.join(chosen)}", f"{self._bytes_words()} planned; {self._time_words()}"
@@ -79,7 +93,7 @@ class Fitted:
 
 
 def fit(config: RunConfig, options: Options) -> Fitted:
-    """Choose the micro-batch, what layers recompute and, under DeepSpeed, the ZeRO stage and offload.
+    """Choose the micro-batch, what layers recompute, whether they are streamed and, under DeepSpeed, stage and offload.
 
     Args:
         config: the run; what it names of them stays.
@@ -95,20 +109,39 @@ def fit(config: RunConfig, options: Options) -> Fitted:
     """
     target, is_cached = options.target, options.is_cached
     priced = _priced(config, options)
-    found = options.best(priced) or ranked(one for one in priced if one.fits)
+    found, fastest = _fitting(priced, options), min(one.seconds for one in priced)
+    if not found or found[0].seconds > ALIKE * fastest:
+        streamed = _streamed(config, options)
+        priced += streamed
+        found = ranked([*found, *_fitting(streamed, options)])
     kept, checked = confirmed(found, target, options.architecture, options.sequences, is_cached=is_cached)
     if checked is None:
         raise DoesNotFitError(_nothing_fits(config, options, min(priced, key=lambda one: one.needed_bytes)))
     chosen = kept[0]
-    fastest = min(one.seconds for one in priced)
     engine = chosen.config.engine.model_copy(update={"fit": False})
     run = resolve(chosen.config.model_copy(update={"engine": engine}), target.devices)
     return Fitted(run, checked, chosen.seconds / fastest if fastest else None, options.num_layers)
 
 
+def ways(config: RunConfig, target: Target) -> list[Changes]:
+    """Return the ways to keep less of the weights on a device that `fit` may choose: partitioned, offloaded, streamed.
+
+    Args:
+        config: the run; what it names of them stays.
+        target: the devices.
+    """
+    return [*_engines(config, target), *_streams(config, target)]
+
+
+def _fitting(priced: Sequence[Candidate], options: Options) -> list[Candidate]:
+    """Return those that have room, and where there are none those that fit at all, the best first."""
+    return options.best(priced) or ranked(one for one in priced if one.fits)
+
+
 def _priced(config: RunConfig, options: Options) -> list[Candidate]:
     """Predict the choices, level after level, until one that fits is as fast as any."""
-    levels = LEVELS if config.model.recompute == Recompute() else [config.model.recompute.as_written()]
+    is_open = config.model.recompute == Recompute() and config.engine.stream_layers == "none"
+    levels = LEVELS if is_open else [config.model.recompute.as_written()]
     cuts, engines = _cuts(config, options), _engines(config, options.target)
     priced: list[Candidate] = []
     for level in levels:
@@ -123,6 +156,19 @@ def _priced(config: RunConfig, options: Options) -> list[Candidate]:
         if any(one.has_room and one.seconds <= ALIKE * fastest for one in priced):
             break
     return priced
+
+
+def _streamed(config: RunConfig, options: Options) -> list[Candidate]:
+    """Predict the choices with frozen layers streamed; none where the run or its model does not go with that."""
+    choices = [stream | cut for stream in _streams(config, options.target) for cut in _cuts(config, options)]
+    try:
+        return options.price(config, choices, _LIMIT)
+    except ModelError:
+        return []
+
+
+def _streams(config: RunConfig, target: Target) -> list[Changes]:
+    return [one for one in stream_choices(config, target) if _leaves_what_is_named(config, one)]
 
 
 def _cuts(config: RunConfig, options: Options) -> list[Changes]:
@@ -140,7 +186,11 @@ def _engines(config: RunConfig, target: Target) -> list[Changes]:
     choices: list[Changes] = [{}, {"engine.zero_stage": 0}, *zero_choices()]
     if missing_compilers():
         choices = [one for one in choices if not any("offload" in key for key in one)]
-    return [one for one in choices if all(value_of(config, key) in (None, "none", one[key]) for key in one)]
+    return [one for one in choices if _leaves_what_is_named(config, one)]
+
+
+def _leaves_what_is_named(config: RunConfig, changes: Changes) -> bool:
+    return all(value_of(config, key) in (None, "none", value) for key, value in changes.items())
 
 
 def _nothing_fits(config: RunConfig, options: Options, least: Candidate) -> str:
@@ -152,9 +202,11 @@ def _nothing_fits(config: RunConfig, options: Options, least: Candidate) -> str:
         if ways
         else "nor does anything else that ftkit can change: take a smaller model or a shorter data.max_length"
     )
+    place = least.config.engine.stream_layers
+    keeping = f"model.recompute={least.config.model.recompute}" if place == "none" else f"{STREAM}={place}"
     return (
-        f"nothing that leaves the mathematics as it is fits: with {_cut_words(least.config)} and "
-        f"model.recompute={least.config.model.recompute} this run needs {need} of the {have} that it may take; {cure}"
+        f"nothing that leaves the mathematics as it is fits: with {_cut_words(least.config)} and {keeping} this run "
+        f"needs {need} of the {have} that it may take; {cure}"
     )
 
 
@@ -168,6 +220,12 @@ def _others(config: RunConfig, options: Options, least: Candidate) -> Sequence[C
     except ModelError:  # the model goes with none of them, so there is nothing to name
         return []
     return [one for one in priced if one.has_room][:_NAMED]
+
+
+def _stream_words(config: RunConfig) -> list[str]:
+    """Return where frozen layers are streamed from, in words; nothing where they are not."""
+    place = config.engine.stream_layers
+    return [] if place == "none" else [f"frozen layers streamed from {PLACES[place]}"]
 
 
 def _cut_words(config: RunConfig) -> str:

@@ -17,8 +17,8 @@ from ftkit.errors import DoesNotFitError, FtkitError, PlannerError
 from ftkit.machine.memory import available_bytes
 from ftkit.machine.process import ProcessContext, first_decides
 from ftkit.plan.candidates import Candidate
-from ftkit.plan.changes import as_flags
-from ftkit.plan.fit import fit
+from ftkit.plan.changes import as_flags, changed
+from ftkit.plan.fit import fit, ways
 from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.predicted import AnyPrediction, TracedPrediction
 from ftkit.plan.search import Options, cures, options_at, settled
@@ -174,8 +174,20 @@ def _target(config: RunConfig, process: ProcessContext) -> Target:
 def _check_weights(config: RunConfig, target: Target, architecture: Any) -> None:
     with _faults_kept(config, target):
         reason = weights_reason(target, least_weight_bytes(resolve(config, target.devices), architecture))
-        if reason is not None:
+        if reason is not None and not (config.engine.fit and _has_way(config, target, architecture)):
             raise _refusal(f"this run does not fit: {reason}", cures(config, target, architecture))
+
+
+def _has_way(config: RunConfig, target: Target, architecture: Any) -> bool:
+    """Return whether the weights fit in one of the ways that `engine.fit` may choose."""
+    for changes in ways(config, target):
+        try:
+            run = resolve(changed(config, changes), target.devices)
+            if weights_reason(target, least_weight_bytes(run, architecture)) is None:
+                return True
+        except FtkitError:  # the run or its model does not go with this way
+            continue
+    return False
 
 
 def _refusal(reason: str, found: Sequence[Candidate]) -> DoesNotFitError:

@@ -3,7 +3,8 @@
 from ftkit.records.streamed import StreamPlan
 from ftkit.units import format_bytes, format_seconds
 
-_PLACES = {"ram": "the host's memory", "disk": "the disk"}
+PLACES = {"ram": "the host's memory", "disk": "the disk"}
+"""Where streamed layers come from, in words."""
 
 
 def stream_rows(streamed: StreamPlan | None) -> list[tuple[str, str]]:
@@ -19,7 +20,7 @@ def stream_rows(streamed: StreamPlan | None) -> list[tuple[str, str]]:
         return []
     whole, window = format_bytes(streamed.num_bytes), format_bytes(streamed.window_bytes)
     return [
-        ("streamed layers", f"{whole} from {_PLACES[streamed.place]}, through a window of {window}"),
+        ("streamed layers", f"{whole} from {PLACES[streamed.place]}, through a window of {window}"),
         ("  read in a step", f"{format_bytes(streamed.step_bytes)}, {_time(streamed)}"),
     ]
 
@@ -27,7 +28,7 @@ def stream_rows(streamed: StreamPlan | None) -> list[tuple[str, str]]:
 def stream_line(streamed: StreamPlan) -> str:
     """Return the same as one sentence."""
     size, window = format_bytes(streamed.step_bytes), format_bytes(streamed.window_bytes)
-    place = _PLACES[streamed.place]
+    place = PLACES[streamed.place]
     return f"streamed layers: {size} a step from {place} through a window of {window}, {_time(streamed)}"
 
 

@@ -16,6 +16,7 @@ from ftkit.models.methods.full import Full
 from ftkit.models.methods.lora import Lora
 from ftkit.plan import preflight
 from ftkit.plan.candidates import TIGHT
+from ftkit.plan.changes import stream_choices
 from ftkit.plan.fit import fit
 from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.search import cures, options_at
@@ -104,3 +105,22 @@ def test_a_training_takes_what_fits_its_budget_and_says_so_in_two_lines():
     assert notes[0] == "planning: the fastest that fits in 1.00 GiB ..."
     assert re.fullmatch(r"fits: micro-batches of \d+ tokens, no layer recomputes", notes[1])
     assert re.fullmatch(r".* of 1\.00 GiB planned; .*", notes[2])
+
+
+def test_frozen_layers_are_streamed_where_nothing_else_fits_and_not_where_something_as_quick_does():
+    architecture, tapes = models.architecture("llama", 3, 2048), Tapes()
+    run = models.run_config("llama", Lora(), "layer", batch=BatchConfig(micro_batch_size=1), engine={"fit": True})
+    least = predict(run, target(2**34), architecture, sequences=SEQUENCES, tapes=tapes).peak_process_bytes
+
+    def options(memory_bytes, **host):
+        return options_at(run, replace(target(memory_bytes), **host), architecture, SEQUENCES, tapes)
+
+    streamed, resident = fit(run, options(0.97 * least)), fit(run, options(1.01 * least / TIGHT))
+    assert streamed.run.config.engine.stream_layers == "ram"
+    assert streamed.lines[0].endswith("recompute everything, frozen layers streamed from the host's memory")
+    assert resident.run.config.engine.stream_layers == "none"
+    # A host that cannot keep all layers leaves them on the disk.
+    host_bytes = streamed.prediction.host_bytes - streamed.prediction.streamed.num_bytes // 2
+    poor = options(0.97 * least, ram_bytes=host_bytes)
+    found = poor.best(poor.price(run, stream_choices(run, poor.target), 2))
+    assert [one.config.engine.stream_layers for one in found] == ["disk"]
