@@ -10,7 +10,7 @@ from ftkit.data.batching import check_cut
 from ftkit.data.prepare import prepare_data
 from ftkit.data.standard import AS_THEY_ARE
 from ftkit.errors import ConfigError, DataError
-from ftkit.inference.opened import Opened
+from ftkit.inference.opened import Opened, find_settings
 from ftkit.machine.disk import replace_text
 from ftkit.machine.kept_arrays import kept_tokens
 from ftkit.models.build import check_positions
@@ -79,6 +79,8 @@ def _prepared(opened: Opened, dataset: str | None) -> PreparedData:
     names = labels.names if labels else None
     store = kept_tokens(config.cache)
     if dataset is None:
+        if find_settings(opened.name) is None and "dataset" not in config.data.model_fields_set:
+            raise ConfigError(f"nothing says which data {opened.name} was trained on; name some with --dataset")
         return prepare_data(config.data, config.task, opened.tokenizer, config.data_seed, names, store=store)
     section = _all_of(config.data, dataset, opened)
     seed = config.data_seed

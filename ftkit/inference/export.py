@@ -14,7 +14,7 @@ from ftkit.config.precision import TORCH_NAMES, SettledPrecision
 from ftkit.errors import ConfigError, ModelError
 from ftkit.inference.difference import Difference, difference
 from ftkit.inference.hub_card import Form, hub_card
-from ftkit.inference.opened import find_run, labels_of, open_config
+from ftkit.inference.opened import find_run, find_settings, labels_of, open_config
 from ftkit.machine.disk import written_aside
 from ftkit.models.export.merge import write_merged
 from ftkit.models.export.to_gguf import write_gguf
@@ -24,6 +24,8 @@ from ftkit.models.sources.gguf import as_safetensors
 from ftkit.models.sources.source import Source, load_config, load_tokenizer, resolve_source
 from ftkit.models.sources.start import settle_start
 from ftkit.records.files import CARD
+from ftkit.records.origin import write_origin
+from ftkit.training.results.metrics import labels_line
 
 Note = Callable[[str], None]
 Precision = SettledPrecision | Literal["q8_0"]
@@ -86,6 +88,8 @@ def export(
     with written_aside(folder, "name another with --output") as aside:
         _WRITERS[form](name, source, precision, aside, note)
         _write_card(name, form, source, folder, aside, note)
+        if form in ("adapter", "merged"):  # the others are for other programs
+            _write_origin(name, source, aside)
     num_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     place = next((file for file in folder.iterdir() if file.suffix in (".gguf", ".onnx")), folder)
     return Exported(form, place, num_bytes, difference(name, place, note) if compares else None)
@@ -146,3 +150,10 @@ def _write_card(name: str, form: Form, source: Source, folder: Path, aside: Path
     run = find_run(name)
     if run is not None and (run / CARD).is_file():
         (aside / CARD).write_text(hub_card(run, form, source, folder, note), encoding="utf-8")
+
+
+def _write_origin(name: str, source: Source, aside: Path) -> None:
+    settings = find_settings(name)
+    if settings is not None:
+        labels = labels_of(name, source) if open_config(name).task == "sequence-classification" else None
+        write_origin(aside, settings.read_text(encoding="utf-8"), labels_line(labels))

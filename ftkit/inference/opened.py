@@ -23,6 +23,7 @@ from ftkit.machine.environment import prepare_environment
 from ftkit.machine.process import ProcessContext
 from ftkit.models.build import build_model
 from ftkit.models.objective import Objective, objective_of
+from ftkit.models.sources.adapters import classifies, find_adapter
 from ftkit.models.sources.gguf import as_safetensors
 from ftkit.models.sources.source import (
     Source,
@@ -37,7 +38,8 @@ from ftkit.models.sources.source import (
 )
 from ftkit.models.sources.start import settle_start
 from ftkit.models.streaming.stream import place
-from ftkit.records.files import CONFIG, MODEL, RECORD, read_record
+from ftkit.records.files import CONFIG, MODEL, RECORD
+from ftkit.records.origin import SETTINGS, kept_labels
 
 Note = Callable[[str], None]
 
@@ -104,7 +106,7 @@ class Opened:
 
 
 def labels_of(name: str, source: Source) -> Labels:
-    """Return the labels of a trained classifier: those of its run, or else those of the model's configuration.
+    """Return the labels of a trained classifier: as its run kept them, or else those of the model's configuration.
 
     Args:
         name: of the model.
@@ -113,8 +115,7 @@ def labels_of(name: str, source: Source) -> Labels:
     Raises:
         ModelError: it has no head that classifies.
     """
-    folder = find_run(name)
-    line = read_record(folder).run.labels if folder else None
+    line = kept_labels(from_root(name)) if is_there(name) else None
     if line is not None:
         return Labels(line.kind, line.names, Standard(line.mean, line.deviation))
     names = own_label_names(source)
@@ -134,6 +135,19 @@ def find_run(name: str) -> Path | None:
     return next((place for place in places if all((place / file).is_file() for file in (CONFIG, RECORD))), None)
 
 
+def find_settings(name: str) -> Path | None:
+    """Return the file with the settings of the run that made a model: the run's own, or that beside a saved model.
+
+    Args:
+        name: as `open_config`.
+    """
+    run = find_run(name)
+    if run is not None:
+        return run / CONFIG
+    beside = from_root(name) / SETTINGS if is_there(name) else None
+    return beside if beside is not None and beside.is_file() else None
+
+
 def open_config(name: str, settings: Sequence[str] = ()) -> RunConfig:
     """Return the configuration of a trained model, on one device, without what belongs to training alone.
 
@@ -145,10 +159,10 @@ def open_config(name: str, settings: Sequence[str] = ()) -> RunConfig:
         ConfigError: a setting that cannot be.
         ModelError: the model is not there.
     """
-    folder = find_run(name)
+    file = find_settings(name)
     own = [f"model.name={name}", "model.new_head=false"]
-    own += [] if folder else [f"task={_task_of(name)}", "method.name=full"]
-    config = load_config(folder / CONFIG if folder else None, settings=[*own, *settings])
+    own += [] if file else [f"task={_task_of(name)}", f"method.name={'lora' if find_adapter(name) else 'full'}"]
+    config = load_config(file, settings=[*own, *settings])
     engine = EngineConfig(name="plain", stream_layers=config.engine.stream_layers)
     return config.model_copy(update={"engine": engine, "optimizer": OptimizerConfig()})
 
@@ -190,6 +204,9 @@ def _task_of(name: str) -> Task:
         return "causal-lm"
     if looks_like_path(name) and not is_there(name):
         raise ModelError(f"no model at {name}; give a run's folder, a folder that a model was saved in, or a hub name")
+    adapter = find_adapter(name)
+    if adapter is not None:
+        return "sequence-classification" if classifies(adapter) else "causal-lm"
     source = resolve_source(load_config(settings=[f"model.name={name}"]).model, "sequence-classification")
     kinds = own_config(source).architectures or ()
     return "sequence-classification" if any("ForSequenceClassification" in kind for kind in kinds) else "causal-lm"

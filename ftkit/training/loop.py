@@ -23,7 +23,8 @@ from ftkit.models.methods import method_of
 from ftkit.models.recompute import set_recompute
 from ftkit.observe.meter import gather, memory_figures, planned_utilization
 from ftkit.records.figures import Record
-from ftkit.records.files import CONFIG, RECORD, RecordWriter, read_record
+from ftkit.records.files import CONFIG, MODEL, RECORD, RecordWriter, read_record
+from ftkit.records.origin import write_origin
 from ftkit.records.schema import (
     EvaluationLine,
     Measurement,
@@ -179,6 +180,7 @@ def _finish(
     record.write(result)
     if not job.process.is_main:
         return RunRecord(run=run, result=result)
+    write_origin(job.folder / MODEL, (job.folder / CONFIG).read_text(encoding="utf-8"), run.labels)
     whole = read_record(job.folder)
     write_cards(job.folder, job.config, whole, job.data, job.tokenizer, job.engine.model)
     record.reporter.finish(whole, job.folder)

@@ -9,7 +9,8 @@ from ftkit.config.methods import MethodSection
 from ftkit.config.paths import from_root, is_there, looks_like_path
 from ftkit.config.tree import RunConfig
 from ftkit.errors import ModelError
-from ftkit.records.files import MODEL, RECORD, read_record
+from ftkit.records.files import MODEL, RECORD
+from ftkit.records.origin import kept_labels
 from ftkit.records.schema import LabelsLine
 
 CONFIG = "adapter_config.json"
@@ -89,20 +90,27 @@ def with_adapter(config: RunConfig) -> RunConfig:
 
 
 def labels_of(adapter: Path) -> LabelsLine | None:
-    """Return the labels that an adapter's head was trained for, by the record of its run; None without a head.
+    """Return the labels that an adapter's head was trained for, as its run kept them; None without a head.
 
     Raises:
-        ModelError: it has a head, and no record says which label is which number.
+        ModelError: it has a head, and nothing says which label is which number.
     """
     if not _fields(adapter).get("modules_to_save"):
         return None
-    for folder in (adapter, adapter.parent):  # where it was exported to, or the run's
-        if (folder / RECORD).is_file():
-            return read_record(folder).run.labels
-    raise ModelError(
-        f"the adapter in {adapter} has a head, and no {RECORD} beside its folder says which label is which number; "
-        "put it back into the folder of its run, or draw a new head with model.new_head=true"
-    )
+    labels = kept_labels(adapter)
+    if labels is None:
+        raise ModelError(
+            f"the adapter in {adapter} has a head, and nothing in or above its folder says which label is which "
+            "number; put it back into the folder of its run, or draw a new head with model.new_head=true"
+        )
+    return labels
+
+
+def classifies(adapter: Path) -> bool:
+    """Return whether an adapter is that of a classifier, by what PEFT has written of it."""
+    fields = _fields(adapter)
+    base = (fields.get("auto_mapping") or {}).get("base_model_class") or ""
+    return fields.get("task_type") == "SEQ_CLS" or "ForSequenceClassification" in base
 
 
 def _with_settings(method: MethodSection, adapter: Path) -> MethodSection:

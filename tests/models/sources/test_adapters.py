@@ -14,6 +14,7 @@ from ftkit.models.sources.source import load_config as architecture_of
 from ftkit.models.sources.source import own_label_names, resolve_source
 from ftkit.models.sources.weights import load_weights
 from ftkit.records.files import read_record
+from ftkit.records.origin import LABELS
 from ftkit.training.results.folder import check_folder
 from tests.e2e.command import flags, run
 from tests.e2e.conftest import work
@@ -65,6 +66,8 @@ def test_labels_have_the_numbers_that_the_head_was_trained_with(first, tmp_path)
     assert own_label_names(resolve_source(config.model, config.task)) == ("no", "yes")
     shutil.copytree(first / "model", tmp_path / "moved")
     config = load_config(settings=[f"model.name={tmp_path / 'moved'}"])
+    assert own_label_names(resolve_source(config.model, config.task)) == ("no", "yes")
+    (tmp_path / "moved" / LABELS).unlink()
     with pytest.raises(ModelError, match=r"which label is which number.*model\.new_head=true"):
         own_label_names(resolve_source(config.model, config.task))
 

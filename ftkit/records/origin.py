@@ -1,0 +1,47 @@
+"""The files that a saved model keeps of its run, so that a copy of its folder is opened as the run was scored.
+
+The name of each begins with ftkit's, since a folder of the hub may have a `config.yaml` or a `labels.json` of its own.
+"""
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from ftkit.errors import DataError
+from ftkit.records.files import RECORD, read_record
+from ftkit.records.schema import LabelsLine
+
+SETTINGS, LABELS = "ftkit.yaml", "ftkit-labels.json"
+
+
+def write_origin(folder: Path, settings: str, labels: LabelsLine | None) -> None:
+    """Write the settings and the labels of its run beside a saved model.
+
+    Args:
+        folder: of the saved model.
+        settings: the configuration of the run, as YAML.
+        labels: None for a language model.
+    """
+    (folder / SETTINGS).write_text(settings, encoding="utf-8")
+    if labels is not None:
+        (folder / LABELS).write_text(labels.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def kept_labels(folder: Path) -> LabelsLine | None:
+    """Return the labels of a saved model: those beside it, or those of the run that it is in; None where neither is.
+
+    Args:
+        folder: of the saved model.
+
+    Raises:
+        DataError: the file is there, and does not hold labels.
+    """
+    file = folder / LABELS
+    if file.is_file():
+        try:
+            return LabelsLine.model_validate_json(file.read_bytes())
+        except ValidationError:
+            raise DataError(f"{file} does not hold the labels of a run; export or copy the model again") from None
+    return next(
+        (read_record(place).run.labels for place in (folder, folder.parent) if (place / RECORD).is_file()), None
+    )
