@@ -30,6 +30,10 @@ REGISTER_HEAD = 128
 """The widest head in half precision whose gradients both kernels keep in registers."""
 HALF_BYTES = 2
 """Of an element in half precision."""
+SORTED_FROM_TOKENS = 3073
+"""From how many on an embedding's gradient is summed by sorted tokens; fewer are summed by one kernel."""
+ROWS_OF_A_PART = 10
+"""Rows that one part of such a sum adds (EmbeddingBackwardKernel.cu, NROWS_PER_THREAD)."""
 
 Softmax = Callable[..., torch.Tensor]
 NUM_WORKSPACES = 2
@@ -152,6 +156,27 @@ def _efficient_backward(args: tuple[Any, ...]) -> tuple[int, ...]:
     return (sums, max(workspace, sums * args[3].shape[-1]), *_one_piece(grad))
 
 
+def _embedding_backward(args: tuple[Any, ...]) -> tuple[int, ...]:
+    """Return what the gradient of a table of embeddings holds, whose rows are sums over the tokens that asked for them.
+
+    Tokens are sorted, which gives them and their places anew; those of one row are a segment, summed in parts of at
+    most ten. How many segments and parts there are is not known on the host, so for each list the most are allocated:
+    a segment for each token or row of the table, whichever are fewer, and one part more for each ten tokens. The parts'
+    sums are in fp32. The sort's own scratch, gone before the sums are there, is smaller for any width above 8.
+    https://github.com/pytorch/pytorch/blob/v2.9.0/aten/src/ATen/native/cuda/Embedding.cu, embedding_dense_backward_cuda
+    and EmbeddingBackwardKernel.cu, embedding_backward_cuda_kernel
+    """
+    grad, tokens, rows, _, by_frequency = args
+    num_tokens, width, index = tokens.numel(), grad.shape[-1], tokens.element_size()
+    copies = () if grad.is_contiguous() else (grad.numel() * grad.element_size(),)
+    if num_tokens < SORTED_FROM_TOKENS and not by_frequency:
+        return copies
+    segments = min(num_tokens, int(rows))
+    parts = num_tokens // ROWS_OF_A_PART + segments
+    lists = [num_tokens] * (4 if by_frequency else 3) + [segments] * 2 + [parts]
+    return (*copies, *(index * length for length in lists), parts * width * max(4, grad.element_size()))
+
+
 def _one_piece(grad: torch.Tensor) -> tuple[int, ...]:
     """Return the copy of a gradient whose heads of one token are not beside each other."""
     return () if grad.transpose(1, 2).is_contiguous() else (grad.numel() * grad.element_size(),)
@@ -163,6 +188,7 @@ def _round_up(size: int, multiple: int) -> int:
 
 _SCRATCH = {
     "gemm_4bit": _unpacked_weight,
+    "embedding_dense_backward": _embedding_backward,
     "_safe_softmax": _safe_softmax,
     "_softmax_backward_data": _softmax_backward,
     "_scaled_dot_product_flash_attention_backward": _flash_backward,

@@ -66,6 +66,27 @@ def test_the_memory_efficient_kernel_sums_in_whole_tiles(dtype, width, elements)
     assert scratch_size(EFFICIENT, (query, query, query, query)) == (sums, workspace)
 
 
+EMBEDDING = "embedding_dense_backward.default"
+
+
+@pytest.mark.parametrize(("rows", "segments"), [(32000, 4096), (1000, 1000)])
+def test_a_table_of_embeddings_sums_its_gradient_in_parts_of_ten_rows_in_fp32(rows, segments):
+    grad = torch.empty(4, 1024, 2048, dtype=torch.float16, device="meta")
+    tokens = torch.empty(4, 1024, dtype=torch.int64, device="meta")
+    lists = [8 * length for length in (4096, 4096, 4096, segments, segments, 409 + segments)]
+    sums = (409 + segments) * 2048 * 4
+    assert scratch_size(EMBEDDING, (grad, tokens, rows, -1, False)) == (*lists, sums)
+    scattered = grad.transpose(0, 1).contiguous().transpose(0, 1)
+    assert scratch_size(EMBEDDING, (scattered, tokens, rows, -1, False)) == (4096 * 2048 * 2, *lists, sums)
+
+
+def test_few_tokens_have_their_gradients_added_where_they_belong():
+    grad = torch.empty(3, 1024, 64, device="meta")
+    tokens = torch.empty(3, 1024, dtype=torch.int64, device="meta")
+    assert scratch_size(EMBEDDING, (grad, tokens, 32000, -1, False)) == ()
+    assert scratch_size(EMBEDDING, (grad, tokens, 32000, -1, True))  # scaled by how often a token comes: sorted
+
+
 def test_what_only_reads_and_writes_holds_nothing():
     assert scratch_size("mul.Tensor", (torch.ones(1), 2)) == ()
 

@@ -58,6 +58,7 @@ ALIKE = {
 
 CORRECTED = {
     "native_layer_norm": "mean and deviation are in fp32 (cuda/layer_norm_kernel.cu); `storage_size`",
+    "embedding_dense_backward": "sorted tokens and sums of ten rows (cuda/EmbeddingBackwardKernel.cu); `scratch_size`",
     "_softmax_backward_data": "gradient times result (cuda/SoftMax.cu); `scratch_size`",
     "_scaled_dot_product_efficient_attention": "called in the place of the CPU's kernel; `attention`",
     "_scaled_dot_product_efficient_attention_backward": "its workspace (cuda/attention_backward.cu); `scratch_size`",
@@ -65,11 +66,6 @@ CORRECTED = {
 """What CUDA holds otherwise than what runs without it, and is put right."""
 
 NOT_COUNTED = {
-    "embedding_dense_backward": (
-        "from 3073 tokens on the sums of parts of ten rows in fp32: (tokens // 10 + min(tokens, rows of the table)) x "
-        "width x 4 bytes, and some numbers for each token (cuda/Embedding.cu, cuda/EmbeddingBackwardKernel.cu); at the "
-        "end of a backward, where the table trains"
-    ),
     "amax": "a reduction over blocks: a buffer of a few values for each result, where one block is not enough",
     "linalg_vector_norm": "as amax (cuda/Reduce.cuh, global_reduce)",
     "mean": "as amax",
@@ -84,7 +80,7 @@ NOT_COUNTED = {
     "grouped_mm_fallback": "transformers' own loop over experts, where torch's product does not take the type",
     "grouped_mm_fallback_backward": "as grouped_mm_fallback",
 }
-"""What CUDA holds beside the results that is not counted; but for the first it grows with indices or blocks alone."""
+"""What CUDA holds beside the results that is not counted: it grows with indices or blocks alone."""
 
 
 @pytest.fixture(scope="module")
