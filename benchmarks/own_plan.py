@@ -30,6 +30,10 @@ def reason_not_planned(row: Row) -> str | None:
         return "its model is not transformers' own"
     if not row["arch"]["vocab"]:
         return "its vocabulary is not known"
+    if row["lora_r"] is None or targets(row) is None:
+        return f"its adapters are not known (rank {row['lora_r']}, {row['lora_target_modules']})"
+    if "adamw" not in row["optimizer"].lower() or "galore" in row["optimizer"].lower():
+        return f"its optimizer is not ftkit's ({row['optimizer']})"
     if row["quant"] and "nf4" not in row["quant"]:
         return f"its quantization is not ftkit's ({row['quant']})"
     if row["torch_compile"] or row["offload"] not in (None, "none") or "mixed" in row["compute_dtype"]:
@@ -107,7 +111,7 @@ def configuration(row: Row) -> dict[str, Any]:
     """Return a row as ftkit's configuration; sequences as long as its cap."""
     method: dict[str, Any] = {"name": "full"}
     if row["method"] != "full":
-        method = {"name": row["method"], "rank": row["lora_r"] or 8, "targets": targets(row)}
+        method = {"name": row["method"], "rank": row["lora_r"], "targets": targets(row)}
     if row["method"] == "qlora":
         method["double_quantization"] = "-dq" in row["base_dtype"] or "double" in (row["quant"] or "")
     return {
@@ -126,8 +130,20 @@ def configuration(row: Row) -> dict[str, Any]:
     }
 
 
-def targets(row: Row) -> tuple[str, ...]:
-    """Return the names of a row's adapted layers in transformers."""
-    named = (row["lora_target_modules"] or "").partition("(")[0].replace(",", " ").split()
-    found = [target for name in named for target in hf.ALIKE.get(name, (name,) if name.endswith("_proj") else ())]
-    return tuple(dict.fromkeys(found)) or ("all-linear",)
+WHOLE = {
+    "all linear": ("all-linear",),
+    "all-linear": ("all-linear",),
+    "query,key,value,projection,mlp,head": ("all-linear",),
+    "query,key,value,projection,mlp": ("all-linear",),
+}
+"""What rows call all linear layers; LitGPT's adapter of the head is left out, as ftkit has none there."""
+
+
+def targets(row: Row) -> tuple[str, ...] | None:
+    """Return the names of a row's adapted layers in transformers; None: one is not known."""
+    said = (row["lora_target_modules"] or "").partition("(")[0].strip()
+    if said in WHOLE:
+        return WHOLE[said]
+    named = said.replace(",", " ").split()
+    found = [hf.ALIKE.get(name, (name,) if name.endswith("_proj") else ()) for name in named]
+    return tuple(dict.fromkeys(target for one in found for target in one)) if found and all(found) else None

@@ -1,13 +1,14 @@
 """Published runs of other stacks beside the planner: how large their peaks, whether they fit, how fast they are.
 
-    python benchmarks/published.py setup [--stack NAME]
+    python benchmarks/published.py setup ROWS... [--stack NAME]
     python benchmarks/published.py truth|verdicts|speed trace ROWS... [--stack NAME] [--only TEXT] [--missing]
     python benchmarks/published.py truth|verdicts|speed table ROWS... [--out FILE]
 
 What each stack did is said in benchmarks/stacks, from its own source; nothing is fitted. `setup` installs each stack's
-own versions beside this project's torch. `trace` runs each stack in a process of its own that finds them first, and
-keeps the answers in benchmarks/truth.jsonl, verdicts.jsonl and speed.jsonl: one trace answers every question that it
-can. `table` writes the page of the documentation from that. A row that is not reproduced is listed with the reason.
+own versions, or those that the rows name, beside this project's torch. `trace` runs each stack in a process of its own
+that finds them first, and keeps the answers in benchmarks/truth.jsonl, verdicts.jsonl and speed.jsonl: one trace
+answers every question that it can. `table` writes the page of the documentation from that. A row that is not
+reproduced is listed with the reason.
 """
 
 import argparse
@@ -28,7 +29,9 @@ def main() -> int:
     """Read the command line, and do what it says."""
     arguments = _parser().parse_args()
     if arguments.question == "setup":
-        stacks.install([arguments.stack] if arguments.stack else stacks.names())
+        rows = read_rows(arguments.rows)
+        named = {judge for row in rows for judge in stacks.tracers(row)}
+        stacks.install(sorted(judge for judge in named if arguments.stack in (None, stacks.stack_name(judge))))
         return 0
     question = QUESTIONS[arguments.question]
     match arguments.command:
@@ -48,9 +51,9 @@ def trace(question: Question, arguments: argparse.Namespace) -> int:
     known = read_answers(question.kept(arguments.kept)) if arguments.missing else {}
     rows = [row for row in read_rows(arguments.rows) if arguments.only in row["id"]]
     failed = 0
-    for judge in [arguments.stack] if arguments.stack else [*stacks.names(), verdicts.OWN]:
+    for judge in sorted({judge for row in rows for judge in question.judges(row)}):
         chosen = [row for row in rows if judge in question.judges(row) and question.key(judge, row) not in known]
-        if chosen:
+        if chosen and arguments.stack in (None, stacks.stack_name(judge)):
             failed += not run_child(question, judge, chosen, arguments.kept)
     return failed
 
@@ -58,7 +61,8 @@ def trace(question: Question, arguments: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     questions = parser.add_subparsers(dest="question", required=True)
-    installs = questions.add_parser("setup", help="install each stack's own versions")
+    installs = questions.add_parser("setup", help="install the versions that rows are traced with")
+    installs.add_argument("rows", type=Path, nargs="+")
     installs.add_argument("--stack", choices=stacks.names())
     for name in QUESTIONS:
         commands = questions.add_parser(name).add_subparsers(dest="command", required=True)

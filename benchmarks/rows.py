@@ -47,6 +47,7 @@ class Row(TypedDict):
     method: str
     lora_r: int | None
     lora_target_modules: str | None
+    trainable_notes: NotRequired[str | None]
     base_dtype: str
     quant: str | None
     compute_dtype: str

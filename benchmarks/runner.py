@@ -75,9 +75,10 @@ def run_child(question: Question, judge: str, rows: Sequence[Row], folder: Path)
     Returns:
         Whether every row was answered.
     """
-    if judge in stacks.names() and stacks.load(judge).REQUIREMENTS and not (stacks.INSTALLED / judge).is_dir():
-        sys.exit(f"the versions of {judge} are not installed; first: python benchmarks/published.py setup")
-    paths = [str(stacks.INSTALLED / judge), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    traces = stacks.stack_name(judge) in stacks.names()
+    if traces and stacks.pins(judge) and not stacks.folder(judge).is_dir():
+        sys.exit(f"the versions of {judge} are not installed; first: python benchmarks/published.py setup ROWS...")
+    paths = [*([str(stacks.folder(judge))] if traces else []), str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
     program = [sys.executable, "-W", "ignore", str(ROOT / "benchmarks" / "published.py")]
     command = [*program, question.name, "child", judge, "--kept", str(folder)]
@@ -98,7 +99,7 @@ def answer_all(question: Question, others: Sequence[Question], judge: str, rows:
     Returns:
         How many rows failed.
     """
-    stack = stacks.enter(judge) if judge in stacks.names() else None
+    stack = stacks.enter(judge) if stacks.stack_name(judge) in stacks.names() else None
     traces: dict[str, Any] = {}
     failed = 0
     for row in rows:

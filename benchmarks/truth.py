@@ -22,7 +22,11 @@ def answer(judge: str, row: Row, found: Any) -> Answer:
     """Return the bytes that a trace gives for what a row measured."""
     from benchmarks.stacks.traced import events_of, figure, reserved_peak
 
-    said = {"stack": judge, "predicted_bytes": figure(row, found), "versions": stacks.versions(judge)}
+    said = {
+        "stack": stacks.stack_name(judge),
+        "predicted_bytes": figure(row, found),
+        "versions": stacks.versions_of(judge),
+    }
     if row["metric_class"] == "allocated_peak" and "reserved_peak_bytes" in (row["extra_metrics"] or {}):
         said["reserved_bytes"] = reserved_peak(row, events_of(found))
     return said

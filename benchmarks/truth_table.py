@@ -98,7 +98,7 @@ def _head() -> list[str]:
         "that of the prediction that its authors publish with the row, mostly of rows that they had fitted it to.",
         "",
         "```console",
-        "$ python benchmarks/published.py setup  # each stack's own versions, under runs/truth",
+        "$ python benchmarks/published.py setup public.jsonl public_2.jsonl # versions, under runs/truth",
         "$ python benchmarks/published.py truth trace public.jsonl public_2.jsonl # fills benchmarks/truth.jsonl",
         "$ python benchmarks/published.py truth table public.jsonl public_2.jsonl # writes this page",
         "```",

@@ -3,12 +3,17 @@
 A stack's file has
 
 - `GROUPS`: prefixes of the `group` of the rows that are its own,
+- `FACTS`: what it traces of each fact of a row (`facts`),
 - `REQUIREMENTS`: exact pins of the versions that were measured; `published.py setup` installs them beside this
   project's torch, without their dependencies, so those that are needed are named too,
 - `reason_not_traced(row)`: why a row cannot be reproduced, or None,
 - `trace_row(row)`: the tape of what the stack did, or its births and deaths on several streams,
 
-and may have `HIDDEN`, names of packages that its old versions must not find. It imports its libraries inside functions:
+and may have `HIDDEN`, names of packages that its old versions must not find, and `requirements(row)`, pins of the
+versions that a row names, in the place of `REQUIREMENTS`. Who traces a row is a stack with such pins, a judge, written
+`hf_any transformers==5.8.1,peft==0.19.1`.
+
+It imports its libraries inside functions:
 whoever asks for its groups and reasons need not have them.
 """
 
@@ -21,8 +26,10 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from benchmarks.rows import Row
+from benchmarks.stacks import versions
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTALLED = ROOT / "runs" / "truth"
@@ -39,26 +46,40 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def install(chosen: Sequence[str]) -> None:
-    """Install the versions of stacks, each into a folder of its own."""
-    for name in chosen:
-        if pins := load(name).REQUIREMENTS:
-            target = INSTALLED / name
+def stack_name(judge: str) -> str:
+    """Return the stack of a judge."""
+    return judge.partition(" ")[0]
+
+
+def pins(judge: str) -> tuple[str, ...]:
+    """Return exact pins of all that a judge's process must find, empty if those are this project's versions."""
+    name, _, named = judge.partition(" ")
+    return versions.complete(tuple(named.split(","))) if named else load(name).REQUIREMENTS
+
+
+def folder(judge: str) -> Path:
+    """Return where a judge's versions are installed; stacks on the same versions share them."""
+    return INSTALLED / (judge.partition(" ")[2] or judge)
+
+
+def install(judges: Sequence[str]) -> None:
+    """Install the versions of judges, each into a folder of its own."""
+    for target, wanted in {folder(judge): pins(judge) for judge in judges}.items():
+        if wanted:
             shutil.rmtree(target, ignore_errors=True)  # pip would leave the metadata of another version beside it
             command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target"]
-            subprocess.run([*command, str(target), *pins], check=True)
-            print(f"{name}: {', '.join(pins)}")
+            subprocess.run([*command, str(target), *wanted], check=True)
+            print(f"{target.name}: {', '.join(wanted)}")
 
 
-def versions(name: str) -> dict[str, str]:
-    """Return the versions of a stack that this process finds."""
-    packages = [pin.partition("==")[0] for pin in load(name).REQUIREMENTS]
-    return {package: metadata.version(package) for package in packages}
+def versions_of(judge: str) -> dict[str, str]:
+    """Return the versions of a judge that this process finds."""
+    return {package: metadata.version(package) for package in versions.pinned(pins(judge))}
 
 
-def enter(name: str) -> ModuleType:
+def enter(judge: str) -> ModuleType:
     """Return the file of a stack, in the process that traces it: what it must not find is hidden from here on."""
-    stack = load(name)
+    stack = load(stack_name(judge))
     for hidden in getattr(stack, "HIDDEN", ()):
         sys.modules[hidden] = None  # type: ignore[assignment]  # how Python is told that there is no such module
     return stack
@@ -70,9 +91,17 @@ def stack_of(row: Row) -> str | None:
     return max(found)[1] if found else None
 
 
+def judge_of(row: Row) -> str:
+    """Return who traces a row: its stack, with the versions that the row names where the stack reads these."""
+    name = str(stack_of(row))
+    own: Any = getattr(load(name), "requirements", None)
+    named = own(row) if own else ()
+    return f"{name} {','.join(named)}" if named else name
+
+
 def tracers(row: Row) -> list[str]:
-    """Return the stack that can trace a row, or nothing."""
-    return [] if reason_not_traced(row) else [str(stack_of(row))]
+    """Return who can trace a row, or nothing."""
+    return [] if reason_not_traced(row) else [judge_of(row)]
 
 
 def reason_not_traced(row: Row) -> str | None:
@@ -81,4 +110,4 @@ def reason_not_traced(row: Row) -> str | None:
     if name is None:
         return "what this stack does is not written down in benchmarks/stacks"
     reason: str | None = load(name).reason_not_traced(row)
-    return reason
+    return reason or versions.reason_of_others(row, load(name).REQUIREMENTS)

@@ -4,6 +4,7 @@ Sources, in foundation-model-stack/fms-acceleration: scripts/benchmarks (scenari
 refs/requirements.txt), plugins/accelerated-peft (framework_plugin_bnb.py, framework_plugin_autogptq.py).
 """
 
+import re
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from benchmarks.rows import Row, arch_of, rank_of
-from benchmarks.stacks import autocast, fourbit, fsdp, hf, traced
+from benchmarks.stacks import autocast, facts, fourbit, fsdp, hf, traced
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import Tape
 
@@ -26,15 +27,35 @@ REQUIREMENTS = (
     "tokenizers==0.21.0",
     "huggingface_hub==0.27.1",
 )
+GPTQ_GROUPS = {"mistralai/Mistral-7B-v0.1": 128}
+"""Rows that share a scale in the checkpoint that a scenario has for a model, TheBloke's (scenarios.yaml,
+accelerated-peft-gptq; its quantize_config.json); of other models' a row says it."""
+FACTS = facts.PLAIN | {
+    "method": "full|lora|qlora|gptq_lora",
+    "lora_target_modules": rf"None|{facts.words('[qkvo]_proj', 'c_attn')}",
+    "trainable_notes": r"all parameters|lora_alpha \d+, dropout 0\.1, bias none",
+    "base_dtype": "b?float16",
+    "quant": r"None|bnb nf4(?:, plugin path| via plain HF/PEFT path) \(.*\)|GPTQ int4 \(auto-gptq triton v2\)"
+    r"(?:,? groups? (?:size |of )?-?\d+)?",
+    "compute_dtype": r"no autocast \(pure b?float16\)|autocast (?:bf|fp)16 \(--(?:bf|fp)16\)",
+    "optimizer": r"adamw_torch \(HF Trainer default; eps 1e-4 set\)",
+    "grad_accum": "1",
+    "seq_kind": r"fixed \(packed;.*",
+    "grad_checkpointing": "True",
+    "attn_impl": "flash_attention_2",
+    "loss_head": "HF CausalLM CE, logits upcast to fp32",
+    "parallel": "none|FSDP1 FULL_SHARD, transformer wrap, BACKWARD_PRE, no offload",
+    "framework": r"fms-hf-tuning \(HF Trainer/TRL\) \+ fms-acceleration",
+}
 
 
 def reason_not_traced(row: Row) -> str | None:
     """Return why a row cannot be reproduced, or None."""
-    if row["fused_kernels"] not in (None, "none"):
-        return f"fused kernels ({row['fused_kernels']}), which are Triton's and have no form without a GPU"
     if arch_of(row)["arch_class"].startswith("Mixtral"):
         return "experts that are chosen by value"
-    return None
+    if "GPTQ" in (row["quant"] or "") and gptq_group(row) is None:
+        return f"the groups of its quantized layers are not stated ({row['quant']})"
+    return facts.reason_unknown(row, FACTS)
 
 
 def trace_row(row: Row) -> Tape:
@@ -72,7 +93,7 @@ def build(row: Row) -> Any:
                 if "norm" in name:
                     parameter.data = parameter.data.float()
     elif quant.startswith("GPTQ"):
-        fourbit.quantize_gptq(model, hf.half(row) if sharded else None)
+        fourbit.quantize_gptq(model, hf.half(row) if sharded else None, group=gptq_group(row) or -1)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     if row["lora_r"] is not None:
         model.enable_input_require_grads()
@@ -80,15 +101,21 @@ def build(row: Row) -> Any:
     return model
 
 
-def adapt(row: Row, model: nn.Module) -> nn.Module:
-    """Add a row's adapters, in fp32 as PEFT makes them."""
+def gptq_group(row: Row) -> int | None:
+    """Return the rows of a GPTQ layer that share a scale, -1 if all do; None: not known."""
+    found = re.search(r"groups? (?:size |of )?(-?\d+)", row["quant"] or "")
+    return int(found[1]) if found else GPTQ_GROUPS.get(row["model_id"])
+
+
+def adapt(row: Row, model: nn.Module, dropout: float = 0.1, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Add a row's adapters, in fp32 as PEFT makes them if nothing else is said."""
     import peft
     from peft.tuners.lora import gptq
     from peft.tuners.lora import model as lora_model
 
     kind = "SEQ_CLS" if hf.classifies(row) else "CAUSAL_LM"
     config = peft.LoraConfig(
-        r=rank_of(row), lora_alpha=16, lora_dropout=0.1, target_modules=hf.adapted(row, model), task_type=kind
+        r=rank_of(row), lora_alpha=16, lora_dropout=dropout, target_modules=hf.adapted(row, model), task_type=kind
     )
 
     def dispatch(target: nn.Module, adapter_name: str, **kwargs: Any) -> Any:
@@ -98,7 +125,7 @@ def adapt(row: Row, model: nn.Module) -> nn.Module:
         adapted: nn.Module = peft.get_peft_model(model, config)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.to(dtype)
     return adapted.train()
 
 
@@ -123,17 +150,20 @@ def shard(row: Row, model: Any) -> Any:
     )
 
 
-def steps(row: Row, model: Any, recorder: Recorder) -> None:
-    """Run two steps of the Trainer."""
+def return_fp32(model: Any, casting: Any) -> None:
+    """Let a model run under autocast and return fp32, as accelerate does (accelerator.py, prepare_model)."""
     from accelerate.utils.operations import convert_outputs_to_fp32
 
+    vars(model)["forward"] = convert_outputs_to_fp32(casting(model.forward))
+
+
+def steps(row: Row, model: Any, recorder: Recorder) -> None:
+    """Run two steps of the Trainer."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.01, eps=1e-4)
     dtype = hf.mixed(row)
-    forward = model.forward
     if dtype is not None:
-        forward = convert_outputs_to_fp32(torch.autocast("cpu", dtype)(forward))
-        vars(model)["forward"] = forward
+        return_fp32(model, torch.autocast("cpu", dtype))
 
     def loss_of() -> torch.Tensor:
         ids = traced.token_ids(recorder, row)

@@ -65,14 +65,15 @@ class GptqLinear(nn.Module):
 
     Args:
         inputs, outputs: of the layer.
-        group: rows that share a scale.
+        group: rows that share a scale; -1: all of them.
         storage: the dtype that packed weights are kept in as parameters, for FSDP; None: buffers of int32.
     """
 
-    def __init__(self, inputs: int, outputs: int, group: int = 128, storage: torch.dtype | None = None) -> None:
+    def __init__(self, inputs: int, outputs: int, group: int, storage: torch.dtype | None) -> None:
         """Make the tensors on `meta`."""
         super().__init__()
         self.in_features, self.out_features = inputs, outputs
+        group = inputs if group == -1 else group
         packed = {"qweight": (inputs // 8, outputs), "qzeros": (inputs // group, outputs // 8)}
         for name, shape in packed.items():
             tensor = torch.empty(shape, dtype=torch.int32, device="meta")
@@ -107,11 +108,11 @@ class _Gptq(torch.autograd.Function):
         return grad @ torch.empty(ctx.shape, dtype=torch.float16).t(), None, None, None, None, None
 
 
-def quantize_gptq(model: nn.Module, storage: torch.dtype | None, keep: tuple[str, ...] = HEADS) -> None:
-    """Put GPTQ layers in the place of a model's linear ones, on `meta`."""
+def quantize_gptq(model: nn.Module, storage: torch.dtype | None, *, group: int, keep: tuple[str, ...] = HEADS) -> None:
+    """Put GPTQ layers in the place of a model's linear ones, on `meta`; see `GptqLinear`."""
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] not in keep:
-            _replace(model, name, GptqLinear(module.in_features, module.out_features, storage=storage))
+            _replace(model, name, GptqLinear(module.in_features, module.out_features, group, storage))
 
 
 def _replace(model: nn.Module, name: str, new: nn.Module) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks.rows import Row, rank_of
-from benchmarks.stacks import fourbit, fsdp, hf, traced
+from benchmarks.stacks import facts, fourbit, fsdp, hf, traced
 from ftkit.observe.recorder import Recorder
 from ftkit.step.observer import Phase
 
@@ -25,10 +25,28 @@ REQUIREMENTS = (
 )
 
 
+FACTS = facts.PLAIN | {
+    "method": "lora|qlora",
+    "lora_target_modules": rf"{facts.words('[qkvo]_proj', '(?:up|down|gate)_proj')}(?:train\.py:1159.*)?",
+    "trainable_notes": r"alpha 16, dropout 0\.1 \(script defaults\)",
+    "base_dtype": r"bfloat16|bnb nf4 \+ double quant, quant_storage bf16 \(script\)",
+    "quant": "None|nf4",
+    "compute_dtype": r"bf16 \(precision=bf16: pure bf16 params\)",
+    "optimizer": r"torch\.optim\.AdamW \(script default; LoRA params bf16\)",
+    "grad_accum": "1",
+    "seq_kind": r"fixed \(dummy dataset, context_length\)",
+    "grad_checkpointing": "True",
+    "attn_impl": "sdpa",
+    "loss_head": "HF CE on full fp32 logits",
+    "parallel": r"FSDP1 full_shard, per-decoder-layer wrap, backward prefetch|FSDP NO_SHARD \(.ddp.\)",
+    "offload": r"none|FSDP CPU offload of params\+grads\+optimizer step",
+    "framework": r"fsdp_qlora train\.py \(transformers/torch 2\.2\)",
+}
+
+
 def reason_not_traced(row: Row) -> str | None:
     """Return why a row cannot be reproduced, or None."""
-    del row
-    return None
+    return facts.reason_unknown(row, FACTS)
 
 
 def trace_row(row: Row) -> traced.Found:

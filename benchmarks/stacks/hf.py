@@ -1,5 +1,7 @@
 """What the stacks on top of transformers and PEFT share: a row's model, built on `meta`, and its adapters."""
 
+import re
+from contextlib import AbstractContextManager
 from typing import Any
 from unittest import mock
 
@@ -18,10 +20,30 @@ ALIKE = {"c_attn": ("q_proj", "k_proj", "v_proj"), "query": ("q_proj",), "value"
 """What other libraries call a layer, or several of them in one, to transformers' names."""
 
 
+TYPES = {
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "16-mixed": torch.float16,
+    "float32": torch.float32,
+    "fp32": torch.float32,
+}
+"""What rows call types."""
+
+
+def type_in(text: str) -> torch.dtype | None:
+    """Return the first type that a text names, or None."""
+    found = re.search("|".join(TYPES), text)
+    return TYPES[found[0]] if found else None
+
+
 def half(row: Row) -> torch.dtype:
-    """Return the half precision of a row."""
-    is_fp16 = "fp16" in row["compute_dtype"] or row["compute_dtype"] == "16-mixed" or row["base_dtype"] == "float16"
-    return torch.float16 if is_fp16 else torch.bfloat16
+    """Return the half precision of a row: that which it computes in, or that of its weights."""
+    found = type_in(row["compute_dtype"])
+    if found in (None, torch.float32):
+        found = type_in(row["base_dtype"])
+    return torch.bfloat16 if found in (None, torch.float32) else found
 
 
 def mixed(row: Row) -> torch.dtype | None:
@@ -126,10 +148,10 @@ def adapted(row: Row, model: nn.Module) -> list[str]:
     Raises:
         LookupError: the model has none of them.
     """
-    said = (row["lora_target_modules"] or "all").partition("(")[0]
-    wanted = set(said.replace(",", " ").split())
-    if "all" in wanted:
+    said = str(row["lora_target_modules"]).partition("(")[0]
+    if re.match("all([- ]linear)?$", said.strip()):
         return targets_of_all(model)
+    wanted = set(said.replace(",", " ").split())
     names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
     alike = {other for name in wanted for other in ALIKE.get(name, ())}
     if found := sorted(wanted & names) or sorted(alike & names):
@@ -141,6 +163,19 @@ def targets_of_all(model: nn.Module) -> list[str]:
     """Return the names of all linear layers but the head."""
     names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if bnb.is_linear(module)}
     return sorted(names.difference(HEADS))
+
+
+def repeated_heads() -> AbstractContextManager[Any]:
+    """Repeat key and value before torch attends."""
+    attention = nn.functional.scaled_dot_product_attention
+
+    def repeating(query: Any, key: Any, value: Any, *args: Any, **settings: Any) -> Any:
+        if (groups := query.shape[-3] // key.shape[-3]) > 1:
+            key, value = (one.repeat_interleave(groups, dim=-3) for one in (key, value))
+            settings.pop("enable_gqa", None)
+        return attention(query, key, value, *args, **settings)
+
+    return mock.patch.object(nn.functional, "scaled_dot_product_attention", repeating)
 
 
 def use_flash_attention(model: Any) -> Any:

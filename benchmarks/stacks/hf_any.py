@@ -1,21 +1,34 @@
-"""Any other stack on top of transformers: traced with this project's versions, by what the row says of itself.
+"""Any run of transformers and PEFT, by the Trainer or a loop written by hand: what its row states is what is traced.
 
-A stack with a file of its own does better: its versions differ in what they keep. Here are the Trainer's habits:
-adapters in fp32, gradients clipped, autocast around the model, FSDP of both versions as accelerate wraps it. Under
-DeepSpeed the engine decides, not the library: such rows are planned as ftkit plans its own runs.
+The versions of transformers, PEFT and bitsandbytes are those that the row names, installed for it. Of the Trainer are
+the clipping of gradients, autocast around the model's forward with logits in fp32 behind it, and FSDP of both versions
+as accelerate wraps it. Under DeepSpeed the engine decides, not the library: such rows are planned as ftkit plans its
+own runs.
 """
 
-import re
 from contextlib import ExitStack, nullcontext
-from importlib import metadata
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from benchmarks import own_plan
-from benchmarks.rows import Row
-from benchmarks.stacks import autocast, compiled, fms, fourbit, fsdp, fsdp2, hf, packed, traced
+from benchmarks.rows import Row, card
+from benchmarks.stacks import (
+    autocast,
+    compiled,
+    fms,
+    fourbit,
+    fsdp,
+    fsdp2,
+    hf,
+    loops,
+    packed,
+    stated,
+    traced,
+    versions,
+)
 from ftkit.config.training import OptimizerConfig
 from ftkit.models import bnb
 from ftkit.observe.recorded import layer_names
@@ -25,41 +38,35 @@ from ftkit.step.observer import Phase
 
 GROUPS = ("",)
 REQUIREMENTS = ()
-LIBRARIES = ("transformers", "trainer", "trl", "peft", "hf ", "hugging", "accelerate", "swift", "axolotl", "factory")
+FACTS = stated.FACTS
+FLASH_SINCE = (4, 48)
+"""The version of transformers from which attention is looked up when it is called; see `hf.use_flash_attention`."""
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
-OTHER_OPTIMIZERS = ("galore", "lion", "adafactor", "in_bwd")
-"""Words by which an optimizer is another one, though its name may hold that of one that is known."""
 
 
-METHODS = {"full", "lora", "qlora", "lora (rslora)", "lora+"}
-"""Methods whose tensors are those of full fine-tuning or of LoRA; another adapter is not taken for either."""
+def requirements(row: Row) -> tuple[str, ...]:
+    """Return the pins of what a row ran in other versions than this project has."""
+    adapters = ("peft",) if row["method"] != "full" else ()
+    packs = ("bitsandbytes",) if row["quant"] or in_8_bits(row) else ()
+    return versions.to_install(row, ("transformers", *adapters, *packs))
 
 
 def reason_not_traced(row: Row) -> str | None:
     """Return why a row cannot be reproduced, or None."""
-    return _unknown_run(row) or _unknown_method(row) or _other_version(row) or _unknown_model(row["arch"])
+    row = loops.completed(row)
+    return stated.reason_unstated(row) or _unnamed_version(row) or _unknown_run(row) or _unknown_model(row["arch"])
 
 
-def _unknown_method(row: Row) -> str | None:
-    """Return what of a row's adapters would have to be guessed."""
-    if row["method"] not in METHODS:
-        return f"its method is not traced ({row['method']})"
-    if row["method"] != "full" and row["lora_r"] is None:
-        return f"the rank of its adapters is not known ({row['method']})"
-    if row["method"] == "full" and row["lora_r"] is not None:
-        return "it says full fine-tuning, and a rank"
-    if "reentrant=True" in (row.get("framework") or "").replace(" ", ""):
-        return "its checkpoints are reentrant, which are not traced here"
+def _unnamed_version(row: Row) -> str | None:
+    """Return which library of a row has no version: what they keep has changed by gigabytes."""
+    wanted = ("transformers",) if row["method"] == "full" else ("transformers", "peft")
+    for package in wanted:
+        if versions.named(row, package) is None:
+            return f"its version of {package} is not stated"
+    ours = versions.named(row, "transformers")
+    if ours is not None and versions.numbers(ours) < versions.OLDEST:
+        return f"its version of transformers is too old to be traced here ({ours})"
     return None
-
-
-def _other_version(row: Row) -> str | None:
-    """Return the version of transformers that a row names, where it is not the one that is traced."""
-    named = re.search(r"transformers[ =]+(\d+\.\d+)", row.get("framework_version") or "")
-    ours = ".".join(metadata.version("transformers").split(".")[:2])
-    if named is None or named[1] == ours:
-        return None
-    return f"it ran transformers {named[1]}, and {ours} would be traced"
 
 
 def _unknown_model(arch: Any) -> str | None:
@@ -75,34 +82,26 @@ def _unknown_model(arch: Any) -> str | None:
 
 
 def _unknown_run(row: Row) -> str | None:
-    framework = (row.get("framework") or "").lower()
-    if not any(name in framework for name in LIBRARIES):
-        return f"what its library does is not written down in benchmarks/stacks ({row['group']})"
-    if not row["parallel"]:
-        return "how it was shared among devices is not known"
-    if row["n_gpus"] > 1 and not any(kind in row["parallel"] for kind in ("FSDP1", "FSDP2", "DDP", "ZeRO-")):
-        return f"its sharding is not traced ({row['parallel']})"
-    if "FSDP" in row["parallel"] and row["offload"] not in (None, "none"):
-        return f"its offload is not traced under FSDP ({row['offload']})"
-    if "ZeRO-" in row["parallel"] and row["method"] not in ("lora", "qlora", "full"):
+    parallel, is_sharded = row["parallel"], "FSDP" in row["parallel"]
+    if (row["n_gpus"] > 1) != (parallel != "none"):
+        return f"its sharding is not traced ({row['n_gpus']} GPUs, {parallel})"
+    if row["offload"] != "none" and "ZeRO-" not in parallel:
+        return f"its offload is not traced under {parallel} ({row['offload']})"
+    if "ZeRO-" in parallel and row["method"] not in ("lora", "qlora", "full"):
         return f"its method is not ftkit's ({row['method']})"
+    if is_sharded and stated.prepares(row):
+        return "its weights are fp32 beside packed ones, which are not traced under FSDP"
     if row["torch_compile"] and row["grad_checkpointing"]:
         return "compiled around checkpoints: the compiler's operator for random states cannot be recorded"
-    if row["fused_kernels"] not in (None, "none"):
-        return f"fused kernels ({row['fused_kernels']}), which have no form without a GPU"
-    if row["quant"] and "nf4" not in row["quant"]:
-        return f"its quantized layers are not traced ({row['quant']})"
-    return _unknown_optimizer(row["optimizer"])
-
-
-def _unknown_optimizer(said: str | None) -> str | None:
-    name = (said or "adamw").lower()
-    is_known = any(key in name for key in OPTIMIZERS) and not any(word in name for word in OTHER_OPTIMIZERS)
-    return None if is_known else f"its optimizer is not traced ({said})"
+    version = versions.numbers(versions.named(row, "transformers") or "0")
+    if row["attn_impl"] == "flash_attention_2" and version < FLASH_SINCE:
+        return "its transformers called flash-attn otherwise than since 4.48"
+    return None
 
 
 def trace_row(row: Row) -> traced.Found:
     """Trace two steps."""
+    row = loops.completed(row)
     if "ZeRO-" in row["parallel"]:
         return own_plan.deepspeed_rank(row)
     model = build(row)
@@ -112,11 +111,14 @@ def trace_row(row: Row) -> traced.Found:
             fourbit.unpacking() if row["quant"] else nullcontext(),
             compiled.compiling() if row["torch_compile"] else nullcontext(),
             bnb.without_values() if in_8_bits(row) else nullcontext(),
+            packed.no_updates() if in_8_bits(row) else nullcontext(),
+            hf.use_flash_attention(model) if row["attn_impl"] == "flash_attention_2" else nullcontext(),
+            hf.repeated_heads() if "repeat_interleave" in str(row["attn_impl"]) else nullcontext(),
         ):
             stack.enter_context(context)
-        if row["n_gpus"] > 1 and "FSDP" in row["parallel"]:
+        if "FSDP" in row["parallel"]:
             return fully_sharded(row, model) if "FSDP2" in row["parallel"] else sharded(row, model)
-        stack.enter_context(traced.computing())
+        stack.enter_context(traced.computing(card(row)))
         traced.fake(model)
         recorder = stack.enter_context(traced.recorder())
         if row["n_gpus"] > 1:
@@ -165,56 +167,97 @@ def see_buckets(recorder: Recorder, model: nn.Module) -> None:
 
 
 def build(row: Row) -> Any:
-    """Build the model on `meta`, quantized, with adapters and checkpointing."""
-    named = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    dtype = named.get(row["base_dtype"] or "", hf.half(row))
+    """Build the model on `meta`, quantized, prepared, with adapters and checkpointing."""
+    dtype = stated.weights_type(row) or hf.half(row)
     model = hf.build(row, dtype, "eager" if row["attn_impl"] == "eager" else "sdpa")
+    if model.config.tie_word_embeddings:  # which transformers 5.0 does not do on `meta`
+        model.get_output_embeddings().weight = model.get_input_embeddings().weight
     if row["quant"]:
-        options: dict[str, Any] = {"quant_type": "nf4", "compress_statistics": "double" in row["quant"]}
-        # FSDP flattens no integers: 4-bit weights are then stored in the dtype of the others.
-        storage = dtype if "FSDP" in row["parallel"] else torch.uint8
-        fourbit.quantize(model, compute_dtype=dtype, quant_storage=storage, **options)
-    if row["grad_checkpointing"]:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        quantize(row, model, dtype)
     if row["lora_r"] is not None:
-        model = fms.adapt(row, model)
+        model = fms.adapt(row, model, dropout=stated.dropout(row), dtype=stated.adapters_type(row))
+    if row["grad_checkpointing"]:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": stated.is_reentrant(row)})
+        if row["lora_r"] is not None:
+            model.enable_input_require_grads()
     if row["torch_compile"]:
         model.compile()
-    return model
+    return model.train()
+
+
+def quantize(row: Row, model: nn.Module, dtype: torch.dtype) -> None:
+    """Put 4-bit layers in the place of linear ones, and make fp32 of the rest where the row says so."""
+    import bitsandbytes
+
+    fourbit.quantize(
+        model,
+        compute_dtype=stated.packed_compute_type(row) or hf.half(row),
+        quant_type="fp4" if "fp4" in str(row["quant"]) else "nf4",
+        compress_statistics=stated.quantizes_scales(row),
+        # FSDP flattens no integers: 4-bit weights are then stored in the dtype of the others.
+        quant_storage=dtype if "FSDP" in row["parallel"] else torch.uint8,
+    )
+    if "4-bit layers keep their type" in row["framework"]:
+        # Else bitsandbytes takes that of the first input, where it is fp32 or bf16 (nn/modules.py, set_compute_type).
+        for module in model.modules():
+            vars(module)["compute_type_is_set"] = True
+    if stated.prepares(row):  # peft/utils/other.py, prepare_model_for_kbit_training
+        for name, parameter in model.named_parameters():
+            if not isinstance(parameter, bitsandbytes.nn.Params4bit):
+                model.get_parameter(name).data = parameter.data.float()
 
 
 def steps(row: Row, model: Any, recorder: Recorder) -> None:
     """Run two steps, two micro-batches in each where gradients were accumulated."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = optimizer_of(row, trained)
+    optimizer, is_own = optimizer_of(row, trained), stated.is_own_loop(row)
+    casting: Any = partial(torch.autocast, "cpu", hf.half(row))
+    casts = hf.mixed(row) is not None
+    if casts and not is_own and not row["torch_compile"]:
+        fms.return_fp32(model, casting())
+        casts = False
+    kept: list[Any] = []
 
     def loss_of() -> torch.Tensor:
         ids = traced.token_ids(recorder, row)
-        labels = torch.zeros(row["micro_batch"], dtype=torch.int64) if hf.classifies(row) else torch.ones_like(ids)
-        with torch.autocast("cpu", hf.half(row), enabled=hf.mixed(row) is not None):
-            loss: torch.Tensor = model(input_ids=ids, labels=labels).loss
+        with casting(enabled=casts):
+            outputs = model(input_ids=ids, labels=labels_of(row, ids))
+        kept[:] = [outputs] if is_own else []
+        loss: torch.Tensor = outputs.loss
         return loss
 
     def update() -> None:
-        clip = getattr(model, "clip_grad_norm_", None)
-        clip(1.0) if clip is not None else nn.utils.clip_grad_norm_(trained, 1.0)
+        if not is_own:
+            clip = getattr(model, "clip_grad_norm_", None)
+            clip(1.0) if clip is not None else nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-        optimizer.zero_grad()
+        if not stated.keeps_outputs(row):
+            kept.clear()
+        for parameter in trained:
+            parameter.grad = None
 
-    accumulated = 2 if row["grad_accum"] not in (1, None, "none") else 1
-    traced.two_steps(recorder, loss_of, update, micro_batches=accumulated)
+    traced.two_steps(recorder, loss_of, update, micro_batches=2 if row["grad_accum"] != 1 else 1)
+
+
+def labels_of(row: Row, ids: torch.Tensor) -> torch.Tensor:
+    """Return a batch's labels: a class for each text, or tokens; a loop of one's own gives the tokens themselves."""
+    if hf.classifies(row):
+        return torch.zeros(row["micro_batch"], dtype=torch.int64)
+    return ids if stated.is_own_loop(row) else torch.ones_like(ids)
 
 
 def in_8_bits(row: Row) -> bool:
     """Return whether a row's optimizer is bitsandbytes' with moments in 8 bits."""
-    return row.get("optimizer_bits") == 8 or "8bit" in (row["optimizer"] or "").lower()
+    return row.get("optimizer_bits") == 8 or "8bit" in row["optimizer"].lower()
 
 
 def optimizer_of(row: Row, trained: list[nn.Parameter]) -> Any:
-    """Return a row's optimizer over what trains."""
-    name = (row["optimizer"] or "adamw").lower()
+    """Return a row's optimizer over what trains; a paged one has moments on the card of small tensors alone."""
+    name = row["optimizer"].lower()
+    if in_8_bits(row):
+        there = [one for one in trained if one.numel() < packed.PAGED_FROM] if "paged" in name else trained
+        return bnb.build_optimizer([{"params": there}], OptimizerConfig(name="adamw_8bit"))
     if "paged" in name:
         return packed.PagedAdamW(trained)
-    if in_8_bits(row):
-        return bnb.build_optimizer([{"params": trained}], OptimizerConfig(name="adamw_8bit"))
-    return next(kind for key, kind in OPTIMIZERS.items() if key in name)(trained, lr=1e-4)
+    kind: Any = next(kind for key, kind in OPTIMIZERS.items() if key in name)
+    return kind(trained, lr=1e-4, fused=True) if "fused" in name else kind(trained, lr=1e-4)

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils import checkpoint
 
 from benchmarks.rows import Row, num_micro_batches
-from benchmarks.stacks import autocast, hf, traced
+from benchmarks.stacks import autocast, facts, hf, packed, traced
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import Tape
 
@@ -34,10 +34,28 @@ HIDDEN = ("tokenizers",)
 """Transformers 4.16 refuses tokenizers of today, and does without."""
 
 
+FACTS = facts.PLAIN | {
+    "method": "full",
+    "lora_r": "None",
+    "lora_target_modules": "None",
+    "trainable_notes": "all; 2 labels",
+    "base_dtype": "float32",
+    "quant": "None",
+    "compute_dtype": r"fp32|fp16 autocast \+ GradScaler",
+    "optimizer": "adamw_hf|adafactor|bitsandbytes Adam8bit",
+    "optimizer_bits": "8|32",
+    "grad_accum": r"\d+",
+    "seq_kind": "fixed 512 random tokens",
+    "grad_checkpointing": "True|False",
+    "attn_impl": "eager",
+    "loss_head": r"sequence classification \(no LM head\)",
+    "framework": "transformers Trainer",
+}
+
+
 def reason_not_traced(row: Row) -> str | None:
     """Return why a row cannot be reproduced, or None."""
-    del row
-    return None
+    return facts.reason_unknown(row, FACTS)
 
 
 def trace_row(row: Row) -> Tape:
@@ -144,15 +162,8 @@ def _without_kernels() -> Iterator[Callable[..., Any]]:
         from bitsandbytes import functional
         from bitsandbytes.optim.adam import Adam8bit
 
-    def nothing(*_: Any, **__: Any) -> None:
-        """Stand in for a kernel; no Mock, which would keep its arguments."""
-
     def table(**_: Any) -> torch.Tensor:
         return torch.empty(256)
 
-    with traced.patched(
-        mock.patch.object(functional, "optimizer_update_8bit_blockwise", nothing),
-        mock.patch.object(functional, "optimizer_update_32bit", nothing),
-        mock.patch.object(functional, "create_dynamic_map", table),
-    ):
+    with packed.no_updates(), mock.patch.object(functional, "create_dynamic_map", table):
         yield Adam8bit

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from benchmarks.rows import Row
-from benchmarks.stacks import autocast, fsdp, packed, traced
+from benchmarks.stacks import autocast, facts, fsdp, packed, traced
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import Role, Tape
 from ftkit.step.observer import Phase
@@ -32,15 +32,35 @@ NAMES = {"TinyLlama-1.1B": "tiny-llama-1.1b"}
 """Models that LitGPT has under another name."""
 
 
+FACTS = facts.PLAIN | {
+    "method": "|".join(METHODS),
+    "lora_target_modules": rf"None|{facts.words(*TARGETS)}(?:\(lora_query, lora_value of fused attn\))?",
+    "trainable_notes": r"None|all parameters|LLaMA-Adapter; default length 10, start layer 2"
+    r"|lora_alpha 16,? dropout 0\.\d+; LoRA (?:weights|params) (?:in )?bf16(?: \(bf16-true\))?",
+    "base_dtype": "bfloat16|float32|bnb.[nf][fp]4(?:-dq)?",
+    "quant": r"None|bnb\.[nf][fp]4(?:-dq)?(?: \(bitsandbytes via lightning BitsandbytesPrecision.*\))?",
+    "compute_dtype": r"bf16-true(?: \(no autocast\))?|bf16-mixed autocast",
+    "optimizer": r"torch\.optim\.AdamW|bnb\.optim\.PagedAdamW(?: \(32-bit\))?",
+    "optimizer_bits": "None|32",
+    "grad_accum": r"(?:global batch|global_batch_size|global) \d+|None",
+    "seq_kind": "fixed at peak.*|max(?: .*)?",
+    "grad_checkpointing": "True|False",
+    "attn_impl": r"(?:torch )?(?:2\.1 )?SDPA(?: \(flash-attn2 kernel used if the package was installed\))?",
+    "loss_head": r"(?:lm_head .*|full logits \+ )?chunk.*",
+    "fused_kernels": "none|None",
+    "torch_compile": "False|None",
+    "parallel": "none|FSDP (?:auto_)?wrap Block.*",
+    "offload": "none|None",
+    "framework": "lit-?gpt",
+}
+"""What the tables' recipes do, whose scripts say what a row leaves out."""
+
+
 def reason_not_traced(row: Row) -> str | None:
     """Return why a row cannot be reproduced, or None."""
-    if row["method"] not in METHODS:
-        return f"its method ({row['method']}) is not written down here"
-    if row["quant"] and not row["quant"].startswith(("bnb.nf4", "bnb.fp4")):
-        return f"its quantization ({row['quant']}) is not written down here"
     if row["quant"] and row["n_gpus"] > 1:
         return "4-bit weights on several GPUs, which LitGPT refuses"
-    return None
+    return facts.reason_unknown(row, FACTS)
 
 
 def trace_row(row: Row) -> Tape:

@@ -4,9 +4,9 @@ Source: Lightning-AI/litgpt, config_hub/finetune/README.md. How long the longest
 traced here, 512 tokens, is an upper bound.
 """
 
-from benchmarks.stacks.litgpt import reason_not_traced, trace_row
+from benchmarks.stacks.litgpt import FACTS, reason_not_traced, trace_row
 
-__all__ = ["GROUPS", "REQUIREMENTS", "reason_not_traced", "trace_row"]
+__all__ = ["FACTS", "GROUPS", "REQUIREMENTS", "reason_not_traced", "trace_row"]
 
 GROUPS = ("litgpt/config_hub",)
 REQUIREMENTS = ("litgpt==0.5.3", "lightning==2.4.0", "bitsandbytes==0.42.0", "setuptools==69.5.1")

@@ -116,6 +116,19 @@ def _second_state(functional: Any, scales: torch.Tensor, table: torch.Tensor, sh
     return [scales, table, STATISTICS_BLOCK, False, torch.float32, None, None]
 
 
+@contextmanager
+def no_updates() -> Iterator[None]:
+    """Let the updates of bitsandbytes' optimizers do nothing: their kernels work in place, and allocate nothing."""
+    from bitsandbytes import functional
+
+    def nothing(*_: Any, **__: Any) -> None:
+        """Stand in for a kernel; no Mock, which would keep its arguments."""
+
+    nothings: dict[str, Any] = dict.fromkeys(("optimizer_update_8bit_blockwise", "optimizer_update_32bit"), nothing)
+    with mock.patch.multiple(functional, **nothings):
+        yield
+
+
 PAGED_FROM = 100_000
 """Elements from which a paged optimizer keeps its moments in managed memory, which the caching allocator does not
 count (bitsandbytes/optim/optimizer.py, get_state_buffer: below 1e5 `torch.zeros_like`, else `get_paged`)."""

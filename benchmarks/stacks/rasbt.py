@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.rows import Row, num_micro_batches
-from benchmarks.stacks import fsdp, hf, traced, vit, zero2
+from benchmarks.stacks import facts, fsdp, hf, traced, vit, zero2
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import Role
 from ftkit.step.observer import Phase
@@ -24,10 +24,31 @@ FABRIC_BUCKET = 200_000_000
 """Elements of a bucket that Fabric asks DeepSpeed for (strategies/deepspeed.py, reduce_bucket_size)."""
 
 
+FACTS = facts.PLAIN | {
+    "method": "full",
+    "lora_r": "None",
+    "lora_target_modules": "None",
+    "trainable_notes": "None",
+    "base_dtype": "float32|bfloat16",
+    "quant": "None",
+    "compute_dtype": "fp32|16-mixed|bf16-true",
+    "optimizer": r"torch\.optim\.Adam|Adam \(lr 5e-5\)",
+    "grad_accum": r"\d+",
+    "seq_kind": "fixed 224x224 image, patch 16|fixed 512 .*",
+    "grad_checkpointing": "False|activation_checkpointing=EncoderBlock",
+    "attn_impl": r"eager|torch nn\.MultiheadAttention \(torchvision; need_weights=False\)",
+    "loss_head": r"(?:2|10)-way classification",
+    "fused_kernels": "none|None",
+    "torch_compile": "False|None",
+    "parallel": "none|FSDP1(?: full_shard, wrap EncoderBlock)?|DeepSpeed ZeRO-2",
+    "offload": "none|FSDP CPU offload.*",
+    "framework": r"torch|(?:torch \+ )?Lightning Fabric|torch ",
+}
+
+
 def reason_not_traced(row: Row) -> str | None:
     """Return why a row cannot be reproduced, or None."""
-    del row
-    return None
+    return facts.reason_unknown(row, FACTS)
 
 
 def trace_row(row: Row) -> traced.Found:

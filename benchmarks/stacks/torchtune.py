@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 from benchmarks.rows import Row, rank_of
-from benchmarks.stacks import compiled, packed, traced
+from benchmarks.stacks import compiled, facts, packed, traced
 from ftkit.observe.tape import Tape
 
 GROUPS = ("torchtune/README_flags",)
@@ -48,13 +48,28 @@ MODEL = re.compile(r"(llama|qwen|gemma|mistral|phi)-?(\d(?:\.\d)?)?\b.*?-(\d+(?:
 ATTENTION = ("q_proj", "k_proj", "v_proj", "output_proj")
 
 
+FACTS = facts.PLAIN | {
+    "method": "full|lora|qlora",
+    "lora_target_modules": rf"None|{facts.words(*ATTENTION, 'mlp', '[qkv]', 'output', 'w1,w2,w3')}",
+    "trainable_notes": r"all|alpha \d+, dropout 0; LoRA params bf16",
+    "base_dtype": r"bfloat16|NF4 \(torchao NF4Tensor\) on LoRA-targeted linears",
+    "quant": "None|nf4 torchao",
+    "compute_dtype": "bf16 pure",
+    "optimizer": r"(?:torch\.optim\.AdamW|bnb PagedAdamW)(?:,? \+? ?optimizer_in_bwd)?",
+    "grad_accum": "1",
+    "seq_kind": r"fixed \(packed\)|max \d+ but UNPACKED alpaca \(dynamic\)",
+    "grad_checkpointing": "True|False",
+    "attn_impl": r"torch SDPA \(causal\)",
+    "loss_head": "CrossEntropyLoss on full logits(?:, compiled)?|CEWithChunkedOutputLoss",
+    "torch_compile": "True|False",
+    "offload": "none|activations to CPU",
+    "framework": "torchtune",
+}
+
+
 def reason_not_traced(row: Row) -> str | None:
     """Return why a row cannot be reproduced, or None."""
-    if row["n_gpus"] > 1:
-        return f"its sharding is not traced ({row['parallel']})"
-    if "not named" in row["optimizer"] or "not stated" in row["optimizer"]:
-        return f"its optimizer is not known ({row['optimizer']})"
-    return None
+    return facts.reason_unknown(row, FACTS)
 
 
 def trace_row(row: Row) -> Tape:

@@ -7,51 +7,11 @@ from pathlib import Path
 
 from benchmarks import published, speed
 from benchmarks.runner import keep, read_answers
+from tests.benchmarks.stated_rows import FULL, SMALL, STATED
 
 ROOT = Path(__file__).resolve().parents[2]
-ROW = {
-    "id": "small",
-    "group": "somebody",
-    "dup_group": None,
-    "source": {"repo": "some/body", "file": "table.md"},
-    "model_id": "some/body",
-    "arch": {
-        "arch_class": "LlamaForCausalLM",
-        "hidden": 64,
-        "layers": 1,
-        "heads": 4,
-        "intermediate": 128,
-        "vocab": 256,
-    },
-    "method": "full",
-    "lora_r": None,
-    "lora_target_modules": None,
-    "base_dtype": "bfloat16",
-    "quant": None,
-    "compute_dtype": "bf16",
-    "optimizer": "adamw",
-    "micro_batch": 2,
-    "grad_accum": 1,
-    "seq_len": 16,
-    "seq_kind": "fixed",
-    "grad_checkpointing": False,
-    "attn_impl": "sdpa",
-    "loss_head": None,
-    "fused_kernels": None,
-    "torch_compile": False,
-    "parallel": "none",
-    "offload": "none",
-    "n_gpus": 1,
-    "gpu": "RTX 3090",
-    "framework": "transformers",
-    "date": "2026-01-01",
-    "metric_class": "allocated_peak",
-    "value_bytes": 20_000_000,
-    "extra_metrics": None,
-    "throughput": {"tokens_per_s": 1000},
-    "confidence": "high",
-    "length_known": True,
-}
+ROW = STATED | FULL | {"id": "small", "group": "somebody", "throughput": {"tokens_per_s": 1000}}
+ROW |= {"arch": SMALL | {"arch_class": "LlamaForCausalLM", "layers": 1, "kv_heads": 4}, "grad_checkpointing": False}
 
 
 def run(*arguments):
@@ -78,11 +38,11 @@ def test_one_trace_answers_every_question_and_each_page_shows_it(tmp_path):
 
 
 def test_a_row_that_cannot_be_traced_to_its_end_is_told_and_the_others_are_answered(tmp_path):
-    broken = ROW | {"id": "broken", "lora_r": 8, "method": "lora", "lora_target_modules": "wide"}
+    broken = STATED | {"id": "broken", "lora_target_modules": "wide_proj"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(broken) + "\n" + json.dumps(ROW))
     done = run("truth", "trace", tmp_path / "rows.jsonl", "--kept", tmp_path)
     assert done.returncode == 1
-    assert "no layer of wide" in done.stderr
+    assert "no layer of wide_proj" in done.stderr
     assert list(read_answers(tmp_path / "truth.jsonl")) == ["small"]
 
 

@@ -116,7 +116,7 @@ SMALL = {"hidden": 64, "layers": 1, "heads": 4, "kv_heads": 4, "intermediate": 1
         ("LlamaForCausalLM", "query,value (lora_query, lora_value)", ["q_proj", "v_proj"]),
         ("LlamaForCausalLM", "q_proj, o_proj", ["o_proj", "q_proj"]),
         ("GPT2LMHeadModel", "all linear", ["c_attn", "c_fc", "c_proj"]),
-        ("BertForSequenceClassification", None, ["dense", "key", "query", "value"]),
+        ("BertForSequenceClassification", "all-linear", ["dense", "key", "query", "value"]),
     ],
 )
 def test_adapted_layers_have_the_names_of_the_model(class_name, said, found):

@@ -1,6 +1,8 @@
 import pytest
 
 from benchmarks import stacks, truth_table
+from benchmarks.stacks import facts
+from tests.benchmarks.stated_rows import STATED
 
 
 def _pair(name, measured, predicted, group="g", dup=None):
@@ -43,67 +45,18 @@ def test_the_page_names_each_groups_worst_row_and_every_row_that_is_missing_with
 
 
 def test_a_row_of_a_stack_that_nobody_wrote_down_has_a_reason():
-    assert "not written down" in stacks.reason_not_traced({"group": "somebody/else", "framework": "in Fortran"})
+    assert "in Fortran" in stacks.reason_not_traced(STATED | {"framework": "in Fortran"})
 
 
-def test_every_stack_says_its_groups_its_exact_versions_and_reasons_without_its_libraries():
+def test_every_stack_says_its_groups_its_facts_its_exact_versions_and_reasons_without_its_libraries():
     assert stacks.names()
     for name in stacks.names():
         stack = stacks.load(name)
         assert all(pin.count("==") == 1 for pin in stack.REQUIREMENTS)
         assert stack.GROUPS
+        assert stack.FACTS.keys() == facts.WORDS.keys()
         assert callable(stack.reason_not_traced)
         assert callable(stack.trace_row)
-
-
-RUN = {
-    "group": "somebody/else", "framework": "transformers Trainer", "framework_version": None, "n_gpus": 1,
-    "parallel": "none", "offload": "none", "method": "lora", "lora_r": 8, "torch_compile": False,
-    "grad_checkpointing": False, "fused_kernels": "none", "quant": None, "optimizer": "AdamW",
-    "arch": {"arch_class": "LlamaForCausalLM", "vocab": 32000},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("fact", "reason"),
-    [
-        ({}, None),
-        ({"method": "ia3"}, "method"),
-        ({"method": "vera"}, "method"),
-        ({"method": "oft"}, "method"),
-        ({"method": "prompt tuning"}, "method"),
-        ({"method": "dora"}, "method"),
-        ({"lora_r": None}, "rank"),
-        ({"method": "full"}, "full fine-tuning, and a rank"),
-        ({"framework": "transformers Trainer, use_reentrant=True"}, "reentrant"),
-        ({"framework_version": "torch 2.3.0, transformers 4.41.2"}, "transformers 4.41"),
-        ({"quant": "GPTQ, groups of 32"}, "GPTQ, groups of 32"),
-        ({"parallel": None}, "shared among devices"),
-    ],
-)
-def test_a_row_whose_facts_are_not_those_that_would_be_traced_is_refused(fact, reason):
-    said = stacks.reason_not_traced(RUN | fact)
-    assert (said is None) if reason is None else (reason in said)
-
-
-@pytest.mark.parametrize(
-    ("fact", "reason"),
-    [
-        ({}, None),
-        ({"lora_target_modules": "all-linear"}, "all-linear"),
-        ({"method": "ia3"}, "method"),
-        ({"quant": "GPTQ"}, "GPTQ"),
-        ({"gpu": "a card of mine"}, "a card of mine"),
-        ({"optimizer": "Lion"}, "Lion"),
-    ],
-)
-def test_a_loop_written_by_hand_states_every_fact_or_is_refused(fact, reason):
-    row = RUN | {
-        "group": "canifinetune/rtx4080 transformers 5.8.1", "gpu": "RTX 4080 16 GB (15.99 GiB), Windows",
-        "lora_target_modules": "q_proj v_proj", "optimizer": "torch.optim.AdamW, fp32 states",
-    }  # fmt: skip
-    said = stacks.reason_not_traced(row | fact)
-    assert (said is None) if reason is None else (reason in said)
 
 
 def test_the_page_sets_reserved_bytes_and_another_tools_error_beside_where_a_row_has_them():

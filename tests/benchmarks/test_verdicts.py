@@ -13,6 +13,7 @@ from ftkit.observe.allocator import replay
 from ftkit.observe.tape import Tape
 from ftkit.plan.tracing import cuda
 from ftkit.step.observer import Phase
+from tests.benchmarks.stated_rows import FULL, PACKED, STATED
 
 LLAMA = {"arch_class": "LlamaForCausalLM", "vocab": 32000}
 SIZES = {
@@ -33,7 +34,14 @@ def published(size, micro_batch, **more):
         "base_dtype": "bfloat16",
         "quant": None,
         "compute_dtype": "bf16-true (no autocast)",
-        "loss_head": None,
+        "loss_head": "lm_head applied in 128-token chunks + per-chunk cross_entropy",
+        "fused_kernels": "none",
+        "parallel": "none",
+        "framework": "lit-gpt",
+        "grad_accum": "global batch 128",
+        "seq_kind": "fixed at peak (longest sample first)",
+        "attn_impl": "torch SDPA",
+        "trainable_notes": "lora_alpha 16, dropout 0.05; LoRA weights in bf16",
         "optimizer": "torch.optim.AdamW",
         "micro_batch": micro_batch,
         "seq_len": 1304,
@@ -69,7 +77,7 @@ def test_a_card_is_found_in_the_words_of_the_tables_and_leaves_room_less_the_con
 def test_its_stack_and_ftkit_both_judge_what_both_can_say_and_nobody_a_card_without_a_name():
     row = published("7b", 1)
     assert judges(row) == ["litgpt", "ftkit"]
-    assert judges(row | {"torch_compile": True, "offload": "activations"}) == ["litgpt"]
+    assert judges(row | {"torch_compile": True, "offload": "activations"}) == []
     assert judges(row | {"gpu": None}) == []
 
 
@@ -104,8 +112,8 @@ def test_the_page_says_that_a_run_that_ftkit_could_hold_is_no_verdict_on_the_pub
 
 def test_rows_of_any_library_on_transformers_are_traced_by_what_they_say():
     sizes = {"hidden": 1024, "layers": 4, "heads": 4, "kv_heads": 4, "intermediate": 4096, "vocab": 256}
-    row = published("7b", 2, arch=LLAMA | sizes, group="else", framework="transformers", seq_len=32)
-    row |= {"method": "full", "lora_r": None, "attn_impl": "sdpa", "fused_kernels": None, "grad_accum": 4, "n_gpus": 4}
+    row = STATED | FULL | {"arch": LLAMA | sizes, "seq_len": 32, "grad_accum": 4, "n_gpus": 4}
+    row |= {"grad_checkpointing": False}
     peaks = []
     for stage in (1, 2, 3):
         sharded = row | {"parallel": f"ZeRO-{stage}"}
@@ -127,11 +135,8 @@ def test_rows_of_any_library_on_transformers_are_traced_by_what_they_say():
 
 def test_adapters_of_a_classifier_are_traced_beside_its_whole_head():
     sizes = {"hidden": 64, "layers": 1, "heads": 4, "kv_heads": 4, "intermediate": 128, "vocab": 256, "max_pos": 64}
-    row = published(
-        "7b", 1, arch=sizes | {"arch_class": "DebertaV2ForSequenceClassification"}, group="else", seq_len=16
-    )
-    row |= {"framework": "peft", "lora_target_modules": "query_proj", "loss_head": "2-way classification"}
-    row |= {"parallel": "none", "attn_impl": "eager", "fused_kernels": None, "grad_accum": 1, "model_id": "s/s"}
+    row = STATED | {"arch": sizes | {"arch_class": "DebertaV2ForSequenceClassification"}, "attn_impl": "eager"}
+    row |= {"lora_target_modules": "query_proj", "loss_head": "2-way classification", "grad_checkpointing": False}
     tape = hf_any.trace_row(row)
     moments = [birth.shape for birth in tape.births if birth.phase == "optimizer" and birth.step == 1]
     assert (2, 64) in moments  # the head's weight
@@ -140,17 +145,19 @@ def test_adapters_of_a_classifier_are_traced_beside_its_whole_head():
 
 def test_four_bits_under_autocast_compute_in_the_precision_that_the_row_says():
     sizes = {"hidden": 256, "layers": 2, "heads": 4, "kv_heads": 4, "intermediate": 1024, "vocab": 256}
-    row = published("7b", 1, arch=LLAMA | sizes, group="else", framework="peft", seq_len=16, grad_accum=1)
-    row |= {"method": "qlora", "base_dtype": "nf4", "quant": "nf4", "lora_target_modules": "q_proj", "parallel": "none"}
-    tape = hf_any.trace_row(row | {"compute_dtype": "autocast fp16", "attn_impl": "eager", "fused_kernels": None})
+    row = STATED | PACKED | {"arch": LLAMA | sizes, "attn_impl": "eager", "grad_checkpointing": False}
+    row |= {
+        "base_dtype": "float16",
+        "quant": "bnb nf4, no double quant, compute fp16, no prepare_model_for_kbit_training",
+    }
+    tape = hf_any.trace_row(row | {"compute_dtype": "fp16 autocast"})
     made = {birth.dtype for birth in tape.births if birth.op.startswith(("mm.", "bmm.")) and birth.phase == "forward"}
     assert made == {"float16"}
 
 
 def test_moments_in_8_bits_are_kept_so_and_an_optimizer_that_is_not_known_is_named():
     sizes = {"hidden": 512, "layers": 2, "heads": 4, "kv_heads": 4, "intermediate": 1024, "vocab": 256}
-    row = published("7b", 1, arch=LLAMA | sizes, group="else", framework="trl", seq_len=16, grad_accum=1)
-    row |= {"method": "full", "lora_r": None, "attn_impl": "sdpa", "fused_kernels": None, "parallel": "none"}
+    row = STATED | FULL | {"arch": LLAMA | sizes, "micro_batch": 1}
     names = ("adamw_torch", "bnb.optim.AdamW8bit", "paged_adamw_32bit")
     tapes = [hf_any.trace_row(row | {"optimizer": name}) for name in names]
     whole, small, paged = (
@@ -165,22 +172,20 @@ def test_moments_in_8_bits_are_kept_so_and_an_optimizer_that_is_not_known_is_nam
 
 def test_a_row_under_either_version_of_fsdp_holds_a_share_of_the_masters_and_moments():
     sizes = {"hidden": 256, "layers": 4, "heads": 4, "kv_heads": 4, "intermediate": 1024, "vocab": 256}
-    row = published("7b", 2, arch=LLAMA | sizes, group="else", framework="accelerate", seq_len=32, grad_accum=1)
-    row |= {"method": "full", "lora_r": None, "attn_impl": "sdpa", "fused_kernels": None, "metric_class": "active_peak"}
-    row |= {"base_dtype": "float32", "compute_dtype": "bf16 autocast", "n_gpus": 4}
+    row = STATED | FULL | {"arch": LLAMA | sizes, "seq_len": 32, "metric_class": "active_peak", "n_gpus": 4}
+    row |= {"base_dtype": "float32", "compute_dtype": "bf16 autocast", "grad_checkpointing": False}
     weights = 4 * (2 * 256 * 256 + 4 * (4 * 256 * 256 + 3 * 256 * 1024) + 9 * 256)
     for version in ("FSDP1", "FSDP2"):
         assert hf_any.reason_not_traced(row | {"parallel": version}) is None
         peak = replay(events_of(hf_any.trace_row(row | {"parallel": version}))).peak_active_bytes
         # Masters, gradients and two moments in fp32 of a quarter; torch's update takes one more, cuBLAS's spaces two.
         assert weights < peak - 2 * cuda.cublas_workspace(None) < 1.8 * weights
-    assert "offload" in hf_any.reason_not_traced(row | {"parallel": "FSDP2", "offload": "CPU"})
+    assert "offload" in hf_any.reason_not_traced(row | {"parallel": "FSDP2", "offload": "optimizer to CPU"})
 
 
 def test_a_compiled_model_keeps_less_than_one_that_is_not():
     sizes = {"hidden": 64, "layers": 1, "heads": 4, "kv_heads": 4, "intermediate": 256, "vocab": 256}
-    row = published("7b", 4, arch=LLAMA | sizes, group="else", framework="transformers", seq_len=1024, grad_accum=1)
-    row |= {"method": "full", "lora_r": None, "attn_impl": "sdpa", "fused_kernels": None, "parallel": "none"}
+    row = STATED | FULL | {"arch": LLAMA | sizes, "micro_batch": 4, "seq_len": 1024, "grad_checkpointing": False}
     eager, compiled = (hf_any.trace_row(row | {"torch_compile": is_compiled}) for is_compiled in (False, True))
     assert isinstance(eager, Tape)
     assert isinstance(compiled, Tape)
