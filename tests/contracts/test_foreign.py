@@ -188,6 +188,11 @@ WRITTEN = [
     Written(kernels.num_changes, "torch", "utils/checkpoint.py", "self.val._version"),
     Written(observe.wraps_tensors, "torch", "utils/_python_dispatch.py", "def is_traceable_wrapper_subclass_type("),
     # plan/tracing
+    Written(tracing.is_fake, "torch", "_subclasses/fake_tensor.py", "constant: Tensor | None"),
+    Written(tracing.fake_of, "torch", "_subclasses/fake_tensor.py", "fake_mode_or_elem: FakeTensorMode | Tensor"),
+    Written(tracing.below_fake, "torch", "_subclasses/fake_tensor.py", "def in_kernel_invocation_manager("),
+    Written(tracing.without_modes, "torch", "_subclasses/fake_tensor.py", "torch._C._DisableTorchDispatch()"),
+    Written(tracing.changes_layout, "torch", "_subclasses/fake_tensor.py", "torch.Tag.inplace_view in func.tags"),
     Written(tracing.dropout_by, "torch", "nn/functional.py", "def dropout("),
     Written(tracing.attention_by, "torch", "nn/functional.py", "scaled_dot_product_attention = "),
     Written(tracing.softmax_by, "torch", "nn/functional.py", "def softmax("),

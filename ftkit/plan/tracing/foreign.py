@@ -15,8 +15,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeTensor,
     FakeTensorMode,
     UnsupportedOperatorException,
+    in_kernel_invocation_manager,
 )
 from torch.nn import functional
 
@@ -29,6 +31,33 @@ from ftkit.models.foreign import patched
 def fake_mode() -> FakeTensorMode:
     """Return a mode in which tensors have no values and say that they are on a CPU (torch 2.13, _subclasses)."""
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def is_fake(value: object) -> bool:
+    """Return whether something is a fake tensor, and not one whose value torch remembers, as it does of constants."""
+    return type(value) is FakeTensor and value.constant is None
+
+
+def fake_of(mode: FakeTensorMode, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a fake tensor that says it is on a device, over one on `meta` (torch 2.13, FakeTensor.__new__)."""
+    with without_modes():
+        return FakeTensor(mode, tensor, device)
+
+
+def below_fake(mode: FakeTensorMode, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """Return what an operator makes of fake tensors as tensors on `meta`, which they are inside.
+
+    `in_kernel_invocation_manager` (torch 2.13, _subclasses/fake_tensor.py), as torch itself calls operators on them.
+    """
+    with in_kernel_invocation_manager(mode):
+        made: torch.Tensor = operator(*args, **kwargs)
+    return made
+
+
+def without_modes() -> AbstractContextManager[None]:
+    """Let operators run as if no mode was on: `_DisableTorchDispatch` (torch 2.13, csrc/Module.cpp)."""
+    guard: AbstractContextManager[None] = torch._C._DisableTorchDispatch()
+    return guard
 
 
 def meta_cannot(error: Exception) -> bool:
@@ -116,6 +145,11 @@ def stay(model: nn.Module) -> None:
 def schema(operator: Any) -> Any:
     """Return an operator's arguments and results, with what they share: `_schema` (torch 2.13, _ops.py)."""
     return operator._schema
+
+
+def changes_layout(operator: Any) -> bool:
+    """Return whether an operator changes the shape or the storage of a tensor that is there (torch 2.13, _ops.py)."""
+    return torch.Tag.inplace_view in operator.tags
 
 
 # --- transformers -----------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ from ftkit.observe.recorded import (
 )
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import Role, Tape
-from ftkit.plan.tracing import cuda, foreign, meta_cache
+from ftkit.plan.tracing import cuda, foreign, layout_cache
 from ftkit.plan.tracing.fake import materialize
 from ftkit.plan.zero.module_events import Visits
 from ftkit.step.observer import Phase
@@ -106,22 +106,23 @@ class ValuelessTensors:
     Attributes:
         process: whose device they say that they are on.
         mode: the mode or device in which they are made.
-        call: runs an operator on them; None: torch does.
+        call: runs an operator on them.
     """
 
     process: ProcessContext
     mode: Any
-    call: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any] | None = None
+    call: layout_cache.Call
 
 
 def fake_tensors() -> ValuelessTensors:
     """Return the kind that is taken for tensors of the CPU."""
-    return ValuelessTensors(LocalProcess(), foreign.fake_mode())
+    mode = foreign.fake_mode()
+    return ValuelessTensors(LocalProcess(), mode, layout_cache.call_on_fake(mode))
 
 
 def meta_tensors() -> ValuelessTensors:
     """Return the kind that is on no device."""
-    return ValuelessTensors(MetaProcess(), torch.device("meta"), meta_cache.call)
+    return ValuelessTensors(MetaProcess(), torch.device("meta"), layout_cache.call_on_meta)
 
 
 def trace(  # noqa: PLR0913  # what decides a step
@@ -139,8 +140,8 @@ def trace(  # noqa: PLR0913  # what decides a step
     """Trace two optimizer steps of a configuration.
 
     A CPU's step runs on fake tensors, which say that they are on one, and which torch treats as such. CUDA's step, in
-    which `cuda` corrects each choice of a device, runs on tensors on `meta`: the same events three times as fast. A
-    model that does what `meta` cannot runs on fake tensors there too.
+    which `cuda` corrects each choice of a device, runs on tensors on `meta`: the same events in two thirds of the
+    time. A model that does what `meta` cannot runs on fake tensors there too.
 
     Args:
         config: the run.
@@ -279,7 +280,9 @@ class _Step:
         return model, layers, recorder
 
     def _recorder(self, tensors: ValuelessTensors) -> Recorder:
-        return Recorder(cuda.storage_size, cuda.scratch_size, call=tensors.call) if self.on_cuda else Recorder()
+        if not self.on_cuda:
+            return Recorder(call=tensors.call)
+        return Recorder(cuda.storage_size, cuda.scratch_size, call=tensors.call)
 
     @contextlib.contextmanager
     def _without_values(self, tensors: ValuelessTensors, model: nn.Module, recorder: Recorder) -> Iterator[None]:
