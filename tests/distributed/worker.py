@@ -243,7 +243,8 @@ def main() -> None:
             save_tiny_model(folder / "models" / family, family)
     torch.distributed.barrier()
     assert templates_folder().is_dir()
-    found = {}
+    spare_repeats()
+    found, loaded = {}, 0
     for case in (*cases(), *cached_cases()):
         try:
             take = run_case if "model" in case else run_cached
@@ -254,22 +255,17 @@ def main() -> None:
             raise
         if process.is_main:
             (folder / "found.json").write_text(json.dumps(found))
-        if len(found) == 1:
-            spare_repeats()
+        if loaded != (loaded := len(sys.modules)):  # what imports have made lives to the end
+            gc.collect()
+            gc.freeze()
     distributed.leave()
 
 
 def spare_repeats() -> None:
-    """Do once what DeepSpeed does for each of the engines that are built here, and what costs half of this launch.
-
-    CPUAdam asks other programs about the processor (1 to 2 s each time), and ZeRO-3 looks for garbage among all that
-    the imports have made (up to 1 s).
-    """
+    """Do once what DeepSpeed does for each of the engines that are built here, and what costs half of this launch."""
     import cpuinfo  # type: ignore[import-untyped]  # it has no stubs
 
     cpuinfo.get_cpu_info = functools.cache(cpuinfo.get_cpu_info)
-    gc.collect()
-    gc.freeze()
 
 
 if __name__ == "__main__":
