@@ -195,7 +195,8 @@ def take_steps(
 
 def logits_of(model: Any, split: TokenSplit, rows: int = 4) -> torch.Tensor:
     """Return the logits of the first sequences, padded, in evaluation mode; [B, C] or [B, T, V]."""
-    micro = batching.collate(split, np.arange(rows), PADDING, torch.device("cpu"))
+    device = next(model.parameters()).device
+    micro = batching.collate(split, np.arange(rows), PADDING, device)
     model.eval()
     with torch.no_grad():
-        return model(**micro.inputs()).logits.float()
+        return cast(torch.Tensor, model(**micro.inputs()).logits.float().cpu())

@@ -36,12 +36,15 @@ def tensor_users(tensor: Any) -> int:
     return int(tensor._use_count())
 
 
-def is_backward(frame: FrameType) -> bool:
+def is_backward(frame: FrameType | None) -> bool:
     """Return whether a dispatch mode was called by autograd's backward itself, not by code that this runs.
 
+    On an accelerator autograd computes in threads of its own, which no Python code has started: there nothing calls the
+    mode (torch 2.13, csrc/autograd/engine.cpp, start_device_threads).
+
     Args:
-        frame: that called the mode.
+        frame: that called the mode; None: nothing in Python did.
     """
-    while frame.f_back is not None and frame.f_code.co_name in MODE_FRAMES:
+    while frame is not None and frame.f_code.co_name in MODE_FRAMES:
         frame = frame.f_back
-    return frame.f_code.co_name == BACKWARD_FRAME
+    return frame is None or frame.f_code.co_name == BACKWARD_FRAME

@@ -26,7 +26,7 @@ def autograd_adds_in_place(args: tuple[Any, ...]) -> bool:
         Whether autograd itself called the operator, not code that it runs such as a recomputation, and nobody else
         has the first summand.
     """
-    return _is_last_reference(args) and foreign.is_backward(sys._getframe(2))
+    return _is_last_reference(args) and foreign.is_backward(sys._getframe(1).f_back)
 
 
 def _is_last_reference(args: tuple[Any, ...]) -> bool:

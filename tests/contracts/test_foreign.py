@@ -3,8 +3,10 @@
 It is collected first: after an upgrade it says which name has gone, before a wrong number elsewhere has to.
 """
 
+import _thread
 import contextlib
 import inspect
+import queue
 import types
 from importlib.metadata import distribution
 from pathlib import Path
@@ -300,6 +302,21 @@ def test_a_mode_sees_whether_the_backward_itself_called_an_operator():
 
     assert answers[:2] == [False, False]
     assert set(answers[2:]) == {True}
+
+
+def test_in_a_thread_that_python_has_not_started_it_is_the_backward_that_calls():
+    """As autograd's threads of accelerators are; nothing has called the first function of a bare thread either."""
+    answers: queue.Queue[bool] = queue.Queue()
+
+    def mode():
+        answers.put(observe.is_backward(inspect.currentframe().f_back))
+
+    def code_that_a_backward_runs():
+        mode()
+
+    for first, wanted in ((mode, True), (code_that_a_backward_runs, False)):
+        _thread.start_new_thread(first, ())
+        assert answers.get(timeout=60) is wanted
 
 
 def test_fake_tensors_say_where_they_are_and_what_needs_their_values():

@@ -27,7 +27,8 @@ MIB = 2**20
 
 def ftkit(*arguments, **variables):
     """Run a command in a process of its own, on one card."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "0", **variables}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "0", **variables}
     done = subprocess.run(
         [sys.executable, "-m", "ftkit", *map(str, arguments)], capture_output=True, text=True, env=environment
     )

@@ -16,7 +16,7 @@ from ftkit.models.padding import find_side, tolerance_of, unequal_pairs
 from tests.families import CASES, READERS_OF_PADDING, architecture
 from tests.helpers import build, ragged_split
 
-CPU, PAD, END = torch.device("cpu"), 1, 2
+PAD, END = 1, 2
 UNCUT = BatchConfig(micro_batch_size=99)
 CUTS = (BatchConfig(micro_batch_size=1), BatchConfig(micro_batch_tokens=70))
 
@@ -40,14 +40,14 @@ def found_side(engine: Any, split: TokenSplit):
     engine.model.eval()
     pairs = unequal_pairs(split, UNCUT, torch.float32)
     with torch.no_grad():
-        return find_side(engine.logits, split, pairs, PAD, CPU, tolerance_of(torch.float32, 2)).side
+        return find_side(engine.logits, split, pairs, PAD, engine.device, tolerance_of(torch.float32, 2)).side
 
 
 def gradients(engine, split, cut, side):
     engine.model.zero_grad()
     total, num_targets = 0.0, float(engine.objective.target_weights(split).sum())
     for places in batching.cut(split.lengths, cut, 1)[0]:
-        loss = engine.loss(batching.collate(split, places, batching.Padding(PAD, side), CPU)) / num_targets
+        loss = engine.loss(batching.collate(split, places, batching.Padding(PAD, side), engine.device)) / num_targets
         loss.backward()
         total += float(loss.detach())
     found = {name: one.grad for name, one in trainable_parameters(engine.model).items() if one.grad is not None}
