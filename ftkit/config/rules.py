@@ -43,6 +43,7 @@ class Facts:
         packs_weights: whether frozen weights are in 4 bits.
         tiles_mlps: whether the MLPs run in tiles.
         recomputes_cheaply: whether some layers recompute at the level `cheap`.
+        offloads_activations: whether what layers keep for their backward waits on the host.
         is_fitted: whether the planner is to choose what fits.
         is_planned: whether the planner is asked at all.
     """
@@ -67,6 +68,7 @@ class Facts:
     packs_weights: bool = False
     tiles_mlps: bool = False
     recomputes_cheaply: bool = False
+    offloads_activations: bool = False
     is_fitted: bool = False
     is_planned: bool = True
 
@@ -212,6 +214,13 @@ RULES = (
         "there the device's memory is that same RAM",
         "choose engine.stream_layers=disk",
         lambda facts: facts.stream_layers == "ram" and facts.device_type == "cpu",
+        is_of_the_device=True,
+    ),
+    Rule(
+        "activations offloaded on a CPU",
+        "there the device's memory is that of the host",
+        "leave out model.offload_activations, or set model.recompute=layer",
+        lambda facts: facts.offloads_activations and facts.device_type == "cpu",
         is_of_the_device=True,
     ),
     Rule(

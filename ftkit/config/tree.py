@@ -61,6 +61,9 @@ class ModelConfig(Section):
     """The level at which layers compute again in the backward pass what they have not kept: `none` keeps all; `cheap`
     keeps matrix products and attention, and computes norms, activation functions, casts and dropout again; `layer`
     keeps a layer's input alone. Shares of the layers mix them: `{cheap: 0.5, layer: 0.5}`."""
+    offload_activations: bool = False
+    """CUDA: what a layer keeps for its backward (its input alone where it recomputes whole) waits in pinned memory of
+    the host, and comes back one layer ahead of the backward; exact."""
     mlp_tile_tokens: int | None = Field(default=None, ge=1)
     """The MLP of each layer runs over so many tokens at a time, and again in the backward, so that its wide hidden
     states never exist for a whole long text; not named: over all of them."""

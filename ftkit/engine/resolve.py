@@ -135,6 +135,7 @@ class ResolvedRun:
             packs_weights=hasattr(config.method, "quantization"),
             tiles_mlps=config.model.mlp_tile_tokens is not None,
             recomputes_cheaply=config.model.recompute.cheap > 0,
+            offloads_activations=config.model.offload_activations,
             is_fitted=config.engine.fit,
             is_planned=config.training.plan_first,
         )

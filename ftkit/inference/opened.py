@@ -164,7 +164,8 @@ def open_config(name: str, settings: Sequence[str] = ()) -> RunConfig:
     own += [] if file else [f"task={_task_of(name)}", f"method.name={'lora' if find_adapter(name) else 'full'}"]
     config = load_config(file, settings=[*own, *settings])
     engine = EngineConfig(name="plain", stream_layers=config.engine.stream_layers)
-    return config.model_copy(update={"engine": engine, "optimizer": OptimizerConfig()})
+    model = config.model.model_copy(update={"offload_activations": False})  # there is no backward
+    return config.model_copy(update={"engine": engine, "model": model, "optimizer": OptimizerConfig()})
 
 
 def open_model(name: str, config: RunConfig, note: Note = lambda _: None) -> Opened:

@@ -11,6 +11,9 @@ from ftkit.machine.contexts import Context, context_of
 from ftkit.units import parse_bytes
 
 GIB = 2**30
+COPIED_SHARE = 0.75
+"""The share of a link to the host that pinned copies reach: 12 of the 16 GB/s of PCIe 3.0 x16 (NVIDIA's bandwidthTest);
+it is taken for other generations and numbers of lanes too."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ class Gpu:
     def host_link(self) -> float:
         """Bytes per second in one direction to the host's memory: PCIe of its generation and lanes."""
         return HOST_LINKS.get(self.name, self.link)
+
+    @property
+    def host_rate(self) -> float:
+        """Bytes per second that pinned copies over that link reach in one direction."""
+        return COPIED_SHARE * self.host_link
 
     @property
     def has_bf16(self) -> bool:

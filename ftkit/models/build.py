@@ -11,6 +11,8 @@ from torch import nn
 from ftkit.config.tree import RunConfig
 from ftkit.errors import ConfigError, ModelError
 from ftkit.models import foreign
+from ftkit.models.activations import offload
+from ftkit.models.activations.recompute import set_recompute
 from ftkit.models.experts import expert_parameters
 from ftkit.models.heads import find_head
 from ftkit.models.kernels.chunked_loss import chunk_loss
@@ -24,7 +26,6 @@ from ftkit.models.layers import first_trained_layer, transformer_layers
 from ftkit.models.methods import method_of
 from ftkit.models.methods.lora import is_adapted, unwrapped
 from ftkit.models.partitions import whole_numel
-from ftkit.models.recompute import set_recompute
 from ftkit.models.sources.source import Source
 from ftkit.models.sources.start import Start
 from ftkit.models.sources.weights import Note, attention, auto_class, grow_tables, load_weights
@@ -148,6 +149,8 @@ def prepare_model(config: RunConfig, model: nn.Module, dtype: torch.dtype, start
     Raises:
         ModelError: the method does not fit the model.
     """
+    if config.model.offload_activations:
+        offload.attach(model)
     set_recompute(model, config.model.recompute)
     if config.model.mlp_tile_tokens is not None:
         tile_mlps(model, config.model.mlp_tile_tokens)

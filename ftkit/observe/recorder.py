@@ -36,6 +36,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ftkit.models.activations.offload import watched
 from ftkit.models.kernels.foreign import DispatchMode
 from ftkit.observe import foreign
 from ftkit.observe.attribution import Attribution, layer_named
@@ -145,6 +146,15 @@ class Recorder(DispatchMode):
         if facts not in known:
             known.append(facts)
 
+    def waits_on_host(self, num_bytes: int) -> None:
+        """Write down that a storage waits on the host; once for all micro-batches, which are alike."""
+        if self.at.step == 1 and self.at.micro_batch == 0:
+            self.tape.on_host.setdefault(self.at.layer, []).append(num_bytes)
+
+    def comes_back(self, storage: torch.Tensor) -> None:
+        """Write down what a storage is that comes back from the host."""
+        self.see([(self.at.module, storage)], Role.RETURNED)
+
     def begin_step(self, number: int) -> None:
         """Say which optimizer step is next, from 1."""
         self.at.step, self.at.micro_batch = number, 0
@@ -171,7 +181,7 @@ class Recorder(DispatchMode):
             layers: module name of a layer to its number.
         """
         try:
-            with self.at.inside(model, layers), self:
+            with self.at.inside(model, layers), watched(model, self), self:
                 yield self
         finally:
             self.live.close()

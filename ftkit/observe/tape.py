@@ -25,6 +25,7 @@ class Role(StrEnum):
     BUFFER = "buffer"
     GRADIENT = "gradient"
     OPTIMIZER = "optimizer"
+    RETURNED = "returned"  # what a layer keeps, back from the host
 
     @property
     def kind(self) -> Kind:
@@ -32,7 +33,12 @@ class Role(StrEnum):
         return _KINDS.get(self) or Kind(self.value)
 
 
-_KINDS = {Role.TRAINABLE: Kind.PARAMETER, Role.CONSTANT: Kind.PARAMETER, Role.INPUT: Kind.BUFFER}
+_KINDS = {
+    Role.TRAINABLE: Kind.PARAMETER,
+    Role.CONSTANT: Kind.PARAMETER,
+    Role.INPUT: Kind.BUFFER,
+    Role.RETURNED: Kind.ACTIVATION,
+}
 
 
 @dataclass(slots=True)
@@ -90,6 +96,7 @@ class Tape:
         costs: (phase, step, layer) to how often each operator ran.
         recomputed_flops: (step, layer) to the FLOPs of forwards that ran again during the step's backward.
         weights: layer, or None for outside the layers, to (all weights, those that train).
+        on_host: layer to the bytes of each storage that waits on the host between a forward and its backward.
         choices: layer to the facts by which a kernel was chosen for it, each once, such as those of an attention.
     """
 
@@ -99,6 +106,7 @@ class Tape:
     costs: dict[tuple[Phase, int, int | None], Counter[OpKey]] = field(default_factory=dict)
     recomputed_flops: Counter[tuple[int, int | None]] = field(default_factory=Counter)
     weights: dict[int | None, tuple[int, int]] = field(default_factory=dict)
+    on_host: dict[int | None, list[int]] = field(default_factory=dict)
     choices: dict[int | None, list[Hashable]] = field(default_factory=dict)
 
     def add(self, birth: Birth) -> int:

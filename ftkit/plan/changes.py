@@ -1,8 +1,9 @@
 """The changes to a configuration that a search, a cure or advice may try.
 
 A search and a cure change nothing of what is learned. Each of their steps down costs time and saves memory: recomputing
-layers, smaller micro-batches, moments in 8 bits, weights in 4 bits, partitioning, offloading. The cut of the batch
-never changes the mathematics, so it is tried first. Advice looks in all directions, at what is learned too.
+layers, smaller micro-batches, activations that wait on the host, moments in 8 bits, weights in 4 bits, partitioning,
+offloading. The cut of the batch never changes the mathematics, so it is tried first. Advice looks in all directions, at
+what is learned too.
 """
 
 import itertools
@@ -29,6 +30,7 @@ SIZE, TOKENS = "batch.micro_batch_size", "batch.micro_batch_tokens"
 CUTS = (SIZE, TOKENS)
 """The keys that cut the batch."""
 RECOMPUTE = "model.recompute"
+OFFLOAD = "model.offload_activations"
 LENGTH, RANK, METHOD, OPTIMIZER = "data.max_length", "method.rank", "method.name", "optimizer.name"
 STREAM = "engine.stream_layers"
 _TOP = "method.top_layers"
@@ -91,6 +93,8 @@ def steps_down(config: RunConfig, target: Target, sequences: Sequences | None) -
     if target.device_type == "cuda" and not config.engine.expandable_segments:
         steps.append({"engine.expandable_segments": True})
     steps += [{RECOMPUTE: level} for number, level in enumerate(LEVELS) if config.model.recompute.saving < number]
+    if target.device_type == "cuda" and not config.model.offload_activations:
+        steps.append({OFFLOAD: True})
     if config.optimizer.name == "adamw":
         steps.append({OPTIMIZER: "adamw_8bit"})
     return [*steps, *stream_choices(config, target), *method_of(config).cheaper(), *zero_choices()]
@@ -111,9 +115,12 @@ def grid(config: RunConfig, target: Target, sequences: Sequences | None) -> list
     if config.optimizer.name == "adamw":
         optimizers.append({OPTIMIZER: "adamw_8bit"})
     engines: list[Changes] = [{}, {"engine.zero_stage": 0}, *zero_choices()]
+    kept: list[Changes] = [{RECOMPUTE: level} for level in LEVELS]
+    if target.device_type == "cuda":
+        kept.append({RECOMPUTE: "layer", OFFLOAD: True})
     combinations: list[Changes] = [
-        {SIZE: size, RECOMPUTE: level} | method | optimizer | engine
-        for method, optimizer, engine, level, size in itertools.product(methods, optimizers, engines, LEVELS, sizes)
+        {SIZE: size} | level | method | optimizer | engine
+        for method, optimizer, engine, level, size in itertools.product(methods, optimizers, engines, kept, sizes)
     ]
     # A streamed layer recomputes whole, so its level is not to be chosen.
     combinations += [{SIZE: size} | stream for stream, size in itertools.product(stream_choices(config, target), sizes)]
@@ -140,6 +147,7 @@ def alternatives(
     found += stream_choices(config, target)
     if target.device_type == "cuda":
         found.append({"engine.expandable_segments": not config.engine.expandable_segments})
+        found.append({OFFLOAD: not config.model.offload_activations})
     if config.method.leaves_trunk:
         found += [{"cache.trunk": "on"}, {"cache.trunk": "off"}]
     found += [{OPTIMIZER: name} for name in ("adamw", "adamw_8bit")] + [{METHOD: name} for name in methods()]

@@ -1,9 +1,10 @@
 """The fastest exact configuration that fits, chosen before a training: what `engine.fit` asks for.
 
-Levels of recomputing are tried from the quickest on, and no further than to the first with which a step that fits is as
-fast as any: a step that recomputes more is never quicker. Where no level leads there, frozen layers may be streamed,
-which recomputes all of them and waits for what comes: that is chosen where nothing else fits, or nothing else is as
-quick. What would change the mathematics is named, not chosen.
+Levels of recomputing are tried from the quickest on, each without and then with activations that wait on the host of a
+GPU, and no further than to the first with which a step that fits is as fast as any: a step that recomputes more is
+never quicker. Where no level leads there, frozen layers may be streamed, which recomputes all of them and waits for
+what comes: that is chosen where nothing else fits, or nothing else is as quick. What would change the mathematics is
+named, not chosen.
 """
 
 import itertools
@@ -20,6 +21,7 @@ from ftkit.machine.compilers import missing_compilers
 from ftkit.models.methods import method_of
 from ftkit.plan.candidates import ALIKE, Candidate, ranked
 from ftkit.plan.changes import (
+    OFFLOAD,
     RECOMPUTE,
     STREAM,
     TOKENS,
@@ -73,6 +75,8 @@ class Fitted:
             run.engine, run.devices.world_size, run.zero_stage, run.offload_optimizer, run.offload_parameters
         )
         chosen = [_cut_words(config), *(recomputing or ["no layer recomputes"]), *_stream_words(config)]
+        if config.model.offload_activations:
+            chosen.append("activations wait on the host")
         if run.devices.world_size > 1 or run.engine is EngineKind.DEEPSPEED:
             chosen.append(shared)
         return f"fits: {', '.join(chosen)}", f"{self._bytes_words()} planned; {self._time_words()}"
@@ -93,7 +97,7 @@ class Fitted:
 
 
 def fit(config: RunConfig, options: Options) -> Fitted:
-    """Choose the micro-batch, what layers recompute, whether they are streamed and, under DeepSpeed, stage and offload.
+    """Choose the micro-batch, what layers recompute, what is streamed or waits on the host, and DeepSpeed's offload.
 
     Args:
         config: the run; what it names of them stays.
@@ -144,8 +148,8 @@ def _priced(config: RunConfig, options: Options) -> list[Candidate]:
     levels = LEVELS if is_open else [config.model.recompute.as_written()]
     cuts, engines = _cuts(config, options), _engines(config, options.target)
     priced: list[Candidate] = []
-    for level in levels:
-        choices = [{RECOMPUTE: level} | engine | cut for engine, cut in itertools.product(engines, cuts)]
+    for level, away in itertools.product(levels, _offloads(config, options.target)):
+        choices = [{RECOMPUTE: level} | away | engine | cut for engine, cut in itertools.product(engines, cuts)]
         try:
             priced += options.price(config, choices, _LIMIT)
         except ModelError:
@@ -177,6 +181,13 @@ def _cuts(config: RunConfig, options: Options) -> list[Changes]:
         return [{}]
     most = most_sequences(config, options.target, options.sequences)
     return [{TOKENS: size * options.sequences.longest} for size in halves(most)]
+
+
+def _offloads(config: RunConfig, target: Target) -> list[Changes]:
+    """Return whether activations wait on the host, the choices of one level: on a GPU, where it is not named."""
+    if config.model.offload_activations or target.device_type != "cuda":
+        return [{}]
+    return [{}, {OFFLOAD: True}]
 
 
 def _engines(config: RunConfig, target: Target) -> list[Changes]:

@@ -81,6 +81,7 @@ class Device:
         rates: name and dtype of an operator to the bytes per second that it moves, where that is not the bandwidth.
         timed: name and dtype of an operator to how long it took in real steps; empty where nothing is calibrated.
         source: where the figures are from, in words.
+        host_rate: bytes per second between its memory and that of the host, in one direction.
     """
 
     fp32_flops: float
@@ -91,6 +92,7 @@ class Device:
     rates: Mapping[tuple[str, str], float] = field(default_factory=dict)
     timed: Mapping[tuple[str, str], Sequence[Timed]] = field(default_factory=dict)
     source: str = FROM_TABLE
+    host_rate: float = math.inf
 
     def seconds(self, name: str, flops: int, moved: int, dtype: str) -> float:
         """Return how long one call of an operator computes.
@@ -125,7 +127,8 @@ class StepTime:
 
 def gpu_device(gpu: Gpu, precision: str) -> Device:
     """Return the speed of a GPU in a precision."""
-    return Device(gpu.fp32_flops, gpu.flops(precision), gpu.bandwidth, HOST_SECONDS + LAUNCH_SECONDS, True)
+    host_seconds = HOST_SECONDS + LAUNCH_SECONDS
+    return Device(gpu.fp32_flops, gpu.flops(precision), gpu.bandwidth, host_seconds, True, host_rate=gpu.host_rate)
 
 
 @functools.cache
@@ -221,13 +224,16 @@ def step_time(tape: Tape, device: Device, num_micro_batches: int, traced_micro_b
         Time and work of one step.
     """
     last = max((step for _, step, _ in tape.costs), default=0)
-    phases: dict[str, Counter[OpKey]] = defaultdict(Counter)
+    phases: dict[Phase, Counter[OpKey]] = defaultdict(Counter)
     for (phase, step, _), counter in tape.costs.items():
         if step == last:
             phases[phase] += counter
     repeats = num_micro_batches / traced_micro_batches
+    # What waits on the host leaves beside the forward, and comes back beside the backward.
+    on_host = traced_micro_batches * sum(map(sum, tape.on_host.values())) / device.host_rate
+    copying = {Phase.FORWARD: on_host, Phase.BACKWARD: on_host}
     seconds = sum(
-        (1.0 if phase is Phase.OPTIMIZER else repeats) * _phase_seconds(counter, device)
+        (1.0 if phase is Phase.OPTIMIZER else repeats) * max(_phase_seconds(counter, device), copying.get(phase, 0.0))
         for phase, counter in phases.items()
     )
     return StepTime(seconds, repeats * tape.model_flops(last))

@@ -7,13 +7,14 @@ of them weigh is asked of the whole model.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ftkit.models.activations.link import pinned_size
 from ftkit.models.build import build_empty_model
 from ftkit.models.layers import first_trained_layer
 from ftkit.models.streaming.stream import resident_bytes, stream_of
 from ftkit.observe.tape import Tape
 from ftkit.plan.case import Case, Counts
 from ftkit.plan.target import Target
-from ftkit.plan.zero.share import COPIED_SHARE, RankShare, share_out
+from ftkit.plan.zero.share import RankShare, share_out
 from ftkit.records.streamed import StreamPlan
 
 DISK_BYTES_PER_SECOND = 2e9
@@ -113,7 +114,7 @@ class Streamed:
         """Return the bytes per second at which layers come."""
         if target.gpu is None:
             return DISK_BYTES_PER_SECOND
-        link = COPIED_SHARE * target.gpu.host_link
+        link = target.gpu.host_rate
         return link if self.place == "ram" else min(DISK_BYTES_PER_SECOND, link)
 
     def _order(self, is_closed: bool) -> list[int]:
@@ -142,4 +143,12 @@ def rank_of(case: Case, tape: Tape, streamed: Streamed | None) -> tuple[Counts, 
     """
     counts = Counts.of(tape.weights, case.run.dtype, streamed.left_bytes if streamed else 0)
     share = share_out(tape, case.run, counts.trainable)
-    return counts, streamed.on_host(share, case.target.device_type) if streamed else share
+    if streamed:
+        share = streamed.on_host(share, case.target.device_type)
+    return counts, _with_activations(share, tape)
+
+
+def _with_activations(share: RankShare, tape: Tape) -> RankShare:
+    """Return a rank's share with the pinned memory in which activations wait; what the device has is on the tape."""
+    pinned = sum(pinned_size(size) for sizes in tape.on_host.values() for size in sizes)
+    return replace(share, host_bytes=share.host_bytes + pinned, pinned_bytes=share.pinned_bytes + pinned)

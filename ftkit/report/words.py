@@ -134,7 +134,10 @@ def sharing(
 
 
 def recompute(run: Run) -> Value:
-    """Return what layers recompute: one word for all of them, or the share of each, such as `50 % layer`."""
+    """Return what layers recompute: one word for all of them, or the share of each, such as `50 % layer`.
+
+    And whether what they keep waits on the host.
+    """
     share, asked = run.setting(OLD_SHARE), run.setting("model.recompute")
     if asked is None and share is None:
         return None
@@ -142,9 +145,9 @@ def recompute(run: Run) -> Value:
         found = Recompute.model_validate({"layer": share} if asked is None else asked).as_written()
     except ValidationError:  # a record of a configuration that was refused
         return str(asked if share is None else share)
-    if isinstance(found, str):
-        return found
-    return ", ".join(f"{part * 100:.0f} % {level}" for level, part in found.items())
+    shares = {found: 1.0} if isinstance(found, str) else found
+    words = ", ".join(level if part == 1 else f"{part * 100:.0f} % {level}" for level, part in shares.items())
+    return f"{words}, kept on the host" if run.setting("model.offload_activations") else words
 
 
 def cut(run: Run) -> Value:

@@ -18,9 +18,9 @@ from ftkit.machine.disk import explained_writing, replace_text, written_patientl
 from ftkit.machine.memory import Snapshot
 from ftkit.machine.process import ProcessContext, first_decides, joined
 from ftkit.machine.versions import device_name
+from ftkit.models.activations.recompute import set_recompute
 from ftkit.models.build import set_training
 from ftkit.models.methods import method_of
-from ftkit.models.recompute import set_recompute
 from ftkit.observe.meter import gather, memory_figures, planned_utilization
 from ftkit.records.figures import Record
 from ftkit.records.files import CONFIG, MODEL, RECORD, RecordWriter, read_record

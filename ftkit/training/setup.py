@@ -20,9 +20,9 @@ from ftkit.engine.protocol import Engine
 from ftkit.engine.resolve import EngineKind, ResolvedRun, resolve
 from ftkit.machine.process import ProcessContext, first_decides
 from ftkit.machine.versions import versions
+from ftkit.models.activations.recompute import set_recompute
 from ftkit.models.build import build_model, check_positions, check_tokens
 from ftkit.models.objective import objective_of
-from ftkit.models.recompute import set_recompute
 from ftkit.models.sources.source import Source
 from ftkit.models.streaming.stream import place
 from ftkit.observe.meter import Meter

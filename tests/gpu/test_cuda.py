@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from ftkit.machine import driver, memory
 from ftkit.machine.process import ProcessContext, join, leave
+from ftkit.models.activations import offload
 from ftkit.records.files import read_record
 from tests.helpers import build, ragged_split, save_tiny_model, take_steps
 
@@ -50,6 +52,15 @@ def rows(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return save_tiny_model(tmp_path_factory.mktemp("model") / "bert", "bert")
+
+
+@pytest.fixture(scope="module")
+def deep_model(tmp_path_factory):
+    """Six layers, so that some come back while others compute."""
+    folder = save_tiny_model(tmp_path_factory.mktemp("model") / "llama", "llama")
+    config = transformers.AutoConfig.from_pretrained(folder, num_hidden_layers=6)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
@@ -175,3 +186,46 @@ def test_more_than_the_card_has_is_a_row_out_of_memory(tmp_path):
     (row,) = profiled(tmp_path, "--no-plan", *more)
     assert row["status"] == "out of memory"
     assert "out of memory" in row["reason"]
+
+
+@pytest.mark.parametrize("recompute", ["none", "cheap", "layer"])
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_activations_that_wait_on_the_host_change_no_loss_and_no_weight_to_the_bit(
+    method, recompute, deep_model, process, monkeypatch
+):
+    monkeypatch.setattr(offload, "SMALLEST_BYTES", 1)
+    dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    settings = [f"method={method}", f"model.recompute={recompute}"]
+    here, away = (
+        steps(deep_model, process, dtype, *settings, f"model.offload_activations={word}") for word in ("false", "true")
+    )
+    assert here.losses == away.losses
+    before, after = here.engine.trainable_state(), away.engine.trainable_state()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+
+
+@pytest.mark.parametrize("recompute", ["none", "cheap", "layer"])
+def test_the_plan_of_activations_on_the_host_is_near_the_allocators_statistics(recompute, tmp_path):
+    """Twelve layers of a thousand numbers, 8 x 1024 tokens: an input is 16 MiB, so that what moves is seen."""
+    model = tmp_path / "model"
+    sizes = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12, "num_attention_heads": 16}
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, vocab_size=1000)).save_pretrained(model)
+    save_tiny_model(tmp_path / "words", "llama")
+    for path in (tmp_path / "words").glob("token*"):
+        path.rename(model / path.name)
+    base = ["--model", model, "--task", "causal-lm", "--method", "lora", "--recompute", recompute, "--precision"]
+    base += ["bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16", "--steps", 3, "--json"]
+    base += ["--max-length", 1024, "--global-batch-size", 16, "--set", "batch.micro_batch_size=8"]
+    rows = [
+        json.loads(ftkit("profile", *base, "--set", f"model.offload_activations={word}", "--output", tmp_path / word))[
+            0
+        ]
+        for word in ("false", "true")
+    ]
+    here, away = rows
+    for row in rows:
+        assert row["status"] == "completed", row["reason"]
+        # As of the rows above; copies that are late hold nothing longer, since the computation waits for them.
+        assert row["peak_active_bytes"] == pytest.approx(row["predicted_peak_active_bytes"], rel=0.02, abs=16 * MIB)
+    input_bytes = 8 * 1024 * 1024 * 2
+    assert here["peak_active_bytes"] - away["peak_active_bytes"] > 7 * input_bytes

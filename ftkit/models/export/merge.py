@@ -74,7 +74,7 @@ def write_merged(
 
 def _merging(config: RunConfig, source: Source) -> RunConfig:
     """Return the run as it is merged: plain LoRA with the adapter's settings, or a whole model."""
-    model = config.model.model_copy(update={"lean": False, "recompute": Recompute()})
+    model = config.model.model_copy(update={"lean": False, "recompute": Recompute(), "offload_activations": False})
     name = "full" if source.adapter is None else "lora"
     plain = config.model_copy(update={"model": model, "method": methods()[name]()})
     return plain if source.adapter is None else with_adapter(plain)

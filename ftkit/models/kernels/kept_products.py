@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from ftkit.models.foreign import storage_key
+from ftkit.models.foreign import saving_hooks, storage_key
 from ftkit.models.kernels import foreign
 
 _WIDENING = 8
@@ -42,7 +42,8 @@ class _Kept:
     """The result of one dear operator.
 
     Attributes:
-        result: a tensor or a tuple with tensors; None: compute it again.
+        result: a tensor or a tuple with tensors, once the layer has run what autograd would save in their place; None:
+            compute it again.
         is_read: an operator has used it.
         is_changed: an operator has changed it in place, before anyone read it.
         num_changes: of each tensor in the first run.
@@ -56,10 +57,18 @@ class _Kept:
     random_state: tuple[torch.Tensor, torch.Tensor | None] | None = None
 
 
+@dataclass(frozen=True)
+class _Packed:
+    """What the hooks of autograd's saved tensors have made of one."""
+
+    value: Any
+
+
 def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """Return what stands around the two runs of a layer: the `context_fn` of torch's checkpoint."""
     kept: deque[_Kept] = deque()
-    return _Keep(kept), _Replay(kept)
+    pack, unpack = saving_hooks()
+    return _Keep(kept, pack), _Replay(kept, unpack)
 
 
 def keep_whole(function: Callable[[], torch.Tensor]) -> torch.Tensor:
@@ -75,9 +84,9 @@ def keep_whole(function: Callable[[], torch.Tensor]) -> torch.Tensor:
 class _Keep(foreign.DispatchMode):
     """Keeps the results of dear operators, in their order."""
 
-    def __init__(self, kept: deque[_Kept]) -> None:
+    def __init__(self, kept: deque[_Kept], pack: Callable[[torch.Tensor], Any]) -> None:
         super().__init__()
-        self._kept, self._is_inside = kept, False
+        self._kept, self._pack, self._is_inside = kept, pack, False
         self._by_storage: dict[int, _Kept] = {}
 
     def __torch_dispatch__(
@@ -93,7 +102,8 @@ class _Keep(foreign.DispatchMode):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]  # torch's
         for one in self._kept:
-            one.num_changes = tuple(map(foreign.num_changes, _tensors([one.result])))
+            one.result = _each(lambda tensor: _Packed(self._pack(tensor)), one.result)
+            one.num_changes = _changes_of_tensors(one.result)
         self._by_storage.clear()
 
     def whole(self, function: Callable[[], torch.Tensor]) -> torch.Tensor:
@@ -131,9 +141,9 @@ class _Keep(foreign.DispatchMode):
 class _Replay(foreign.DispatchMode):
     """Hands out what `_Keep` has kept."""
 
-    def __init__(self, kept: deque[_Kept]) -> None:
+    def __init__(self, kept: deque[_Kept], unpack: Callable[[Any], torch.Tensor]) -> None:
         super().__init__()
-        self._kept, self._is_inside = kept, False
+        self._kept, self._unpack, self._is_inside = kept, unpack, False
         self._changed: dict[int, torch.Tensor] = {}
 
     def __torch_dispatch__(
@@ -164,13 +174,14 @@ class _Replay(foreign.DispatchMode):
                 return compute()
             finally:
                 self._is_inside = False
-        now = tuple(map(foreign.num_changes, _tensors([one.result])))
-        assert now == one.num_changes, "what a layer keeps was changed in place after it"
+        changes = _changes_of_tensors(one.result)
+        assert changes == one.num_changes, "what a layer keeps was changed in place after it"
+        result = _each(lambda packed: self._unpack(packed.value), one.result, _Packed)
         if one.random_state is not None:
             _set_random_state(one.random_state, args)
         if one.is_changed:  # held, so that no other tensor gets its key meanwhile
-            self._changed |= {storage_key(tensor.untyped_storage()): tensor for tensor in _tensors([one.result])}
-        return one.result
+            self._changed |= {storage_key(tensor.untyped_storage()): tensor for tensor in _tensors([result])}
+        return result
 
 
 @cache
@@ -223,11 +234,23 @@ def _keys(values: Iterable[Any]) -> list[int]:
     return [storage_key(tensor.untyped_storage()) for tensor in _tensors(values)]
 
 
-def _each(change: Callable[[torch.Tensor], torch.Tensor], out: Any) -> Any:
-    """Return what an operator returned with each of its tensors changed."""
+def _each(change: Callable[[Any], Any], out: Any, kind: type = torch.Tensor) -> Any:
+    """Return what an operator returned with each of its tensors, or of another kind, changed."""
     if isinstance(out, list | tuple):
-        return type(out)(_each(change, one) for one in out)
-    return change(out) if isinstance(out, torch.Tensor) else out
+        return type(out)(_each(change, one, kind) for one in out)
+    return change(out) if isinstance(out, kind) else out
+
+
+def _changes_of_tensors(out: Any) -> tuple[int, ...]:
+    """Return how often the tensors among packed results were changed; what hooks made of others is theirs."""
+    found: list[int] = []
+
+    def look(packed: _Packed) -> None:
+        if isinstance(packed.value, torch.Tensor):
+            found.append(foreign.num_changes(packed.value))
+
+    _each(look, out, _Packed)
+    return tuple(found)
 
 
 def _random_state(args: tuple[Any, ...]) -> tuple[torch.Tensor, torch.Tensor | None]:

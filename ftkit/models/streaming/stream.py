@@ -12,10 +12,9 @@ import torch
 from torch import nn
 
 from ftkit.errors import ModelError
-from ftkit.models import foreign
+from ftkit.models.activations.recompute import recompute_all, set_checkpoint
 from ftkit.models.bnb import least_bytes, state_tensors
 from ftkit.models.layers import first_trained_layer, transformer_layers
-from ftkit.models.recompute import recompute_all
 from ftkit.models.streaming.layout import Layout
 from ftkit.models.streaming.sources import LayerSource
 from ftkit.models.streaming.window import StaleWeightsError, Window
@@ -223,7 +222,7 @@ def _hook(stream: LayerStream, number: int, layer: nn.Module, *, below_training:
 
     layer.register_forward_pre_hook(before, with_kwargs=True)
     layer.register_forward_hook(after, with_kwargs=True)
-    foreign.set_recomputing(layer, recompute, recomputes=True)
+    set_checkpoint(layer, recompute)
 
 
 def _detached(value: Any) -> Any:

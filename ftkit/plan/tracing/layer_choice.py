@@ -76,6 +76,8 @@ def choose_layers(config: RunConfig, architecture: Any, *, exact: bool = False) 
             *(repr(one[number]) for one in lists.values()),
             levels[number],
             0 < number == first,
+            # It gives up what the first layer was given, which the model's own code holds to the end of the forward.
+            number == 1 and config.model.offload_activations,
             method.adapts(number, num_layers),
         )
         for number in range(num_layers)

@@ -26,6 +26,7 @@ from ftkit.machine.hardware import Gpu
 from ftkit.machine.memory import quiet_collector
 from ftkit.machine.process import ProcessContext
 from ftkit.models import bnb
+from ftkit.models.activations.recompute import set_level
 from ftkit.models.build import build_empty_model, check_positions, num_weights, set_training
 from ftkit.models.kernels.dropout import keep_masks
 from ftkit.models.kernels.lora_linear import make_plain
@@ -33,7 +34,6 @@ from ftkit.models.kernels.seeded_attention import keep_scores
 from ftkit.models.methods import lora
 from ftkit.models.methods.lora import unwrapped
 from ftkit.models.objective import objective_of
-from ftkit.models.recompute import set_level
 from ftkit.models.streaming.stream import place
 from ftkit.models.trunk.closed import close
 from ftkit.models.trunk.cut import Cut, find_cut

@@ -30,8 +30,6 @@ from ftkit.plan.zero.stages import Replicated, stage_of
 
 PCIE_BYTES_PER_SECOND = 12e9
 """What pinned copies over PCIe 3.0 x16 reach of its 16 GB/s (NVIDIA's bandwidthTest)."""
-COPIED_SHARE = 0.75
-"""The share that this is of the link; it is taken for other generations and numbers of lanes too."""
 CPU_ADAM_BYTES_PER_SECOND = 20e9
 """DeepSpeedCPUAdam is bound by host memory; two DDR4 channels read and write about this much."""
 

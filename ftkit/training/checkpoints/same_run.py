@@ -112,13 +112,14 @@ def check_shapes(path: Path, saved: Mapping[str, tuple[int, ...]], shapes: Mappi
 def resumable_part(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return of a dumped configuration what may not change between start and resume.
 
-    The cut, the engine, the precision, the cache, the output, how often something is looked at and when training ends
-    may: what is saved is whole, in fp32, and knows no topology.
+    The cut, the engine, what recomputes or waits on the host, the precision, the cache, the output, how often something
+    is looked at and when training ends may: what is saved is whole, in fp32, and knows no topology.
     """
     is_free = ("engine", "output", "cache").__contains__
     kept = json.loads(json.dumps({key: value for key, value in config.items() if not is_free(key)}))
     kept["batch"] = {"global_batch_size": kept["batch"]["global_batch_size"]}
-    for key in ("recompute", "gradient_checkpointing", "precision"):  # the second is the old name of the first
+    # The second is the old name of the first.
+    for key in ("recompute", "gradient_checkpointing", "offload_activations", "precision"):
         kept["model"].pop(key, None)
     for key in (*_FREE, *ENDS):
         kept["training"].pop(key)

@@ -22,7 +22,7 @@ from ftkit.engine.protocol import Engine, OutOfStepError
 from ftkit.errors import DoesNotFitError
 from ftkit.machine.memory import available_bytes, is_out_of_memory, release_memory
 from ftkit.machine.ranks import largest_of_ranks
-from ftkit.models.recompute import set_recompute
+from ftkit.models.activations.recompute import set_recompute
 from ftkit.records.schema import RecoveryLine
 from ftkit.step.observer import Phase
 from ftkit.step.step import StepResult

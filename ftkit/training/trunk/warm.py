@@ -18,7 +18,7 @@ from ftkit.models.trunk.closed import close
 from ftkit.models.trunk.known import Known
 from ftkit.training.trunk.once import Computed, named_splits, said_of_the_cache, with_hidden
 
-_OF_NO_TRUNK = {"head", "rank", "alpha", "dropout", "name", "new_head", "recompute"}
+_OF_NO_TRUNK = {"head", "rank", "alpha", "dropout", "name", "new_head", "recompute", "offload_activations"}
 """Fields of a model's section and of a method's that decide nothing of the trunk: not what it makes, nor its end."""
 
 

@@ -140,7 +140,7 @@ def test_a_layer_keeps_its_products_and_nothing_else_between_forward_and_backwar
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         out = checkpoint.checkpoint(Net(), x, use_reentrant=False, context_fn=lambda: pair)
 
-    assert [one.result.shape for one in pair[0]._kept] == [(8, 64), (8, 64)]
+    assert [one.result.value.shape for one in pair[0]._kept] == [(8, 64), (8, 64)]
     assert [tensor is x for tensor in live] == [True]
     out.sum().backward()
     assert not pair[1]._kept

@@ -7,10 +7,10 @@ from safetensors.torch import load_file, save_file
 
 from ftkit.machine.disk import cache_folder
 from ftkit.models import build
+from ftkit.models.activations.recompute import set_level
 from ftkit.models.bnb import hidden_tensors
 from ftkit.models.build import count_parameters
 from ftkit.models.foreign import checkpointing_layers, is_packed
-from ftkit.models.recompute import set_level
 from ftkit.models.streaming import sources
 from ftkit.models.streaming.stream import stream_of, values_of
 from ftkit.models.streaming.window import StaleWeightsError

@@ -6,9 +6,9 @@ import torch
 
 from ftkit.data import batching
 from ftkit.errors import ConfigError, DeviceError, ModelError
+from ftkit.models.activations.recompute import set_level
 from ftkit.models.foreign import checkpointing_layers
 from ftkit.models.partitions import own_tensors
-from ftkit.models.recompute import set_level
 from ftkit.models.streaming.stream import stream_of
 from ftkit.models.streaming.window import StaleWeightsError
 from ftkit.observe.recorded import record_steps, see_model

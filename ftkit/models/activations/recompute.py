@@ -9,6 +9,7 @@ from torch.utils import checkpoint as activation_checkpoint
 from ftkit.config.recompute import Level, Recompute
 from ftkit.errors import ModelError
 from ftkit.models import foreign
+from ftkit.models.activations import offload
 from ftkit.models.kernels import kept_products
 
 
@@ -38,7 +39,19 @@ def set_level(layer: nn.Module, level: Level) -> None:
         layer: of a transformers model.
         level: of it.
     """
-    foreign.set_recomputing(layer, _CHECKPOINTS.get(level, recompute_all), recomputes=level != "none")
+    set_checkpoint(layer, _CHECKPOINTS[level], recomputes=level != "none")
+
+
+def set_checkpoint(layer: nn.Module, checkpoint: Callable[..., Any], *, recomputes: bool = True) -> None:
+    """Let a layer be called by a function, and what that keeps wait on the host where the model says so.
+
+    Args:
+        layer: of a transformers model.
+        checkpoint: called with the layer's forward and its positional arguments.
+        recomputes: whether it does; else it just calls.
+    """
+    offloading = offload.around(layer, checkpoint)
+    foreign.set_recomputing(layer, offloading or checkpoint, recomputes=recomputes or offloading is not None)
 
 
 def recompute_all(function: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -50,4 +63,8 @@ def _recompute_cheap(function: Any, *arguments: Any, **keywords: Any) -> Any:
     return recompute_all(function, *arguments, context_fn=kept_products.contexts, **keywords)
 
 
-_CHECKPOINTS: dict[Level, Callable[..., Any]] = {"cheap": _recompute_cheap, "layer": recompute_all}
+def _call(function: Any, *arguments: Any, **keywords: Any) -> Any:
+    return function(*arguments, **keywords)
+
+
+_CHECKPOINTS: dict[Level, Callable[..., Any]] = {"none": _call, "cheap": _recompute_cheap, "layer": recompute_all}

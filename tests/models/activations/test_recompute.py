@@ -8,9 +8,10 @@ from ftkit.config.recompute import Recompute
 from ftkit.data import batching
 from ftkit.errors import ModelError
 from ftkit.machine.process import ProcessContext
+from ftkit.models.activations import offload
+from ftkit.models.activations.recompute import set_recompute
 from ftkit.models.build import set_training, trainable_parameters
 from ftkit.models.foreign import checkpointing_layers
-from ftkit.models.recompute import set_recompute
 from tests.helpers import PADDING, build, ragged_split, save_tiny_model
 
 FAMILIES = ["bert", "falcon", "gemma2", "gpt2", "llama", "mixtral", "modernbert"]
@@ -60,6 +61,39 @@ def test_every_level_gives_the_same_losses_and_gradients_to_the_bit(family, meth
         assert found[0] == losses
         assert found[1].keys() == gradients.keys()
         assert [name for name, one in found[1].items() if not torch.equal(one, gradients[name])] == []
+
+
+@pytest.mark.parametrize(
+    ("family", "method"), [("llama", "lora"), ("gpt2", "lora as PEFT has it"), ("mixtral", "qlora"), ("bert", "full")]
+)
+def test_so_does_every_level_whose_layers_keep_on_the_host_what_they_keep(family, method, folders, monkeypatch):
+    monkeypatch.setattr(offload, "SMALLEST_BYTES", 1)
+    settings = ["task=sequence-classification", *METHODS[method]]
+    _, engine = build(settings, folders[family], torch.bfloat16, ProcessContext())
+    losses, gradients = step(engine, Recompute())
+
+    offload.attach(engine.model)
+    for level in [Recompute(), Recompute(layer=1.0), *LEVELS]:
+        watch = Counted()
+        with offload.watched(engine.model, watch):
+            found = step(engine, level)
+        assert found[0] == losses
+        assert [name for name, one in found[1].items() if not torch.equal(one, gradients[name])] == []
+        assert watch.left > 0
+        assert watch.left == watch.came
+
+
+class Counted:
+    """Counts the storages that leave for the host and those that come back."""
+
+    def __init__(self):
+        self.left = self.came = 0
+
+    def waits_on_host(self, _):
+        self.left += 1
+
+    def comes_back(self, _):
+        self.came += 1
 
 
 def test_the_shares_of_the_layers_are_spread_evenly():
