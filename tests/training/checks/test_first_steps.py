@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ftkit.errors import ModelError
 from ftkit.machine.process import ProcessContext
-from ftkit.models import recompute
+from ftkit.models.activations import recompute
 from ftkit.training.checks.first_steps import AFTER_STEPS, FirstSteps
 from tests.helpers import build, ragged_split, save_tiny_model, take_steps
 
