@@ -147,6 +147,7 @@ def _count(
         set_training(engine.model, True)
         gc.collect()  # what building left in cycles would count as held
         recorder.rename(engine.held_tensors())
+        see_model(recorder, engine.model, layers)  # on an accelerator the weights have been copied since
         recorder.mark(Phase.LOAD)
         meter.enter(_COUNTING)
         micro_batches = _micro_batches(engine, shape)

@@ -34,3 +34,17 @@ def test_the_tape_of_the_example_is_the_one_that_its_docstring_shows():
     assert [str(kind) for kind in kinds(tape)] == [
         "parameter", "buffer", "activation", "temporary", "activation", "temporary", "temporary", "gradient",
     ]  # fmt: skip
+
+
+def test_weights_that_were_copied_under_the_recorder_are_named_by_their_copies():
+    """As where a model goes to an accelerator while it is watched."""
+    model = nn.Sequential(nn.Linear(4, 3, bias=False))
+    recorder = Recorder()
+    with recorder.inside(model, {"0": 0}):
+        weight = model[0].weight
+        weight.data = weight.data.clone()
+        recorder.see(model.named_parameters(), Role.TRAINABLE, {"0": 0})
+
+    birth = recorder.tape.births[-1]  # before it the weight that was copied
+    assert (birth.role, birth.module, birth.layer, birth.size) == (Role.TRAINABLE, "0.weight", 0, 48)
+    assert str(kinds(recorder.tape)[-1]) == "parameter"

@@ -42,7 +42,7 @@ def steps(monkeypatch):
 
 
 def test_training_takes_this_step(settings, steps):
-    ftkit.train(ftkit.load_config(settings=settings))
+    ftkit.train(ftkit.load_config(settings=[*settings, "training.trial_step=never"]))
     assert steps == {"values": 3}
 
 

@@ -136,7 +136,7 @@ def test_gradients_are_clipped_by_their_true_global_norm(folders):
 def test_an_fp16_step_that_overflows_is_skipped_and_halves_the_loss_scale(folders):
     engine: Any
     config, engine = build(["method.name=lora"], folders["gpt2"], torch.float16, ALONE)
-    engine._scaler.scale(torch.zeros(()))  # the scaler makes its scale at the first use
+    engine._scaler.scale(torch.zeros((), device=engine.device))  # the scaler makes its scale at the first use
     engine._scaler.update(2.0**40)
     before = engine.trainable_state()
     take_steps(config, engine, ragged_split(config.task), num_steps=1)
@@ -165,7 +165,7 @@ def test_evaluating_between_steps_changes_no_step_of_a_quantized_model(folders):
 def test_positions_that_are_given_are_used_and_those_a_model_would_count_itself_change_nothing(family, folders):
     _config, engine = build([], folders[family], torch.float32, ALONE)
     micro = batching.collate(ragged_split("sequence-classification"), np.array([0, 0]), PADDING, engine.device)
-    own = torch.arange(micro.input_ids.shape[1]).expand(2, -1)
+    own = torch.arange(micro.input_ids.shape[1], device=engine.device).expand(2, -1)
     model.set_training(engine.model, False)
     with torch.no_grad():
         expected = engine.logits(micro)

@@ -32,7 +32,7 @@ def streamed(deep):
 
 def as_bytes(tensor):
     """Return the bytes of a tensor: packed weights may look like NaN, which equals nothing."""
-    return tensor.reshape(-1).view(torch.uint8)
+    return tensor.reshape(-1).view(torch.uint8).cpu()
 
 
 def packed_files():
