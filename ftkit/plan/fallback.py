@@ -4,18 +4,20 @@ State is counted exactly. Activations are those of Korthikanti et al. 2022 (Redu
 Transformer Models, section 4): a layer keeps B T D (34 + 5 H T / D) bytes in half precision, whose second term is
 the score matrix. A layer that recomputes what is cheap keeps its input and its products (query, key, value, result and
 projection of the attention, both of the MLP), 22 B T D; one that recomputes all, its input, 2 B T D. One layer at a
-time is there whole.
+time is there whole. Of a mixture's layer the 19 of the 34 that are the MLP's are what its experts keep (`mixture`).
 """
 
 from typing import Any
 
 from ftkit.config.recompute import Recompute
 from ftkit.config.tree import RunConfig
+from ftkit.plan.mixture import find_mixture
 from ftkit.records.figures import MemoryBreakdown
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 """What the formula reads of a configuration."""
 BYTES_PER_VALUE = 34
+MLP_PER_VALUE = 19
 PRODUCTS_PER_VALUE = 22
 SCORES_PER_VALUE = 5
 
@@ -42,6 +44,8 @@ def activation_bytes(architecture: Any, batch: int, length: int, itemsize: int, 
     levels = recompute.levels(int(architecture.num_hidden_layers))
     values = batch * length * hidden
     whole = values * (BYTES_PER_VALUE + SCORES_PER_VALUE * heads * length / hidden) * itemsize / 2
+    if (mixture := find_mixture(architecture)) is not None:
+        whole += mixture.kept_values(batch * length) * itemsize - values * MLP_PER_VALUE * itemsize / 2
     num_whole = levels.count("none") + (levels.count("none") < len(levels))
     products = values * PRODUCTS_PER_VALUE * itemsize / 2
     return int(num_whole * whole + levels.count("cheap") * products + levels.count("layer") * values * itemsize)

@@ -13,6 +13,7 @@ from ftkit.engine.resolve import EngineKind
 from ftkit.observe.allocator import replay
 from ftkit.observe.peaks import Peak, allocator_events, find_peak
 from ftkit.plan.case import Case, Counts
+from ftkit.plan.mixture import uneven_bytes
 from ftkit.plan.target import Target
 from ftkit.plan.weights import weights_reason
 from ftkit.plan.zero.share import RankShare
@@ -78,7 +79,10 @@ class Device(Protocol):
         """Return the worst moment of a step that was traced."""
 
     def of_parts(self, parts: MemoryBreakdown) -> Memory:
-        """Return the worst moment of a step of which the parts of the peak alone are known."""
+        """Return the worst moment of a step of which the parts of the peak alone are known.
+
+        The high end of its range is that of tokens that all go to the same experts, where there are any.
+        """
 
 
 def device_of(case: Case, counts: Counts) -> Device:
@@ -127,17 +131,21 @@ class CudaDevice:
 
     def of_parts(self, parts: MemoryBreakdown) -> Memory:
         """Return the worst moment: without a trace nothing is known of fragmentation."""
-        peak = _peak(parts)
-        judged = self._judge(lambda room: peak.active_bytes <= room, REPLAY_NOISE)
-        reason = None if judged.verdict is Verdict.FITS else _too_large(self.case.target, peak, peak.active_bytes)
-        return self._memory(peak, peak.active_bytes, None, judged, reason)
+        peak, uneven = _peak(parts), uneven_bytes(self.case)
+        judged = self._judge(lambda room: peak.active_bytes <= room, REPLAY_NOISE, uneven)
+        needed = peak.active_bytes + uneven
+        reason = None if judged.verdict is Verdict.FITS else _too_large(self.case.target, peak, needed)
+        memory = self._memory(peak, peak.active_bytes, None, judged, reason)
+        least, most = memory.process_range
+        return replace(memory, process_range=(least, most + uneven))
 
-    def _judge(self, fits: Callable[[int], bool], noise: float) -> _Judged:
+    def _judge(self, fits: Callable[[int], bool], noise: float, uneven: int = 0) -> _Judged:
         """Ask at the worse end of what is not known, and then at the better one."""
         memory, (low, high) = self.case.target.memory_bytes, self.case.target.context_range
-        worse = f"the worse end: a context of {format_bytes(high)}, and {noise:.1%} more reserved"
+        routing = f", and {format_bytes(uneven)} for tokens that all go to the same experts" if uneven else ""
+        worse = f"the worse end: a context of {format_bytes(high)}, and {noise:.1%} more reserved{routing}"
         better = f"the better end: a context of {format_bytes(low)}, and nothing more reserved"
-        if fits(int((memory - high) / (1 + noise))):
+        if fits(int((memory - high) / (1 + noise)) - uneven):
             return _Judged(Verdict.FITS, worse)
         if fits(memory - low):
             return _Judged(Verdict.MAY_NOT_FIT, f"{better}; not by {worse}")
@@ -169,9 +177,15 @@ class CpuDevice:
         return self._memory(peak, peak.active_bytes + share.host_bytes, min(HEAP_BYTES, comes_and_goes), share)
 
     def of_parts(self, parts: MemoryBreakdown) -> Memory:
-        """Return the worst moment."""
-        peak = _peak(parts)
-        return self._memory(peak, peak.active_bytes, 0, None)
+        """Return the worst moment; one that uneven routing alone makes too large may not fit."""
+        peak, uneven = _peak(parts), uneven_bytes(self.case)
+        memory = self._memory(peak, peak.active_bytes, 0, None)
+        least, most = memory.process_range
+        memory = replace(memory, process_range=(least, most + uneven))
+        needed = peak.active_bytes + uneven
+        if memory.verdict is not Verdict.FITS or needed <= self.case.target.memory_bytes:
+            return memory
+        return replace(memory, verdict=Verdict.MAY_NOT_FIT, reason=_too_large(self.case.target, peak, needed))
 
     def _memory(self, peak: Peak, held: int, kept: int, share: RankShare | None) -> Memory:
         target, run = self.case.target, self.case.run

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ftkit.cli.plan.asked import Asked
     from ftkit.engine.resolve import ResolvedRun
     from ftkit.plan.candidates import Candidate
+    from ftkit.plan.predict import Grounds
     from ftkit.plan.predicted import AnyPrediction
 
 _ASSUMED_WRITE_RATE = 200 * 2**20
@@ -48,6 +49,8 @@ def show_prediction(
         click.echo(explained_json(grounds, tapes) if is_explained else prediction.model_dump_json())
     else:
         click.echo("\n".join(prediction_lines(prediction, resolve(config, target.devices))))
+        for line in _routing_lines(grounds):
+            click.echo(f"{'experts':30} {line}")
         for line in _adapter_lines(asked):
             click.echo(f"{'frozen weights':30} {line}")
         if is_explained:
@@ -103,6 +106,17 @@ def _adapter_lines(asked: "Asked") -> list[str]:
         return []
     dtype = resolve(asked.config, asked.target.devices).dtype
     return list(weight_lines(build_empty_model(asked.config, asked.architecture, dtype)))
+
+
+def _routing_lines(grounds: "Grounds") -> list[str]:
+    """Return how the peak of a mixture of experts depends on its routing; of another model, nothing."""
+    from ftkit.plan.mixture import find_mixture, routing_words, uneven_bytes
+    from ftkit.plan.predicted import FormulaPrediction
+
+    mixture, is_formula = find_mixture(grounds.case.architecture), isinstance(grounds.prediction, FormulaPrediction)
+    if mixture is None:
+        return []
+    return [routing_words(mixture, uneven_bytes(grounds.case) if is_formula else None)]
 
 
 def _saving(num_trainable: int, device: str) -> str:
