@@ -91,7 +91,7 @@ def packed_parameter(weight: torch.Tensor, packing: Packing, module: nn.Module) 
         return _packed_stand_in(weight, packing, module)
     new = _params_4bit(weight, packing, module)
     # Moving to a device is what quantizes (bitsandbytes/nn/modules.py, Params4bit.to).
-    return cast(nn.Parameter, new if weight.is_meta else new.to(_packer(weight.device)).to(weight.device))
+    return cast(nn.Parameter, new if weight.is_meta else new.to(packer(weight.device)).to(weight.device))
 
 
 def packed_tensors(weight: torch.Tensor, like: Any) -> tuple[torch.Tensor, ...]:
@@ -102,7 +102,7 @@ def packed_tensors(weight: torch.Tensor, like: Any) -> tuple[torch.Tensor, ...]:
         like: a 4-bit weight, or the stand-in for one, which says how.
     """
     values, state = _library().functional.quantize_4bit(
-        weight.to(_packer(weight.device)),
+        weight.to(packer(weight.device)),
         blocksize=like.blocksize,
         compress_statistics=like.compress_statistics,
         quant_type=like.quant_type,
@@ -111,7 +111,7 @@ def packed_tensors(weight: torch.Tensor, like: Any) -> tuple[torch.Tensor, ...]:
     return tuple(one.to(weight.device) for one in (values, *state_tensors(state).values()))
 
 
-def _packer(device: torch.device) -> torch.device:
+def packer(device: torch.device) -> torch.device:
     """Return where weights are packed: on an accelerator, where sixteen cores took a minute for 8 billion of them."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return device if accelerator is None or device.type != "cpu" else accelerator

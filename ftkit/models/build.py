@@ -30,9 +30,10 @@ from ftkit.models.sources.source import Source
 from ftkit.models.sources.start import Start
 from ftkit.models.sources.weights import Note, attention, auto_class, grow_tables, load_weights
 from ftkit.models.streaming.layout import layout_of, leave_out, names_to_stream
-from ftkit.models.streaming.sources import NoValues, layers_from
+from ftkit.models.streaming.sources import NoValues, layers_from, table_from
 from ftkit.models.streaming.stored import open_weights
 from ftkit.models.streaming.stream import attach
+from ftkit.models.streaming.table import NoTable
 
 _LISTED = 3
 """Kinds of weights that stay whole and are named, the largest ones."""
@@ -65,16 +66,17 @@ def build_model(
         ModelError: the weights cannot be loaded or are not whole, or the model is not for this task or method.
     """
     streams = config.engine.stream_layers != "none"
-    left = names_to_stream(build_bare_model(config, architecture, dtype)) if streams else ()
+    left = _left_out(config, build_bare_model(config, architecture, dtype)) if streams else []
     model, start = load_weights(config, source, architecture, dtype, note, (*without, *left))
     stored = None
     if streams:
-        leave_out(model)
+        leave_out(model, left)
         stored = open_weights(source, model)
     model = prepare_model(config, model, dtype, start)
     if stored is not None:
-        layout = layout_of(model)
-        attach(model, layout, layers_from(config.engine.stream_layers, stored, layout, config.cache.limit_bytes, note))
+        place, layout = config.engine.stream_layers, layout_of(model)
+        layers = layers_from(place, stored, layout, config.cache.limit_bytes, note)
+        attach(model, layout, layers, table_from(place, stored, model))
     for line in weight_lines(model):
         note(line)
     return model
@@ -97,13 +99,18 @@ def build_empty_model(config: RunConfig, architecture: Any, dtype: torch.dtype) 
     model = build_bare_model(config, architecture, dtype)
     streams = config.engine.stream_layers != "none"
     if streams:
-        leave_out(model)
+        leave_out(model, _left_out(config, model))
     with torch.device("meta"):
         start = Start(head=find_head(model, ()), rows=grow_tables(model, config.model))
         model = prepare_model(config, model, dtype, start)
     if streams:
-        attach(model, layout_of(model), NoValues())
+        attach(model, layout_of(model), NoValues(), NoTable())
     return model
+
+
+def _left_out(config: RunConfig, model: nn.Module) -> list[str]:
+    """Return the names of the weights that a run streams."""
+    return names_to_stream(model, table_grows=bool(config.model.resize_embeddings))
 
 
 def build_bare_model(config: RunConfig, architecture: Any, dtype: torch.dtype) -> nn.Module:

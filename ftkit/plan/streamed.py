@@ -11,6 +11,7 @@ from ftkit.models.activations.link import pinned_size
 from ftkit.models.build import build_empty_model
 from ftkit.models.layers import first_trained_layer
 from ftkit.models.streaming.stream import resident_bytes, stream_of
+from ftkit.models.streaming.table import left_out_table
 from ftkit.observe.tape import Tape
 from ftkit.plan.case import Case, Counts
 from ftkit.plan.target import Target
@@ -33,7 +34,9 @@ class Streamed:
         resident_bytes: of the window and of the weights that stay on the device.
         staging_bytes: of the largest weight, which passes through the host's memory on its way from a disk to a GPU; of
             the largest layer where it is packed.
-        left_bytes: of all streamed weights in the type that the run computes in: what is not loaded.
+        left_bytes: of all streamed weights, the table of tokens among them, in the type that the run computes in: what
+            is not loaded.
+        table_bytes: of the table of tokens, where its rows are looked up on the host.
         lowest: the lowest layer that a backward passes through; None: none.
     """
 
@@ -43,6 +46,7 @@ class Streamed:
     resident_bytes: int
     staging_bytes: int
     left_bytes: int
+    table_bytes: int
     lowest: int | None
 
     @classmethod
@@ -62,14 +66,16 @@ class Streamed:
         stream, resident = stream_of(model), resident_bytes(model)
         assert stream is not None
         assert resident is not None
-        layout, place = stream.layout, config.engine.stream_layers
+        layout, place, table = stream.layout, config.engine.stream_layers, left_out_table(model)
+        table_bytes = 0 if table is None else table.weight.numel() * table.weight.itemsize
         return cls(
             place,
             tuple(map(layout.bytes_of, range(len(layout.layers)))),
             layout.window_bytes,
             resident,
             layout.buffer_bytes if layout.is_packed else max(slot.num_bytes for slot in layout.slots),
-            sum(slot.whole_bytes for slot in layout.slots),
+            sum(slot.whole_bytes for slot in layout.slots) + table_bytes,
+            table_bytes,
             first_trained_layer(model),
         )
 
@@ -86,7 +92,7 @@ class Streamed:
             device_type: what computes; a CPU reads from the disk into the window itself.
         """
         if self.place == "ram":
-            return replace(share, host_bytes=self.num_bytes, pinned_bytes=self.num_bytes)
+            return replace(share, host_bytes=self.num_bytes + self.table_bytes, pinned_bytes=self.num_bytes)
         return share if device_type == "cpu" else replace(share, host_bytes=self.staging_bytes)
 
     def plan(self, target: Target, num_micro_batches: int, *, is_closed: bool = False) -> StreamPlan:

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 DTYPES = {
@@ -81,8 +83,10 @@ class PositionFile:
         place = self.places[name]
         assert tensor.dtype == place.dtype, name
         assert tensor.numel() * tensor.itemsize == place.num_bytes, name
+        self._fill(tensor, place.offset, name)
+
+    def _fill(self, tensor: torch.Tensor, offset: int, name: str) -> None:
         rest = tensor.reshape(-1).view(torch.uint8).numpy().data
-        offset = place.offset
         while rest:
             count = os.preadv(self._file, [rest], offset)
             if count == 0:
@@ -95,6 +99,26 @@ class PositionFile:
         tensor = torch.empty(place.shape, dtype=place.dtype)
         self.read_into(name, tensor)
         return tensor
+
+    def read_rows(self, name: str, rows: NDArray[np.int64]) -> torch.Tensor:
+        """Return rows of a tensor as they are stored, in the order of their numbers.
+
+        Args:
+            name: of the stored tensor.
+            rows: their numbers, from the lowest to the highest.
+
+        Raises:
+            IndexError: the tensor does not have such a row.
+            SafetensorError: the file ends before a row does.
+        """
+        place = self.places[name]
+        if len(rows) and not 0 <= rows[0] <= rows[-1] < place.shape[0]:
+            raise IndexError(f"{name} has {place.shape[0]} rows, and {rows[0]} to {rows[-1]} are wanted")
+        found = torch.empty((len(rows), *place.shape[1:]), dtype=place.dtype)
+        size = place.num_bytes // place.shape[0]
+        for row, tensor in zip(rows.tolist(), found, strict=True):
+            self._fill(tensor, place.offset + row * size, name)
+        return found
 
     # What transformers asks of an open file and of a part of it.
 

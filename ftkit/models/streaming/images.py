@@ -9,7 +9,7 @@ from ftkit.models.streaming.stored import StoredWeights
 def image_of(layout: Layout, layer: int, stored: StoredWeights) -> torch.Tensor:
     """Read the weights of a layer, one at a time, and pack those that are in 4 bits.
 
-    They are packed on the CPU, as those of a model that is loaded whole are, so the numbers are the same.
+    They are packed as those of a model that is loaded whole are, and on the same device, so the numbers are the same.
 
     Args:
         layout: what is streamed.

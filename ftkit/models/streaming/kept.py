@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from ftkit.machine.disk import CACHE_VARIABLE, explained_writing, flush
 from ftkit.machine.kept_files import KeptFiles
+from ftkit.models import bnb
 from ftkit.models.sources.positions import PositionFile
 from ftkit.models.streaming.images import image_of
 from ftkit.models.streaming.layout import Layout, Slot
@@ -82,8 +83,9 @@ def _write(image: torch.Tensor, aside: Path) -> None:
 
 
 def _key(slots: tuple[Slot, ...], stored: StoredWeights) -> str:
-    """Return the digest of all that decides an image: what is stored, where it goes, and how it is packed."""
-    digest = hashlib.sha256(repr((_FORMAT, metadata.version("bitsandbytes"))).encode())
+    """Return the digest of all that decides an image: what is stored, where it goes, how and on what it is packed."""
+    packer = metadata.version("bitsandbytes"), bnb.packer(torch.device("cpu")).type
+    digest = hashlib.sha256(repr((_FORMAT, packer)).encode())
     for slot in slots:
         weight, place = slot.parameter, stored.place(slot.name)
         packing = [getattr(weight, name, None) for name in ("quant_type", "blocksize", "compress_statistics")]

@@ -12,6 +12,7 @@ from ftkit.errors import ModelError
 from ftkit.models import bnb, foreign
 from ftkit.models.layers import transformer_layers
 from ftkit.models.left_out import LeftOut, left_out, mark, stand_in
+from ftkit.models.streaming.table import table_to_stream
 
 NUM_BUFFERS = 2
 """One layer computes while the next one comes."""
@@ -166,18 +167,18 @@ class Layout:
         return slots[-1].parts[-1].end if slots else 0
 
 
-def leave_out(model: nn.Module) -> None:
-    """Put a stand-in in the place of each weight of a model's layers.
+def leave_out(model: nn.Module, names: Sequence[str]) -> None:
+    """Put a stand-in in the place of each weight that is streamed.
 
     Args:
-        model: a transformers model whose layers' weights are on `meta`, before a method changes it; changed in place.
+        model: a transformers model in which these weights are on `meta`, before a method changes it; changed in place.
+        names: of the weights, as `names_to_stream` returned them.
 
     Raises:
         ModelError: the model has no layers with weights of their own, or they cannot recompute.
     """
     kind = type(model).__name__
-    names = names_to_stream(model)
-    if not names:
+    if not _names_of_layers(model):
         raise ModelError(f"{kind} has no list of layers with weights of their own; leave engine.stream_layers out")
     if not foreign.checkpointing_layers(model):
         raise ModelError(f"{kind} cannot recompute its layers, as streamed ones do; leave engine.stream_layers out")
@@ -203,8 +204,19 @@ def layout_of(model: nn.Module) -> Layout:
     return Layout(layers, min(NUM_BUFFERS, len(layers)))
 
 
-def names_to_stream(model: nn.Module) -> list[str]:
-    """Return the names of the weights of a model's layers that `leave_out` leaves out; what is shared stays."""
+def names_to_stream(model: nn.Module, *, table_grows: bool) -> list[str]:
+    """Return the names of the weights that are streamed: of the layers, and of the table of tokens where it can be.
+
+    Args:
+        model: a transformers model.
+        table_grows: whether the table gets new rows, which train: it stays.
+    """
+    table = None if table_grows else table_to_stream(model)
+    return [*_names_of_layers(model), *([] if table is None else [table])]
+
+
+def _names_of_layers(model: nn.Module) -> list[str]:
+    """Return the names of the weights of a model's layers; what is shared with another module stays."""
     found = transformer_layers(model)
     if found is None:
         return []

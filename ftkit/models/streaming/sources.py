@@ -5,11 +5,14 @@ from itertools import accumulate
 from typing import Protocol
 
 import torch
+from torch import nn
 
+from ftkit.models.left_out import left_out
 from ftkit.models.streaming.images import image_of
 from ftkit.models.streaming.kept import KeptLayers
 from ftkit.models.streaming.layout import Layout, Slot
 from ftkit.models.streaming.stored import StoredWeights
+from ftkit.models.streaming.table import HostTable, NoTable, StoredTable, TableSource, left_out_table
 from ftkit.units import format_bytes
 
 _PINNED_BYTES = 64 * 2**20
@@ -168,6 +171,21 @@ def layers_from(
         kinds = ", ".join(sorted(str(one).removeprefix("torch.") for one in converted))
         note(f"streamed layers are stored as {kinds} and computed in another type, so they are converted each time")
     return StoredLayers(stored, layout)
+
+
+def table_from(place: str, stored: StoredWeights, model: nn.Module) -> TableSource:
+    """Return what gives the rows of a run's table of tokens.
+
+    Args:
+        place: `disk` or `ram`, where the table is while the run goes on.
+        stored: the safetensors of the model.
+        model: prepared for its method; where its table is there, nobody asks for rows.
+    """
+    table = left_out_table(model)
+    mark = None if table is None else left_out(table.weight)
+    if table is None or mark is None:
+        return NoTable()
+    return HostTable(stored, mark.name, table.weight.dtype) if place == "ram" else StoredTable(stored, mark.name)
 
 
 def _block_sizes(num_bytes: int) -> list[int]:

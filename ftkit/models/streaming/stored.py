@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import nn
 
@@ -40,6 +42,11 @@ class StoredWeights:
         """Read a weight into memory on the CPU, of the type that it is stored in."""
         with explained_reading():
             self._files[self._names[name]].read_into(self._names[name], tensor)
+
+    def read_rows(self, name: str, rows: NDArray[np.int64]) -> torch.Tensor:
+        """Return rows of a weight on the CPU, as they are stored; their numbers ascend."""
+        with explained_reading():
+            return self._files[self._names[name]].read_rows(self._names[name], rows)
 
     def read(self, name: str) -> torch.Tensor:
         """Return a weight on the CPU, as it is stored."""

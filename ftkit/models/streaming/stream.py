@@ -6,6 +6,7 @@ the buffer that they are in by then.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -15,11 +16,13 @@ from ftkit.errors import ModelError
 from ftkit.models.activations.recompute import recompute_all, set_checkpoint
 from ftkit.models.bnb import least_bytes, state_tensors
 from ftkit.models.layers import first_trained_layer, transformer_layers
-from ftkit.models.streaming.layout import Layout
+from ftkit.models.left_out import stand_in
+from ftkit.models.streaming.layout import Layout, Slot
 from ftkit.models.streaming.sources import LayerSource
+from ftkit.models.streaming.table import TableSource, left_out_table, look_up_in
 from ftkit.models.streaming.window import StaleWeightsError, Window
 
-_STREAM, _SLOT = "layer_stream", "streamed_slot"
+_STREAM, _VALUES = "layer_stream", "streamed_values"
 """The attributes of the list of layers and of a weight by which others find what is streamed."""
 
 
@@ -81,13 +84,14 @@ class LayerStream:
         self.window.fetch(layer, then)
 
 
-def attach(model: nn.Module, layout: Layout, source: LayerSource) -> LayerStream:
-    """Let the layers of a model fetch their weights.
+def attach(model: nn.Module, layout: Layout, source: LayerSource, table: TableSource) -> LayerStream:
+    """Let the layers of a model fetch their weights, and its table look up rows, if it was left out.
 
     Args:
         model: prepared for its method, its layers' weights stand-ins.
         layout: what `leave_out` returned for it before that.
         source: where the weights come from.
+        table: where the rows of the table of tokens come from.
 
     Returns:
         The stream, which `stream_of` finds again.
@@ -97,7 +101,11 @@ def attach(model: nn.Module, layout: Layout, source: LayerSource) -> LayerStream
     stream = LayerStream(layout, source)
     vars(found[1])[_STREAM] = stream
     for slot in layout.slots:
-        vars(slot.parameter)[_SLOT] = source, slot
+        vars(slot.parameter)[_VALUES] = partial(_slot_values, source, slot)
+    tokens = left_out_table(model)
+    if tokens is not None:
+        look_up_in(tokens, table)
+        vars(tokens.weight)[_VALUES] = table.values
     for number, layer in enumerate(found[1]):
         _hook(stream, number, layer, below_training=number < (first_trained_layer(model) or 0))
     return stream
@@ -127,8 +135,11 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
     if stream.window is not None:
         return model
     _check_frozen(model, stream)
-    # The window first: moved by `to`, a stand-in would become as large as the weight.
+    # These first: moved by `to`, a stand-in would become as large as the weight.
     stream.window = Window(stream.layout, stream.source, device)
+    tokens = left_out_table(model)
+    if tokens is not None:
+        tokens.weight.data = stand_in(tokens.weight.shape, tokens.weight.dtype, device)
     stream.comes_back = first_trained_layer(model) is not None or _trains_tokens(model)
     return model.to(device)
 
@@ -147,8 +158,8 @@ def resident_bytes(model: nn.Module) -> int | None:
 
 
 def is_streamed(tensor: torch.Tensor) -> bool:
-    """Return whether a weight is on its device only while its layer is in the window."""
-    return isinstance(tensor, nn.Parameter) and _SLOT in vars(tensor)
+    """Return whether a weight is on its device only while its layer is in the window, or never."""
+    return isinstance(tensor, nn.Parameter) and _VALUES in vars(tensor)
 
 
 def value_of(tensor: torch.Tensor) -> torch.Tensor:
@@ -167,10 +178,14 @@ def values_of(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         tensor: a parameter or a buffer of a model; one that is streamed is read from where it comes from.
     """
     if is_streamed(tensor):
-        source, slot = vars(tensor)[_SLOT]
-        return dict(zip((part.name for part in slot.parts), source.read(slot), strict=True))
+        streamed: dict[str, torch.Tensor] = vars(tensor)[_VALUES]()
+        return streamed
     state = getattr(tensor, "quant_state", None)
     return {"": tensor} | ({} if state is None else state_tensors(state))
+
+
+def _slot_values(source: LayerSource, slot: Slot) -> dict[str, torch.Tensor]:
+    return dict(zip((part.name for part in slot.parts), source.read(slot), strict=True))
 
 
 def _check_frozen(model: nn.Module, stream: LayerStream) -> None:
