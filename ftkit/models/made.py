@@ -57,16 +57,21 @@ def make_model(folder: Path, config: Any) -> Path:
     Returns:
         The folder.
     """
-    words = _SPECIAL | {word: number for number, word in enumerate(_WORDS, start=len(_SPECIAL))}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "eos_token": "[END]"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    make_tokenizer(folder)
     kind: Any = AutoModelForCausalLM if isinstance(config, LlamaConfig) else AutoModel
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         kind.from_config(config).save_pretrained(folder)
     return folder
+
+
+def make_tokenizer(folder: Path) -> None:
+    """Save a tokenizer of ten words into a folder."""
+    words = _SPECIAL | {word: number for number, word in enumerate(_WORDS, start=len(_SPECIAL))}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "eos_token": "[END]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
 
 
 def make_texts(file: Path) -> Path:
