@@ -4,6 +4,7 @@ import json
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from ftkit.cli.options import config_options, quieten, user_errors
 from ftkit.cli.sweep_progress import SweepProgress
 from ftkit.config.files import load_config, load_yaml
 from ftkit.config.flags import short_names
-from ftkit.errors import ConfigError, FtkitError
+from ftkit.errors import ConfigError, DoesNotFitError, FtkitError
 from ftkit.machine.hub import work_offline_if_unreachable
 from ftkit.machine.process import ProcessContext, usual_launcher
 from ftkit.sweep.axes import Settings, Trial, make_trials, parse_axis, read_axes
@@ -24,6 +25,9 @@ from ftkit.units import parse_bytes
 if TYPE_CHECKING:
     from ftkit.engine.resolve import ResolvedRun
     from ftkit.records.schema import Prediction, RunRecord
+    from ftkit.report.collect import Run
+
+_NOTHING_MEASURED = 1
 
 
 @click.command(cls=GroupedHelp, context_settings={"help_option_names": ["-h", "--help"]})
@@ -78,6 +82,7 @@ def profile(  # noqa: PLR0913  # one parameter is one flag
 
     The flags of `ftkit train` say what all have in common. A configuration that fails is a row with its reason. The
     same command goes on with a sweep that was stopped. The report goes into the folder of --output (runs/profile).
+    Exits with 0 where a configuration was measured; where none was, with 8 if memory ran out in all, else with 1.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # on the way out the child's processes are ended too
     with user_errors():
@@ -106,7 +111,8 @@ def profile(  # noqa: PLR0913  # one parameter is one flag
         with progress:
             for trial, record, was_done in run_sweep(trials, folder, runner):
                 progress.end(trial, record, was_done=was_done)
-        _conclude([folder / trial.name for trial in trials], folder, as_json=as_json)
+        code = _conclude([folder / trial.name for trial in trials], folder, as_json=as_json)
+    click.get_current_context().exit(code)
 
 
 def _axes(sweeps: tuple[str, ...], sweep_file: Path | None) -> list[list[Settings]]:
@@ -131,8 +137,8 @@ def _check(trials: list[Trial], folder: Path, *, memory_snapshot: bool, overwrit
     open_folder(trials, folder, overwrite=overwrite)
 
 
-def _conclude(places: list[Path], folder: Path, *, as_json: bool) -> None:
-    """Print the rows, write the page, and count what failed."""
+def _conclude(places: list[Path], folder: Path, *, as_json: bool) -> int:
+    """Print the rows, write the page, count what failed, and return the exit code."""
     from rich.console import Console
 
     from ftkit.cli.report import write_page
@@ -143,11 +149,24 @@ def _conclude(places: list[Path], folder: Path, *, as_json: bool) -> None:
     page = write_page(places, folder / "report.html", folder.name)
     if as_json:
         sys.stdout.write(text.as_json(runs) + "\n")
-        return
+        return exit_code(runs)
     text.print_table(runs, Console())
     failed = [run for run in runs if run.reason is not None]
     what = "1 configuration" if len(runs) == 1 else f"{len(runs)} configurations"
     click.echo(f"{what}, {len(failed)} failed; the report: {page}")
+    return exit_code(runs)
+
+
+def exit_code(runs: Sequence["Run"]) -> int:
+    """Return what a sweep exits with: 0 where anything was measured, 8 where memory ran out in all, 1 otherwise.
+
+    Args:
+        runs: of the sweep, each of which has ended.
+    """
+    failures = [None if run.record.result is None else run.record.result.failure for run in runs]
+    if any(failure is None for failure in failures):
+        return 0
+    return DoesNotFitError.exit_code if set(failures) == {"out of memory"} else _NOTHING_MEASURED
 
 
 def _builder(flags: dict[str, Any], *, memory_snapshot: bool) -> Any:

@@ -97,7 +97,7 @@ def _planner(memory_budget: str | None) -> Callable[[RunConfig, int | None], tup
         predicted = plan(config, memory_budget=memory_budget, samples=num_samples)
         if not predicted.fits:
             return predicted.reason or "it does not fit", None
-        return None, predicted.total_seconds
+        return None, predicted.job.seconds if predicted.job else None
 
     return verdict
 

@@ -88,7 +88,7 @@ def prepare_data(  # noqa: PLR0913  # each is decided by one caller alone
     return PreparedData(task, *ordered, labels, fingerprint(ordered, draft.names), report, examples)
 
 
-def check_rows(config: DataConfig, task: Task, seed: int) -> None:
+def check_rows(config: DataConfig, task: Task, seed: int) -> dict[str, int]:
     """Read a dataset as far as that goes without a tokenizer: files, columns, labels and splits.
 
     Args:
@@ -96,10 +96,14 @@ def check_rows(config: DataConfig, task: Task, seed: int) -> None:
         task: what they are for.
         seed: of made splits.
 
+    Returns:
+        Split to its texts; of running text, whose sequences are blocks of tokens, the documents.
+
     Raises:
         DataError, DependencyError: as `prepare_data`; a chat template is taken to be there.
     """
-    _drafted(config, task, seed, None, load_source(config), has_template=True)
+    _, _, draft = _drafted(config, task, seed, None, load_source(config), has_template=True)
+    return {split: len(rows) for split, rows in draft.rows.items()}
 
 
 def _drafted(  # noqa: PLR0913  # as prepare_data

@@ -4,6 +4,7 @@ from ftkit.config.files import Configuration, as_config
 from ftkit.machine.hub import work_offline_if_unreachable
 from ftkit.models.sources.known import find_row
 from ftkit.plan.architectures import find_architecture
+from ftkit.plan.job import with_job
 from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.predicted import AnyPrediction
 from ftkit.plan.search import settled
@@ -47,4 +48,4 @@ def plan(  # noqa: PLR0913  # as many as the command has flags for it
     architecture = find_architecture(run)
     tapes = Tapes()
     run = settled(run, target, architecture, sequences, tapes)
-    return predict(run, target, architecture, sequences=sequences, tapes=tapes)
+    return with_job(predict(run, target, architecture, sequences=sequences, tapes=tapes), run, sequences)

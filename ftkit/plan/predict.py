@@ -119,9 +119,7 @@ def predict_with_grounds(  # noqa: PLR0913  # all that decides a prediction
         case = Case.of(run, target, architecture, sequences)
         try:
             once = _known_pass(case, tapes, is_cached) if wants_pass(case) else None
-            if once is not None:
-                return _predict_once(case, once, exact, tapes)
-            return _predict_whole(case, exact, tapes)
+            return _predict_whole(case, exact, tapes) if once is None else _predict_once(case, once, exact, tapes)
         except UntraceableModelError as error:
             return Grounds(_by_formula(case, error), case, None)
 
@@ -300,13 +298,13 @@ def _memory_prediction(
 
 
 def _speed(case: Case, shape: Shape, tape: Tape, share: RankShare, streamed: StreamPlan | None) -> Speed:
-    run = case.run
-    device = case.target.device(run.precision)
+    run, device = case.run, case.target.device(case.run.precision)
     time = step_time(tape, device, shape.num_micro_batches, shape.traced.num_micro_batches)
     computing = time.seconds if streamed is None else max(time.seconds, streamed.step_seconds)
     seconds = computing + share.wire_bytes / case.target.link + share.offload_seconds
-    flops = device.fp32_flops if run.precision == "fp32" else device.half_flops
-    sequences = run.config.batch.global_batch_size
+    # Of what is streamed in a step, half comes for the forwards and half for the backwards.
+    forward = max(time.forward_seconds, streamed.step_seconds / 2 / shape.num_micro_batches if streamed else 0.0)
+    flops, sequences = device.flops(run.precision), run.config.batch.global_batch_size
     return Speed(
         step_seconds=seconds,
         samples_per_second=sequences / seconds,
@@ -315,6 +313,7 @@ def _speed(case: Case, shape: Shape, tape: Tape, share: RankShare, streamed: Str
         model_flops_utilization=time.flops / seconds / flops,
         total_seconds=None if case.num_steps is None else case.num_steps * seconds,
         speed_source=device.source,
+        evaluation_tokens_per_second=run.devices.world_size * shape.batch * case.shape.length / forward,
         streamed=streamed,
     )
 

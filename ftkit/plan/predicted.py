@@ -66,6 +66,7 @@ class Speed:
     model_flops_utilization: float
     total_seconds: float | None
     speed_source: str
+    evaluation_tokens_per_second: float
     streamed: StreamPlan | None = None
 
 

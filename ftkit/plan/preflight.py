@@ -19,6 +19,7 @@ from ftkit.machine.process import ProcessContext, first_decides
 from ftkit.plan.candidates import Candidate
 from ftkit.plan.changes import as_flags, changed
 from ftkit.plan.fit import fit, ways
+from ftkit.plan.job import with_job
 from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.predicted import AnyPrediction, TracedPrediction
 from ftkit.plan.search import Options, cures, options_at, settled
@@ -26,6 +27,7 @@ from ftkit.plan.shapes import Sequences
 from ftkit.plan.target import Target, find_target
 from ftkit.plan.tracing.trace import UntraceableModelError
 from ftkit.plan.weights import least_weight_bytes, weights_reason
+from ftkit.report.job import job_lines
 from ftkit.report.streamed import stream_line
 from ftkit.report.trunk import trunk_line
 from ftkit.units import format_bytes
@@ -100,7 +102,8 @@ def _plan(
         except UntraceableModelError as error:
             note(f"warning: no plan for this run, since {error}")
             return _with_number(config, target), None
-    for line in lines:
+    prediction = with_job(prediction, config, sequences)
+    for line in (*lines, *job_lines(prediction.job)):
         note(line)
     if prediction.trunk is not None:
         note(trunk_line(prediction.trunk))

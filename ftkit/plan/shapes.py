@@ -22,6 +22,9 @@ class Sequences:
         shortest: tokens of the shortest.
         num_all: of all splits; None: unknown.
         all_tokens: of all splits; None: unknown.
+        train_tokens: of the training split; None: unknown.
+        validation_tokens: of the validation split; 0: there is none.
+        test_tokens: of the test split; 0: there is none.
         per_text: sequences of a training text, on average: its windows.
         most_per_text: sequences of the training text that has most.
     """
@@ -32,6 +35,9 @@ class Sequences:
     shortest: int = 1
     num_all: int | None = None
     all_tokens: int | None = None
+    train_tokens: int | None = None
+    validation_tokens: int = 0
+    test_tokens: int = 0
     per_text: float = 1.0
     most_per_text: int = 1
 
@@ -50,7 +56,18 @@ class Sequences:
         is_packed = config.task == "causal-lm" and not (
             data.completion_column or data.messages_column or data.prompt_column
         )
-        return cls(num, data.max_length, is_packed, 1, num, None if num is None else num * data.max_length)
+        if num is None:
+            return cls(None, data.max_length, is_packed)
+        whole = num / max(1.0 - data.validation_share - data.test_share, 1 / num)
+        most = whole if data.max_eval_samples is None else data.max_eval_samples
+        scored = [min(round(share * whole), round(most)) for share in (data.validation_share, data.test_share)]
+        num_all, tokens = num + sum(scored), [data.max_length * one for one in (num, *scored)]
+        return cls(num, data.max_length, is_packed, 1, num_all, sum(tokens), *tokens)
+
+    @property
+    def mean_tokens(self) -> float:
+        """Tokens of a training text, on average; those of the longest where they are not known."""
+        return self.train_tokens / self.num if self.train_tokens is not None and self.num else float(self.longest)
 
     @classmethod
     def of(cls, data: PreparedData) -> "Sequences":
@@ -64,6 +81,9 @@ class Sequences:
             shortest=shortest,
             num_all=sum(map(len, lengths)),
             all_tokens=sum(int(one.sum()) for one in lengths),
+            train_tokens=int(data.train.lengths.sum()),
+            validation_tokens=0 if data.validation is None else int(data.validation.lengths.sum()),
+            test_tokens=0 if data.test is None else int(data.test.lengths.sum()),
             per_text=len(data.train) / data.train.num_texts,
             most_per_text=1 if data.train.windows is None else int(np.diff(data.train.windows).max()),
         )

@@ -94,6 +94,10 @@ class Device:
     source: str = FROM_TABLE
     host_rate: float = math.inf
 
+    def flops(self, precision: str) -> float:
+        """Return the dense FLOP/s in a precision."""
+        return self.fp32_flops if precision == "fp32" else self.half_flops
+
     def seconds(self, name: str, flops: int, moved: int, dtype: str) -> float:
         """Return how long one call of an operator computes.
 
@@ -119,10 +123,12 @@ class StepTime:
     Attributes:
         seconds: without communication.
         flops: of the model's matrix products, once each.
+        forward_seconds: of one forward.
     """
 
     seconds: float
     flops: float
+    forward_seconds: float
 
 
 def gpu_device(gpu: Gpu, precision: str) -> Device:
@@ -236,7 +242,8 @@ def step_time(tape: Tape, device: Device, num_micro_batches: int, traced_micro_b
         (1.0 if phase is Phase.OPTIMIZER else repeats) * max(_phase_seconds(counter, device), copying.get(phase, 0.0))
         for phase, counter in phases.items()
     )
-    return StepTime(seconds, repeats * tape.model_flops(last))
+    forward = _phase_seconds(phases[Phase.FORWARD], device) / traced_micro_batches
+    return StepTime(seconds, repeats * tape.model_flops(last), forward)
 
 
 def _phase_seconds(counter: Counter[OpKey], device: Device) -> float:

@@ -68,6 +68,8 @@ class Figures(Record):
     """The median optimizer step."""
     tokens_per_second: float | None = None
     """Real (not padding) tokens of the whole job."""
+    evaluation_tokens_per_second: float | None = None
+    """The same of an evaluation, which is forwards alone; planned, and not measured."""
     samples_per_second: float | None = None
     model_flops_utilization: float | None = None
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, model_validator
 
 from ftkit.records.figures import Figures, LiveTensor, MemoryBreakdown, Record
+from ftkit.records.job import JobPlan
 from ftkit.records.streamed import StreamPlan
 from ftkit.records.trunk import TrunkPlan
 
@@ -91,6 +92,8 @@ class Prediction(Figures):
     """All steps, without loading and evaluation."""
     trunk: TrunkPlan | None = None
     """What is frozen runs once, and the steps run without it; None: it runs in each step."""
+    job: JobPlan | None = None
+    """The whole job: its steps, and all that is around them."""
     streamed: StreamPlan | None = None
     """What is frozen comes to the device when it runs; None: it stays there."""
 
@@ -276,8 +279,7 @@ class RecoveryLine(Record):
     """Memory ran out in a step, which was taken again with smaller limits."""
 
     kind: Literal["recovery"] = "recovery"
-    step: int
-    """0 for the trial before the first step."""
+    step: int  # 0 for the trial before the first step
     reason: str
     """What the allocator said."""
     available_bytes: int | None = None
@@ -297,15 +299,13 @@ class ResultLine(Record):
     """Why, where it did not complete."""
     failure: Literal["out of memory", "crash", "time limit", "refused"] | None = None
     """What kind of failure, where it failed."""
-    num_steps: int
-    """Optimizer steps taken."""
+    num_steps: int  # taken
     limits: str | None = None
     """The cut and the share of recomputing layers at the end, as flags, where memory had run out with larger ones."""
     best_step: int | None = None
     train_seconds: float
     """Training alone."""
-    total_seconds: float
-    """Loading, training, evaluation, saving."""
+    total_seconds: float  # loading, training, evaluation, saving
     reopened_difference: float | None = None
     """The largest difference of two logits of the saved model, opened anew, from those in memory."""
     measurement: Measurement

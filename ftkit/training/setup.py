@@ -12,7 +12,7 @@ from torch import nn
 
 from ftkit.config.paths import with_absolute_paths
 from ftkit.config.tree import RunConfig
-from ftkit.data.arrays import PreparedData, TokenSplit
+from ftkit.data.arrays import PreparedData
 from ftkit.data.batching import Padding, check_cut, count_steps
 from ftkit.data.labels.weights import class_weights
 from ftkit.engine.assemble import Counts, build_engine
@@ -26,7 +26,7 @@ from ftkit.models.objective import objective_of
 from ftkit.models.sources.source import Source
 from ftkit.models.streaming.stream import place
 from ftkit.observe.meter import Meter
-from ftkit.plan.predicted import AnyPrediction, TracedPrediction
+from ftkit.plan.predicted import AnyPrediction
 from ftkit.plan.preflight import plan_first
 from ftkit.plan.shapes import Sequences
 from ftkit.step.observer import Phase
@@ -41,7 +41,6 @@ from ftkit.training.results.folder import describe_saving, open_folder, shards_c
 from ftkit.training.state import Progress, best_steps
 from ftkit.training.trunk.once import Whole, compute_once, wants_trunk
 from ftkit.training.trunk.warm import Key, find_warm
-from ftkit.units import format_seconds
 
 _WARMUP_WARNING = 1 / 3
 _PADDING = "padding"
@@ -118,7 +117,7 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     warm = find_warm(key, process, note)
     plan = partial(plan_first, process=process, architecture=architecture, sequences=Sequences.of(data), note=note)
     planned, prediction = plan(asked.config, is_cached=warm is not None)
-    first_decides(process, lambda: check_disk(config, 0 if prediction is None else prediction.disk_bytes))
+    first_decides(process, lambda: check_disk(config, None if prediction is None else prediction.job, note))
     check_cut(planned.batch, data.longest)
     run = resolve(planned, asked.devices)
     folder = first_decides(process, lambda: open_folder(config, is_resumed=resume))
@@ -143,7 +142,6 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     settle_loss(engine, (shallow or data).train, padding, note)
     if prediction is not None and (shallow is None) != (prediction.trunk is None):
         prediction = None  # of the whole model, which no step runs
-    _say_time(prediction, data.train, config.batch.global_batch_size * num_steps, note)
     meter.discard(_PADDING)
     note(first_decides(process, lambda: describe_saving(folder, counts.trainable)))
     return Job(
@@ -192,13 +190,6 @@ def _count_steps(config: RunConfig, data: PreparedData, note: Callable[[str], No
     if num_warmup > _WARMUP_WARNING * num_steps:
         note(f"warning: {num_warmup} of {num_steps} steps warm up, more than a third; the peak rate is hardly used")
     return num_steps
-
-
-def _say_time(prediction: AnyPrediction | None, train: TokenSplit, num_texts: int, note: Callable[[str], None]) -> None:
-    """Say how long all steps take, if that was planned."""
-    if isinstance(prediction, TracedPrediction) and num_texts:
-        tokens = float(train.lengths.sum() / train.num_texts) * num_texts
-        note(f"its steps take about {format_seconds(tokens / prediction.tokens_per_second)}, as planned")
 
 
 def _settle_trunk(

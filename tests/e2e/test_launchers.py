@@ -124,7 +124,7 @@ def test_a_launcher_and_deepspeed_say_nothing_of_their_own(work, tmp_path):
         "plan: ",
         "new, drawn by the seed: ",
         "a checkpoint has ",
-        "its steps take about ",
+        "the whole job: about ",
         "starting DeepSpeed",
         "compiling ",
         "lora on 2 x cpu",

@@ -1,8 +1,13 @@
 """The facts that a question to the planner starts from."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import click
+
+from ftkit.config.paths import is_there, looks_like_path
+from ftkit.config.tree import DEMO
 from ftkit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,13 +40,35 @@ class Asked(NamedTuple):
         from ftkit.plan.search import options_at, settled
         from ftkit.plan.shapes import Sequences
 
-        sequences = None if samples is None else Sequences.unseen(config, samples)
+        sequences = _read(config) if samples is None else Sequences.unseen(config, samples)
         architecture, tapes = find_architecture(config), Tapes()
         if config.engine.fit:
             chosen = fit(config, options_at(config, target, architecture, sequences, tapes)).run.config
         else:
             chosen = settled(config, target, architecture, sequences, tapes)
         return cls(chosen, target, architecture, sequences, tapes)
+
+
+def _read(config: "RunConfig") -> "Sequences | None":
+    """Return the facts about the data where a file or a folder of this machine is named; None where none is.
+
+    Texts have their own lengths where the tokenizer is here too, and are as long as `data.max_length` where it is not.
+    """
+    from ftkit.data.prepare import check_rows, prepare_data
+    from ftkit.machine.kept_arrays import kept_tokens
+    from ftkit.models.sources.source import load_tokenizer, resolve_source
+    from ftkit.plan.shapes import Sequences
+
+    data, task, model = config.data, config.task, config.model.name
+    if "dataset" not in data.model_fields_set or not is_there(Path(data.dataset).expanduser()):
+        return None
+    if model == DEMO or looks_like_path(model):
+        tokenizer = load_tokenizer(resolve_source(config.model, task))
+        return Sequences.of(prepare_data(data, task, tokenizer, config.data_seed, store=kept_tokens(config.cache)))
+    num_texts = check_rows(data, task, config.data_seed)["train"]
+    told = f"note: {num_texts:,} texts to train on, each taken to have data.max_length={data.max_length} tokens"
+    click.echo(f"{told}, since the tokenizer of {model} is not read", err=True)
+    return Sequences.unseen(config, num_texts)
 
 
 def check_questions(asked: Mapping[str, bool]) -> None:

@@ -1,5 +1,6 @@
 """One prediction as lines of text, and the changes that make the run fit where it does not."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -7,6 +8,7 @@ import click
 from ftkit.cli.plan.explain import explained_json, explanation_text
 from ftkit.cli.plan.writing import train_command, write_config
 from ftkit.records.files import CHECKPOINT_BYTES
+from ftkit.report.job import disk_words, job_rows, time_words
 from ftkit.report.streamed import stream_rows
 from ftkit.report.trunk import trunk_rows
 from ftkit.units import format_bytes, format_count, format_seconds
@@ -19,9 +21,6 @@ if TYPE_CHECKING:
     from ftkit.plan.candidates import Candidate
     from ftkit.plan.predict import Grounds
     from ftkit.plan.predicted import AnyPrediction
-
-_ASSUMED_WRITE_RATE = 200 * 2**20
-"""Bytes per second: a network disk or a hard disk; a run measures its own when it starts."""
 
 
 def show_prediction(
@@ -40,10 +39,12 @@ def show_prediction(
         Whether it fits.
     """
     from ftkit.engine.resolve import resolve
+    from ftkit.plan.job import with_job
     from ftkit.plan.predict import predict_with_grounds
 
     config, target, architecture, sequences, tapes = asked
     grounds = predict_with_grounds(config, target, architecture, sequences=sequences, exact=exact, tapes=tapes)
+    grounds = replace(grounds, prediction=with_job(grounds.prediction, config, sequences))
     prediction = grounds.prediction
     if as_json:
         click.echo(explained_json(grounds, tapes) if is_explained else prediction.model_dump_json())
@@ -54,6 +55,9 @@ def show_prediction(
         for line in _adapter_lines(asked):
             click.echo(f"{'frozen weights':30} {line}")
         if is_explained:
+            click.echo(
+                "\n".join(["", "the whole job", *(f"{name:30} {value}" for name, value in job_rows(prediction.job))])
+            )
             click.echo(explanation_text(grounds, tapes))
         if not prediction.fits:
             show_cures(asked, prediction.step_seconds)
@@ -82,7 +86,7 @@ def prediction_lines(prediction: "AnyPrediction", run: "ResolvedRun") -> list[st
             "host memory",
             f"{format_bytes(prediction.host_bytes)}, of it pinned {format_bytes(prediction.pinned_bytes)}",
         ),
-        ("disk", format_bytes(prediction.disk_bytes + prediction.nvme_bytes)),
+        *_disk_rows(prediction),
         *trunk_rows(prediction.trunk),
         *stream_rows(prediction.streamed),
         ("a save", _saving(prediction.num_trainable_parameters, prediction.device)),
@@ -121,15 +125,9 @@ def _routing_lines(grounds: "Grounds") -> list[str]:
 
 def _saving(num_trainable: int, device: str) -> str:
     """Say what a checkpoint writes, and how long this machine's disk, or one of a stated speed, takes for it."""
-    import torch
+    from ftkit.plan.job import disk_rate
 
-    from ftkit.plan.calibration import find_calibration
-    from ftkit.plan.target import CPU
-
-    num_bytes, rate, word = num_trainable * CHECKPOINT_BYTES, float(_ASSUMED_WRITE_RATE), "assumed"
-    measured = find_calibration(torch.get_num_threads()).calibration if device == CPU else None
-    if measured is not None:
-        rate, word = measured.disk_write, "measured"
+    num_bytes, (rate, word) = num_trainable * CHECKPOINT_BYTES, disk_rate(device)
     return f"{format_bytes(num_bytes)}, about {format_seconds(num_bytes / rate)} at {format_bytes(rate)}/s ({word})"
 
 
@@ -169,6 +167,11 @@ def _where(prediction: "AnyPrediction") -> str:
     return f"{prediction.peak_phase}, {place}"
 
 
+def _disk_rows(prediction: "AnyPrediction") -> list[tuple[str, str]]:
+    rows = [("disk", disk_words(prediction.job) if prediction.job else format_bytes(prediction.disk_bytes))]
+    return rows + ([("  offloaded", format_bytes(prediction.nvme_bytes))] if prediction.nvme_bytes else [])
+
+
 def _time_rows(prediction: "AnyPrediction") -> list[tuple[str, str]]:
     from ftkit.plan.predicted import FormulaPrediction
 
@@ -178,10 +181,7 @@ def _time_rows(prediction: "AnyPrediction") -> list[tuple[str, str]]:
         ("speed", f"{prediction.step_seconds:.3g} s a step, {format_count(prediction.tokens_per_second)} tokens/s"),
         ("speed is", str(prediction.speed_source)),
     ]
-    time = "give --samples, the number of training sequences"
-    if prediction.num_steps is not None and prediction.total_seconds is not None:
-        time = f"{format_seconds(prediction.total_seconds)} for {prediction.num_steps} steps"
-    return [*rows, ("time", time)]
+    return [*rows, ("whole job", time_words(prediction.job, prediction.num_steps))]
 
 
 def show_cures(asked: "Asked", step_seconds: float | None) -> None:

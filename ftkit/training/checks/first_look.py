@@ -27,7 +27,7 @@ from ftkit.errors import (
     SeveralMistakesError,
 )
 from ftkit.machine.compilers import missing_compilers
-from ftkit.machine.disk import existing_folder
+from ftkit.machine.disk import cache_folder, existing_folder
 from ftkit.machine.kept_arrays import kept_tokens
 from ftkit.machine.process import ProcessContext, first_decides
 from ftkit.machine.versions import check_versions
@@ -43,6 +43,7 @@ from ftkit.models.sources.source import (
 )
 from ftkit.models.sources.start import settle_start
 from ftkit.plan.preflight import check_weights
+from ftkit.records.job import JobPlan
 from ftkit.report.metrics import KINDS
 from ftkit.training.results.folder import check_folder, written_bytes
 from ftkit.training.trackers import check_trackers
@@ -217,22 +218,39 @@ def _is_quick(dataset: str) -> bool:
     return sum(file.stat().st_size for file in files if file.is_file()) <= _QUICK_BYTES
 
 
-def check_disk(config: RunConfig, needed_bytes: int) -> None:
+def check_disk(config: RunConfig, job: JobPlan | None, note: Callable[[str], None]) -> None:
     """Refuse a disk on which the checkpoints and the result have no room, what an earlier start has left counted.
+
+    A run can do without the cache, which makes room for itself, so that a disk without room for it is only told.
 
     Args:
         config: names the folder.
-        needed_bytes: of a whole run.
+        job: the plan of the whole job; None: nothing is known of it.
+        note: told where the cache has no room.
 
     Raises:
         DeviceError: naming what is needed and what is free.
     """
-    folder = Path(config.output.folder or "runs")
+    if job is None:
+        return
+    folder, needed_bytes = Path(config.output.folder or "runs"), job.checkpoint_bytes + job.result_bytes
     free = shutil.disk_usage(existing_folder(folder)).free
     if needed_bytes - written_bytes(folder) > free:
         raise DeviceError(
             f"the checkpoints and the result need {format_bytes(needed_bytes)}, and the disk of {folder} has "
             f"{format_bytes(free)} free; free some, name a folder on another disk with --output, or train fewer weights"
+        )
+    _warn_of_cache(job, folder, note)
+
+
+def _warn_of_cache(job: JobPlan, folder: Path, note: Callable[[str], None]) -> None:
+    cache, beside = existing_folder(cache_folder()), existing_folder(folder)
+    is_shared = cache.stat().st_dev == beside.stat().st_dev
+    free = shutil.disk_usage(cache).free - (job.checkpoint_bytes + job.result_bytes if is_shared else 0)
+    if job.cache_bytes is not None and job.cache_bytes > free:
+        note(
+            f"warning: the cache is to take {format_bytes(job.cache_bytes)}, and the disk of {cache} has "
+            f"{format_bytes(max(free, 0))} free for that; free some, or name a folder on another disk as FTKIT_CACHE"
         )
 
 

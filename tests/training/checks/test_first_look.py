@@ -9,8 +9,9 @@ import pytest
 from ftkit.config.files import UnsoundConfigError, load_config
 from ftkit.errors import ConfigError, DeviceError, FtkitError, SeveralMistakesError
 from ftkit.machine.process import ProcessContext
+from ftkit.records.job import JobPlan
 from ftkit.training.checks.first_look import check_disk, look_beside, look_first
-from tests.helpers import WORDS, save_tiny_model
+from tests.helpers import WORDS, Notes, save_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +89,15 @@ def test_a_library_of_another_version_is_named_with_what_is_needed(work, tmp_pat
 
 def test_a_disk_without_room_for_checkpoints_and_result_is_refused(tmp_path):
     config = load_config(settings=[f"output.folder={tmp_path / 'a' / 'run'}"])
-    check_disk(config, 1024)
+    notes = Notes()
+    check_disk(config, JobPlan(start_seconds=1, checkpoint_bytes=512, result_bytes=512, cache_bytes=1024), notes.note)
+    assert not notes.said
     with pytest.raises(DeviceError, match=r"need .* and the disk of .*run has .* free; free some"):
-        check_disk(config, 2**60)
+        check_disk(config, JobPlan(start_seconds=1, checkpoint_bytes=2**60, result_bytes=512), notes.note)
     assert not Path(tmp_path / "a").exists()
+    check_disk(config, JobPlan(start_seconds=1, checkpoint_bytes=1, result_bytes=1, cache_bytes=2**60), notes.note)
+    assert len(notes.said) == 1
+    assert "the cache is to take" in notes.said[0]
 
 
 def test_what_is_wrong_beside_settings_that_cannot_be_is_told_with_them(work, tmp_path):

@@ -1,0 +1,70 @@
+"""The time and the bytes of whole jobs, as they were planned when they began and as they were measured.
+
+    python benchmarks/whole_job.py                 # three jobs over the embedded reviews, some minutes of two cores
+    python benchmarks/whole_job.py "lora=--method lora --set training.max_steps=20"
+
+Each job is a process of its own with an empty cache, so that nothing is there already. Time is from the command to its
+end; bytes are all that lies in the result folder and in the cache then.
+"""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from ftkit.records.files import read_record
+from ftkit.records.job import JobPlan
+from ftkit.report.job import job_rows
+from ftkit.units import format_bytes, format_seconds
+
+JOBS = (
+    "frozen=--method feature-extraction --set data.max_train_samples=2000 --set data.max_eval_samples=500",
+    "lora=--method lora --set data.max_train_samples=600 --set data.max_eval_samples=200 --set training.epochs=2",
+    "full=--method full --set data.max_train_samples=300 --set data.max_eval_samples=200 --set training.epochs=1",
+)
+
+
+def main() -> None:
+    """Run jobs and print each one's plan beside what it took."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("jobs", nargs="*", default=JOBS, help="name=flags of `ftkit train`")
+    for job in parser.parse_args().jobs:
+        name, _, flags = job.partition("=")
+        with tempfile.TemporaryDirectory() as place:
+            plan, seconds, num_bytes = run(shlex.split(flags), Path(place))
+        told = [
+            f"time {against(plan.seconds, seconds, format_seconds)}",
+            f"disk {against(plan.num_bytes, num_bytes, format_bytes)}",
+            "; ".join(f"{part.strip()} {value}" for part, value in job_rows(plan)),
+        ]
+        sys.stdout.write(f"{name}\n" + "".join(f"  {line}\n" for line in told))
+        sys.stdout.flush()
+
+
+def run(flags: list[str], place: Path) -> tuple[JobPlan, float, int]:
+    """Run one job; return its plan, the seconds that it took, and the bytes that it has left."""
+    folder, cache = place / "run", place / "cache"
+    command = [sys.executable, "-m", "ftkit", "train", *flags, "--output", str(folder)]
+    started = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"FTKIT_CACHE": str(cache)})
+    seconds = time.perf_counter() - started
+    prediction = read_record(folder).run.prediction
+    assert prediction is not None
+    assert prediction.job is not None
+    files = [file for top in (folder, cache) for file in top.rglob("*") if file.is_file() and not file.is_symlink()]
+    return prediction.job, seconds, sum(file.stat().st_size for file in files)
+
+
+def against(planned: float | None, measured: float, form: object) -> str:
+    """Return a planned figure, the measured one, and how far off the plan is."""
+    assert planned is not None
+    assert callable(form)
+    return f"planned {form(planned)}, measured {form(measured)} ({planned / measured - 1:+.0%})"
+
+
+if __name__ == "__main__":
+    main()

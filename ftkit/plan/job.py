@@ -1,0 +1,138 @@
+"""A whole job: how long it takes from its command to its end, and the bytes that it writes.
+
+Steps and evaluations are of the traced step's speed, on as many tokens as the data has; what is around them has rates.
+"""
+
+import math
+
+import torch
+
+from ftkit.config.tree import RunConfig
+from ftkit.engine.resolve import DTYPES
+from ftkit.models.methods import method_of
+from ftkit.plan.calibration import find_calibration
+from ftkit.plan.predicted import AnyPrediction, TracedPrediction
+from ftkit.plan.shapes import Sequences
+from ftkit.plan.target import CPU
+from ftkit.records.files import CHECKPOINT_BYTES
+from ftkit.records.job import JobPlan
+
+ASSUMED_DISK_RATE = 200 * 2**20
+"""Bytes per second: a network disk or a hard disk; a run measures its own when it starts."""
+_START_SECONDS, _REOPEN_SECONDS, _END_SECONDS = 8.0, 6.0, 2.0
+"""Of one core: Python with torch and transformers, and a plan; a second process that opens the result; the pages."""
+_TOKEN_RATE, _TEXT_RATE = 400_000, 8_000
+"""Tokens and texts a second that one core reads, checks, splits and encodes (benchmarks/whole_job.py)."""
+_TOKEN_BYTES, _BESIDE_BYTES = 4, 2**20
+"""Of a token that is kept; of a tokenizer, a record and answers beside the weights."""
+
+
+def with_job(prediction: AnyPrediction, config: RunConfig, sequences: Sequences | None) -> AnyPrediction:
+    """Return a prediction that says what the whole job takes.
+
+    Args:
+        prediction: of the run.
+        config: the run.
+        sequences: the data; None: not at hand.
+    """
+    return prediction.model_copy(update={"job": job_plan(prediction, config, sequences or Sequences.unseen(config))})
+
+
+def disk_rate(device: str) -> tuple[float, str]:
+    """Return the bytes per second that a disk takes, and the word for where that is from.
+
+    Args:
+        device: where a run computes; only this machine's disk can have been measured.
+    """
+    found = find_calibration(torch.get_num_threads()).calibration if device == CPU else None
+    return (float(ASSUMED_DISK_RATE), "assumed") if found is None else (found.disk_write, "measured")
+
+
+def job_plan(prediction: AnyPrediction, config: RunConfig, sequences: Sequences) -> JobPlan:
+    """Return what a whole job takes.
+
+    Args:
+        prediction: of the run.
+        config: the run, settled.
+        sequences: the data.
+    """
+    itemsize = DTYPES[prediction.precision].itemsize
+    total, trainable = prediction.num_parameters, prediction.num_trainable_parameters
+    result = method_of(config).stored_parameters(total, trainable) * itemsize + _BESIDE_BYTES
+    kept = prediction.disk_bytes + _BESIDE_BYTES - result
+    rate, _ = disk_rate(prediction.device)
+    validations, checkpoints = _counts(prediction, config, sequences)
+    cached = _cache_bytes(prediction, config, sequences)
+    written = (checkpoints or 0) * trainable * CHECKPOINT_BYTES + result
+    end = _END_SECONDS + (_REOPEN_SECONDS + total * itemsize / rate if config.output.reopen else 0.0)
+    start = _START_SECONDS + total * itemsize / rate
+    rest = (
+        _data_seconds(sequences),
+        _trunk_seconds(prediction),
+        _steps_seconds(prediction, config, sequences),
+        _evaluation_seconds(prediction, sequences, validations),
+        None if checkpoints is None else written / rate + end,
+    )
+    known = [one for one in rest if one is not None]
+    return JobPlan(
+        seconds=start + sum(known) if len(known) == len(rest) else None,
+        num_bytes=None if cached is None else kept + result + cached,
+        start_seconds=start,
+        data_seconds=rest[0],
+        trunk_seconds=rest[1],
+        steps_seconds=rest[2],
+        evaluation_seconds=rest[3],
+        save_seconds=rest[4],
+        num_validations=validations,
+        num_checkpoints=checkpoints,
+        checkpoint_bytes=kept,
+        result_bytes=result,
+        cache_bytes=cached,
+    )
+
+
+def _counts(prediction: AnyPrediction, config: RunConfig, sequences: Sequences) -> tuple[int | None, int | None]:
+    """Return the validations and the checkpoints of a run; None where its steps or epochs are not known."""
+    training, steps, num = config.training, prediction.num_steps, sequences.num
+    if steps is None or num is None:
+        return None, None
+    epoch = math.ceil(num / config.batch.global_batch_size)
+    validations = math.ceil(steps / (training.eval_every or epoch)) if sequences.validation_tokens else 0
+    return validations, math.ceil(steps / (training.checkpoint_every or epoch))
+
+
+def _data_seconds(sequences: Sequences) -> float | None:
+    if sequences.all_tokens is None or sequences.num_all is None:
+        return None
+    return sequences.all_tokens / _TOKEN_RATE + sequences.num_all / _TEXT_RATE
+
+
+def _trunk_seconds(prediction: AnyPrediction) -> float | None:
+    if prediction.trunk is None or prediction.trunk.is_done:
+        return 0.0
+    return prediction.trunk.seconds
+
+
+def _steps_seconds(prediction: AnyPrediction, config: RunConfig, sequences: Sequences) -> float | None:
+    """Return the seconds of all steps over texts of the data's mean length, where a step is planned for the longest."""
+    if not isinstance(prediction, TracedPrediction) or prediction.num_steps is None:
+        return None
+    tokens = prediction.num_steps * config.batch.global_batch_size * sequences.mean_tokens
+    return tokens / prediction.tokens_per_second
+
+
+def _evaluation_seconds(prediction: AnyPrediction, sequences: Sequences, num_validations: int | None) -> float | None:
+    rate = prediction.evaluation_tokens_per_second
+    if rate is None or num_validations is None:
+        return None
+    return (num_validations * sequences.validation_tokens + sequences.test_tokens) / rate
+
+
+def _cache_bytes(prediction: AnyPrediction, config: RunConfig, sequences: Sequences) -> int | None:
+    """Return the bytes that go into the cache; None where the size of the data is not known."""
+    trunk = prediction.trunk
+    hidden = 0 if trunk is None or trunk.is_done else trunk.num_bytes
+    tokens = _TOKEN_BYTES * sequences.all_tokens if sequences.all_tokens is not None else None
+    if hidden is None or tokens is None:
+        return None
+    return hidden + (tokens if config.cache.tokens else 0)

@@ -1,0 +1,79 @@
+"""The plan of a whole job: its parts add up, and follow the data, the validations and what is kept."""
+
+import pytest
+from click.testing import CliRunner
+
+from ftkit.cli import main
+from ftkit.config.tree import RunConfig
+from ftkit.models.methods.lora import Lora
+from ftkit.plan.job import with_job
+from ftkit.plan.predict import predict
+from ftkit.plan.shapes import Sequences
+from ftkit.plan.target import find_target
+from tests.helpers import WORDS, save_tiny_model
+from tests.plan import models
+
+SEQUENCES = Sequences(
+    960, 128, are_equal=False, num_all=1200, all_tokens=30_000, train_tokens=24_000, validation_tokens=4_000,
+    test_tokens=2_000,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def planned():
+    """A run of three epochs of 30 steps, and its plan."""
+    config = models.run_config("bert", Lora(), batch={"global_batch_size": 32, "micro_batch_tokens": 1024})
+    return config, predict(config, find_target("t4"), models.architecture("bert"), sequences=SEQUENCES)
+
+
+def job(planned, sequences=SEQUENCES, **training):
+    config, prediction = planned
+    tree = config.model_dump() | {"training": config.training.model_dump() | training}
+    found = with_job(prediction, RunConfig.model_validate(tree), sequences).job
+    assert found is not None
+    return found
+
+
+def test_the_parts_add_up_to_the_time_and_the_bytes(planned):
+    found = job(planned)
+    parts = (found.start_seconds, found.data_seconds, found.trunk_seconds, found.steps_seconds)
+    assert found.seconds == pytest.approx(sum(parts) + found.evaluation_seconds + found.save_seconds)
+    assert found.num_bytes == found.checkpoint_bytes + found.result_bytes + found.cache_bytes
+    _, prediction = planned
+    assert found.checkpoint_bytes + found.result_bytes == prediction.disk_bytes + 2**20  # of what is beside weights
+    assert found.cache_bytes == 4 * 30_000  # tokens
+
+
+def test_steps_are_of_the_lengths_of_the_data_and_evaluations_are_forwards(planned):
+    found, (_, prediction) = job(planned), planned
+    assert prediction.num_steps == 90
+    assert found.steps_seconds == pytest.approx(90 * 32 * 25 / prediction.tokens_per_second)
+    assert (found.num_validations, found.num_checkpoints) == (3, 3)
+    assert found.evaluation_seconds == pytest.approx((3 * 4_000 + 2_000) / prediction.evaluation_tokens_per_second)
+    # Forward and backward are about three forwards of work, and on a GPU the host waits for neither.
+    assert 1.5 < prediction.evaluation_tokens_per_second / prediction.tokens_per_second < 5
+
+
+def test_validations_and_checkpoints_follow_their_intervals(planned):
+    found = job(planned, eval_every=20, checkpoint_every=50)
+    assert (found.num_validations, found.num_checkpoints) == (5, 2)
+    assert found.evaluation_seconds > job(planned).evaluation_seconds
+    assert found.save_seconds < job(planned).save_seconds
+
+
+def test_what_is_not_known_of_the_data_leaves_no_figure(planned):
+    found = job(planned, Sequences.unseen(planned[0]))
+    assert found.seconds is None
+    assert found.num_bytes is None
+
+
+def test_a_dataset_that_is_named_is_read_for_its_size_and_its_lengths(tmp_path):
+    model = save_tiny_model(tmp_path / "bert", "bert")
+    rows = [f"{WORDS[number % 15]} {WORDS[number % 7]} {number},{'ab'[number % 2]}" for number in range(100)]
+    (tmp_path / "texts.csv").write_text("\n".join(["text,label", *rows]))
+    ran = CliRunner().invoke(main, ["plan", "--model", str(model), "--dataset", str(tmp_path / "texts.csv")])
+    assert ran.exit_code == 0, ran.output
+    assert "sequences of 5 tokens" in ran.output
+    assert "for 9 steps" in ran.output  # 80 of 100 texts, three epochs of 32 at a time
+    ran = CliRunner().invoke(main, ["plan", "--model", "gpt2", "--gpu", "t4", "--dataset", str(tmp_path / "texts.csv")])
+    assert "80 texts to train on, each taken to have data.max_length=128 tokens" in ran.stderr
