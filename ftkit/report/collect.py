@@ -50,8 +50,16 @@ class Run:
 
     @cached_property
     def predicted(self) -> Prediction:
-        """The prediction of the plan; empty where there was no plan."""
-        return self.record.run.prediction or Prediction()
+        """The prediction of the plan; empty where there was no plan.
+
+        A plan is of the longest sequences, which a profile runs; of a training, the step is that over the lengths of
+        its data.
+        """
+        planned = self.record.run.prediction or Prediction()
+        job, num_steps = planned.job, planned.num_steps
+        if self.record.run.purpose != "training" or job is None or job.steps_seconds is None or not num_steps:
+            return planned
+        return planned.model_copy(update={"step_seconds": job.steps_seconds / num_steps})
 
     @property
     def is_baseline(self) -> bool:

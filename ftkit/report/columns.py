@@ -201,7 +201,7 @@ _MEMORY = [
 ]  # fmt: skip
 
 _SPEED = [
-    *_trio("step_seconds", "Step", "speed", words.duration, "The median optimizer step after warm-up."),
+    *_trio("step_seconds", "Step", "speed", words.duration, "The median step; planned over the lengths that were run."),
     Column(
         "step_seconds_spread", "Step spread", "speed", _measured("step_seconds_spread"), words.duration,
         "The distance between the quartiles of the timed steps.", True,
