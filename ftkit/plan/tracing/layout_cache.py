@@ -54,9 +54,12 @@ def call_on_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     Returns:
         What the operator returns.
     """
-    if _effect(func) is not _Effect.FRESH:  # the others are quick
-        return func(*args, **kwargs)
-    return _call(_meta_layout, _empty_on_meta, func, args, kwargs)
+    match _effect(func):
+        case _Effect.FRESH:
+            return _call(_meta_layout, _empty_on_meta, func, args, kwargs)
+        case _Effect.WRITE:
+            return _call(_meta_layout, lambda _: args[0], func, args, kwargs)
+    return func(*args, **kwargs)  # views are quick on `meta`
 
 
 def call_on_fake(mode: Any) -> Call:

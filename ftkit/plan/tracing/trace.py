@@ -140,7 +140,7 @@ def trace(  # noqa: PLR0913  # what decides a step
     """Trace two optimizer steps of a configuration.
 
     A CPU's step runs on fake tensors, which say that they are on one, and which torch treats as such. CUDA's step, in
-    which `cuda` corrects each choice of a device, runs on tensors on `meta`: the same events in two thirds of the
+    which `cuda` corrects each choice of a device, runs on tensors on `meta`: the same events in half the
     time. A model that does what `meta` cannot runs on fake tensors there too.
 
     Args:

@@ -50,11 +50,22 @@ def test_a_view_is_a_view_every_time():
         assert view.untyped_storage()._cdata == tensor.untyped_storage()._cdata
 
 
+def test_what_is_written_into_is_returned_and_what_cannot_be_is_refused():
+    tensor = half(4, 8)
+
+    for _ in range(2):
+        assert remembered.call_on_meta(aten.add_.Tensor, (tensor, half(8)), {}) is tensor
+        with pytest.raises(RuntimeError):
+            remembered.call_on_meta(aten.add_.Tensor, (tensor, half(3, 4, 8)), {})
+
+
 def test_tensors_with_values_are_computed():
     tensor = torch.arange(4.0)
 
     for _ in range(2):
         assert remembered.call_on_meta(aten.mul.Tensor, (tensor, tensor), {}).tolist() == [0, 1, 4, 9]
+    remembered.call_on_meta(aten.add_.Tensor, (tensor, tensor), {})
+    assert tensor.tolist() == [0, 2, 4, 6]
 
 
 def test_fake_tensors_are_made_as_torch_makes_them_new_written_and_seen_another_way():
