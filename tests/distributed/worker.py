@@ -1,8 +1,6 @@
 """What two ranks under the deepspeed launcher run: every case below; writes what they gave as JSON."""
 
 import contextlib
-import functools
-import gc
 import json
 import os
 import sys
@@ -41,6 +39,7 @@ from tests.helpers import (
     save_tiny_model,
     take_steps,
 )
+from tests.quick_ranks import collect_little, know_the_processor
 
 METHODS = ("feature-extraction", "lora", "qlora", "full")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -243,8 +242,8 @@ def main() -> None:
             save_tiny_model(folder / "models" / family, family)
     torch.distributed.barrier()
     assert templates_folder().is_dir()
-    spare_repeats()
-    found, loaded = {}, 0
+    know_the_processor()
+    keep_imports, found = collect_little(), {}
     for case in (*cases(), *cached_cases()):
         try:
             take = run_case if "model" in case else run_cached
@@ -255,17 +254,8 @@ def main() -> None:
             raise
         if process.is_main:
             (folder / "found.json").write_text(json.dumps(found))
-        if loaded != (loaded := len(sys.modules)):  # what imports have made lives to the end
-            gc.collect()
-            gc.freeze()
+        keep_imports()
     distributed.leave()
-
-
-def spare_repeats() -> None:
-    """Do once what DeepSpeed does for each of the engines that are built here, and what costs half of this launch."""
-    import cpuinfo  # type: ignore[import-untyped]  # it has no stubs
-
-    cpuinfo.get_cpu_info = functools.cache(cpuinfo.get_cpu_info)
 
 
 if __name__ == "__main__":

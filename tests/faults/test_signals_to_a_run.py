@@ -15,7 +15,7 @@ from ftkit.errors import InterruptedRunError
 from ftkit.records.files import RECORD, read_record
 from ftkit.training import evaluate
 from ftkit.training.checkpoints import checkpoint
-from tests.e2e.command import flags
+from tests.e2e.command import flags, run
 from tests.faults.test_memory_that_runs_out import train, weights
 
 MORE = ["--epochs", 30, "--set", "training.eval_every=200", "--no-plan", "--set", "training.log_every=1"]
@@ -43,8 +43,8 @@ def wait_for_steps(folder, child, count=3):
 def whole(work, tmp_path_factory):
     """The losses of the run that nobody stops."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    child = start(work, folder)
-    assert child.wait() == 0, child.stdout.read()
+    done = run(*flags(work, folder, *MORE))
+    assert done.exit_code == 0, done.output
     return [line.loss for line in read_record(folder).steps]
 
 
@@ -59,8 +59,8 @@ def test_a_stopped_run_saves_and_goes_on_as_if_never_stopped(work, tmp_path, who
         assert f"stopped by {number.name} after step" in said
         assert f"nothing is lost: go on with --resume {folder}" in " ".join(said.split())
         assert read_record(folder).result is None
-    child = resume(folder)
-    assert child.wait() == 0, child.stdout.read()
+    done = run("--resume", folder)
+    assert done.exit_code == 0, done.output
     assert [line.loss for line in read_record(folder).steps] == whole
 
 

@@ -16,7 +16,7 @@ from ftkit.models.sources.weights import load_weights
 from ftkit.records.files import read_record
 from ftkit.records.origin import LABELS
 from ftkit.training.results.folder import check_folder
-from tests.e2e.command import flags, run
+from tests.e2e.command import QUICK, flags, run
 from tests.e2e.conftest import work
 from tests.helpers import save_tiny_model
 
@@ -85,6 +85,7 @@ def test_adapters_beside_experts_are_opened_and_gone_on_from(tmp_path):
     (tmp_path / "texts.csv").write_text("text\n" + "".join(f"good film number {n} the plot\n" for n in range(40)))
     given = ["--task", "causal-lm", "--dataset", tmp_path / "texts.csv", "--max-length", 16, "--global-batch-size", 4]
     given += ["--no-plan", "--precision", "fp32", "--learning-rate", 0.02, "--max-steps", 2, "--method", "lora"]
+    given += QUICK
     done = run(*given, "--model", tmp_path / "mixture", "--target", "experts", "--output", tmp_path / "first")
     assert done.exit_code == 0, done.output
     fields = json.loads((tmp_path / "first" / "model" / "adapter_config.json").read_text())

@@ -19,6 +19,7 @@ from ftkit.observe.tape import Role, Tape
 from ftkit.step.observer import Phase
 from tests.plan import gloo
 from tests.plan.zero.cases import SETS, Case
+from tests.quick_ranks import collect_little, know_the_processor
 
 
 def measure(case: Case, process: ProcessContext) -> Tape:
@@ -41,8 +42,11 @@ torch.set_num_threads(1)
 gloo.let_go()
 rank = ProcessContext.from_environment()
 join(rank)
+know_the_processor()
+keep_imports = collect_little()
 for one in SETS[sys.argv[1]]:
     tape = measure(one, rank)
+    keep_imports()
     gc.collect()
     if rank.is_main:
         found = {"load": tape.at_marks()[0][1], "peak": find_peak(tape, int).active_bytes}

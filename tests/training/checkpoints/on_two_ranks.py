@@ -13,6 +13,7 @@ from ftkit.machine import process as machine
 from ftkit.machine.process import ProcessContext
 from ftkit.training import loop
 from ftkit.training.reporters import Reporters
+from tests.quick_ranks import collect_little, know_the_processor
 
 SHARDED = ["engine.zero_stage=3", "training.checkpoint_shards=always"]
 
@@ -35,10 +36,14 @@ def main() -> None:
     machine.join(process)
     vars(loop)["joined"] = lambda *_: nullcontext()  # one process group for all of them
 
+    know_the_processor()
+    keep_imports = collect_little()
+
     def run(name: str, steps: int, *more: str, resume: bool = False) -> None:
         loop.train_run(
             load_config(settings=settings(work, folder / name, steps, *more)), process, Reporters(), resume=resume
         )
+        keep_imports()
 
     run("from two", 3, *SHARDED)
     if process.is_main:
