@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,8 +13,14 @@ from ftkit.errors import DeviceError
 from ftkit.machine.disk import cache_folder, explained_writing
 from ftkit.machine.doctor.examine import examine
 from ftkit.machine.doctor.finding import Finding, State
+from ftkit.machine.versions import device_name
 from ftkit.sweep.matrix import ENGINES, Tried, try_all
 from ftkit.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    import torch
+
+    from ftkit.plan.calibration import Calibration
 
 _COLOURS = {State.OK: "green", State.MISSING: "yellow", State.PROBLEM: "red"}
 _NAME = 26
@@ -34,7 +41,8 @@ _NAME = 26
     "--calibrate",
     "calibrates",
     is_flag=True,
-    help="Measure in 20 seconds what this machine's CPU and disk reach, and keep it for the plans of this machine.",
+    help="Measure in 20 seconds what this machine's GPU, or its CPU, and its disk reach, and keep it for the plans of "
+    "this machine.",
 )
 @click.option("--online", is_flag=True, help="Ask whether the hub answers; nothing else is asked over a network.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
@@ -68,15 +76,26 @@ def _findings(output: Path, *, tries: bool, online: bool) -> Iterator[Finding]:
 def _calibrate() -> None:
     """Measure and keep what plans of this machine rest on."""
     quieten()
-    import torch
-
     from ftkit.plan.calibration import keep
+    from ftkit.plan.gpu_rates import calibrate_gpu
     from ftkit.plan.rates import calibrate
 
-    if torch.accelerator.is_available():
-        raise DeviceError("--calibrate measures CPUs alone so far; plans of a GPU take the figures of its card")
+    def tell(text: str) -> None:
+        click.echo(f"timing {text}" if "left out" not in text else text, err=True)
+
+    device = _accelerator()
+    if device is not None and device.type != "cuda":
+        raise DeviceError("--calibrate measures CPUs and CUDA devices alone so far")
     with explained_writing(cache_folder(), "or name another folder with FTKIT_CACHE"):
-        keep(calibrate(lambda text: click.echo(f"timing {text}" if "left out" not in text else text, err=True)))
+        keep(calibrate(tell) if device is None else calibrate_gpu(device, tell))
+
+
+def _accelerator() -> "torch.device | None":
+    """Return the first device beside the CPU."""
+    import torch
+
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return None if found is None else torch.device(found.type, 0)
 
 
 def _rates() -> Finding:
@@ -89,16 +108,27 @@ def _rates() -> Finding:
         "speed in plans",
         "`ftkit doctor --calibrate` takes 20 s and makes them much closer to what a step takes",
     )
-    if torch.accelerator.is_available():
-        return Finding(name, State.OK, "from the table of cards")
-    found = find_calibration(torch.get_num_threads())
+    device = _accelerator()
+    found = find_calibration(torch.get_num_threads() if device is None else device_name(device))
     if found.calibration is not None:
-        disk = found.calibration
-        rates = f"its disk read at {format_bytes(disk.disk_read)}/s and written at {format_bytes(disk.disk_write)}/s"
-        return Finding(name, State.OK, f"{disk.device.source}, {disk.machine['threads']} threads, {rates}")
+        return Finding(name, State.OK, _measured(found.calibration))
     if found.stale is not None:
         return Finding(name, State.PROBLEM, f"what was measured does not hold: {found.stale}", cure)
-    return Finding(name, State.MISSING, "this machine is not measured, plans take a look at its processor", cure)
+    instead = "take a look at its processor" if device is None else "take the table of cards"
+    return Finding(name, State.MISSING, f"this machine is not measured, plans {instead}", cure)
+
+
+def _measured(found: "Calibration") -> str:
+    """Return the figures of a calibration in words."""
+    disk = f"its disk read at {format_bytes(found.disk_read)}/s and written at {format_bytes(found.disk_write)}/s"
+    device = found.device
+    if found.link is None:
+        return f"{device.source}, {found.machine['threads']} threads, {disk}"
+    return (
+        f"{device.source}: {device.fp32_flops / 1e12:.1f} TFLOP/s in fp32 and {device.half_flops / 1e12:.1f} in half "
+        f"precision, {format_bytes(device.bandwidth)}/s of its memory, {format_bytes(found.link)}/s from the host, "
+        f"{1e6 * device.host_seconds:.1f} us for an operator; {disk}"
+    )
 
 
 def _tried() -> Iterator[Finding]:

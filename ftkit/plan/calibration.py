@@ -3,6 +3,7 @@
 import functools
 import json
 import platform
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ from ftkit.machine.versions import versions
 from ftkit.plan.speed import Device, Timed
 
 _CPUINFO = Path("/proc/cpuinfo")
-_LAYOUT = 1
+_LAYOUT = 2
 """Of the file; another one is not read."""
+Who = int | str
+"""A device: this machine's processor by the threads of one rank, a GPU by the name that its driver gives it."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Calibration:
         machine: what the figures hold for, as `fingerprint` names it.
         device: the speed of one rank.
         disk_read, disk_write: bytes per second of the disk that the cache lies on.
+        link: bytes per second from pinned memory of the host to a GPU; None for a processor.
     """
 
     date: str
@@ -33,6 +37,7 @@ class Calibration:
     device: Device
     disk_read: float
     disk_write: float
+    link: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,62 +53,64 @@ class Found:
     stale: str | None = None
 
 
-def fingerprint(num_threads: int) -> dict[str, str]:
-    """Return what the figures depend on.
+def fingerprint(device: Who) -> dict[str, str]:
+    """Return what the figures of a device depend on.
 
     Args:
-        num_threads: of one rank.
+        device: what was measured.
     """
     lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines() if _CPUINFO.is_file() else []
     there = versions()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
         "processor": names[0] if names else platform.processor() or platform.machine(),
-        "threads": str(num_threads),
+        **({"device": device} if isinstance(device, str) else {"threads": str(device)}),
         "torch": there["torch"],
         "ftkit": there.get("ftkit", "a checkout"),
     }
 
 
-def calibration_file(num_threads: int) -> Path:
-    """Return the file of a number of threads."""
-    return cache_folder() / "calibration" / f"cpu-{num_threads}.json"
+def calibration_file(device: Who) -> Path:
+    """Return the file of a device."""
+    name = re.sub(r"[^a-z0-9]+", "-", device.lower()) if isinstance(device, str) else f"cpu-{device}"
+    return cache_folder() / "calibration" / f"{name}.json"
 
 
-def find_calibration(num_threads: int) -> Found:
-    """Return the calibration of this machine, if one holds.
+def find_calibration(device: Who) -> Found:
+    """Return the calibration of a device of this machine, if one holds.
 
     Args:
-        num_threads: of one rank.
+        device: what may have been measured.
     """
-    file = calibration_file(num_threads)
+    file = calibration_file(device)
     try:
         changed = file.stat().st_mtime_ns
     except OSError:
         return Found(None)
-    return _read(file, changed, num_threads)
+    return _read(file, changed, device)
 
 
 @functools.lru_cache(maxsize=4)
-def _read(file: Path, changed: int, num_threads: int) -> Found:  # noqa: ARG001  # a file that has changed is read anew
+def _read(file: Path, changed: int, device: Who) -> Found:  # noqa: ARG001  # a file that has changed is read anew
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
         found = _from_tree(tree)
     except (OSError, ValueError, KeyError, TypeError):  # of another layout, or cut short
         return Found(None, f"{file} cannot be read")
-    now = fingerprint(num_threads)
+    now = fingerprint(device)
     other = [f"{name} {found.machine.get(name)}, now {value}" for name, value in now.items()
              if found.machine.get(name) != value]  # fmt: skip
     return Found(None, f"measured on {found.date} with {'; '.join(other)}") if other else Found(found)
 
 
 def keep(calibration: Calibration) -> Path:
-    """Write a calibration into the cache, over the last one of as many threads; returns the file.
+    """Write a calibration into the cache, over the last one of the same device; returns the file.
 
     Raises:
         OSError: the cache cannot be written.
     """
-    file = calibration_file(int(calibration.machine["threads"]))
+    machine = calibration.machine
+    file = calibration_file(machine["device"] if "device" in machine else int(machine["threads"]))
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_text(file, json.dumps(_as_tree(calibration)))
     return file
@@ -121,6 +128,7 @@ def _as_tree(calibration: Calibration) -> dict[str, Any]:
         "date": calibration.date,
         "machine": calibration.machine,
         "disk": [calibration.disk_read, calibration.disk_write],
+        "link": calibration.link,
         "rates": [device.fp32_flops, device.half_flops, device.bandwidth, device.host_seconds],
         "operators": [
             [*operator, one.flops, one.moved, one.seconds] for operator, found in device.timed.items() for one in found
@@ -135,5 +143,7 @@ def _from_tree(tree: dict[str, Any]) -> Calibration:
     for name, dtype, flops, moved, seconds in tree["operators"]:
         timed[name, dtype].append(Timed(flops, moved, seconds))
     fp32, half, bandwidth, host = tree["rates"]
-    device = Device(fp32, half, bandwidth, host, False, timed=dict(timed), source=source_words(tree["date"]))
-    return Calibration(tree["date"], dict(tree["machine"]), device, *tree["disk"])
+    is_gpu, source = tree["link"] is not None, source_words(tree["date"])
+    device = Device(fp32, half, bandwidth, host, is_gpu, timed=dict(timed), source=source)
+    read, written = tree["disk"]
+    return Calibration(tree["date"], dict(tree["machine"]), device, read, written, tree["link"])

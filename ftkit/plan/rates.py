@@ -97,14 +97,28 @@ def calibrate(tell: Callable[[str], None]) -> Calibration:
     """
     begun = time.perf_counter()
     num_threads = torch.get_num_threads()
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    written, read = write_rate(folder, _TRIAL_BYTES), read_rate(folder, _TRIAL_BYTES)
+    written, read = disk_rates()
     quick = cpu_device(num_threads)
     operators, host = _operators(tell, begun)
-    date = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    date = today()
     device = replace(quick, host_seconds=host, rates={}, timed=operators, source=source_words(date))
     return Calibration(date, fingerprint(num_threads), device, read, written)
+
+
+def disk_rates() -> tuple[float, float]:
+    """Return the bytes per second that the disk of the cache is written and read at.
+
+    Raises:
+        OSError: the cache cannot be written.
+    """
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    return write_rate(folder, _TRIAL_BYTES), read_rate(folder, _TRIAL_BYTES)
+
+
+def today() -> str:
+    """Return the day, such as 2026-11-26."""
+    return datetime.datetime.now(tz=datetime.UTC).date().isoformat()
 
 
 def _operators(tell: Callable[[str], None], begun: float) -> tuple[dict[tuple[str, str], list[Timed]], float]:
@@ -181,23 +195,30 @@ def clock() -> float:
 
 def _time_sample(sample: Sample, folder: Path, stopwatch: Stopwatch) -> float:
     """Take steps by the clock and under the stopwatch, in turns; return what an operator costs the host."""
-    engine = _engine(sample, folder)
-    micro_batches = make_batches(engine.objective, Shape(sample.batch, sample.length, num_micro_batches=2))
-    num_targets = sum(one.labels.numel() for one in micro_batches)
-
-    def step() -> float:
-        begun = clock()
-        train_step(engine, micro_batches, num_targets, 1e-5)
-        return clock() - begun
-
+    step = stepper(sample, folder)
     step()  # the optimizer has no state yet
     hosts = []
     for _ in range(_STEPS):
-        whole, calls, seconds = step(), stopwatch.calls, stopwatch.seconds
+        begun = clock()
+        step()
+        whole, calls, seconds = clock() - begun, stopwatch.calls, stopwatch.seconds
         with stopwatch:
             step()
         hosts.append((whole - (stopwatch.seconds - seconds)) / (stopwatch.calls - calls))
     return statistics.median(hosts)
+
+
+def stepper(sample: Sample, folder: Path) -> Callable[[], object]:
+    """Make the model of a sample and return what takes a step of its training, on the device of this process.
+
+    Args:
+        sample: the training.
+        folder: gets the model's files.
+    """
+    engine = _engine(sample, folder)
+    micro_batches = make_batches(engine.objective, Shape(sample.batch, sample.length, num_micro_batches=2))
+    num_targets = sum(one.labels.numel() for one in micro_batches)
+    return lambda: train_step(engine, micro_batches, num_targets, 1e-5)
 
 
 def _engine(sample: Sample, folder: Path) -> Engine:

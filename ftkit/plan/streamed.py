@@ -13,6 +13,7 @@ from ftkit.models.layers import first_trained_layer
 from ftkit.models.streaming.stream import resident_bytes, stream_of
 from ftkit.models.streaming.table import left_out_table
 from ftkit.observe.tape import Tape
+from ftkit.plan.calibration import source_words
 from ftkit.plan.case import Case, Counts
 from ftkit.plan.target import Target
 from ftkit.plan.zero.share import RankShare, share_out
@@ -110,6 +111,7 @@ class Streamed:
             window_bytes=self.window_bytes,
             step_bytes=step_bytes,
             step_seconds=step_bytes / self._rate(target),
+            source=_source(target, self.place),
         )
 
     def pass_seconds(self, target: Target) -> float:
@@ -118,10 +120,12 @@ class Streamed:
 
     def _rate(self, target: Target) -> float:
         """Return the bytes per second at which layers come."""
+        known = target.calibration
+        disk = DISK_BYTES_PER_SECOND if known is None else known.disk_read
         if target.gpu is None:
-            return DISK_BYTES_PER_SECOND
-        link = target.gpu.host_rate
-        return link if self.place == "ram" else min(DISK_BYTES_PER_SECOND, link)
+            return disk
+        link = target.gpu.host_rate if known is None or known.link is None else known.link
+        return link if self.place == "ram" else min(disk, link)
 
     def _order(self, is_closed: bool) -> list[int]:
         """Return the layers as a micro-batch runs them, up and down again, each once where it turns."""
@@ -137,6 +141,13 @@ class Streamed:
             for place, layer in enumerate(order)
             if layer not in (order[place - 1], order[place - 2])
         )
+
+
+def _source(target: Target, place: str) -> str:
+    """Return where the rate is from at which layers come, in words."""
+    if (known := target.calibration) is not None:
+        return f"with rates {source_words(known.date)}"
+    return "with an assumed disk" if place == "disk" else "with the PCIe of the table of cards"
 
 
 def rank_of(case: Case, tape: Tape, streamed: Streamed | None) -> tuple[Counts, RankShare]:

@@ -8,7 +8,7 @@ from ftkit.engine.resolve import Devices
 from ftkit.errors import ConfigError
 from ftkit.machine.hardware import Gpu, find_gpu, parse_budget, recognize_gpu, several, this_machine
 from ftkit.machine.process import Launcher, has_bf16, usual_launcher
-from ftkit.plan.calibration import find_calibration
+from ftkit.plan.calibration import Calibration, find_calibration
 from ftkit.plan.speed import Device, cpu_device, gpu_device
 from ftkit.units import format_bytes
 
@@ -76,11 +76,19 @@ class Target:
 
     def device(self, precision: str) -> Device:
         """Return the speed of one device."""
-        if self.gpu is not None:
-            return gpu_device(self.gpu, precision)
-        threads = max(1, min(torch.get_num_threads(), self.num_cpus // self.num_devices))
-        found = find_calibration(threads).calibration
-        return cpu_device(threads) if found is None else found.device
+        if (found := self.calibration) is not None:
+            return found.device
+        return cpu_device(self._threads) if self.gpu is None else gpu_device(self.gpu, precision)
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The figures that were measured of this machine's own device; None where it is not, or has not been."""
+        return find_calibration(self._threads if self.gpu is None else self.name).calibration
+
+    @property
+    def _threads(self) -> int:
+        """The threads of one rank on a CPU."""
+        return max(1, min(torch.get_num_threads(), self.num_cpus // self.num_devices))
 
 
 def find_target(  # one parameter is one flag

@@ -16,3 +16,5 @@ class StreamPlan(Record):
     """What comes to the device in a step."""
     step_seconds: float
     """How long that takes; it goes on while layers are computed."""
+    source: str = ""
+    """Where the rate is from that this rests on, in words."""

@@ -33,4 +33,5 @@ def stream_line(streamed: StreamPlan) -> str:
 
 
 def _time(streamed: StreamPlan) -> str:
-    return f"in {format_seconds(streamed.step_seconds)} beside the computation, at best"
+    source = f" {streamed.source}" if streamed.source else ""
+    return f"in {format_seconds(streamed.step_seconds)} beside the computation, at best{source}"

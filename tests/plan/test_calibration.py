@@ -1,5 +1,6 @@
 """What `ftkit doctor --calibrate` has measured is kept, found again, and not believed on another machine."""
 
+import dataclasses
 import json
 
 import pytest
@@ -12,9 +13,11 @@ from ftkit.config.tree import RunConfig
 from ftkit.plan import calibration as kept
 from ftkit.plan import rates
 from ftkit.plan.calibration import Calibration, calibration_file, find_calibration, fingerprint
+from ftkit.plan.gpu_rates import Sizes, calibrate_gpu
 from ftkit.plan.predict import predict
 from ftkit.plan.rates import Sample, Stopwatch
 from ftkit.plan.speed import Device, Timed
+from ftkit.plan.streamed import Streamed
 from ftkit.plan.target import find_target
 
 TIMED = {("mm", "float32"): [Timed(1000, 100, 1e-3), Timed(10**6, 10**4, 0.5)]}
@@ -44,7 +47,7 @@ def test_what_was_measured_with_another_torch_is_said_and_not_used():
     assert f"torch 1.0, now {torch.__version__}" in found.stale
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", json.dumps({"layout": 0}), '{"layout": 1, "operators": [[1]]}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", json.dumps({"layout": 0}), '{"layout": 2, "operators": [[1]]}'])
 def test_a_file_that_cannot_be_read_is_said_and_not_used(text):
     calibration_file(1).parent.mkdir(parents=True)
     calibration_file(1).write_text(text)
@@ -68,6 +71,24 @@ def test_a_plan_of_this_machine_rests_on_what_was_measured_and_says_so(monkeypat
     assert here.speed_source == "measured on this machine on 2026-11-26"
     assert here.device_flops == 1e9
     assert find_target("t4").device("fp16").source == "from the table of cards, at best"
+
+
+def test_a_plan_of_a_gpu_that_was_measured_rests_on_its_own_rates_and_that_of_another_on_the_table():
+    """The same probes, run on the processor that is there."""
+    told: list[str] = []
+    measured = calibrate_gpu(torch.device("cpu"), told.append, Sizes(64, 2**16, 2**16))
+    speed = measured.device
+    assert len(told) == 3
+    assert measured.link is not None
+    assert min(measured.link, speed.bandwidth, speed.fp32_flops, speed.half_flops, speed.host_seconds) > 0
+    machine = fingerprint("Tesla T4")
+    kept.keep(dataclasses.replace(measured, machine=machine, link=1e9, disk_read=5e8))
+    table = find_target("t4")
+    here = dataclasses.replace(table, name="Tesla T4")
+    assert here.device("fp16") == dataclasses.replace(speed, is_asynchronous=True)
+    assert table.device("fp16").source == "from the table of cards, at best"
+    rates = {place: Streamed(place, (1000,), 1000, 1000, 0, 1000, 0).pass_seconds(here) for place in ("ram", "disk")}
+    assert rates == {"ram": 1000 / 1e9, "disk": 1000 / 5e8}
 
 
 def test_a_save_is_planned_with_the_disk_that_was_measured(monkeypatch):
