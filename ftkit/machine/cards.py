@@ -112,7 +112,9 @@ HOST_LINKS: dict[str, float] = {
     **dict.fromkeys(("RTX 5060 Ti", "RTX 5060 Ti 16GB"), PCIE5 / 2),
 }
 """Bytes per second to the host's memory where that is not `link`: cards that are linked to one another in another way,
-and those with 8 lanes of PCIe for 16 (the chips GA107, GA106 as RTX 3050, AD107, AD106 and GB206, in NVIDIA's data)."""
+and those with 8 lanes of PCIe for 16. These are the RTX 3050 and all of GA107 (TechPowerUp's review of the Gigabyte RTX
+3050 Gaming OC; the RTX 2050, of GA107, has them in generation 3: 1vs1.site), all of AD106 and AD107 (Game-Drip on
+Palit's RTX 4060, whose board shows it), and the RTX 5060 Ti (TechPowerUp's review of its PCI-Express x8 scaling)."""
 ALIASES = {
     "1060": "GTX 1060 6GB",
     "gtx1060": "GTX 1060 6GB",
