@@ -8,6 +8,7 @@ the same ask about the same ones, and each is traced once.
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 from ftkit.config.recompute import LEVELS, Level
@@ -32,28 +33,28 @@ _SHORT = 1024
 
 
 def what_fits(
-    config: RunConfig, target: Target, models: Sequence[str], methods: Sequence[str], tapes: Tapes | None = None
+    config: RunConfig, targets: Sequence[Target], models: Sequence[str], methods: Sequence[str]
 ) -> Iterator[Fit]:
-    """Yield the longest text that fits, one text at a time, for each model with each method.
+    """Yield the longest text that fits, one text at a time, for each model with each method on each device.
 
     Args:
         config: all else of the run.
-        target: the devices.
+        targets: the devices; those whose kernels are the same share what is traced.
         models: names.
         methods: names.
-        tapes: what was traced before, for other devices; None: each model begins anew.
 
     Yields:
-        One for each pair, models first; where it cannot be told, the reason.
+        One for each model, method and device, models first; where it cannot be told, the reason.
     """
     for model in models:
-        traced = Tapes() if tapes is None else tapes
-        for method in methods:
+        traced = Tapes()
+        for method, target in product(methods, targets):
             try:
                 new = changed(config, {MODEL: model, METHOD: method, SIZE: 1})
-                yield _fit(_Lengths(new, target, find_architecture(new), traced))
+                found = _fit(_Lengths(new, target, find_architecture(new), traced))
             except FtkitError as error:
-                yield Fit(model=model, method=method, reason=" ".join(str(error).split()), is_told=False)
+                found = Fit(model=model, method=method, reason=" ".join(str(error).split()), is_told=False)
+            yield found.model_copy(update={"device": target.name})
 
 
 @dataclass(frozen=True)

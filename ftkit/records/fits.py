@@ -6,6 +6,8 @@ from ftkit.records.figures import Record
 class Fit(Record):
     """One cell of a table of models and methods."""
 
+    device: str = ""
+    """What it is to fit on, such as `T4`."""
     model: str
     method: str
     longest: int | None = None

@@ -15,6 +15,14 @@ LEGEND = (
 )
 
 
+def by_device(fits: Iterable[Fit]) -> dict[str, dict[str, dict[str, Fit]]]:
+    """Return what fits by device, model and method, in the order in which it comes."""
+    tables: dict[str, dict[str, dict[str, Fit]]] = {}
+    for fit in fits:
+        tables.setdefault(fit.device, {}).setdefault(fit.model, {})[fit.method] = fit
+    return tables
+
+
 def by_model(fits: Iterable[Fit]) -> dict[str, dict[str, Fit]]:
     """Return what fits by model and method, in the order in which it comes."""
     rows: dict[str, dict[str, Fit]] = {}
@@ -48,26 +56,25 @@ def unknown_lines(rows: Rows) -> list[str]:
     return [f"? {model}, {names}: {reason}" for (model, reason), names in _unknown(rows).items()]
 
 
-def fits_page(rows: Rows, methods: Sequence[str], title: str) -> str:
-    """Return the table as HTML.
+def fits_page(tables: Mapping[str, Rows], methods: Sequence[str]) -> str:
+    """Return one table or several as HTML.
 
     Args:
-        rows: what fits, of every method for each model.
+        tables: heading to what fits, of every method for each model.
         methods: the columns.
-        title: the heading.
 
     Returns:
         A document that asks the network for nothing and whose texts are all escaped.
     """
     return fill_page(
         "fits",
-        title=title,
-        rows=rows,
+        title=next(iter(tables)) if len(tables) == 1 else "What fits",
+        tables=tables,
         methods=methods,
         cell=cell,
         words=words,
         legend=LEGEND,
-        unknown=_unknown(rows),
+        unknown={key: names for rows in tables.values() for key, names in _unknown(rows).items()},
     )
 
 

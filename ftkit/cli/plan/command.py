@@ -36,7 +36,11 @@ if TYPE_CHECKING:
 @click.option("--search", "is_search", is_flag=True, help="Rank what fits by speed.")
 @click.option("--advise", is_flag=True, help="Say what each knob costs and saves, and the largest values that fit.")
 @click.option("--solve", type=click.Choice(AXES), help="Find the largest of this that fits, all else as it is.")
-@click.option("--what-fits", is_flag=True, help="Find the longest text of each known model with each method; minutes.")
+@click.option(
+    "--what-fits",
+    is_flag=True,
+    help="Find the longest text of each known model with each method on one card or several, t4,l4; minutes.",
+)
 @click.option("--html", "page", type=click.Path(path_type=Path), help="With --what-fits: write the table as a page.")
 @click.option(
     "--write",
@@ -84,10 +88,12 @@ def plan(  # noqa: PLR0913  # one parameter a flag
         check_file(write, "--write", "best.yaml")
         check_page(page, is_asked=what_fits)
         say_begun("planning", config, is_quiet=as_json)
-        target = _find_target(config, gpu, gpus, memory_budget, ram_budget, memory_used)
         if what_fits:
-            show_what_fits(config, target, page, as_json=as_json)
+            cards = dict.fromkeys(card.strip() for card in gpu.split(",")) if gpu else (None,)
+            found = [_find_target(config, card, gpus, memory_budget, ram_budget, memory_used) for card in cards]
+            show_what_fits(config, found, page, as_json=as_json)
             return
+        target = _find_target(config, gpu, gpus, memory_budget, ram_budget, memory_used)
         if solve is not None:
             show_solution(config, target, solve, samples, write, as_json=as_json)
             return

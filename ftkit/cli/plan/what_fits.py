@@ -13,7 +13,7 @@ from ftkit.models.sources.known import table_names
 from ftkit.units import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from ftkit.config.tree import RunConfig
@@ -32,12 +32,12 @@ def check_page(page: "Path | None", *, is_asked: bool) -> None:
     check_file(page, "--html", "fits.html")
 
 
-def show_what_fits(config: "RunConfig", target: "Target", page: "Path | None", *, as_json: bool) -> None:
-    """Print the longest text that fits, for each model of the table with each method.
+def show_what_fits(config: "RunConfig", targets: "Sequence[Target]", page: "Path | None", *, as_json: bool) -> None:
+    """Print the longest text that fits, for each model of the table with each method on each device.
 
     Args:
         config: all else of the run.
-        target: the device.
+        targets: the devices.
         page: the file that takes the table as HTML; None: none does.
         as_json: print all of it as JSON, and nothing else.
 
@@ -45,18 +45,22 @@ def show_what_fits(config: "RunConfig", target: "Target", page: "Path | None", *
         ConfigError: the page cannot be written.
     """
     from ftkit.plan.what_fits import what_fits
-    from ftkit.report.fits import by_model, fit_lines, fits_page
+    from ftkit.report.fits import by_device, fit_lines, fits_page
 
     models, columns = table_names(), list(methods())
-    rows = by_model(_told(what_fits(config, target, models, columns), len(models) * len(columns)))
-    title = f"{config.task} on {target.num_devices} x {target.name}, {format_bytes(target.memory_bytes)} each"
+    number = len(models) * len(columns) * len(targets)
+    fits = list(_told(what_fits(config, targets, models, columns), number))
+    titles = {one.name: f"{config.task} on {one.num_devices} x {one.name}, {format_bytes(one.memory_bytes)} each"
+              for one in targets}  # fmt: skip
+    tables = {titles[device]: rows for device, rows in by_device(fits).items()}
     if page is not None:
         with explained(page, "--html"):
-            page.write_text(fits_page(rows, columns, title), encoding="utf-8")
+            page.write_text(fits_page(tables, columns), encoding="utf-8")
     if as_json:
-        click.echo(json.dumps([fit.model_dump(mode="json") for found in rows.values() for fit in found.values()]))
+        click.echo(json.dumps([fit.model_dump(mode="json") for fit in fits]))
         return
-    click.echo("\n".join([title, *fit_lines(rows, columns)]))
+    for title, rows in tables.items():
+        click.echo("\n".join([title, *fit_lines(rows, columns)]))
     if page is not None:
         click.echo(f"written to {page}")
 
