@@ -46,15 +46,15 @@ def quantize(model: nn.Module, packing: Packing, keep: Iterable[str]) -> None:
         DependencyError: bitsandbytes is missing.
     """
     kept = tuple(keep)
-    linear = [
-        (name, module)
+    names = [
+        name
         for name, module in model.named_modules()
         if is_linear(module) and not any(name == one or name.startswith(f"{one}.") for one in kept)
     ]
-    if not linear:
+    if not names:
         raise ModelError(f"{type(model).__name__} has no linear layer to quantize; choose method lora")
-    for name, module in linear:
-        model.set_submodule(name, _linear_4bit(module, packing))
+    for name in names:  # by name: a list of the layers would keep all of them whole until the last is packed
+        model.set_submodule(name, _linear_4bit(model.get_submodule(name), packing))
     foreign.say_loaded_in_4bit(model)
 
 
