@@ -48,8 +48,8 @@ def half(row: Row) -> torch.dtype:
 
 def mixed(row: Row) -> torch.dtype | None:
     """Return the dtype of a row's autocast, or None."""
-    said = row["compute_dtype"].replace("no autocast", "")
-    return half(row) if "autocast" in said or "mixed" in said else None
+    is_cast = re.search(r"(?<!no )\bautocast\b|mixed", row["compute_dtype"])
+    return half(row) if is_cast else None
 
 
 def architecture(row: Row) -> Any:

@@ -89,6 +89,8 @@ def _unknown_run(row: Row) -> str | None:
         return f"its offload is not traced under {parallel} ({row['offload']})"
     if "ZeRO-" in parallel and row["method"] not in ("lora", "qlora", "full"):
         return f"its method is not ftkit's ({row['method']})"
+    if is_sharded and "pinned" in str(row["attn_impl"]):
+        return "its attention is pinned to a kernel, which is not traced under FSDP"
     if is_sharded and stated.prepares(row):
         return "its weights are fp32 beside packed ones, which are not traced under FSDP"
     if row["torch_compile"] and row["grad_checkpointing"]:
@@ -113,12 +115,13 @@ def trace_row(row: Row) -> traced.Found:
             bnb.without_values() if in_8_bits(row) else nullcontext(),
             packed.no_updates() if in_8_bits(row) else nullcontext(),
             hf.use_flash_attention(model) if row["attn_impl"] == "flash_attention_2" else nullcontext(),
-            hf.repeated_heads() if "repeat_interleave" in str(row["attn_impl"]) else nullcontext(),
         ):
             stack.enter_context(context)
         if "FSDP" in row["parallel"]:
             return fully_sharded(row, model) if "FSDP2" in row["parallel"] else sharded(row, model)
         stack.enter_context(traced.computing(card(row)))
+        if "repeat_interleave" in str(row["attn_impl"]):  # around the choice of a kernel, which `computing` makes
+            stack.enter_context(hf.repeated_heads())
         traced.fake(model)
         recorder = stack.enter_context(traced.recorder())
         if row["n_gpus"] > 1:

@@ -146,6 +146,19 @@ def test_half_precision_is_that_of_the_computation_before_that_of_the_weights(fa
     assert hf.half(STATED | fact) == half
 
 
+@pytest.mark.parametrize(
+    ("said", "dtype"),
+    [
+        ("no autocast; float16 base, fp32 adapters (autocast_adapter_dtype)", None),
+        ("no autocast (pure bfloat16)", None),
+        ("autocast bf16 (--bf16)", torch.bfloat16),
+        ("bf16-mixed", torch.bfloat16),
+    ],
+)
+def test_a_step_is_cast_where_a_row_says_autocast_of_the_step(said, dtype):
+    assert hf.mixed(STATED | {"compute_dtype": said}) == dtype
+
+
 def test_what_a_row_says_of_4_bit_layers_is_read_from_it():
     row = STATED | PACKED
     assert (stated.quantizes_scales(row), stated.prepares(row)) == (True, True)
@@ -188,3 +201,14 @@ def peak_of():
 )
 def test_a_fact_that_a_row_states_moves_what_is_traced(less, more, peak_of):
     assert peak_of(**less) < peak_of(**more)
+
+
+def test_attention_that_is_pinned_with_repeated_heads_takes_the_efficient_kernel_on_a_t4():
+    pinned = "sdpa, pinned to EFFICIENT_ATTENTION, K/V expanded by repeat_interleave before the call (GQA shim)"
+    row = STATED | {"gpu": "Tesla T4", "base_dtype": "float16"}
+    names = [
+        {birth.op.partition(".")[0] for birth in hf_any.trace_row(row | {"attn_impl": said}).births}
+        for said in ("sdpa", pinned)
+    ]
+    assert ["_safe_softmax" in made for made in names] == [True, False]
+    assert "_scaled_dot_product_efficient_attention" in names[1]

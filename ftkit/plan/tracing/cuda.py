@@ -161,8 +161,9 @@ def _embedding_backward(args: tuple[Any, ...]) -> tuple[int, ...]:
 
     Tokens are sorted, which gives them and their places anew; those of one row are a segment, summed in parts of at
     most ten. How many segments and parts there are is not known on the host, so for each list the most are allocated:
-    a segment for each token or row of the table, whichever are fewer, and one part more for each ten tokens. The parts'
-    sums are in fp32. The sort's own scratch, gone before the sums are there, is smaller for any width above 8.
+    a segment for each token or row of the table, whichever are fewer, and one part more for each ten tokens; each count
+    is a tensor too. The parts' sums are in fp32. The sort's own scratch, gone before the sums are there, is smaller for
+    any width above 8. Measured on an H200 with torch 2.11: to the byte for five tables.
     https://github.com/pytorch/pytorch/blob/v2.9.0/aten/src/ATen/native/cuda/Embedding.cu, embedding_dense_backward_cuda
     and EmbeddingBackwardKernel.cu, embedding_backward_cuda_kernel
     """
@@ -173,7 +174,7 @@ def _embedding_backward(args: tuple[Any, ...]) -> tuple[int, ...]:
         return copies
     segments = min(num_tokens, int(rows))
     parts = num_tokens // ROWS_OF_A_PART + segments
-    lists = [num_tokens] * (4 if by_frequency else 3) + [segments] * 2 + [parts]
+    lists = [num_tokens] * (4 if by_frequency else 3) + [segments] * 2 + [parts] + [1] * 2
     return (*copies, *(index * length for length in lists), parts * width * max(4, grad.element_size()))
 
 

@@ -8,6 +8,7 @@ from transformers import LlamaConfig
 from ftkit.config.tree import RunConfig
 from ftkit.data.batching import Shape
 from ftkit.machine.hardware import find_gpu
+from ftkit.observe.allocator import round_size
 from ftkit.observe.recorder import Recorder
 from ftkit.plan.tracing import cuda
 from ftkit.plan.tracing.cuda import scratch_size
@@ -73,11 +74,31 @@ EMBEDDING = "embedding_dense_backward.default"
 def test_a_table_of_embeddings_sums_its_gradient_in_parts_of_ten_rows_in_fp32(rows, segments):
     grad = torch.empty(4, 1024, 2048, dtype=torch.float16, device="meta")
     tokens = torch.empty(4, 1024, dtype=torch.int64, device="meta")
-    lists = [8 * length for length in (4096, 4096, 4096, segments, segments, 409 + segments)]
+    lists = [8 * length for length in (4096, 4096, 4096, segments, segments, 409 + segments, 1, 1)]
     sums = (409 + segments) * 2048 * 4
     assert scratch_size(EMBEDDING, (grad, tokens, rows, -1, False)) == (*lists, sums)
     scattered = grad.transpose(0, 1).contiguous().transpose(0, 1)
     assert scratch_size(EMBEDDING, (scattered, tokens, rows, -1, False)) == (4096 * 2048 * 2, *lists, sums)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "width", "rows", "dtype", "measured"),
+    [
+        (4096, 2048, 1000, torch.bfloat16, 11_670_016),
+        (8192, 768, 50257, torch.float32, 28_082_688),
+        (4096, 2048, 32000, torch.float16, 38_154_752 - 2**20),
+        (3073, 2048, 32000, torch.float16, 28_891_136 - 2**20),
+        (16384, 4096, 128256, torch.bfloat16, 296_499_200 - 425_984),
+    ],
+)
+def test_so_it_was_measured_on_an_h200(tokens, width, rows, dtype, measured):
+    """What max_memory_allocated showed beside the result, less the rest of a block, which is not split off.
+
+    torch 2.11: a segment of 10 MiB or more has whole units of 2 MiB, and a rest of up to 1 MiB stays with its block.
+    """
+    grad = torch.empty(tokens, width, dtype=dtype, device="meta")
+    ids = torch.empty(tokens, dtype=torch.int64, device="meta")
+    assert sum(map(round_size, scratch_size(EMBEDDING, (grad, ids, rows, -1, False)))) == measured
 
 
 def test_few_tokens_have_their_gradients_added_where_they_belong():
