@@ -95,8 +95,8 @@ class TokenSplit:
         """Targets of each text, int64 [N]: its label, each of C labels, or the tokens that carry loss."""
         if self.labels.dtype != np.bool_:
             return np.full(self.num_texts, self.labels.shape[1] if self.labels.ndim == 2 else 1, dtype=np.int64)
-        running = np.concatenate(([0], np.cumsum(self.labels, dtype=np.int64)))
-        return np.diff(running[self.offsets])
+        # No sequence is empty, as `reduceat` has to know.
+        return np.add.reduceat(self.labels, self.offsets[:-1], dtype=np.int64)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from ftkit.data.reading.splits import (
     draw_stratified,
     strata,
 )
+from ftkit.data.spill import taken
 from ftkit.data.table.columns import Columns
 from ftkit.data.table.rows import count_half_pairs, group_numbers, keys, select_rows, with_plain_line_ends
 from ftkit.errors import DataError
@@ -62,8 +63,8 @@ class Draft:
     may_lack_labels: bool = False
 
     def keep(self, split: str, places: NDArray[np.int64]) -> None:
-        """Keep the rows of a split at `places`, int64 [rows to keep]."""
-        self.rows[split] = self.rows[split].take(pa.array(places))
+        """Keep the rows of a split at `places`, int64 [rows to keep], ascending."""
+        self.rows[split] = taken(self.rows[split], places)
         self.labels[split] = self.labels[split][places]
 
     def discard(self, split: str) -> None:

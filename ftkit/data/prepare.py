@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from ftkit.config.tree import DataConfig, Task
@@ -85,7 +86,9 @@ def prepare_data(  # noqa: PLR0913  # each is decided by one caller alone
     labels = None if draft.kind is None or draft.names is None else Labels(draft.kind, draft.names, standard)
     scored = draft.rows if may_lack_labels else draft.rows.keys() - {"train"}
     examples = {split: Examples(draft.rows[split]) for split in scored} if labels is not None else {}
-    return PreparedData(task, *ordered, labels, fingerprint(ordered, draft.names), report, examples)
+    prepared = PreparedData(task, *ordered, labels, fingerprint(ordered, draft.names), report, examples)
+    pa.default_memory_pool().release_unused()
+    return prepared
 
 
 def check_rows(config: DataConfig, task: Task, seed: int) -> dict[str, int]:

@@ -21,6 +21,7 @@ from ftkit.data.reading.decoding import is_plain, is_utf8, utf8_blocks
 from ftkit.data.reading.dialects import SEPARATORS, Head, choose_dialect, read_head
 from ftkit.data.reading.quotes import Dialect, Layout, lay_out
 from ftkit.data.reading.shards import Shard
+from ftkit.data.spill import table_of
 from ftkit.errors import DataError
 
 _BLOCK_BYTES = 2**24
@@ -91,7 +92,8 @@ def _parse(path: Path, head: Head, dialect: Dialect, layout: Layout, config: Dat
     convert = pa_csv.ConvertOptions(check_utf8=False, column_types=dict.fromkeys(names, pa.large_string()))
     try:
         source = str(path) if is_direct else io.BufferedReader(_Stream(_behind(path, head, config)))
-        return pa_csv.read_csv(source, read, parse, convert)
+        with pa_csv.open_csv(source, read, parse, convert) as batches:
+            return table_of(batches, batches.schema)
     except pa.ArrowInvalid as error:
         lines = layout.lines if len(names) == 1 else layout.lines[~layout.is_blank]
         raise DataError(_ragged_sentence(path, str(error), dialect, lines, read.skip_rows)) from None
@@ -191,8 +193,10 @@ def _repeated_header(table: pa.Table) -> list[str]:
     """Tell of rows that say what the header says, as where files were put end to end."""
     again = table
     for place, name in enumerate(table.column_names):
-        written = pc.utf8_ltrim(again[place], characters=_MARK) if place == 0 else again[place]
-        again = again.filter(pc.equal(written, name))
+        says = [
+            pc.equal(pc.utf8_ltrim(one, characters=_MARK) if place == 0 else one, name) for one in again[place].chunks
+        ]
+        again = again.filter(pa.chunked_array(says, pa.bool_()))
     return [f"rows that repeat the header: {again.num_rows:,}"] if again.num_rows else []
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ftkit.data.reading.shards import Split
 from ftkit.data.reading.values import is_json, is_text, kind_of, kind_words, values_of
+from ftkit.data.spill import taken
 from ftkit.data.table.columns import Columns
 from ftkit.data.table.fields import gather
 from ftkit.data.table.marks import joined_columns
@@ -97,7 +98,10 @@ def with_plain_line_ends(rows: pa.Table) -> tuple[pa.Table, int]:
     count = 0
     for role in ("first", "second", "system"):
         if role in rows.column_names and pa.types.is_large_string(rows[role].type):
-            count += pc.sum(pc.count_substring(rows[role], "\r\n")).as_py() or 0
+            found = pc.sum(pc.count_substring(rows[role], "\r\n")).as_py() or 0
+            if not found:
+                continue
+            count += found
             texts = pc.replace_substring(rows[role], "\r\n", "\n")
             rows = rows.set_column(rows.column_names.index(role), role, texts)
     return rows, count
@@ -271,7 +275,7 @@ def _without_empty(rows: pa.Table, columns: Columns, split: str) -> pa.Table:
         _refuse_half_rows(rows, empty, columns)
     if "second" in rows.column_names:
         empty = pc.and_(empty, _is_empty(rows["second"]))
-    kept = rows.filter(pc.invert(empty))
+    kept = taken(rows, np.flatnonzero(~np.asarray(empty))) if pc.any(empty).as_py() else rows
     if kept.num_rows == 0:
         raise DataError(
             f"no row of the {split} split has text in column {columns.first!r}; name another column of texts"
@@ -285,7 +289,9 @@ def _without_empty(rows: pa.Table, columns: Columns, split: str) -> pa.Table:
 def _is_empty(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if not (pa.types.is_large_string(column.type)):
         return pc.is_null(column)
-    return pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True)
+    # A chunk at a time: what is trimmed is a copy of the texts.
+    found = [pc.fill_null(pc.equal(pc.utf8_trim_whitespace(chunk), ""), True) for chunk in column.chunks]
+    return pa.chunked_array(found, pa.bool_())
 
 
 def _refuse_half_rows(rows: pa.Table, empty: pa.ChunkedArray, columns: Columns) -> None:

@@ -3,6 +3,7 @@
 Truncation is on the right, nothing is padded, and every sequence has a token at least.
 """
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ftkit.data.arrays import TokenSplit
+from ftkit.data.spill import Growing
 from ftkit.data.tokens.running import tokens_of_text
 from ftkit.data.tokens.targets import Marked, Piece, mark_targets
 from ftkit.data.tokens.tokenizer import TextTokenizer, chunks
@@ -80,20 +82,19 @@ class Encoded:
 class _Ragged:
     """Sequences on their way into flat arrays."""
 
-    tokens: list[NDArray[np.int32]] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-    extra: list[NDArray[Any]] = field(default_factory=list)
-    whole_lengths: list[int] = field(default_factory=list)
+    extra: Growing
+    tokens: Growing = field(default_factory=lambda: Growing(np.int32))
+    lengths: "array[int]" = field(default_factory=lambda: array("q"))
+    whole_lengths: "array[int]" = field(default_factory=lambda: array("q"))
 
-    def add(self, tokens: Sequence[int] | NDArray[np.int32], extra: Any = None) -> None:
-        self.tokens.append(np.asarray(tokens, np.int32))
+    def add(self, tokens: Sequence[int] | NDArray[np.int32], extra: Any = ()) -> None:
+        self.tokens.add(tokens)
         self.lengths.append(len(tokens))
-        if extra is not None:
-            self.extra.append(extra)
+        self.extra.add(extra)
 
     def arrays(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        tokens = np.concatenate([np.empty(0, np.int32), *self.tokens])
-        return tokens, np.concatenate(([0], np.cumsum(self.lengths, dtype=np.int64))).astype(np.int64)
+        offsets = np.concatenate(([0], np.cumsum(self.lengths, dtype=np.int64))).astype(np.int64)
+        return self.tokens.array(), offsets
 
 
 def encode_texts(
@@ -123,8 +124,8 @@ def encode_texts(
     """
     if in_windows:
         _check_room(tokenizer, max_length)
-    counts: list[int] = []
-    ragged, num_spelled, filler = _Ragged(), 0, tokenizer.filler()
+    counts = array("q")
+    ragged, num_spelled, filler = _Ragged(Growing(np.int8)), 0, tokenizer.filler()
     has_segments = second is not None and "token_type_ids" in tokenizer.original.model_input_names
     pairs = zip(first, second, strict=True) if second is not None else ((text, "") for text in first)
     for chunk in chunks(pairs, lambda pair: len(pair[0]) + len(pair[1])):
@@ -132,14 +133,14 @@ def encode_texts(
         num_spelled += tokenizer.special.count(map("\n".join, chunk))
         made = tokenizer.windowed(firsts, max_length) if in_windows else None
         for text in made or tokenizer.classified(firsts, seconds if second is not None else None, max_length):
-            ragged.add(text.tokens or [filler], np.asarray(text.segments or [0], np.int8) if has_segments else None)
+            ragged.add(text.tokens or [filler], (text.segments or [0]) if has_segments else ())
             for window in text.more:
                 ragged.add(window)
             counts.append(1 + len(text.more))
             ragged.whole_lengths.append(max(1, text.num_tokens))
     whole_lengths = np.array(ragged.whole_lengths, np.int64)
     tokens, offsets = ragged.arrays()
-    segments = np.concatenate(ragged.extra) if ragged.extra else None
+    segments = ragged.extra.array() if len(ragged.extra) else None
     labels = np.zeros(len(counts), dtype=np.int64) if labels is None else labels
     windows = np.concatenate(([0], np.cumsum(counts, dtype=np.int64))) if max(counts, default=1) > 1 else None
     split = TokenSplit(tokens, offsets, labels, segments, windows=windows)
@@ -175,16 +176,17 @@ def encode_documents(texts: Iterable[str], tokenizer: TextTokenizer, max_length:
     Raises:
         DataError: there are fewer than two tokens.
     """
-    losses = Losses()
-    parts = [np.array(tokenizer.begin if is_lines else (), np.int32)]
+    losses, joined = Losses(), Growing(np.int32)
+    joined.add(tokenizer.begin if is_lines else ())
     if is_lines:
-        parts += tokens_of_text(_counted(texts, tokenizer, losses), tokenizer)
+        for part in tokens_of_text(_counted(texts, tokenizer, losses), tokenizer):
+            joined.add(part)
     else:
         for chunk in chunks(_counted(texts, tokenizer, losses), len):
-            documents = ([*tokenizer.begin, *ids, *tokenizer.end] for ids in tokenizer.ids(chunk))
-            parts += [np.array(tokens, np.int32) for tokens in documents]
+            for ids in tokenizer.ids(chunk):
+                joined.add([*tokenizer.begin, *ids, *tokenizer.end])
             losses.num_open += len(chunk) if not tokenizer.end else 0
-    tokens = np.concatenate(parts)
+    tokens = joined.array()
     if len(tokens) % max_length == 1:
         tokens, losses.num_alone = tokens[:-1], 1  # a block of one token has no target
     if len(tokens) < 2:
@@ -224,7 +226,7 @@ def encode_pieces(
         DataError: no sequence has one, or none has a target at all.
     """
     begin, end = ((), ()) if is_whole else (tokenizer.begin, tokenizer.end)
-    ragged, losses = _Ragged(), Losses()
+    ragged, losses = _Ragged(Growing(np.bool_)), Losses()
     for chunk in chunks(rows, lambda pieces: sum(len(text) for text, _ in pieces)):
         if not is_whole:
             losses.num_spelled += tokenizer.special.count("".join(text for text, _ in pieces) for pieces in chunk)
@@ -247,7 +249,7 @@ def encode_pieces(
             f"no sequence has a target within data.max_length={max_length} tokens: the prompts fill it; raise "
             "data.max_length, shorten the prompts, or give completions that are not empty"
         )
-    split = TokenSplit(*ragged.arrays(), np.concatenate(ragged.extra))
+    split = TokenSplit(*ragged.arrays(), ragged.extra.array())
     return Encoded(split, np.array(ragged.whole_lengths, np.int64), losses)
 
 
