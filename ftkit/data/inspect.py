@@ -14,7 +14,7 @@ from ftkit.data.reading.sources import Source
 from ftkit.data.reading.values import kind_words
 from ftkit.data.table.columns import choose_columns
 from ftkit.data.table.fields import field_names, gather
-from ftkit.data.table.two_columns import name_two_columns
+from ftkit.data.table.two_columns import name_two_columns, switch_columns
 from ftkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -107,7 +107,9 @@ def guess_task(config: DataConfig, source: Source) -> Task | None:
     if source.is_lines:
         return "causal-lm"
     tasks: tuple[Task, ...] = ("sequence-classification", "causal-lm")
-    return next((task for task in tasks if _fits(config, task, source)), None)
+    found = next((task for task in tasks if _fits(config, task, source)), None)
+    # A table with columns of 0 and 1 is hardly meant to be read as running text.
+    return "sequence-classification" if found == "causal-lm" and switch_columns(source.splits["train"]) else found
 
 
 def _fits(config: DataConfig, task: Task, source: Source) -> bool:

@@ -1,6 +1,7 @@
 """From a configuration to token arrays: load, choose, check, split, draw, tokenize, report."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from ftkit.data.findings import Finding, kept, listed, warning
 from ftkit.data.idle_keys import idle_keys
 from ftkit.data.labels.checks import alike_names, joined_names, scarce_labels, shared_texts
 from ftkit.data.labels.labelling import label
+from ftkit.data.reading.shards import Split
 from ftkit.data.reading.sources import Source, load_source
 from ftkit.data.reading.splits import draw_stratified
 from ftkit.data.report import QUANTILES, DataReport, histogram
@@ -24,7 +26,7 @@ from ftkit.data.standard import AS_THEY_ARE, Standard, standard_of
 from ftkit.data.table.columns import Columns, choose_columns, forgotten
 from ftkit.data.table.fields import field_names, nested_names
 from ftkit.data.table.rows import iterate, keys
-from ftkit.data.table.two_columns import name_two_columns
+from ftkit.data.table.two_columns import name_two_columns, switch_columns
 from ftkit.data.tokens import encode
 from ftkit.data.tokens.kept import TokenStore
 from ftkit.data.tokens.losses import findings_of_losses, spelled
@@ -125,9 +127,10 @@ def _drafted(  # noqa: PLR0913  # as prepare_data
     train = source.splits["train"]
     config, guesses = name_two_columns(config, task, train)
     names = field_names(train, config)
-    columns = choose_columns(
-        config, task, names, source.group_column, has_template=has_template, nested=nested_names(train)
-    )
+    with _switches_told(config, task, train):
+        columns = choose_columns(
+            config, task, names, source.group_column, has_template=has_template, nested=nested_names(train)
+        )
     columns = replace(columns, kind="lines") if source.is_lines else columns
     check_windows(config, is_labelled=columns.kind == "labelled", has_pairs=columns.second is not None)
     draft = select(source, columns)
@@ -141,6 +144,19 @@ def _drafted(  # noqa: PLR0913  # as prepare_data
         if not columns.is_running:  # there a sequence is a block of tokens, to be drawn when it is cut
             draw(draft, config, seed)
     return config, columns, draft
+
+
+@contextmanager
+def _switches_told(config: DataConfig, task: Task, train: Split) -> Iterator[None]:
+    """Add to a refusal for want of a label the columns of 0 and 1, which may be a label each."""
+    try:
+        yield
+    except DataError as error:
+        names = switch_columns(train) if task == "sequence-classification" and config.label_column is None else []
+        if not names:
+            raise
+        given = f"--set data.label_columns='[{', '.join(names)}]'"
+        raise DataError(f"{error}; if {', '.join(names)}, which hold 0 and 1, are a label each: {given}") from None
 
 
 def _standard(draft: Draft, config: DataConfig) -> Standard:

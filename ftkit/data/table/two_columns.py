@@ -1,4 +1,4 @@
-"""Tell the text from the label in a table of two columns with headers in any language, if there is no doubt."""
+"""Tell columns by what they hold: the label from the text of two, and those that may be a label each."""
 
 from typing import NamedTuple
 
@@ -60,6 +60,22 @@ def name_two_columns(config: DataConfig, task: Task, train: Split) -> tuple[Data
     named = config.model_copy(update={"text_column": texts[0], "label_column": labels[0]})
     told = f"{texts[0]!r} is taken for the text and {labels[0]!r} for the label, by what they hold"
     return named, [note(told, "name them with --text-column and --label-column where that is wrong")]
+
+
+def switch_columns(train: Split) -> list[str]:
+    """Return the columns that hold 0 and 1 alone, each of which may be a label; none where there is one alone.
+
+    Args:
+        train: the training split.
+    """
+    found = [name for name in train.column_names if _is_switch(gather(train, name))]
+    return found if len(found) > 1 else []
+
+
+def _is_switch(column: pa.ChunkedArray | None) -> bool:
+    if column is None or not (is_text(column.type) or pa.types.is_integer(column.type)):
+        return False
+    return {str(value).strip() for value in pc.unique(column.drop_null()).slice(0, 3).to_pylist()} == {"0", "1"}
 
 
 def _look(column: pa.ChunkedArray | None, name: str) -> _Sight:

@@ -7,7 +7,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ftkit.config.tree import DataConfig
+from ftkit.data.inspect import guess_task
 from ftkit.data.prepare import prepare_data
+from ftkit.data.reading.sources import load_source
 from ftkit.errors import DataError
 
 TEXTS = [f"{word} {noun} {number}" for word in ("buena", "mala") for noun in ("idea", "obra") for number in range(6)]
@@ -58,3 +60,16 @@ def test_few_values_that_repeat_are_labels_and_many_are_texts(names, first, seco
 def test_a_doubt_is_refused_with_the_flags_to_name_columns(names, first, second, tmp_path, tokenizer):
     with pytest.raises(DataError, match=r"--label-column.*columns: "):
         report(tokenizer, tmp_path / "d.jsonl", names, first, second)
+
+
+def test_columns_of_0_and_1_are_named_as_labels_that_they_may_be_and_no_language_model_is_guessed(tmp_path, tokenizer):
+    path = tmp_path / "d.csv"
+    path.write_text(
+        "text,toxic,spam\n" + "".join(f"{text},{place % 2},{place % 3 % 2}\n" for place, text in enumerate(TEXTS))
+    )
+    config = DataConfig(dataset=str(path))
+    assert guess_task(config, load_source(config)) == "sequence-classification"
+    with pytest.raises(DataError, match=r"--set data\.label_columns='\[toxic, spam\]'"):
+        prepare_data(config, "sequence-classification", tokenizer, 0)
+    named = config.model_copy(update={"label_columns": ("toxic", "spam")})
+    assert prepare_data(named, "sequence-classification", tokenizer, 0).label_names == ("toxic", "spam")
