@@ -23,11 +23,14 @@ from ftkit.report.significance import Comparison, compare_groups
 
 _UNBOUNDED = 10_000  # columns of a terminal that fits everything
 _CLASSES, _MISTAKES = 8, 5  # that a terminal shows
+_SIDE_BY_SIDE = 3  # runs that stand beside one another where their figures do not
 _NAME = 30  # columns that a run's name gets at least
 
 
 def print_table(runs: Sequence[Run], console: Console) -> None:
     """Print the runs in as few tables as the width allows, the run's name first in each.
+
+    A few runs for which one table is too narrow stand side by side, a figure a line.
 
     Args:
         runs: the rows, in order.
@@ -36,8 +39,11 @@ def print_table(runs: Sequence[Run], console: Console) -> None:
     columns, shared = split_shared(runs, [column for column in filled_columns(runs) if column.key != "reason"])
     if shared:
         console.print(Text("Same in all: " + shared_words(runs, shared), style="dim"))
-    for part in _parts(runs, [column for column in columns if column.key != "name"], console):
-        console.print(_grid(runs, part))
+    parts = _parts(runs, [column for column in columns if column.key != "name"], console)
+    turned = _turned(runs, [column for part in parts for column in part])
+    fits = len(runs) <= _SIDE_BY_SIDE and _width(turned, console) <= console.width
+    for table in [turned] if len(parts) > 1 and fits else [_grid(runs, part) for part in parts]:
+        console.print(table)
     for run in runs:
         if run.reason:
             console.print(Text(f"{run.name}: {run.status}: {run.reason}", style=_status_style(run)))
@@ -186,6 +192,17 @@ def _grid(runs: Sequence[Run], columns: Sequence[Column], name_width: int | None
         table.add_column(column.heading.replace(", ", "\n"), justify=side, no_wrap=True)
     for run in runs:
         table.add_row(Text(run.name, style=_status_style(run)), *(_cell(column, run) for column in columns))
+    return table
+
+
+def _turned(runs: Sequence[Run], columns: Sequence[Column]) -> Table:
+    """Return a table with a column for each run and a row for each figure."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table.add_column("Run", no_wrap=True)
+    for run in runs:
+        table.add_column(Text(run.name, style=_status_style(run)), justify="right", overflow="fold", max_width=_NAME)
+    for column in columns:
+        table.add_row(column.heading, *(_cell(column, run) for run in runs))
     return table
 
 

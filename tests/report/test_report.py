@@ -295,6 +295,15 @@ def test_json_has_every_part_of_a_measurement(runs):
         assert len(row["evaluations"]) == len(run.record.evaluations)
 
 
+def test_a_few_runs_stand_side_by_side_where_a_table_is_too_narrow_for_them(runs):
+    file = io.StringIO()
+    text.print_table(runs[:2], Console(width=80, file=file))
+    lines = file.getvalue().splitlines()
+    assert sum("───" in line for line in lines) == 1, "one table"
+    headings = [line.split("  ")[0].strip() for line in lines]
+    assert headings.index("Step, measured") > headings.index("Peak live, measured") > headings.index("Method")
+
+
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_no_line_of_the_terminal_is_wider_than_the_terminal(runs, width):
     file = io.StringIO()
