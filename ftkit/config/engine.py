@@ -1,6 +1,6 @@
 """How training is spread over devices, and how their memory is used."""
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -26,6 +26,9 @@ class EngineConfig(Section):
     """Where the weights live under ZeRO-3."""
     stream_layers: Literal["none", "ram", "disk"] = "none"
     """Keep frozen layers in the host's memory (`ram`) or the model's files (`disk`), and two of them on the device."""
+    stream_micro_batches: Annotated[int, Field(ge=1)] | Literal["all"] = 1
+    """Micro-batches of a step that go through a streamed layer before the next layer comes, `all` or a number. Weights
+    come as often less, and the inputs of all layers stay for as many micro-batches."""
     nvme_path: str | None = None
     """The folder on the disk that takes what is offloaded to `nvme`."""
     ds_config: str | None = None
@@ -64,6 +67,7 @@ class EngineConfig(Section):
                 offload_optimizer=self.offload_optimizer,
                 offload_parameters=self.offload_parameters,
                 stream_layers=self.stream_layers,
+                streams_together=self.stream_micro_batches != 1,
                 nvme_path=self.nvme_path,
                 has_template=self.ds_config is not None,
             )
@@ -74,6 +78,15 @@ class EngineConfig(Section):
     def budget_bytes(self) -> int | None:
         """The budget in bytes; None where none is named."""
         return None if self.memory_budget is None else parse_bytes(self.memory_budget)
+
+    def group_size(self, num_micro_batches: int) -> int:
+        """Return how many micro-batches go through a layer before the next one.
+
+        Args:
+            num_micro_batches: of a step on one rank.
+        """
+        asked = self.stream_micro_batches
+        return num_micro_batches if asked == "all" else min(asked, num_micro_batches)
 
     @property
     def _stage(self) -> int | None:

@@ -28,6 +28,7 @@ class Facts:
         offload_optimizer: where the optimizer's state lives: `none`, `cpu` or `nvme`.
         offload_parameters: where the weights live.
         stream_layers: where frozen layers that are streamed come from: `none`, `ram` or `disk`.
+        streams_together: whether several micro-batches go through a streamed layer before the next one.
         keeps_products: whether layers keep matrix products and recompute the rest.
         nvme_path: the folder on the disk.
         has_template: whether a template of the user's own says what is offloaded.
@@ -53,6 +54,7 @@ class Facts:
     offload_optimizer: str = "none"
     offload_parameters: str = "none"
     stream_layers: str = "none"
+    streams_together: bool = False
     keeps_products: bool = False
     nvme_path: str | None = None
     has_template: bool = False
@@ -208,6 +210,18 @@ RULES = (
         "it reads every weight when it begins",
         "leave method.use_dora or engine.stream_layers out",
         lambda facts: facts.streams and facts.uses_dora,
+    ),
+    Rule(
+        "several micro-batches taken through a layer where no layer is streamed",
+        "it saves the way of weights that are not there",
+        "leave engine.stream_micro_batches out, or add engine.stream_layers",
+        lambda facts: facts.streams_together and not facts.streams,
+    ),
+    Rule(
+        "several micro-batches taken through a streamed layer with their activations offloaded",
+        "the input of each layer stays on the device until the backward of the last of them",
+        "leave engine.stream_micro_batches or model.offload_activations out",
+        lambda facts: facts.streams_together and facts.offloads_activations,
     ),
     Rule(
         "layers streamed from RAM on a CPU",

@@ -303,7 +303,7 @@ def _halve_largest(ordered: Indices, sizes: list[int]) -> list[int]:
 
 
 TRACED_MICRO_BATCHES = 2
-"""A step of many micro-batches is like a step of two: in the second the first one's gradients are there."""
+"""A step of many micro-batches, or groups, is like a step of two: in the second the first one's gradients are there."""
 
 
 @dataclass(frozen=True)
@@ -315,14 +315,16 @@ class Shape:
         length: tokens in a sequence, padding included.
         num_micro_batches: micro-batches in a step.
         is_padded: whether the shorter sequences need a mask.
+        group_size: micro-batches that have their forwards before their backwards.
     """
 
     batch: int
     length: int
     num_micro_batches: int = 1
     is_padded: bool = False
+    group_size: int = 1
 
     @property
     def traced(self) -> "Shape":
         """The same with no more micro-batches than have to be traced."""
-        return replace(self, num_micro_batches=min(self.num_micro_batches, TRACED_MICRO_BATCHES))
+        return replace(self, num_micro_batches=min(self.num_micro_batches, TRACED_MICRO_BATCHES * self.group_size))

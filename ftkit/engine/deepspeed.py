@@ -3,7 +3,7 @@
 import contextlib
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -82,6 +82,14 @@ class DeepSpeedEngine:
         """Return logits."""
         logits: torch.Tensor = self._forward(**micro_batch.inputs()).logits
         return logits
+
+    def groups(self, micro_batches: Sequence[MicroBatch]) -> Iterator[Sequence[MicroBatch]]:
+        """Yield each micro-batch alone."""
+        return ([one] for one in micro_batches)
+
+    def losses(self, group: Sequence[MicroBatch]) -> Sequence[torch.Tensor]:
+        """Return the loss of each micro-batch."""
+        return [self.loss(one) for one in group]
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of a loss to the sums, which DeepSpeed averages over the ranks."""

@@ -4,7 +4,7 @@ In half precision the trainable weights have fp32 masters, gradients are summed 
 DeepSpeed's half-precision optimizers do, so that both engines agree and one plan predicts both.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from ftkit.models.build import trainable_parameters
 from ftkit.models.objective import Objective
 from ftkit.models.partitions import own_tensors
 from ftkit.models.streaming.stream import place, value_of
+from ftkit.models.streaming.together import Together
 from ftkit.records.figures import Kind
 
 BUCKET_ELEMENTS = 2**24
@@ -37,6 +38,8 @@ class PlainEngine:
         """Move the model to the device and make masters and optimizer; see `build_engine`."""
         self.process, self.device, self.dtype, self.objective = process, process.device, dtype, objective
         self.model = place(model, self.device)
+        self._group_size = config.engine.group_size
+        self._together = Together(self.model) if self._group_size(2) > 1 else None
         self._max_grad_norm = config.optimizer.max_grad_norm
         self._parameters = trainable_parameters(self.model)
         self._masters = {name: self._master(parameter) for name, parameter in self._parameters.items()}
@@ -53,6 +56,20 @@ class PlainEngine:
     def loss(self, micro_batch: MicroBatch) -> torch.Tensor:
         """Return the loss summed over the targets of a micro-batch."""
         return self.objective.loss_sum(self.model, micro_batch)
+
+    def groups(self, micro_batches: Sequence[MicroBatch]) -> Iterator[Sequence[MicroBatch]]:
+        """Yield so many micro-batches as go through a streamed layer together."""
+        size = self._group_size(len(micro_batches))
+        # Where a trunk ran before, hidden states come with each micro-batch into a model whose lower layers are gone.
+        size = 1 if any(one.hidden is not None for one in micro_batches) else size
+        return (micro_batches[first : first + size] for first in range(0, len(micro_batches), size))
+
+    def losses(self, group: Sequence[MicroBatch]) -> Sequence[torch.Tensor]:
+        """Return the loss of each micro-batch."""
+        if len(group) == 1:
+            return [self.loss(group[0])]
+        assert self._together is not None
+        return self._together.losses(self.loss, group)
 
     def logits(self, micro_batch: MicroBatch) -> torch.Tensor:
         """Return logits."""

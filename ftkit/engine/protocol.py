@@ -1,6 +1,6 @@
 """The protocol of an engine, which two files implement; nobody above asks which one a run has."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -115,6 +115,15 @@ class Scorer(Protocol):
 
 class Engine(Scorer, Protocol):
     """A model and its optimizer, on one process or many. All methods are called by every rank, in the same order."""
+
+    def groups(self, micro_batches: Sequence[MicroBatch]) -> Iterator[Sequence[MicroBatch]]:
+        """Yield the micro-batches of a step in groups: those of one have their forwards before their backwards.
+
+        A group is one micro-batch, but where streamed layers come for several at once.
+        """
+
+    def losses(self, group: Sequence[MicroBatch]) -> Sequence[torch.Tensor]:
+        """Return `loss` of each micro-batch of a group; `backward` is given their sum."""
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of a loss to the sums, which are fp32."""

@@ -122,6 +122,7 @@ class ResolvedRun:
             offload_optimizer=self.offload_optimizer,
             offload_parameters=self.offload_parameters,
             stream_layers=config.engine.stream_layers,
+            streams_together=config.engine.stream_micro_batches != 1,
             keeps_products=config.model.recompute.cheap > 0,
             nvme_path=config.engine.nvme_path,
             has_template=config.engine.ds_config is not None,

@@ -134,7 +134,7 @@ def _whole_step(case: Case, exact: bool, tapes: Tapes) -> tuple[RankShare, Trace
     tape, basis = _known_tape(case, exact, tapes)
     streamed = _known_stream(case, tapes)
     counts, share = rank_of(case, tape, streamed)
-    coming = streamed.plan(case.target, case.shape.num_micro_batches) if streamed else None
+    coming = streamed.plan(case.target, case.shape) if streamed else None
     memory = _memory_prediction(case, counts, device_of(case, counts).of_step(share), basis)
     return share, traced(memory, _speed(case, case.shape, tape, share, coming))
 
@@ -145,7 +145,7 @@ def _predict_once(case: Case, once: Pass, exact: bool, tapes: Tapes) -> Grounds:
     tape, basis = _known_tape(replace(case, shape=shape), exact, tapes, once.given)
     streamed = _known_stream(case, tapes)
     counts, share = rank_of(case, tape, streamed)
-    coming = streamed.plan(case.target, shape.num_micro_batches, is_closed=True) if streamed else None
+    coming = streamed.plan(case.target, shape, is_closed=True) if streamed else None
     memory = with_pass(device_of(case, counts).of_step(share), case, counts, once)
     speed = _speed(case, shape, tape, share, coming)
     whole = None if once.is_done else _whole_step(case, exact, tapes)[1].step_seconds

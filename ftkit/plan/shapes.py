@@ -120,7 +120,8 @@ def plan_shape(config: RunConfig, world_size: int, sequences: Sequences | None =
     batch = config.batch.micro_batch_size if limit is None else max(1, limit // sequences.longest)
     batch = min(batch or 1, share)
     micro_batches = num_micro_batches(config, world_size, sequences, batch)
-    return Shape(batch, sequences.longest, micro_batches, is_padded=not sequences.are_equal and batch > 1)
+    is_padded, group_size = not sequences.are_equal and batch > 1, config.engine.group_size(micro_batches)
+    return Shape(batch, sequences.longest, micro_batches, is_padded, group_size)
 
 
 def num_steps(config: RunConfig, num_samples: int | None) -> int | None:

@@ -7,6 +7,7 @@ of them weigh is asked of the whole model.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ftkit.data.batching import Shape
 from ftkit.models.activations.link import pinned_size
 from ftkit.models.build import build_empty_model
 from ftkit.models.layers import first_trained_layer
@@ -96,15 +97,16 @@ class Streamed:
             return replace(share, host_bytes=self.num_bytes + self.table_bytes, pinned_bytes=self.num_bytes)
         return share if device_type == "cpu" else replace(share, host_bytes=self.staging_bytes)
 
-    def plan(self, target: Target, num_micro_batches: int, *, is_closed: bool = False) -> StreamPlan:
+    def plan(self, target: Target, shape: Shape, *, is_closed: bool = False) -> StreamPlan:
         """Return what a plan says of the layers.
 
         Args:
             target: where they go.
-            num_micro_batches: of a step.
+            shape: of a step; the micro-batches of a group go through a layer before the next one comes.
             is_closed: whether a step runs from above the frozen trunk, which has run before.
         """
-        step_bytes = num_micro_batches * self._coming(self._order(is_closed))
+        num_groups = -(-shape.num_micro_batches // shape.group_size)
+        step_bytes = num_groups * self._coming(self._order(is_closed))
         return StreamPlan(
             place=self.place,
             num_bytes=self.num_bytes,
@@ -128,7 +130,7 @@ class Streamed:
         return link if self.place == "ram" else min(disk, link)
 
     def _order(self, is_closed: bool) -> list[int]:
-        """Return the layers as a micro-batch runs them, up and down again, each once where it turns."""
+        """Return the layers as a group of micro-batches runs them, up and down again, each once where it turns."""
         num = len(self.layer_bytes)
         lowest = num if self.lowest is None else self.lowest
         order = [*range(lowest if is_closed else 0, num), *range(num - 2, lowest - 1, -1)]

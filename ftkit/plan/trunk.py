@@ -83,7 +83,7 @@ def head_shape(case: Case, once: Pass) -> Shape:
         once: its pass.
     """
     if not once.cut.is_pooled:
-        return case.shape
+        return replace(case.shape, group_size=1)  # hidden states come with each micro-batch, which goes alone
     share = rank_share(case.run.config, case.target.num_devices, case.sequences)
     limit = case.run.config.batch.token_limit
     most = case.run.config.batch.micro_batch_size if limit is None else limit // case.sequences.shortest

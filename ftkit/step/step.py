@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 
@@ -44,13 +45,14 @@ def train_step(
     """
     total = torch.zeros((), device=engine.device)
     engine.begin_step(len(micro_batches))
-    for micro_batch in micro_batches:
+    for group in engine.groups(micro_batches):
         with observer.during(Phase.FORWARD):
-            loss = engine.loss(micro_batch) / num_targets
-            total += loss.detach()
+            losses = [loss / num_targets for loss in engine.losses(group)]
+            for loss in losses:
+                total += loss.detach()
         with observer.during(Phase.BACKWARD):
-            engine.backward(loss)
-        del loss  # and with it the graph, which would live on into the next forward
+            engine.backward(reduce(torch.add, losses))
+        del loss, losses  # and with them the graph, which would live on into the next forward
     with observer.during(Phase.OPTIMIZER):
         grad_norm = engine.apply_gradients(learning_rate)
     return StepResult(engine.sum_over_ranks(total), grad_norm)

@@ -64,7 +64,7 @@ def wants_trial(job: Job) -> bool:
 
 
 def try_worst(job: Job, attempts: Attempts) -> None:
-    """Take the step of the longest sequences, its two largest micro-batches alone, and undo it.
+    """Take the step of the longest sequences, its two largest micro-batches or groups of them alone, and undo it.
 
     Args:
         job: the run.
@@ -75,8 +75,9 @@ def try_worst(job: Job, attempts: Attempts) -> None:
 
     def attempt(limits: Limits) -> StepResult:
         shares = cut(lengths[rows], limits.batch, job.process.world_size)[job.process.rank]
-        job.engine.begin_step(len(shares[:2]))
-        micro_batches = [_collated(job, rows[share]) for share in shares[:2]]  # the second adds to the first's sums
+        shares = shares[: 2 * job.config.engine.group_size(len(shares))]  # the second adds to the first's sums
+        job.engine.begin_step(len(shares))
+        micro_batches = [_collated(job, rows[share]) for share in shares]
         return step.train_step(job.engine, micro_batches, 1, 0.0, attempts)
 
     job.meter.enter(_TRIAL)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from ftkit.config.tree import RunConfig
+from ftkit.config.tree import BatchConfig, RunConfig
 from ftkit.data.batching import Shape
 from ftkit.engine.resolve import resolve
 from ftkit.machine.disk import CACHE_VARIABLE
@@ -32,29 +32,35 @@ def folder(tmp_path_factory):
     return deep_model(tmp_path_factory.mktemp("deep") / "model", "llama", NUM_LAYERS)
 
 
-def run_config(name, method, place="disk"):
+def run_config(name, method, place="disk", together=1):
     """Return what streams a model."""
     return RunConfig.model_validate(
         {
             "task": "causal-lm",
             "model": {"name": str(name), "precision": "fp32"},
             "method": method,
-            "engine": {"name": "plain", "stream_layers": place},
+            "engine": {"name": "plain", "stream_layers": place, "stream_micro_batches": together},
         }
     )
 
 
 @pytest.mark.parametrize(
-    ("method", "precision", "num_first"),
-    [(Lora(), "fp32", 2), (Lora(top_layers=2), "bf16", 1), (Qlora(), "bf16", 2)],
-    ids=("lora", "lora in the two top layers", "qlora"),
+    ("method", "precision", "together", "num_first"),
+    # The first micro-batch of all that go together runs through the four layers before the others do.
+    [
+        (Lora(), "fp32", 1, 2),
+        (Lora(), "fp32", 2, 2 + NUM_LAYERS),
+        (Lora(top_layers=2), "bf16", 1, 1),
+        (Qlora(), "bf16", 1, 2),
+    ],
+    ids=("lora", "lora, together", "lora in the two top layers", "qlora"),
 )
 def test_a_plan_counts_what_lives_in_a_real_streamed_step_and_what_comes(
-    folder, method, precision, num_first, tmp_path, monkeypatch
+    folder, method, precision, together, num_first, tmp_path, monkeypatch
 ):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))  # where layers are packed
     target, dtype = find_target("cpu"), models.DTYPES[precision]
-    run = resolve(run_config(folder, method), target.devices)
+    run = resolve(run_config(folder, method, together=together), target.devices)
     source = resolve_source(run.config.model, run.config.task)
     architecture = load_config(source, None, 0)
     model = build_model(run.config, source, architecture, dtype)
@@ -70,7 +76,7 @@ def test_a_plan_counts_what_lives_in_a_real_streamed_step_and_what_comes(
     # The very first forward does not find those of the lowest layers in the window that later ones find.
     generations = [buffer.generation for buffer in stream.window._buffers]
     num_filled = sum(generations) - num_first
-    step_bytes = streamed.plan(target, SIZES.num_micro_batches).step_bytes
+    step_bytes = streamed.plan(target, replace(SIZES, group_size=together)).step_bytes
     assert NUM_STEPS * step_bytes == num_filled * stream.layout.bytes_of(0)
 
 
@@ -83,6 +89,20 @@ def test_few_layers_stand_for_many_and_the_window_does_not_grow_with_their_numbe
     assert plans[8].peak_active_bytes == whole.peak_active_bytes
     assert plans[8].streamed.window_bytes == plans[16].streamed.window_bytes
     assert 2 * plans[8].streamed.num_bytes == plans[16].streamed.num_bytes
+
+
+def test_micro_batches_that_go_together_let_layers_come_less_often_and_keep_the_inputs_of_each():
+    target, tapes, plans = find_target("t4"), Tapes(), {}
+    for number in (1, 2, "all"):
+        config = run_config("llama", Lora(), "ram", number)
+        config = config.model_copy(update={"batch": BatchConfig(global_batch_size=8, micro_batch_size=2)})
+        plans[number] = predict(config, target, models.architecture("llama", 8), tapes=tapes)
+    assert plans[1].streamed.step_bytes == 2 * plans[2].streamed.step_bytes == 4 * plans["all"].streamed.step_bytes
+    inputs = 8 * 2 * config.data.max_length * models.architecture("llama", 8).hidden_size * 4
+    assert plans[2].peak_active_bytes - plans[1].peak_active_bytes >= inputs
+    assert plans["all"].peak_active_bytes - plans[2].peak_active_bytes >= 2 * inputs
+    whole = predict(config, target, models.architecture("llama", 8), exact=True)
+    assert plans["all"].peak_active_bytes == whole.peak_active_bytes
 
 
 def test_the_host_keeps_all_layers_pinned_or_one_weight_on_its_way_and_a_step_waits_for_what_comes():

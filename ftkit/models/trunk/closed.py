@@ -14,7 +14,8 @@ from torch import nn
 
 from ftkit.models.kernels.chunked_loss import Targets
 from ftkit.models.methods.lora import unwrapped
-from ftkit.models.trunk.cut import AROUND, STATES, Cut
+from ftkit.models.stand_in import StandIn, handing_on, with_states
+from ftkit.models.trunk.cut import AROUND, Cut
 
 _FORWARD_ARGUMENT = "hidden"
 """The field of a micro-batch that carries what crosses; a closed model takes it out before its own code runs."""
@@ -54,7 +55,7 @@ def close(model: nn.Module, cut: Cut, *, is_loaded: bool = True) -> Callable[[],
         hidden = hidden[:, None] if cut.is_pooled and not cut.is_flat else hidden
         if args[1:] and isinstance(args[1], Targets):  # a head that is asked for the loss of some rows
             hidden = hidden.flatten(0, 1).index_select(0, args[1].places)
-        return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {STATES: hidden})
+        return with_states(args, kwargs, hidden)
 
     handles = [
         model.register_forward_pre_hook(take, with_kwargs=True),
@@ -64,7 +65,8 @@ def close(model: nn.Module, cut: Cut, *, is_loaded: bool = True) -> Callable[[],
     for name, module in replaced.items():
         form = dict(cut.layers).get(name)
         is_layer = name in dict(cut.layers)
-        model.set_submodule(name, _Passed(module, form) if is_layer else _NoTable(module, is_loaded=is_loaded))
+        stand_in = StandIn(module, handing_on(form)) if is_layer else _NoTable(module, is_loaded=is_loaded)
+        model.set_submodule(name, stand_in)
 
     def reopen() -> None:
         for handle in handles:
@@ -90,27 +92,6 @@ def spared(model: nn.Module, cut: Cut) -> tuple[str, ...]:
     kept = {id(one) for name, one in model.named_parameters(remove_duplicate=False) if not name.startswith(inside)}
     alone = (name for name in names if not any(id(one) in kept for one in model.get_submodule(name).parameters()))
     return tuple(name.removeprefix(AROUND) for name in alone)
-
-
-class _Passed(nn.Module):
-    """Hands on what it is given, in the place of a layer; what the model's code asks a layer about itself stays."""
-
-    def __init__(self, layer: nn.Module, form: int | None) -> None:
-        super().__init__()
-        self._form = form
-        self._said = {
-            name: value
-            for name, value in vars(layer).items()
-            if not name.startswith("_") and name not in ("training", "config")
-        }
-
-    def __getattr__(self, name: str) -> Any:
-        said = self.__dict__.get("_said", {})
-        return said[name] if name in said else super().__getattr__(name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        hidden = args[0] if args else kwargs[STATES]
-        return hidden if self._form is None else (hidden, *[None] * (self._form - 1))
 
 
 class _NoTable(nn.Module):

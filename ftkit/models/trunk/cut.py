@@ -24,11 +24,10 @@ from ftkit.models.build import set_training
 from ftkit.models.heads import classifies
 from ftkit.models.layers import transformer_layers
 from ftkit.models.methods.lora import unwrapped
+from ftkit.models.stand_in import states_of, with_states
 
 AROUND = "base_model.model."
 """What PEFT puts before the names of the model that it is around."""
-STATES = "hidden_states"
-"""What transformers' layers call their first argument, where it is given by name."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +193,7 @@ def _arrival(model: nn.Module, entry: str, micro_batch: MicroBatch) -> torch.Ten
     arrived: list[torch.Tensor] = []
 
     def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        arrived.append(args[0] if args else kwargs[STATES])
+        arrived.append(states_of(args, kwargs))
         raise _ArrivedError
 
     handle = model.get_submodule(entry).register_forward_pre_hook(look, with_kwargs=True)
@@ -218,10 +217,10 @@ def _looked_at(model: nn.Module, entry: str, micro_batch: MicroBatch) -> tuple[t
     arrived: list[torch.Tensor] = []
 
     def watch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        hidden = (args[0] if args else kwargs[STATES]).detach().requires_grad_()
+        hidden = states_of(args, kwargs).detach().requires_grad_()
         arrived.append(hidden)
         torch.set_grad_enabled(True)  # from here on; the trunk has run without
-        return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {STATES: hidden})
+        return with_states(args, kwargs, hidden)
 
     handle = model.get_submodule(entry).register_forward_pre_hook(watch, with_kwargs=True)
     try:

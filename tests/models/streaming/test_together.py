@@ -1,0 +1,107 @@
+"""Several micro-batches that go through a streamed layer together give what they give one by one, to the bit."""
+
+import numpy as np
+import pytest
+import torch
+
+from ftkit.data import batching
+from ftkit.errors import ConfigError, ModelError
+from ftkit.models.build import set_training
+from ftkit.models.layers import transformer_layers
+from ftkit.models.streaming.stream import stream_of
+from ftkit.step.step import train_step
+from tests import helpers
+from tests.models.streaming.conftest import engine_of, gradients_of
+from tests.models.streaming.test_stream import DISK, FAMILIES
+
+CUT = ([0, 1], [2], [3, 4], [5], [6])
+"""Sequences of the micro-batches of a step, ragged."""
+
+
+def together(number):
+    return (DISK, f"engine.stream_micro_batches={number}")
+
+
+def take_steps(engine, num_steps=1):
+    """Return the losses of steps of five micro-batches, the gradients of the last, and how often buffers filled."""
+    set_training(engine.model, True)
+    torch.manual_seed(5)
+    split = helpers.ragged_split("causal-lm", num_samples=7)
+    micro_batches = [batching.collate(split, np.array(rows), helpers.PADDING, engine.device) for rows in CUT]
+    gradients, losses, apply = {}, [], engine.apply_gradients
+
+    def look(rate):
+        gradients.update(gradients_of(engine))
+        return apply(rate)
+
+    engine.apply_gradients = look
+    for _ in range(num_steps):
+        losses.append(float(train_step(engine, micro_batches, 40.0, 0.01).loss))
+    fillings = [buffer.generation for buffer in stream_of(engine.model).window._buffers]
+    return losses, gradients, sum(fillings)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_losses_and_gradients_are_those_of_micro_batches_one_by_one(family, deep):
+    way = ("method.dropout=0",)
+    for dtype in (torch.float32, torch.bfloat16) if family == "llama" else (torch.float32,):
+        wanted = take_steps(engine_of(deep(family), *way, DISK, dtype=dtype))
+        for number in ("all", 2) if family == "llama" else ("all",):
+            found = take_steps(engine_of(deep(family), *way, *together(number), dtype=dtype))
+            assert found[0] == wanted[0]
+            assert found[1].keys() == wanted[1].keys()
+            assert all(torch.equal(found[1][name], one) for name, one in wanted[1].items())
+            assert found[2] < wanted[2]
+
+
+def test_layers_come_twice_a_group_and_not_twice_a_micro_batch(deep):
+    counts = {}
+    for number in (2, "all"):
+        engine = engine_of(deep("llama"), *together(number))
+        fillings = [take_steps(engine)[2] for _ in range(2)]
+        counts[number] = fillings[1] - fillings[0]
+    # Six layers up and down: of twelve the two at each turn are there still.
+    assert counts == {2: 3 * 8, "all": 8}
+
+
+def test_a_layer_draws_its_dropout_again_as_it_drew_it_for_each_micro_batch(deep):
+    # Over one layer the draws come in one order in both ways.
+    way = ("method.dropout=0.3",)
+    wanted, found = (take_steps(engine_of(deep("llama", 1), *way, *more)) for more in ((DISK,), together("all")))
+    assert found[0] == wanted[0]
+    assert all(torch.equal(found[1][name], one) for name, one in wanted[1].items())
+
+
+def test_adapters_in_the_top_layers_alone_go_together_over_frozen_ones(deep):
+    way = ("method.dropout=0", "method.top_layers=2")
+    wanted, found = (take_steps(engine_of(deep("llama"), *way, *more)) for more in ((DISK,), together("all")))
+    assert found[0] == wanted[0]
+    assert all(torch.equal(found[1][name], one) for name, one in wanted[1].items())
+
+
+class Doubled(torch.nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden, **kwargs):
+        return self.layer(hidden * 2, **kwargs)
+
+
+class Doubling(torch.nn.ModuleList):
+    """Layers between which a model does something of its own."""
+
+    def __iter__(self):
+        return map(Doubled, super().__iter__())
+
+
+def test_a_model_that_does_something_between_its_layers_is_refused(deep):
+    engine = engine_of(deep("llama"), *together("all"))
+    transformer_layers(engine.model)[1].__class__ = Doubling
+    with pytest.raises(ModelError, match=r"layer 1 of the model gets more .* leave engine\.stream_micro_batches out"):
+        take_steps(engine)
+
+
+def test_it_is_refused_where_nothing_is_streamed(deep):
+    with pytest.raises(ConfigError, match=r"engine\.stream_micro_batches"):
+        engine_of(deep("llama"), "engine.stream_micro_batches=all")
