@@ -1,0 +1,265 @@
+"""One training run of a model whose frozen weights are not all in memory: ftkit, DeepSpeed's ZeRO-3, or accelerate.
+
+`benchmarks/larger_than_memory.py` starts it, in a process of its own:
+
+    python -m benchmarks.offloaders NAME WORK.json FOLDER [--count]
+
+    ftkit:disk[:SETTING...]         ftkit, layers streamed from the model's files
+    ftkit:none[:SETTING...]         ftkit, all weights in memory
+    deepspeed:cpu|nvme[:recompute]  ZeRO-3 with its parameters offloaded, PEFT
+    accelerate:disk[:recompute]     accelerate's disk_offload, PEFT
+
+All of them take the same steps over the same texts, with the same adapters, and with torch's AdamW. The others run in a
+loop that does nothing but train, and their memory is that of the loop alone: while they load, they may hold the model
+whole. ftkit is the whole of `ftkit train`, loading and saving included, without its plan and its scores.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contestants import ALPHA, DROPOUT, RANK, with_adapters
+from benchmarks.live_bytes import LiveBytes
+
+LEARNING_RATE = 1e-4
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work that every contestant does.
+
+    Attributes:
+        model: a folder.
+        data: a folder with `train.jsonl`.
+        max_length: tokens of every text, which is longer and is cut.
+        micro_batches: of a step.
+        micro_batch_size: sequences of a forward.
+        num_steps: optimizer steps.
+    """
+
+    model: str
+    data: str
+    max_length: int
+    micro_batches: int
+    micro_batch_size: int
+    num_steps: int
+
+    @property
+    def global_batch_size(self) -> int:
+        """Sequences of a step."""
+        return self.micro_batches * self.micro_batch_size
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run gave.
+
+    Attributes:
+        step_seconds: of each step.
+        losses: of each step.
+        resident_bytes: the most that the process held, as Linux counts it (VmHWM).
+        counted_bytes: the most that live tensors held; None where nothing was counted.
+    """
+
+    step_seconds: list[float]
+    losses: list[float]
+    resident_bytes: int
+    counted_bytes: int | None
+
+
+Steps = tuple[list[float], list[float]]
+"""Seconds and loss of each step."""
+Watch = AbstractContextManager[object]
+"""Counts the bytes of live tensors, or nothing."""
+
+
+def run_ftkit(place: str, settings: Sequence[str], work: Work, folder: Path, watch: Watch) -> Steps:
+    """Train with ftkit."""
+    import ftkit
+
+    given = [
+        "task=causal-lm",
+        f"model.name={work.model}",
+        "model.precision=fp32",
+        f"data.dataset={work.data}",
+        f"data.max_length={work.max_length}",
+        "data.validation_share=0",
+        "data.test_share=0",
+        "method.name=lora",
+        f"method.rank={RANK}",
+        f"method.alpha={ALPHA}",
+        f"method.dropout={DROPOUT}",
+        f"batch.global_batch_size={work.global_batch_size}",
+        f"batch.micro_batch_size={work.micro_batch_size}",
+        f"optimizer.learning_rate={LEARNING_RATE}",
+        "schedule.name=constant",
+        f"engine.stream_layers={place}",
+        "training.epochs=1",
+        f"training.max_steps={work.num_steps}",
+        "training.log_every=1",
+        "training.plan_first=false",
+        "training.trial_step=never",
+        f"output.folder={folder}",
+        "output.overwrite=true",
+        "output.reopen=false",
+        *settings,
+    ]
+    with watch:
+        record = ftkit.train(ftkit.load_config(settings=given))
+    return [step.step_seconds for step in record.steps], [step.loss for step in record.steps]
+
+
+def encoded(work: Work) -> Any:
+    """Return the tokens of all texts, [N, T]."""
+    import torch
+    from transformers import AutoTokenizer
+
+    lines = (Path(work.data) / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    tokenizer = AutoTokenizer.from_pretrained(work.model)
+    texts = [json.loads(line)["text"] for line in lines]
+    return torch.tensor(tokenizer(texts, truncation=True, max_length=work.max_length).input_ids)
+
+
+def loop(work: Work, micro_step: Callable[[Any], Any], update: Callable[[], None], watch: Watch) -> Steps:
+    """Take the steps of a plain loop.
+
+    Args:
+        work: what is done.
+        micro_step: forward and backward of one micro-batch [B, T]; returns its loss, a mean.
+        update: after those of a step.
+        watch: is entered for the loop alone.
+    """
+    tokens, seconds, losses = encoded(work), [], []
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # from here on VmHWM counts anew: proc(5)
+    with watch:
+        for step in tokens.split(work.global_batch_size)[: work.num_steps]:
+            began = time.perf_counter()
+            loss = sum(float(micro_step(part)) for part in step.split(work.micro_batch_size))
+            update()
+            seconds.append(time.perf_counter() - began)
+            losses.append(loss / work.micro_batches)
+    return seconds, losses
+
+
+def most_resident() -> int:
+    """Return the most bytes of memory that this process held since it began, or since that was cleared."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def load(work: Work, recomputes: bool) -> Any:
+    """Return the model, in training mode."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(work.model, dtype=torch.float32)
+    model.config.use_cache = False
+    if recomputes:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.train()
+
+
+def run_deepspeed(place: str, settings: Sequence[str], work: Work, folder: Path, watch: Watch) -> Steps:
+    """Train with PEFT under ZeRO-3 whose parameters are offloaded; the window is that of ftkit, two layers."""
+    import deepspeed
+    import torch
+    from transformers import AutoConfig
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+    sizes = AutoConfig.from_pretrained(work.model)
+    layer = sizes.hidden_size * (2 * sizes.hidden_size + 3 * sizes.intermediate_size)
+    layer += 2 * sizes.hidden_size * sizes.num_key_value_heads * (sizes.hidden_size // sizes.num_attention_heads)
+    # A buffer has room for the largest weight, the table of tokens; the window needs one for each matrix.
+    offload = {
+        "device": place, "pin_memory": False, "buffer_count": 16, "buffer_size": sizes.vocab_size * sizes.hidden_size,
+    }  # fmt: skip
+    config = {
+        "train_micro_batch_size_per_gpu": work.micro_batch_size,
+        "gradient_accumulation_steps": work.micro_batches,
+        "gradient_clipping": 1.0,
+        "zero_optimization": {
+            "stage": 3,
+            "overlap_comm": False,
+            "stage3_max_live_parameters": 2 * layer,
+            "stage3_max_reuse_distance": 0,
+            "stage3_prefetch_bucket_size": layer,
+            "stage3_param_persistence_threshold": 0,
+            "offload_param": offload if place == "cpu" else {**offload, "nvme_path": str(folder)},
+        },
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    meeting = f"file://{folder.resolve()}/meeting"
+    deepspeed.init_distributed("gloo", auto_mpi_discovery=False, init_method=meeting, rank=0, world_size=1)
+    said = HfDeepSpeedConfig(config)  # while it lives, weights are partitioned and offloaded as they are loaded
+    model = with_adapters(load(work, "recompute" in settings), is_lm=True)
+    trained = [one for one in model.parameters() if one.requires_grad]
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=torch.optim.AdamW(trained, lr=LEARNING_RATE), config=config
+    )
+    del said
+
+    def micro_step(tokens: Any) -> Any:
+        loss = engine(input_ids=tokens, labels=tokens).loss
+        engine.backward(loss)
+        engine.step()
+        return loss.detach()
+
+    return loop(work, micro_step, lambda: None, watch)
+
+
+def run_accelerate(place: str, settings: Sequence[str], work: Work, folder: Path, watch: Watch) -> Steps:
+    """Train with PEFT over a model whose weights accelerate brings from the disk, module by module."""
+    import torch
+    from accelerate import disk_offload
+
+    assert place == "disk"
+    model = with_adapters(load(work, "recompute" in settings), is_lm=True)
+    trained = [one for one in model.parameters() if one.requires_grad]
+    # Module by module: of a model that is offloaded whole, PEFT makes adapters without numbers, on `meta`.
+    for name, module in list(model.named_modules()):
+        own = list(module.parameters(recurse=False))
+        if own and not any(one.requires_grad for one in own):
+            disk_offload(module, str(folder / name), torch.device("cpu"))
+    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE)
+
+    def micro_step(tokens: Any) -> Any:
+        loss = model(input_ids=tokens, labels=tokens).loss
+        (loss / work.micro_batches).backward()
+        return loss.detach()
+
+    def update() -> None:
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return loop(work, micro_step, update, watch)
+
+
+PROGRAMS = {"ftkit": run_ftkit, "deepspeed": run_deepspeed, "accelerate": run_accelerate}
+
+
+def main() -> None:
+    """Run one contestant, and print the result as JSON on the last line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="such as ftkit:disk or deepspeed:cpu:recompute")
+    parser.add_argument("work", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--count", action="store_true", help="count the bytes of live tensors")
+    arguments = parser.parse_args()
+    work = Work(**json.loads(arguments.work.read_text(encoding="utf-8")))
+    program, place, *settings = arguments.name.split(":")
+    counter = LiveBytes() if arguments.count else None
+    seconds, losses = PROGRAMS[program](place, settings, work, arguments.folder, counter or nullcontext())
+    counted = None if counter is None else counter.peak
+    print(json.dumps(asdict(Result(seconds, losses, most_resident(), counted))))
+
+
+if __name__ == "__main__":
+    main()
