@@ -17,6 +17,7 @@ from ftkit.models import bnb
 from ftkit.models.sources.positions import PositionFile
 from ftkit.models.streaming.images import image_of
 from ftkit.models.streaming.layout import Layout, Slot
+from ftkit.models.streaming.pinned import pinned
 from ftkit.models.streaming.stored import StoredWeights, explained_reading
 
 PACKED = "packed"
@@ -27,7 +28,13 @@ _FORMAT = 1
 
 
 class KeptLayers:
-    """Reads the images of layers out of files that are made where they are not there yet."""
+    """Reads the images of layers out of files that are made where they are not there yet.
+
+    Attributes:
+        folder: of the files.
+        num_bytes: of all layers.
+        num_made: how many of them had to be packed.
+    """
 
     def __init__(self, stored: StoredWeights, layout: Layout, limit: int) -> None:
         """Find the layers, and pack what is not found, one layer at a time.
@@ -56,7 +63,7 @@ class KeptLayers:
                 self._files[layer].read_into(_IMAGE, memory[:size])
                 return
             if self._staging is None:
-                self._staging = torch.empty(self._layout.buffer_bytes, dtype=torch.uint8, pin_memory=True)
+                self._staging = pinned(self._layout.buffer_bytes)
             self._files[layer].read_into(_IMAGE, self._staging[:size])
         # Blocking, so that the next layer does not come into the staging while this one leaves it.
         memory[:size].copy_(self._staging[:size])
@@ -74,7 +81,10 @@ class KeptLayers:
             if found is None:
                 self.num_made += 1
                 found = kept.put(key, partial(_write, image_of(self._layout, layer, stored)))
-            return PositionFile(found)  # from now on another run may remove the name, and this one reads on
+            try:
+                return PositionFile(found)  # from now on another run may remove the name, and this one reads on
+            except FileNotFoundError:  # one that has just made room
+                return self._open(kept, stored, layer)
 
 
 def _write(image: torch.Tensor, aside: Path) -> None:

@@ -11,6 +11,7 @@ from ftkit.models.left_out import left_out
 from ftkit.models.streaming.images import image_of
 from ftkit.models.streaming.kept import KeptLayers
 from ftkit.models.streaming.layout import Layout, Slot
+from ftkit.models.streaming.pinned import pinned
 from ftkit.models.streaming.stored import StoredWeights
 from ftkit.models.streaming.table import HostTable, NoTable, StoredTable, TableSource, left_out_table
 from ftkit.units import format_bytes
@@ -104,7 +105,7 @@ class HostLayers:
         self._layout = layout
         sizes = [layout.bytes_of(layer) for layer in range(len(layout.layers))]
         self._starts = [0, *accumulate(sizes)]
-        self._blocks = [_pinned(size) for size in _block_sizes(sum(sizes))]
+        self._blocks = [pinned(size) for size in _block_sizes(sum(sizes))]
         for layer in range(len(sizes)):
             image, place = image_of(layout, layer, stored), 0
             for piece in self._pieces(layer):
@@ -192,13 +193,3 @@ def _block_sizes(num_bytes: int) -> list[int]:
     """Return the sizes of blocks that hold some bytes, of which the last alone is not full."""
     full, rest = divmod(num_bytes, _PINNED_BYTES)
     return [_PINNED_BYTES] * full + [rest] * bool(rest)
-
-
-def _pinned(num_bytes: int) -> torch.Tensor:
-    """Return memory that the system does not page out; where it refuses that, as WSL, or has no GPU, ordinary one."""
-    if torch.cuda.is_available():
-        try:
-            return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
-        except RuntimeError:
-            pass  # `layers_from` says so
-    return torch.empty(num_bytes, dtype=torch.uint8)
