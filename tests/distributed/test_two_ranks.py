@@ -16,7 +16,7 @@ import transformers
 
 from ftkit.machine.process import ProcessContext
 from ftkit.training.checkpoints.checkpoint import load_checkpoint
-from tests.distributed.worker import BOUNDED, CUT, DTYPES, cached_cases, cases, settings_of, split_of
+from tests.distributed.worker import BOUNDED, CUT, DTYPES, cached_cases, cases, settings_of, split_of, streamed_cases
 from tests.helpers import build, logits_of, take_steps
 
 pytestmark = pytest.mark.distributed
@@ -149,6 +149,13 @@ def test_two_ranks_with_a_trunk_computed_once_train_bit_by_bit_as_without(case, 
     assert found["moved"] == []
     # The ranks divide the work; the case under ZeRO-2 comes second, and finds what the plain one has written.
     assert found["written"] == ([[0, 2, 4, 6], [1, 3, 5, 7]] if case["name"].endswith("zero0") else [[], []])
+
+
+@pytest.mark.parametrize("case", streamed_cases(), ids=named)
+def test_two_ranks_with_streamed_layers_train_bit_by_bit_as_with_all_weights_in_memory(case, launch):
+    found = launch[1][case["name"]]
+    assert found["streamed"] == found["resident"]
+    assert found["moved"] == []
 
 
 def reload(case, folder):

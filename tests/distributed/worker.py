@@ -39,6 +39,7 @@ from tests.helpers import (
     save_tiny_model,
     take_steps,
 )
+from tests.models.streaming.conftest import deep_model
 from tests.quick_ranks import collect_little, know_the_processor
 
 METHODS = ("feature-extraction", "lora", "qlora", "full")
@@ -141,6 +142,27 @@ def run_cached(case: dict, process: ProcessContext, folder: Path) -> dict:
     }
 
 
+def streamed_cases() -> list[dict[str, Any]]:
+    """Return the ways in which both ranks stream the layers of a model of six of them."""
+    disk = ["engine.stream_layers=disk"]
+    return [
+        {"name": "streamed", "streamed": disk},
+        {"name": "streamed-together", "streamed": [*disk, "engine.stream_micro_batches=all"]},
+    ]
+
+
+def run_streamed(case: dict, process: ProcessContext, folder: Path) -> dict:
+    """Take the same steps with all weights in memory and with streamed layers."""
+    way = ["method.name=lora", "method.dropout=0", "task=causal-lm", "model.recompute=layer", "engine.name=plain"]
+    way += ["batch.global_batch_size=8", "batch.micro_batch_size=1"]
+    split, found, states = ragged_split("causal-lm"), {}, {}
+    for name, more in (("resident", []), ("streamed", case["streamed"])):
+        taken = take_steps(*build([*way, *more], folder / "models" / "deep", torch.float32, process), split)
+        found[name], states[name] = [taken.losses, taken.norms], taken.engine.trainable_state()
+    moved = [name for name, one in states["resident"].items() if not torch.equal(states["streamed"][name], one)]
+    return found | {"moved": moved}
+
+
 def name_of(case: dict) -> str:
     """Return a name that says all that a case turns on."""
     extra = [setting.partition(".")[2] for setting in case.get("settings", [])]
@@ -240,13 +262,14 @@ def main() -> None:
     if process.is_main:
         for family in ("gpt2", "bert", "llama"):
             save_tiny_model(folder / "models" / family, family)
+        deep_model(folder / "models" / "deep", "llama")
     torch.distributed.barrier()
     assert templates_folder().is_dir()
     know_the_processor()
     keep_imports, found = collect_little(), {}
-    for case in (*cases(), *cached_cases()):
+    for case in (*cases(), *cached_cases(), *streamed_cases()):
         try:
-            take = run_case if "model" in case else run_cached
+            take = run_case if "model" in case else run_streamed if "streamed" in case else run_cached
             found[case["name"]] = take(case, process, folder)
         except Exception:  # written down, and then the launcher ends the other rank, which would wait for ever
             found[case["name"]] = {"error": traceback.format_exc()}
