@@ -30,9 +30,9 @@ from benchmarks.beside import ROOT, spread
 from benchmarks.offloaders import Work
 
 KEPT = "larger_than_memory.jsonl"
-FTKIT = "ftkit:disk"
-TOGETHER = "ftkit:disk:engine.stream_micro_batches=all"
-NAMES = [FTKIT, TOGETHER, "deepspeed:cpu", "deepspeed:cpu:recompute", "accelerate:disk:recompute"]
+FTKIT = "ftkit:disk:engine.stream_micro_batches=all"
+"""What the others are set beside."""
+NAMES = [FTKIT, "ftkit:disk", "deepspeed:cpu", "deepspeed:cpu:recompute", "accelerate:disk:recompute"]
 SHAPES: dict[str, Any] = {
     "llama": {
         "vocab_size": 32000, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 16,
