@@ -10,6 +10,7 @@ HUB = ("huggingface_hub==1.5.0", "httpx==0.28.1", "httpcore==1.0.9", "h11==0.16.
 """What transformers 5 talks to the hub by; nothing is asked of it here."""
 OLD_HUB = "huggingface_hub==0.36.0"
 BESIDE = {
+    (5, 16): HUB,  # with the tokenizers beside this project
     (5, 0): ("tokenizers==0.22.1", *HUB),
     (4, 56): ("tokenizers==0.22.1", OLD_HUB),
     (4, 47): ("tokenizers==0.21.0", OLD_HUB),

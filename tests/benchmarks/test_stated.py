@@ -120,6 +120,8 @@ def test_the_versions_that_a_row_names_are_those_that_are_installed_and_traced()
     assert set(stacks.pins(judge)) == {
         "transformers==4.46.3", "peft==0.13.2", "tokenizers==0.20.3", versions.OLD_HUB
     }  # fmt: skip
+    assert "tokenizers==0.22.1" in versions.complete(("transformers==5.15.0",))
+    assert versions.complete(("transformers==5.17.0",)) == ("transformers==5.17.0", *versions.HUB)
     packed = STATED | PACKED | {"framework_version": "bitsandbytes 0.45.0"}
     assert stacks.judge_of(packed) == "hf_any bitsandbytes==0.45.0"
     assert stacks.judge_of(packed | FULL | {"quant": None}) == "hf_any"  # nothing of it runs
