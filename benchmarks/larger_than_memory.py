@@ -1,7 +1,6 @@
 """Train a model that need not be in memory: ftkit beside DeepSpeed's ZeRO-3 offload and accelerate, in turns.
 
     python -m benchmarks.larger_than_memory llama|smollm2 runs/larger [--rounds 3] [--names ftkit:disk ...]
-    python -m benchmarks.larger_than_memory llama runs/larger --count   # bytes of live tensors, once each
     python -m benchmarks.larger_than_memory table runs/larger
     python -m benchmarks.larger_than_memory table benchmarks            # the runs of docs/guide/larger-than-memory.md
 
@@ -64,7 +63,7 @@ def prepare(shape: str, folder: Path) -> Work:
     return replace(WORK, model=str(model.resolve()), data=str(texts.resolve()))
 
 
-def run_one(name: str, work: Work, folder: Path, *, count: bool) -> Run | None:
+def run_one(name: str, work: Work, folder: Path) -> Run | None:
     """Run a contestant in a process of its own; None where it fails, which is printed."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -72,20 +71,20 @@ def run_one(name: str, work: Work, folder: Path, *, count: bool) -> Run | None:
     job.write_text(json.dumps(asdict(work)), encoding="utf-8")
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.offloaders", name, str(job), str(folder / "run")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, *(["--count"] if count else [])], env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     shutil.rmtree(folder, ignore_errors=True)
     if done.returncode:
         print(f"{name} failed: {done.stdout[-1000:]}{done.stderr[-3000:]}", file=sys.stderr)
         return None
-    return {"name": name, "counted": count, **json.loads(done.stdout.splitlines()[-1])}
+    return {"name": name, **json.loads(done.stdout.splitlines()[-1])}
 
 
-def compare(shape: str, names: Sequence[str], folder: Path, rounds: Sequence[int], *, count: bool) -> None:
+def compare(shape: str, names: Sequence[str], folder: Path, num_rounds: int) -> None:
     """Run every contestant in turn, round by round, and keep what each run gave."""
     work = prepare(shape, folder)
-    for number in rounds:
+    for number in range(num_rounds):
         for name in names:
-            run = run_one(name, work, folder / "run", count=count)
+            run = run_one(name, work, folder / "run")
             if run is None:
                 continue
             with (folder / KEPT).open("a", encoding="utf-8") as file:
@@ -100,16 +99,14 @@ def step_seconds(run: Run) -> float:
 
 def table(runs: Sequence[Run]) -> str:
     """Return the table of one model: figures of each contestant, and ftkit's beside them."""
-    timed = {(run["name"], run["round"]): run for run in runs if not run["counted"]}
-    counted = {run["name"]: run["counted_bytes"] for run in runs if run["counted"]}
+    timed = {(run["name"], run["round"]): run for run in runs}
 
     def resident(name: str) -> float:
         return float(statistics.median(run["resident_bytes"] for (other, _), run in timed.items() if other == name))
 
     lines = [
-        "| contestant | a step, s | ftkit is faster by | live tensors, MB | ftkit's, of them | resident, MB "
-        "| ftkit's, of them |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| contestant | a step, s | ftkit is faster by | resident, MB | ftkit's, of them |",
+        "|---|---:|---:|---:|---:|",
     ]
     for name in dict.fromkeys(name for name, _ in timed):
         own = {number: run for (other, number), run in timed.items() if other == name}
@@ -119,8 +116,6 @@ def table(runs: Sequence[Run]) -> str:
             name,
             f"{statistics.median(map(step_seconds, own.values())):.2f}",
             spread(ratios) if is_other and ratios else "",
-            f"{counted[name] / 1e6:,.0f}" if name in counted else "",
-            f"{counted[FTKIT] / counted[name]:.2f}" if is_other and name in counted else "",
             f"{resident(name) / 1e6:,.0f}",
             f"{resident(FTKIT) / resident(name):.2f}" if is_other else "",
         ]
@@ -152,11 +147,9 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder for models, texts and runs")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--names", nargs="+", default=NAMES, help="contestants; see benchmarks/offloaders.py")
-    parser.add_argument("--count", action="store_true", help="count live tensors, in one round of its own")
     arguments = parser.parse_args()
     if arguments.model != "table":
-        rounds = [-1] if arguments.count else range(arguments.rounds)
-        compare(arguments.model, arguments.names, arguments.out, rounds, count=arguments.count)
+        compare(arguments.model, arguments.names, arguments.out, arguments.rounds)
     print_tables(arguments.out)
 
 

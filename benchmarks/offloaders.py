@@ -2,7 +2,7 @@
 
 `benchmarks/larger_than_memory.py` starts it, in a process of its own:
 
-    python -m benchmarks.offloaders NAME WORK.json FOLDER [--count]
+    python -m benchmarks.offloaders NAME WORK.json FOLDER
 
     ftkit:disk[:SETTING...]         ftkit, layers streamed from the model's files
     ftkit:none[:SETTING...]         ftkit, all weights in memory
@@ -19,13 +19,11 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.contestants import ALPHA, DROPOUT, RANK, with_adapters
-from benchmarks.live_bytes import LiveBytes
 
 LEARNING_RATE = 1e-4
 
@@ -64,22 +62,18 @@ class Result:
         step_seconds: of each step.
         losses: of each step.
         resident_bytes: the most that the process held, as Linux counts it (VmHWM).
-        counted_bytes: the most that live tensors held; None where nothing was counted.
     """
 
     step_seconds: list[float]
     losses: list[float]
     resident_bytes: int
-    counted_bytes: int | None
 
 
 Steps = tuple[list[float], list[float]]
 """Seconds and loss of each step."""
-Watch = AbstractContextManager[object]
-"""Counts the bytes of live tensors, or nothing."""
 
 
-def run_ftkit(place: str, settings: Sequence[str], work: Work, folder: Path, watch: Watch) -> Steps:
+def run_ftkit(place: str, settings: Sequence[str], work: Work, folder: Path) -> Steps:
     """Train with ftkit."""
     import ftkit
 
@@ -110,8 +104,7 @@ def run_ftkit(place: str, settings: Sequence[str], work: Work, folder: Path, wat
         "output.reopen=false",
         *settings,
     ]
-    with watch:
-        record = ftkit.train(ftkit.load_config(settings=given))
+    record = ftkit.train(ftkit.load_config(settings=given))
     return [step.step_seconds for step in record.steps], [step.loss for step in record.steps]
 
 
@@ -126,24 +119,22 @@ def encoded(work: Work) -> Any:
     return torch.tensor(tokenizer(texts, truncation=True, max_length=work.max_length).input_ids)
 
 
-def loop(work: Work, micro_step: Callable[[Any], Any], update: Callable[[], None], watch: Watch) -> Steps:
+def loop(work: Work, micro_step: Callable[[Any], Any], update: Callable[[], None]) -> Steps:
     """Take the steps of a plain loop.
 
     Args:
         work: what is done.
         micro_step: forward and backward of one micro-batch [B, T]; returns its loss, a mean.
         update: after those of a step.
-        watch: is entered for the loop alone.
     """
     tokens, seconds, losses = encoded(work), [], []
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # from here on VmHWM counts anew: proc(5)
-    with watch:
-        for step in tokens.split(work.global_batch_size)[: work.num_steps]:
-            began = time.perf_counter()
-            loss = sum(float(micro_step(part)) for part in step.split(work.micro_batch_size))
-            update()
-            seconds.append(time.perf_counter() - began)
-            losses.append(loss / work.micro_batches)
+    for step in tokens.split(work.global_batch_size)[: work.num_steps]:
+        began = time.perf_counter()
+        loss = sum(float(micro_step(part)) for part in step.split(work.micro_batch_size))
+        update()
+        seconds.append(time.perf_counter() - began)
+        losses.append(loss / work.micro_batches)
     return seconds, losses
 
 
@@ -165,7 +156,7 @@ def load(work: Work, recomputes: bool) -> Any:
     return model.train()
 
 
-def run_deepspeed(place: str, settings: Sequence[str], work: Work, folder: Path, watch: Watch) -> Steps:
+def run_deepspeed(place: str, settings: Sequence[str], work: Work, folder: Path) -> Steps:
     """Train with PEFT under ZeRO-3 whose parameters are offloaded; the window is that of ftkit, two layers."""
     import deepspeed
     import torch
@@ -211,10 +202,10 @@ def run_deepspeed(place: str, settings: Sequence[str], work: Work, folder: Path,
         engine.step()
         return loss.detach()
 
-    return loop(work, micro_step, lambda: None, watch)
+    return loop(work, micro_step, lambda: None)
 
 
-def run_accelerate(place: str, settings: Sequence[str], work: Work, folder: Path, watch: Watch) -> Steps:
+def run_accelerate(place: str, settings: Sequence[str], work: Work, folder: Path) -> Steps:
     """Train with PEFT over a model whose weights accelerate brings from the disk, module by module."""
     import torch
     from accelerate import disk_offload
@@ -239,7 +230,7 @@ def run_accelerate(place: str, settings: Sequence[str], work: Work, folder: Path
         optimizer.step()
         optimizer.zero_grad()
 
-    return loop(work, micro_step, update, watch)
+    return loop(work, micro_step, update)
 
 
 PROGRAMS = {"ftkit": run_ftkit, "deepspeed": run_deepspeed, "accelerate": run_accelerate}
@@ -251,14 +242,11 @@ def main() -> None:
     parser.add_argument("name", help="such as ftkit:disk or deepspeed:cpu:recompute")
     parser.add_argument("work", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", action="store_true", help="count the bytes of live tensors")
     arguments = parser.parse_args()
     work = Work(**json.loads(arguments.work.read_text(encoding="utf-8")))
     program, place, *settings = arguments.name.split(":")
-    counter = LiveBytes() if arguments.count else None
-    seconds, losses = PROGRAMS[program](place, settings, work, arguments.folder, counter or nullcontext())
-    counted = None if counter is None else counter.peak
-    print(json.dumps(asdict(Result(seconds, losses, most_resident(), counted))))
+    seconds, losses = PROGRAMS[program](place, settings, work, arguments.folder)
+    print(json.dumps(asdict(Result(seconds, losses, most_resident()))))
 
 
 if __name__ == "__main__":
