@@ -168,6 +168,14 @@ def open_config(name: str, settings: Sequence[str] = ()) -> RunConfig:
     return config.model_copy(update={"engine": engine, "model": model, "optimizer": OptimizerConfig()})
 
 
+def _streamed_from_here(config: RunConfig, process: ProcessContext, note: Note) -> RunConfig:
+    """Return a run whose layers come from where this machine has them: on a CPU the host's memory is the device's."""
+    if config.engine.stream_layers != "ram" or process.device.type != "cpu":
+        return config
+    note("the run streamed its frozen layers from the host's memory to a GPU; here they come from the disk")
+    return config.model_copy(update={"engine": config.engine.model_copy(update={"stream_layers": "disk"})})
+
+
 def open_model(name: str, config: RunConfig, note: Note = lambda _: None) -> Opened:
     """Load a trained model as it was scored: in its precision, over weights that are packed as they were.
 
@@ -184,7 +192,7 @@ def open_model(name: str, config: RunConfig, note: Note = lambda _: None) -> Ope
     """
     prepare_environment(config)
     process = ProcessContext()
-    run = resolve(config, Devices.of(process))
+    run = resolve(_streamed_from_here(config, process, note), Devices.of(process))
     source = as_safetensors(resolve_source(config.model, config.task), note)
     tokenizer = load_tokenizer(source)
     labels = labels_of(name, source) if config.task == "sequence-classification" else None

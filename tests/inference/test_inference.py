@@ -34,6 +34,15 @@ def test_texts_of_the_command_line_and_of_standard_input_are_answered_alike(trai
     assert "1 rows have no text" in piped.stderr
 
 
+def test_a_run_that_streamed_from_the_host_to_a_gpu_answers_on_a_cpu_from_the_disk(trained):
+    folder, _ = trained("single", "lora")
+    plain, streamed = (
+        ftkit("predict", folder, "good film", "bad plot", *more) for more in ((), ("--set", "engine.stream_layers=ram"))
+    )
+    assert streamed.stdout == plain.stdout
+    assert "here they come from the disk" in streamed.stderr
+
+
 def test_a_file_that_lacks_a_class_is_scored_and_one_with_another_is_refused(trained, tmp_path):
     folder, _ = trained("single", "lora")
     file = tmp_path / "few.csv"

@@ -1,11 +1,13 @@
 """A streamed model is whole in memory at no time: not while it is loaded, and not while it trains."""
 
 import ctypes
+import shutil
 
 import pytest
 import torch
 import transformers
 
+from ftkit.errors import ModelError
 from ftkit.machine.memory import peak_resident_bytes, reset_peaks
 from tests.models.streaming.conftest import engine_of, take_step
 
@@ -51,3 +53,16 @@ def test_a_model_trains_in_less_memory_than_its_weights_take(method, large, deep
     take_step(engine)
     assert loading < stored / 4
     assert grown_bytes(begun) < 3 / 4 * stored
+
+
+def test_files_that_are_cut_off_before_a_run_or_during_it_are_one_sentence(deep, tmp_path):
+    folder = shutil.copytree(deep("llama"), tmp_path / "model")
+    file = folder / "model.safetensors"
+    stored = file.read_bytes()
+    engine = engine_of(folder, "engine.stream_layers=disk")
+    take_step(engine)
+    file.write_bytes(stored[: len(stored) // 2])
+    with pytest.raises(ModelError, match=r"a layer cannot be read: .* was cut off .*put them back, and go on"):
+        take_step(engine)
+    with pytest.raises(ModelError, match=r"cannot load weights .*its header tells of"):
+        engine_of(folder, "engine.stream_layers=disk")
