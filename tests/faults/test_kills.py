@@ -20,7 +20,7 @@ KINDS = {
     "streamed": ["method.name=lora", "engine.stream_layers=disk"],
 }
 SEEDS = range(30)
-ORDINARY = (0, 7)
+ORDINARY = (0, 1)
 """Of streamed layers and of 4 bits, whose processes need no second to start DeepSpeed."""
 
 
