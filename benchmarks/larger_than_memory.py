@@ -105,7 +105,7 @@ def table(runs: Sequence[Run]) -> str:
         return float(statistics.median(run["resident_bytes"] for (other, _), run in timed.items() if other == name))
 
     lines = [
-        "| contestant | a step, s | ftkit is faster by | resident, MB | ftkit's, of them |",
+        "| contestant | a step, s | times ftkit's step | resident, MB | ftkit's, of them |",
         "|---|---:|---:|---:|---:|",
     ]
     for name in dict.fromkeys(name for name, _ in timed):
@@ -115,12 +115,17 @@ def table(runs: Sequence[Run]) -> str:
         cells = [
             name,
             f"{statistics.median(map(step_seconds, own.values())):.2f}",
-            spread(ratios) if is_other and ratios else "",
+            _ratio(ratios) if is_other else "",
             f"{resident(name) / 1e6:,.0f}",
             f"{resident(FTKIT) / resident(name):.2f}" if is_other else "",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _ratio(ratios: Sequence[float]) -> str:
+    """Return the median of some rounds' ratios with the least and the most; of one round its own."""
+    return spread(ratios) if len(ratios) > 1 else f"{ratios[0]:.2f}" if ratios else ""
 
 
 def read_runs(folder: Path) -> dict[str, list[Run]]:

@@ -1,4 +1,4 @@
-"""`ftkit cache`: what the cache of hidden states, tokens and packed layers holds, what is sound, what should go."""
+"""`ftkit cache`: list, check and remove hidden states, tokens and packed layers."""
 
 import json
 import sys

@@ -64,9 +64,13 @@ def export(run: str, output: Path | None, push: str | None, *, as_json: bool, co
 
 def _push(result: "Exported", name: str) -> None:
     from ftkit.machine.hub import upload
+    from ftkit.records.origin import private_files
 
     folder = result.place if result.place.is_dir() else result.place.parent
-    click.echo(f"uploaded to {upload(folder, name)}", err=True)
+    stay = private_files(folder)
+    for file in stay:
+        _note(f"{file} stays here: it names files of this machine")
+    click.echo(f"uploaded to {upload(folder, name, stay)}", err=True)
 
 
 def _lines(result: "Exported") -> list[str]:

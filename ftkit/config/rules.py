@@ -213,7 +213,7 @@ RULES = (
     ),
     Rule(
         "several micro-batches taken through a layer where no layer is streamed",
-        "it saves the way of weights that are not there",
+        "it saves reading streamed layers again, and none are streamed",
         "leave engine.stream_micro_batches out, or add engine.stream_layers",
         lambda facts: facts.streams_together and not facts.streams,
     ),

@@ -38,7 +38,10 @@ _ADA = (8, 9)
 _OF_CARDS = {
     "T4": Context(LEAST_BYTES, LEAST_BYTES, "77 trainings on a T4"),
     "RTX 3090": Context(256 * MIB, OLDER_BYTES, "an idle process on an RTX 3090, torch 2.7 with CUDA 12.8"),
-    "H200": Context(610 * MIB, 828 * MIB, "an idle process and eight trainings on an H200, torch 2.11 with CUDA 13.0"),
+    **dict.fromkeys(
+        ("H100", "H200"),
+        Context(610 * MIB, 828 * MIB, "an idle process and eight trainings on an H200, torch 2.11 with CUDA 13.0"),
+    ),
     "RTX 6000 Ada": Context(426 * MIB, MOST_BYTES, "an idle process on an RTX 6000 Ada, torch 2.10 with CUDA 13.0"),
 }
 """Sources: fitcheck, as above; invoke-ai/InvokeAI issue 9413; measured by ftkit (docs/plan.md); unslothai/unsloth-zoo

@@ -3,7 +3,7 @@
 import os
 import socket
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -55,12 +55,13 @@ def answers() -> bool:
     return True
 
 
-def upload(folder: Path, name: str) -> str:
+def upload(folder: Path, name: str, without: Sequence[str] = ()) -> str:
     """Upload a folder as a model, private where the model is new.
 
     Args:
         folder: what is uploaded.
         name: of the model, such as `me/my-model`.
+        without: files that stay here.
 
     Returns:
         The address of the model.
@@ -74,7 +75,7 @@ def upload(folder: Path, name: str) -> str:
     api = HfApi()
     try:
         place = api.create_repo(name, private=True, exist_ok=True)
-        api.upload_folder(repo_id=name, folder_path=folder)
+        api.upload_folder(repo_id=name, folder_path=folder, ignore_patterns=list(without))
     except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DeviceError(

@@ -1,6 +1,6 @@
 """A module in the place of a layer, while the model's own code runs around it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -38,6 +38,17 @@ class StandIn(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run."""
         return self._run(*args, **kwargs)
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in the arguments or the result of a layer, the first one first."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from tensors_in(tuple(value.values()))
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from tensors_in(one)
 
 
 def states_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:

@@ -97,7 +97,7 @@ class Fitted:
 
 
 def fit(config: RunConfig, options: Options) -> Fitted:
-    """Choose the micro-batch, what layers recompute, what is streamed or waits on the host, and DeepSpeed's offload.
+    """Choose micro-batch, recomputing, what is streamed or waits on the host; under DeepSpeed ZeRO stage and offload.
 
     Args:
         config: the run; what it names of them stays.

@@ -1,4 +1,4 @@
-"""Mixtures of experts: what of a step's memory depends on where the router sends the tokens.
+"""The part of a step's memory that depends on how a mixture's router shares out the tokens.
 
 A step that is traced without values has sizes that no value decides, and so none that the routing decides: transformers
 sorts the rows of all experts and multiplies them in groups, tokens x experts for each token, however they are shared

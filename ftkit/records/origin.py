@@ -7,6 +7,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from ftkit.config.files import load_config
+from ftkit.config.paths import named_paths
 from ftkit.errors import DataError
 from ftkit.records.files import RECORD, read_record
 from ftkit.records.schema import LabelsLine
@@ -25,6 +27,16 @@ def write_origin(folder: Path, settings: str, labels: LabelsLine | None) -> None
     (folder / SETTINGS).write_text(settings, encoding="utf-8")
     if labels is not None:
         (folder / LABELS).write_text(labels.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def private_files(folder: Path) -> list[str]:
+    """Return those of the two files of a saved model that name files or folders of this machine.
+
+    Args:
+        folder: of the saved model.
+    """
+    file = folder / SETTINGS
+    return [SETTINGS] if file.is_file() and any(named_paths(load_config(file))) else []
 
 
 def kept_labels(folder: Path) -> LabelsLine | None:

@@ -23,14 +23,6 @@ def by_device(fits: Iterable[Fit]) -> dict[str, dict[str, dict[str, Fit]]]:
     return tables
 
 
-def by_model(fits: Iterable[Fit]) -> dict[str, dict[str, Fit]]:
-    """Return what fits by model and method, in the order in which it comes."""
-    rows: dict[str, dict[str, Fit]] = {}
-    for fit in fits:
-        rows.setdefault(fit.model, {})[fit.method] = fit
-    return rows
-
-
 def cell(fit: Fit) -> str:
     """Return what fits in a few characters, which `LEGEND` explains."""
     if fit.length is None:

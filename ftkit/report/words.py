@@ -134,9 +134,9 @@ def sharing(
 
 
 def recompute(run: Run) -> Value:
-    """Return what layers recompute: one word for all of them, or the share of each, such as `50 % layer`.
+    """Return what layers recompute, and whether what they keep waits on the host.
 
-    And whether what they keep waits on the host.
+    One word stands for all layers, or the share of each level, such as `50 % layer`.
     """
     share, asked = run.setting(OLD_SHARE), run.setting("model.recompute")
     if asked is None and share is None:

@@ -1,7 +1,7 @@
 """The table of what fits: short cells, reasons below, and hostile texts that stay texts."""
 
 from ftkit.records.fits import Fit
-from ftkit.report.fits import by_device, by_model, fit_lines, fits_page
+from ftkit.report.fits import by_device, fit_lines, fits_page
 
 FITS = [
     Fit(model="small", method="lora", longest=1024, length=1024, recompute="none", tokens_per_second=27_100.0),
@@ -12,14 +12,14 @@ FITS = [
 
 
 def test_a_row_has_the_longest_text_of_each_method_and_what_cannot_be_told_is_said_below():
-    lines = fit_lines(by_model(FITS), ["lora", "full"])
+    lines = fit_lines(by_device(FITS)[""], ["lora", "full"])
     assert lines[1].split() == ["small", "1,024*", "27k/s", "512", "r"]
     assert lines[2].split() == ["<b>odd</b>", "?", "-"]
     assert lines[-1] == "? <b>odd</b>, lora: its code <script>reads</script> values back"
 
 
 def test_the_page_has_the_same_table_with_every_text_escaped():
-    page = fits_page({"on a <T4>": by_model(FITS)}, ["lora", "full"])
+    page = fits_page({"on a <T4>": by_device(FITS)[""]}, ["lora", "full"])
     assert "1,024*  27k/s" in page
     assert "on a &lt;T4&gt;" in page
     assert "<script>" not in page

@@ -1,1 +1,1 @@
-"""What layers keep of a forward for their backward: what they compute again instead, and what waits on the host."""
+"""Activations: which of them a layer keeps, which it computes again, and which wait on the host."""

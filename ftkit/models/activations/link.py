@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 
 from ftkit.models.foreign import has_values
+from ftkit.models.pinned import pinned
 
 Wait = Callable[[], None]
 """Lets what is computed from here on wait for a copy."""
@@ -72,7 +73,7 @@ class SideStream:
     def leave(self, storage: torch.Tensor) -> tuple[torch.Tensor | None, Wait]:
         """Copy to pinned memory; torch keeps what was freed of it until the copies that use it are done."""
         source = _bytes_of(storage)
-        host = torch.empty(source.shape, dtype=torch.uint8, pin_memory=True)
+        host = pinned(source.numel())
         return host, self._copy(source, host)
 
     def come(self, host: torch.Tensor | None, device: torch.Tensor) -> Wait:

@@ -36,6 +36,7 @@ from ftkit.errors import ModelError
 from ftkit.models import foreign
 from ftkit.models.activations.link import Link, Wait, link_for
 from ftkit.models.kernels.foreign import num_changes
+from ftkit.models.stand_in import tensors_in
 
 SMALLEST_BYTES = 2**20
 """A smaller storage stays: its copy would take as long to ask for as to make."""
@@ -127,7 +128,7 @@ class ActivationOffload:
 
         def call(function: partial[Any], *arguments: Any, **keywords: Any) -> Any:
             self._begin(number)
-            shared = list(_tensors((arguments[1:], keywords, function.keywords)))
+            shared = list(tensors_in((arguments[1:], keywords, function.keywords)))
             forward = _Forward(number, layer, shared)
             try:
                 with saved_tensors_hooks(partial(self._pack, forward), partial(self._unpack, number)):
@@ -275,14 +276,3 @@ def watched(model: nn.Module, observer: Observer) -> Iterator[None]:
         yield
     finally:
         found.observer = None
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors among some arguments."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from _tensors(tuple(value.values()))
-    elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _tensors(one)

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from ftkit.machine.disk import CACHE_VARIABLE, explained_writing, flush
 from ftkit.machine.kept_files import KeptFiles
 from ftkit.models import bnb
+from ftkit.models.pinned import pinned
 from ftkit.models.sources.positions import PositionFile
 from ftkit.models.streaming.images import image_of
 from ftkit.models.streaming.layout import Layout, Slot
-from ftkit.models.streaming.pinned import pinned
 from ftkit.models.streaming.stored import StoredWeights, explained_reading
 
 PACKED = "packed"
@@ -70,7 +70,7 @@ class KeptLayers:
 
     def read(self, slot: Slot) -> tuple[torch.Tensor, ...]:
         """Return one weight and its constants."""
-        layer = next(number for number, slots in enumerate(self._layout.layers) if slot in slots)
+        layer = self._layout.layer_of(slot)
         with explained_reading():
             return slot.views(self._files[layer].read(_IMAGE))
 

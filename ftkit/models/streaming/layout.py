@@ -161,6 +161,10 @@ class Layout:
         """Whether some of the weights are in 4 bits, which their files do not hold."""
         return any(slot.is_packed for slot in self.slots)
 
+    def layer_of(self, slot: Slot) -> int:
+        """Return the number of the layer that a weight is of."""
+        return next(number for number, slots in enumerate(self.layers) if slot in slots)
+
     def bytes_of(self, layer: int) -> int:
         """Return the bytes of a buffer that a layer takes."""
         slots = self.layers[layer]

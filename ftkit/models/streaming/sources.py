@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from ftkit.models.left_out import left_out
+from ftkit.models.pinned import pinned
 from ftkit.models.streaming.images import image_of
 from ftkit.models.streaming.kept import KeptLayers
 from ftkit.models.streaming.layout import Layout, Slot
-from ftkit.models.streaming.pinned import pinned
 from ftkit.models.streaming.stored import StoredWeights
 from ftkit.models.streaming.table import HostTable, NoTable, StoredTable, TableSource, left_out_table
 from ftkit.units import format_bytes
@@ -126,7 +126,7 @@ class HostLayers:
 
     def read(self, slot: Slot) -> tuple[torch.Tensor, ...]:
         """Return one weight on the CPU."""
-        layer = next(number for number, slots in enumerate(self._layout.layers) if slot in slots)
+        layer = self._layout.layer_of(slot)
         return slot.views(torch.cat(list(self._pieces(layer))))
 
     def _pieces(self, layer: int) -> Iterator[torch.Tensor]:
@@ -186,7 +186,8 @@ def table_from(place: str, stored: StoredWeights, model: nn.Module) -> TableSour
     mark = None if table is None else left_out(table.weight)
     if table is None or mark is None:
         return NoTable()
-    return HostTable(stored, mark.name, table.weight.dtype) if place == "ram" else StoredTable(stored, mark.name)
+    kind = HostTable if place == "ram" else StoredTable
+    return kind(stored, mark.name, table.weight.dtype)
 
 
 def _block_sizes(num_bytes: int) -> list[int]:

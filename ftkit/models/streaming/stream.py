@@ -5,7 +5,7 @@ backward finds its weights, whatever asks for them first. And inside what it rec
 the buffer that they are in by then.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from ftkit.models.activations.recompute import recompute_all, set_checkpoint
 from ftkit.models.bnb import least_bytes, state_tensors
 from ftkit.models.layers import first_trained_layer, transformer_layers
 from ftkit.models.left_out import stand_in
+from ftkit.models.stand_in import tensors_in
 from ftkit.models.streaming.layout import Layout, Slot
 from ftkit.models.streaming.sources import LayerSource
 from ftkit.models.streaming.table import TableSource, left_out_table, look_up_in
@@ -219,12 +220,12 @@ def _hook(stream: LayerStream, number: int, layer: nn.Module, *, below_training:
         return tuple(map(_detached, args)), {name: _detached(one) for name, one in kwargs.items()}
 
     def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        is_lowest = not any(one.requires_grad for one in _tensors((args, kwargs)))
+        is_lowest = not any(one.requires_grad for one in tensors_in((args, kwargs)))
 
         def fetch(_: torch.Tensor) -> None:
             stream.backward(number, is_lowest=is_lowest)
 
-        for one in _tensors(output):
+        for one in tensors_in(output):
             if one.requires_grad:
                 one.register_hook(fetch)
 
@@ -242,14 +243,3 @@ def _hook(stream: LayerStream, number: int, layer: nn.Module, *, below_training:
 
 def _detached(value: Any) -> Any:
     return value.detach() if isinstance(value, torch.Tensor) else value
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Yield the tensors in the arguments or the result of a layer, the first one first."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from _tensors(tuple(value.values()))
-    elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _tensors(one)

@@ -49,14 +49,15 @@ class NoTable:
 class StoredTable:
     """Reads rows by position out of the safetensors that the model came in."""
 
-    def __init__(self, stored: StoredWeights, name: str) -> None:
+    def __init__(self, stored: StoredWeights, name: str, dtype: torch.dtype) -> None:
         """Read from open files.
 
         Args:
             stored: the files.
             name: of the table in the model.
+            dtype: that the run computes in.
         """
-        self._stored, self._name = stored, name
+        self._stored, self._name, self._dtype = stored, name, dtype
 
     def look_up(self, ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Read the rows of tokens, each once."""
@@ -66,8 +67,8 @@ class StoredTable:
         return rows.to(weight.dtype).to(weight.device)
 
     def values(self) -> dict[str, torch.Tensor]:
-        """Read the table."""
-        return {"": self._stored.read(self._name)}
+        """Read the table, as it is computed with: a trunk's address in the cache rests on it."""
+        return {"": self._stored.read(self._name).to(self._dtype)}
 
 
 class HostTable:

@@ -16,5 +16,5 @@ def pinned(num_bytes: int) -> torch.Tensor:
         try:
             return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
         except RuntimeError:
-            pass  # the copies wait then, which `layers_from` says
+            pass  # the copies wait then
     return torch.empty(num_bytes, dtype=torch.uint8)
