@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import platform
 import re
 from collections import defaultdict
@@ -143,7 +144,10 @@ def _from_tree(tree: dict[str, Any]) -> Calibration:
     for name, dtype, flops, moved, seconds in tree["operators"]:
         timed[name, dtype].append(Timed(flops, moved, seconds))
     fp32, half, bandwidth, host = tree["rates"]
-    is_gpu, source = tree["link"] is not None, source_words(tree["date"])
-    device = Device(fp32, half, bandwidth, host, is_gpu, timed=dict(timed), source=source)
+    link, source = tree["link"], source_words(tree["date"])
+    host_rate = math.inf if link is None else link
+    device = Device(
+        fp32, half, bandwidth, host, link is not None, timed=dict(timed), source=source, host_rate=host_rate
+    )
     read, written = tree["disk"]
-    return Calibration(tree["date"], dict(tree["machine"]), device, read, written, tree["link"])
+    return Calibration(tree["date"], dict(tree["machine"]), device, read, written, link)

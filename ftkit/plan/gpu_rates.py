@@ -73,7 +73,7 @@ def calibrate_gpu(device: torch.device, tell: Callable[[str], None], sizes: Size
             "programs that nvidia-smi shows, or leave --calibrate out"
         ) from error
     date = today()
-    speed = Device(fp32_flops, half_flops, bandwidth, host, True, source=source_words(date))
+    speed = Device(fp32_flops, half_flops, bandwidth, host, True, source=source_words(date), host_rate=link)
     return Calibration(date, fingerprint(device_name(device)), speed, read, written, link)
 
 

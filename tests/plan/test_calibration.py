@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -38,6 +39,12 @@ def test_what_was_measured_is_found_again():
     kept.keep(calibration())
     assert find_calibration(1) == kept.Found(calibration())
     assert find_calibration(2) == kept.Found(None)  # of another number of threads
+
+
+def test_what_waits_on_the_host_comes_over_the_link_that_was_measured():
+    of_gpu = dataclasses.replace(calibration(), link=3e9)
+    assert kept._from_tree(kept._as_tree(of_gpu)).device.host_rate == of_gpu.link
+    assert kept._from_tree(kept._as_tree(calibration())).device.host_rate == math.inf
 
 
 def test_what_was_measured_with_another_torch_is_said_and_not_used():
@@ -80,12 +87,13 @@ def test_a_plan_of_a_gpu_that_was_measured_rests_on_its_own_rates_and_that_of_an
     speed = measured.device
     assert len(told) == 3
     assert measured.link is not None
+    assert speed.host_rate == measured.link
     assert min(measured.link, speed.bandwidth, speed.fp32_flops, speed.half_flops, speed.host_seconds) > 0
     machine = fingerprint("Tesla T4")
     kept.keep(dataclasses.replace(measured, machine=machine, link=1e9, disk_read=5e8))
     table = find_target("t4")
     here = dataclasses.replace(table, name="Tesla T4")
-    assert here.device("fp16") == dataclasses.replace(speed, is_asynchronous=True)
+    assert here.device("fp16") == dataclasses.replace(speed, is_asynchronous=True, host_rate=1e9)
     assert table.device("fp16").source == "from the table of cards, at best"
     sizes = {"layer_bytes": (1000,), "window_bytes": 1000, "resident_bytes": 1000, "staging_bytes": 0}
     sizes |= {"left_bytes": 1000, "table_bytes": 0, "lowest": 0}
