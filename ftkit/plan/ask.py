@@ -48,4 +48,5 @@ def plan(  # noqa: PLR0913  # as many as the command has flags for it
     architecture = find_architecture(run)
     tapes = Tapes()
     run = settled(run, target, architecture, sequences, tapes)
-    return with_job(predict(run, target, architecture, sequences=sequences, tapes=tapes), run, sequences)
+    prediction = predict(run, target, architecture, sequences=sequences, tapes=tapes)
+    return with_job(prediction, run, target, sequences)

@@ -5,15 +5,12 @@ Steps and evaluations are of the traced step's speed, on as many tokens as the d
 
 import math
 
-import torch
-
 from ftkit.config.tree import RunConfig
 from ftkit.engine.resolve import DTYPES
 from ftkit.models.methods import method_of
-from ftkit.plan.calibration import find_calibration
 from ftkit.plan.predicted import AnyPrediction, TracedPrediction
 from ftkit.plan.shapes import Sequences
-from ftkit.plan.target import CPU
+from ftkit.plan.target import Target
 from ftkit.records.files import CHECKPOINT_BYTES
 from ftkit.records.job import JobPlan
 
@@ -22,50 +19,61 @@ ASSUMED_DISK_RATE = 200 * 2**20
 _START_SECONDS, _REOPEN_SECONDS, _END_SECONDS = 8.0, 6.0, 2.0
 """Of one core: Python with torch and transformers, and a plan; a second process that opens the result; the pages."""
 _TOKEN_RATE, _TEXT_RATE = 400_000, 8_000
-"""Tokens and texts a second that one core reads, checks, splits and encodes (benchmarks/whole_job.py)."""
+"""Tokens and texts a second that one core reads, checks, splits and encodes: estimates, and no measurements."""
 _TOKEN_BYTES, _BESIDE_BYTES = 4, 2**20
 """Of a token that is kept; of a tokenizer, a record and answers beside the weights."""
 
 
-def with_job(prediction: AnyPrediction, config: RunConfig, sequences: Sequences | None) -> AnyPrediction:
+def with_job(
+    prediction: AnyPrediction, config: RunConfig, target: Target, sequences: Sequences | None
+) -> AnyPrediction:
     """Return a prediction that says what the whole job takes.
 
     Args:
         prediction: of the run.
         config: the run.
+        target: where it runs.
         sequences: the data; None: not at hand.
     """
-    return prediction.model_copy(update={"job": job_plan(prediction, config, sequences or Sequences.unseen(config))})
+    job = job_plan(prediction, config, target, sequences or Sequences.unseen(config))
+    return prediction.model_copy(update={"job": job})
 
 
-def disk_rate(device: str) -> tuple[float, str]:
+def write_rate(target: Target) -> tuple[float, str]:
     """Return the bytes per second that a disk takes, and the word for where that is from.
 
     Args:
-        device: where a run computes; only this machine's disk can have been measured.
+        target: where a run computes; the disk was measured where the device was.
     """
-    found = find_calibration(torch.get_num_threads()).calibration if device == CPU else None
-    return (float(ASSUMED_DISK_RATE), "assumed") if found is None else (found.disk_write, "measured")
+    known = target.calibration
+    return (float(ASSUMED_DISK_RATE), "assumed") if known is None else (known.disk_write, "measured")
 
 
-def job_plan(prediction: AnyPrediction, config: RunConfig, sequences: Sequences) -> JobPlan:
+def _read_rate(target: Target) -> float:
+    """Return the bytes per second that a disk gives."""
+    known = target.calibration
+    return float(ASSUMED_DISK_RATE) if known is None else known.disk_read
+
+
+def job_plan(prediction: AnyPrediction, config: RunConfig, target: Target, sequences: Sequences) -> JobPlan:
     """Return what a whole job takes.
 
     Args:
         prediction: of the run.
         config: the run, settled.
+        target: where it runs.
         sequences: the data.
     """
     itemsize = DTYPES[prediction.precision].itemsize
     total, trainable = prediction.num_parameters, prediction.num_trainable_parameters
     result = method_of(config).stored_parameters(total, trainable) * itemsize + _BESIDE_BYTES
     kept = prediction.disk_bytes + _BESIDE_BYTES - result
-    rate, _ = disk_rate(prediction.device)
+    rate, load_seconds = write_rate(target)[0], total * itemsize / _read_rate(target)
     validations, checkpoints = _counts(prediction, config, sequences)
     cached = _cache_bytes(prediction, config, sequences)
     written = (checkpoints or 0) * trainable * CHECKPOINT_BYTES + result
-    end = _END_SECONDS + (_REOPEN_SECONDS + total * itemsize / rate if config.output.reopen else 0.0)
-    start = _START_SECONDS + total * itemsize / rate
+    end = _END_SECONDS + (_REOPEN_SECONDS + load_seconds if config.output.reopen else 0.0)
+    start = _START_SECONDS + load_seconds
     rest = (
         _data_seconds(sequences),
         _trunk_seconds(prediction),

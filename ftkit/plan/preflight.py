@@ -102,7 +102,7 @@ def _plan(
         except UntraceableModelError as error:
             note(f"warning: no plan for this run, since {error}")
             return _with_number(config, target), None
-    prediction = with_job(prediction, config, sequences)
+    prediction = with_job(prediction, config, target, sequences)
     for line in (*lines, *job_lines(prediction.job)):
         note(line)
     if prediction.trunk is not None:

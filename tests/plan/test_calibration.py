@@ -103,10 +103,15 @@ def test_a_plan_of_a_gpu_that_was_measured_rests_on_its_own_rates_and_that_of_an
 
 def test_a_save_is_planned_with_the_disk_that_was_measured(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert "(assumed)" in _saving(10**6, "cpu")
+    here, table = find_target("cpu"), find_target("t4")
+    card = dataclasses.replace(table, name="Tesla T4")
+    assert "(assumed)" in _saving(10**6, here)
+    assert "(assumed)" in _saving(10**6, card)
     kept.keep(calibration())
-    assert "190.73 MiB/s (measured)" in _saving(10**6, "cpu")
-    assert "(assumed)" in _saving(10**6, "T4")
+    kept.keep(dataclasses.replace(calibration(), machine=fingerprint("Tesla T4"), link=1e9))
+    assert "190.73 MiB/s (measured)" in _saving(10**6, here)
+    assert "190.73 MiB/s (measured)" in _saving(10**6, card)
+    assert "(assumed)" in _saving(10**6, table)
 
 
 def test_a_list_of_parameters_is_timed_one_by_one_as_a_tape_has_them():

@@ -1,14 +1,18 @@
 """The plan of a whole job: its parts add up, and follow the data, the validations and what is kept."""
 
+from dataclasses import replace
+
 import pytest
 from click.testing import CliRunner
 
 from ftkit.cli import main
 from ftkit.config.tree import RunConfig
 from ftkit.models.methods.lora import Lora
+from ftkit.plan.calibration import Calibration, fingerprint, keep
 from ftkit.plan.job import with_job
 from ftkit.plan.predict import predict
 from ftkit.plan.shapes import Sequences
+from ftkit.plan.speed import Device
 from ftkit.plan.target import find_target
 from tests.helpers import WORDS, save_tiny_model
 from tests.plan import models
@@ -26,10 +30,10 @@ def planned():
     return config, predict(config, find_target("t4"), models.architecture("bert"), sequences=SEQUENCES)
 
 
-def job(planned, sequences=SEQUENCES, **training):
+def job(planned, sequences=SEQUENCES, target=None, **training):
     config, prediction = planned
     tree = config.model_dump() | {"training": config.training.model_dump() | training}
-    found = with_job(prediction, RunConfig.model_validate(tree), sequences).job
+    found = with_job(prediction, RunConfig.model_validate(tree), target or find_target("t4"), sequences).job
     assert found is not None
     return found
 
@@ -42,6 +46,19 @@ def test_the_parts_add_up_to_the_time_and_the_bytes(planned):
     _, prediction = planned
     assert found.checkpoint_bytes + found.result_bytes == prediction.disk_bytes + 2**20  # of what is beside weights
     assert found.cache_bytes == 4 * 30_000  # tokens
+
+
+def test_weights_are_read_and_results_written_at_the_rates_of_the_disk_that_was_measured(
+    planned, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("FTKIT_CACHE", str(tmp_path))
+    slow, here = job(planned), replace(find_target("t4"), name="Tesla T4")
+    device = Device(1e9, 1e9, 1e9, 1e-6, True)
+    keep(Calibration("2026-11-26", fingerprint("Tesla T4"), device, disk_read=200 * 2**30, disk_write=200 * 2**20))
+    found = job(planned, target=here)
+    loading = slow.start_seconds - 8  # beside libraries
+    assert found.start_seconds == pytest.approx(8 + loading / 1024)
+    assert slow.save_seconds - found.save_seconds == pytest.approx(loading * 1023 / 1024)  # the result is opened again
 
 
 def test_steps_are_of_the_lengths_of_the_data_and_evaluations_are_forwards(planned):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ftkit.plan.candidates import Candidate
     from ftkit.plan.predict import Grounds
     from ftkit.plan.predicted import AnyPrediction
+    from ftkit.plan.target import Target
 
 
 def show_prediction(
@@ -44,12 +45,12 @@ def show_prediction(
 
     config, target, architecture, sequences, tapes = asked
     grounds = predict_with_grounds(config, target, architecture, sequences=sequences, exact=exact, tapes=tapes)
-    grounds = replace(grounds, prediction=with_job(grounds.prediction, config, sequences))
+    grounds = replace(grounds, prediction=with_job(grounds.prediction, config, target, sequences))
     prediction = grounds.prediction
     if as_json:
         click.echo(explained_json(grounds, tapes) if is_explained else prediction.model_dump_json())
     else:
-        click.echo("\n".join(prediction_lines(prediction, resolve(config, target.devices))))
+        click.echo("\n".join(prediction_lines(prediction, resolve(config, target.devices), target)))
         for line in _routing_lines(grounds):
             click.echo(f"{'experts':30} {line}")
         for line in _adapter_lines(asked):
@@ -70,8 +71,8 @@ def show_prediction(
     return prediction.fits
 
 
-def prediction_lines(prediction: "AnyPrediction", run: "ResolvedRun") -> list[str]:
-    """Return a prediction of a run as lines of text."""
+def prediction_lines(prediction: "AnyPrediction", run: "ResolvedRun", target: "Target") -> list[str]:
+    """Return a prediction of a run at a target as lines of text."""
     verdict = prediction.verdict + (f": {prediction.reason}" if prediction.reason else "")
     where = f"{run.devices.world_size} x {prediction.device}, {format_bytes(prediction.budget_bytes)} each"
     rows = [
@@ -89,7 +90,7 @@ def prediction_lines(prediction: "AnyPrediction", run: "ResolvedRun") -> list[st
         *_disk_rows(prediction),
         *trunk_rows(prediction.trunk),
         *stream_rows(prediction.streamed),
-        ("a save", _saving(prediction.num_trainable_parameters, prediction.device)),
+        ("a save", _saving(prediction.num_trainable_parameters, target)),
         (
             "weights",
             f"{format_count(prediction.num_parameters)}, of them "
@@ -123,11 +124,11 @@ def _routing_lines(grounds: "Grounds") -> list[str]:
     return [routing_words(mixture, uneven_bytes(grounds.case) if is_formula else None)]
 
 
-def _saving(num_trainable: int, device: str) -> str:
+def _saving(num_trainable: int, target: "Target") -> str:
     """Say what a checkpoint writes, and how long this machine's disk, or one of a stated speed, takes for it."""
-    from ftkit.plan.job import disk_rate
+    from ftkit.plan.job import write_rate
 
-    num_bytes, (rate, word) = num_trainable * CHECKPOINT_BYTES, disk_rate(device)
+    num_bytes, (rate, word) = num_trainable * CHECKPOINT_BYTES, write_rate(target)
     return f"{format_bytes(num_bytes)}, about {format_seconds(num_bytes / rate)} at {format_bytes(rate)}/s ({word})"
 
 

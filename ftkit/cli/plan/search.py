@@ -49,7 +49,7 @@ def show_search(asked: "Asked", write: "Path | None", *, as_json: bool) -> None:
         click.echo(json.dumps(rows))
         return
     run = resolve(found[0].config, target.devices)
-    click.echo("\n".join([*search_lines(found[:SHOWN]), *prediction_lines(checked, run)]))
+    click.echo("\n".join([*search_lines(found[:SHOWN]), *prediction_lines(checked, run, target)]))
     click.echo(train_command(found[0].config, target, write))
 
 

@@ -62,5 +62,5 @@ def _lines(found: "Solution", axis: "Axis", target: "Target") -> list[str]:
         f"{'largest ' + axis:30} {next(iter(found.changes.values()))}",
         f"{'as flags':30} {as_flags(found.changes)}",
         f"{'the next larger':30} {border}",
-        *prediction_lines(found.prediction, run),
+        *prediction_lines(found.prediction, run, target),
     ]
