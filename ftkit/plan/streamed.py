@@ -40,6 +40,7 @@ class Streamed:
             is not loaded.
         table_bytes: of the table of tokens, where its rows are looked up on the host.
         lowest: the lowest layer that a backward passes through; None: none.
+        is_packed: whether the layers are in 4 bits, which come from a disk to a GPU through pinned memory.
     """
 
     place: str
@@ -50,6 +51,7 @@ class Streamed:
     left_bytes: int
     table_bytes: int
     lowest: int | None
+    is_packed: bool = False
 
     @classmethod
     def of(cls, case: Case) -> "Streamed | None":
@@ -79,6 +81,7 @@ class Streamed:
             sum(slot.whole_bytes for slot in layout.slots) + table_bytes,
             table_bytes,
             first_trained_layer(model),
+            layout.is_packed,
         )
 
     @property
@@ -87,7 +90,7 @@ class Streamed:
         return sum(self.layer_bytes)
 
     def on_host(self, share: RankShare, device_type: str) -> RankShare:
-        """Return a rank's share with what its host keeps: all layers, pinned, or one weight that is on its way.
+        """Return a rank's share with what its host keeps: all layers, pinned, or what is on its way.
 
         Args:
             share: of the plain engine.
@@ -95,7 +98,10 @@ class Streamed:
         """
         if self.place == "ram":
             return replace(share, host_bytes=self.num_bytes + self.table_bytes, pinned_bytes=self.num_bytes)
-        return share if device_type == "cpu" else replace(share, host_bytes=self.staging_bytes)
+        if device_type == "cpu":
+            return share
+        pinned = pinned_size(self.staging_bytes) if self.is_packed else 0
+        return replace(share, host_bytes=max(self.staging_bytes, pinned), pinned_bytes=pinned)
 
     def plan(self, target: Target, shape: Shape, *, is_closed: bool = False) -> StreamPlan:
         """Return what a plan says of the layers.

@@ -120,6 +120,16 @@ def test_the_host_keeps_all_layers_pinned_or_one_weight_on_its_way_and_a_step_wa
     assert disk.step_seconds >= disk.streamed.step_seconds
 
 
+def test_a_layer_in_4_bits_is_on_its_way_from_a_disk_to_a_gpu_in_pinned_memory_as_torch_rounds_it_up():
+    architecture = models.architecture("llama", 8, width=1024)
+    config = run_config("llama", Qlora(), "disk")
+    of_gpu, of_cpu = (predict(config, find_target(name), architecture) for name in ("rtx3090", "cpu"))
+    layer = of_gpu.streamed.num_bytes // 8
+    assert layer <= of_gpu.pinned_bytes < 2 * layer
+    assert of_gpu.pinned_bytes.bit_count() == 1
+    assert of_cpu.pinned_bytes == 0
+
+
 def test_streaming_is_offered_to_a_run_that_does_not_fit_where_its_method_allows_it():
     architecture, target = models.architecture("llama", 24, width=2048), find_target(memory_budget="1.5GiB")
     batch, data = {"global_batch_size": 1, "micro_batch_size": 1}, {"max_length": 16}
