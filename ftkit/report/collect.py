@@ -53,13 +53,17 @@ class Run:
         """The prediction of the plan; empty where there was no plan.
 
         A plan is of the longest sequences, which a profile runs; of a training, the step is that over the lengths of
-        its data.
+        its data, and all steps and the samples in a second follow it. Tokens in a second are the same over both.
         """
         planned = self.record.run.prediction or Prediction()
         job, num_steps = planned.job, planned.num_steps
         if self.record.run.purpose != "training" or job is None or job.steps_seconds is None or not num_steps:
             return planned
-        return planned.model_copy(update={"step_seconds": job.steps_seconds / num_steps})
+        step, samples = job.steps_seconds / num_steps, planned.samples_per_second
+        if samples is not None and planned.step_seconds is not None:
+            samples *= planned.step_seconds / step
+        update = {"step_seconds": step, "samples_per_second": samples, "total_seconds": job.steps_seconds}
+        return planned.model_copy(update=update)
 
     @property
     def is_baseline(self) -> bool:

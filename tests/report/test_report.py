@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ftkit.cli import main
 from ftkit.errors import DataError
+from ftkit.records.job import JobPlan
 from ftkit.records.schema import Measurement, Prediction, ResultLine, RunLine, RunRecord
 from ftkit.report import text, words
 from ftkit.report.chart_data import changed_settings
@@ -115,6 +116,18 @@ def test_the_error_is_predicted_less_measured_over_measured(runs):
     predicted, measured = run.predicted.peak_active_bytes, run.measured.peak_active_bytes
     assert relative_error(run, "peak_active_bytes") == pytest.approx(predicted / measured - 1)
     assert relative_error(run, "peak_reserved_bytes") is None
+
+
+def test_what_is_planned_of_a_training_is_over_the_lengths_of_its_data_in_all_its_figures():
+    job = JobPlan(start_seconds=8, steps_seconds=20.0, checkpoint_bytes=0, result_bytes=0)
+    planned = Prediction(
+        num_steps=40, step_seconds=2.0, samples_per_second=16.0, tokens_per_second=2048.0, total_seconds=80.0, job=job
+    )
+    run = bare_run(1, 1)
+    line = run.record.run.model_copy(update={"prediction": planned})
+    found = Run("run", run.record.model_copy(update={"run": line})).predicted
+    assert (found.step_seconds, found.samples_per_second, found.total_seconds) == (0.5, 64.0, 20.0)
+    assert found.tokens_per_second == planned.tokens_per_second
 
 
 def test_what_all_runs_share_is_said_once_and_a_figure_never_counts_as_shared(runs):
