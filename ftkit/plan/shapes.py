@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ftkit.config.tree import RunConfig
+from ftkit.config.tree import DataConfig, RunConfig
 from ftkit.data.arrays import PreparedData
 from ftkit.data.batching import Shape, count_steps
 
@@ -42,12 +42,13 @@ class Sequences:
     most_per_text: int = 1
 
     @classmethod
-    def unseen(cls, config: RunConfig, num: int | None = None) -> "Sequences":
+    def unseen(cls, config: RunConfig, num: int | None = None, scored: tuple[int, int] | None = None) -> "Sequences":
         """Return the worst case of data that is not at hand: every sequence as long as `data.max_length`.
 
         Args:
             config: the run.
             num: training sequences; None: unknown.
+            scored: sequences to validate and to test on; None: the shares of the data that are asked for.
 
         Returns:
             The sequences.
@@ -58,11 +59,9 @@ class Sequences:
         )
         if num is None:
             return cls(None, data.max_length, is_packed)
-        whole = num / max(1.0 - data.validation_share - data.test_share, 1 / num)
-        most = whole if data.max_eval_samples is None else data.max_eval_samples
-        scored = [min(round(share * whole), round(most)) for share in (data.validation_share, data.test_share)]
-        num_all, tokens = num + sum(scored), [data.max_length * one for one in (num, *scored)]
-        return cls(num, data.max_length, is_packed, 1, num_all, sum(tokens), *tokens)
+        counts = (num, *(_shares(data, num) if scored is None else scored))
+        tokens = [data.max_length * one for one in counts]
+        return cls(num, data.max_length, is_packed, 1, sum(counts), sum(tokens), *tokens)
 
     @property
     def mean_tokens(self) -> float:
@@ -87,6 +86,14 @@ class Sequences:
             per_text=len(data.train) / data.train.num_texts,
             most_per_text=1 if data.train.windows is None else int(np.diff(data.train.windows).max()),
         )
+
+
+def _shares(data: DataConfig, num: int) -> tuple[int, int]:
+    """Return the sequences that shares of the data leave to validate and to test on, beside those to train on."""
+    whole = num / max(1.0 - data.validation_share - data.test_share, 1 / num)
+    most = whole if data.max_eval_samples is None else data.max_eval_samples
+    validation, test = (min(round(share * whole), round(most)) for share in (data.validation_share, data.test_share))
+    return validation, test
 
 
 def rank_share(config: RunConfig, world_size: int, sequences: Sequences) -> int:

@@ -6,7 +6,9 @@ import pytest
 from click.testing import CliRunner
 
 from ftkit.cli import main
+from ftkit.cli.plan.asked import _read
 from ftkit.config.tree import RunConfig
+from ftkit.data.prepare import check_rows
 from ftkit.models.methods.lora import Lora
 from ftkit.plan.calibration import Calibration, fingerprint, keep
 from ftkit.plan.job import with_job
@@ -94,3 +96,17 @@ def test_a_dataset_that_is_named_is_read_for_its_size_and_its_lengths(tmp_path):
     assert "for 9 steps" in ran.output  # 80 of 100 texts, three epochs of 32 at a time
     ran = CliRunner().invoke(main, ["plan", "--model", "gpt2", "--gpu", "t4", "--dataset", str(tmp_path / "texts.csv")])
     assert "80 texts to train on, each taken to have data.max_length=128 tokens" in ran.stderr
+
+
+def test_the_splits_of_a_dataset_that_is_named_are_counted_and_not_taken_from_shares(tmp_path):
+    for split, number in (("train", 40), ("validation", 10)):
+        (tmp_path / f"{split}.csv").write_text(
+            "\n".join(["text,label", *(f"{split} {n},{'ab'[n % 2]}" for n in range(number))])
+        )
+    config = RunConfig.model_validate(
+        {"task": "sequence-classification", "model": {"name": "gpt2"}, "data": {"dataset": str(tmp_path)}}
+    )
+    found, longest = _read(config), config.data.max_length
+    assert found.num_all == sum(check_rows(config.data, config.task, config.data_seed).values())
+    # A tenth of the 40 is to be tested on; all of the 10 are there, whatever share would be cut off for them.
+    assert (found.num, found.validation_tokens, found.test_tokens) == (36, 10 * longest, 4 * longest)

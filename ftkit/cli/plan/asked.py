@@ -65,10 +65,11 @@ def _read(config: "RunConfig") -> "Sequences | None":
     if model == DEMO or looks_like_path(model):
         tokenizer = load_tokenizer(resolve_source(config.model, task))
         return Sequences.of(prepare_data(data, task, tokenizer, config.data_seed, store=kept_tokens(config.cache)))
-    num_texts = check_rows(data, task, config.data_seed)["train"]
+    counts = check_rows(data, task, config.data_seed)
+    num_texts = counts["train"]
     told = f"note: {num_texts:,} texts to train on, each taken to have data.max_length={data.max_length} tokens"
     click.echo(f"{told}, since the tokenizer of {model} is not read", err=True)
-    return Sequences.unseen(config, num_texts)
+    return Sequences.unseen(config, num_texts, (counts.get("validation", 0), counts.get("test", 0)))
 
 
 def check_questions(asked: Mapping[str, bool]) -> None:
