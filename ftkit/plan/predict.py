@@ -20,7 +20,7 @@ from ftkit.plan.memory import Memory, device_of
 from ftkit.plan.predicted import AnyPrediction, MemoryPrediction, Speed, TracedPrediction, by_formula, traced
 from ftkit.plan.shapes import Sequences
 from ftkit.plan.speed import step_time
-from ftkit.plan.streamed import Streamed, rank_of
+from ftkit.plan.streamed import Streamed, rank_of, seconds_beside
 from ftkit.plan.target import Target
 from ftkit.plan.tracing.layer_choice import ShallowModel, choose_layers
 from ftkit.plan.tracing.trace import UntraceableModelError, count_weights, trace
@@ -300,7 +300,7 @@ def _memory_prediction(
 def _speed(case: Case, shape: Shape, tape: Tape, share: RankShare, streamed: StreamPlan | None) -> Speed:
     run, device = case.run, case.target.device(case.run.precision)
     time = step_time(tape, device, shape.num_micro_batches, shape.traced.num_micro_batches)
-    computing = time.seconds if streamed is None else max(time.seconds, streamed.step_seconds)
+    computing = seconds_beside(time, streamed, device.host_rate)
     seconds = computing + share.wire_bytes / case.target.link + share.offload_seconds
     # Of what is streamed in a step, half comes for the forwards and half for the backwards.
     forward = max(time.forward_seconds, streamed.step_seconds / 2 / shape.num_micro_batches if streamed else 0.0)

@@ -124,11 +124,13 @@ class StepTime:
         seconds: without communication.
         flops: of the model's matrix products, once each.
         forward_seconds: of one forward.
+        returning_seconds: for which the link from the host is busy with what comes back for the backwards.
     """
 
     seconds: float
     flops: float
     forward_seconds: float
+    returning_seconds: float = 0.0
 
 
 def gpu_device(gpu: Gpu, precision: str) -> Device:
@@ -243,7 +245,7 @@ def step_time(tape: Tape, device: Device, num_micro_batches: int, traced_micro_b
         for phase, counter in phases.items()
     )
     forward = _phase_seconds(phases[Phase.FORWARD], device) / traced_micro_batches
-    return StepTime(seconds, repeats * tape.model_flops(last), forward)
+    return StepTime(seconds, repeats * tape.model_flops(last), forward, repeats * on_host)
 
 
 def _phase_seconds(counter: Counter[OpKey], device: Device) -> float:

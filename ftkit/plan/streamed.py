@@ -16,6 +16,7 @@ from ftkit.models.streaming.table import left_out_table
 from ftkit.observe.tape import Tape
 from ftkit.plan.calibration import source_words
 from ftkit.plan.case import Case, Counts
+from ftkit.plan.speed import StepTime
 from ftkit.plan.target import Target
 from ftkit.plan.zero.share import RankShare, share_out
 from ftkit.records.streamed import StreamPlan
@@ -156,6 +157,19 @@ def _source(target: Target, place: str) -> str:
     if (known := target.calibration) is not None:
         return f"with rates {source_words(known.date)}"
     return "with an assumed disk" if place == "disk" else "with the PCIe of the table of cards"
+
+
+def seconds_beside(time: StepTime, coming: StreamPlan | None, host_rate: float) -> float:
+    """Return how long a step takes beside the layers that come: activations come back over the link that they take.
+
+    Args:
+        time: of the step without them.
+        coming: the layers; None: none are streamed.
+        host_rate: bytes per second of the link.
+    """
+    if coming is None:
+        return time.seconds
+    return max(time.seconds, coming.step_seconds, coming.step_bytes / host_rate + time.returning_seconds)
 
 
 def rank_of(case: Case, tape: Tape, streamed: Streamed | None) -> tuple[Counts, RankShare]:

@@ -133,3 +133,17 @@ def test_on_a_cpu_it_is_refused_and_neither_offered_nor_chosen():
         run = run_config(offloads=False, batch=BATCH)
         offered = [one for changes in (grid, steps_down) for one in changes(run, target, SEQUENCES)]
         assert any(OFFLOAD in one for one in offered) == (target.device_type == "cuda")
+
+
+def test_what_comes_back_shares_the_link_with_the_layers_that_come():
+    card = replace(find_gpu("t4"), link=1e8)  # slower than all else
+    target, streams = replace(find_target("t4"), gpu=card), EngineConfig(stream_layers="ram")
+    batch = BatchConfig(global_batch_size=8, micro_batch_size=4)
+    apart, together = (
+        predict(run_config(offloads=offloads, batch=batch, engine=streams), target, DEEP, sequences=SEQUENCES)
+        for offloads in (False, True)
+    )
+    back = 2 * (together.pinned_bytes - apart.pinned_bytes) / card.host_rate  # of two micro-batches
+    assert back > 0
+    assert apart.step_seconds == apart.streamed.step_seconds
+    assert together.step_seconds == pytest.approx(together.streamed.step_seconds + back)
