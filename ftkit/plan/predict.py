@@ -301,7 +301,7 @@ def _speed(case: Case, shape: Shape, tape: Tape, share: RankShare, streamed: Str
     run, device = case.run, case.target.device(case.run.precision)
     time = step_time(tape, device, shape.num_micro_batches, shape.traced.num_micro_batches)
     computing = seconds_beside(time, streamed, device.host_rate)
-    seconds = computing + share.wire_bytes / case.target.link + share.offload_seconds
+    seconds = computing + share.wire_bytes / case.target.link + share.offload_seconds(device.host_rate)
     # Of what is streamed in a step, half comes for the forwards and half for the backwards.
     forward = max(time.forward_seconds, streamed.step_seconds / 2 / shape.num_micro_batches if streamed else 0.0)
     flops, sequences = device.flops(run.precision), run.config.batch.global_batch_size

@@ -147,3 +147,16 @@ def test_what_comes_back_shares_the_link_with_the_layers_that_come():
     assert back > 0
     assert apart.step_seconds == apart.streamed.step_seconds
     assert together.step_seconds == pytest.approx(together.streamed.step_seconds + back)
+
+
+def test_what_deepspeed_offloads_goes_over_the_link_of_the_card():
+    batch = BatchConfig(global_batch_size=4, micro_batch_size=4)
+    run = models.run_config("llama", Full(), batch=batch)
+    engine = EngineConfig(name="deepspeed", zero_stage=2, offload_optimizer="cpu")
+    run, quick, plans = run.model_copy(update={"engine": engine}), find_gpu("rtx3090"), []
+    for rate in (quick.link, quick.link / 100):
+        target = replace(find_target("rtx3090"), gpu=replace(quick, link=rate))
+        plans.append(predict(run, target, DEEP, sequences=SEQUENCES, tapes=TAPES))
+    fast, slow = plans
+    moved = 4 * fast.num_trainable_parameters
+    assert slow.step_seconds - fast.step_seconds == pytest.approx(2 * moved * 99 / quick.host_rate)

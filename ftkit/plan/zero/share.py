@@ -28,8 +28,6 @@ from ftkit.plan.zero.partition import WEIGHTS, Partition, elements
 from ftkit.plan.zero.rewrite import rewrite
 from ftkit.plan.zero.stages import Replicated, stage_of
 
-PCIE_BYTES_PER_SECOND = 12e9
-"""What pinned copies over PCIe 3.0 x16 reach of its 16 GB/s (NVIDIA's bandwidthTest)."""
 CPU_ADAM_BYTES_PER_SECOND = 20e9
 """DeepSpeedCPUAdam is bound by host memory; two DDR4 channels read and write about this much."""
 
@@ -44,7 +42,7 @@ class RankShare:
         pinned_bytes: the locked part of it.
         nvme_bytes: on the disk.
         wire_bytes: sent in one step.
-        offload_seconds: copies to the host and the update there.
+        updated_bytes: fp32 values that the host updates; as many go there and come back.
     """
 
     tape: Tape
@@ -52,7 +50,15 @@ class RankShare:
     pinned_bytes: int = 0
     nvme_bytes: int = 0
     wire_bytes: float = 0.0
-    offload_seconds: float = 0.0
+    updated_bytes: int = 0
+
+    def offload_seconds(self, host_rate: float) -> float:
+        """Return how long offloaded states take: copies there and back, and an update, which moves seven values each.
+
+        Args:
+            host_rate: bytes per second between the device and its host, in one direction.
+        """
+        return 2 * self.updated_bytes / host_rate + 7 * self.updated_bytes / CPU_ADAM_BYTES_PER_SECOND
 
 
 def share_out(tape: Tape, run: ResolvedRun, num_trainable: int) -> RankShare:
@@ -76,7 +82,7 @@ def share_out(tape: Tape, run: ResolvedRun, num_trainable: int) -> RankShare:
         rewrite(tape, heap, stage_of(partition)(partition, heap)),
         **_elsewhere(partition),
         wire_bytes=_wire_bytes(partition),
-        offload_seconds=_offload_seconds(partition),
+        updated_bytes=0 if partition.on_device else FP32 * partition.trained_part,
     )
 
 
@@ -125,9 +131,3 @@ def _wire_bytes(partition: Partition) -> float:
     if partition.stage == 3:
         return ring * (2 * sum(birth.size for birth in partition.weights) + FP32 * partition.trained)
     return ring * partition.trained * (2 * FP32 if partition.stage == 1 else FP32 + partition.itemsize)
-
-
-def _offload_seconds(partition: Partition) -> float:
-    """Return how long offloaded states take: copies there and back, and an update, which moves seven values each."""
-    moved = 0 if partition.on_device else FP32 * partition.trained_part
-    return 2 * moved / PCIE_BYTES_PER_SECOND + 7 * moved / CPU_ADAM_BYTES_PER_SECOND
