@@ -23,7 +23,9 @@ _FREED = (
     "batch.micro_batch_size=null",
     "batch.micro_batch_tokens=null",
     "model.recompute=none",
+    "model.offload_activations=false",
     "engine.stream_layers=none",
+    "engine.stream_micro_batches=1",
 )
 """What a run that is resumed with --fit had chosen, or was told, and the planner chooses anew."""
 

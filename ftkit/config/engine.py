@@ -41,9 +41,10 @@ class EngineConfig(Section):
     """What a run may take of each device, such as `6GiB`, for the plan before it; all that the device has when not
     named."""
     fit: bool = False
-    """Let the planner choose the micro-batch, what layers recompute, whether frozen layers are streamed and, under
-    DeepSpeed, the ZeRO stage and offload: the fastest that fits the budget, or what is free of the device. None of it
-    changes the mathematics; what is named stays; the result has what was chosen."""
+    """Let the planner choose the micro-batch, what layers recompute, whether activations wait on the host (CUDA),
+    whether frozen layers are streamed and, under DeepSpeed, the ZeRO stage and offload: the fastest that fits the
+    budget, or what is free of the device. None of it changes the mathematics; what is named stays; the result has what
+    was chosen."""
 
     default_zero_stage: ClassVar[int] = 2
 

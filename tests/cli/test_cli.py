@@ -9,6 +9,8 @@ import yaml
 from click.testing import CliRunner
 
 from ftkit.cli import _COMMANDS, main
+from ftkit.cli.train import _go_on
+from ftkit.config.files import dump_config, load_config
 
 
 def test_help_imports_no_heavy_library():
@@ -97,3 +99,19 @@ def test_what_the_deepspeed_launcher_puts_before_the_subcommand_is_taken():
     done = CliRunner().invoke(main, ["--local_rank=0", "config", "show"])
     assert done.exit_code == 0, done.output
     assert "local_rank" not in CliRunner().invoke(main, ["--help"]).output
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ["model.offload_activations=true", "model.recompute=layer"],
+        ["engine.stream_layers=disk", "engine.stream_micro_batches=all", "batch.micro_batch_size=4"],
+    ],
+)
+def test_a_run_that_is_resumed_with_fit_keeps_nothing_that_the_planner_chooses(tmp_path, chosen):
+    (tmp_path / "config.yaml").write_text(dump_config(load_config(settings=["method.name=lora", *chosen])))
+    flags = {"file": None, "settings": ()}
+    _go_on(flags, tmp_path, chooses=True)
+    again = load_config(flags["file"], settings=list(flags["settings"]))
+    plain = load_config(settings=["method.name=lora"])
+    assert (again.model, again.engine, again.batch) == (plain.model, plain.engine, plain.batch)
