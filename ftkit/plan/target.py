@@ -47,6 +47,11 @@ class Target:
     launcher: Launcher = "none"
 
     @property
+    def words(self) -> str:
+        """The device with its number, where there are several: `2 x T4`."""
+        return self.name if self.num_devices == 1 else f"{self.num_devices} x {self.name}"
+
+    @property
     def devices(self) -> Devices:
         """The devices that a configuration is resolved for."""
         fast = has_bf16(torch.device("cpu")) if self.gpu is None else self.gpu.has_bf16

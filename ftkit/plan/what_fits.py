@@ -54,7 +54,7 @@ def what_fits(
                 found = _fit(_Lengths(new, target, find_architecture(new), traced))
             except FtkitError as error:
                 found = Fit(model=model, method=method, reason=" ".join(str(error).split()), is_told=False)
-            yield found.model_copy(update={"device": target.name})
+            yield found.model_copy(update={"device": target.words})
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ class Fit(Record):
     """One cell of a table of models and methods."""
 
     device: str = ""
-    """What it is to fit on, such as `T4`."""
+    """What it is to fit on, such as `T4` or `2 x T4`."""
     model: str
     method: str
     longest: int | None = None

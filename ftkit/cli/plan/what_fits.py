@@ -37,7 +37,7 @@ def show_what_fits(config: "RunConfig", targets: "Sequence[Target]", page: "Path
 
     Args:
         config: all else of the run.
-        targets: the devices.
+        targets: the devices; one that comes twice is shown once.
         page: the file that takes the table as HTML; None: none does.
         as_json: print all of it as JSON, and nothing else.
 
@@ -47,10 +47,10 @@ def show_what_fits(config: "RunConfig", targets: "Sequence[Target]", page: "Path
     from ftkit.plan.what_fits import what_fits
     from ftkit.report.fits import by_device, fit_lines, fits_page
 
-    models, columns = table_names(), list(methods())
+    models, columns, targets = table_names(), list(methods()), list(dict.fromkeys(targets))
     number = len(models) * len(columns) * len(targets)
     fits = list(_told(what_fits(config, targets, models, columns), number))
-    titles = {one.name: f"{config.task} on {one.num_devices} x {one.name}, {format_bytes(one.memory_bytes)} each"
+    titles = {one.words: f"{config.task} on {one.num_devices} x {one.name}, {format_bytes(one.memory_bytes)} each"
               for one in targets}  # fmt: skip
     tables = {titles[device]: rows for device, rows in by_device(fits).items()}
     if page is not None:

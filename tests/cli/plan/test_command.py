@@ -1,5 +1,7 @@
 """`ftkit plan` as somebody types it."""
 
+import json
+
 import pytest
 from click.testing import CliRunner, Result
 
@@ -64,3 +66,10 @@ def test_what_fits_is_printed_and_written_as_a_page(tmp_path, monkeypatch):
     assert done.output.splitlines()[-3].split()[:2] == ["distilgpt2", "1,024*"]
     assert "1,024*" in (tmp_path / "fits.html").read_text(encoding="utf-8")
     assert "is a folder" in plan("--what-fits", "--html", str(tmp_path)).output
+
+
+def test_cards_of_one_name_in_other_numbers_have_a_table_each_and_one_that_comes_twice_has_one(monkeypatch):
+    monkeypatch.setattr("ftkit.cli.plan.what_fits.table_names", lambda: ["distilgpt2"])
+    done = plan("--what-fits", "--gpu", "t4,2xt4,T4", "--json")
+    fits = json.loads(done.output)
+    assert [fit["device"] for fit in fits if fit["method"] == "full"] == ["T4", "2 x T4"]
