@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from ftkit.cli import doctor as command
 from ftkit.cli.doctor import doctor
+from ftkit.machine.doctor.finding import State
 from ftkit.sweep.matrix import Tried
 
 
@@ -35,3 +37,10 @@ def test_a_cell_that_fails_has_its_reason_and_blocks_only_where_all_fail(monkeyp
     assert result.exit_code == code
     assert "lora, ZeRO-2               no ninja" in result.output
     assert "--method lora --set engine.name=deepspeed --set engine.zero_stage=2" in result.output
+
+
+def test_where_the_device_cannot_be_measured_no_cure_is_named(monkeypatch):
+    monkeypatch.setattr(command, "_accelerator", lambda: torch.device("mps", 0))
+    found = command._rates()
+    assert (found.state, found.cure) == (State.OK, None)
+    assert found.fact.startswith("from the table of cards")
