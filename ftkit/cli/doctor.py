@@ -110,9 +110,7 @@ def _rates() -> Finding:
     )
     device = _accelerator()
     if device is not None and device.type != "cuda":
-        return Finding(
-            name, State.OK, "from the table of cards; --calibrate measures CPUs and CUDA devices alone so far"
-        )
+        return Finding(name, State.OK, "from the table of cards; --calibrate measures CPUs and CUDA devices alone")
     found = find_calibration(torch.get_num_threads() if device is None else device_name(device))
     if found.calibration is not None:
         return Finding(name, State.OK, _measured(found.calibration))
