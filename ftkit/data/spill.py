@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -104,7 +105,8 @@ class Growing:
         if self._file is None:
             return np.concatenate([np.empty(0, self._dtype), *self._held])
         self._write()
-        self._file.flush()
+        with _explaining():
+            self._file.flush()
         # A page that is written to becomes memory of this process, so that the array is like any other.
         mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
         self._file.close()
@@ -120,13 +122,11 @@ class Growing:
 
 def _mapped_table(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
     with _file() as file:
-        try:
+        with _explaining():
             with pa.ipc.new_file(file, schema) as writer:
                 for batch in batches:
                     writer.write_batch(batch)
             file.flush()
-        except OSError as error:
-            raise _explained(error) from None
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return pa.ipc.open_file(pa.py_buffer(mapped)).read_all()
 
@@ -148,8 +148,14 @@ def _folder() -> Path:
 
 
 def _write(file: IO[bytes], values: NDArray[Any]) -> None:
-    try:
+    with _explaining():
         file.write(values.data)
+
+
+@contextmanager
+def _explaining() -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise _explained(error) from None
 

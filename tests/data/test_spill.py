@@ -2,6 +2,7 @@
 
 import errno
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -95,3 +96,11 @@ def test_a_full_disk_is_a_sentence(on_disk, monkeypatch):
     monkeypatch.setattr(spill, "_file", lambda: type("Full", (), {"write": full})())
     with pytest.raises(DataError, match=rf"^{on_disk} has no room for the rows and tokens .* with TMPDIR$"):
         Growing(np.int32).add(range(1000))
+
+
+def test_a_disk_that_is_full_at_the_last_write_is_the_same_sentence(on_disk, monkeypatch):
+    monkeypatch.setattr(spill, "_file", lambda: Path("/dev/full").open("r+b", buffering=2**16))  # noqa: SIM115  # by its user
+    growing = Growing(np.int32)
+    growing.add(range(1000))
+    with pytest.raises(DataError, match="has no room for the rows and tokens"):
+        growing.array()
