@@ -33,6 +33,7 @@ RECOMPUTE = "model.recompute"
 OFFLOAD = "model.offload_activations"
 LENGTH, RANK, METHOD, OPTIMIZER = "data.max_length", "method.rank", "method.name", "optimizer.name"
 STREAM = "engine.stream_layers"
+GROUP = "engine.stream_micro_batches"
 _TOP = "method.top_layers"
 
 
@@ -89,7 +90,8 @@ def steps_down(config: RunConfig, target: Target, sequences: Sequences | None) -
         sequences: the data; None: not at hand.
     """
     batch = plan_shape(config, target.num_devices, sequences).batch
-    steps: list[Changes] = [{SIZE: size} for size in halves(batch)[1:]]
+    steps: list[Changes] = [{GROUP: 1}] if config.engine.stream_micro_batches != 1 else []
+    steps += [{SIZE: size} for size in halves(batch)[1:]]
     if target.device_type == "cuda" and not config.engine.expandable_segments:
         steps.append({"engine.expandable_segments": True})
     steps += [{RECOMPUTE: level} for number, level in enumerate(LEVELS) if config.model.recompute.saving < number]

@@ -14,7 +14,7 @@ from ftkit.models.methods.lora import Lora, Qlora
 from ftkit.models.sources.source import load_config, resolve_source
 from ftkit.models.streaming.stream import stream_of
 from ftkit.plan.case import Case
-from ftkit.plan.changes import STREAM, as_flags
+from ftkit.plan.changes import GROUP, STREAM, as_flags, steps_down
 from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.search import cures, options_at
 from ftkit.plan.streamed import Streamed
@@ -141,3 +141,9 @@ def test_streaming_is_offered_to_a_run_that_does_not_fit_where_its_method_allows
     full = config.model_copy(update={"method": Full()})
     options = options_at(full, target, architecture, None, None)
     assert not options.price(full, [{STREAM: "ram"}], 1)
+
+
+def test_micro_batches_that_go_together_are_taken_apart_before_all_else(folder):
+    target = find_target("t4")
+    together, apart = (steps_down(run_config(folder, Lora(), "ram", number), target, None) for number in ("all", 1))
+    assert together == [{GROUP: 1}, *apart]

@@ -57,6 +57,7 @@ class Attempts:
         stop: whether this rank was asked to stop.
         tell: takes what happened.
         keep: takes limits that a resumed run is to begin with.
+        groups: whether several micro-batches go through a streamed layer at a time.
         stops: whether any rank was asked to, so that all of them stop after this step.
         available: bytes that this rank could have when memory ran out on it.
     """
@@ -68,6 +69,7 @@ class Attempts:
     stop: StopRequest
     tell: Callable[[RecoveryLine], None]
     keep: Callable[[Limits], None]
+    groups: bool = False
     stops: bool = False
     available: int = _NOT_KNOWN
 
@@ -184,8 +186,9 @@ class Attempts:
         if smaller is None:
             raise DoesNotFitError(
                 f"out of memory with one sequence of up to {self.longest} tokens at a time and every layer recomputed: "
-                f"{reason}{had(available, self.engine.device.type)}; try a shorter data.max_length, method qlora, a "
-                "higher engine.zero_stage or offload"
+                f"{reason}{had(available, self.engine.device.type)}; try "
+                f"{_one_by_one(self.groups)}a shorter data.max_length, method qlora, a higher engine.zero_stage or "
+                "offload"
             )
         if smaller.recompute != before.recompute:
             set_recompute(self.engine.model, smaller.recompute)
@@ -194,6 +197,11 @@ class Attempts:
             self.keep(smaller)
         line = RecoveryLine(step=step, reason=reason, available_bytes=available, before=str(before), after=str(smaller))
         self.tell(line)
+
+
+def _one_by_one(groups: bool) -> str:
+    """Return the cure that comes before all others where the inputs of several micro-batches are kept."""
+    return "engine.stream_micro_batches=1 (the mathematics stays the same), " if groups else ""
 
 
 def had(available: int | None, device_type: str) -> str:
@@ -250,8 +258,9 @@ def explained_memory(config: RunConfig) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         reason, limit = _reason(error), config.batch.token_limit
+        groups = config.engine.stream_micro_batches != 1
         cut_cure = f"batch.micro_batch_tokens below {limit}" if limit else "batch.micro_batch_size lower"
         raise DoesNotFitError(
-            f"out of memory: {reason}. Try {cut_cure} (the mathematics stays the same), then "
+            f"out of memory: {reason}. Try {_one_by_one(groups)}{cut_cure} (the mathematics stays the same), then "
             "model.recompute=cheap or layer, then method qlora, then a higher engine.zero_stage or offload"
         ) from error
