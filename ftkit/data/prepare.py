@@ -23,7 +23,7 @@ from ftkit.data.reading.sources import Source, load_source
 from ftkit.data.reading.splits import draw_stratified
 from ftkit.data.report import QUANTILES, DataReport, histogram
 from ftkit.data.standard import AS_THEY_ARE, Standard, standard_of
-from ftkit.data.table.columns import Columns, choose_columns, forgotten
+from ftkit.data.table.columns import Columns, NoLabelError, choose_columns, forgotten
 from ftkit.data.table.fields import field_names, nested_names
 from ftkit.data.table.rows import iterate, keys
 from ftkit.data.table.two_columns import name_two_columns, switch_columns
@@ -127,7 +127,7 @@ def _drafted(  # noqa: PLR0913  # as prepare_data
     train = source.splits["train"]
     config, guesses = name_two_columns(config, task, train)
     names = field_names(train, config)
-    with _switches_told(config, task, train):
+    with _switches_told(train):
         columns = choose_columns(
             config, task, names, source.group_column, has_template=has_template, nested=nested_names(train)
         )
@@ -147,12 +147,12 @@ def _drafted(  # noqa: PLR0913  # as prepare_data
 
 
 @contextmanager
-def _switches_told(config: DataConfig, task: Task, train: Split) -> Iterator[None]:
+def _switches_told(train: Split) -> Iterator[None]:
     """Add to a refusal for want of a label the columns of 0 and 1, which may be a label each."""
     try:
         yield
-    except DataError as error:
-        names = switch_columns(train) if task == "sequence-classification" and config.label_column is None else []
+    except NoLabelError as error:
+        names = switch_columns(train)
         if not names:
             raise
         given = f"--set data.label_columns='[{', '.join(names)}]'"

@@ -45,6 +45,10 @@ SYSTEMS = ("system", "system_prompt")
 TOOLS = ("tools", "functions")
 
 
+class NoLabelError(DataError):
+    """No column of labels is found, or several are."""
+
+
 @dataclass(frozen=True)
 class Columns:
     """The columns that a task reads.
@@ -120,6 +124,7 @@ def choose_columns(
         Columns that are all in `names`.
 
     Raises:
+        NoLabelError: no column of labels is found, or several are.
         DataError: a named column is not there, none is found, or several are.
     """
     for field in (field for field in type(config).model_fields if field.endswith(("_column", "label_columns"))):
@@ -185,7 +190,9 @@ def _labelled(config: DataConfig, names: Sequence[str], group: str | None) -> Co
 def _find_label(config: DataConfig, names: Sequence[str]) -> str:
     """Find the column of labels; a column of scores only where no other is there."""
     found = _found(names, LABELS) or _found(names, SCORES)
-    return _one(config, "label", "label_column", found, names)
+    if len(found) != 1:
+        raise NoLabelError(str(_unclear(config, "label", "label_column", found, names)))
+    return found[0]
 
 
 def _find_text(config: DataConfig, names: Sequence[str], others: tuple[str | None, ...]) -> tuple[str, str | None]:

@@ -14,6 +14,8 @@ from ftkit.data.table.fields import gather
 
 _MAX_LABELS = 50
 _ROWS_PER_LABEL = 3  # fewer, and a column of labels is not told from one of short texts
+_SWITCH = {"0", "1"}
+_FIRST = 1000
 _NUMBER = r"^\s*[-+]?(\d+([.,]\d*)?|[.,]\d+)\s*$"
 
 
@@ -75,7 +77,13 @@ def switch_columns(train: Split) -> list[str]:
 def _is_switch(column: pa.ChunkedArray | None) -> bool:
     if column is None or not (is_text(column.type) or pa.types.is_integer(column.type)):
         return False
-    return {str(value).strip() for value in pc.unique(column.drop_null()).slice(0, 3).to_pylist()} == {"0", "1"}
+    if not _words(column.slice(0, _FIRST).drop_null()) <= _SWITCH:  # no more is looked at of a column of texts
+        return False
+    return _words(pc.unique(column.drop_null()).slice(0, len(_SWITCH) + 1)) == _SWITCH
+
+
+def _words(values: pa.ChunkedArray | pa.Array) -> set[str]:
+    return {str(value).strip() for value in values.to_pylist()}
 
 
 def _look(column: pa.ChunkedArray | None, name: str) -> _Sight:

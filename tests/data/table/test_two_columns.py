@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow as pa
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -10,6 +11,7 @@ from ftkit.config.tree import DataConfig
 from ftkit.data.inspect import guess_task
 from ftkit.data.prepare import prepare_data
 from ftkit.data.reading.sources import load_source
+from ftkit.data.table import two_columns
 from ftkit.errors import DataError
 
 TEXTS = [f"{word} {noun} {number}" for word in ("buena", "mala") for noun in ("idea", "obra") for number in range(6)]
@@ -73,3 +75,16 @@ def test_columns_of_0_and_1_are_named_as_labels_that_they_may_be_and_no_language
         prepare_data(config, "sequence-classification", tokenizer, 0)
     named = config.model_copy(update={"label_columns": ("toxic", "spam")})
     assert prepare_data(named, "sequence-classification", tokenizer, 0).label_names == ("toxic", "spam")
+    for wrong in ({"text_column": "nosuch"}, {"label_columns": ("toxic", "nosuch")}):
+        with pytest.raises(DataError, match="'nosuch' is not a column") as raised:
+            prepare_data(config.model_copy(update=wrong), "sequence-classification", tokenizer, 0)
+        assert "which hold 0 and 1" not in str(raised.value)
+
+
+def test_a_column_of_texts_is_known_for_no_switch_by_its_first_rows(monkeypatch):
+    monkeypatch.setattr(two_columns, "pc", None)  # so that the values of the whole column are not asked for
+    assert not two_columns._is_switch(pa.chunked_array([[None, "0", "1", "fine"]]))
+    monkeypatch.undo()
+    late = pa.chunked_array([["0", None, "1"] * 1000, ["fine"]])
+    assert not two_columns._is_switch(late)
+    assert two_columns._is_switch(late.slice(0, 3000))
