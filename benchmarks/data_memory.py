@@ -2,9 +2,10 @@
 
     python -m benchmarks.data_memory FILE.csv SIZE
 
-writes a file of SIZE MiB, unless it is there: texts of 20 to 150 words, two labels. Then it prepares it as a training
-does, with MiniLM's tokenizer and the tokens of earlier runs that the cache has. Linux tells own memory (RssAnon), which
-nobody can take back, from pages of files (RssFile), which the system takes back where memory is short.
+writes a file of SIZE MiB, unless it is there: texts of 20 to 150 words, two labels. A file of another size is refused.
+Then it prepares it as a training does, with MiniLM's tokenizer and the tokens of earlier runs that the cache has. Linux
+tells own memory (RssAnon), which nobody can take back, from pages of files (RssFile), which the system takes back where
+memory is short.
 """
 
 import random
@@ -52,9 +53,11 @@ def watch(peaks: dict[str, int], ended: threading.Event) -> None:
 
 def main() -> None:
     """Prepare one file and print what that took."""
-    path = Path(sys.argv[1])
+    path, num_mib = Path(sys.argv[1]), int(sys.argv[2])
     if not path.exists():
-        write_texts(path, int(sys.argv[2]))
+        write_texts(path, num_mib)
+    if round(path.stat().st_size / 2**20) != num_mib:
+        sys.exit(f"{path} has {path.stat().st_size / 2**20:.1f} MiB, not {num_mib}; name another file")
     config = load_config(settings=[f"data.dataset={path}"])
     tokenizer = load_tokenizer(resolve_source(config.model, config.task))
     before, begin = resident(), time.perf_counter()
