@@ -63,5 +63,5 @@ def test_a_tape_tells_births_and_deaths_in_their_order_from_any_place():
 
 
 def test_what_a_recorder_is_told_of_is_of_one_kind_and_every_kind_is_a_part_of_a_breakdown():
-    assert {role.kind for role in Role} == set(Kind) - {Kind.ACTIVATION, Kind.TEMPORARY}  # those are judged
+    assert {role.kind for role in Role} == set(Kind) - {Kind.TEMPORARY}  # that is judged
     assert {kind.field for kind in Kind} == set(MemoryBreakdown.model_fields)
