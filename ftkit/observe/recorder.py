@@ -132,8 +132,8 @@ class Recorder(DispatchMode):
                 self.live.born(tensor, birth)
             elif known.role is None:  # made under the recorder, and named only now
                 known.role = role
-                if not known.module:
-                    known.module, known.layer = name, layer_named(name, layers or {})
+                if layers is not None and not known.module:
+                    known.module, known.layer = name, layer_named(name, layers)
 
     def rename(self, tensors: Iterable[tuple[Kind, torch.Tensor]]) -> None:
         """Say of tensors that are on the tape already what part of a breakdown they are."""
