@@ -3,6 +3,7 @@
     FtkitError                what the command line prints without a traceback
     ├── ConfigError           a flag, a YAML key or a value that cannot be
     ├── DataError             a file, a column, a label or a split that is not there or not usable
+    │   └── NoLabelError      no column can be the label
     ├── ModelError            a model that cannot be loaded, or not for this task or method
     ├── CheckpointError       a checkpoint that is incomplete, damaged or of another run
     ├── DependencyError       a package that this configuration needs is missing
@@ -39,6 +40,10 @@ class DataError(FtkitError):
     """A file, a column, a label or a split is missing or not usable."""
 
     exit_code = 3
+
+
+class NoLabelError(DataError):
+    """No column of labels is found, or several are."""
 
 
 class ModelError(FtkitError):

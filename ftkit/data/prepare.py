@@ -23,7 +23,7 @@ from ftkit.data.reading.sources import Source, load_source
 from ftkit.data.reading.splits import draw_stratified
 from ftkit.data.report import QUANTILES, DataReport, histogram
 from ftkit.data.standard import AS_THEY_ARE, Standard, standard_of
-from ftkit.data.table.columns import Columns, NoLabelError, choose_columns, forgotten
+from ftkit.data.table.columns import Columns, choose_columns, forgotten
 from ftkit.data.table.fields import field_names, nested_names
 from ftkit.data.table.rows import iterate, keys
 from ftkit.data.table.two_columns import name_two_columns, switch_columns
@@ -32,7 +32,7 @@ from ftkit.data.tokens.kept import TokenStore
 from ftkit.data.tokens.losses import findings_of_losses, spelled
 from ftkit.data.tokens.tokenizer import TextTokenizer
 from ftkit.data.tokens.windows import check_windows
-from ftkit.errors import DataError
+from ftkit.errors import DataError, NoLabelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

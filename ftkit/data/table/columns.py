@@ -6,7 +6,7 @@ from typing import Literal
 
 from ftkit.config.tree import DataConfig, Task
 from ftkit.data.table.prompts import PromptTemplate, headed, joined
-from ftkit.errors import DataError, nearest
+from ftkit.errors import DataError, NoLabelError, nearest
 
 Kind = Literal["labelled", "plain", "lines", "completion", "chat"]
 
@@ -43,10 +43,6 @@ INSTRUCTIONS = (
 MESSAGES = ("messages", "conversation", "conversations", "chat", "dialogue")
 SYSTEMS = ("system", "system_prompt")
 TOOLS = ("tools", "functions")
-
-
-class NoLabelError(DataError):
-    """No column of labels is found, or several are."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +120,6 @@ def choose_columns(
         Columns that are all in `names`.
 
     Raises:
-        NoLabelError: no column of labels is found, or several are.
         DataError: a named column is not there, none is found, or several are.
     """
     for field in (field for field in type(config).model_fields if field.endswith(("_column", "label_columns"))):
@@ -190,9 +185,7 @@ def _labelled(config: DataConfig, names: Sequence[str], group: str | None) -> Co
 def _find_label(config: DataConfig, names: Sequence[str]) -> str:
     """Find the column of labels; a column of scores only where no other is there."""
     found = _found(names, LABELS) or _found(names, SCORES)
-    if len(found) != 1:
-        raise NoLabelError(str(_unclear(config, "label", "label_column", found, names)))
-    return found[0]
+    return _one(config, "label", "label_column", found, names)
 
 
 def _find_text(config: DataConfig, names: Sequence[str], others: tuple[str | None, ...]) -> tuple[str, str | None]:
@@ -317,7 +310,7 @@ def _unclear(config: DataConfig, what: str, field: str, found: list[str], names:
     problem = f"several could be the {what} column ({', '.join(found)})" if found else f"no {what} column is found"
     flags = {"text_column": "--text-column", "label_column": "--label-column"}
     given = f"{flags[field]} (data.{field})" if field in flags else f"--set data.{field}=..."
-    return DataError(
+    return (NoLabelError if what == "label" else DataError)(
         f"{config.dataset}: {problem}; name it with {given}; {_listed(names)}{_doubt(config, found, names)}"
     )
 
