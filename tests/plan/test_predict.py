@@ -129,7 +129,8 @@ def test_a_card_whose_context_is_published_has_no_doubt_about_it():
 
 
 @pytest.mark.parametrize(
-    ("gpu", "low", "high"), [("rtx3090", 256, 381), ("rtx6000ada", 426, 520), ("h100", 140, 520), ("mi300x", 140, 381)]
+    ("gpu", "low", "high"),
+    [("rtx3090", 256, 381), ("rtx6000ada", 426, 520), ("h100", 610, 828), ("rtx4090", 140, 520), ("mi300x", 140, 381)],
 )
 def test_a_context_is_that_of_the_card_or_of_its_generation(gpu, low, high):
     assert [size >> 20 for size in find_target(gpu).context_range] == [low, high]
