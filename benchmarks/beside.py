@@ -125,9 +125,9 @@ def compare(names: Sequence[str], job: Job, folder: Path, pairs: int, core: int)
             print(f"round {number + 1:2} {name:32} {run['seconds']:7.1f} s {run['score']:.4f}", flush=True)
 
 
-def spread(values: Sequence[float]) -> str:
-    """Return the median of some ratios, with the smallest and the largest."""
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Return the median of some values, with the smallest and the largest, each with so many decimal places."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def table(runs: Sequence[Run]) -> str:

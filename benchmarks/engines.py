@@ -1,6 +1,6 @@
 """One rank of the plain engine beside one of DeepSpeed's, and beside two ranks of the plain engine, in turns.
 
-    python benchmarks/engines.py FOLDER [ROUNDS]
+    python -m benchmarks.engines FOLDER [ROUNDS]
 
 Each rank has one thread. Every measurement is `ftkit profile` in processes of its own: MiniLM under LoRA of rank 8 in
 bf16, a global batch of 32 sequences of 64 tokens, six timed steps after one. What is compared is the step, as medians
@@ -8,15 +8,16 @@ of the rounds with the spread; DeepSpeed partitions at stage 2, which with one r
 to have a core for each rank, and nothing else to do.
 """
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.beside import ROOT, spread
+
 PLAIN, DEEPSPEED, TWO = "plain, 1 rank", "DeepSpeed, 1 rank", "plain, 2 ranks"
 SWEEPS = {PLAIN: "plain:null:1", DEEPSPEED: "deepspeed:2:1", TWO: "plain:null:2"}
 FLAGS = ("--method", "lora", "--precision", "bf16", "--global-batch-size", "32", "--max-length", "64")
@@ -39,30 +40,28 @@ def step_seconds(name: str, folder: Path) -> float:
     return float(row["step_seconds"])
 
 
-def spread(values: Sequence[float]) -> str:
-    """Return the median with the least and the most, in words."""
-    return f"{median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-
-
 def table(seconds: Mapping[str, Sequence[float]]) -> str:
     """Return the steps of each, and beside one plain rank of the same round."""
     lines = ["| | a step, s | beside one plain rank |", "|---|---|---|"]
     for name, values in seconds.items():
         ratios = [own / plain for own, plain in zip(values, seconds[PLAIN], strict=True)]
         times = [1 / ratio for ratio in ratios] if name == TWO else ratios
-        words = "" if name == PLAIN else f"{spread(times)} times as {'fast' if name == TWO else 'long'}"
-        lines.append(f"| {name} | {spread(values)} | {words} |")
+        words = "" if name == PLAIN else f"{spread(times, 3)} times as {'fast' if name == TWO else 'long'}"
+        lines.append(f"| {name} | {spread(values, 3)} | {words} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     """Measure in turns, and print the table after each round."""
-    folder, rounds = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 5
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("rounds", type=int, nargs="?", default=5)
+    asked = parser.parse_args()
     seconds: dict[str, list[float]] = {name: [] for name in SWEEPS}
-    for number in range(rounds):
+    for number in range(asked.rounds):
         for name in SWEEPS if number % 2 else reversed(SWEEPS):
-            seconds[name].append(step_seconds(name, folder / f"{number} {name}"))
-        print(f"{number + 1} of {rounds} rounds\n\n{table(seconds)}\n", flush=True)
+            seconds[name].append(step_seconds(name, asked.folder / f"{number} {name}"))
+        print(f"{number + 1} of {asked.rounds} rounds\n\n{table(seconds)}\n", flush=True)
 
 
 if __name__ == "__main__":

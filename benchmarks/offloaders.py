@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contestants import ALPHA, DROPOUT, RANK, with_adapters
+from ftkit.machine.memory import peak_resident_bytes, reset_peaks
 
 LEARNING_RATE = 1e-4
 
@@ -128,7 +129,7 @@ def loop(work: Work, micro_step: Callable[[Any], Any], update: Callable[[], None
         update: after those of a step.
     """
     tokens, seconds, losses = encoded(work), [], []
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # from here on VmHWM counts anew: proc(5)
+    reset_peaks(tokens.device)  # from here on the peak is that of the steps
     for step in tokens.split(work.global_batch_size)[: work.num_steps]:
         began = time.perf_counter()
         loss = sum(float(micro_step(part)) for part in step.split(work.micro_batch_size))
@@ -136,12 +137,6 @@ def loop(work: Work, micro_step: Callable[[Any], Any], update: Callable[[], None
         seconds.append(time.perf_counter() - began)
         losses.append(loss / work.micro_batches)
     return seconds, losses
-
-
-def most_resident() -> int:
-    """Return the most bytes of memory that this process held since it began, or since that was cleared."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def load(work: Work, recomputes: bool) -> Any:
@@ -246,7 +241,9 @@ def main() -> None:
     work = Work(**json.loads(arguments.work.read_text(encoding="utf-8")))
     program, place, *settings = arguments.name.split(":")
     seconds, losses = PROGRAMS[program](place, settings, work, arguments.folder)
-    print(json.dumps(asdict(Result(seconds, losses, most_resident()))))
+    resident = peak_resident_bytes()
+    assert resident is not None, "only Linux says what a process has held"
+    print(json.dumps(asdict(Result(seconds, losses, resident))))
 
 
 if __name__ == "__main__":
