@@ -46,9 +46,9 @@ def judge(row: Row, gpu: Gpu) -> dict[str, Any]:
     import transformers
 
     from ftkit.config.tree import RunConfig
-    from ftkit.plan.changes import changed
+    from ftkit.plan.choices.changes import changed
+    from ftkit.plan.inputs.target import Target
     from ftkit.plan.predict import Tapes, predict
-    from ftkit.plan.target import Target
 
     arch = arch_of(row)
     model = transformers.AutoConfig.for_model(

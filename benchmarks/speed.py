@@ -1,7 +1,7 @@
 """How fast? Published throughputs beside the planner's, table by table: are they in the same order?
 
-The operators of each row's own stack, as traced, take what ftkit/plan/speed.py says on the row's card: the seconds of
-one forward, backward and optimizer step.
+The operators of each row's own stack, as traced, take what ftkit/plan/seconds/speed.py says on the row's card: the
+seconds of one forward, backward and optimizer step.
 """
 
 from collections import Counter, defaultdict
@@ -76,7 +76,7 @@ def judges(row: Row) -> list[str]:
 
 def answer(_: str, row: Row, found: Any) -> Answer:
     """Return the seconds that a trace takes on a row's card."""
-    from ftkit.plan.speed import gpu_device, step_time
+    from ftkit.plan.seconds.speed import gpu_device, step_time
 
     gpu, tape = card(row), found
     assert gpu is not None

@@ -92,9 +92,9 @@ def peaks(settings: list[str]) -> dict[str, Any]:
     from ftkit.data.batching import Padding, collate
     from ftkit.observe.recorder import Recorder
     from ftkit.observe.tape import Role
+    from ftkit.plan.inputs.shapes import Sequences
+    from ftkit.plan.inputs.target import find_target
     from ftkit.plan.predict import predict
-    from ftkit.plan.shapes import Sequences
-    from ftkit.plan.target import find_target
 
     data, model, tokenizer = adapted(settings)
     rows = np.argsort(-data.train.lengths, kind="stable")[:STEP]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ftkit.records.files import read_record
 from ftkit.records.job import JobPlan
-from ftkit.report.job import job_rows
+from ftkit.report.planned.job import job_rows
 from ftkit.units import format_bytes, format_seconds
 
 JOBS = (

@@ -125,7 +125,7 @@ def _write_page(path: Path, shown: _Shown, source: "Source") -> None:
     """Write what was found as a page."""
     from ftkit.cli.report import write_whole
     from ftkit.data.inspect import column_lines
-    from ftkit.report.dataset import Dataset, ShownText, Told, data_page
+    from ftkit.report.pages.dataset import Dataset, ShownText, Told, data_page
 
     report = None if shown.prepared is None else shown.prepared.report
     splits = [] if report is None else list(report.rows)

@@ -20,7 +20,7 @@ from ftkit.units import format_bytes, format_seconds
 if TYPE_CHECKING:
     import torch
 
-    from ftkit.plan.calibration import Calibration
+    from ftkit.plan.seconds.calibration import Calibration
 
 _COLOURS = {State.OK: "green", State.MISSING: "yellow", State.PROBLEM: "red"}
 _NAME = 26
@@ -76,9 +76,9 @@ def _findings(output: Path, *, tries: bool, online: bool) -> Iterator[Finding]:
 def _calibrate() -> None:
     """Measure and keep what plans of this machine rest on."""
     quieten()
-    from ftkit.plan.calibration import keep
-    from ftkit.plan.gpu_rates import calibrate_gpu
-    from ftkit.plan.rates import calibrate
+    from ftkit.plan.seconds.calibration import keep
+    from ftkit.plan.seconds.cpu_rates import calibrate
+    from ftkit.plan.seconds.gpu_rates import calibrate_gpu
 
     def tell(text: str) -> None:
         click.echo(f"timing {text}" if "left out" not in text else text, err=True)
@@ -102,7 +102,7 @@ def _rates() -> Finding:
     """Return whether plans of this machine rest on what was measured."""
     import torch
 
-    from ftkit.plan.calibration import find_calibration
+    from ftkit.plan.seconds.calibration import find_calibration
 
     name, cure = (
         "speed in plans",

@@ -206,8 +206,8 @@ def _command(trial: Trial, place: Path, rest: list[str]) -> list[str]:
 
 def _predict(trial: Trial, progress: SweepProgress) -> "Prediction | None":
     """Return what the plan says, or None where it cannot say anything."""
+    from ftkit.plan.inputs.target import find_target
     from ftkit.plan.predict import predict
-    from ftkit.plan.target import find_target
 
     if trial.run is None:
         return None

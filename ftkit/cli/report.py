@@ -131,7 +131,7 @@ def _form_of(path: Path) -> str:
 def _render(runs: list[Run], form: str, title: str, budget_bytes: int | None) -> str:
     from ftkit.report import text
     from ftkit.report.contest import contest
-    from ftkit.report.page import html_page
+    from ftkit.report.pages.page import html_page
 
     match form:
         case "html":

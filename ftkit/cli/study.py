@@ -11,7 +11,7 @@ from ftkit.cli.opening import check_named, say_begun
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
 from ftkit.errors import ConfigError
 from ftkit.machine.environment import prepare_environment
-from ftkit.report.study import curve_csv, study_lines, study_page, suspects_csv
+from ftkit.report.pages.study import curve_csv, study_lines, study_page, suspects_csv
 
 _FOLDER = "runs/study"
 _FILES = ("study.json", "study.html", "wrong_labels.csv", "learning_curve.csv")

@@ -17,7 +17,7 @@ from ftkit.config.methods import methods
 from ftkit.config.tree import RunConfig
 from ftkit.errors import ConfigError, nearest
 from ftkit.report.metrics import METRICS
-from ftkit.report.tuned import Tried, tuned_page
+from ftkit.report.pages.tuned import Tried, tuned_page
 from ftkit.sweep.space import Space, read_space, usual_space
 from ftkit.sweep.tuning import Budget, Tuning
 from ftkit.units import format_seconds, parse_seconds

@@ -3,13 +3,13 @@
 from ftkit.config.files import Configuration, as_config
 from ftkit.machine.hub import work_offline_if_unreachable
 from ftkit.models.sources.known import find_row
-from ftkit.plan.architectures import find_architecture
+from ftkit.plan.choices.search import settled
+from ftkit.plan.inputs.architectures import find_architecture
+from ftkit.plan.inputs.shapes import Sequences
+from ftkit.plan.inputs.target import find_target
 from ftkit.plan.job import with_job
 from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.predicted import AnyPrediction
-from ftkit.plan.search import settled
-from ftkit.plan.shapes import Sequences
-from ftkit.plan.target import find_target
 
 
 def plan(  # noqa: PLR0913  # as many as the command has flags for it

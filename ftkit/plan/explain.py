@@ -12,12 +12,12 @@ from ftkit.observe.live_groups import live_groups, own_path, part_types, widest_
 from ftkit.observe.operators import dtype_name
 from ftkit.observe.peaks import peak_place
 from ftkit.observe.tape import Tape
-from ftkit.plan.candidates import Candidate
-from ftkit.plan.case import Case
-from ftkit.plan.changes import as_flags, steps_down
-from ftkit.plan.memory import allocator_words, context_words
+from ftkit.plan.choices.candidates import Candidate
+from ftkit.plan.choices.changes import as_flags, steps_down
+from ftkit.plan.choices.search import options_at
+from ftkit.plan.inputs.case import Case
+from ftkit.plan.needs.memory import allocator_words, context_words
 from ftkit.plan.predict import Grounds, Tapes
-from ftkit.plan.search import options_at
 from ftkit.plan.tracing.attention_choice import AttentionCall, choose, order, refusals
 from ftkit.records.explained import Attention, Explanation, Knob, Logits
 from ftkit.step.observer import Phase

@@ -8,9 +8,9 @@ import math
 from ftkit.config.tree import RunConfig
 from ftkit.engine.resolve import DTYPES
 from ftkit.models.methods import method_of
+from ftkit.plan.inputs.shapes import Sequences
+from ftkit.plan.inputs.target import Target
 from ftkit.plan.predicted import AnyPrediction, TracedPrediction
-from ftkit.plan.shapes import Sequences
-from ftkit.plan.target import Target
 from ftkit.records.files import CHECKPOINT_BYTES
 from ftkit.records.job import JobPlan
 

@@ -13,19 +13,19 @@ from ftkit.errors import ModelError
 from ftkit.models.build import build_empty_model
 from ftkit.observe.recorded import Given
 from ftkit.observe.tape import Tape
-from ftkit.plan import fallback as formula
-from ftkit.plan.architectures import find_architecture
-from ftkit.plan.case import Case, Counts, disk_bytes
-from ftkit.plan.memory import Memory, device_of
+from ftkit.plan.inputs.architectures import find_architecture
+from ftkit.plan.inputs.case import Case, Counts, disk_bytes
+from ftkit.plan.inputs.shapes import Sequences
+from ftkit.plan.inputs.target import Target
+from ftkit.plan.needs import fallback as formula
+from ftkit.plan.needs.memory import Memory, device_of
+from ftkit.plan.needs.streamed import Streamed, rank_of, seconds_beside
+from ftkit.plan.needs.trunk import Pass, head_shape, trace_pass, trunk_plan, wants_pass, with_pass
 from ftkit.plan.predicted import AnyPrediction, MemoryPrediction, Speed, TracedPrediction, by_formula, traced
-from ftkit.plan.shapes import Sequences
-from ftkit.plan.speed import step_time
-from ftkit.plan.streamed import Streamed, rank_of, seconds_beside
-from ftkit.plan.target import Target
+from ftkit.plan.seconds.speed import step_time
 from ftkit.plan.tracing.layer_choice import ShallowModel, choose_layers
 from ftkit.plan.tracing.trace import UntraceableModelError, count_weights, trace
 from ftkit.plan.tracing.unroll import NotAlikeError, unroll
-from ftkit.plan.trunk import Pass, head_shape, trace_pass, trunk_plan, wants_pass, with_pass
 from ftkit.plan.zero.share import RankShare
 from ftkit.records.schema import Basis, Verdict
 from ftkit.records.streamed import StreamPlan

@@ -16,20 +16,20 @@ from ftkit.engine.resolve import resolve
 from ftkit.errors import DoesNotFitError, FtkitError, PlannerError
 from ftkit.machine.memory import available_bytes
 from ftkit.machine.process import ProcessContext, first_decides
-from ftkit.plan.candidates import Candidate
-from ftkit.plan.changes import as_flags, changed
-from ftkit.plan.fit import fit, ways
+from ftkit.plan.choices.candidates import Candidate
+from ftkit.plan.choices.changes import as_flags, changed
+from ftkit.plan.choices.fit import fit, ways
+from ftkit.plan.choices.search import Options, cures, options_at, settled
+from ftkit.plan.inputs.shapes import Sequences
+from ftkit.plan.inputs.target import Target, find_target
 from ftkit.plan.job import with_job
+from ftkit.plan.needs.weights import least_weight_bytes, weights_reason
 from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.predicted import AnyPrediction, TracedPrediction
-from ftkit.plan.search import Options, cures, options_at, settled
-from ftkit.plan.shapes import Sequences
-from ftkit.plan.target import Target, find_target
 from ftkit.plan.tracing.trace import UntraceableModelError
-from ftkit.plan.weights import least_weight_bytes, weights_reason
-from ftkit.report.job import job_lines
-from ftkit.report.streamed import stream_line
-from ftkit.report.trunk import trunk_line
+from ftkit.report.planned.job import job_lines
+from ftkit.report.planned.streamed import stream_line
+from ftkit.report.planned.trunk import trunk_line
 from ftkit.units import format_bytes
 
 FAULT = "planner_fault.txt"

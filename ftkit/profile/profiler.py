@@ -33,8 +33,8 @@ from ftkit.observe.peaks import CountedPeak, phase_peaks, timeline
 from ftkit.observe.recorded import batch_tensors, layer_names, make_batches, record_steps, see_model
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import Role
-from ftkit.plan.architectures import unseen_labels
-from ftkit.plan.shapes import plan_shape
+from ftkit.plan.inputs.architectures import unseen_labels
+from ftkit.plan.inputs.shapes import plan_shape
 from ftkit.records.files import RECORD, SNAPSHOT, RecordWriter
 from ftkit.records.schema import Measurement, PhaseMeasurement, Prediction, ResultLine, TimelineLine
 from ftkit.step import step

@@ -17,7 +17,7 @@ from ftkit.config.tree import RunConfig
 from ftkit.errors import ConfigError, DependencyError, FtkitError
 from ftkit.records.schema import RunRecord
 from ftkit.report.metrics import METRICS
-from ftkit.report.tuned import Tried
+from ftkit.report.pages.tuned import Tried
 from ftkit.sweep.attend import Attended, attend, record_of
 from ftkit.sweep.space import Space
 

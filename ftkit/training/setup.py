@@ -26,9 +26,9 @@ from ftkit.models.objective import objective_of
 from ftkit.models.sources.source import Source
 from ftkit.models.streaming.stream import place
 from ftkit.observe.meter import Meter
+from ftkit.plan.inputs.shapes import Sequences
 from ftkit.plan.predicted import AnyPrediction
 from ftkit.plan.preflight import plan_first
-from ftkit.plan.shapes import Sequences
 from ftkit.step.observer import Phase
 from ftkit.training.checkpoints import checkpoint
 from ftkit.training.checkpoints.same_run import resumable_part

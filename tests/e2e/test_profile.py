@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from ftkit.cli import main
 from ftkit.config.engine import EngineConfig
 from ftkit.config.tree import RunConfig
+from ftkit.plan.inputs.target import find_target
 from ftkit.plan.predict import predict
-from ftkit.plan.target import find_target
 from ftkit.records.files import read_record
 from tests.helpers import save_tiny_model
 

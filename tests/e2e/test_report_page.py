@@ -9,7 +9,7 @@ import pytest
 
 from ftkit.records.figures import Kind
 from ftkit.report.collect import collect_runs
-from ftkit.report.page import html_page
+from ftkit.report.pages.page import html_page
 from tests.made_records import write_run, write_runs
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'ftkit[test]'")

@@ -15,7 +15,7 @@ import transformers
 from sklearn.metrics import accuracy_score, f1_score
 
 from ftkit.machine import hardware
-from ftkit.plan.memory import RUNTIME_BYTES
+from ftkit.plan.needs.memory import RUNTIME_BYTES
 from ftkit.records.files import read_record
 from ftkit.records.schema import Basis
 from tests.e2e.command import QUICK, flags, run
@@ -113,7 +113,7 @@ def small_machine(monkeypatch):
     """A machine with room for a process and few sequences of the tiny model."""
     machine = hardware.this_machine()
     little = dataclasses.replace(machine, memory_bytes=RUNTIME_BYTES + 3 * 2**20)
-    monkeypatch.setattr("ftkit.plan.target.this_machine", lambda: little)
+    monkeypatch.setattr("ftkit.plan.inputs.target.this_machine", lambda: little)
 
 
 def test_what_is_predicted_not_to_fit_is_refused_with_a_cure_that_works(work, small_machine):

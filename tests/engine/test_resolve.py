@@ -11,7 +11,7 @@ from ftkit.engine.ds_config import templates_folder
 from ftkit.engine.resolve import Devices, EngineKind, resolve
 from ftkit.errors import ConfigError, DeviceError
 from ftkit.machine.process import ProcessContext
-from ftkit.plan.target import find_target
+from ftkit.plan.inputs.target import find_target
 
 ONE = Devices("cuda", has_bf16=True)
 TWO = replace(ONE, world_size=2, launcher="deepspeed")

@@ -14,12 +14,12 @@ from ftkit.config.tree import DataConfig
 from ftkit.engine.ds_config import Sizes, deepspeed_dict, read_template, template_name, templates_folder
 from ftkit.models.methods.lora import Lora
 from ftkit.plan.explain import explain, priced_changes
+from ftkit.plan.inputs.target import find_target
 from ftkit.plan.predict import Tapes, predict_with_grounds
-from ftkit.plan.target import find_target
 from ftkit.report import text
 from ftkit.report.collect import collect_runs
 from ftkit.report.contest import contest
-from ftkit.report.explained import explanation_lines
+from ftkit.report.planned.explained import explanation_lines
 from tests.golden.conftest import EXPECTED
 from tests.made_records import write_runs
 from tests.plan.models import architecture, run_config

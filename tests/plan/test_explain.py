@@ -10,10 +10,10 @@ from ftkit.config.tree import DataConfig
 from ftkit.models.methods.full import Full
 from ftkit.models.methods.lora import Lora
 from ftkit.plan.explain import explain
+from ftkit.plan.inputs.target import find_target
 from ftkit.plan.predict import predict_with_grounds
-from ftkit.plan.target import find_target
 from ftkit.plan.tracing.trace import UntraceableModelError
-from ftkit.report.explained import explanation_lines
+from ftkit.report.planned.explained import explanation_lines
 from tests.helpers import save_tiny_model
 from tests.plan import models
 

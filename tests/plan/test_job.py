@@ -10,12 +10,12 @@ from ftkit.cli.plan.asked import _read
 from ftkit.config.tree import RunConfig
 from ftkit.data.prepare import check_rows
 from ftkit.models.methods.lora import Lora
-from ftkit.plan.calibration import Calibration, fingerprint, keep
+from ftkit.plan.inputs.shapes import Sequences
+from ftkit.plan.inputs.target import find_target
 from ftkit.plan.job import with_job
 from ftkit.plan.predict import predict
-from ftkit.plan.shapes import Sequences
-from ftkit.plan.speed import Device
-from ftkit.plan.target import find_target
+from ftkit.plan.seconds.calibration import Calibration, fingerprint, keep
+from ftkit.plan.seconds.speed import Device
 from tests.helpers import WORDS, save_tiny_model
 from tests.plan import models
 

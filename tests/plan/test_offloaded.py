@@ -15,13 +15,13 @@ from ftkit.models.activations import link, offload
 from ftkit.models.foreign import has_values
 from ftkit.models.methods.full import Full
 from ftkit.models.methods.lora import Lora, Qlora
-from ftkit.plan.candidates import TIGHT
-from ftkit.plan.changes import OFFLOAD, as_flags, grid, steps_down
-from ftkit.plan.fit import fit
+from ftkit.plan.choices.candidates import TIGHT
+from ftkit.plan.choices.changes import OFFLOAD, as_flags, grid, steps_down
+from ftkit.plan.choices.fit import fit
+from ftkit.plan.choices.search import options_at
+from ftkit.plan.inputs.shapes import Sequences
+from ftkit.plan.inputs.target import find_target
 from ftkit.plan.predict import Tapes, predict
-from ftkit.plan.search import options_at
-from ftkit.plan.shapes import Sequences
-from ftkit.plan.target import find_target
 from ftkit.plan.tracing.trace import trace
 from tests.plan import models
 

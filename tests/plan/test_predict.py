@@ -17,10 +17,10 @@ from ftkit.engine.resolve import resolve
 from ftkit.errors import DeviceError, ModelError
 from ftkit.models.methods.full import Full
 from ftkit.models.methods.lora import Lora, Qlora
+from ftkit.plan.choices.search import cures, search
+from ftkit.plan.inputs.target import Target, find_target
 from ftkit.plan.predict import predict
 from ftkit.plan.predicted import FormulaPrediction
-from ftkit.plan.search import cures, search
-from ftkit.plan.target import Target, find_target
 from ftkit.plan.tracing.trace import UntraceableModelError
 from ftkit.records.schema import Verdict
 from tests.plan import models

@@ -4,9 +4,9 @@ import pytest
 from pydantic import ValidationError
 
 from ftkit.models.methods.lora import Lora
+from ftkit.plan.inputs.target import find_target
 from ftkit.plan.predict import predict
 from ftkit.plan.predicted import FormulaPrediction, TracedPrediction
-from ftkit.plan.target import find_target
 from ftkit.records.files import RecordWriter, read_record
 from ftkit.records.schema import RunLine
 from tests.plan import models

@@ -14,9 +14,9 @@ from ftkit.machine.memory import peak_resident_bytes
 from ftkit.machine.process import ProcessContext
 from ftkit.models.methods.lora import Lora
 from ftkit.plan import preflight
+from ftkit.plan.inputs.shapes import Sequences
+from ftkit.plan.inputs.target import find_target
 from ftkit.plan.predicted import FormulaPrediction
-from ftkit.plan.shapes import Sequences
-from ftkit.plan.target import find_target
 from ftkit.units import format_bytes
 from tests.plan import models
 
@@ -82,7 +82,7 @@ def test_a_model_that_cannot_be_followed_trains_with_a_formulas_word_or_with_a_w
     assert isinstance(plan(note=notes.append)[1], FormulaPrediction)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ftkit.plan.fallback.missing_size", lambda _: "vocab_size")
+        patch.setattr("ftkit.plan.needs.fallback.missing_size", lambda _: "vocab_size")
         config, prediction = plan(note=notes.append, batch=BatchConfig(micro_batch_tokens="auto"))
 
     assert prediction is None

@@ -10,7 +10,7 @@ from ftkit.records.answers import Answers, Shown, answers_file, as_lines
 from ftkit.report import text
 from ftkit.report.answered import answers_section, as_plain, mistakes
 from ftkit.report.collect import Run
-from ftkit.report.page import html_page
+from ftkit.report.pages.page import html_page
 from tests.report.test_scores import HOSTILE, scored
 
 SHARES = np.array([[0.6, 0.4], [0.1, 0.9], [0.7, 0.3], [0.95, 0.05]])

@@ -14,12 +14,12 @@ from ftkit.errors import DataError
 from ftkit.records.job import JobPlan
 from ftkit.records.schema import Measurement, Prediction, ResultLine, RunLine, RunRecord
 from ftkit.report import text, words
-from ftkit.report.chart_data import changed_settings
 from ftkit.report.collect import Run, collect_runs
 from ftkit.report.columns import filled_columns, relative_error, split_shared
 from ftkit.report.compare import efficient_front, labels
 from ftkit.report.contest import contest, contest_cells
-from ftkit.report.page import html_page, shared_budget
+from ftkit.report.pages.chart_data import changed_settings
+from ftkit.report.pages.page import html_page, shared_budget
 from ftkit.report.words import distribution
 from tests.made_records import write_run, write_runs
 

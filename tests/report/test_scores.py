@@ -8,12 +8,12 @@ from rich.console import Console
 
 from ftkit.records.schema import EvaluationLine, LabelScores, Measurement, ResultLine, RunLine, RunRecord
 from ftkit.report import text
-from ftkit.report.chart_data import chart_data
 from ftkit.report.collect import Run
 from ftkit.report.columns import filled_columns
 from ftkit.report.contest import best_in_contest, contest
 from ftkit.report.metrics import KINDS, METRICS
-from ftkit.report.page import html_page, tiles
+from ftkit.report.pages.chart_data import chart_data
+from ftkit.report.pages.page import html_page, tiles
 
 HOSTILE = "</script><b>|spam"
 FIGURES: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ from statsmodels.stats.multitest import multipletests
 from ftkit.records.answers import Answers, answers_file, as_lines
 from ftkit.report import text
 from ftkit.report.collect import Run
-from ftkit.report.page import html_page
+from ftkit.report.pages.page import html_page
 from ftkit.report.significance import bootstrap, compare_groups, holm, mcnemar, sign_flips
 from tests.report.test_scores import scored
 

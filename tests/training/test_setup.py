@@ -9,8 +9,8 @@ from ftkit.machine.process import ProcessContext
 from ftkit.models.sources.source import load_config as load_architecture
 from ftkit.models.sources.source import resolve_source
 from ftkit.plan import preflight
-from ftkit.plan.target import Target
-from ftkit.plan.weights import least_weight_bytes
+from ftkit.plan.inputs.target import Target
+from ftkit.plan.needs.weights import least_weight_bytes
 from ftkit.records.files import RECORD
 from ftkit.training.reporters import Reporters
 from ftkit.training.results.folder import open_folder

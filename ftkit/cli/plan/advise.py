@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from ftkit.cli.plan.asked import Asked
-    from ftkit.plan.advise import Advice
-    from ftkit.plan.candidates import Candidate
-    from ftkit.plan.solve import Axis, Solution
-    from ftkit.plan.target import Target
+    from ftkit.plan.choices.advise import Advice
+    from ftkit.plan.choices.candidates import Candidate
+    from ftkit.plan.choices.solve import Axis, Solution
+    from ftkit.plan.inputs.target import Target
 
 _HEAD = f"{'':4}{'peak':>10} {'':>11}  {'a step':>8} {'':>7}  {'verdict':12}  change"
 
@@ -30,7 +30,7 @@ def show_advice(asked: "Asked", *, as_json: bool) -> bool:
     Returns:
         Whether the run fits as it is.
     """
-    from ftkit.plan.advise import advise, walls
+    from ftkit.plan.choices.advise import advise, walls
 
     config, target, architecture, sequences, tapes = asked
     advice = advise(config, target, architecture, sequences, tapes)
@@ -69,7 +69,7 @@ def _row(number: str, candidate: "Candidate", present: "Candidate | None", chang
 
 def _flags(present: "Candidate", candidate: "Candidate") -> str:
     """Return a change as flags that go behind the command of the run as it is, whose cut in tokens they take back."""
-    from ftkit.plan.changes import SIZE, as_flags
+    from ftkit.plan.choices.changes import SIZE, as_flags
 
     changes = candidate.changes
     if SIZE in changes and present.config.batch.micro_batch_tokens is not None:

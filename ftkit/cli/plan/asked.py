@@ -12,9 +12,9 @@ from ftkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from ftkit.config.tree import RunConfig
+    from ftkit.plan.inputs.shapes import Sequences
+    from ftkit.plan.inputs.target import Target
     from ftkit.plan.predict import Tapes
-    from ftkit.plan.shapes import Sequences
-    from ftkit.plan.target import Target
 
 
 class Asked(NamedTuple):
@@ -34,11 +34,11 @@ class Asked(NamedTuple):
             ModelError: nobody knows the model.
             DoesNotFitError: what fits is asked for, and nothing does.
         """
-        from ftkit.plan.architectures import find_architecture
-        from ftkit.plan.fit import fit
+        from ftkit.plan.choices.fit import fit
+        from ftkit.plan.choices.search import options_at, settled
+        from ftkit.plan.inputs.architectures import find_architecture
+        from ftkit.plan.inputs.shapes import Sequences
         from ftkit.plan.predict import Tapes
-        from ftkit.plan.search import options_at, settled
-        from ftkit.plan.shapes import Sequences
 
         sequences = _read(config) if samples is None else Sequences.unseen(config, samples)
         architecture, tapes = find_architecture(config), Tapes()
@@ -57,7 +57,7 @@ def _read(config: "RunConfig") -> "Sequences | None":
     from ftkit.data.prepare import check_rows, prepare_data
     from ftkit.machine.kept_arrays import kept_tokens
     from ftkit.models.sources.source import load_tokenizer, resolve_source
-    from ftkit.plan.shapes import Sequences
+    from ftkit.plan.inputs.shapes import Sequences
 
     data, task, model = config.data, config.task, config.model.name
     if "dataset" not in data.model_fields_set or not is_there(Path(data.dataset).expanduser()):

@@ -22,7 +22,7 @@ from ftkit.models.sources.known import find_row
 
 if TYPE_CHECKING:
     from ftkit.config.tree import RunConfig
-    from ftkit.plan.target import Target
+    from ftkit.plan.inputs.target import Target
 
 
 @click.command(cls=GroupedHelp, context_settings={"help_option_names": ["-h", "--help"]})
@@ -121,7 +121,7 @@ def _find_target(  # one parameter a flag
     if find_row(config.model.name) is None:
         work_offline_if_unreachable((config.model.name,))
     quieten()
-    from ftkit.plan.target import find_target
+    from ftkit.plan.inputs.target import find_target
 
     target = find_target(gpu, gpus, memory_budget, ram_budget, memory_used=memory_used)
     return target.within(None if memory_budget else config.engine.budget_bytes)

@@ -3,7 +3,7 @@
 import json
 from typing import TYPE_CHECKING, Any
 
-from ftkit.report.explained import explanation_lines
+from ftkit.report.planned.explained import explanation_lines
 
 if TYPE_CHECKING:
     from ftkit.plan.predict import Grounds, Tapes

@@ -8,9 +8,9 @@ import click
 from ftkit.cli.plan.explain import explained_json, explanation_text
 from ftkit.cli.plan.writing import train_command, write_config
 from ftkit.records.files import CHECKPOINT_BYTES
-from ftkit.report.job import disk_words, job_rows, time_words
-from ftkit.report.streamed import stream_rows
-from ftkit.report.trunk import trunk_rows
+from ftkit.report.planned.job import disk_words, job_rows, time_words
+from ftkit.report.planned.streamed import stream_rows
+from ftkit.report.planned.trunk import trunk_rows
 from ftkit.units import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from ftkit.cli.plan.asked import Asked
     from ftkit.engine.resolve import ResolvedRun
-    from ftkit.plan.candidates import Candidate
+    from ftkit.plan.choices.candidates import Candidate
+    from ftkit.plan.inputs.target import Target
     from ftkit.plan.predict import Grounds
     from ftkit.plan.predicted import AnyPrediction
-    from ftkit.plan.target import Target
 
 
 def show_prediction(
@@ -115,7 +115,7 @@ def _adapter_lines(asked: "Asked") -> list[str]:
 
 def _routing_lines(grounds: "Grounds") -> list[str]:
     """Return how the peak of a mixture of experts depends on its routing; of another model, nothing."""
-    from ftkit.plan.mixture import find_mixture, routing_words, uneven_bytes
+    from ftkit.plan.needs.mixture import find_mixture, routing_words, uneven_bytes
     from ftkit.plan.predicted import FormulaPrediction
 
     mixture, is_formula = find_mixture(grounds.case.architecture), isinstance(grounds.prediction, FormulaPrediction)
@@ -192,8 +192,8 @@ def show_cures(asked: "Asked", step_seconds: float | None) -> None:
         asked: what does not fit.
         step_seconds: of it, if it did; None: not known.
     """
-    from ftkit.plan.changes import as_flags
-    from ftkit.plan.search import cures
+    from ftkit.plan.choices.changes import as_flags
+    from ftkit.plan.choices.search import cures
 
     found = cures(asked.config, asked.target, asked.architecture, asked.sequences, asked.tapes)
     click.echo(

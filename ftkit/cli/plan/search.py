@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ftkit.cli.plan.asked import Asked
-    from ftkit.plan.candidates import Candidate
+    from ftkit.plan.choices.candidates import Candidate
 
 SHOWN = 10
 """Candidates of a search that are printed; --json has all of them."""
@@ -34,7 +34,7 @@ def show_search(asked: "Asked", write: "Path | None", *, as_json: bool) -> None:
     """
     from ftkit.engine.resolve import resolve
     from ftkit.errors import DoesNotFitError
-    from ftkit.plan.search import confirmed, search
+    from ftkit.plan.choices.search import confirmed, search
 
     target, architecture, sequences = asked.target, asked.architecture, asked.sequences
     found = search(asked.config, target, architecture, sequences, asked.tapes)
@@ -55,8 +55,8 @@ def show_search(asked: "Asked", write: "Path | None", *, as_json: bool) -> None:
 
 def _nothing_fits(asked: "Asked") -> str:
     """Say what a search ran into: the device, or the memory of the host."""
-    from ftkit.plan.changes import as_flags
-    from ftkit.plan.search import search
+    from ftkit.plan.choices.changes import as_flags
+    from ftkit.plan.choices.search import search
 
     target = asked.target
     if target.gpu is not None and (target.ram_bytes is not None or target.locked_bytes is not None):
@@ -74,7 +74,7 @@ def _nothing_fits(asked: "Asked") -> str:
 
 def search_lines(found: "Sequence[Candidate]") -> list[str]:
     """Return candidates as lines of text: memory of the device and of the host, and time beside the fastest."""
-    from ftkit.plan.changes import as_flags
+    from ftkit.plan.choices.changes import as_flags
 
     fastest = min(one.seconds for one in found)
     lines = [f"{'':4}{'peak':>10}  {'host':>10}  {'a step':>9}  {'slower':>7}  changes"]

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ftkit.config.tree import RunConfig
-    from ftkit.plan.solve import Axis, Solution
-    from ftkit.plan.target import Target
+    from ftkit.plan.choices.solve import Axis, Solution
+    from ftkit.plan.inputs.target import Target
 
 AXES = ("max_length", "micro_batch_size", "rank", "model")
 
@@ -35,7 +35,7 @@ def show_solution(
     Raises:
         DoesNotFitError: not even the smallest fits.
     """
-    from ftkit.plan.solve import solve
+    from ftkit.plan.choices.solve import solve
 
     found = solve(config, target, axis, samples)
     if found is None:
@@ -54,7 +54,7 @@ def show_solution(
 
 def _lines(found: "Solution", axis: "Axis", target: "Target") -> list[str]:
     from ftkit.engine.resolve import resolve
-    from ftkit.plan.changes import as_flags
+    from ftkit.plan.choices.changes import as_flags
 
     border = "the most that there is" if found.next_value is None else f"{found.next_value}: {found.next_reason}"
     run = resolve(found.config, target.devices)

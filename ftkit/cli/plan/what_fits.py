@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ftkit.config.tree import RunConfig
-    from ftkit.plan.target import Target
+    from ftkit.plan.inputs.target import Target
     from ftkit.records.fits import Fit
 
 
@@ -44,8 +44,8 @@ def show_what_fits(config: "RunConfig", targets: "Sequence[Target]", page: "Path
     Raises:
         ConfigError: the page cannot be written.
     """
-    from ftkit.plan.what_fits import what_fits
-    from ftkit.report.fits import by_device, fit_lines, fits_page
+    from ftkit.plan.choices.what_fits import what_fits
+    from ftkit.report.pages.fits import by_device, fit_lines, fits_page
 
     models, columns, targets = table_names(), list(methods()), list(dict.fromkeys(targets))
     number = len(models) * len(columns) * len(targets)

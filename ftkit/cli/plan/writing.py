@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ftkit.config.tree import RunConfig
-    from ftkit.plan.target import Target
+    from ftkit.plan.inputs.target import Target
 
 
 def check_file(file: Path | None, flag: str, example: str) -> None:

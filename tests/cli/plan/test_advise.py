@@ -12,11 +12,11 @@ from ftkit.cli.plan.advise import advice_lines, advice_tree, wall_lines
 from ftkit.cli.plan.asked import Asked
 from ftkit.config.files import build_config, load_config
 from ftkit.config.tree import RunConfig
-from ftkit.plan.advise import advise, walls
-from ftkit.plan.changes import Effect, effect_of, value_of
+from ftkit.plan.choices.advise import advise, walls
+from ftkit.plan.choices.changes import Effect, effect_of, value_of
+from ftkit.plan.inputs.shapes import Sequences
+from ftkit.plan.inputs.target import find_target
 from ftkit.plan.predict import predict
-from ftkit.plan.shapes import Sequences
-from ftkit.plan.target import find_target
 from tests.helpers import save_tiny_model
 
 

@@ -20,9 +20,9 @@ from ftkit.models.card import Card
 from ftkit.models.saving.whole import save_whole
 from ftkit.models.saving.write import Named
 from ftkit.models.sources.start import Start
+from ftkit.plan.choices.search import cures
+from ftkit.plan.inputs.target import find_target
 from ftkit.plan.predict import predict
-from ftkit.plan.search import cures
-from ftkit.plan.target import find_target
 from ftkit.profile.profiler import profile_run
 from ftkit.records.files import read_record
 from ftkit.report.collect import collect_runs

@@ -7,7 +7,7 @@ import torch
 
 from ftkit.config.tree import ModelConfig, RunConfig
 from ftkit.machine.hardware import find_gpu
-from ftkit.plan.architectures import find_architecture
+from ftkit.plan.inputs.architectures import find_architecture
 from ftkit.plan.tracing.attention_choice import AttentionCall, Kernel, choose
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "plan.md"

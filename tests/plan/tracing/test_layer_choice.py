@@ -9,8 +9,8 @@ from ftkit.errors import ModelError
 from ftkit.models.build import build_empty_model
 from ftkit.models.methods.full import Full
 from ftkit.models.methods.lora import Lora
+from ftkit.plan.inputs.target import find_target
 from ftkit.plan.predict import predict
-from ftkit.plan.target import find_target
 from ftkit.plan.tracing.layer_choice import choose_layers
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "pad_token_id": 0}

@@ -6,11 +6,11 @@ import torch
 from ftkit.models.methods.full import Full
 from ftkit.models.methods.head import FeatureExtraction
 from ftkit.models.methods.lora import Lora, Qlora
-from ftkit.plan.changes import changed
-from ftkit.plan.interpolate import between
+from ftkit.plan.choices.changes import changed
+from ftkit.plan.choices.interpolate import between
+from ftkit.plan.inputs.shapes import plan_shape
+from ftkit.plan.inputs.target import find_target
 from ftkit.plan.predict import predict
-from ftkit.plan.shapes import plan_shape
-from ftkit.plan.target import find_target
 from ftkit.plan.tracing import trace as tracing
 from ftkit.plan.tracing.trace import trace
 from ftkit.records.schema import Basis

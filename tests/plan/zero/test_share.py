@@ -5,8 +5,8 @@ from ftkit.config.tree import ModelConfig, RunConfig
 from ftkit.engine.resolve import resolve
 from ftkit.models.methods.full import Full
 from ftkit.models.methods.lora import Lora
-from ftkit.plan.changes import changed, zero_choices
-from ftkit.plan.target import find_target
+from ftkit.plan.choices.changes import changed, zero_choices
+from ftkit.plan.inputs.target import find_target
 
 
 def offered(method, target):

@@ -1,0 +1,95 @@
+"""The price of each knob from where a run is, and the wall of each axis: the largest value that still fits."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ftkit.config.tree import RunConfig
+from ftkit.plan.choices.candidates import Candidate
+from ftkit.plan.choices.changes import LENGTH, Changes, Effect, alternatives, changed, effect_of
+from ftkit.plan.choices.search import Options, options_at
+from ftkit.plan.choices.solve import Axis, Solution, positions, solve
+from ftkit.plan.inputs.shapes import Sequences
+from ftkit.plan.inputs.target import Target
+from ftkit.plan.predict import Tapes
+
+_AXES: tuple[Axis, ...] = ("max_length", "micro_batch_size", "rank")
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One change to a run.
+
+    Attributes:
+        candidate: the run with the change, and what it needs.
+        effect: on the result.
+    """
+
+    candidate: Candidate
+    effect: Effect
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The needs of a run as it is, and with each change.
+
+    Attributes:
+        present: the run as it is.
+        knobs: those that leave the result as it is first, then by memory, the least first.
+    """
+
+    present: Candidate
+    knobs: tuple[Knob, ...]
+
+
+def advise(config: RunConfig, target: Target, architecture: Any, sequences: Sequences | None, tapes: Tapes) -> Advice:
+    """Predict a run as it is, and with each single change that goes with it.
+
+    Args:
+        config: the run, with its cut settled.
+        target: the devices.
+        architecture: of the model.
+        sequences: the data; None: not at hand.
+        tapes: what was traced of this model before.
+
+    Returns:
+        All of them, whether or not they fit. Changes that a rule refuses, or advises against at this target, and those
+        that the model does not go with are not among them.
+
+    Raises:
+        ModelError: the model does not go with the run.
+    """
+    options = options_at(config, target, architecture, sequences, tapes)
+    changes = alternatives(config, target, options.sequences, positions(architecture), options.num_layers)
+    knobs = [Knob(one, effect_of(config, one.changes)) for one in _priced(config, options, changes)]
+    order = list(Effect)
+    knobs.sort(key=lambda knob: (order.index(knob.effect), knob.candidate.needed_bytes, knob.candidate.seconds))
+    return Advice(Candidate(config, options.predict(config), {}), tuple(knobs))
+
+
+def walls(
+    config: RunConfig, target: Target, num_samples: int | None, tapes: Tapes
+) -> Iterator[tuple[Axis, Solution | None]]:
+    """Yield each axis that a run has, with the largest value that still fits; None where not even the smallest does.
+
+    Args:
+        config: the run.
+        target: the devices.
+        num_samples: training sequences; None: not known.
+        tapes: what was traced of this model before.
+    """
+    for axis in _AXES:
+        if axis != "rank" or hasattr(config.method, "rank"):
+            yield axis, solve(config, target, axis, num_samples, tapes)
+
+
+def _priced(config: RunConfig, options: Options, changes: list[Changes]) -> Iterator[Candidate]:
+    """Yield the sound ones of some changes; a change that leaves the run as it is, resolved, is not one."""
+    same_texts = [{}, *(one for one in changes if LENGTH not in one)]
+    for candidate in options.price(config, same_texts, len(same_texts)):
+        if candidate.changes:
+            yield options.confirm(candidate) if candidate.is_between else candidate
+    for change in changes:
+        if LENGTH in change:
+            sequences = Sequences.unseen(changed(config, change), options.sequences.num)
+            yield from replace(options, sequences=sequences).price(config, [change], 1)

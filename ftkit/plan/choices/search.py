@@ -1,0 +1,285 @@
+"""The fastest configuration that fits, and for one that does not, the cheapest changes that would.
+
+A candidate is priced by a prediction. Those that differ in the size of the micro-batch alone are a family: the two ends
+are traced, the others are interpolated, as are those of which some layers recompute more, and what is recommended is
+traced after all.
+"""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+from ftkit.config.rules import Force, broken_rules
+from ftkit.config.tree import RunConfig
+from ftkit.data.batching import Shape
+from ftkit.engine.resolve import resolve
+from ftkit.errors import FtkitError, ModelError
+from ftkit.plan.choices.candidates import NOTABLY, SHARING, TIGHT, Candidate, best_of_each_kind, ranked
+from ftkit.plan.choices.changes import (
+    CUTS,
+    TOKENS,
+    Changes,
+    changed,
+    grid,
+    halves,
+    most_sequences,
+    steps_down,
+    value_of,
+)
+from ftkit.plan.choices.interpolate import between
+from ftkit.plan.choices.recompute import mixes
+from ftkit.plan.inputs.architectures import find_architecture
+from ftkit.plan.inputs.shapes import Sequences, plan_shape
+from ftkit.plan.inputs.target import Target
+from ftkit.plan.predict import Tapes, predict
+from ftkit.plan.predicted import AnyPrediction
+from ftkit.records.schema import Verdict
+
+
+def search(
+    config: RunConfig,
+    target: Target,
+    architecture: Any = None,
+    sequences: Sequences | None = None,
+    tapes: Tapes | None = None,
+    *,
+    limit: int = 100,
+) -> list[Candidate]:
+    """Predict what can be changed without changing what is learned, and rank what fits by speed.
+
+    Args:
+        config: where the search starts; model, data, method's targets and global batch stay.
+        target: the devices.
+        architecture: of the model; found by its name when None.
+        sequences: the data; None: not at hand.
+        tapes: what was traced of this model before.
+        limit: configurations that are predicted at most.
+
+    Returns:
+        Those that surely fit: first the simplest of those whose step takes hardly longer than the fastest's, then by
+        speed; among equals the one with more room. The first is traced.
+    """
+    options = options_at(config, target, architecture, sequences, tapes)
+    return options.best(options.price(config, grid(config, target, sequences), limit))
+
+
+def confirmed(
+    found: Sequence[Candidate],
+    target: Target,
+    architecture: Any = None,
+    sequences: Sequences | None = None,
+    *,
+    is_cached: bool = False,
+) -> tuple[list[Candidate], AnyPrediction | None]:
+    """Trace every layer of what a search found first, and of the next ones until one fits even so.
+
+    Args:
+        found: candidates, the best first.
+        target: the devices.
+        architecture: of the model; found by its name when None.
+        sequences: the data; None: not at hand.
+        is_cached: whether the cache has all that a frozen trunk would make of the data.
+
+    Returns:
+        The candidates without those that may not fit, and the exact prediction of the first; None where none is left.
+    """
+    for number, candidate in enumerate(found):
+        checked = predict(candidate.config, target, architecture, sequences=sequences, exact=True, is_cached=is_cached)
+        if checked.verdict is Verdict.FITS:
+            return list(found[number:]), checked
+    return [], None
+
+
+def cures(
+    config: RunConfig,
+    target: Target,
+    architecture: Any = None,
+    sequences: Sequences | None = None,
+    tapes: Tapes | None = None,
+) -> list[Candidate]:
+    """Return the changes, fewest and fastest first, that make a configuration fit.
+
+    Args:
+        config: what does not fit.
+        target: the devices.
+        architecture: of the model; found by its name when None.
+        sequences: the data; None: not at hand.
+        tapes: what was traced of this model before.
+
+    Returns:
+        At most three candidates; none where nothing helps.
+    """
+    singles = steps_down(config, target, sequences)
+    pairs = [first | second for first, second in itertools.combinations(singles, 2) if not first.keys() & second.keys()]
+    options = options_at(config, target, architecture, sequences, tapes)
+    fits = attrgetter("fits")
+    for changes in ([{}, *singles], pairs):
+        priced = options.price(config, changes, 24)
+        if any(map(fits, priced)):
+            mixed = mixes(priced, options.num_layers, fits)
+            return best_of_each_kind([*filter(fits, priced), *mixed], options.confirm, fits)
+    return []
+
+
+def settled(
+    config: RunConfig,
+    target: Target,
+    architecture: Any,
+    sequences: Sequences | None = None,
+    tapes: Tapes | None = None,
+) -> RunConfig:
+    """Settle `micro_batch_tokens: auto`: the smallest micro-batch among the fastest that fit.
+
+    Bytes grow with the micro-batch almost along a line, so two small ones tell how large one may be.
+
+    Args:
+        config: the run.
+        target: the devices.
+        architecture: of the model.
+        sequences: the data; None: not at hand.
+        tapes: takes what was traced, so that a prediction of the choice need not trace again.
+
+    Returns:
+        The run with a number; one sequence at a time where nothing fits.
+    """
+    if config.batch.micro_batch_tokens != "auto":
+        return config
+    sequences = sequences or Sequences.unseen(config)
+    most = most_sequences(config, target, sequences)
+    tapes = tapes or Tapes()
+
+    def tried(size: int) -> Candidate:
+        changes = {TOKENS: size * sequences.longest}
+        new = changed(config, changes)
+        return Candidate(new, predict(new, target, architecture, sequences=sequences, tapes=tapes), changes)
+
+    best = tried(1)
+    if most == 1 or not best.has_room:
+        return best.config
+    slope = max(1, tried(2).needed_bytes - best.needed_bytes)
+    largest = min(most, 1 + (int(TIGHT * target.memory_bytes) - best.needed_bytes) // slope)
+    fitting = (one for one in map(tried, halves(largest)) if one.has_room)
+    fastest: float | None = None
+    for one in fitting:
+        fastest = one.seconds if fastest is None else fastest
+        if one.seconds > NOTABLY * fastest:
+            break
+        best = one
+    return best.config
+
+
+def options_at(
+    config: RunConfig,
+    target: Target,
+    architecture: Any,
+    sequences: Sequences | None,
+    tapes: Tapes | None,
+    *,
+    is_cached: bool = False,
+) -> "Options":
+    """Return the choices for a model at a target.
+
+    Args:
+        config: names the model.
+        target: the devices.
+        architecture: of the model; found by its name when None.
+        sequences: the data; None: not at hand.
+        tapes: what was traced of this model before.
+        is_cached: whether the cache has all that a frozen trunk would make of the data.
+    """
+    architecture = find_architecture(config) if architecture is None else architecture
+    return Options(target, architecture, sequences or Sequences.unseen(config), tapes or Tapes(), is_cached)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The choices of a search, at its target.
+
+    Attributes:
+        target: the devices.
+        architecture: of the model.
+        sequences: the data, or the worst that it can be.
+        tapes: what was traced of the model before.
+        is_cached: whether the cache has all that a frozen trunk would make of the data.
+    """
+
+    target: Target
+    architecture: Any
+    sequences: Sequences
+    tapes: Tapes
+    is_cached: bool = False
+
+    @property
+    def num_layers(self) -> int:
+        """The layers of the model; 0 where it does not say."""
+        return int(getattr(self.architecture, "num_hidden_layers", 0))
+
+    def best(self, priced: Iterable[Candidate]) -> list[Candidate]:
+        """Return those of some candidates that have room, and mixes of them, as `search` does."""
+        priced = list(priced)
+        found = [*priced, *mixes(priced, self.num_layers)]
+        while True:
+            found = ranked(one for one in found if one.has_room)
+            if not found or not found[0].is_between:
+                return found
+            found[0] = self.confirm(found[0])
+
+    def price(self, config: RunConfig, options: Iterable[Changes], limit: int) -> list[Candidate]:
+        """Predict the sound ones of some changes, `limit` at most.
+
+        Those that differ in the size of the micro-batch alone are a family: its ends are traced, the others lie
+        between.
+
+        Raises:
+            ModelError: the model goes with none of them.
+        """
+        families: dict[str, list[tuple[Shape, RunConfig, Changes]]] = defaultdict(list)
+        for changes, new in itertools.islice(self._sound(config, options), limit):
+            key = repr({name: value for name, value in changes.items() if name not in CUTS})
+            families[key].append((plan_shape(new, self.target.num_devices, self.sequences), new, changes))
+        priced: list[Candidate] = []
+        refused: list[ModelError] = []
+        for family in families.values():
+            try:
+                priced += self._family(family)
+            except ModelError as error:  # what this model does not go with, such as 4 bits without a linear layer
+                refused.append(error)
+        if refused and not priced:
+            raise refused[0]
+        return priced
+
+    def confirm(self, candidate: Candidate) -> Candidate:
+        """Return a candidate whose prediction was traced and not read off between two others."""
+        return Candidate(candidate.config, self.predict(candidate.config), candidate.changes)
+
+    def predict(self, config: RunConfig) -> AnyPrediction:
+        """Predict a configuration."""
+        return predict(
+            config, self.target, self.architecture, sequences=self.sequences, tapes=self.tapes, is_cached=self.is_cached
+        )
+
+    def _sound(self, config: RunConfig, options: Iterable[Changes]) -> Iterator[tuple[Changes, RunConfig]]:
+        """Yield the changes that work, that no rule advises against unless the user asked for that, each run once."""
+        devices, seen = self.target.devices, set()
+        asked = set(broken_rules(resolve(config, devices).facts, Force.UNWISE))
+        for changes in options:
+            try:
+                new = changed(config, changes)
+                run = resolve(new, devices)
+            except FtkitError:
+                continue  # a choice that the rest of the configuration does not go with
+            rest = {key: value for key, value in changes.items() if key not in SHARING}
+            same = repr((rest, run.zero_stage, run.offload_optimizer, run.offload_parameters))
+            if same not in seen and asked.issuperset(broken_rules(run.facts, Force.UNWISE)):
+                seen.add(same)
+                yield {key: value for key, value in changes.items() if value_of(config, key) != value}, new
+
+    def _family(self, family: list[tuple[Shape, RunConfig, Changes]]) -> Iterator[Candidate]:
+        family.sort(key=lambda member: member[0].batch)
+        ends = {shape.batch: self.predict(new) for shape, new, _ in (family[0], family[-1])}
+        small, large = ends[family[0][0].batch], ends[family[-1][0].batch]
+        for shape, new, changes in family:
+            yield Candidate(new, ends.get(shape.batch) or between(small, large, shape), changes)

@@ -1,0 +1,83 @@
+"""One case: a run at a target, with all that a prediction of it starts from."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ftkit.data.batching import Shape
+from ftkit.engine.resolve import ResolvedRun
+from ftkit.models.methods import method_of
+from ftkit.plan.inputs.shapes import Sequences, num_steps, plan_shape
+from ftkit.plan.inputs.target import Target
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is predicted.
+
+    Attributes:
+        run: the run, resolved for the devices of the target.
+        target: where it would compute.
+        architecture: a transformers configuration of its model.
+        shape: the micro-batches of one rank.
+        num_steps: optimizer steps; None where neither the data nor `max_steps` says it.
+        sequences: the data, or the worst that it can be.
+    """
+
+    run: ResolvedRun
+    target: Target
+    architecture: Any
+    shape: Shape
+    num_steps: int | None
+    sequences: Sequences
+
+    @classmethod
+    def of(cls, run: ResolvedRun, target: Target, architecture: Any, sequences: Sequences | None) -> "Case":
+        """Return the case of a run, with the worst micro-batch that its data can have.
+
+        Args:
+            run: the run.
+            target: where it would compute.
+            architecture: of its model.
+            sequences: the data; None: not at hand.
+
+        Raises:
+            ConfigError: the batch cannot be cut.
+        """
+        sequences = sequences or Sequences.unseen(run.config)
+        shape = plan_shape(run.config, target.num_devices, sequences)
+        return cls(run, target, architecture, shape, num_steps(run.config, sequences.num), sequences)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Weights of the deep model.
+
+    Attributes:
+        total: all of them.
+        trainable: those that train.
+        load_bytes: bytes in the compute dtype of what is loaded: of all but the layers that are streamed.
+    """
+
+    total: int
+    trainable: int
+    load_bytes: int
+
+    @classmethod
+    def of(cls, weights: dict[int | None, tuple[int, int]], dtype: torch.dtype, streamed_bytes: int = 0) -> "Counts":
+        """Add up what `trace.count_weights` found, of which some bytes are streamed."""
+        total, trainable = map(sum, zip(*weights.values(), strict=True))
+        return cls(total, trainable, total * dtype.itemsize - streamed_bytes)
+
+
+def disk_bytes(case: Case, counts: Counts) -> int:
+    """Return the most that a run keeps: checkpoints (masters and moments in fp32), the best masters, and the result.
+
+    An older checkpoint may refer to a best validation that the newest has left behind. The result is in the compute
+    dtype: the adapters where there are some, else all weights.
+    """
+    training = case.run.config.training
+    num, num_best = training.keep_checkpoints, training.keep_best + training.keep_checkpoints - 1
+    result = method_of(case.run.config).stored_parameters(counts.total, counts.trainable)
+    return counts.trainable * (num * 12 + num_best * 4) + result * case.run.dtype.itemsize

@@ -1,0 +1,269 @@
+"""The memory of a run at its worst: on the device of one rank, as the system shows it, and on the host.
+
+A GPU and a CPU differ in all of it. On a GPU an allocator keeps more than lives, a context lies beside it, and the host
+loads the weights; on a CPU the process itself is what is measured, with its code and with what the C library keeps.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple, Protocol
+
+from ftkit.engine.resolve import EngineKind
+from ftkit.observe.allocator import replay
+from ftkit.observe.peaks import Peak, allocator_events, find_peak
+from ftkit.plan.inputs.case import Case, Counts
+from ftkit.plan.inputs.target import Target
+from ftkit.plan.needs.mixture import uneven_bytes
+from ftkit.plan.needs.weights import weights_reason
+from ftkit.plan.zero.share import RankShare
+from ftkit.records.figures import MemoryBreakdown
+from ftkit.records.schema import Verdict
+from ftkit.step.observer import Phase
+from ftkit.units import format_bytes
+
+RUNTIME_BYTES = 520 * 10**6
+"""Resident memory of one process on a CPU before any weight: Python, torch, transformers, peft, and what a step
+compiles (seen in /proc/self/status after a step, weights and free heap taken off)."""
+DEEPSPEED_RUNTIME_BYTES = 50 * 10**6
+"""What DeepSpeed and the process group add to it."""
+HEAP_BYTES = 300 * 10**6
+"""The C library keeps freed blocks below 32 MiB for later: as much again as comes and goes in a step, and about this
+much at most (seen as what malloc_trim gives back after three steps)."""
+CUDA_HOST_BYTES = 2**30
+"""Host memory of one process with CUDA's libraries; a guess, since none has been measured."""
+
+
+RESERVED_NOISE = 0.075
+"""By how much of it what the allocator reserves may be more than its model says: of the published rows on a T4 and on
+an RTX 4080 the worst is 7.2 % (docs/truth.md). Most of it is given back before a card is full."""
+REPLAY_NOISE = 0.025
+"""What a verdict leaves free: with a card's end in sight the allocator gives back what it caches, and the worst of the
+published rows that filled their cards is 2.44 % (fsdp_qlora, docs/truth.md). Segments that grow need nothing left."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The worst moment of a run.
+
+    Attributes:
+        peak: of live storages, on the device of one rank.
+        reserved_bytes: segments of the caching allocator; None on a CPU.
+        process_bytes: of one process, as the system shows it.
+        process_range: the least and the most that it may be.
+        host_bytes: host memory of all ranks.
+        pinned_bytes: the locked part of it.
+        nvme_bytes: on the disk, of all ranks.
+        verdict: whether it fits, and how sure that is.
+        reason: why it does not fit, or may not; None where it does.
+        verdict_by: the ends of what is not known by which the verdict was found; None on a CPU, and where the host
+            decides.
+    """
+
+    peak: Peak
+    reserved_bytes: int | None
+    process_bytes: int
+    process_range: tuple[int, int]
+    host_bytes: int
+    pinned_bytes: int
+    nvme_bytes: int
+    verdict: Verdict
+    reason: str | None
+    verdict_by: str | None = None
+
+
+class Device(Protocol):
+    """Says what a kind of device needs for a run."""
+
+    def of_step(self, share: RankShare) -> Memory:
+        """Return the worst moment of a step that was traced."""
+
+    def of_parts(self, parts: MemoryBreakdown) -> Memory:
+        """Return the worst moment of a step of which the parts of the peak alone are known.
+
+        The high end of its range is that of tokens that all go to the same experts, where there are any.
+        """
+
+
+def device_of(case: Case, counts: Counts) -> Device:
+    """Return the device of a case.
+
+    Args:
+        case: the run and its target.
+        counts: of its weights.
+    """
+    return CudaDevice(case, counts) if case.target.device_type == "cuda" else CpuDevice(case, counts)
+
+
+class _Judged(NamedTuple):
+    """A verdict, and the ends by which it was found."""
+
+    verdict: Verdict
+    by: str
+
+
+@dataclass(frozen=True)
+class CudaDevice:
+    """A GPU with torch's caching allocator, and a host beside it."""
+
+    case: Case
+    counts: Counts
+
+    def of_step(self, share: RankShare) -> Memory:
+        """Return the worst moment of a step: every request is replayed on a model of the allocator."""
+        peak, events = find_peak(share.tape), allocator_events(share.tape)
+        grows = self.case.run.config.engine.expandable_segments
+        reserved = replay(events, expandable=grows).peak_reserved_bytes
+
+        def fits(room: int, *, expandable: bool) -> bool:
+            # What lives does not fit, or nothing is asked back: no second replay is needed.
+            if peak.active_bytes > room or (reserved <= room and expandable == grows):
+                return peak.active_bytes <= room
+            return replay(events, room, expandable=expandable).fits
+
+        judged = self._judge(partial(fits, expandable=grows), 0.0 if grows else REPLAY_NOISE)
+        if judged.verdict is Verdict.FITS:
+            return self._memory(peak, reserved, share, judged, None)
+        reason = _too_large(self.case.target, peak, max(reserved, peak.active_bytes))
+        if not grows and self._judge(partial(fits, expandable=True), 0.0).verdict is Verdict.FITS:
+            reason += ", with segments of fixed size; with growing segments it fits (engine.expandable_segments=true)"
+        return self._memory(peak, reserved, share, judged, reason)
+
+    def of_parts(self, parts: MemoryBreakdown) -> Memory:
+        """Return the worst moment: without a trace nothing is known of fragmentation."""
+        peak, uneven = _peak(parts), uneven_bytes(self.case)
+        judged = self._judge(lambda room: peak.active_bytes <= room, REPLAY_NOISE, uneven)
+        needed = peak.active_bytes + uneven
+        reason = None if judged.verdict is Verdict.FITS else _too_large(self.case.target, peak, needed)
+        memory = self._memory(peak, peak.active_bytes, None, judged, reason)
+        least, most = memory.process_range
+        return replace(memory, process_range=(least, most + uneven))
+
+    def _judge(self, fits: Callable[[int], bool], noise: float, uneven: int = 0) -> _Judged:
+        """Ask at the worse end of what is not known, and then at the better one."""
+        memory, (low, high) = self.case.target.memory_bytes, self.case.target.context_range
+        routing = f", and {format_bytes(uneven)} for tokens that all go to the same experts" if uneven else ""
+        worse = f"the worse end: a context of {format_bytes(high)}, and {noise:.1%} more reserved{routing}"
+        better = f"the better end: a context of {format_bytes(low)}, and nothing more reserved"
+        if fits(int((memory - high) / (1 + noise)) - uneven):
+            return _Judged(Verdict.FITS, worse)
+        if fits(memory - low):
+            return _Judged(Verdict.MAY_NOT_FIT, f"{better}; not by {worse}")
+        return _Judged(Verdict.DOES_NOT_FIT, f"even {better}")
+
+    def _memory(
+        self, peak: Peak, reserved: int, share: RankShare | None, judged: _Judged, reason: str | None
+    ) -> Memory:
+        low, high = self.case.target.context_range
+        process = reserved + high
+        ends = peak.active_bytes + low, int(reserved * (1 + RESERVED_NOISE)) + high
+        # Each process loads all weights before they go to the device.
+        host = CUDA_HOST_BYTES + self.counts.load_bytes + (share.host_bytes if share is not None else 0)
+        memory = Memory(peak, reserved, process, ends, host, 0, 0, judged.verdict, reason, judged.by)
+        return _on_node(self.case.target, memory, share)
+
+
+@dataclass(frozen=True)
+class CpuDevice:
+    """A CPU: the device's memory is the host's, and the process itself counts."""
+
+    case: Case
+    counts: Counts
+
+    def of_step(self, share: RankShare) -> Memory:
+        """Return the worst moment of a step, with what the C library keeps of the blocks that come and go."""
+        peak = find_peak(share.tape, int)
+        comes_and_goes = peak.active_bytes - dict(share.tape.at_marks()[:1]).get(Phase.LOAD, 0)
+        return self._memory(peak, peak.active_bytes + share.host_bytes, min(HEAP_BYTES, comes_and_goes), share)
+
+    def of_parts(self, parts: MemoryBreakdown) -> Memory:
+        """Return the worst moment; one that uneven routing alone makes too large may not fit."""
+        peak, uneven = _peak(parts), uneven_bytes(self.case)
+        memory = self._memory(peak, peak.active_bytes, 0, None)
+        least, most = memory.process_range
+        memory = replace(memory, process_range=(least, most + uneven))
+        needed = peak.active_bytes + uneven
+        if memory.verdict is not Verdict.FITS or needed <= self.case.target.memory_bytes:
+            return memory
+        return replace(memory, verdict=Verdict.MAY_NOT_FIT, reason=_too_large(self.case.target, peak, needed))
+
+    def _memory(self, peak: Peak, held: int, kept: int, share: RankShare | None) -> Memory:
+        target, run = self.case.target, self.case.run
+        runtime = RUNTIME_BYTES + (DEEPSPEED_RUNTIME_BYTES if run.engine is EngineKind.DEEPSPEED else 0)
+        least, process = (runtime + max(size, self.counts.load_bytes) for size in (held, held + kept))
+        fits = peak.active_bytes <= target.memory_bytes
+        reason = None if fits else _too_large(target, peak, peak.active_bytes)
+        verdict = Verdict.FITS if fits else Verdict.DOES_NOT_FIT
+        return _on_node(target, Memory(peak, None, process, (least, process), process, 0, 0, verdict, reason), share)
+
+
+def context_words(target: Target) -> str:
+    """Return which end of the range of a context is counted, and where the range is from; nothing on a CPU.
+
+    Args:
+        target: the device.
+    """
+    if target.gpu is None:
+        return ""
+    known = target.gpu.context
+    low, high = format_bytes(known.low_bytes), format_bytes(known.high_bytes)
+    return f"{high}{'' if low == high else f', the high end; the low one is {low}'} ({known.source})"
+
+
+def allocator_words(case: Case) -> str:
+    """Return how memory is reserved.
+
+    Args:
+        case: the run at its target.
+    """
+    if case.target.gpu is None:
+        return f"what the C library keeps of freed blocks, {format_bytes(HEAP_BYTES)} at most"
+    if case.run.config.engine.expandable_segments:
+        return f"growing segments (engine.expandable_segments), each request replayed; {RESERVED_NOISE:.1%} is noise"
+    return f"segments of fixed size, each request replayed; up to {RESERVED_NOISE:.1%} more is noise"
+
+
+def _peak(parts: MemoryBreakdown) -> Peak:
+    """Return the peak of a step that was not traced: in the backward, the usual place."""
+    return Peak(parts.total_bytes, parts, Phase.BACKWARD, 2, "", None)
+
+
+def _on_node(target: Target, memory: Memory, share: RankShare | None) -> Memory:
+    """Add up what all ranks of a node need of the host.
+
+    Args:
+        target: the node.
+        memory: of one rank.
+        share: of one rank; None: nothing is offloaded.
+    """
+    ranks = target.num_devices
+    pinned = 0 if share is None else ranks * share.pinned_bytes
+    nvme = 0 if share is None else ranks * share.nvme_bytes
+    memory = replace(memory, host_bytes=ranks * memory.host_bytes, pinned_bytes=pinned, nvme_bytes=nvme)
+    reason = _host_reason(target, memory.host_bytes, pinned)
+    if reason is None or memory.verdict is Verdict.DOES_NOT_FIT:
+        return memory
+    return replace(memory, verdict=Verdict.DOES_NOT_FIT, reason=reason, verdict_by=None)
+
+
+def _too_large(target: Target, peak: Peak, needed: int) -> str:
+    """Return why a device is too small, in words that go on from "this run".
+
+    Args:
+        target: the device.
+        peak: the worst moment.
+        needed: bytes without the context.
+    """
+    need = format_bytes(needed + target.context_bytes)
+    if (alone := weights_reason(target, peak.breakdown.parameter_bytes)) is not None:
+        return f"{alone}; with the rest it needs {need}"
+    return f"needs {need} of the {format_bytes(target.memory_bytes)} of {target.name}"
+
+
+def _host_reason(target: Target, host: int, pinned: int) -> str | None:
+    """Return why a node's memory is too small; None where it is not, or not known."""
+    if target.ram_bytes is not None and host > target.ram_bytes:
+        return f"needs {format_bytes(host)} of host memory, and there are {format_bytes(target.ram_bytes)}"
+    if target.locked_bytes is not None and pinned > target.locked_bytes:
+        return f"pins {format_bytes(pinned)} of host memory, and the shell's limit (ulimit -l) is lower"
+    return None

@@ -1,0 +1,49 @@
+"""Tell whether a model's weights alone leave no room, from its configuration, before any data and any trace."""
+
+from typing import Any
+
+from ftkit.engine.resolve import ResolvedRun
+from ftkit.models.bnb import least_bytes
+from ftkit.models.build import build_empty_model
+from ftkit.models.streaming.stream import resident_bytes
+from ftkit.plan.inputs.target import Target
+from ftkit.units import format_bytes
+
+
+def least_weight_bytes(run: ResolvedRun, architecture: Any) -> int:
+    """Return the least that a run's weights take of one device.
+
+    Args:
+        run: the run.
+        architecture: of its model.
+
+    Returns:
+        Bytes: two weights in each byte where they are packed in 4 bits, without their constants; a rank's share where
+        ZeRO-3 partitions them, and nothing where they live on the host.
+
+    Raises:
+        ModelError: there is no such model for the task, or the method does not fit it.
+    """
+    if run.offload_parameters != "none":
+        return 0
+    model = build_empty_model(run.config, architecture, run.dtype)
+    resident = resident_bytes(model)
+    if resident is not None:
+        return resident
+    # `parameters` yields tied weights once.
+    whole = sum(map(least_bytes, model.parameters()))
+    return whole // run.devices.world_size if run.partitions_weights else whole
+
+
+def weights_reason(target: Target, weight_bytes: int) -> str | None:
+    """Return why weights alone do not fit on a device; None where they do.
+
+    Args:
+        target: the devices.
+        weight_bytes: of one device.
+    """
+    if weight_bytes <= target.memory_bytes - target.context_bytes:
+        return None
+    taken = f" less the {format_bytes(target.context_bytes)} of CUDA's context" if target.context_bytes else ""
+    have = f"the {format_bytes(target.memory_bytes)} of {target.name}"
+    return f"its weights alone are {format_bytes(weight_bytes)}, more than {have}{taken}"

@@ -1,0 +1,255 @@
+"""Measure this machine: every operator of some real steps is timed, and what the steps cost beside them.
+
+The steps are `train_step` on small made models: an encoder with dropout and a decoder, trained whole, with adapters and
+over 4-bit weights. A dispatch mode takes the time of each operator where it runs: with the tensors that the operator
+before it has left in the caches, and with memory that comes fresh from the system, which a product in a loop of its own
+would not show. What a step takes beyond its operators (Python, modules, autograd, dispatch) is its host cost, spread
+over them. A large product of each kind is added, since the models are small.
+"""
+
+import datetime
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ftkit.config.files import load_config
+from ftkit.config.tree import RunConfig
+from ftkit.data.batching import Shape
+from ftkit.engine.assemble import assemble
+from ftkit.engine.protocol import Engine
+from ftkit.engine.resolve import Devices, resolve
+from ftkit.errors import DependencyError
+from ftkit.machine.disk import cache_folder, read_rate, write_rate
+from ftkit.machine.process import ProcessContext, joined
+from ftkit.models.build import set_training
+from ftkit.models.kernels.foreign import DispatchMode
+from ftkit.models.made import decoder, encoder, make_model
+from ftkit.models.sources.source import load_config as load_architecture
+from ftkit.models.sources.source import resolve_source
+from ftkit.observe.operators import Work, op_key, work_of
+from ftkit.observe.recorded import make_batches
+from ftkit.observe.tape import OpKey
+from ftkit.plan.seconds.calibration import Calibration, fingerprint, source_words
+from ftkit.plan.seconds.speed import Timed, cpu_device
+from ftkit.step.step import train_step
+
+MOST_SECONDS = 20.0
+"""What a calibration may take."""
+_BEGIN_BY = 0.7
+"""Of it; samples that have not begun by then are left out."""
+_STEPS = 3
+_TRIAL_BYTES = 2**26
+_LARGE = ((512, 2048, 2048), (2048, 512, 2048), (512, 2048, 16))
+"""Rows, inner and columns of the products that are added: a layer's, that of a weight's gradient, an adapter's."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A small training that is timed.
+
+    Attributes:
+        method: its label.
+        is_decoder: a language model, else a classifier.
+        width: of its layers.
+        batch, length: of its one micro-batch.
+    """
+
+    method: str
+    is_decoder: bool
+    width: int
+    batch: int
+    length: int
+
+    def __str__(self) -> str:
+        """Return it in a few words."""
+        return f"{self.method}, {'a decoder' if self.is_decoder else 'an encoder'} {self.width} wide"
+
+
+SAMPLES = (
+    Sample("lora", is_decoder=False, width=384, batch=4, length=128),
+    Sample("full", is_decoder=False, width=384, batch=4, length=128),
+    Sample("lora", is_decoder=True, width=512, batch=2, length=256),
+    Sample("qlora", is_decoder=True, width=512, batch=2, length=256),
+    Sample("feature-extraction", is_decoder=False, width=384, batch=4, length=128),
+    Sample("full", is_decoder=True, width=512, batch=2, length=256),
+)
+"""In the order of their use, for machines that cannot time them all."""
+
+
+def calibrate(tell: Callable[[str], None]) -> Calibration:
+    """Measure this machine's CPU with the threads that torch has, and its disk.
+
+    Args:
+        tell: told of each sample that is timed.
+
+    Returns:
+        The figures.
+
+    Raises:
+        OSError: the cache, whose disk is tried, cannot be written.
+    """
+    begun = time.perf_counter()
+    num_threads = torch.get_num_threads()
+    written, read = disk_rates()
+    quick = cpu_device(num_threads)
+    operators, host = _operators(tell, begun)
+    date = today()
+    device = replace(quick, host_seconds=host, rates={}, timed=operators, source=source_words(date))
+    return Calibration(date, fingerprint(num_threads), device, read, written)
+
+
+def disk_rates() -> tuple[float, float]:
+    """Return the bytes per second that the disk of the cache is written and read at.
+
+    Raises:
+        OSError: the cache cannot be written.
+    """
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    return write_rate(folder, _TRIAL_BYTES), read_rate(folder, _TRIAL_BYTES)
+
+
+def today() -> str:
+    """Return the day, such as 2026-11-26."""
+    return datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+
+
+def _operators(tell: Callable[[str], None], begun: float) -> tuple[dict[tuple[str, str], list[Timed]], float]:
+    """Time the samples and the large products; return the operators, and what each costs the host."""
+    stopwatch, hosts = Stopwatch(), []
+    with tempfile.TemporaryDirectory(prefix="ftkit-calibrate-") as name, joined(ProcessContext()):
+        for number, sample in enumerate(SAMPLES):
+            if time.perf_counter() - begun > _BEGIN_BY * MOST_SECONDS:
+                left_out = ", ".join(map(str, SAMPLES[number:]))
+                tell(f"left out, since time is up: {left_out}")
+                break
+            tell(str(sample))
+            try:
+                hosts.append(_time_sample(sample, Path(name, str(number)), stopwatch))
+            except DependencyError:
+                tell(f"left out, since bitsandbytes is not there: {sample}")
+    with stopwatch:
+        for rows, inner, columns in _LARGE:
+            _large_product(rows, inner, columns)
+    return stopwatch.operators(), max(0.0, statistics.median(hosts))
+
+
+class Stopwatch(DispatchMode):
+    """A dispatch mode that takes the time of each operator.
+
+    Attributes:
+        calls: operators so far.
+        seconds: that they took together.
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing timed."""
+        super().__init__()
+        self._seen: dict[OpKey, list[float]] = defaultdict(list)
+        self.calls, self.seconds = 0, 0.0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operator and take its time."""
+        begun = clock()
+        out = func(*args, **(kwargs or {}))
+        seconds = clock() - begun
+        if work_of(func) is Work.SOME:
+            self.calls += 1
+            self.seconds += seconds
+            for key, share in _keys(func.__name__, args, out):
+                self._seen[key].append(share * seconds)
+        return out
+
+    def operators(self) -> dict[tuple[str, str], list[Timed]]:
+        """Return the median of each operator at each size, by its name without overload and its dtype."""
+        found: dict[tuple[str, str], list[Timed]] = defaultdict(list)
+        for (name, flops, moved, dtype), seconds in self._seen.items():
+            found[name.partition(".")[0], dtype].append(Timed(flops, moved, statistics.median(seconds)))
+        return dict(found)
+
+
+def _keys(name: str, args: tuple[Any, ...], out: Any) -> Iterator[tuple[OpKey, float]]:
+    """Yield what a tape calls an operator, with its share of the time: of a list of parameters, one by one."""
+    lists = [one for one in (*args, out) if isinstance(one, (list, tuple)) and one and isinstance(one[0], torch.Tensor)]
+    if not name.startswith(("_fused", "_foreach")) or not lists:
+        yield op_key(name, args, out), 1.0
+        return
+    total = sum(tensor.nbytes for one in lists for tensor in one)
+    for parts in zip(*(one for one in lists if len(one) == len(lists[0])), strict=True):
+        yield op_key(f"_fused{name}", parts, None), sum(one.nbytes for one in parts) / total
+
+
+def clock() -> float:
+    """Return seconds; of this thread alone where it computes alone, since others may have the core meanwhile."""
+    return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def _time_sample(sample: Sample, folder: Path, stopwatch: Stopwatch) -> float:
+    """Take steps by the clock and under the stopwatch, in turns; return what an operator costs the host."""
+    step = stepper(sample, folder)
+    step()  # the optimizer has no state yet
+    hosts = []
+    for _ in range(_STEPS):
+        begun = clock()
+        step()
+        whole, calls, seconds = clock() - begun, stopwatch.calls, stopwatch.seconds
+        with stopwatch:
+            step()
+        hosts.append((whole - (stopwatch.seconds - seconds)) / (stopwatch.calls - calls))
+    return statistics.median(hosts)
+
+
+def stepper(sample: Sample, folder: Path) -> Callable[[], object]:
+    """Make the model of a sample and return what takes a step of its training, on the device of this process.
+
+    Args:
+        sample: the training.
+        folder: gets the model's files.
+    """
+    engine = _engine(sample, folder)
+    micro_batches = make_batches(engine.objective, Shape(sample.batch, sample.length, num_micro_batches=2))
+    num_targets = sum(one.labels.numel() for one in micro_batches)
+    return lambda: train_step(engine, micro_batches, num_targets, 1e-5)
+
+
+def _engine(sample: Sample, folder: Path) -> Engine:
+    config = decoder(sample.width) if sample.is_decoder else encoder(sample.width)
+    model = make_model(folder, config)
+    run = resolve(_config(sample, model), Devices.of(ProcessContext()))
+    source = resolve_source(run.config.model, run.config.task)
+    names = None if sample.is_decoder else ["a", "b"]
+    architecture = load_architecture(source, names, config.pad_token_id)
+    engine = assemble(run, source, architecture, ProcessContext()).engine
+    set_training(engine.model, True)
+    return engine
+
+
+def _config(sample: Sample, model: Path) -> RunConfig:
+    task = "causal-lm" if sample.is_decoder else "sequence-classification"
+    settings = [
+        f"method={sample.method}",
+        f"task={task}",
+        f"model.name={model}",
+        "cache.trunk=off",
+        "engine.name=plain",
+    ]
+    return load_config(settings=settings)
+
+
+def _large_product(rows: int, inner: int, columns: int) -> None:
+    """Multiply under the stopwatch, three times with another right side, as the layers of a model have."""
+    left = torch.ones(rows, inner)
+    bias, total = torch.zeros(columns), torch.zeros(rows, columns)
+    for right in [torch.ones(inner, columns) for _ in range(_STEPS)]:
+        torch.mm(left, right)
+        torch.addmm(bias, left, right)
+        total.addmm_(left, right)

@@ -1,0 +1,135 @@
+"""Measure a GPU: what products of matrices, its memory and the link to the host reach, and what an operator costs.
+
+Kernels follow one another on a GPU while the host goes on, so what is timed is a row of them, to the end of the last.
+What an operator costs the host, the launch of its kernel with it, is seen in a step of a model so small that the GPU
+waits for the host.
+"""
+
+import contextlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ftkit.errors import DeviceError
+from ftkit.machine.process import ProcessContext, has_bf16, joined
+from ftkit.machine.versions import device_name
+from ftkit.plan.seconds.calibration import Calibration, fingerprint, source_words
+from ftkit.plan.seconds.cpu_rates import Sample, Stopwatch, disk_rates, stepper, today
+from ftkit.plan.seconds.speed import Device
+
+HOST_SAMPLE = Sample("lora", is_decoder=False, width=128, batch=2, length=32)
+"""Its kernels cost any GPU less than the host needs to ask for them."""
+_ROUNDS, _IN_A_ROW, _STEPS = 4, 5, 8
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a GPU is measured with: 0.8 GiB of its memory, and less than 10 s of one with 2 TFLOP/s.
+
+    Attributes:
+        product: rows and columns of square matrices: large enough for each of the published peaks that is reached.
+        copied: bytes, several times the largest cache.
+        linked: bytes of pinned memory that go to the device.
+    """
+
+    product: int = 4096
+    copied: int = 2**28
+    linked: int = 2**27
+
+
+def calibrate_gpu(device: torch.device, tell: Callable[[str], None], sizes: Sizes | None = None) -> Calibration:
+    """Measure a GPU, the link to it, and the disk.
+
+    Args:
+        device: the GPU, which is that of this process.
+        tell: told of each thing that is measured.
+        sizes: of what is measured with; None: the usual ones.
+
+    Returns:
+        The figures.
+
+    Raises:
+        DeviceError: other programs leave too little of its memory.
+        OSError: the cache, whose disk is tried, cannot be written.
+    """
+    sizes = sizes or Sizes()
+    written, read = disk_rates()
+    try:
+        tell("products of matrices")
+        half = torch.bfloat16 if has_bf16(device) else torch.float16
+        fp32_flops, half_flops = (_product_flops(device, dtype, sizes.product) for dtype in (torch.float32, half))
+        tell("copies inside the device, and to it")
+        bandwidth, link = _bandwidth(device, sizes.copied), _link(device, sizes.linked)
+        tell(f"steps of {HOST_SAMPLE}")
+        host = _host_seconds(device)
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            f"{device_name(device)} has too little free memory to be measured, which takes 0.8 GiB; end the other "
+            "programs that nvidia-smi shows, or leave --calibrate out"
+        ) from error
+    date = today()
+    speed = Device(fp32_flops, half_flops, bandwidth, host, True, source=source_words(date), host_rate=link)
+    return Calibration(date, fingerprint(device_name(device)), speed, read, written, link)
+
+
+def _product_flops(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))  # zeros would draw less power
+    out = torch.empty_like(left)
+    return 2 * size**3 / _best_seconds(device, lambda: torch.mm(left, right, out=out))
+
+
+def _bandwidth(device: torch.device, num_bytes: int) -> float:
+    source = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * num_bytes / _best_seconds(device, lambda: target.copy_(source))
+
+
+def _link(device: torch.device, num_bytes: int) -> float:
+    """Return the rate of copies out of memory that is pinned, or where that is refused, as streamed layers' is, not."""
+    source = torch.zeros(num_bytes, dtype=torch.uint8)
+    with contextlib.suppress(RuntimeError):
+        source = source.pin_memory()
+    target = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+    return num_bytes / _best_seconds(device, lambda: target.copy_(source, non_blocking=True))
+
+
+def _host_seconds(device: torch.device) -> float:
+    """Return what an operator of a step costs the host, the launch of its kernel with it."""
+    with tempfile.TemporaryDirectory(prefix="ftkit-calibrate-") as name, joined(ProcessContext()):
+        step, stopwatch = stepper(HOST_SAMPLE, Path(name, "model")), Stopwatch()
+        for _ in range(_ROUNDS):  # libraries are loaded, the optimizer has no state yet, clocks go up
+            step()
+        whole = statistics.median(_seconds(device, step) for _ in range(_STEPS))
+        with stopwatch:
+            step()
+    return whole / stopwatch.calls
+
+
+def _best_seconds(device: torch.device, work: Callable[[], object]) -> float:
+    """Return how long a piece of work takes in a row of such, in the best of some rows."""
+    work()  # libraries are loaded, and clocks go up
+
+    def row() -> None:
+        for _ in range(_IN_A_ROW):
+            work()
+
+    return min(_seconds(device, row) for _ in range(_ROUNDS)) / _IN_A_ROW
+
+
+def _seconds(device: torch.device, work: Callable[[], object]) -> float:
+    _finish(device)
+    begun = time.perf_counter()
+    work()
+    _finish(device)
+    return time.perf_counter() - begun
+
+
+def _finish(device: torch.device) -> None:
+    """Wait for all that a GPU has been asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,257 @@
+"""Predict how long a step takes: each operator by the roofline (Williams et al. 2009), and what goes over the wire.
+
+An operator takes as long as its arithmetic at the device's peak or its bytes at the device's bandwidth, whichever is
+longer. A GPU is asked for it beforehand: the host goes on while the device computes, and a phase takes as long as the
+slower of the two, so a small model waits for Python. A CPU does both itself, one after the other; there, operators that
+compute much for each byte without being products of matrices (dropout draws a random number, a softmax takes
+exponentials) are timed one by one, as the products are. These are upper
+bounds of the speed: real kernels reach half to nine tenths of them, so a prediction orders configurations rather than
+promising a time. No constant here is fitted to a prediction.
+
+Where the machine is calibrated, operators were timed inside real steps (`ftkit/plan/seconds/cpu_rates.py`), and each
+takes as long as the nearest of its name did there, scaled to its own arithmetic or bytes.
+"""
+
+import functools
+import math
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ftkit.machine.hardware import Gpu
+from ftkit.observe.operators import dtype_name
+from ftkit.observe.tape import OpKey, Tape
+from ftkit.step.observer import Phase
+
+HOST_SECONDS = 10e-6
+"""What an operator costs the host: Python, modules, autograd, dispatch and the views around it. A step of a model whose
+kernels cost nothing takes 9 (Llama) to 11 (GPT-2) microseconds of one core for each (benchmarks/host_cost.py)."""
+LAUNCH_SECONDS = 5e-6
+"""What asking a GPU for a kernel costs beside: a call of the driver."""
+_MATRIX, _COPIED_BYTES, _LAUNCHES, _ROUNDS = 512, 2**24, 200, 6
+"""What a CPU is timed with: past the caches of a small core, and a fifth of a second in all."""
+_ROWS, _COLUMNS, _OPERATOR_ROUNDS = 2**12, 2**8, 3
+"""What each operator of `_operators` is timed with, in another fifth of a second."""
+
+
+_FARTHEST = 32
+"""By how much more than what was timed an operator may do to be taken for as quick; a small one is all overhead."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """An operator as it was timed inside a real step.
+
+    Attributes:
+        flops: that it computed.
+        moved: bytes of what it was given and what it made.
+        seconds: that it took.
+    """
+
+    flops: int
+    moved: int
+    seconds: float
+
+    def distance(self, flops: int, moved: int) -> float:
+        """Return how far another size is away, in powers of e."""
+        return abs(math.log((self.flops + 1) / (flops + 1))) + abs(math.log((self.moved + 1) / (moved + 1)))
+
+    def scale(self, flops: int, moved: int) -> float:
+        """Return how many times as much another size does: by arithmetic where there is some, else by bytes."""
+        return flops / self.flops if self.flops and flops else (moved + 1) / (self.moved + 1)
+
+
+FROM_TABLE = "from the table of cards, at best"
+MEASURED_NOW = "from a look at this processor, at best"
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that computes.
+
+    Attributes:
+        fp32_flops, half_flops: dense FLOP/s.
+        bandwidth: bytes per second of its memory.
+        host_seconds: what an operator costs whoever asks for it.
+        is_asynchronous: whether it computes while the host asks for more.
+        rates: name and dtype of an operator to the bytes per second that it moves, where that is not the bandwidth.
+        timed: name and dtype of an operator to how long it took in real steps; empty where nothing is calibrated.
+        source: where the figures are from, in words.
+        host_rate: bytes per second between its memory and that of the host, in one direction.
+    """
+
+    fp32_flops: float
+    half_flops: float
+    bandwidth: float
+    host_seconds: float
+    is_asynchronous: bool
+    rates: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    timed: Mapping[tuple[str, str], Sequence[Timed]] = field(default_factory=dict)
+    source: str = FROM_TABLE
+    host_rate: float = math.inf
+
+    def flops(self, precision: str) -> float:
+        """Return the dense FLOP/s in a precision."""
+        return self.fp32_flops if precision == "fp32" else self.half_flops
+
+    def seconds(self, name: str, flops: int, moved: int, dtype: str) -> float:
+        """Return how long one call of an operator computes.
+
+        Args:
+            name: of the operator, with its overload.
+            flops: that it computes.
+            moved: bytes of what it is given and what it makes.
+            dtype: of its tensors.
+        """
+        operator = (name.partition(".")[0], dtype)
+        if timed := self.timed.get(operator):
+            near = min(timed, key=lambda one: one.distance(flops, moved))
+            if (scale := near.scale(flops, moved)) <= _FARTHEST:
+                return scale * near.seconds
+        peak = self.half_flops if dtype in ("bfloat16", "float16") else self.fp32_flops
+        return max(flops / peak, moved / self.rates.get(operator, self.bandwidth))
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """The time and the arithmetic of one optimizer step on one rank.
+
+    Attributes:
+        seconds: without communication.
+        flops: of the model's matrix products, once each.
+        forward_seconds: of one forward.
+        returning_seconds: for which the link from the host is busy with what comes back for the backwards.
+    """
+
+    seconds: float
+    flops: float
+    forward_seconds: float
+    returning_seconds: float = 0.0
+
+
+def gpu_device(gpu: Gpu, precision: str) -> Device:
+    """Return the speed of a GPU in a precision."""
+    host_seconds = HOST_SECONDS + LAUNCH_SECONDS
+    return Device(gpu.fp32_flops, gpu.flops(precision), gpu.bandwidth, host_seconds, True, host_rate=gpu.host_rate)
+
+
+@functools.cache
+def cpu_device(num_threads: int) -> Device:
+    """Return the speed of this machine's CPU as it is now, measured in less than half a second.
+
+    Args:
+        num_threads: of one rank.
+
+    Returns:
+        The rate of a product of matrices in fp32 and bf16, of a copy, of a small operator, and of those that are slower
+        than a copy; the best of some rounds, since others may be at work.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        fp32, half = (_matmul_flops(dtype) for dtype in (torch.float32, torch.bfloat16))
+        source = torch.zeros(_COPIED_BYTES, dtype=torch.uint8)
+        target, small = torch.ones_like(source), torch.ones(8)
+        bandwidth = 2 * _COPIED_BYTES / _best_seconds(lambda: target.copy_(source))
+        launch = _best_seconds(lambda: [small.add(1.0) for _ in range(_LAUNCHES)]) / _LAUNCHES
+        rates = {
+            (operator, dtype_name(dtype)): min(bandwidth, _operator_rate(overload, arguments))
+            for dtype in (torch.float32, torch.bfloat16)
+            for operator, overload, arguments in _operators(dtype)
+        }
+    finally:
+        torch.set_num_threads(before)
+    return Device(fp32, half, bandwidth, launch, False, rates, source=MEASURED_NOW)
+
+
+def _matmul_flops(dtype: torch.dtype) -> float:
+    left = torch.ones(_MATRIX, _MATRIX, dtype=dtype)
+    right = torch.ones(_MATRIX, _MATRIX, dtype=dtype)
+    return float(2 * _MATRIX**3 / _best_seconds(lambda: left @ right))
+
+
+def _operators(dtype: torch.dtype) -> list[tuple[str, Any, tuple[Any, ...]]]:
+    """Return what does more than move bytes: name, overload and arguments."""
+    aten = torch.ops.aten
+    one = torch.full((_ROWS, _COLUMNS), 0.5, dtype=dtype)
+    means = torch.zeros(_ROWS, 1, dtype=dtype)
+    return [
+        ("bernoulli_", aten.bernoulli_.float, (one.clone(), 0.5)),
+        ("_softmax", aten._softmax.default, (one, -1, False)),
+        ("_safe_softmax", aten._safe_softmax.default, (one, -1)),
+        ("_softmax_backward_data", aten._softmax_backward_data.default, (one, one, -1, dtype)),
+        ("_log_softmax", aten._log_softmax.default, (one, -1, False)),
+        ("gelu", aten.gelu.default, (one,)),
+        ("gelu_backward", aten.gelu_backward.default, (one, one)),
+        ("silu", aten.silu.default, (one,)),
+        ("silu_backward", aten.silu_backward.default, (one, one)),
+        ("tanh", aten.tanh.default, (one,)),
+        ("where", aten.where.self, (one > 0, one, one)),
+        ("native_layer_norm", aten.native_layer_norm.default, (one, [_COLUMNS], None, None, 1e-5)),
+        (
+            "native_layer_norm_backward",
+            aten.native_layer_norm_backward.default,
+            (one, one, [_COLUMNS], means, means + 1, None, None, [True, False, False]),
+        ),
+    ]
+
+
+def _operator_rate(overload: Any, arguments: tuple[Any, ...]) -> float:
+    """Return the bytes per second of an operator, counted as a tape counts them: what it is given and what it makes."""
+    made = overload(*arguments)
+    touched = [*arguments, *(made if isinstance(made, tuple) else (made,))]
+    moved = sum(one.nbytes for one in touched if isinstance(one, torch.Tensor))
+    return moved / _best_seconds(lambda: overload(*arguments), _OPERATOR_ROUNDS)
+
+
+def _best_seconds(work: Callable[[], object], rounds: int = _ROUNDS) -> float:
+    # One thread's own clock stands still while others have the core.
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    best = math.inf
+    for _ in range(rounds):
+        begin = clock()
+        work()
+        best = min(best, clock() - begin)
+    return best
+
+
+def step_time(tape: Tape, device: Device, num_micro_batches: int, traced_micro_batches: int) -> StepTime:
+    """Return the time of the last traced step.
+
+    Args:
+        tape: of two steps; the second is the usual one.
+        device: what computes.
+        num_micro_batches: of a real step.
+        traced_micro_batches: of the traced step, all alike.
+
+    Returns:
+        Time and work of one step.
+    """
+    last = max((step for _, step, _ in tape.costs), default=0)
+    phases: dict[Phase, Counter[OpKey]] = defaultdict(Counter)
+    for (phase, step, _), counter in tape.costs.items():
+        if step == last:
+            phases[phase] += counter
+    repeats = num_micro_batches / traced_micro_batches
+    # What waits on the host leaves beside the forward, and comes back beside the backward.
+    on_host = traced_micro_batches * sum(map(sum, tape.on_host.values())) / device.host_rate
+    copying = {Phase.FORWARD: on_host, Phase.BACKWARD: on_host}
+    seconds = sum(
+        (1.0 if phase is Phase.OPTIMIZER else repeats) * max(_phase_seconds(counter, device), copying.get(phase, 0.0))
+        for phase, counter in phases.items()
+    )
+    forward = _phase_seconds(phases[Phase.FORWARD], device) / traced_micro_batches
+    return StepTime(seconds, repeats * tape.model_flops(last), forward, repeats * on_host)
+
+
+def _phase_seconds(counter: Counter[OpKey], device: Device) -> float:
+    computing = asking = 0.0
+    for (name, flops, moved, dtype), count in counter.items():
+        computing += count * device.seconds(name, flops, moved, dtype)
+        # One kernel serves a whole list of parameters.
+        asking += 0.0 if name.startswith("_fused") else count * device.host_seconds
+    return max(computing, asking) if device.is_asynchronous else computing + asking

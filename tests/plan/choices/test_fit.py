@@ -1,0 +1,126 @@
+"""What `engine.fit` chooses at a budget, on a card whose rates the table has, so that no clock decides."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from ftkit.config.engine import EngineConfig
+from ftkit.config.recompute import Recompute
+from ftkit.config.training import TrainingConfig
+from ftkit.config.tree import BatchConfig
+from ftkit.engine.resolve import resolve
+from ftkit.errors import ConfigError, DoesNotFitError
+from ftkit.machine.process import ProcessContext
+from ftkit.models.methods.full import Full
+from ftkit.models.methods.lora import Lora
+from ftkit.plan import preflight
+from ftkit.plan.choices.candidates import TIGHT
+from ftkit.plan.choices.changes import stream_choices
+from ftkit.plan.choices.fit import fit
+from ftkit.plan.choices.search import cures, options_at
+from ftkit.plan.inputs.shapes import Sequences
+from ftkit.plan.inputs.target import find_target
+from ftkit.plan.predict import Tapes, predict
+from tests.plan import models
+
+LAYERS = 6
+ARCHITECTURE = models.architecture("gpt2", LAYERS, 256)
+SEQUENCES = Sequences(64, 128, are_equal=True)
+ONE_CUT = BatchConfig(micro_batch_size=16)
+TAPES = Tapes()
+"""Shared by the tests of this file: a trace does not depend on the budget."""
+
+
+def config(method=Lora(), **sections):  # noqa: B008  # frozen
+    return models.run_config("gpt2", method, **({"engine": EngineConfig(fit=True)} | sections))
+
+
+def target(memory_bytes):
+    return replace(find_target("t4"), memory_bytes=int(memory_bytes))
+
+
+def fitted(memory_bytes, **sections):
+    run = config(**sections)
+    return fit(run, options_at(run, target(memory_bytes), ARCHITECTURE, SEQUENCES, TAPES))
+
+
+def needed(recompute, batch=ONE_CUT):
+    run = config(batch=batch)
+    run = run.model_copy(update={"model": run.model.model_copy(update={"recompute": recompute})})
+    return predict(run, target(2**34), ARCHITECTURE, sequences=SEQUENCES, tapes=TAPES).peak_process_bytes
+
+
+def test_with_room_for_all_nothing_recomputes_and_the_run_is_settled():
+    found = fitted(2**34)
+    assert found.run.config.model.recompute == Recompute()
+    assert isinstance(found.run.config.batch.micro_batch_tokens, int)
+    assert not found.run.config.engine.fit, "a resume takes what was chosen"
+    assert found.lines[1].endswith("as fast as any without a budget")
+
+
+def test_as_few_layers_recompute_as_make_a_named_cut_fit():
+    none, cheap = needed(Recompute()), needed(Recompute(cheap=1.0))
+    found = fitted((cheap + 0.5 * (none - cheap)) / TIGHT, batch=ONE_CUT)
+    recompute = found.run.config.model.recompute
+    number = recompute.levels(LAYERS).count("cheap")
+    assert recompute.layer == 0
+    assert 0 < number < LAYERS
+    assert found.run.config.batch.micro_batch_size == 16, "what is named stays"
+    assert found.prediction.peak_process_bytes <= TIGHT * found.prediction.budget_bytes
+    assert needed(Recompute(cheap=(number - 1) / LAYERS)) > TIGHT * found.prediction.budget_bytes
+    assert found.lines[0] == f"fits: micro-batches of 16 sequences, {number} of {LAYERS} layers recompute what is cheap"
+
+
+def test_what_changes_the_mathematics_is_named_and_not_chosen():
+    run = models.run_config("gpt2", Full(), "layer", batch=BatchConfig(micro_batch_size=1))
+    least = predict(run, target(2**34), ARCHITECTURE, sequences=SEQUENCES).peak_process_bytes
+    with pytest.raises(DoesNotFitError, match=r"what would, and changes it: --optimizer adamw_8bit \(") as raised:
+        fitted(least - 2**22, method=Full())
+    assert raised.value.exit_code == 8
+
+
+def test_a_cure_lets_some_of_the_layers_recompute():
+    none, cheap = needed(Recompute()), needed(Recompute(cheap=1.0))
+    run = config(batch=ONE_CUT, engine=EngineConfig())
+    found = cures(run, target(1.01 * (cheap + 0.5 * (none - cheap))), ARCHITECTURE, SEQUENCES, TAPES)
+    shares = [one.config.model.recompute for one in found if "model.recompute" in one.changes]
+    assert [0 < share.saving < 1 for share in shares] == [True]
+    assert all(one.fits and not one.is_between for one in found)
+
+
+def test_fit_without_a_plan_is_refused():
+    run = config(training=TrainingConfig(plan_first=False))
+    with pytest.raises(ConfigError, match=r"engine\.fit without a plan: .* leave out --no-plan, or --fit"):
+        resolve(run, target(2**34).devices)
+
+
+def test_a_training_takes_what_fits_its_budget_and_says_so_in_two_lines():
+    notes: list[str] = []
+    run = config(engine=EngineConfig(fit=True, memory_budget="1GiB"))
+    chosen, prediction = preflight.plan_first(run, ProcessContext(), ARCHITECTURE, SEQUENCES, notes.append)
+    assert prediction.peak_process_bytes <= TIGHT * 2**30
+    assert chosen.batch.micro_batch_tokens <= BatchConfig.cpu_micro_batch_tokens, "a larger cut leaves a core's cache"
+    assert not chosen.engine.fit
+    assert notes[0] == "planning: the fastest that fits in 1.00 GiB ..."
+    assert re.fullmatch(r"fits: micro-batches of \d+ tokens, no layer recomputes", notes[1])
+    assert re.fullmatch(r".* of 1\.00 GiB planned; .*", notes[2])
+
+
+def test_frozen_layers_are_streamed_where_nothing_else_fits_and_not_where_something_as_quick_does():
+    architecture, tapes = models.architecture("llama", 3, 2048), Tapes()
+    run = models.run_config("llama", Lora(), "layer", batch=BatchConfig(micro_batch_size=1), engine={"fit": True})
+    least = predict(run, target(2**34), architecture, sequences=SEQUENCES, tapes=tapes).peak_process_bytes
+
+    def options(memory_bytes, **host):
+        return options_at(run, replace(target(memory_bytes), **host), architecture, SEQUENCES, tapes)
+
+    streamed, resident = fit(run, options(0.97 * least)), fit(run, options(1.01 * least / TIGHT))
+    assert streamed.run.config.engine.stream_layers == "ram"
+    assert streamed.lines[0].endswith("recompute everything, frozen layers streamed from the host's memory")
+    assert resident.run.config.engine.stream_layers == "none"
+    # A host that cannot keep all layers leaves them on the disk.
+    host_bytes = streamed.prediction.host_bytes - streamed.prediction.streamed.num_bytes // 2
+    poor = options(0.97 * least, ram_bytes=host_bytes)
+    found = poor.best(poor.price(run, stream_choices(run, poor.target), 2))
+    assert [one.config.engine.stream_layers for one in found] == ["disk"]

@@ -1,0 +1,76 @@
+"""How long a phase takes: the slower of host and GPU, or both on a CPU."""
+
+from collections import Counter
+
+import pytest
+
+from ftkit.config.tree import DataConfig, ModelConfig, RunConfig
+from ftkit.models.methods.lora import Lora, Qlora
+from ftkit.observe.tape import OpKey, Tape
+from ftkit.plan.inputs.target import find_target
+from ftkit.plan.predict import predict
+from ftkit.plan.seconds.speed import Device, cpu_device, step_time
+from ftkit.step.observer import Phase
+
+GPU = Device(fp32_flops=1e12, half_flops=1e13, bandwidth=1e11, host_seconds=1e-5, is_asynchronous=True)
+SMALL: OpKey = ("add", 0, 1000, "bfloat16")
+LARGE: OpKey = ("mm", 10**10, 1000, "bfloat16")
+
+
+def seconds(device: Device, **counts: dict[OpKey, int]) -> float:
+    tape = Tape(costs={(Phase(phase), 2, None): Counter(counter) for phase, counter in counts.items()})
+    return step_time(tape, device, 1, 1).seconds
+
+
+def test_many_small_operators_wait_for_the_host():
+    assert seconds(GPU, **{Phase.FORWARD: {SMALL: 1000}}) == pytest.approx(1000 * 1e-5)
+
+
+def test_the_host_hides_behind_large_operators():
+    # A millisecond each on the device, a hundredth of it on the host; the small ones between them cost nothing more.
+    assert seconds(GPU, **{Phase.FORWARD: {LARGE: 100, SMALL: 1000}}) == pytest.approx(100 * 1e-3, rel=1e-3)
+
+
+def test_a_cpu_asks_and_computes_one_after_the_other():
+    cpu = Device(1e12, 1e13, 1e11, 1e-5, is_asynchronous=False)
+    assert seconds(cpu, **{Phase.FORWARD: {LARGE: 100}}) == pytest.approx(100 * (1e-3 + 1e-5))
+
+
+def test_what_a_cpu_does_slower_than_it_copies_takes_as_long_as_it_was_timed():
+    dropout: OpKey = ("bernoulli_.float", 0, 10**6, "bfloat16")
+    cpu = Device(1e12, 1e13, 1e11, 0.0, is_asynchronous=False, rates={("bernoulli_", "bfloat16"): 1e8})
+    assert seconds(cpu, **{Phase.FORWARD: {dropout: 3}}) == pytest.approx(3 * 1e-2)
+    assert seconds(cpu, **{Phase.FORWARD: {(*dropout[:3], "float32"): 3}}) == pytest.approx(3 * 1e-5)
+
+
+def test_a_random_number_costs_this_cpu_more_than_a_copy():
+    cpu = cpu_device(1)
+    # A generator takes some ns a number (three on a fast core); a copy of its bytes takes a tenth of that.
+    assert cpu.rates["bernoulli_", "float32"] < cpu.bandwidth / 2
+    assert all(0 < rate <= cpu.bandwidth for rate in cpu.rates.values())
+
+
+def test_phases_follow_each_other_and_the_layers_of_one_phase_run_together():
+    layers = {
+        (Phase.FORWARD, 2, 0): Counter({LARGE: 10}),
+        (Phase.FORWARD, 2, 1): Counter({SMALL: 900}),
+        (Phase.OPTIMIZER, 2, None): Counter({SMALL: 100}),
+    }
+    # Forward: the device's 10 ms hide 9.1 ms of the host; the optimizer's 1 ms comes after it.
+    assert step_time(Tape(costs=dict(layers)), GPU, 1, 1).seconds == pytest.approx(11e-3, rel=1e-2)
+
+
+def test_a_list_of_parameters_is_one_kernel():
+    assert seconds(GPU, **{Phase.OPTIMIZER: {("_fused_foreach_add", 0, 1000, "float32"): 1000}}) == pytest.approx(1e-5)
+
+
+def test_four_bits_compute_as_much_as_sixteen_and_take_longer():
+    run = RunConfig(task="causal-lm", model=ModelConfig(name="tinyllama-1.1b"), data=DataConfig(max_length=256))
+    plain, unpacking = (
+        predict(run.model_copy(update={"method": one}), find_target("rtx3090")) for one in (Lora(), Qlora())
+    )
+
+    # The same products; a 4-bit weight is unpacked for each of them.
+    plain_flops = plain.model_flops_utilization * plain.step_seconds
+    assert unpacking.model_flops_utilization * unpacking.step_seconds == pytest.approx(plain_flops, rel=0.01)
+    assert unpacking.step_seconds > plain.step_seconds
