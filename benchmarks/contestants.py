@@ -1,10 +1,10 @@
-"""One training run of one program on one core: ftkit, or HF Trainer (with PEFT for adapters) in one of its settings.
+"""One training run of one program on one core: ftkit, HF Trainer (with PEFT for adapters) or LLaMA-Factory.
 
 `benchmarks/beside.py` starts it, in a process of its own:
 
     python benchmarks/contestants.py NAME JOB.json FOLDER [--count]
 
-Both read the same lines of text, take the same number of epochs over the same global batch at the same learning rate,
+All read the same lines of text, take the same number of epochs over the same global batch at the same learning rate,
 with the same adapters on the same layers and the same rates of dropout, score the test split at the end, and save.
 """
 
@@ -13,48 +13,18 @@ import json
 import resource
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from benchmarks.job import ALPHA, DROPOUT, FTKIT, LLAMAFACTORY, RANK, Job, texts, token_ids
 from benchmarks.live_bytes import LiveBytes
+from benchmarks.llamafactory import run_llamafactory
 
-RANK, ALPHA, DROPOUT = 8, 16, 0.05
-FTKIT = "ftkit"
-
-
-@dataclass(frozen=True)
-class Job:
-    """The work that every contestant does.
-
-    Attributes:
-        task: `sequence-classification` or `causal-lm`.
-        model: a folder.
-        data: a folder with `train.jsonl` and `test.jsonl`.
-        epochs: passes over the training split.
-        max_length: tokens after which a text is cut.
-        global_batch_size: sequences of an optimizer step.
-        learning_rate: the peak of a linear schedule.
-        seed: of the data's order, the head and dropout.
-        settings: further settings of ftkit, as `--set` takes them.
-        method: `lora`, `qlora` or `full`.
-    """
-
-    task: str
-    model: str
-    data: str
-    epochs: float
-    max_length: int
-    global_batch_size: int
-    learning_rate: float
-    seed: int = 0
-    settings: tuple[str, ...] = ()
-    method: str = "lora"
-
-    @property
-    def micro_batch_size(self) -> int:
-        """Sequences of a forward of HF Trainer: 16, or the global batch where that is smaller."""
-        return min(16, self.global_batch_size)
+SCHEDULE = Path("/proc/self/schedstat")
+"""Linux: nanoseconds that this thread ran, nanoseconds that it waited for its core, and turns."""
+STACK = (FTKIT, LLAMAFACTORY, "torch", "transformers", "peft", "bitsandbytes")
 
 
 @dataclass(frozen=True)
@@ -67,6 +37,8 @@ class Result:
         score: accuracy on the test split, or for causal-lm its loss.
         resident_bytes: the most that the process held.
         counted_bytes: the most that live tensors held in two steps; None where nothing was counted.
+        versions: of the libraries of `STACK` that this interpreter has.
+        waited_seconds: for which the main thread could have run and its core did something else.
     """
 
     seconds: float
@@ -74,6 +46,8 @@ class Result:
     score: float
     resident_bytes: int
     counted_bytes: int | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    waited_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -97,16 +71,24 @@ class Trainer:
         return cls(precision, rest[0] if rest else "random", "recompute" in rest)
 
 
-def texts(job: Job, split: str) -> list[dict[str, Any]]:
-    """Return the rows of a split."""
-    lines = (Path(job.data) / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries of `STACK` that are installed."""
+    installed = {one.metadata["Name"] for one in metadata.distributions()}
+    return {name: metadata.version(name) for name in STACK if name in installed}
 
 
-def run_ftkit(job: Job, folder: Path, max_steps: int | None) -> tuple[float, float]:
-    """Train with ftkit; return seconds of training and the score."""
+def run_ftkit(name: str, job: Job, folder: Path, max_steps: int | None) -> tuple[float, float]:
+    """Train with ftkit; return seconds of training and the score.
+
+    Args:
+        name: `ftkit`, or with a level of `model.recompute` behind it: `ftkit:cheap`, `ftkit:layer`.
+        job: what is done.
+        folder: for what it leaves.
+        max_steps: after which it stops; None: after its epochs.
+    """
     import ftkit
 
+    level = name.removeprefix(FTKIT).removeprefix(":")
     rates = [f"method.rank={RANK}", f"method.alpha={ALPHA}", f"method.dropout={DROPOUT}"]
     settings = [
         f"task={job.task}",
@@ -123,6 +105,7 @@ def run_ftkit(job: Job, folder: Path, max_steps: int | None) -> tuple[float, flo
         f"output.folder={folder}",
         "output.overwrite=true",
         *([f"training.max_steps={max_steps}"] if max_steps else []),
+        *([f"model.recompute={level}"] if level else []),
         *job.settings,
     ]
     record = ftkit.train(ftkit.load_config(settings=settings))
@@ -143,6 +126,23 @@ def with_adapters(model: Any, *, is_lm: bool) -> Any:
         r=RANK, lora_alpha=ALPHA, lora_dropout=DROPOUT, target_modules="all-linear", task_type=task
     )
     return peft.get_peft_model(model, adapters)
+
+
+def loss_of_targets(trainer: Any) -> float:
+    """Return the mean loss over all targets of a language model's test split, as ftkit scores.
+
+    `Trainer.evaluate` weighs each batch by its sequences, however short the last block is.
+    """
+    import torch
+
+    sums, num_targets = 0.0, 0
+    trainer.model.eval()
+    with torch.no_grad():
+        for batch in trainer.get_eval_dataloader():
+            targets = int((batch["labels"][:, 1:] != -100).sum())
+            sums += targets * float(trainer.model(**batch).loss)
+            num_targets += targets
+    return sums / num_targets
 
 
 def run_trainer(name: str, job: Job, folder: Path, max_steps: int | None) -> tuple[float, float]:
@@ -177,8 +177,9 @@ def run_trainer(name: str, job: Job, folder: Path, max_steps: int | None) -> tup
     model.config.use_cache = False
 
     def encode(split: str) -> Dataset:
-        ids = tokenizer([row["text"] for row in rows[split]], truncation=True, max_length=job.max_length)
-        return Dataset.from_dict(ids if is_lm else {**ids, "labels": [numbers[row["label"]] for row in rows[split]]})
+        ids = token_ids(job, split, tokenizer)
+        labels = ids["input_ids"] if is_lm else [numbers[row["label"]] for row in rows[split]]
+        return Dataset.from_dict({**ids, "labels": labels})
 
     data = {split: encode(split) for split in rows}
     adapted = model if job.method == "full" else with_adapters(model, is_lm=is_lm)
@@ -205,7 +206,7 @@ def run_trainer(name: str, job: Job, folder: Path, max_steps: int | None) -> tup
         disable_tqdm=True,
     )
     collate = (
-        transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False)
+        transformers.DataCollatorForSeq2Seq(tokenizer)  # that for language models drops end tokens, which pad here
         if is_lm
         else transformers.DataCollatorWithPadding(tokenizer)
     )
@@ -224,31 +225,32 @@ def run_trainer(name: str, job: Job, folder: Path, max_steps: int | None) -> tup
     began = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - began
-    scores = trainer.evaluate()
+    score = loss_of_targets(trainer) if is_lm else float(trainer.evaluate()["eval_accuracy"])
     trainer.save_model(str(folder / "model"))
-    return seconds, float(scores["eval_loss" if is_lm else "eval_accuracy"])
+    return seconds, score
 
 
 def main() -> None:
     """Run one contestant, and print the result as JSON on the last line."""
     started = time.time()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="ftkit, or hf:fp32|amp|bf16:random|group_by_length|batch_rebalance[:recompute]")
+    hf = "hf:fp32|amp|bf16:random|group_by_length|batch_rebalance[:recompute]"
+    parser.add_argument("name", help=f"ftkit[:cheap|layer], {hf} or llamafactory[:kept]")
     parser.add_argument("job", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", action="store_true", help="two steps alone, with the bytes of live tensors")
     arguments = parser.parse_args()
     fields = json.loads(arguments.job.read_text(encoding="utf-8"))
     job = Job(**{**fields, "settings": tuple(fields.get("settings", ()))})
+    run = {FTKIT: run_ftkit, LLAMAFACTORY: run_llamafactory}.get(arguments.name.split(":")[0], run_trainer)
     counter = LiveBytes() if arguments.count else None
     max_steps = 2 if arguments.count else None
     with counter or nullcontext():
-        if arguments.name == FTKIT:
-            train_seconds, score = run_ftkit(job, arguments.folder, max_steps)
-        else:
-            train_seconds, score = run_trainer(arguments.name, job, arguments.folder, max_steps)
+        train_seconds, score = run(arguments.name, job, arguments.folder, max_steps)
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    result = Result(time.time() - started, train_seconds, score, resident, None if counter is None else counter.peak)
+    counted = None if counter is None else counter.peak
+    waited = int(SCHEDULE.read_text(encoding="utf-8").split()[1]) / 1e9
+    result = Result(time.time() - started, train_seconds, score, resident, counted, versions(), waited)
     print(json.dumps(asdict(result)))
 
 

@@ -41,6 +41,8 @@ SMOLLM2: dict[str, Any] = {
     "intermediate_size": 1536,
     "num_attention_heads": 9,
     "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
 }
 MINILM: dict[str, Any] = {
     "hidden_size": 384,
@@ -50,8 +52,8 @@ MINILM: dict[str, Any] = {
 }
 
 
-def make_engine(kind: str, *, lean: bool = True, recompute: str = "none") -> Engine:
-    """Return an engine over a model with random weights."""
+def make_engine(kind: str, *, lean: bool = True, recompute: str = "none", num_layers: int = 10) -> Engine:
+    """Return an engine over a model with random weights; `num_layers` are those of `llama`."""
     torch.manual_seed(0)
     task = "causal-lm" if kind == "llama" else "sequence-classification"
     config = RunConfig.model_validate(
@@ -59,7 +61,7 @@ def make_engine(kind: str, *, lean: bool = True, recompute: str = "none") -> Eng
     )
     model: torch.nn.Module
     if kind == "llama":
-        size = transformers.LlamaConfig(**SMOLLM2, num_hidden_layers=10, vocab_size=49152, tie_word_embeddings=True)
+        size = transformers.LlamaConfig(**SMOLLM2, num_hidden_layers=num_layers)
         model = transformers.LlamaForCausalLM(size)
     else:
         model = transformers.BertForSequenceClassification(transformers.BertConfig(**MINILM))

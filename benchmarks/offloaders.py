@@ -23,7 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contestants import ALPHA, DROPOUT, RANK, with_adapters
+from benchmarks.contestants import with_adapters
+from benchmarks.job import ALPHA, DROPOUT, RANK
 from ftkit.machine.memory import peak_resident_bytes, reset_peaks
 
 LEARNING_RATE = 1e-4

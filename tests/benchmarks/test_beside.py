@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks.beside import ROOT, read_runs, table
-from benchmarks.contestants import Job, Trainer
+from benchmarks.beside import PAGE, ROOT, filled, read_runs, table
+from benchmarks.contestants import Trainer
+from benchmarks.job import Job
 from benchmarks.live_bytes import LiveBytes
 
 
@@ -38,12 +39,15 @@ def test_gradients_and_moments_count_until_the_optimizer_is_gone():
 def test_a_ratio_is_taken_within_a_round():
     def run(name, number, seconds):
         times = {"train_seconds": seconds, "seconds": seconds + 5, "resident_bytes": 10**9, "score": 0.5}
-        return {"name": name, "round": number, "counted": False, **times}
+        return {"name": name, "round": number, "counted": False, "tokens": 660, **times}
 
     runs = [run("ftkit", 0, 10), run("hf:fp32:random", 0, 20), run("ftkit", 1, 30), run("hf:fp32:random", 1, 90)]
     runs.append({"name": "ftkit", "round": -1, "counted": True, "counted_bytes": 5 * 10**6})
-    assert "| hf:fp32:random | 55.0 | 2.50 (2.00 to 3.00) | 60.0 |  | 1,000 | 0.5000 |" in table(runs)
-    assert "| ftkit | 20.0 |  | 25.0 | 5 |" in table(runs)
+    assert (
+        "| hf:fp32:random | 55.0 | 20 | 2.50 (2.00 to 3.00) | 60.0 |  | 1,000 | 0.5000 (0.5000 to 0.5000) |"
+        in table(runs)
+    )
+    assert "| ftkit | 20.0 | 44 |  | 25.0 | 5 |" in table(runs)
 
 
 def test_the_name_of_a_contestant_spells_its_settings():
@@ -58,8 +62,17 @@ def test_the_micro_batch_of_a_small_global_batch_is_the_whole_batch():
 
 
 def test_the_page_has_the_tables_of_the_runs_that_are_kept():
-    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-    tasks = read_runs(ROOT / "benchmarks")
+    page, tasks = PAGE.read_text(encoding="utf-8"), read_runs(ROOT / "benchmarks")
     assert tasks
+    assert filled(page, tasks) == page
     for runs in tasks.values():
         assert table(runs) in page
+
+
+def test_a_table_takes_the_place_of_the_one_behind_its_comment():
+    run = {"name": "ftkit", "round": 0, "counted": False, "tokens": 10, "train_seconds": 2.0, "seconds": 3.0}
+    runs = {"reviews": [{**run, "resident_bytes": 10**6, "score": 0.5}]}
+    page = "one\n\n<!-- reviews -->\n\n{}\n\n| another |\n|---|\n"
+    new = filled(page.format("| old |\n|---|"), runs)
+    assert new == page.format(table(runs["reviews"]))
+    assert filled(new, runs) == new

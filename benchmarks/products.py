@@ -1,0 +1,139 @@
+"""The time of a step beside that of its bare matrix products, and where the rest of the step goes; on one thread.
+
+    python -m benchmarks.products minilm [--rounds 3]
+    python -m benchmarks.products llama
+
+The steps are those of `benchmarks/lean_step.py`, cut as training cuts them on a CPU: LoRA (r = 8, dropout 0.05) over
+random weights in fp32. `minilm` classifies 128 sequences of 32 tokens in micro-batches of 512, `llama` models language
+with SmolLM2-135M's shape at its whole depth, 4 x 256 tokens in micro-batches of 512. The products of a step are
+those that torch's dispatcher saw; each is run again in the same order on operands of its own shape and strides, and
+nothing else is. A product of rank 8 is one with a side that is no longer. Fused attention is not counted as a product.
+The shares are those of torch's profiler, whose own cost is in them.
+"""
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map
+
+from benchmarks.beside import spread
+from benchmarks.job import RANK
+from benchmarks.lean_step import make_engine
+from ftkit.data.batching import MicroBatch, Shape
+from ftkit.engine.protocol import Engine
+from ftkit.models.kernels.foreign import DispatchMode
+from ftkit.observe.recorded import make_batches
+from ftkit.step.step import train_step
+
+SHAPES = {"minilm": Shape(16, 32, num_micro_batches=8, is_padded=True), "llama": Shape(2, 256, num_micro_batches=2)}
+PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_"}
+NUM_LAYERS, NUM_PROFILED, NUM_LINES = 30, 3, 14
+Product = Callable[[], Any]
+
+
+class Products(DispatchMode):
+    """Collects the matrix products that run while it is entered, each ready to run again.
+
+    Attributes:
+        found: the products in their order.
+    """
+
+    def __init__(self) -> None:
+        """Start with none."""
+        super().__init__()
+        self.found: list[Product] = []
+        self._operands: dict[Any, torch.Tensor] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator, and note it where it is a product."""
+        if func.overloadpacket.__name__ in PRODUCTS:
+            again, settings = tree_map(self._operand, (args, kwargs or {}))
+            self.found.append(partial(func, *again, **settings))
+        return func(*args, **(kwargs or {}))
+
+    def _operand(self, value: Any) -> Any:
+        """Return a tensor that is laid out as another; those of one layout share it."""
+        if not isinstance(value, torch.Tensor):
+            return value
+        key = (value.shape, value.stride(), value.dtype)
+        if key not in self._operands:
+            # written, since pages that nobody wrote are all one page of zeros, which every cache holds
+            self._operands[key] = torch.empty_strided(*key[:2], dtype=key[2]).fill_(1e-3)
+        return self._operands[key]
+
+
+def seconds(action: Callable[[], Any]) -> float:
+    """Return the seconds of the processor that something takes."""
+    began = time.process_time()
+    action()
+    return time.process_time() - began
+
+
+def run_all(products: Sequence[Product]) -> None:
+    """Run products, one behind the other."""
+    with torch.no_grad():
+        for product in products:
+            product()
+
+
+def kind(operator: str, shapes: Sequence[Sequence[int]]) -> str:
+    """Return the line of the table that an operator belongs to.
+
+    Args:
+        operator: as the profiler names it, such as `aten::mm`.
+        shapes: of its inputs.
+    """
+    name = operator.removeprefix("aten::")
+    if name not in PRODUCTS:
+        return name
+    if "bmm" in name:
+        return "products of attention"
+    narrow = any(side <= RANK for shape in shapes for side in shape if len(shape) == 2)
+    return "products of rank 8" if narrow else "products of the layers"
+
+
+def shares(step: Callable[[], Any]) -> Mapping[str, float]:
+    """Return the share of each kind of operator in the time of a step, by torch's profiler."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, record_shapes=True) as profile:
+        for _ in range(NUM_PROFILED):
+            step()
+    spent: Counter[str] = Counter()
+    for event in profile.key_averages(group_by_input_shape=True):
+        spent[kind(event.key, event.input_shapes)] += event.self_cpu_time_total
+    return {name: spent[name] / spent.total() for name, _ in spent.most_common()}
+
+
+def take_step(engine: Engine, batches: Sequence[MicroBatch]) -> None:
+    """Take one optimizer step."""
+    train_step(engine, batches, 100.0, 1e-4)
+
+
+def main() -> None:
+    """Time step and products in turns, print both and their ratio, then the shares."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=list(SHAPES))
+    parser.add_argument("--rounds", type=int, default=3)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    engine, shape = make_engine(asked.model, num_layers=NUM_LAYERS), SHAPES[asked.model]
+    step = partial(take_step, engine, make_batches(engine.objective, shape))
+    with Products() as products:
+        step()
+    run_all(products.found)
+    times = [(seconds(step), seconds(partial(run_all, products.found))) for _ in range(asked.rounds)]
+    whole, bare = ([pair[number] for pair in times] for number in (0, 1))
+    print(f"{asked.model}: a step takes {spread(whole)} s, its {len(products.found)} bare products {spread(bare)} s")
+    print(f"ratio within a round: {spread([one / other for one, other in times])}\n")
+    print("| operator | share of the step |\n|---|---:|")
+    for name, share in list(shares(step).items())[:NUM_LINES]:
+        print(f"| {name} | {share:.1%} |")
+
+
+if __name__ == "__main__":
+    main()
