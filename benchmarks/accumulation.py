@@ -57,9 +57,9 @@ def of_ftkit(texts: list[str], labels: list[int], tokenizer: Any, model: Any, se
     from ftkit.engine.plain import PlainEngine
     from ftkit.machine.process import ProcessContext
     from ftkit.models.build import prepare_model
-    from ftkit.models.heads import find_head
     from ftkit.models.objective import objective_of
     from ftkit.models.sources.start import Start
+    from ftkit.models.structure.heads import find_head
 
     batch = {"global_batch_size": NUM_TEXTS, **settings}
     config = RunConfig.model_validate({"method": {"name": "full"}, "batch": batch})

@@ -51,7 +51,7 @@ def prepare(shape: str, folder: Path) -> Work:
     """Write a model of random weights and texts that are all longer than what is read of them."""
     from transformers import LlamaConfig
 
-    from ftkit.models.made import make_model
+    from ftkit.models.sources.toys import make_model
 
     model, texts = folder / shape, folder / "texts"
     if not (model / "config.json").exists():

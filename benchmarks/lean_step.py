@@ -25,9 +25,9 @@ from ftkit.engine.plain import PlainEngine
 from ftkit.engine.protocol import Engine
 from ftkit.machine.process import ProcessContext
 from ftkit.models.build import prepare_model, set_training
-from ftkit.models.heads import find_head
 from ftkit.models.objective import objective_of
 from ftkit.models.sources.start import Start
+from ftkit.models.structure.heads import find_head
 from ftkit.observe.recorded import batch_tensors, layer_names, make_batches, record_steps, see_model
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import Role

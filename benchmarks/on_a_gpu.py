@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ftkit.machine.hardware import recognize_gpu
-from ftkit.models.made import make_tokenizer
 from ftkit.models.sources.known import shapes
+from ftkit.models.sources.toys import make_tokenizer
 
 KEPT = Path(__file__).with_suffix(".jsonl")
 SHARD_BYTES = 2 * 10**9

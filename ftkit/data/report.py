@@ -73,11 +73,6 @@ class DataReport:
     shared: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     @property
-    def leak_share(self) -> float | None:
-        """The share of test rows whose text is in the training split too; None without a test split."""
-        return self.shared.get(("test", "train"), 0) / self.rows["test"] if "test" in self.rows else None
-
-    @property
     def example(self) -> Literal["text", "pair", "chat"]:
         """An example of the data: one text, two of them, or a chat in the tokenizer's template."""
         if self.as_chat or "messages" in self.columns:

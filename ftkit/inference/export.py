@@ -19,7 +19,8 @@ from ftkit.machine.disk import written_aside
 from ftkit.models.export.merge import write_merged
 from ftkit.models.export.to_gguf import write_gguf
 from ftkit.models.export.to_onnx import write_onnx
-from ftkit.models.saved import save_tokenizer, stored_dtype
+from ftkit.models.saving.dtypes import stored_dtype
+from ftkit.models.saving.settings import save_tokenizer
 from ftkit.models.sources.gguf import as_safetensors
 from ftkit.models.sources.source import Source, load_config, load_tokenizer, resolve_source
 from ftkit.models.sources.start import settle_start

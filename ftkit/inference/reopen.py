@@ -11,7 +11,7 @@ import torch
 from ftkit.data.batching import MicroBatch
 from ftkit.errors import FtkitError
 from ftkit.inference.opened import open_config, open_model
-from ftkit.models.saved import digest, of_other_types
+from ftkit.models.saving.dtypes import digest, of_other_types
 from ftkit.models.sources.adapters import model_folder
 from ftkit.models.streaming.stream import value_of
 from ftkit.training.reopening.handed_over import Findings, read_request, read_sample, write_answers

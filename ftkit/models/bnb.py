@@ -12,7 +12,7 @@ from torch import nn
 from ftkit.config.training import OptimizerConfig
 from ftkit.errors import DependencyError, ModelError
 from ftkit.models import foreign
-from ftkit.models.left_out import left_out, mark, stand_in
+from ftkit.models.left_out import left_out, mark, placeholder
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,12 @@ def packed_parameter(weight: torch.Tensor, packing: Packing, module: nn.Module) 
     """Return a weight of any shape in 4 bits.
 
     Args:
-        weight: on the device where the packed one shall be; on `meta` it is not packed yet, a stand-in stays one.
+        weight: on the device where the packed one shall be; on `meta` it is not packed yet, a placeholder stays one.
         packing: how.
         module: gets the constants as `quant_state`, as the weight itself does.
     """
     if left_out(weight) is not None:
-        return _packed_stand_in(weight, packing, module)
+        return _packed_placeholder(weight, packing, module)
     new = _params_4bit(weight, packing, module)
     # Moving to a device is what quantizes (bitsandbytes/nn/modules.py, Params4bit.to).
     return cast(nn.Parameter, new if weight.is_meta else new.to(packer(weight.device)).to(weight.device))
@@ -99,7 +99,7 @@ def packed_tensors(weight: torch.Tensor, like: Any) -> tuple[torch.Tensor, ...]:
 
     Args:
         weight: contiguous, on the device where the packed one shall be.
-        like: a 4-bit weight, or the stand-in for one, which says how.
+        like: a 4-bit weight, or the placeholder for one, which says how.
     """
     values, state = _library().functional.quantize_4bit(
         weight.to(packer(weight.device)),
@@ -269,7 +269,7 @@ def _linear_4bit(module: nn.Module, packing: Packing) -> nn.Module:
 
 
 def _transposed(weight: torch.Tensor) -> torch.Tensor:
-    """Return a matrix the other way round, with memory of its own; a stand-in stays one."""
+    """Return a matrix the other way round, with memory of its own; a placeholder stays one."""
     found = left_out(weight)
     if found is None:
         return weight.t().contiguous()
@@ -278,16 +278,16 @@ def _transposed(weight: torch.Tensor) -> torch.Tensor:
     return turned
 
 
-def _packed_stand_in(weight: torch.Tensor, packing: Packing, module: nn.Module) -> nn.Parameter:
-    """Return a 4-bit weight with its constants, all of them stand-ins, for what is a stand-in of a whole weight."""
+def _packed_placeholder(weight: torch.Tensor, packing: Packing, module: nn.Module) -> nn.Parameter:
+    """Return a 4-bit weight with its constants, all of them placeholders, for the placeholder of a whole weight."""
     found = left_out(weight)
     assert found is not None
     whole = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
     packed = pack_without_values(_params_4bit(whole, packing, module), whole)
     state = cast(Any, packed).quant_state
-    constants = [stand_in(one.shape, one.dtype, weight.device) for one in state_tensors(state).values()]
+    constants = [placeholder(one.shape, one.dtype, weight.device) for one in state_tensors(state).values()]
     set_state_tensors(state, constants)
-    new = _params_4bit(stand_in(packed.shape, packed.dtype, weight.device), packing, module)
+    new = _params_4bit(placeholder(packed.shape, packed.dtype, weight.device), packing, module)
     new.quant_state, new.bnb_quantized = state, True
     mark(new, found)
     return cast(nn.Parameter, new)

@@ -14,7 +14,6 @@ from ftkit.models import foreign
 from ftkit.models.activations import offload
 from ftkit.models.activations.recompute import set_recompute
 from ftkit.models.experts import expert_parameters
-from ftkit.models.heads import find_head
 from ftkit.models.kernels.chunked_loss import chunk_loss
 from ftkit.models.kernels.dropout import seed_dropouts
 from ftkit.models.kernels.first_place import pool_early
@@ -22,7 +21,6 @@ from ftkit.models.kernels.grouped_heads import make_grouped
 from ftkit.models.kernels.lora_linear import make_lean
 from ftkit.models.kernels.seeded_attention import seed_attention
 from ftkit.models.kernels.tiled_mlp import tile_mlps
-from ftkit.models.layers import first_trained_layer, transformer_layers
 from ftkit.models.methods import method_of
 from ftkit.models.methods.lora import is_adapted, unwrapped
 from ftkit.models.partitions import whole_numel
@@ -30,10 +28,12 @@ from ftkit.models.sources.source import Source
 from ftkit.models.sources.start import Start
 from ftkit.models.sources.weights import Note, attention, auto_class, grow_tables, load_weights
 from ftkit.models.streaming.layout import layout_of, leave_out, names_to_stream
-from ftkit.models.streaming.sources import NoValues, layers_from, table_from
+from ftkit.models.streaming.sources import NoLayers, layers_from, table_from
 from ftkit.models.streaming.stored import open_weights
 from ftkit.models.streaming.stream import attach
 from ftkit.models.streaming.table import NoTable
+from ftkit.models.structure.heads import find_head
+from ftkit.models.structure.layers import first_trained_layer, transformer_layers
 
 _LISTED = 3
 """Kinds of weights that stay whole and are named, the largest ones."""
@@ -104,7 +104,7 @@ def build_empty_model(config: RunConfig, architecture: Any, dtype: torch.dtype) 
         start = Start(head=find_head(model, ()), rows=grow_tables(model, config.model))
         model = prepare_model(config, model, dtype, start)
     if streams:
-        attach(model, layout_of(model), NoValues(), NoTable())
+        attach(model, layout_of(model), NoLayers(), NoTable())
     return model
 
 

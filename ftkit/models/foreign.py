@@ -24,19 +24,19 @@ class TransformersSays(StrEnum):
 
 
 @contextmanager
-def patched(module: Any, name: str, stand_in: Any) -> Iterator[None]:
+def patched(module: Any, name: str, replacement: Any) -> Iterator[None]:
     """Let something else stand under a name of a module while a block runs.
 
     Args:
         module: whose callers look the name up when they call.
         name: of the module; it has to be there.
-        stand_in: what stands there meanwhile.
+        replacement: what stands there meanwhile.
 
     Raises:
         AttributeError: there is no such name, so nobody would call the stand-in.
     """
     original = getattr(module, name)
-    setattr(module, name, stand_in)
+    setattr(module, name, replacement)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Weights that are left out of a model: in the place of each, a stand-in that says what it stands for."""
+"""Weights that are left out of a model: in the place of each, a placeholder that says what it stands for."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ _MARK = "left_out"
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What a stand-in stands for.
+    """What a placeholder stands for.
 
     Attributes:
         name: of the weight in the transformers model, before a method changes it.
@@ -20,13 +20,13 @@ class LeftOut:
     is_transposed: bool = False
 
 
-def stand_in(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def placeholder(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Return one number, seen in a shape, so that whoever asks for shape or type is answered."""
     return torch.empty((), dtype=dtype, device=device).expand(shape)
 
 
 def mark(weight: torch.Tensor, left_out: LeftOut) -> None:
-    """Write on a stand-in what it stands for."""
+    """Write on a placeholder what it stands for."""
     vars(weight)[_MARK] = left_out
 
 

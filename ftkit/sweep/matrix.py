@@ -56,7 +56,7 @@ def try_all() -> Iterator[Tried]:
     Yields:
         How each of them ended. All that they wrote goes again.
     """
-    from ftkit.models.made import decoder, make_model, make_texts
+    from ftkit.models.sources.toys import decoder, make_model, make_texts
 
     with tempfile.TemporaryDirectory(prefix="ftkit-doctor-") as name:
         folder = Path(name)

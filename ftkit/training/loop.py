@@ -64,7 +64,7 @@ from ftkit.training.saving import (
 )
 from ftkit.training.setup import Job, prepare
 from ftkit.training.state import Progress, Window, best_step, num_without_improvement
-from ftkit.training.steps import stand_in, take_step, try_worst, wants_trial
+from ftkit.training.steps import shortest_micro_batch, take_step, try_worst, wants_trial
 from ftkit.training.timeline import Watch
 
 Status = Literal["completed", "stopped early"]
@@ -132,7 +132,9 @@ def _train(  # what one run is made of
         set_recompute(job.engine.model, limits.recompute)
     keep = partial(keep_limits, job.folder, job.config)
     groups = job.config.engine.stream_micro_batches != 1
-    attempts = Attempts(job.engine, limits, job.longest, partial(stand_in, job), stop, record.tell, keep, groups)
+    attempts = Attempts(
+        job.engine, limits, job.longest, partial(shortest_micro_batch, job), stop, record.tell, keep, groups
+    )
     run = first_line(job.folder.name, job.run, device_name(job.engine.device), job.num_steps, job.prediction)
     used = limits.applied(job.config)
     told: dict[str, Any] = {"labels": labels_line(job.data.labels), "example": job.data.report.example}

@@ -85,7 +85,7 @@ def try_worst(job: Job, attempts: Attempts) -> None:
     job.meter.discard(_TRIAL)
 
 
-def stand_in(job: Job) -> MicroBatch:
+def shortest_micro_batch(job: Job) -> MicroBatch:
     """Return a micro-batch of the shortest sequence, whose results nobody reads.
 
     Args:

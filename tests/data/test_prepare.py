@@ -72,7 +72,7 @@ def prepare(tokenizer, path, seed=0, model=None, **settings):
 def test_the_demo_is_a_third_of_the_reviews_by_movie_unless_all_are_asked_for(minilm):
     data = prepare_data(DataConfig(), TASK, minilm, seed=0)
     assert sum(data.report.rows.values()) == 3992
-    assert data.report.leak_share == 0.0
+    assert ("test", "train") not in data.report.shared
     with pytest.raises(DataError, match=r"data\.subset='most': the embedded reviews have the subset all"):
         prepare_data(DataConfig(subset="most"), TASK, minilm, seed=0)
 
@@ -82,7 +82,7 @@ def test_the_demo_is_split_by_movie_and_has_two_labels(minilm):
     assert data.label_names == ("fresh", "rotten")
     assert sum(data.report.rows.values()) == 12_752
     assert data.report.dropped_duplicates == 56
-    assert data.report.leak_share == 0.0
+    assert ("test", "train") not in data.report.shared
     assert len(data.validation) == pytest.approx(1275, abs=1)
     assert len(data.test) == pytest.approx(1275, abs=1)
     assert minilm.decode(data.train.tokens[: data.train.offsets[1]]).startswith("[CLS]")
@@ -299,13 +299,13 @@ def test_empty_rows_are_left_out_and_counted(tmp_path, tokenizer):
 def test_repeated_texts_are_left_out_where_splits_are_made_and_kept_where_they_are_found(tmp_path, tokenizer):
     made = prepare(tokenizer, write_csv(tmp_path / "d.csv", ROWS + ROWS[:9]))
     assert sum(made.report.rows.values()) == 60
-    assert (made.report.dropped_duplicates, made.report.leak_share) == (9, 0.0)
+    assert (made.report.dropped_duplicates, made.report.shared) == (9, {})
     (tmp_path / "found").mkdir()
     write_csv(tmp_path / "found" / "train.csv", ROWS)
     write_csv(tmp_path / "found" / "test.csv", ROWS[:9])
     found = prepare(tokenizer, tmp_path / "found", validation_share=0.0)
     assert found.report.rows == {"train": 60, "test": 9}
-    assert found.report.leak_share == 1.0
+    assert found.report.shared == {("test", "train"): 9}
     assert any("100.0% of the test texts are in the training split" in line for line in found.report.lines())
 
 

@@ -11,9 +11,9 @@ from ftkit.config.tree import ModelConfig
 from ftkit.data import batching
 from ftkit.errors import ConfigError, ModelError
 from ftkit.models import build as model
-from ftkit.models import heads
 from ftkit.models.sources import source as ftkit_source
-from ftkit.models.targets import choose_targets
+from ftkit.models.structure import heads
+from ftkit.models.structure.targets import choose_targets
 from tests.helpers import FAMILIES, ragged_split, save_tiny_model
 
 

@@ -31,7 +31,7 @@ DEEP = models.architecture("llama", 8, width=256)
 TAPES = Tapes()
 
 
-class Unseen(link.AtOnce):
+class Unseen(link.BlockingLink):
     """Copies to memory that is not torch's, as little seen by a recorder as that of a host beside a GPU."""
 
     def leave(self, storage):
@@ -63,7 +63,7 @@ def plan(recompute="none", *, offloads=True, exact=False):
 )
 def test_a_plan_counts_the_bytes_of_a_real_step_on_the_device_and_on_the_host(family, method, recompute, monkeypatch):
     monkeypatch.setattr(offload, "SMALLEST_BYTES", 2**12)
-    monkeypatch.setattr(offload, "link_for", lambda one: Unseen() if has_values(one) else link.NoValues())
+    monkeypatch.setattr(offload, "link_for", lambda one: Unseen() if has_values(one) else link.PlannedLink())
     config, architecture = run_config(method, recompute, family=family), models.architecture(family)
     sizes = models.shape(family)
 

@@ -2,13 +2,13 @@
 
 A tokenizer takes `</s>` for its end token wherever it stands, and some do so even when told not to: the pieces of a
 Unigram or WordPiece model hold the special tokens too. So ftkit tokenizes with a copy of the tokenizer in which every
-special token has another name, a stand-in that no text holds:
+special token has another name, a substitute that no text holds:
 
     the user wrote          a </s> b          the template rendered     <s>[INST] U2 [/INST] ok</s>
     the template is given   a U2 b            ftkit tokenizes           T1[INST] </s> [/INST] okT2
 
-where U2, which carries the user's `</s>` through the template, and T1 and T2, for the template's own, are stand-ins. In
-the copy T2 is the end token, and `</s>` is four characters.
+where U2, which carries the user's `</s>` through the template, and T1 and T2, for the template's own, are substitutes.
+In the copy T2 is the end token, and `</s>` is four characters.
 """
 
 import json
@@ -33,14 +33,14 @@ def chance() -> str:
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """The special tokens of a tokenizer, and their stand-ins.
+    """The special tokens of a tokenizer, and their substitutes.
 
     Attributes:
         names: the special tokens as they are spelled. A single character is none: it is a piece of any text.
         are_characters: a special token in a text of the user is its characters; else it is that token.
         can_be_renamed: the tokenizer is a fast one, of which there can be a copy.
-        user_mark: begins the stand-ins that carry a user's special tokens through a template.
-        template_mark: begins the stand-ins of special tokens in the copy of the tokenizer.
+        user_mark: begins the substitutes that carry a user's special tokens through a template.
+        template_mark: begins the substitutes of special tokens in the copy of the tokenizer.
     """
 
     names: tuple[str, ...]
@@ -50,25 +50,25 @@ class SpecialTokens:
     template_mark: str = field(default_factory=chance)
 
     def hide(self, value: Any) -> Any:
-        """Return what the user wrote with stand-ins for special tokens, in every text however deep.
+        """Return what the user wrote with substitutes for special tokens, in every text however deep.
 
         Raises:
             DataError: there are special tokens in it, and the tokenizer cannot tell them from the template's.
         """
         if not self.are_characters:
             return value
-        return _mapped(value, lambda text: self._pattern.sub(self._stand_in, text))
+        return _mapped(value, lambda text: self._pattern.sub(self._substitute, text))
 
     def shown(self, rendered: str) -> str:
         """Return a rendered template as its reader would see it, the user's special tokens spelled out."""
         if self.user_mark not in rendered:
             return rendered
-        for name, stand_in in self._users.items():
-            rendered = rendered.replace(stand_in, name)
+        for name, substitute in self._users.items():
+            rendered = rendered.replace(substitute, name)
         return rendered
 
     def as_tokenized(self, rendered: str) -> str:
-        """Return a rendered template for the copy of the tokenizer: its own special tokens have stand-ins."""
+        """Return a rendered template for the copy of the tokenizer: its own special tokens have substitutes."""
         if not self.are_characters or not self.can_be_renamed:
             return rendered
         return self.shown(self._pattern.sub(lambda match: self._templates[match[0]], rendered))
@@ -95,7 +95,7 @@ class SpecialTokens:
             tokenizer: of the `tokenizers` library.
 
         Returns:
-            A copy with stand-ins for special tokens, where they are to be characters.
+            A copy with substitutes for special tokens, where they are to be characters.
         """
         tree = json.loads(tokenizer.to_str())
         tree["truncation"] = tree["padding"] = None
@@ -104,7 +104,7 @@ class SpecialTokens:
             _rename(tree, self._templates)
         return type(tokenizer).from_str(json.dumps(tree))
 
-    def _stand_in(self, match: re.Match[str]) -> str:
+    def _substitute(self, match: re.Match[str]) -> str:
         if not self.can_be_renamed:
             raise DataError(
                 f"a message spells out the special token {match[0]!r}, and this tokenizer has no fast form "

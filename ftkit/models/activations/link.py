@@ -37,7 +37,7 @@ class Link(Protocol):
         """
 
 
-class NoValues:
+class PlannedLink:
     """Copies nothing: tensors of a plan have no values."""
 
     def leave(self, storage: torch.Tensor) -> tuple[torch.Tensor | None, Wait]:  # noqa: ARG002  # of the protocol
@@ -49,7 +49,7 @@ class NoValues:
         return _at_once
 
 
-class AtOnce:
+class BlockingLink:
     """Copies while everything else waits: for devices of which no stream is known, and to see the copies on a CPU."""
 
     def leave(self, storage: torch.Tensor) -> tuple[torch.Tensor | None, Wait]:
@@ -63,7 +63,7 @@ class AtOnce:
         return _at_once
 
 
-class SideStream:
+class StreamLink:
     """Copies on a CUDA stream beside that of the computation; the host waits for neither."""
 
     def __init__(self, device: torch.device) -> None:
@@ -94,8 +94,8 @@ class SideStream:
 def link_for(tensor: torch.Tensor) -> Link:
     """Return how the bytes of a tensor come to the host, by the device that it is on."""
     if not has_values(tensor):
-        return NoValues()
-    return SideStream(tensor.device) if tensor.device.type == "cuda" else AtOnce()
+        return PlannedLink()
+    return StreamLink(tensor.device) if tensor.device.type == "cuda" else BlockingLink()
 
 
 def pinned_size(num_bytes: int) -> int:

@@ -18,11 +18,11 @@ from ftkit.config.recompute import Recompute
 from ftkit.config.tree import RunConfig
 from ftkit.errors import ModelError
 from ftkit.models.build import build_bare_model, prepare_model
-from ftkit.models.heads import find_head
 from ftkit.models.methods import method_of
 from ftkit.models.methods.lora import unwrapped
 from ftkit.models.partitions import own_tensors
-from ftkit.models.saved import as_stored, restore_settings
+from ftkit.models.saving.dtypes import as_stored
+from ftkit.models.saving.settings import restore_settings
 from ftkit.models.saving.whole import save_whole
 from ftkit.models.saving.write import Kinds, Named, write_tensors
 from ftkit.models.sources.adapters import with_adapter
@@ -30,6 +30,7 @@ from ftkit.models.sources.source import Source
 from ftkit.models.sources.start import Start
 from ftkit.models.sources.stored import Stored, open_stored
 from ftkit.models.sources.weights import grow_tables, load_weights
+from ftkit.models.structure.heads import find_head
 
 
 def write_merged(
@@ -88,9 +89,9 @@ def _adapted(config: RunConfig, bare: nn.Module, start: Start) -> nn.Module:
     heads = tuple(f"{name}." for name in start.head)
     for name, parameter in list(bare.named_parameters()):
         shape = parameter.shape
-        stand_in = torch.zeros(shape) if name.startswith(heads) else torch.zeros(()).expand(shape)
+        placeholder = torch.zeros(shape) if name.startswith(heads) else torch.zeros(()).expand(shape)
         owner, _, last = name.rpartition(".")
-        bare.get_submodule(owner).register_parameter(last, nn.Parameter(stand_in, requires_grad=False))
+        bare.get_submodule(owner).register_parameter(last, nn.Parameter(placeholder, requires_grad=False))
     cast(Any, bare).tie_weights()
     return prepare_model(config, bare, torch.float32, start)
 

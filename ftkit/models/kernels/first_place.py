@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from ftkit.models import foreign
-from ftkit.models.heads import classifies
-from ftkit.models.layers import transformer_layers
+from ftkit.models.structure.heads import classifies
+from ftkit.models.structure.layers import transformer_layers
 
 
 def pool_early(model: nn.Module) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ftkit.errors import ModelError
-from ftkit.models.layers import transformer_layers
+from ftkit.models.structure.layers import transformer_layers
 
 _NAMES = ("mlp", "ffn", "feed_forward")
 """As transformers' models call the MLP of a layer, where it is a module of its own."""

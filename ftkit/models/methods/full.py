@@ -40,7 +40,7 @@ class Full(MethodSection):
         """
         if self.top_layers is None:
             return model.requires_grad_(True)
-        from ftkit.models.layers import top_layers, transformer_layers
+        from ftkit.models.structure.layers import top_layers, transformer_layers
 
         if start.rows:
             raise ModelError(

@@ -45,7 +45,7 @@ class FeatureExtraction(MethodSection):
         Raises:
             ModelError: the model has no head, or its head is its table of embeddings.
         """
-        from ftkit.models.heads import output_names
+        from ftkit.models.structure.heads import output_names
 
         names = start.head or output_names(model)
         if start.rows:

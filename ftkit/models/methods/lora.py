@@ -130,8 +130,8 @@ class Qlora(Lora):
             ModelError: the model has no linear layer, or as LoRA.
         """
         from ftkit.models import bnb, experts
-        from ftkit.models.heads import output_names
         from ftkit.models.kernels.packed_linear import forget_weights
+        from ftkit.models.structure.heads import output_names
 
         packing = bnb.Packing(self.quantization, self.double_quantization, dtype)
         keep = (*start.head, *output_names(model))
@@ -215,8 +215,8 @@ def _adapt(model: "nn.Module", method: Lora, start: "Start", dtype: "torch.dtype
     from peft import LoraConfig, get_peft_model
 
     from ftkit.models import foreign
-    from ftkit.models.layers import top_layers
-    from ftkit.models.targets import choose_targets, shortest_names
+    from ftkit.models.structure.layers import top_layers
+    from ftkit.models.structure.targets import choose_targets, shortest_names
 
     names = dict(model.named_modules())
     layers = method.layers if method.top_layers is None else top_layers(model, method.top_layers)
@@ -284,7 +284,7 @@ def _load(model: "nn.Module", adapter: Path, drawn: Sequence[str]) -> None:
 
 def _new_rows(model: "nn.Module", start: "Start") -> dict[str, list[int]] | None:
     """Return the rows that train, by the name of their table: of the embedding, and of logits that are not tied."""
-    from ftkit.models.heads import output_names
+    from ftkit.models.structure.heads import output_names
 
     if not start.rows:
         return None

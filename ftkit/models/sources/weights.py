@@ -12,10 +12,10 @@ from torch import nn
 from ftkit.config.tree import ModelConfig, RunConfig, Task
 from ftkit.errors import ConfigError, ModelError
 from ftkit.models import foreign
-from ftkit.models.heads import classifies, find_head, head_names, output_names, task_modules
 from ftkit.models.sources.foreign import reading_what_stays
 from ftkit.models.sources.source import Source, explained_loading
 from ftkit.models.sources.start import Start
+from ftkit.models.structure.heads import classifies, find_head, head_names, output_names, task_modules
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _LISTED = 3

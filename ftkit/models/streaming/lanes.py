@@ -25,7 +25,7 @@ class Lane(Protocol):
         """
 
 
-class AtOnce:
+class ImmediateLane:
     """Brings a layer when it is asked for: a plan's tensors have no values to wait for."""
 
     def begin(self, read: Callable[[], None]) -> Wait:
@@ -34,7 +34,7 @@ class AtOnce:
         return lambda: None
 
 
-class ReaderThread:
+class ThreadLane:
     """Reads in a thread: reading and copying let go of Python's lock."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class ReaderThread:
         return lambda: future.result()
 
 
-class SideStream:
+class StreamLane:
     """Copies on a CUDA stream beside that of the computation.
 
     A copy begins when what has been computed so far is done with its buffer, and the computation waits on the device,
@@ -82,5 +82,5 @@ class SideStream:
 def lane_for(buffer: torch.Tensor) -> Lane:
     """Return how the layers come to a buffer, by the device that it is on."""
     if not has_values(buffer):
-        return AtOnce()
-    return SideStream(buffer.device) if buffer.device.type == "cuda" else ReaderThread()
+        return ImmediateLane()
+    return StreamLane(buffer.device) if buffer.device.type == "cuda" else ThreadLane()

@@ -10,9 +10,9 @@ from torch import nn
 
 from ftkit.errors import ModelError
 from ftkit.models import bnb, foreign
-from ftkit.models.layers import transformer_layers
-from ftkit.models.left_out import LeftOut, left_out, mark, stand_in
+from ftkit.models.left_out import LeftOut, left_out, mark, placeholder
 from ftkit.models.streaming.table import table_to_stream
+from ftkit.models.structure.layers import transformer_layers
 
 NUM_BUFFERS = 2
 """One layer computes while the next one comes."""
@@ -78,7 +78,7 @@ class Slot:
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The weight; outside the window it is a stand-in of one number, seen in the weight's shape."""
+        """The weight; outside the window it is a placeholder of one number, seen in the weight's shape."""
         return cast(nn.Parameter, getattr(self.owner, self.own))
 
     @property
@@ -172,7 +172,7 @@ class Layout:
 
 
 def leave_out(model: nn.Module, names: Sequence[str]) -> None:
-    """Put a stand-in in the place of each weight that is streamed.
+    """Put a placeholder in the place of each weight that is streamed.
 
     Args:
         model: a transformers model in which these weights are on `meta`, before a method changes it; changed in place.
@@ -191,7 +191,7 @@ def leave_out(model: nn.Module, names: Sequence[str]) -> None:
     for name in names:
         owner, _, own = name.rpartition(".")
         weight = model.get_submodule(owner).get_parameter(own)
-        new = nn.Parameter(stand_in(weight.shape, weight.dtype, device), requires_grad=False)
+        new = nn.Parameter(placeholder(weight.shape, weight.dtype, device), requires_grad=False)
         mark(new, LeftOut(name))
         model.get_submodule(owner).register_parameter(own, new)
 

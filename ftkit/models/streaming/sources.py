@@ -35,7 +35,7 @@ class LayerSource(Protocol):
         """Return a weight, and the constants of one in 4 bits, on the CPU as they compute."""
 
 
-class NoValues:
+class NoLayers:
     """Gives nothing: tensors of a plan have no values."""
 
     def read_into(self, layer: int, memory: torch.Tensor) -> None:

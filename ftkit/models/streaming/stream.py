@@ -15,13 +15,13 @@ from torch import nn
 from ftkit.errors import ModelError
 from ftkit.models.activations.recompute import recompute_all, set_checkpoint
 from ftkit.models.bnb import least_bytes, state_tensors
-from ftkit.models.layers import first_trained_layer, transformer_layers
-from ftkit.models.left_out import stand_in
+from ftkit.models.left_out import placeholder
 from ftkit.models.stand_in import tensors_in
 from ftkit.models.streaming.layout import Layout, Slot
 from ftkit.models.streaming.sources import LayerSource
 from ftkit.models.streaming.table import TableSource, left_out_table, look_up_in
 from ftkit.models.streaming.window import StaleWeightsError, Window
+from ftkit.models.structure.layers import first_trained_layer, transformer_layers
 
 _STREAM, _VALUES = "layer_stream", "streamed_values"
 """The attributes of the list of layers and of a weight by which others find what is streamed."""
@@ -89,7 +89,7 @@ def attach(model: nn.Module, layout: Layout, source: LayerSource, table: TableSo
     """Let the layers of a model fetch their weights, and its table look up rows, if it was left out.
 
     Args:
-        model: prepared for its method, its layers' weights stand-ins.
+        model: prepared for its method, its layers' weights placeholders.
         layout: what `leave_out` returned for it before that.
         source: where the weights come from.
         table: where the rows of the table of tokens come from.
@@ -136,11 +136,11 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
     if stream.window is not None:
         return model
     _check_frozen(model, stream)
-    # These first: moved by `to`, a stand-in would become as large as the weight.
+    # These first: moved by `to`, a placeholder would become as large as the weight.
     stream.window = Window(stream.layout, stream.source, device)
     tokens = left_out_table(model)
     if tokens is not None:
-        tokens.weight.data = stand_in(tokens.weight.shape, tokens.weight.dtype, device)
+        tokens.weight.data = placeholder(tokens.weight.shape, tokens.weight.dtype, device)
     stream.comes_back = first_trained_layer(model) is not None or _trains_tokens(model)
     return model.to(device)
 

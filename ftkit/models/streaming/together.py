@@ -25,8 +25,8 @@ from torch import nn
 
 from ftkit.data.batching import MicroBatch
 from ftkit.errors import ModelError
-from ftkit.models.layers import transformer_layers
 from ftkit.models.stand_in import Form, StandIn, formed, states_of, with_states
+from ftkit.models.structure.layers import transformer_layers
 
 LossOf = Callable[[MicroBatch], torch.Tensor]
 _Call = tuple[tuple[Any, ...], dict[str, Any]]

@@ -5,7 +5,7 @@
     layers       3    2    1    0        backward: 3 and 2 are there still; while 2 is computed again, 1 comes
     buffers      B    A    B    A
 
-A frozen weight is a view of a buffer while its layer is in the window, and a stand-in of one number before and after.
+A frozen weight is a view of a buffer while its layer is in the window, and a placeholder of one number otherwise.
 Whatever has kept a view of its own would read another layer's numbers once the buffer is used again: autograd's saved
 tensors where a layer does not recompute, or a product that keeps its weight out of autograd's sight, as bitsandbytes'
 MatMul4Bit does. Nothing would be seen but wrong gradients. So a buffer is used again only if nobody but the window
@@ -54,7 +54,7 @@ class Window:
     """The buffers of a device, and which layer is in which."""
 
     def __init__(self, layout: Layout, source: LayerSource, device: torch.device) -> None:
-        """Allocate the buffers, once, and put stand-ins on the device in the place of the weights.
+        """Allocate the buffers, once, and put placeholders on the device in the place of the weights.
 
         Args:
             layout: what is streamed.
@@ -66,7 +66,7 @@ class Window:
         self._lane = lane_for(self._buffers[0].memory)
         self._nothing: dict[torch.dtype, torch.Tensor] = {}
         for slot in layout.slots:
-            self._stand_in(slot)
+            self._put_placeholder(slot)
 
     @property
     def memory(self) -> tuple[torch.Tensor, ...]:
@@ -104,7 +104,7 @@ class Window:
         return None if buffer is None else buffer.generation
 
     def release(self) -> None:
-        """Put stand-ins in the place of all weights in the window."""
+        """Put placeholders in the place of all weights in the window."""
         for buffer in self._buffers:
             buffer.wait()
             self._hide(buffer)
@@ -138,13 +138,13 @@ class Window:
             buffer.is_shown = True
 
     def _hide(self, buffer: _Buffer) -> None:
-        """Put stand-ins in the place of the weights of a buffer."""
+        """Put placeholders in the place of the weights of a buffer."""
         if buffer.is_shown and buffer.layer is not None:
             for slot in self.layout.layers[buffer.layer]:
-                self._stand_in(slot)
+                self._put_placeholder(slot)
         buffer.is_shown = False
 
-    def _stand_in(self, slot: Slot) -> None:
+    def _put_placeholder(self, slot: Slot) -> None:
         """Let a weight and its constants be one number each, which all of a type share."""
         device = self._buffers[0].memory.device
         for part in slot.parts:

@@ -21,10 +21,10 @@ from torch import nn
 from ftkit.data.batching import MicroBatch
 from ftkit.errors import ModelError
 from ftkit.models.build import set_training
-from ftkit.models.heads import classifies
-from ftkit.models.layers import transformer_layers
 from ftkit.models.methods.lora import unwrapped
 from ftkit.models.stand_in import states_of, with_states
+from ftkit.models.structure.heads import classifies
+from ftkit.models.structure.layers import transformer_layers
 
 AROUND = "base_model.model."
 """What PEFT puts before the names of the model that it is around."""

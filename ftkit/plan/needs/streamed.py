@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from ftkit.data.batching import Shape
 from ftkit.models.activations.link import pinned_size
 from ftkit.models.build import build_empty_model
-from ftkit.models.layers import first_trained_layer
 from ftkit.models.streaming.stream import resident_bytes, stream_of
 from ftkit.models.streaming.table import left_out_table
+from ftkit.models.structure.layers import first_trained_layer
 from ftkit.observe.tape import Tape
 from ftkit.plan.inputs.case import Case, Counts
 from ftkit.plan.inputs.target import Target

@@ -17,7 +17,7 @@ from ftkit.plan.seconds.speed import Device, Timed
 _CPUINFO = Path("/proc/cpuinfo")
 _LAYOUT = 2
 """Of the file; another one is not read."""
-Who = int | str
+DeviceKey = int | str
 """A device: this machine's processor by the threads of one rank, a GPU by the name that its driver gives it."""
 
 
@@ -54,7 +54,7 @@ class Found:
     stale: str | None = None
 
 
-def fingerprint(device: Who) -> dict[str, str]:
+def fingerprint(device: DeviceKey) -> dict[str, str]:
     """Return what the figures of a device depend on.
 
     Args:
@@ -71,13 +71,13 @@ def fingerprint(device: Who) -> dict[str, str]:
     }
 
 
-def calibration_file(device: Who) -> Path:
+def calibration_file(device: DeviceKey) -> Path:
     """Return the file of a device."""
     name = re.sub(r"[^a-z0-9]+", "-", device.lower()) if isinstance(device, str) else f"cpu-{device}"
     return cache_folder() / "calibration" / f"{name}.json"
 
 
-def find_calibration(device: Who) -> Found:
+def find_calibration(device: DeviceKey) -> Found:
     """Return the calibration of a device of this machine, if one holds.
 
     Args:
@@ -92,7 +92,7 @@ def find_calibration(device: Who) -> Found:
 
 
 @functools.lru_cache(maxsize=4)
-def _read(file: Path, changed: int, device: Who) -> Found:  # noqa: ARG001  # a file that has changed is read anew
+def _read(file: Path, changed: int, device: DeviceKey) -> Found:  # noqa: ARG001  # a file that has changed is read anew
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
         found = _from_tree(tree)

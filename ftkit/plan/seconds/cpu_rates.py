@@ -30,9 +30,9 @@ from ftkit.machine.disk import cache_folder, read_rate, write_rate
 from ftkit.machine.process import ProcessContext, joined
 from ftkit.models.build import set_training
 from ftkit.models.kernels.foreign import DispatchMode
-from ftkit.models.made import decoder, encoder, make_model
 from ftkit.models.sources.source import load_config as load_architecture
 from ftkit.models.sources.source import resolve_source
+from ftkit.models.sources.toys import decoder, encoder, make_model
 from ftkit.observe.operators import Work, op_key, work_of
 from ftkit.observe.recorded import make_batches
 from ftkit.observe.tape import OpKey

@@ -15,7 +15,7 @@ from ftkit.models.streaming.stream import is_streamed
 def materialize(model: nn.Module, mode: AbstractContextManager[Any], device: torch.device) -> nn.Module:
     """Put tensors of the mode that the step runs in, on its device, in the place of a model's tensors on `meta`.
 
-    Tied parameters stay tied; 4-bit weights become packed ones with their constants; streamed ones stay stand-ins.
+    Tied parameters stay tied; 4-bit weights become packed ones with their constants; streamed ones stay placeholders.
 
     Args:
         model: on `meta`, all or in part; changed in place.
@@ -48,8 +48,8 @@ def _empty_like(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def _parameter(parameter: nn.Parameter, device: torch.device) -> Any:
     if is_streamed(parameter):
-        stand_in = torch.empty((), dtype=parameter.dtype, device=device).expand(parameter.shape)
-        made = nn.Parameter(stand_in, requires_grad=False)
+        placeholder = torch.empty((), dtype=parameter.dtype, device=device).expand(parameter.shape)
+        made = nn.Parameter(placeholder, requires_grad=False)
         vars(made).update(vars(parameter))
         return made
     if is_packed(parameter):

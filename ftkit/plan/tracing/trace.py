@@ -288,8 +288,8 @@ class _Step:
     def _without_values(self, tensors: ValuelessTensors, model: nn.Module, recorder: Recorder) -> Iterator[None]:
         """Let libraries do without the values that they would look at."""
         with contextlib.ExitStack() as stack:
-            stand_ins = foreign.taken_for_fake(), foreign.unpacked_batches(), foreign.grouped_products()
-            for context in (quiet_collector(), tensors.mode, *stand_ins):
+            replacements = foreign.taken_for_fake(), foreign.unpacked_batches(), foreign.grouped_products()
+            for context in (quiet_collector(), tensors.mode, *replacements):
                 stack.enter_context(context)
             if self.on_cuda:
                 stack.enter_context(cuda.cuda_semantics(self.gpu, recorder.chose))

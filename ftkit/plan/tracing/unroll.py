@@ -183,13 +183,13 @@ def unroll(tape: Tape, kept: Sequence[int], kinds: Sequence[Hashable]) -> Tape:
     shallow = [kinds[number] for number in kept]
     runs = _runs(tape)
     _check_alike(runs, shallow)
-    stand_ins = _stand_ins(shallow, kinds)
-    deep = _Deep(tape, stand_ins)
+    representatives = _representatives(shallow, kinds)
+    deep = _Deep(tape, representatives)
     for one in _passes(runs, len(kept)):
         deep.write(one)
     copies: dict[int | None, list[int | None]] = defaultdict(list, {None: [None]})
-    for number, stand_in in enumerate(stand_ins):
-        copies[stand_in].append(number)
+    for number, representative in enumerate(representatives):
+        copies[representative].append(number)
     deep.tape.costs = {(phase, step, to): costs for (phase, step, of), costs in tape.costs.items() for to in copies[of]}
     deep.tape.recomputed_flops = Counter(
         {(step, to): flops for (step, of), flops in tape.recomputed_flops.items() for to in copies[of]}
@@ -200,7 +200,7 @@ def unroll(tape: Tape, kept: Sequence[int], kinds: Sequence[Hashable]) -> Tape:
     return deep.tape
 
 
-def _stand_ins(shallow: Sequence[Hashable], deep: Sequence[Hashable]) -> list[int]:
+def _representatives(shallow: Sequence[Hashable], deep: Sequence[Hashable]) -> list[int]:
     """Return for each deep layer the shallow layer that stands for it: the last one with its neighbourhood."""
     place = {one: number for number, one in enumerate(neighbourhoods(shallow))}
     return [place[one] for one in neighbourhoods(deep)]
@@ -262,9 +262,9 @@ def _passes(runs: Sequence[_Run], num_layers: int) -> list[_Pass]:
 class _Deep:
     """Writes the deep tape."""
 
-    def __init__(self, shallow: Tape, stand_ins: Sequence[int]) -> None:
+    def __init__(self, shallow: Tape, representatives: Sequence[int]) -> None:
         self.tape = Tape()
-        self._shallow, self._stand_ins, self._num_shallow = shallow, stand_ins, max(stand_ins) + 1
+        self._shallow, self._representatives, self._num_shallow = shallow, representatives, max(representatives) + 1
         self._numbers: dict[tuple[int | None, Label], int] = {}
 
     def write(self, one: _Pass) -> None:
@@ -275,9 +275,9 @@ class _Deep:
         elif one.direction == 0:
             self._write_alone(one.runs[0])
         else:
-            order = range(len(self._stand_ins))[:: one.direction]
+            order = range(len(self._representatives))[:: one.direction]
             for deep in order:
-                if (run := layers.get(self._stand_ins[deep])) is not None:
+                if (run := layers.get(self._representatives[deep])) is not None:
                     self._write(run, deep)
         self.tape.marks += [(len(self.tape.events), phase) for run in one.runs for phase in run.marks]
 
@@ -286,15 +286,15 @@ class _Deep:
 
         Only a layer at one of the ends may do that, or all layers where all are alike: of others nobody knows which.
         """
-        places = [deep for deep, stand_in in enumerate(self._stand_ins) if stand_in == run.layer]
-        if len(places) != 1 and len(set(self._stand_ins)) > 1:
+        places = [deep for deep, representative in enumerate(self._representatives) if representative == run.layer]
+        if len(places) != 1 and len(set(self._representatives)) > 1:
             raise NotAlikeError(f"layer {run.layer} alone")
         for deep in places:
             self._write(run, deep)
 
     def _write(self, run: _Run, deep: int | None) -> None:
         for storage, is_birth, reference in run.events:
-            layer = reference.deep_home(deep, self._num_shallow, len(self._stand_ins))
+            layer = reference.deep_home(deep, self._num_shallow, len(self._representatives))
             key = (layer, reference.label)
             if is_birth:
                 self._numbers[key] = self.tape.add(self._shallow.births[storage].in_layer(layer))

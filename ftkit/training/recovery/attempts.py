@@ -53,7 +53,7 @@ class Attempts:
         engine: what trains.
         limits: those of the next step; they only shrink.
         longest: tokens of the longest sequence of the data.
-        stand_in: makes a micro-batch of one short sequence.
+        shortest_micro_batch: makes a micro-batch of one short sequence.
         stop: whether this rank was asked to stop.
         tell: takes what happened.
         keep: takes limits that a resumed run is to begin with.
@@ -65,7 +65,7 @@ class Attempts:
     engine: Engine
     limits: Limits
     longest: int
-    stand_in: Callable[[], MicroBatch]
+    shortest_micro_batch: Callable[[], MicroBatch]
     stop: StopRequest
     tell: Callable[[RecoveryLine], None]
     keep: Callable[[Limits], None]
@@ -155,7 +155,7 @@ class Attempts:
         release_memory(self.engine.device)
         try:
             for _ in range(self.engine.rewind()):
-                self.engine.backward(self.engine.loss(self.stand_in()))
+                self.engine.backward(self.engine.loss(self.shortest_micro_batch()))
         except (RuntimeError, MemoryError) as error:
             raise self._ended(f"{reason}; then, for one short sequence: {_reason(error)}") from error
         self._agree(_NO_MEMORY)

@@ -9,14 +9,14 @@ import transformers
 from ftkit.config.recompute import Recompute
 from ftkit.errors import ModelError
 from ftkit.models.activations import offload
-from ftkit.models.activations.link import AtOnce
+from ftkit.models.activations.link import BlockingLink
 from ftkit.models.activations.recompute import set_recompute
 
 LAYERS, BATCH, LENGTH, WIDTH = 6, 2, 16, 32
 HIDDEN_BYTES = 4 * BATCH * LENGTH * WIDTH
 
 
-class Logged(AtOnce):
+class Logged(BlockingLink):
     """Copies to other memory of the CPU, and writes down when; a wait is late, as on a stream."""
 
     def __init__(self):
@@ -34,7 +34,7 @@ class Logged(AtOnce):
         self.log.append(("comes", number))
 
         def wait():
-            AtOnce.come(self, host, device)
+            BlockingLink.come(self, host, device)
             self.log.append(("is there", number))
 
         device.fill_(255)  # whoever reads it too early finds no number

@@ -8,7 +8,7 @@ import transformers
 
 from ftkit.models import foreign
 from ftkit.models.kernels.first_place import pool_early
-from ftkit.models.layers import transformer_layers
+from ftkit.models.structure.layers import transformer_layers
 from tests.families import ENCODERS
 
 KIN = ("bert", "camembert", "electra", "ernie", "roberta", "xlm-roberta")

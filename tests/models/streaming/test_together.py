@@ -7,8 +7,8 @@ import torch
 from ftkit.data import batching
 from ftkit.errors import ConfigError, ModelError
 from ftkit.models.build import set_training
-from ftkit.models.layers import transformer_layers
 from ftkit.models.streaming.stream import stream_of
+from ftkit.models.structure.layers import transformer_layers
 from ftkit.step.step import train_step
 from tests import helpers
 from tests.models.streaming.conftest import engine_of, gradients_of

@@ -10,11 +10,11 @@ import transformers
 from ftkit.data.batching import Padding, collate
 from ftkit.errors import ModelError
 from ftkit.models.build import set_training
-from ftkit.models.heads import find_head
 from ftkit.models.methods.full import Full
 from ftkit.models.methods.head import FeatureExtraction
 from ftkit.models.methods.lora import Lora
 from ftkit.models.sources.start import Start
+from ftkit.models.structure.heads import find_head
 from ftkit.models.trunk.closed import closed
 from ftkit.models.trunk.cut import crossing, find_cut
 from tests import families

@@ -1,0 +1,1 @@
+"""The structure of a model: its layers, its heads, and the modules that get an adapter."""
