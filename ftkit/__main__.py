@@ -1,5 +1,15 @@
 """`python -m ftkit` is the command `ftkit`."""
 
-from ftkit.cli import main
+from ftkit.machine.heap import keep_heap_whole
 
-main(prog_name="ftkit")
+
+def start() -> None:
+    """Run the command, in a process whose heap is set; before that nothing else is imported."""
+    keep_heap_whole()
+    from ftkit.cli import main
+
+    main(prog_name="ftkit")
+
+
+if __name__ == "__main__":
+    start()

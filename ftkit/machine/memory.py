@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftkit.errors import DeviceError
-from ftkit.machine import foreign
+from ftkit.machine import foreign, heap
 from ftkit.machine.driver import device_process_bytes
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def says_no_memory(text: str) -> bool:
 
 
 def release_memory(device: "torch.device") -> None:
-    """Give back what an allocator keeps for later, after what was allocated has died in cycles too.
+    """Give back what the allocators of host and device keep for later, after what has died in cycles too.
 
     Args:
         device: whose allocator.
@@ -72,6 +72,7 @@ def release_memory(device: "torch.device") -> None:
     import torch
 
     gc.collect()
+    heap.trim()
     if device.type != "cpu" and _has_statistics(device):
         torch.accelerator.empty_cache()
 

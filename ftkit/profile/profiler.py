@@ -21,7 +21,7 @@ from ftkit.engine.assemble import Counts, assemble
 from ftkit.engine.first_line import first_line
 from ftkit.engine.protocol import Engine
 from ftkit.engine.resolve import Devices, ResolvedRun, resolve
-from ftkit.machine.memory import Snapshot, quiet_collector
+from ftkit.machine.memory import Snapshot, quiet_collector, release_memory
 from ftkit.machine.process import ProcessContext, joined
 from ftkit.machine.versions import device_name
 from ftkit.models.build import check_positions, set_training
@@ -100,6 +100,8 @@ def profile_run(
         meter = Meter(process.device, every=1)
         shape = plan_shape(config, process.world_size)
         engine, counted, line, counts = _count(run, source, process, shape, meter)
+        release_memory(process.device)  # the tape's place in the heap would count towards what is measured next
+        meter.discard(_COUNTING)
         if log:
             log.write(line)
         seconds = _time(engine, meter, shape, num_warmup, num_timed)
@@ -155,7 +157,6 @@ def _count(
         tape = record_steps(engine, micro_batches, recorder, _COUNTED_STEPS)
         _evaluate(engine, micro_batches, recorder)
     set_training(engine.model, True)
-    meter.discard(_COUNTING)
     counted = Counted(phase_peaks(tape, layers), tape.model_flops(_COUNTED_STEPS))
     return engine, counted, timeline(tape, _COUNTED_STEPS, process.rank, layers), assembled.counts
 

@@ -18,6 +18,7 @@ from ftkit.data.labels.weights import class_weights
 from ftkit.engine.assemble import Counts, build_engine
 from ftkit.engine.protocol import Engine
 from ftkit.engine.resolve import EngineKind, ResolvedRun, resolve
+from ftkit.machine.memory import release_memory
 from ftkit.machine.process import ProcessContext, first_decides
 from ftkit.machine.versions import versions
 from ftkit.models.activations.recompute import set_recompute
@@ -142,6 +143,7 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     settle_loss(engine, (shallow or data).train, padding, note)
     if prediction is not None and (shallow is None) != (prediction.trunk is None):
         prediction = None  # of the whole model, which no step runs
+    release_memory(process.device)  # of the data's reading, the plan's tapes and the first batches
     meter.discard(_PADDING)
     note(first_decides(process, lambda: describe_saving(folder, counts.trainable)))
     return Job(

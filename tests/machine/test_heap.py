@@ -1,0 +1,51 @@
+"""The heap of the C library, in processes of their own, since it is set as a process begins."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ftkit.machine import heap
+
+pytestmark = pytest.mark.skipif(not heap._is_glibc(), reason="the C library is not glibc")
+
+_SAYS = (
+    "import os, sys; from ftkit.machine.heap import is_whole, keep_heap_whole; keep_heap_whole(); "
+    "print(is_whole(), os.getpid(), sys.argv[1:], sys.flags.utf8_mode, os.environ['GLIBC_TUNABLES'])"
+)
+
+
+def process(**environment):
+    """Return the process that called `keep_heap_whole`, and the words that it printed."""
+    with subprocess.Popen(
+        [sys.executable, "-X", "utf8", "-c", _SAYS, "--rank", "4"],
+        env={name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"} | environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        return child.pid, child.communicate()[0].strip()
+
+
+def test_a_process_begins_again_with_its_number_its_flags_and_the_heap_set():
+    pid, said = process(GLIBC_TUNABLES="glibc.rtld.nns=4")
+    assert said.startswith(f"True {pid} ['--rank', '4'] 1 glibc.rtld.nns=4:glibc.malloc.tcache_count=0:")
+
+
+def test_what_the_user_has_set_of_the_heap_stays():
+    pid, said = process(GLIBC_TUNABLES="glibc.malloc.arena_max=1")
+    assert said == f"False {pid} ['--rank', '4'] 1 glibc.malloc.arena_max=1"
+
+
+def test_what_is_free_in_the_heap_goes_back_to_the_system():
+    code = (
+        "from ftkit.machine.heap import trim; from ftkit.machine.memory import _STATUS; import re\n"
+        "def resident(): return int(re.search(r'VmRSS:\\s+(\\d+)', _STATUS.read_text())[1]) // 1024\n"
+        "held = [b'x' * (1 << 20) for _ in range(65)]; before = resident()\n"
+        "last = held.pop(); del held; kept = resident(); trim(); print(before - kept, kept - resident())"
+    )
+    tuned = os.environ | {"GLIBC_TUNABLES": ":".join(f"{name}={value}" for name, value in heap._TUNABLES.items())}
+    said = subprocess.run([sys.executable, "-c", code], env=tuned, capture_output=True, text=True, check=True).stdout
+    kept, given = map(int, said.split())
+    assert kept < 2  # nothing goes back by itself
+    assert given > 60
