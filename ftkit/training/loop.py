@@ -132,9 +132,8 @@ def _train(  # what one run is made of
         set_recompute(job.engine.model, limits.recompute)
     keep = partial(keep_limits, job.folder, job.config)
     groups = job.config.engine.stream_micro_batches != 1
-    attempts = Attempts(
-        job.engine, limits, job.longest, partial(shortest_micro_batch, job), stop, record.tell, keep, groups
-    )
+    shortest = partial(shortest_micro_batch, job)
+    attempts = Attempts(job.engine, limits, job.longest, shortest, stop, record.tell, keep, groups)
     run = first_line(job.folder.name, job.run, device_name(job.engine.device), job.num_steps, job.prediction)
     used = limits.applied(job.config)
     told: dict[str, Any] = {"labels": labels_line(job.data.labels), "example": job.data.report.example}
