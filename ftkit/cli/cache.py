@@ -1,4 +1,4 @@
-"""`ftkit cache`: list, check and remove hidden states, tokens and packed layers."""
+"""`ftkit cache`: list, check and remove hidden states, tokens, packed layers and answers of what fits."""
 
 import json
 import sys
@@ -19,8 +19,8 @@ from ftkit.units import format_bytes
 def cache() -> None:
     """Show what frozen layers have computed and the next run finds; check it; remove it.
 
-    The folder is trunk/ in FTKIT_CACHE, by default in ~/.cache/ftkit; beside it are tokens/ and packed/ (layers in
-    4 bits that are streamed), which have no entries by name.
+    The folder is trunk/ in FTKIT_CACHE, by default in ~/.cache/ftkit; beside it are tokens/, packed/ (layers in 4 bits
+    that are streamed) and fits/ (answers of `ftkit plan --what-fits`), which have no entries by name.
     """
 
 
@@ -60,7 +60,7 @@ def verify(names: tuple[str, ...]) -> None:
 
 @cache.command()
 @click.argument("names", nargs=-1)
-@click.option("--all", "takes_all", is_flag=True, help="Remove every entry, all tokens and packed layers.")
+@click.option("--all", "takes_all", is_flag=True, help="Remove every entry, and all that has no entry.")
 def remove(names: tuple[str, ...], *, takes_all: bool) -> None:
     """Remove entries by the first letters of their NAMES; a run that has one open goes on."""
     with user_errors():
@@ -83,7 +83,11 @@ def _paths(names: tuple[str, ...]) -> list[Path]:
 
 def _nameless() -> list[tuple[str, KeptFiles]]:
     """Return the folders of files without entries, with what they hold in words."""
-    return [("tokens", KeptFiles("tokens", 0)), ("packed layers", KeptFiles("packed", 0))]
+    return [
+        ("tokens", KeptFiles("tokens", 0)),
+        ("packed layers", KeptFiles("packed", 0)),
+        ("answers of what fits", KeptFiles("fits", 0, ".json")),
+    ]
 
 
 def _line(entry: entries.Found) -> str:

@@ -15,15 +15,17 @@ class KeptFiles:
     write the same.
     """
 
-    def __init__(self, name: str, limit: int) -> None:
+    def __init__(self, name: str, limit: int, suffix: str = SUFFIX) -> None:
         """Keep files.
 
         Args:
             name: of the folder in the cache folder.
             limit: bytes of all files.
+            suffix: how their names end.
         """
         self.folder = cache_folder() / name
         self._limit = limit
+        self._suffix = suffix
         self._held: int | None = None
 
     def find(self, key: str) -> Path | None:
@@ -32,7 +34,7 @@ class KeptFiles:
         Raises:
             OSError: the disk gives no answer. A file that another process has just removed is not there.
         """
-        file = find_sealed(self._place(key), key)
+        file = find_sealed(self._place(key), key, self._suffix)
         if file is None:
             return None
         try:
@@ -63,7 +65,7 @@ class KeptFiles:
             place.mkdir(parents=True, exist_ok=True)
             write(aside)
             self._make_room(aside.stat().st_size)
-            return seal(aside, key)
+            return seal(aside, key, self._suffix)
         finally:
             aside.unlink(missing_ok=True)
 
@@ -79,7 +81,7 @@ class KeptFiles:
         return self.folder / key[:2]  # thousands of files in one folder are slow to list
 
     def _look(self) -> Iterator[tuple[float, int, Path]]:
-        for file in self.folder.glob(f"??/*{SUFFIX}"):
+        for file in self.folder.glob(f"??/*{self._suffix}"):
             try:
                 about = file.stat()
             except FileNotFoundError:

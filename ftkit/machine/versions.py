@@ -1,9 +1,12 @@
 """Name what decides the figures: the versions of the libraries, and the device."""
 
+import hashlib
 import platform
 import re
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
@@ -14,6 +17,7 @@ from ftkit.errors import DependencyError
 if TYPE_CHECKING:
     import torch
 
+_PACKAGE = Path(__file__).resolve().parents[1]
 _EXTRA = re.compile(r"extra == [\"'](\w+)")
 
 
@@ -30,6 +34,17 @@ def versions() -> dict[str, str]:
             continue
     toolkits = {"cuda": torch.version.cuda, "rocm": torch.version.hip}
     return found | {name: version for name, version in toolkits.items() if version}
+
+
+@cache
+def source_digest() -> str:
+    """Return the SHA-256 of ftkit's own files, in hexadecimal: a checkout changes under one version."""
+    digest = hashlib.sha256()
+    for file in sorted(_PACKAGE.rglob("*")):
+        if file.suffix in (".py", ".json", ".yaml"):
+            digest.update(f"{file.relative_to(_PACKAGE)} {file.stat().st_size}\n".encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

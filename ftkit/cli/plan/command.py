@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 @click.option(
     "--what-fits",
     is_flag=True,
-    help="Find the longest text of each known model with each method on one card or several, t4,l4; minutes.",
+    help="Find the longest text of each known model with each method on one card or several, t4,l4; minutes at first.",
 )
 @click.option("--html", "page", type=click.Path(path_type=Path), help="With --what-fits: write the table as a page.")
 @click.option(

@@ -44,12 +44,13 @@ def show_what_fits(config: "RunConfig", targets: "Sequence[Target]", page: "Path
     Raises:
         ConfigError: the page cannot be written.
     """
+    from ftkit.plan.choices.kept_fits import KeptFits
     from ftkit.plan.choices.what_fits import what_fits
     from ftkit.report.pages.fits import by_device, fit_lines, fits_page
 
     models, columns, targets = table_names(), list(methods()), list(dict.fromkeys(targets))
     number = len(models) * len(columns) * len(targets)
-    fits = list(_told(what_fits(config, targets, models, columns), number))
+    fits = list(_told(what_fits(config, targets, models, columns, KeptFits()), number))
     titles = {one.words: f"{config.task} on {one.num_devices} x {one.name}, {format_bytes(one.memory_bytes)} each"
               for one in targets}  # fmt: skip
     tables = {titles[device]: rows for device, rows in by_device(fits).items()}
@@ -66,7 +67,7 @@ def show_what_fits(config: "RunConfig", targets: "Sequence[Target]", page: "Path
 
 
 def _told(fits: "Iterable[Fit]", number: int) -> "Iterator[Fit]":
-    """Yield what fits, and tell on a terminal how far it is: a card takes some minutes."""
+    """Yield what fits, and tell on a terminal how far it is: a card that was not asked about before takes minutes."""
     for place, fit in enumerate(fits, start=1):
         if sys.stderr.isatty():
             click.echo(f"\r{place:4} of {number}: {fit.model}, {fit.method}\x1b[K", err=True, nl=False)

@@ -17,6 +17,7 @@ from ftkit.engine.resolve import resolve
 from ftkit.errors import FtkitError
 from ftkit.plan.choices.candidates import Candidate
 from ftkit.plan.choices.changes import LENGTH, METHOD, RECOMPUTE, SIZE, changed
+from ftkit.plan.choices.kept_fits import KeptFits, question
 from ftkit.plan.choices.solve import ENCODERS, LENGTH_STEP, MODEL, positions
 from ftkit.plan.inputs.architectures import find_architecture
 from ftkit.plan.inputs.shapes import Sequences
@@ -33,7 +34,11 @@ _SHORT = 1024
 
 
 def what_fits(
-    config: RunConfig, targets: Sequence[Target], models: Sequence[str], methods: Sequence[str]
+    config: RunConfig,
+    targets: Sequence[Target],
+    models: Sequence[str],
+    methods: Sequence[str],
+    kept: KeptFits | None = None,
 ) -> Iterator[Fit]:
     """Yield the longest text that fits, one text at a time, for each model with each method on each device.
 
@@ -42,6 +47,7 @@ def what_fits(
         targets: the devices; those whose kernels are the same share what is traced.
         models: names.
         methods: names.
+        kept: answers that were found before are looked up here, and those that are found now put in.
 
     Yields:
         One for each model, method and device, models first; where it cannot be told, the reason.
@@ -51,7 +57,7 @@ def what_fits(
         for method, target in product(methods, targets):
             try:
                 new = changed(config, {MODEL: model, METHOD: method, SIZE: 1})
-                found = _fit(_Lengths(new, target, find_architecture(new), traced))
+                found = _answer(new, target, traced, kept)
             except FtkitError as error:
                 found = Fit(model=model, method=method, reason=" ".join(str(error).split()), is_told=False)
             yield found.model_copy(update={"device": target.words})
@@ -94,6 +100,17 @@ class _Lengths:
             prediction = predict(new, self.target, self.architecture, sequences=sequences, tapes=self.tapes)
             self.known[length, level] = Candidate(new, prediction, changes)
         return self.known[length, level]
+
+
+def _answer(config: RunConfig, target: Target, traced: Tapes, kept: KeptFits | None) -> Fit:
+    """Return the longest text of one run that fits, from what is kept where it was asked about before."""
+    key = question(config, target) if kept else None
+    found = kept.get(key) if kept and key else None
+    if found is None:
+        found = _fit(_Lengths(config, target, find_architecture(config), traced))
+        if kept and key:
+            kept.put(key, found)
+    return found
 
 
 def _fit(lengths: _Lengths) -> Fit:

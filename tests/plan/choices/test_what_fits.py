@@ -4,6 +4,7 @@ import pytest
 
 from ftkit.config.files import load_config
 from ftkit.plan import predict as predictor
+from ftkit.plan.choices.kept_fits import KeptFits
 from ftkit.plan.choices.what_fits import what_fits
 from ftkit.plan.inputs.shapes import Sequences
 from ftkit.plan.inputs.target import find_target
@@ -51,8 +52,9 @@ def test_what_cannot_be_told_comes_with_its_reason():
     assert "no model 'nosuch'" in str(found[1].reason)
 
 
-def test_cards_whose_kernels_are_the_same_share_what_is_traced_and_find_what_each_finds_alone(monkeypatch):
+def test_cards_share_what_is_traced_find_what_each_finds_alone_and_are_asked_about_once(monkeypatch, tmp_path):
     traced = []
+    monkeypatch.setenv("FTKIT_CACHE", str(tmp_path))
 
     def counted(*given, **more):
         traced.append(given[0])
@@ -60,8 +62,10 @@ def test_cards_whose_kernels_are_the_same_share_what_is_traced_and_find_what_eac
 
     monkeypatch.setattr(predictor, "trace", counted)
     cards = [find_target("t4"), find_target("rtx2080ti")]
-    both = list(what_fits(load_config(), cards, ["distilgpt2"], ["lora"]))
+    both = list(what_fits(load_config(), cards, ["distilgpt2"], ["lora"], KeptFits()))
     assert [fit.device for fit in both] == [find_target("t4").name, find_target("rtx2080ti").name]
     together = len(traced)
     assert both == [fit for card in cards for fit in what_fits(load_config(), [card], ["distilgpt2"], ["lora"])]
     assert len(traced) == 3 * together, "each alone traces what both shared"
+    assert list(what_fits(load_config(), cards, ["distilgpt2"], ["lora"], KeptFits())) == both
+    assert len(traced) == 3 * together, "a second call finds the answers of the first"
