@@ -10,6 +10,7 @@ import click
 
 from ftkit.cli.opening import begin_with
 from ftkit.cli.options import quieten, user_errors
+from ftkit.machine.hub import check_login, upload
 from ftkit.units import format_bytes
 
 if TYPE_CHECKING:
@@ -45,25 +46,26 @@ def export(run: str, output: Path | None, push: str | None, *, as_json: bool, co
 
     RUN is the folder of a run, an exported folder, or a model of the hub. Merging takes the memory of one matrix, and
     merges onto the weights as they were before they were packed in 4 bits. Nothing is uploaded without --push. Exit
-    codes: 2 a wrong flag or a folder that is there already, 4 a model that cannot be loaded.
+    codes: 2 a wrong flag or a folder that is there already, 4 a model that cannot be loaded, 7 a hub that refuses.
     """
     with user_errors():
         begin_with(run)
         quieten()
+        if push is not None:
+            check_login(push)
         from ftkit.inference.export import export as exported
 
         folder = output or Path(run) / how["form"]
-        result = exported(run, how["form"], folder, how["precision"], _note, compares=compares)
-        if push is not None:
-            _push(result, push)
+        result = exported(run, how["form"], folder, how["precision"], _note, compares=compares, hub_name=push)
         if as_json:
             sys.stdout.write(json.dumps(asdict(result), default=str) + "\n")
         else:
             click.echo("\n".join(_lines(result)))
+        if push is not None:
+            _push(result, push)
 
 
 def _push(result: "Exported", name: str) -> None:
-    from ftkit.machine.hub import upload
     from ftkit.records.origin import private_files
 
     folder = result.place if result.place.is_dir() else result.place.parent

@@ -48,6 +48,14 @@ def named_paths(config: RunConfig) -> Iterator[tuple[str, str, Path]]:
             yield section, key, from_root(name)
 
 
+def private_names(config: RunConfig) -> Iterator[str]:
+    """Yield what a configuration names of this machine, whether or not it is there still."""
+    for section, key in _KEYS:
+        name = getattr(getattr(config, section), key)
+        if name is not None and looks_like_path(name):
+            yield str(name)
+
+
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """Return a configuration whose files and folders are named from the root; the result folder stays as it is named.
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from ftkit.config.files import load_config as load_settings
 from ftkit.config.paths import from_root
 from ftkit.config.precision import TORCH_NAMES, SettledPrecision
 from ftkit.errors import ConfigError, ModelError
@@ -53,7 +54,7 @@ class Exported:
     difference: Difference | None
 
 
-def export(
+def export(  # noqa: PLR0913  # one parameter is one flag
     name: str,
     form: Form,
     folder: Path,
@@ -61,6 +62,7 @@ def export(
     note: Note,
     *,
     compares: bool = True,
+    hub_name: str | None = None,
 ) -> Exported:
     """Write a trained model in another form.
 
@@ -73,6 +75,7 @@ def export(
             fp16, in ONNX fp32.
         note: told what takes long, and what is unusual.
         compares: whether the logits of both models are compared, which loads one after the other.
+        hub_name: what the hub will call the model, so that its card loads it from there; None: it stays here.
 
     Returns:
         Where it is, and how far its logits are from the run's.
@@ -86,9 +89,14 @@ def export(
         raise ConfigError(f"{folder} is there already; name another folder with --output, or remove it")
     config = open_config(name)
     source = as_safetensors(resolve_source(config.model, config.task), note)
+    if form == "adapter" and hub_name is not None and Path(source.name).is_dir():
+        raise ConfigError(
+            f"the base model of {name} is a folder of this machine, {source.name}, and an adapter on the hub would not "
+            "find it; export it with --to merged"
+        )
     with written_aside(folder, "name another with --output") as aside:
         _WRITERS[form](name, source, precision, aside, note)
-        _write_card(name, form, source, folder, aside, note)
+        _write_card(name, form, source, folder, aside, hub_name, note)
         if form in ("adapter", "merged"):  # the others are for other programs
             _write_origin(name, source, aside)
     num_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -147,14 +155,16 @@ _WRITERS: Mapping[Form, Callable[[str, Source, Precision | None, Path, Note], No
 }
 
 
-def _write_card(name: str, form: Form, source: Source, folder: Path, aside: Path, note: Note) -> None:
+def _write_card(  # noqa: PLR0913  # what a card tells of
+    name: str, form: Form, source: Source, folder: Path, aside: Path, hub_name: str | None, note: Note
+) -> None:
     run = find_run(name)
     if run is not None and (run / CARD).is_file():
-        (aside / CARD).write_text(hub_card(run, form, source, folder, note), encoding="utf-8")
+        (aside / CARD).write_text(hub_card(run, form, source, folder, hub_name, note), encoding="utf-8")
 
 
 def _write_origin(name: str, source: Source, aside: Path) -> None:
     settings = find_settings(name)
     if settings is not None:
         labels = labels_of(name, source) if open_config(name).task == "sequence-classification" else None
-        write_origin(aside, settings.read_text(encoding="utf-8"), labels_line(labels))
+        write_origin(aside, load_settings(settings), labels_line(labels))

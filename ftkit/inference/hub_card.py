@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from ftkit.models.card import Card
 from ftkit.models.sources.source import Source, load_tokenizer
 from ftkit.records.files import CARD, MODEL, read_record
 from ftkit.records.schema import RunLine
+from ftkit.report.words import place
 
 Form = Literal["merged", "adapter", "gguf", "onnx"]
 
@@ -19,8 +21,9 @@ _ONNX = """\
 import onnxruntime
 from transformers import AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained({folder})
-session = onnxruntime.InferenceSession({folder} + "/model.onnx")
+folder = {folder}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+session = onnxruntime.InferenceSession(folder + "/model.onnx")
 inputs = tokenizer(["A text.", "Another one."], padding=True, return_token_type_ids=False, return_tensors="np")
 logits = session.run(["logits"], {{name: inputs[name] for name in ("input_ids", "attention_mask")}})[0]
 print(logits)
@@ -29,7 +32,9 @@ _PIPELINES = {"sequence-classification": "text-classification", "causal-lm": "te
 """As the hub calls what a model is for."""
 
 
-def hub_card(run: Path, form: Form, source: Source, folder: Path, note: Callable[[str], None]) -> str:
+def hub_card(  # what a card tells of
+    run: Path, form: Form, source: Source, folder: Path, hub_name: str | None, note: Callable[[str], None]
+) -> str:
     """Return the card of an exported model.
 
     Args:
@@ -37,6 +42,7 @@ def hub_card(run: Path, form: Form, source: Source, folder: Path, note: Callable
         form: what it was exported to.
         source: where the model is, or the base model of the adapter.
         folder: where the exported model will be.
+        hub_name: what the hub will call it, for a card that names nothing of this machine; None: it stays here.
         note: told where the licence of the base model is not known.
 
     Returns:
@@ -44,25 +50,36 @@ def hub_card(run: Path, form: Form, source: Source, folder: Path, note: Callable
     """
     text = (run / CARD).read_text(encoding="utf-8")
     line = read_record(run).run
+    card = _card(run, line, source, folder, hub_name)
     if form == "adapter":
-        text = text.replace(_written(run / MODEL), _written(folder))
+        was = replace(card, folder=from_root(run) / MODEL, hub_name=None)
+        text = text.replace("\n".join(was.place()), "\n".join(card.place()))
+        text = text if hub_name is None else text.replace("import os\n\n", "", 1)
     else:
         before, _, rest = text.partition("```python\n")
-        text = f"{before}{_use(form, run, line, source, folder)}{rest.partition('```')[2]}"
+        text = f"{before}{_use(form, card)}{rest.partition('```')[2]}"
+    if hub_name is not None:
+        for name in (line.config["model"]["name"], line.config["data"]["dataset"]):
+            text = text.replace(place(name), Path(name).name if Path(name).is_absolute() else name)
     return f"---\n{_metadata(form, source, line, note)}\n---\n\n{text}"
 
 
-def _use(form: Form, run: Path, line: RunLine, source: Source, folder: Path) -> str:
+def _use(form: Form, card: Card) -> str:
     """Return how the model is used, as Markdown."""
     if form == "gguf":
-        return f"```console\n$ ftkit chat {folder}\n```\n\nAnd all that reads GGUF, such as llama.cpp, reads it too."
+        get = "" if card.hub_name is None else f"$ hf download {card.hub_name} --local-dir {card.folder.name}\n"
+        folder = card.folder if card.hub_name is None else card.folder.name
+        chat = f"```console\n{get}$ ftkit chat {folder}\n```"
+        return f"{chat}\n\nAnd all that reads GGUF, such as llama.cpp, reads it too."
     if form == "onnx":
-        return f"```python\n{_ONNX.format(folder=_written(folder))}```"
-    program = "\n".join(_card(run, line, source, folder).program("transformers", "AutoModelFor"))
+        imports = "" if card.hub_name is None else "from huggingface_hub import snapshot_download\n"
+        folder = _written(card.folder) if card.hub_name is None else f"snapshot_download({json.dumps(card.hub_name)})"
+        return f"```python\n{imports}{_ONNX.format(folder=folder)}```"
+    program = "\n".join(card.program("transformers", "AutoModelFor"))
     return f"```python\n{program}\n```"
 
 
-def _card(run: Path, line: RunLine, source: Source, folder: Path) -> Card:
+def _card(run: Path, line: RunLine, source: Source, folder: Path, hub_name: str | None) -> Card:
     return Card(
         folder=from_root(folder),
         task=line.config["task"],
@@ -71,6 +88,7 @@ def _card(run: Path, line: RunLine, source: Source, folder: Path) -> Card:
         precision=line.precision,
         max_length=line.config["data"]["max_length"],
         example=line.example,
+        hub_name=hub_name,
     )
 
 

@@ -1,6 +1,6 @@
-"""Names and words of torch that are not public, and that ftkit relies on from its lowest rooms up.
+"""Names and words of other libraries that are not public, and that ftkit relies on from its lowest rooms up.
 
-Each says in which version and file it was read; `tests/contracts/test_foreign.py` asks the installed torch for it.
+Each says in which version and file it was read; `tests/contracts/test_foreign.py` asks the installed library for it.
 """
 
 from enum import StrEnum
@@ -65,3 +65,14 @@ def forget_memory_history() -> None:
     import torch
 
     torch.cuda.memory._record_memory_history(enabled=None)
+
+
+def hub_connection_error() -> type[Exception]:
+    """Return what the client of the hub raises where a connection breaks (huggingface_hub 2.4, errors.py).
+
+    It is the first parent of the client's own error, of a library for HTTP that differs between versions of the client.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    parent: type[Exception] = HfHubHTTPError.__bases__[0]
+    return parent

@@ -3,13 +3,15 @@
 import os
 import socket
 import urllib.request
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from ftkit.config.paths import is_there, looks_like_path
 from ftkit.config.tree import DEMO
 from ftkit.errors import DeviceError
+from ftkit.machine import foreign
 
 _ENDPOINT = "https://huggingface.co"
 _SECONDS = 3.0
@@ -55,6 +57,22 @@ def answers() -> bool:
     return True
 
 
+def check_login(name: str) -> None:
+    """Refuse to upload where the hub does not answer, does not know who asks, or can have no model of the name.
+
+    Args:
+        name: of a model, such as `me/my-model`.
+
+    Raises:
+        DeviceError: so it is.
+    """
+    from huggingface_hub import HfApi
+
+    with _explained(name, "nothing has been made yet: log in with `hf auth login`, and try again"):
+        HfApi().whoami()
+        HfApi().repo_exists(name)  # refuses names that cannot be, whether there is such a model or not
+
+
 def upload(folder: Path, name: str, without: Sequence[str] = ()) -> str:
     """Upload a folder as a model, private where the model is new.
 
@@ -70,19 +88,27 @@ def upload(folder: Path, name: str, without: Sequence[str] = ()) -> str:
         DeviceError: the hub does not answer, does not know who asks, or refuses the name.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-    api = HfApi()
-    try:
-        place = api.create_repo(name, private=True, exist_ok=True)
-        api.upload_folder(repo_id=name, folder_path=folder, ignore_patterns=list(without))
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise DeviceError(
-            f"cannot upload {folder} as {name}: {reason}; the folder is whole: log in with `hf auth login`, and try "
-            f"`hf upload {name} {folder}`"
-        ) from error
+    left_out = "".join(f" --exclude {file}" for file in without)
+    with _explained(name, f"the folder is whole: try `hf upload {name} {folder}{left_out}`"):
+        place = HfApi().create_repo(name, private=True, exist_ok=True)
+        HfApi().upload_folder(repo_id=name, folder_path=folder, ignore_patterns=list(without))
     return str(place)
+
+
+@contextmanager
+def _explained(name: str, cure: str) -> Iterator[None]:
+    """Tell whatever an upload ends with as one sentence.
+
+    Of large files the client raises RuntimeError, of names and of answers that are not the hub's ValueError; all else
+    is an error of the system or of the connection.
+    """
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, foreign.hub_connection_error()) as error:
+        reasons = dict.fromkeys(" ".join(str(one).split()) for one in (error, error.__cause__) if one is not None)
+        told = ": ".join(filter(None, reasons))[:300] or type(error).__name__
+        raise DeviceError(f"cannot upload {name}: {told.rstrip('.')}; {cure}") from error
 
 
 def _may_be_on_the_hub(name: str) -> bool:

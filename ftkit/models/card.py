@@ -24,6 +24,7 @@ class Card:
         max_length: tokens after which a text was cut.
         example: one text, two of them, or a chat in the tokenizer's template, which may want contents in parts.
         experts: experts in 4 bits: the class of their module, and the name of a parameter.
+        hub_name: what the hub calls the model, for those who have it from there; None: it is on this machine.
     """
 
     folder: Path
@@ -34,11 +35,22 @@ class Card:
     max_length: int = 128
     example: Literal["text", "pair", "chat", "chat in parts"] = "text"
     experts: tuple[tuple[str, str], ...] = ()
+    hub_name: str | None = None
 
     @property
     def dtype(self) -> str:
         """The expression of what it computed in."""
         return f"torch.{TORCH_NAMES[self.precision]}"
+
+    def place(self) -> list[str]:
+        """Return the lines that say where the model is."""
+        if self.hub_name is not None:
+            return [f"folder = {json.dumps(self.hub_name)}"]
+        places = ", ".join(json.dumps(name, ensure_ascii=False) for name in (str(self.folder), self.folder.name))
+        return [
+            "# Where the run has left it, or in a copy of its folder if you are there.",
+            f"folder = next(place for place in ({places}) if os.path.isdir(place))",
+        ]
 
     def program(
         self,
@@ -58,17 +70,14 @@ class Card:
             loaded: lines that set the loaded model right.
         """
         kind = loader + ("SequenceClassification" if self.task == "sequence-classification" else "CausalLM")
-        places = ", ".join(json.dumps(name, ensure_ascii=False) for name in (str(self.folder), self.folder.name))
         return [
-            "import os",
-            "",
+            *(["import os", ""] if self.hub_name is None else []),
             "import torch",
             f"from {library} import {kind}",
             "from transformers import AutoTokenizer",
             *imports,
             "",
-            "# Where the run has left it, or in a copy of its folder if you are there.",
-            f"folder = next(place for place in ({places}) if os.path.isdir(place))",
+            *self.place(),
             f"model = {kind}.from_pretrained(",
             "    folder,",
             *(f"    {argument}," for argument in (f"dtype={self.dtype}", *arguments)),

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from ftkit.config.files import load_config
-from ftkit.config.paths import named_paths
+from ftkit.config.files import dump_config, load_config
+from ftkit.config.output import OutputConfig
+from ftkit.config.paths import private_names
+from ftkit.config.tree import RunConfig
 from ftkit.errors import DataError
 from ftkit.records.files import RECORD, read_record
 from ftkit.records.schema import LabelsLine
@@ -16,27 +18,28 @@ from ftkit.records.schema import LabelsLine
 SETTINGS, LABELS = "ftkit.yaml", "ftkit-labels.json"
 
 
-def write_origin(folder: Path, settings: str, labels: LabelsLine | None) -> None:
+def write_origin(folder: Path, config: RunConfig, labels: LabelsLine | None) -> None:
     """Write the settings and the labels of its run beside a saved model.
 
     Args:
         folder: of the saved model.
-        settings: the configuration of the run, as YAML.
+        config: the run; where its results went is left out.
         labels: None for a language model.
     """
-    (folder / SETTINGS).write_text(settings, encoding="utf-8")
+    settings = config.model_copy(update={"output": OutputConfig()})
+    (folder / SETTINGS).write_text(dump_config(settings), encoding="utf-8")
     if labels is not None:
         (folder / LABELS).write_text(labels.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def private_files(folder: Path) -> list[str]:
-    """Return those of the two files of a saved model that name files or folders of this machine.
+    """Return those of the two files of a saved model that name files or folders of this machine, there still or not.
 
     Args:
         folder: of the saved model.
     """
     file = folder / SETTINGS
-    return [SETTINGS] if file.is_file() and any(named_paths(load_config(file))) else []
+    return [SETTINGS] if file.is_file() and any(private_names(load_config(file))) else []
 
 
 def kept_labels(folder: Path) -> LabelsLine | None:

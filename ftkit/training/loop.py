@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from ftkit.config.files import dump_config
+from ftkit.config.files import dump_config, load_config
 from ftkit.config.tree import RunConfig
 from ftkit.data.arrays import TokenSplit
 from ftkit.data.batching import GlobalBatch, global_batches
@@ -182,7 +182,7 @@ def _finish(
     record.write(result)
     if not job.process.is_main:
         return RunRecord(run=run, result=result)
-    write_origin(job.folder / MODEL, (job.folder / CONFIG).read_text(encoding="utf-8"), run.labels)
+    write_origin(job.folder / MODEL, load_config(job.folder / CONFIG), run.labels)
     whole = read_record(job.folder)
     write_cards(job.folder, job.config, whole, job.data, job.tokenizer, job.engine.model)
     record.reporter.finish(whole, job.folder)

@@ -63,6 +63,7 @@ WRITTEN = [
     Written(machine.record_memory_history, "torch", "cuda/memory.py", "def _record_memory_history("),
     Written(machine.forget_memory_history, "torch", "cuda/memory.py", 'enabled: Literal["state", "all"] | None'),
     Written(machine.write_memory_history, "torch", "cuda/memory.py", "def _dump_snapshot("),
+    Written(machine.hub_connection_error, "huggingface_hub", "errors.py", "class HfHubHTTPError(HTTPError, OSError):"),
     Written(machine.TorchSays.NO_EXTENSION, "torch", "utils/cpp_extension.py", "Error building extension"),
     # models
     Written(models.without_hooks, "transformers", "modeling_utils.py", "            accelerate_dispatch(model, "),

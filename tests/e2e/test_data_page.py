@@ -2,7 +2,7 @@
 
 import pytest
 
-from ftkit.report.dataset import Dataset, ShownText, Told, data_page
+from ftkit.report.pages.dataset import Dataset, ShownText, Told, data_page
 from tests.e2e import test_report_page
 from tests.e2e.test_report_page import HOSTILE, browser
 
