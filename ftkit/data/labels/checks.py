@@ -14,6 +14,11 @@ FEW_ROWS = 10
 """Below so many rows one answer moves a class's recall by a tenth or more, and training sees hardly anything of it."""
 _SHOWN_GROUPS = 5
 _SEPARATORS = (",", ";", "|", "/")
+_NO_VALUE = {
+    *("#n/a", "#name?", "#null!", "#num!", "#ref!", "#value!", "#div/0!"),
+    *("n/a", "na", "nan", "null", "nil", "<na>", "-", "--", "?"),
+}
+"""What spreadsheets, databases and people write where there is no value, in small letters."""
 
 Keys = Mapping[str, NDArray[np.uint64]]
 """Split to a number for the texts of each row."""
@@ -74,12 +79,13 @@ def alike_names(names: Sequence[str]) -> list[Finding]:
 
 
 def joined_names(names: Sequence[str]) -> list[Finding]:
-    """Find names that look like several labels in one: cut at a separator, they share their parts."""
+    """Find names that look like several labels in one: cut at a separator, they share parts, or a part is a label."""
     for separator in _SEPARATORS:
         parts = {name: [part.strip() for part in name.split(separator)] for name in names}
         several = [name for name, own in parts.items() if len(own) > 1]
         counts = Counter(part for own in parts.values() for part in own)
-        if several and (len(counts) < len(names) or min(counts.values()) > 1):
+        are_labels = any(part in parts for name in several for part in parts[name])
+        if several and (are_labels or len(counts) < len(names) or min(counts.values()) > 1):
             return [
                 warning(
                     f"labels such as {several[0]!r} look like several in one text, and train as classes of their own",
@@ -87,6 +93,20 @@ def joined_names(names: Sequence[str]) -> list[Finding]:
                 )
             ]
     return []
+
+
+def absent_names(names: Sequence[str]) -> list[Finding]:
+    """Find names that rather say that there is no label."""
+    found = [name for name in names if name.strip().lower() in _NO_VALUE]
+    if not found:
+        return []
+    told = f"the label {listed(found)} is" if len(found) == 1 else f"the labels {listed(found)} are"
+    return [
+        warning(
+            f"{told} what is often written where there is no value, and a class here",
+            "if no label is meant, empty these cells and set data.unlabelled=drop",
+        )
+    ]
 
 
 def scarce_labels(names: Sequence[str], counts: Mapping[str, Sequence[int]]) -> list[Finding]:

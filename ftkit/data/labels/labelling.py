@@ -11,7 +11,7 @@ from ftkit.data.draft import Draft
 from ftkit.data.findings import Finding, listed, note
 from ftkit.data.labels.checks import contradictions
 from ftkit.data.labels.kinds import choose_kind
-from ftkit.data.labels.numbers import read_numbers
+from ftkit.data.labels.numbers import read_numbers, thousands
 from ftkit.data.labels.one_class import MISSING, LabelCoder, RawLabels, choose_names, match_model, read_labels
 from ftkit.data.labels.several import SeveralLabels, read_several
 from ftkit.data.reading.shards import Split
@@ -116,6 +116,7 @@ def _label_numbers(
     draft.names = names
     for split, rows in draft.rows.items():
         draft.labels[split] = read_numbers(rows, name)
+    draft.findings += thousands(draft.rows["train"], name)
     test, train = draft.labels.get("test"), draft.labels["train"]
     if test is not None and (test == MISSING).all() and not (train == MISSING).any():
         test[:] = np.nan  # hidden, as public test splits have it

@@ -1,14 +1,18 @@
 """Numbers to predict, read from a column."""
 
+import re
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ftkit.data.findings import Finding, warning
 from ftkit.data.labels.kinds import DECIMAL_COMMA, NUMBER
-from ftkit.data.reading.values import kind_words
+from ftkit.data.reading.values import is_text, kind_words
 from ftkit.data.table.rows import where
 from ftkit.errors import DataError
 
+_THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}\.\d{3}")
 _LARGEST = float(np.sqrt(np.finfo(np.float32).max))
 """The largest number whose squared error the loss can hold."""
 
@@ -45,6 +49,22 @@ def read_numbers(rows: pa.Table, name: str) -> NDArray[np.float64]:
             "the numbers in a larger unit"
         )
     return values
+
+
+def thousands(rows: pa.Table, name: str) -> list[Finding]:
+    """Find numbers whose points may stand before thousands: written as text, each point is before three digits.
+
+    Args:
+        rows: as `read_numbers`.
+        name: the column's own name.
+    """
+    if not is_text(rows["label"].type):
+        return []
+    pointed = [text for value in rows["label"].to_pylist() if value is not None and "." in (text := value.strip())]
+    if not pointed or not all(_THOUSANDS.fullmatch(text) for text in pointed):
+        return []
+    text = f"the point in {name!r} is read as a decimal point: {pointed[0]!r} is {float(pointed[0]):g}"
+    return [warning(text, "if it stands before thousands, write the numbers without it")]
 
 
 def _has_decimal_commas(texts: list[str]) -> bool:

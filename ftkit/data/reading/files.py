@@ -22,6 +22,7 @@ _TO_UNPACK = {
     ".zst": "unpack it with zstd -d, and give the file inside",
     ".xls": "save it as .xlsx or CSV",
     ".ods": "save it as .xlsx or CSV",
+    ".numbers": "export it as CSV",
     ".pkl": "save the table as Parquet or CSV: a pickle can run any code",
     ".pickle": "save the table as Parquet or CSV: a pickle can run any code",
     ".npy": "save the table as Parquet or CSV",

@@ -87,7 +87,7 @@ def _words(values: pa.ChunkedArray | pa.Array) -> set[str]:
 
 
 def _look(column: pa.ChunkedArray | None, name: str) -> _Sight:
-    if column is None or not (is_text(column.type) or pa.types.is_integer(column.type)):
+    if column is None or not (is_text(column.type) or _may_be_label(column.type)):
         return _Sight(is_label=False, is_text=False)
     filled = column.drop_null()
     values = pc.unique(filled)
@@ -96,3 +96,7 @@ def _look(column: pa.ChunkedArray | None, name: str) -> _Sight:
     is_many = is_text(column.type) and len(values) > len(filled) // 2
     is_number = is_many and pc.all(pc.match_substring_regex(values.slice(0, 1000), _NUMBER)).as_py()
     return _Sight(is_label, is_many and not is_number and not is_header)
+
+
+def _may_be_label(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_boolean(kind))
