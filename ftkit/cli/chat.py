@@ -70,10 +70,14 @@ def _talk(opened: "Opened", opening: "list[Message]", sampling: "Sampling") -> N
 
 def _next_line() -> str | None:
     """Return what is typed next, None at the end."""
-    if sys.stdin.isatty():
-        click.echo("> ", nl=False)
-    line = sys.stdin.readline()
-    return line.strip() if line else None
+    while True:
+        if sys.stdin.isatty():
+            click.echo("> ", nl=False)
+        line = sys.stdin.buffer.readline()
+        try:
+            return line.decode().strip() if line else None
+        except UnicodeDecodeError:
+            click.echo("that line is not UTF-8 and was left out; set the terminal to UTF-8", err=True)
 
 
 if __name__ == "__main__":

@@ -98,8 +98,8 @@ def user_errors(rank: int = 0) -> Iterator[None]:
         yield
     except FtkitError as error:
         _fail(error, rank)
-    except KeyboardInterrupt:
-        click.echo("interrupted; a checkpoint, if one was written, goes on with --resume FOLDER", err=True)
+    except KeyboardInterrupt as error:
+        click.echo("; ".join(["interrupted", *map(str, error.args)]), err=True)
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)

@@ -87,7 +87,13 @@ def _asked(texts: Sequence[str], dataset: str | None, section: DataConfig) -> "A
         return typed(texts, "the command line")
     if sys.stdin.isatty():
         raise ConfigError("no text is given; write some behind RUN, name a file with --dataset, or pipe lines in")
-    return typed(sys.stdin.read().splitlines(), "standard input")
+    return typed(_piped_lines(), "standard input")
+
+
+def _piped_lines() -> list[str]:
+    """Return the lines of standard input. They end at line feeds alone, since a text may hold U+2028 and the like."""
+    text = sys.stdin.buffer.read().decode("utf-8-sig", errors="surrogateescape")
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
 def _answer(opened: "Opened", asked: "Asked", output: Path | None, form: str, sampling: "Sampling") -> None:

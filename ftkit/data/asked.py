@@ -47,8 +47,16 @@ def typed(texts: Sequence[str], place: str) -> Asked:
         place: what they are called, such as `standard input`.
 
     Raises:
-        DataError: none of them holds anything.
+        DataError: none of them holds anything, or one is not UTF-8.
     """
+    for number, text in enumerate(texts, start=1):
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # Python has decoded bytes that are not UTF-8 to halves of characters
+            raise DataError(
+                f"{place}, line {number} is not UTF-8; give a file with --dataset, and its encoding with --set "
+                "data.encoding=cp1252"
+            ) from None
     numbers = [number for number, text in enumerate(texts, start=1) if text.strip()]
     if not numbers:
         raise DataError(f"{place} has no text; give some, one on each line")

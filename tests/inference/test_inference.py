@@ -98,6 +98,20 @@ def test_a_chat_whose_template_wants_contents_in_parts_is_asked_in_parts(work, t
     assert opened.tokenizer.decode(heard.said[0]).endswith("the film")
 
 
+def test_a_line_of_standard_input_is_a_text_whatever_breaks_it_holds(trained):
+    folder, _ = trained("single", "lora")
+    piped = "good\u2028film\x85plot\x0cbad\r\n\nbad film\n"
+    ran = ftkit("predict", folder, "--format", "jsonl", given=piped)
+    rows = [json.loads(line) for line in ran.stdout.split("\n")[:-1]]
+    assert [(row["row"], row["text"]) for row in rows] == [
+        ("standard input, line 1", "good\u2028film\x85plot\x0cbad"), ("standard input, line 3", "bad film")
+    ]  # fmt: skip
+    assert "1 rows have no text, and no answer" in ran.stderr
+    ran = ftkit("predict", folder, given="film\ncaf\xe9".encode("cp1252"))
+    assert ran.exit_code == 3
+    assert "standard input, line 2 is not UTF-8" in ran.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

@@ -107,7 +107,7 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  # the signature of a handler
         if self.name is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("a checkpoint, if one was written, goes on with --resume FOLDER")
         self.name = self.name or signal.Signals(number).name
         if self._work is Work.SETUP:
             raise InterruptedRunError(f"stopped by {self.name} before the first step; there is nothing to resume")
