@@ -182,7 +182,7 @@ def table(runs: Sequence[Run]) -> str:
             f"{statistics.median(run['seconds'] for run in own.values()):.1f}",
             f"{counted[name] / 1e6:,.0f}" if name in counted else "",
             f"{statistics.median(run['resident_bytes'] for run in own.values()) / 1e6:,.0f}",
-            spread([run["score"] for run in own.values()], 4),
+            spread([run["score"] for run in own.values() if run["score"] is not None], 4),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -191,7 +191,8 @@ def table(runs: Sequence[Run]) -> str:
 def read_runs(folder: Path) -> dict[str, list[Run]]:
     """Return the kept runs of a folder by their task."""
     tasks: dict[str, list[Run]] = {}
-    for line in (folder / KEPT).read_text(encoding="utf-8").splitlines():
+    kept = folder / KEPT
+    for line in kept.read_text(encoding="utf-8").splitlines() if kept.exists() else ():
         run = json.loads(line)
         tasks.setdefault(run["task"], []).append(run)
     return tasks
@@ -203,7 +204,7 @@ def filled(page: str, tasks: Mapping[str, Sequence[Run]]) -> str:
         comment = f"<!-- {task} -->\n\n"
         assert comment in page, f"docs/performance.md has no comment that names {task}"
         before, after = page.split(comment)
-        page = f"{before}{comment}{table(runs)}\n{re.sub(TABLE, '', after)}"
+        page = f"{before}{comment}{table(runs)}\n\n{TABLE.sub('', after).lstrip()}"
     return page
 
 
@@ -240,7 +241,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=[*TASKS, "table", "page"])
     parser.add_argument("out", type=Path, help="folder for the texts and the runs")
-    parser.add_argument("--pairs", type=int, default=5, help="rounds; 0 counts bytes alone")
+    parser.add_argument("--pairs", type=int, default=5, help="rounds; 0 only counts bytes")
     parser.add_argument("--first", type=int, default=-1, help="the first round; 0 counts no bytes, 2 goes on after two")
     parser.add_argument("--core", type=int, default=0, help="that every run is pinned to")
     parser.add_argument("--names", nargs="+", default=[FTKIT, DEFAULT], help=f"contestants, such as {GRID[-1]}")

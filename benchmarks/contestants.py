@@ -81,14 +81,14 @@ def run_ftkit(name: str, job: Job, folder: Path, max_steps: int | None) -> tuple
     """Train with ftkit; return seconds of training and the score.
 
     Args:
-        name: `ftkit`, or with a level of `model.recompute` behind it: `ftkit:cheap`, `ftkit:layer`.
+        name: `ftkit`, or with a further setting behind it: `ftkit:model.recompute=layer`.
         job: what is done.
         folder: for what it leaves.
         max_steps: after which it stops; None: after its epochs.
     """
     import ftkit
 
-    level = name.removeprefix(FTKIT).removeprefix(":")
+    further = name.split(":")[1:]
     rates = [f"method.rank={RANK}", f"method.alpha={ALPHA}", f"method.dropout={DROPOUT}"]
     settings = [
         f"task={job.task}",
@@ -105,7 +105,7 @@ def run_ftkit(name: str, job: Job, folder: Path, max_steps: int | None) -> tuple
         f"output.folder={folder}",
         "output.overwrite=true",
         *([f"training.max_steps={max_steps}"] if max_steps else []),
-        *([f"model.recompute={level}"] if level else []),
+        *further,
         *job.settings,
     ]
     record = ftkit.train(ftkit.load_config(settings=settings))
@@ -235,7 +235,7 @@ def main() -> None:
     started = time.time()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     hf = "hf:fp32|amp|bf16:random|group_by_length|batch_rebalance[:recompute]"
-    parser.add_argument("name", help=f"ftkit[:cheap|layer], {hf} or llamafactory[:kept]")
+    parser.add_argument("name", help=f"ftkit[:KEY=VALUE], {hf} or llamafactory[:kept]")
     parser.add_argument("job", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", action="store_true", help="two steps alone, with the bytes of live tensors")
