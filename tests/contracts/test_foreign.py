@@ -112,6 +112,11 @@ WRITTEN = [
     Written(sources.reading_what_stays, "transformers", "core_model_loading.py", "def _materialize_copy(tensor: "),
     Written(sources.reading_what_stays, "transformers", "core_model_loading.py", "return _materialize_copy("),
     Written(sources.reading_what_stays, "transformers", "modeling_utils.py", "file_pointer = safe_open(file, "),
+    *(
+        Written(sources.conversions, "transformers", "core_model_loading.py", text)
+        for text in ("def rename_source_key(", "def dot_natural_key(", "class MergeModulelist(", "class Concatenate(")
+    ),
+    Written(sources.conversions, "transformers", "conversion_mapping.py", "def get_model_conversion_mapping("),
     Written(streaming.num_references, "torch", "_C/__init__.pyi", "def _storage_Use_Count("),
     # models/saving
     Written(saving.not_saved, "transformers", "modeling_utils.py", "in self._keys_to_ignore_on_save"),

@@ -23,8 +23,8 @@ from ftkit.models.methods.lora import unwrapped
 from ftkit.models.partitions import own_tensors
 from ftkit.models.saving.dtypes import as_stored
 from ftkit.models.saving.settings import restore_settings
-from ftkit.models.saving.whole import save_whole
-from ftkit.models.saving.write import Kinds, Named, write_tensors
+from ftkit.models.saving.whole import save_whole, write_as_in_files
+from ftkit.models.saving.write import Kinds, Named
 from ftkit.models.sources.adapters import with_adapter
 from ftkit.models.sources.source import Source
 from ftkit.models.sources.start import Start
@@ -62,13 +62,14 @@ def write_merged(
         lacking = stored.lacks(name for name, _ in bare.named_parameters())
         head = find_head(bare, lacking)
         if any(not name.startswith(tuple(f"{one}." for one in head)) for name in lacking):
-            note("the files of the base model name their weights in another way, so that it is loaded as a whole")
+            note("the files of the base model hold its weights in another form, so that it is loaded as a whole")
             _write_loaded(config, source, architecture, dtype, folder, note)
         else:
             kinds = _kinds(bare, stored, dtype)
             start = Start(head, rows, source.adapter)
             model = bare if source.adapter is None else _adapted(config, bare, start)
-            write_tensors(folder, kinds, _as_kinds(merged_tensors(model, stored), kinds))
+            merged = _as_kinds(merged_tensors(model, stored), kinds)
+            write_as_in_files(build_bare_model(config, architecture, torch.float32), folder, merged, kinds)
             _write_settings(bare, source, folder)
     restore_settings(source, dtype, folder)
 
@@ -114,7 +115,7 @@ def _write_loaded(
 
 def _kinds(bare: nn.Module, stored: Stored, dtype: torch.dtype) -> Kinds:
     """Return dtype and shape of all that is written, in the model's order; a tied weight has its first name alone."""
-    buffers = ((name, stored.read(name)) for name, _ in bare.named_buffers() if name in stored.names)
+    buffers = ((name, stored.read(name)) for name, _ in bare.named_buffers() if name in stored)
     return {name: (dtype, tuple(one.shape)) for name, one in bare.named_parameters()} | {
         name: (dtype if one.is_floating_point() else one.dtype, tuple(one.shape)) for name, one in buffers
     }
@@ -164,7 +165,7 @@ def _below(module: nn.Module, path: str, stored: Stored) -> Named:
         return
     own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
     for name, _ in own:
-        if f"{path}{name}" in stored.names:
+        if f"{path}{name}" in stored:
             yield f"{path}{name}", stored.read(f"{path}{name}")
     for name, child in module.named_children():
         yield from _below(child, f"{path}{name}.", stored)
@@ -174,7 +175,7 @@ def _merged(module: nn.Module, path: str, stored: Stored) -> Named:
     """Yield the tensors of a module that PEFT has wrapped."""
     base = _base(module)
     for name, parameter in list(base.named_parameters()):
-        if f"{path}{name}" in stored.names:
+        if f"{path}{name}" in stored:
             owner, _, last = name.rpartition(".")
             whole = _grown(stored.read(f"{path}{name}").to(torch.float32), parameter.shape)
             base.get_submodule(owner).register_parameter(last, nn.Parameter(whole, requires_grad=False))

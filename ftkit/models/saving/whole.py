@@ -46,18 +46,34 @@ def save_whole(
         max_shard_bytes: of one file.
     """
     cast(Any, model).save_pretrained(folder, state_dict={})  # the settings, and the code of a model that brings its own
-    kinds, groups = _in_files(model, dtype)
-    write_tensors(folder, kinds, _converted(model, weights, groups), max_shard_bytes)
-
-
-def _in_files(model: nn.Module, dtype: torch.dtype) -> tuple[Kinds, Mapping[str, str]]:
-    """Return what the files are going to have, and the group of each tensor of the model that is stored."""
     ignored = foreign.not_saved(model)
-    metas = {
-        name: torch.empty(whole_shape(one), dtype=dtype if one.is_floating_point() else one.dtype, device="meta")
+    kinds = {
+        name: (dtype if one.is_floating_point() else one.dtype, tuple(whole_shape(one)))
         for name, one in own_tensors(model).items()
         if name not in ignored
     }
+    write_as_in_files(model, folder, weights, kinds, max_shard_bytes)
+
+
+def write_as_in_files(
+    model: nn.Module, folder: Path, weights: Named, kinds: Kinds, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
+    """Write the weights of a model in the form that its files have them in.
+
+    Args:
+        model: a transformers model, which knows how its files differ from it; its own tensors are not read.
+        folder: where to.
+        weights: one after another, by their names in the model.
+        kinds: those of the weights that are written.
+        max_shard_bytes: of one file.
+    """
+    in_files, groups = _in_files(model, kinds)
+    write_tensors(folder, in_files, _converted(model, weights, groups), max_shard_bytes)
+
+
+def _in_files(model: nn.Module, kinds: Kinds) -> tuple[Kinds, Mapping[str, str]]:
+    """Return what the files are going to have, and the group of each tensor of the model that is stored."""
+    metas = {name: torch.empty(shape, dtype=dtype, device="meta") for name, (dtype, shape) in kinds.items()}
     whole = _kinds(foreign.as_in_files(model, metas))
     for group_of in _TOGETHER:
         groups = {name: group_of(name) for name in metas}

@@ -1,10 +1,14 @@
-"""Names of transformers' loading that are not public, replaced while weights are loaded in part."""
+"""Names of transformers' loading that are not public: what it makes weights of, and how it reads them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from enum import Enum, auto
+from functools import partial
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from ftkit.models.foreign import patched
 from ftkit.models.sources.positions import PositionFile
@@ -34,3 +38,71 @@ def reading_what_stays() -> Iterator[None]:
         patched(modeling_utils, "safe_open", open_by_position),
     ):
         yield
+
+
+class Operation(Enum):
+    """What transformers does with stored tensors (transformers 5.23, core_model_loading.py)."""
+
+    STACK = auto()
+    """`MergeModulelist`: those of each pattern, along a new dimension."""
+    JOIN = auto()
+    """`Concatenate`: those of all patterns, along a dimension."""
+    OTHER = auto()
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What transformers loads a tensor of a model from.
+
+    Attributes:
+        stored: the names of tensors in the files, in their order: one list for each of its patterns.
+        operations: what is done with them, each along a dimension; none: the tensor is the only one stored.
+    """
+
+    stored: tuple[tuple[str, ...], ...]
+    operations: tuple[tuple[Operation, int], ...] = ()
+
+
+def conversions(model: nn.Module, tensors: Mapping[str, torch.Tensor], stored: Iterable[str]) -> dict[str, Conversion]:
+    """Return what transformers would load the tensors of a model from.
+
+    `rename_source_key`, as `convert_and_load_state_dict_in_model` calls it on the names in their natural order
+    (transformers 5.23, core_model_loading.py), by the rules of `get_model_conversion_mapping` (conversion_mapping.py).
+
+    Args:
+        model: the transformers model itself.
+        tensors: its tensors by name.
+        stored: the names in the files.
+
+    Returns:
+        By the names in the model. Of several that are made of one stored tensor, the first alone.
+    """
+    from transformers import core_model_loading as loading
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    rules = get_model_conversion_mapping(cast(Any, model))
+    renamings = [one for one in rules if isinstance(one, loading.WeightRenaming)]
+    converters = [one for one in rules if isinstance(one, loading.WeightConverter)]
+    prefix = cast(Any, model).base_model_prefix
+    rename = partial(loading.rename_source_key, base_model_prefix=prefix, meta_state_dict=cast(Any, tensors))
+    found: dict[str, dict[str | None, list[str]]] = {}
+    for one in sorted(stored, key=loading.dot_natural_key):
+        name, pattern = rename(one, renamings, converters)
+        if name not in tensors and one in tensors:
+            name, pattern = rename(one, [], [])
+        if name in tensors:
+            found.setdefault(name, {}).setdefault(pattern, []).append(one)
+    return {name: _conversion(names, converters) for name, names in found.items()}
+
+
+def _conversion(names: Mapping[str | None, list[str]], converters: Iterable[Any]) -> Conversion:
+    """Return what a tensor is loaded from, given the names by the pattern that they match; None: they match none."""
+    from transformers.core_model_loading import Concatenate, MergeModulelist
+
+    if None in names:
+        return Conversion(((names[None][0],),))
+    known: dict[type[Any], Operation] = {MergeModulelist: Operation.STACK, Concatenate: Operation.JOIN}
+    converter = next(one for one in converters if names.keys() <= set(one.source_patterns))
+    ordered = (tuple(names[one]) for one in converter.source_patterns if one in names)
+    operations = ((known.get(type(one), Operation.OTHER), getattr(one, "dim", 0)) for one in converter.operations)
+    return Conversion(tuple(ordered), tuple(operations))

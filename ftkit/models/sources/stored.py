@@ -1,49 +1,111 @@
 """The weights of a model on the disk, read a tensor at a time by the names that the model itself has."""
 
 import json
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
-from safetensors import safe_open
+from numpy.typing import NDArray
 from torch import nn
 
 from ftkit.errors import ModelError
+from ftkit.models.sources.pieces import Piece, Pieces, pieces_in_files
+from ftkit.models.sources.positions import PositionFile
 from ftkit.models.sources.source import Source, explained_loading
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_OLD_ENDINGS = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
-"""As checkpoints of 2018 call what is now weight and bias (transformers 5.23, conversion_mapping.py)."""
+Room = Callable[[int], torch.Tensor]
+"""Returns so many bytes of the host's memory: uint8, one dimension."""
+
+
+def _new_room(num_bytes: int) -> torch.Tensor:
+    return torch.empty(num_bytes, dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
 class Stored:
-    """The files of a model, and where in them each of its tensors lies.
+    """The files of a model, and what in them each of its tensors is made of.
 
     Attributes:
         files: the open files, by the names of their tensors.
-        names: of the tensors in these files, by their names in the model.
+        made_of: by the names of tensors in the model; it lacks those that the files hold in another form.
     """
 
-    files: Mapping[str, Any]
-    names: Mapping[str, str]
+    files: Mapping[str, PositionFile]
+    made_of: Mapping[str, Pieces]
 
-    def read(self, name: str) -> torch.Tensor:
-        """Return a tensor by its name in the model, as it is stored.
-
-        Raises:
-            KeyError: it is not stored; see `lacks`.
-        """
-        stored = self.names[name]
-        tensor: torch.Tensor = self.files[stored].get_tensor(stored)
-        return tensor
+    def __contains__(self, name: str) -> bool:
+        """Return whether a tensor of the model can be read."""
+        return name in self.made_of
 
     def lacks(self, names: Iterator[str]) -> list[str]:
-        """Return which of these tensors of the model are not stored."""
-        return [name for name in names if name not in self.names]
+        """Return which of these tensors of the model cannot be read."""
+        return [name for name in names if name not in self]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
+        return self.made_of[name].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the type that a tensor is stored in; one that holds the numbers of all its pieces."""
+        return reduce(torch.promote_types, (file.places[one.stored].dtype for file, one in self._pieces(name)))
+
+    def expect(self, names: Sequence[str]) -> None:
+        """Tell the system that some tensors are read next."""
+        for name in names:
+            for file, piece in self._pieces(name):
+                file.expect(piece.stored)
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return a tensor on the CPU, as it is stored.
+
+        Args:
+            name: in the model.
+
+        Raises:
+            KeyError: it cannot be read; see `lacks`.
+            SafetensorError: a file ends before the tensor does.
+        """
+        tensor = torch.empty(self.shape(name), dtype=self.dtype(name))
+        self.read_into(name, tensor)
+        return tensor
+
+    def read_into(self, name: str, tensor: torch.Tensor, room: Room = _new_room) -> None:
+        """Read a tensor into memory that is there.
+
+        Args:
+            name: in the model.
+            tensor: of its shape; overwritten.
+            room: gives the memory that a piece passes through which is of another type, or goes to another device or
+                to places that do not lie side by side.
+
+        Raises:
+            SafetensorError: a file ends before the tensor does.
+        """
+        for file, piece in self._pieces(name):
+            part, place = piece.view(tensor), file.places[piece.stored]
+            if part.device.type == "cpu" and part.dtype == place.dtype and part.is_contiguous():
+                file.read_into(piece.stored, part)
+                continue
+            staged = room(place.num_bytes).view(place.dtype)
+            file.read_into(piece.stored, staged)
+            part.copy_(staged.view(part.shape))
+
+    def read_rows(self, name: str, rows: NDArray[np.int64]) -> torch.Tensor:
+        """Return rows of a tensor on the CPU, as they are stored; their numbers ascend."""
+        pieces = list(self._pieces(name))
+        if len(pieces) > 1:
+            return self.read(name)[torch.from_numpy(rows)]
+        ((file, piece),) = pieces
+        return file.read_rows(piece.stored, rows)
+
+    def _pieces(self, name: str) -> Iterator[tuple[PositionFile, Piece]]:
+        for piece in self.made_of[name].pieces:
+            yield self.files[piece.stored], piece
 
 
 @contextmanager
@@ -55,18 +117,30 @@ def open_stored(source: Source, model: nn.Module) -> Iterator[Stored]:
         model: the transformers model itself, on `meta` or not; what it calls its tensors.
 
     Yields:
-        The files and the names. Where files and model differ by more than a prefix or an old ending, such as experts
-        that are stored one by one, the names lack these tensors.
+        The files. Tensors that they hold in a form from which transformers makes the model's lack in them.
 
     Raises:
         ModelError: there are no such files, or one of them is damaged.
     """
-    with ExitStack() as stack, explained_loading(source, "weights"):
-        opened = [stack.enter_context(safe_open(path, "pt")) for path in weight_paths(source)]
-        if not opened:
+    with explained_loading(source, "weights"):
+        stored = stored_by(source, model)
+        if not stored.files:
             raise ModelError(f"{source.name} has no {_WHOLE}; give a model whose weights are safetensors")
-        files = {name: file for file in opened for name in file.keys()}  # noqa: SIM118  # it is not a mapping
-        yield Stored(files, names_in_files(model, files))
+        yield stored
+
+
+def stored_by(source: Source, model: nn.Module) -> Stored:
+    """Open the safetensors files of a model; they are closed when nobody has them.
+
+    Args:
+        source: where the model is; without a GGUF file.
+        model: the transformers model itself, on `meta` or not.
+
+    Raises:
+        OSError, SafetensorError: a file cannot be opened or is damaged.
+    """
+    files = {name: file for path in weight_paths(source) for file in [PositionFile(path)] for name in file.places}
+    return Stored(files, pieces_in_files(model, {name: file.places[name].shape for name, file in files.items()}))
 
 
 def weight_paths(source: Source) -> Iterator[str]:
@@ -98,36 +172,3 @@ def weight_paths(source: Source) -> Iterator[str]:
             if found is None:
                 raise ModelError(f"{source.name} has no {shard}, which its index names; copy or download it again")
             yield found
-
-
-def names_in_files(model: nn.Module, files: Collection[str]) -> dict[str, str]:
-    """Return the tensors of a model and what they are called in its files.
-
-    Args:
-        model: the transformers model itself, on `meta` or not.
-        files: the names of the tensors that are stored.
-    """
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    aliases: dict[int, list[str]] = {}
-    for name, tensor in _tensors(model):
-        aliases.setdefault(id(tensor), []).append(name)
-    names = {}
-    for name, tensor in _tensors(model):
-        found = next((one for alias in aliases[id(tensor)] for one in _spellings(alias, prefix) if one in files), None)
-        if found is not None:
-            names[name] = found
-    return names
-
-
-def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
-
-
-def _spellings(name: str, prefix: str) -> Iterator[str]:
-    """Yield how a tensor may be called in a file: with and without the prefix of the task's class, and as of old."""
-    for spelling in (name, name.removeprefix(prefix), f"{prefix}{name}"):
-        yield spelling
-        for new, old in _OLD_ENDINGS:
-            if spelling.endswith(new):
-                yield spelling.removesuffix(new) + old

@@ -97,8 +97,10 @@ def _key(slots: tuple[Slot, ...], stored: StoredWeights) -> str:
     packer = metadata.version("bitsandbytes"), bnb.packer(torch.device("cpu")).type
     digest = hashlib.sha256(repr((_FORMAT, packer)).encode())
     for slot in slots:
-        weight, place = slot.parameter, stored.place(slot.name)
+        weight, whole = slot.parameter, stored.read(slot.name)
         packing = [getattr(weight, name, None) for name in ("quant_type", "blocksize", "compress_statistics")]
-        digest.update(repr((slot.parts, slot.left_out.is_transposed, packing, place.dtype, place.shape)).encode())
-        digest.update(stored.read(slot.name).reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(
+            repr((slot.parts, slot.left_out.is_transposed, packing, whole.dtype, tuple(whole.shape))).encode()
+        )
+        digest.update(whole.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

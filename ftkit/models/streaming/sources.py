@@ -74,22 +74,17 @@ class StoredLayers:
         self._stored.expect([slot.name for slot in slots])
         for slot in slots:
             (tensor,) = slot.views(memory)
-            self._read(slot.name, tensor)
+            self._stored.read_into(slot.name, tensor, self._room)
 
     def read(self, slot: Slot) -> tuple[torch.Tensor, ...]:
         """Return one weight on the CPU, in the type that the run computes in."""
         return (self._stored.read(slot.name).to(slot.parts[0].dtype),)
 
-    def _read(self, name: str, tensor: torch.Tensor) -> None:
-        place = self._stored.place(name)
-        if tensor.device.type == "cpu" and tensor.dtype == place.dtype:
-            self._stored.read_into(name, tensor)
-            return
-        if self._staging.numel() < place.num_bytes:
-            self._staging = torch.empty(place.num_bytes, dtype=torch.uint8)
-        staged = self._staging[: place.num_bytes].view(place.dtype)
-        self._stored.read_into(name, staged)
-        tensor.copy_(staged.view(place.shape))
+    def _room(self, num_bytes: int) -> torch.Tensor:
+        """Return a part of the host's memory that the source keeps for itself."""
+        if self._staging.numel() < num_bytes:
+            self._staging = torch.empty(num_bytes, dtype=torch.uint8)
+        return self._staging[:num_bytes]
 
 
 class HostLayers:
@@ -167,7 +162,7 @@ def layers_from(
             f"of {len(layout.layers)} packed now"
         )
         return kept
-    converted = {stored.place(slot.name).dtype for slot in layout.slots} - {s.parts[0].dtype for s in layout.slots}
+    converted = {stored.stored.dtype(slot.name) for slot in layout.slots} - {s.parts[0].dtype for s in layout.slots}
     if converted:
         kinds = ", ".join(sorted(str(one).removeprefix("torch.") for one in converted))
         note(f"streamed layers are stored as {kinds} and computed in another type, so they are converted each time")

@@ -1,7 +1,8 @@
 """The weights that are left out of a model, in the safetensors that it came in."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,47 +12,39 @@ from torch import nn
 
 from ftkit.errors import ModelError
 from ftkit.models.left_out import left_out
-from ftkit.models.sources.positions import Place, PositionFile
 from ftkit.models.sources.source import Source, explained_loading
-from ftkit.models.sources.stored import names_in_files, weight_paths
+from ftkit.models.sources.stored import Room, Stored, stored_by
 
 
+@dataclass(frozen=True)
 class StoredWeights:
-    """Weights in open files, read by position."""
+    """Weights in open files; whatever cannot be read is one sentence.
 
-    def __init__(self, files: Mapping[str, PositionFile], names: Mapping[str, str]) -> None:
-        """Read from open files.
+    Attributes:
+        stored: the files.
+    """
 
-        Args:
-            files: the open files by the names of their tensors.
-            names: of the tensors in these files, by their names in the model.
-        """
-        self._files, self._names = files, names
-
-    def place(self, name: str) -> Place:
-        """Return the place of a weight in its file."""
-        return self._files[self._names[name]].places[self._names[name]]
+    stored: Stored
 
     def expect(self, names: Sequence[str]) -> None:
         """Tell the system that some weights are read next."""
         with explained_reading():
-            for name in names:
-                self._files[self._names[name]].expect(self._names[name])
+            self.stored.expect(names)
 
-    def read_into(self, name: str, tensor: torch.Tensor) -> None:
-        """Read a weight into memory on the CPU, of the type that it is stored in."""
+    def read_into(self, name: str, tensor: torch.Tensor, room: Room) -> None:
+        """Read a weight into memory; what is not stored as it lies there passes through `room`, a piece at a time."""
         with explained_reading():
-            self._files[self._names[name]].read_into(self._names[name], tensor)
+            self.stored.read_into(name, tensor, room)
 
     def read_rows(self, name: str, rows: NDArray[np.int64]) -> torch.Tensor:
         """Return rows of a weight on the CPU, as they are stored; their numbers ascend."""
         with explained_reading():
-            return self._files[self._names[name]].read_rows(self._names[name], rows)
+            return self.stored.read_rows(name, rows)
 
     def read(self, name: str) -> torch.Tensor:
         """Return a weight on the CPU, as it is stored."""
         with explained_reading():
-            return self._files[self._names[name]].read(self._names[name])
+            return self.stored.read(name)
 
 
 def open_weights(source: Source, model: nn.Module) -> StoredWeights:
@@ -62,23 +55,22 @@ def open_weights(source: Source, model: nn.Module) -> StoredWeights:
         model: the transformers model, before a method changes it; what it calls its tensors.
 
     Raises:
-        ModelError: the files are not there or damaged, or hold a weight in another form than the model does.
+        ModelError: the files are not there or damaged, or hold a weight in a form that it cannot be read from.
     """
     with explained_loading(source, "weights"):
-        opened = [PositionFile(path) for path in weight_paths(source)]
-    files = {name: file for file in opened for name in file.places}
-    names = names_in_files(model, files)
+        stored = stored_by(source, model)
     for name, weight in model.named_parameters():
         if left_out(weight) is None:
             continue
-        shape = files[names[name]].places[names[name]].shape if name in names else None
+        shape = stored.shape(name) if name in stored else None
         if shape != tuple(weight.shape):
             found = "is not among them" if shape is None else f"has the shape {list(shape)} there"
             raise ModelError(
-                f"the layers of {source.name} cannot be streamed: each weight is read as its files hold it, and "
-                f"{name} of the shape {list(weight.shape)} {found}; leave engine.stream_layers out"
+                f"the layers of {source.name} cannot be streamed: each weight is read as its files hold it, whole or "
+                f"in parts that are stacked or joined, and {name} of the shape {list(weight.shape)} {found}; leave "
+                "engine.stream_layers out"
             )
-    return StoredWeights(files, names)
+    return StoredWeights(stored)
 
 
 @contextmanager

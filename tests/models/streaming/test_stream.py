@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from ftkit.data import batching
 from ftkit.errors import ConfigError, DeviceError, ModelError
@@ -17,10 +18,11 @@ from tests.helpers import PADDING, ragged_split
 from tests.models.streaming.conftest import engine_of, take_step
 
 DISK = "engine.stream_layers=disk"
-IN_BF16 = ("bert", "gpt2", "llama")
-IN_4_BITS = ("bert", "gpt2", "llama")
+IN_BF16 = ("bert", "gpt2", "llama", "mixtral")
+IN_4_BITS = ("bert", "gpt2", "llama", "mixtral")
 QLORA, FP4, SINGLE = "method.name=qlora", "method.quantization=fp4", "method.double_quantization=false"
-FAMILIES = ("bert", "gemma2", "gpt2", "llama", "mistral", "phi", "qwen2", "starcoder2")
+FAMILIES = ("bert", "gemma2", "gpt2", "llama", "mistral", "mixtral", "phi", "qwen2", "starcoder2")
+"""The experts of mixtral are stored one by one."""
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -123,6 +125,9 @@ def test_what_cannot_be_streamed_is_refused_with_what_to_do(settings, error, wor
         engine_of(deep("llama"), *settings)
 
 
-def test_weights_that_are_stored_in_another_form_are_refused_by_name(deep):
-    with pytest.raises(ModelError, match=r"model\.layers\.0\.mlp\.gate\.weight .* is not among them"):
-        engine_of(deep("mixtral"), DISK)
+def test_weights_that_are_stored_in_another_form_are_refused_by_name(tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+    config = transformers.AutoConfig.for_model("nomic_bert", vocab_size=64, pad_token_id=1, **sizes)
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)  # q, k and v as one tensor
+    with pytest.raises(ModelError, match=r"layers\.0\.self_attn\.q_proj\.weight .* is not among them"):
+        engine_of(tmp_path, "task=sequence-classification", DISK)

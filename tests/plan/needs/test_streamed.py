@@ -28,8 +28,11 @@ SIZES = Shape(2, 32, 2, is_padded=False)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return deep_model(tmp_path_factory.mktemp("deep") / "model", "llama", NUM_LAYERS)
+def folders(tmp_path_factory):
+    return {
+        family: deep_model(tmp_path_factory.mktemp(family) / "model", family, NUM_LAYERS)
+        for family in ("llama", "mixtral")
+    }
 
 
 def run_config(name, method, place="disk", together=1):
@@ -45,22 +48,23 @@ def run_config(name, method, place="disk", together=1):
 
 
 @pytest.mark.parametrize(
-    ("method", "precision", "together", "num_first"),
+    ("family", "method", "precision", "together", "num_first"),
     # The first micro-batch of all that go together runs through the four layers before the others do.
     [
-        (Lora(), "fp32", 1, 2),
-        (Lora(), "fp32", 2, 2 + NUM_LAYERS),
-        (Lora(top_layers=2), "bf16", 1, 1),
-        (Qlora(), "bf16", 1, 2),
+        ("llama", Lora(), "fp32", 1, 2),
+        ("llama", Lora(), "fp32", 2, 2 + NUM_LAYERS),
+        ("llama", Lora(top_layers=2), "bf16", 1, 1),
+        ("llama", Qlora(), "bf16", 1, 2),
+        ("mixtral", Lora(), "bf16", 1, 2),
     ],
-    ids=("lora", "lora, together", "lora in the two top layers", "qlora"),
+    ids=("lora", "lora, together", "lora in the two top layers", "qlora", "experts that are stored one by one"),
 )
 def test_a_plan_counts_what_lives_in_a_real_streamed_step_and_what_comes(
-    folder, method, precision, together, num_first, tmp_path, monkeypatch
+    folders, family, method, precision, together, num_first, tmp_path, monkeypatch
 ):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))  # where layers are packed
     target, dtype = find_target("cpu"), models.DTYPES[precision]
-    run = resolve(run_config(folder, method, together=together), target.devices)
+    run = resolve(run_config(folders[family], method, together=together), target.devices)
     source = resolve_source(run.config.model, run.config.task)
     architecture = load_config(source, None, 0)
     model = build_model(run.config, source, architecture, dtype)
@@ -143,7 +147,7 @@ def test_streaming_is_offered_to_a_run_that_does_not_fit_where_its_method_allows
     assert not options.price(full, [{STREAM: "ram"}], 1)
 
 
-def test_micro_batches_that_go_together_are_taken_apart_before_all_else(folder):
-    target = find_target("t4")
-    together, apart = (steps_down(run_config(folder, Lora(), "ram", number), target, None) for number in ("all", 1))
+def test_micro_batches_that_go_together_are_taken_apart_before_all_else(folders):
+    target, name = find_target("t4"), folders["llama"]
+    together, apart = (steps_down(run_config(name, Lora(), "ram", number), target, None) for number in ("all", 1))
     assert together == [{GROUP: 1}, *apart]
