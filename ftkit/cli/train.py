@@ -82,7 +82,7 @@ def train(  # noqa: PLR0913  # one parameter is one flag
             flags["settings"], resume = (*flags["settings"], "output.resume=auto"), None
         if resume is not None:
             _go_on(flags, resume, chooses=fit)
-        said = {
+        named = {
             "output.overwrite=true": overwrite,
             "engine.fit=true": fit,
             f"engine.memory_budget={memory_budget}": memory_budget is not None,
@@ -90,7 +90,7 @@ def train(  # noqa: PLR0913  # one parameter is one flag
             "output.memory_timeline=true": memory_timeline,
             "output.memory_snapshot=true": memory_snapshot,
         }
-        flags["settings"] = (*flags["settings"], *(setting for setting, is_wanted in said.items() if is_wanted))
+        flags["settings"] = (*flags["settings"], *(setting for setting, is_wanted in named.items() if is_wanted))
         config = _read(flags, process, is_resumed=resume is not None)
         if seeds is not None:
             from ftkit.cli.series import train_series
@@ -139,10 +139,10 @@ def _go_on(flags: dict[str, Any], folder: Path, *, chooses: bool) -> None:
 
 def _other_end(flags: dict[str, Any]) -> list[str]:
     """Return what lets a run go on to the one end that is named, epochs or steps, whatever the other was."""
-    said = {setting.partition("=")[0].strip() for setting in flags["settings"]}
-    said |= {name.replace("__", ".") for name, value in flags.items() if value is not None}
+    named = {setting.partition("=")[0].strip() for setting in flags["settings"]}
+    named |= {name.replace("__", ".") for name, value in flags.items() if value is not None}
     ends = {"training.epochs", "training.max_steps"}
-    return [f"{end}=null" for end in ends - said] if ends & said else []
+    return [f"{end}=null" for end in ends - named] if ends & named else []
 
 
 def _check_resumed(folder: Path) -> None:

@@ -63,14 +63,14 @@ def load_config(
         tree = _merge(tree, read_yaml(preset_path(preset)))
     if file is not None:
         tree = _lay_over(tree, [read_yaml(file)])
-    said: list[Tree] = []
+    laid_over: list[Tree] = []
     for setting in settings:
         key, separator, text = setting.partition("=")
         if not separator:
             raise ConfigError(f"--set {setting!r} has no '='; write section.field=value, such as training.epochs=2")
-        said.append(_nested(key.strip(), _parse_value(key, text)))
-    said += [_nested(key, value) for key, value in (overrides or {}).items() if value is not None]
-    return build_config(_lay_over(tree, said))
+        laid_over.append(_nested(key.strip(), _parse_value(key, text)))
+    laid_over += [_nested(key, value) for key, value in (overrides or {}).items() if value is not None]
+    return build_config(_lay_over(tree, laid_over))
 
 
 def as_config(config: Configuration) -> RunConfig:
@@ -265,13 +265,13 @@ def _nested(key: str, value: object) -> Tree:
     return {head: _nested(rest, value) if rest else value}
 
 
-def _lay_over(base: Tree, said: list[Tree]) -> Tree:
+def _lay_over(base: Tree, others: list[Tree]) -> Tree:
     """Lay what is said in one place over what lies below; a cut of the batch that is said replaces the one below."""
-    batches = [tree["batch"] for tree in said if isinstance(tree.get("batch"), dict)]
+    batches = [tree["batch"] for tree in others if isinstance(tree.get("batch"), dict)]
     below = base.get("batch")
     if isinstance(below, dict) and any(batch.get(key) is not None for batch in batches for key in CUTS):
         base = {**base, "batch": {key: value for key, value in below.items() if key not in CUTS}}
-    for tree in said:
+    for tree in others:
         base = _merge(base, tree)
     return base
 

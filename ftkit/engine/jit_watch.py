@@ -51,7 +51,7 @@ class _Watch:
 
     every_seconds: float
     begun: dict[int, float] = field(default_factory=dict)
-    said: dict[int, float] = field(default_factory=dict)
+    told: dict[int, float] = field(default_factory=dict)
     suspects: set[int] = field(default_factory=set)
 
     def run(self, is_over: threading.Event) -> None:
@@ -72,10 +72,10 @@ class _Watch:
             return
         begun = self.begun.setdefault(number, now)
         loading = _LOADING_SECONDS[any(lock.parent.glob("*.so"))]
-        if now - self.said.get(number, begun - self.every_seconds + loading) < self.every_seconds:
+        if now - self.told.get(number, begun - self.every_seconds + loading) < self.every_seconds:
             return
-        since = f", since {format_seconds(now - begun)}" if number in self.said else ""
-        self.said[number] = now
+        since = f", since {format_seconds(now - begun)}" if number in self.told else ""
+        self.told[number] = now
         name = lock.parent.name
         if is_held:
             _log.warning("compiling DeepSpeed's %s%s; later starts need not", name, since)

@@ -163,14 +163,14 @@ def recognize_gpu(name: str) -> Gpu | None:
     Every word of the row must be said, a size only where the driver says one; and nothing may be left over that could
     make it another card, such as `Ti` or `Laptop`.
     """
-    said = set(re.split(r"[\s-]+", name.lower()))
+    parts = set(re.split(r"[\s-]+", name.lower()))
     fitting = []
     for gpu in gpus().values():
         words = set(re.split(r"[\s-]+", gpu.name.lower()))
-        asked = words if any(map(_SIZE.fullmatch, said)) else {word for word in words if not _SIZE.fullmatch(word)}
-        left = {word for word in said - words if not _HARMLESS.fullmatch(word)}
-        if asked <= said and not left:
-            fitting.append((len(words & said), -len(words), gpu.name, gpu))
+        asked = words if any(map(_SIZE.fullmatch, parts)) else {word for word in words if not _SIZE.fullmatch(word)}
+        left = {word for word in parts - words if not _HARMLESS.fullmatch(word)}
+        if asked <= parts and not left:
+            fitting.append((len(words & parts), -len(words), gpu.name, gpu))
     return max(fitting)[-1] if fitting else None
 
 

@@ -46,9 +46,9 @@ def quiet_collector(*, trusts: bool = False) -> Iterator[None]:
 def grow_segments() -> None:
     """Ask torch's CUDA allocator for segments that grow, before torch is imported; what the user asked of it stays."""
     name = next((one for one in _ALLOCATOR if one in os.environ), _ALLOCATOR[-1])
-    said = os.environ.get(name, "")
-    if "expandable_segments" not in said:
-        os.environ[name] = ",".join(filter(None, (said, "expandable_segments:True")))
+    setting = os.environ.get(name, "")
+    if "expandable_segments" not in setting:
+        os.environ[name] = ",".join(filter(None, (setting, "expandable_segments:True")))
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -211,14 +211,14 @@ def first_decides(process: ProcessContext, choose: Callable[[], Choice]) -> Choi
         return choose()
     from torch import distributed
 
-    said: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]
     if process.is_main:
         try:
-            said[0] = choose()
+            outcome[0] = choose()
         except FtkitError as error:  # the others wait for a word
-            said[1] = error
-    distributed.broadcast_object_list(said, src=0)
-    choice, mistake = said
+            outcome[1] = error
+    distributed.broadcast_object_list(outcome, src=0)
+    choice, mistake = outcome
     if mistake is not None:
         raise mistake
     return cast("Choice", choice)

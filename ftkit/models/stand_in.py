@@ -24,7 +24,7 @@ class StandIn(nn.Module):
         """
         super().__init__()
         self._run = run
-        self._said = {
+        self._attributes = {
             name: value
             for name, value in vars(layer).items()
             if not name.startswith("_") and name not in ("training", "config")
@@ -32,8 +32,8 @@ class StandIn(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         """Return what the layer says of itself."""
-        said = self.__dict__.get("_said", {})
-        return said[name] if name in said else super().__getattr__(name)
+        attributes = self.__dict__.get("_attributes", {})
+        return attributes[name] if name in attributes else super().__getattr__(name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run."""

@@ -144,9 +144,9 @@ def _faults_kept(config: RunConfig, target: Target) -> Iterator[None]:
         file.write_text(traceback.format_exc(), encoding="utf-8")
         number = config.batch.default_cut(target.devices.device_type)
         cut = f" --set batch.micro_batch_tokens={number}" if config.batch.micro_batch_tokens == "auto" else ""
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        cause = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise PlannerError(
-            f"the planner failed ({said}); this is a mistake of ftkit's, and {file} has the traceback. To train "
+            f"the planner failed ({cause}); this is a mistake of ftkit's, and {file} has the traceback. To train "
             f"without a plan: --no-plan{cut}"
         ) from error
 

@@ -101,10 +101,10 @@ class Prediction(Figures):
     @classmethod
     def _with_basis(cls, given: Any) -> Any:
         """Read the basis of an earlier record, which was a sentence."""
-        said = given.get("basis") if isinstance(given, dict) else None
-        if not isinstance(said, str) or said in list(Basis):
+        basis = given.get("basis") if isinstance(given, dict) else None
+        if not isinstance(basis, str) or basis in list(Basis):
             return given
-        return given | {"basis": _FORMER_BASES.get(said.partition(" ")[0]), "basis_note": said}
+        return given | {"basis": _FORMER_BASES.get(basis.partition(" ")[0]), "basis_note": basis}
 
     @property
     def found(self) -> str:

@@ -80,8 +80,8 @@ def attend(config: RunConfig, place: Path, metric: str, watch: Watch) -> Attende
     values = values_of(record, metric)
     failure = None
     if stopped is None and process.returncode != 0:
-        said = (place / OUTPUT).read_text(encoding="utf-8", errors="replace")
-        failure = explain_failure(process.returncode, said)[1]
+        printed = (place / OUTPUT).read_text(encoding="utf-8", errors="replace")
+        failure = explain_failure(process.returncode, printed)[1]
     elif stopped is None and not values:
         failure = f"no validation has a {metric}"
     return Attended(values, time.monotonic() - started, stopped, failure, record)

@@ -186,10 +186,10 @@ def explain_failure(code: int, output: str) -> tuple[Failure, str]:
     for line in reversed(lines):
         if says_no_memory(line):
             return "out of memory", line[:300]
-    said = _causes(found[1] for line in lines if (found := _SAID.match(line)))
-    if said:
+    causes = _causes(found[1] for line in lines if (found := _SAID.match(line)))
+    if causes:
         kind: Failure = "out of memory" if code == DoesNotFitError.exit_code else "refused"
-        return kind, said[-1][:300]
+        return kind, causes[-1][:300]
     if code in _KILLED:
         return "out of memory", "killed by the system, as it does where memory runs out"
     errors = _causes(line for line in lines if _ERROR.match(line))

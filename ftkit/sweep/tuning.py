@@ -208,12 +208,12 @@ class Tuning:
 
     def _check_same(self) -> None:
         """Refuse a journal of another search; remember this one's."""
-        said = {axis.key: str(axis) for axis in self.space.axes} | {"metric": self.metric}
+        described = {axis.key: str(axis) for axis in self.space.axes} | {"metric": self.metric}
         known = self._study.user_attrs.get("search")
         if known is None:
-            self._study.set_user_attr("search", said)
-        elif known != said:
-            other = next(key for key in {*known, *said} if known.get(key) != said.get(key))
+            self._study.set_user_attr("search", described)
+        elif known != described:
+            other = next(key for key in {*known, *described} if known.get(key) != described.get(key))
             raise ConfigError(
                 f"{self.folder} holds another search ({other} differs); give the same command, or another --output"
             )

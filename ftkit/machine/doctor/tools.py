@@ -58,8 +58,10 @@ def _aio() -> Finding:
 def _version(path: str) -> str:
     """Return the version that a program says it has."""
     try:
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=_SECONDS, check=False).stdout
+        printed = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, timeout=_SECONDS, check=False
+        ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return "(does not answer)"
-    found = _VERSION.findall(said)
+    found = _VERSION.findall(printed)
     return found[0] if found else "(of unknown version)"

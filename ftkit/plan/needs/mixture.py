@@ -77,11 +77,11 @@ def routing_words(mixture: Mixture, uneven_bytes: int | None) -> str:
         mixture: the experts.
         uneven_bytes: what the worst case holds more than balance; None: the step was traced, and nothing depends on it.
     """
-    said = f"{mixture.num_experts}, {mixture.num_chosen} for each token; "
+    experts = f"{mixture.num_experts}, {mixture.num_chosen} for each token; "
     worst = f"all tokens at the same {mixture.num_chosen}"
     if uneven_bytes is None:
-        return f"{said}no size depends on the routing: the peak is that of balance and of {worst}"
-    return f"{said}the peak is that of balance, its high end has {format_bytes(uneven_bytes)} more for {worst}"
+        return f"{experts}no size depends on the routing: the peak is that of balance and of {worst}"
+    return f"{experts}the peak is that of balance, its high end has {format_bytes(uneven_bytes)} more for {worst}"
 
 
 def _first(architecture: Any, names: tuple[str, ...]) -> int | None:

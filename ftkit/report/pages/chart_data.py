@@ -140,12 +140,12 @@ def explain_peak(line: TimelineLine, run: Run, peak: int) -> str:
     parts = sorted(((values[peak], kind) for kind, values in line.live_bytes.items()), reverse=True)
     total = sum(size for size, _ in parts)
     shares = [f"{kind} {words.size(size)} ({100 * size / total:.0f} %)" for size, kind in parts if size > 0.02 * total]
-    said = f"Step {line.step} peaks at {words.size(total)} in the {line.phases[peak]}: {', '.join(shares)}."
+    sentence = f"Step {line.step} peaks at {words.size(total)} in the {line.phases[peak]}: {', '.join(shares)}."
     largest = line.largest_tensors or run.measured.largest_tensors
     if largest:
         first = largest[0]
-        said += f" The largest tensor, {words.size(first.num_bytes)} of {first.kind}, was made in {first.module}."
-    return said
+        sentence += f" The largest tensor, {words.size(first.num_bytes)} of {first.kind}, was made in {first.module}."
+    return sentence
 
 
 def _details(run: Run) -> list[Plain]:

@@ -171,8 +171,8 @@ def _sources(runs: Sequence[Run]) -> list[str]:
     """Say how each kind of number was taken, as the records tell."""
     live = sorted({source for run in runs if (source := run.measured.active_source)})
     process = sorted({source for run in runs if (source := run.measured.process_source)})
-    said = [f"Peak live: {', '.join(live)}."] if live else []
-    return said + ([f"Peak process: {', '.join(process)}."] if process else [])
+    sentences = [f"Peak live: {', '.join(live)}."] if live else []
+    return sentences + ([f"Peak process: {', '.join(process)}."] if process else [])
 
 
 def _charts_with_something_to_show(runs: Sequence[Run], data: dict[str, Any]) -> set[str]:

@@ -146,9 +146,9 @@ def _run(talk: Path, timeout_seconds: float) -> tuple[str, str]:
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return "", f"that had not ended after {format_seconds(timeout_seconds)}, and other ranks wait no longer"
-    said = done.stderr.strip()
-    last = said.splitlines()[-1].removeprefix("error: ") if said else f"exit code {done.returncode}"
-    if done.returncode == DoesNotFitError.exit_code or (done.returncode and says_no_memory(said)):
+    printed = done.stderr.strip()
+    last = printed.splitlines()[-1].removeprefix("error: ") if printed else f"exit code {done.returncode}"
+    if done.returncode == DoesNotFitError.exit_code or (done.returncode and says_no_memory(printed)):
         return "", f"memory ran out there: {last}"
     if done.returncode < 0:
         return "", f"the system ended that process by signal {-done.returncode}, as where memory runs out"
