@@ -5,6 +5,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -206,13 +207,14 @@ def _command(trial: Trial, place: Path, rest: list[str]) -> list[str]:
 
 def _predict(trial: Trial, progress: SweepProgress) -> "Prediction | None":
     """Return what the plan says, or None where it cannot say anything."""
-    from ftkit.plan.inputs.target import find_target
+    from ftkit.plan.inputs.target import PROFILED_BYTES, find_target
     from ftkit.plan.predict import predict
 
     if trial.run is None:
         return None
     try:
-        return predict(trial.run.config.without_cache(), find_target(num_devices=trial.world_size))
+        target = replace(find_target(num_devices=trial.world_size), held_bytes=PROFILED_BYTES)
+        return predict(trial.run.config.without_cache(), target)
     except FtkitError as error:
         progress.note(f"no prediction for {trial.name}: {error}")
         return None

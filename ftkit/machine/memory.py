@@ -97,20 +97,31 @@ def available_bytes(device: "torch.device") -> int | None:
             None if free is None else free + (device_process_bytes(device) or torch.accelerator.memory_reserved(device))
         )
     left = free_host_bytes()
-    if left is None or not _STATUS.is_file():
+    own, size = _own("VmRSS"), _own("VmSize")
+    if left is None or own is None or size is None:
         return None
-    own = {name: 1024 * int(count) for name, count in re.findall(r"(VmSize|VmRSS):\s+(\d+) kB", _STATUS.read_text())}
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY:
-        left = min(left, max(0, limit - own["VmSize"]))
-    return own["VmRSS"] + left
+        left = min(left, max(0, limit - size))
+    return own + left
 
 
 def peak_resident_bytes() -> int | None:
     """Return the most resident memory that this process has had since its start or `reset_peaks` (Linux: VmHWM)."""
+    return _own("VmHWM")
+
+
+def resident_bytes() -> int | None:
+    """Return the resident memory of this process, once what is free in its heap has been given back (Linux: VmRSS)."""
+    heap.trim()
+    return _own("VmRSS")
+
+
+def _own(figure: str) -> int | None:
+    """Return a figure of this process in bytes, as proc(5) names it; None where the system has no such file."""
     if not _STATUS.is_file():
         return None
-    found = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text())
+    found = re.search(rf"{figure}:\s+(\d+) kB", _STATUS.read_text())
     return int(found[1]) * 1024 if found else None
 
 

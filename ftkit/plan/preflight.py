@@ -14,7 +14,7 @@ from typing import Any
 from ftkit.config.tree import RunConfig
 from ftkit.engine.resolve import resolve
 from ftkit.errors import DoesNotFitError, FtkitError, PlannerError
-from ftkit.machine.memory import available_bytes
+from ftkit.machine.memory import available_bytes, resident_bytes
 from ftkit.machine.process import ProcessContext, first_decides
 from ftkit.plan.choices.candidates import Candidate
 from ftkit.plan.choices.changes import as_flags, changed
@@ -166,6 +166,7 @@ def _target(config: RunConfig, process: ProcessContext) -> Target:
     ranks of a CPU share that.
     """
     target = find_target(num_devices=process.world_size, launcher=process.launcher)
+    target = replace(target, held_bytes=resident_bytes())
     if process.local_world_size != process.world_size:
         target = replace(target, ram_bytes=None, locked_bytes=None)
     budget = config.engine.budget_bytes

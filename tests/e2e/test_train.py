@@ -114,6 +114,7 @@ def small_machine(monkeypatch):
     machine = hardware.this_machine()
     little = dataclasses.replace(machine, memory_bytes=RUNTIME_BYTES + 3 * 2**20)
     monkeypatch.setattr("ftkit.plan.inputs.target.this_machine", lambda: little)
+    monkeypatch.setattr("ftkit.plan.preflight.resident_bytes", lambda: None)  # this process has all tests in it
 
 
 def test_what_is_predicted_not_to_fit_is_refused_with_a_cure_that_works(work, small_machine):

@@ -19,6 +19,7 @@ from ftkit.models.methods.full import Full
 from ftkit.models.methods.lora import Lora, Qlora
 from ftkit.plan.choices.search import cures, search
 from ftkit.plan.inputs.target import Target, find_target
+from ftkit.plan.needs.memory import LATER_BYTES, RUNTIME_BYTES
 from ftkit.plan.predict import predict
 from ftkit.plan.predicted import FormulaPrediction
 from ftkit.plan.tracing.trace import UntraceableModelError
@@ -222,6 +223,24 @@ def test_a_plan_on_a_cpu_says_what_one_process_needs():
     assert prediction.fits
     assert prediction.peak_reserved_bytes is None
     assert UntraceableModelError.exit_code == 4
+
+
+def test_a_process_that_plans_its_own_training_starts_from_what_it_holds():
+    elsewhere = Target("cpu", "cpu", None, 2**34, num_cpus=2)
+    here = replace(elsewhere, held_bytes=2 * RUNTIME_BYTES)
+    planned, own = (predict(config("gpt2"), target, models.architecture("gpt2")) for target in (elsewhere, here))
+
+    assert own.peak_process_bytes == planned.peak_process_bytes + RUNTIME_BYTES + LATER_BYTES
+
+
+def test_a_heap_that_is_set_is_planned_with_less_of_what_comes_and_goes(monkeypatch):
+    target = Target("cpu", "cpu", None, 2**34, num_cpus=2)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    before = predict(config("gpt2"), target, models.architecture("gpt2"))
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0")
+    after = predict(config("gpt2"), target, models.architecture("gpt2"))
+
+    assert before.process_low_bytes == after.process_low_bytes < after.peak_process_bytes < before.peak_process_bytes
 
 
 def test_an_unknown_model_is_one_sentence_without_asking_a_hub_that_does_not_answer_again_and_again():

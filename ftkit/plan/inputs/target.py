@@ -16,6 +16,9 @@ HOST_LINK = 10e9
 """Bytes per second between two processes of a CPU, which share its memory."""
 CPU = "cpu"
 """The name of this machine's own processor among the cards."""
+PROFILED_BYTES = 437 * 10**6
+"""What a process on a CPU holds that is profiled, before any weight: its libraries, and neither data nor a plan (of
+MiniLM, seen in /proc/self/status)."""
 TYPICAL_GPU = "rtx3060"
 """Whose kernels and speed are taken where only a number of bytes is given."""
 
@@ -34,6 +37,7 @@ class Target:
         locked_bytes: what may be pinned; None: no limit.
         num_cpus: cores.
         launcher: what starts the ranks.
+        held_bytes: on a CPU, what the process that will train has now; None: another process will.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Target:
     locked_bytes: int | None = None
     num_cpus: int = 1
     launcher: Launcher = "none"
+    held_bytes: int | None = None
 
     @property
     def words(self) -> str:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from ftkit.engine.resolve import EngineKind
+from ftkit.machine.heap import is_whole
 from ftkit.observe.allocator import replay
 from ftkit.observe.peaks import Peak, allocator_events, find_peak
 from ftkit.plan.inputs.case import Case, Counts
@@ -22,14 +23,18 @@ from ftkit.records.schema import Verdict
 from ftkit.step.observer import Phase
 from ftkit.units import format_bytes
 
-RUNTIME_BYTES = 520 * 10**6
-"""Resident memory of one process on a CPU before any weight: Python, torch, transformers, peft, and what a step
-compiles (seen in /proc/self/status after a step, weights and free heap taken off)."""
-DEEPSPEED_RUNTIME_BYTES = 50 * 10**6
-"""What DeepSpeed and the process group add to it."""
+RUNTIME_BYTES = 555 * 10**6
+"""Resident memory of one process on a CPU that trains, before any weight: Python, torch, transformers, peft, readers of
+data, the planner, and what a step touches of them (MiniLM in fp32, in /proc/self/status)."""
+LATER_BYTES = 30 * 10**6
+"""What a step touches of the libraries for the first time, and what the plan leaves behind."""
+DEEPSPEED_RUNTIME_BYTES = 115 * 10**6
+"""What DeepSpeed and the process group add to it (two ranks of MiniLM in fp32, ZeRO-1 and 2)."""
+HEAP_SHARE = 0.22
+"""What lies free in the heap at the worst moment, of the bytes that come and go in a step (LoRA on MiniLM in fp32, with
+and without recomputing)."""
 HEAP_BYTES = 300 * 10**6
-"""The C library keeps freed blocks below 32 MiB for later: as much again as comes and goes in a step, and about this
-much at most (seen as what malloc_trim gives back after three steps)."""
+"""The same where the heap was not set (`ftkit.machine.heap`): all that comes and goes, but about this much at most."""
 CUDA_HOST_BYTES = 2**30
 """Host memory of one process with CUDA's libraries; a guess, since none has been measured."""
 
@@ -174,7 +179,7 @@ class CpuDevice:
         """Return the worst moment of a step, with what the C library keeps of the blocks that come and go."""
         peak = find_peak(share.tape, int)
         comes_and_goes = peak.active_bytes - dict(share.tape.at_marks()[:1]).get(Phase.LOAD, 0)
-        return self._memory(peak, peak.active_bytes + share.host_bytes, min(HEAP_BYTES, comes_and_goes), share)
+        return self._memory(peak, peak.active_bytes + share.host_bytes, _free_in_heap(comes_and_goes), share)
 
     def of_parts(self, parts: MemoryBreakdown) -> Memory:
         """Return the worst moment; one that uneven routing alone makes too large may not fit."""
@@ -189,7 +194,8 @@ class CpuDevice:
 
     def _memory(self, peak: Peak, held: int, kept: int, share: RankShare | None) -> Memory:
         target, run = self.case.target, self.case.run
-        runtime = RUNTIME_BYTES + (DEEPSPEED_RUNTIME_BYTES if run.engine is EngineKind.DEEPSPEED else 0)
+        runtime = RUNTIME_BYTES if target.held_bytes is None else target.held_bytes + LATER_BYTES
+        runtime += DEEPSPEED_RUNTIME_BYTES if run.engine is EngineKind.DEEPSPEED else 0
         least, process = (runtime + max(size, self.counts.load_bytes) for size in (held, held + kept))
         fits = peak.active_bytes <= target.memory_bytes
         reason = None if fits else _too_large(target, peak, peak.active_bytes)
@@ -217,10 +223,21 @@ def allocator_words(case: Case) -> str:
         case: the run at its target.
     """
     if case.target.gpu is None:
-        return f"what the C library keeps of freed blocks, {format_bytes(HEAP_BYTES)} at most"
+        most = f"{format_bytes(HEAP_BYTES)} at most"
+        kept = f"{HEAP_SHARE:.0%} of what comes and goes in a step" if is_whole() else most
+        return f"what the C library keeps of freed blocks, {kept}"
     if case.run.config.engine.expandable_segments:
         return f"growing segments (engine.expandable_segments), each request replayed; {RESERVED_NOISE:.1%} is noise"
     return f"segments of fixed size, each request replayed; up to {RESERVED_NOISE:.1%} more is noise"
+
+
+def _free_in_heap(comes_and_goes: int) -> int:
+    """Return what lies free in the C library's heap at the worst moment of a step.
+
+    Args:
+        comes_and_goes: bytes of tensors that live then, and did not before the step.
+    """
+    return int(HEAP_SHARE * comes_and_goes) if is_whole() else min(HEAP_BYTES, comes_and_goes)
 
 
 def _peak(parts: MemoryBreakdown) -> Peak:
