@@ -13,7 +13,7 @@ from ftkit.observe.operators import dtype_name
 from ftkit.observe.peaks import peak_place
 from ftkit.observe.tape import Tape
 from ftkit.plan.choices.candidates import Candidate
-from ftkit.plan.choices.changes import as_flags, steps_down
+from ftkit.plan.choices.changes import STREAM, as_flags, steps_down
 from ftkit.plan.choices.search import options_at
 from ftkit.plan.inputs.case import Case
 from ftkit.plan.needs.memory import allocator_words, context_words
@@ -187,9 +187,15 @@ def _moment(grounds: Grounds) -> str:
 
 
 def _knobs(before: int, changes: Sequence[Candidate]) -> Iterator[Knob]:
-    """Yield the changes that lower a peak, the largest saving first."""
+    """Yield the changes that lower a peak, the largest saving first.
+
+    Of the places that layers may be streamed from the quicker one alone: the device has the same of both.
+    """
+    seen = set()
     for one in sorted(changes, key=lambda one: (one.needed_bytes, one.seconds)):
-        if one.changes and one.needed_bytes < before:
+        alike = repr({key: key == STREAM or value for key, value in one.changes.items()}), one.fits
+        if one.changes and one.needed_bytes < before and alike not in seen:
+            seen.add(alike)
             yield _knob(one, before)
 
 

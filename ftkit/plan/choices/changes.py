@@ -34,6 +34,8 @@ OFFLOAD = "model.offload_activations"
 LENGTH, RANK, METHOD, OPTIMIZER = "data.max_length", "method.rank", "method.name", "optimizer.name"
 STREAM = "engine.stream_layers"
 GROUP = "engine.stream_micro_batches"
+_FEW = 4
+"""Micro-batches through a streamed layer together where all of a step keep too much: layers come a quarter as often."""
 _TOP = "method.top_layers"
 
 
@@ -125,7 +127,12 @@ def grid(config: RunConfig, target: Target, sequences: Sequences | None) -> list
         for method, optimizer, engine, level, size in itertools.product(methods, optimizers, engines, kept, sizes)
     ]
     # A streamed layer recomputes whole, so its level is not to be chosen.
-    combinations += [{SIZE: size} | stream for stream, size in itertools.product(stream_choices(config, target), sizes)]
+    streams = stream_choices(config, target) if config.engine.stream_layers == "none" else [{}]
+    combinations += [
+        {SIZE: size} | stream | group
+        for size in sizes
+        for stream, group in itertools.product(streams, group_choices(config, target, sequences, {SIZE: size}))
+    ]
     return sorted(combinations, key=len)
 
 
@@ -218,6 +225,23 @@ def stream_choices(config: RunConfig, target: Target) -> list[Changes]:
     is_plain = resolve(config, target.devices).engine is EngineKind.PLAIN
     engine: Changes = {} if is_plain else {"engine.zero_stage": 0}
     return [{STREAM: place} | engine for place in (("disk",) if target.device_type == "cpu" else ("ram", "disk"))]
+
+
+def group_choices(config: RunConfig, target: Target, sequences: Sequences | None, cut: Changes) -> list[Changes]:
+    """Return how many micro-batches may go through a streamed layer together: one first; that which is named, alone.
+
+    Args:
+        config: what the changes start from.
+        target: the devices.
+        sequences: the data; None: not at hand.
+        cut: a change to the size of the micro-batch; empty: as it is.
+    """
+    if config.engine.stream_micro_batches != 1:
+        return [{}]
+    number = plan_shape(changed(config, cut), target.num_devices, sequences).num_micro_batches
+    # A few of no more than there are would be all of them, and their bytes would not grow with the cut along a line.
+    few: list[Changes] = [{GROUP: _FEW}] if number > _FEW else []
+    return [{}, *few, *([{GROUP: "all"}] if number > 1 else [])]
 
 
 def halves(number: int) -> list[int]:

@@ -3,8 +3,9 @@
 Levels of recomputing are tried from the quickest on, each without and then with activations that wait on the host of a
 GPU, and no further than to the first with which a step that fits is as fast as any: a step that recomputes more is
 never quicker. Where no level leads there, frozen layers may be streamed, which recomputes all of them and waits for
-what comes: that is chosen where nothing else fits, or nothing else is as quick. What would change the mathematics is
-named, not chosen.
+what comes, less often where several micro-batches go through a layer together: that is chosen where nothing else fits,
+or nothing else is as quick. What would change the mathematics is named, not chosen; that dropout draws in another order
+where micro-batches go together is said.
 """
 
 import itertools
@@ -27,6 +28,7 @@ from ftkit.plan.choices.changes import (
     TOKENS,
     Changes,
     as_flags,
+    group_choices,
     halves,
     most_sequences,
     stream_choices,
@@ -40,7 +42,7 @@ from ftkit.report.planned.streamed import PLACES
 from ftkit.report.words import sharing
 from ftkit.units import format_bytes
 
-_LIMIT = 40
+_LIMIT = 64
 """Configurations of one level that are predicted at most; the two ends of each family are traced."""
 _NAMED = 2
 """Changes of the mathematics that are named at most."""
@@ -146,7 +148,9 @@ def _priced(config: RunConfig, options: Options) -> list[Candidate]:
     """Predict the choices, level after level, until one that fits is as fast as any."""
     is_open = config.model.recompute == Recompute() and config.engine.stream_layers == "none"
     levels = LEVELS if is_open else [config.model.recompute.as_written()]
-    cuts, engines = _cuts(config, options), _engines(config, options.target)
+    streams = config.engine.stream_layers != "none"
+    cuts = _grouped_cuts(config, options) if streams else _cuts(config, options)
+    engines = _engines(config, options.target)
     priced: list[Candidate] = []
     for level, away in itertools.product(levels, _offloads(config, options.target)):
         choices = [{RECOMPUTE: level} | away | engine | cut for engine, cut in itertools.product(engines, cuts)]
@@ -164,7 +168,7 @@ def _priced(config: RunConfig, options: Options) -> list[Candidate]:
 
 def _streamed(config: RunConfig, options: Options) -> list[Candidate]:
     """Predict the choices with frozen layers streamed; none where the run or its model does not go with that."""
-    choices = [stream | cut for stream in _streams(config, options.target) for cut in _cuts(config, options)]
+    choices = [stream | cut for stream in _streams(config, options.target) for cut in _grouped_cuts(config, options)]
     try:
         return options.price(config, choices, _LIMIT)
     except ModelError:
@@ -181,6 +185,12 @@ def _cuts(config: RunConfig, options: Options) -> list[Changes]:
         return [{}]
     most = most_sequences(config, options.target, options.sequences)
     return [{TOKENS: size * options.sequences.longest} for size in halves(most)]
+
+
+def _grouped_cuts(config: RunConfig, options: Options) -> list[Changes]:
+    """Return the cuts of a run that streams, each with how many micro-batches go through a layer together."""
+    target, sequences = options.target, options.sequences
+    return [cut | group for cut in _cuts(config, options) for group in group_choices(config, target, sequences, cut)]
 
 
 def _offloads(config: RunConfig, target: Target) -> list[Changes]:
@@ -236,7 +246,11 @@ def _others(config: RunConfig, options: Options, least: Candidate) -> Sequence[C
 def _stream_words(config: RunConfig) -> list[str]:
     """Return where frozen layers are streamed from, in words; nothing where they are not."""
     place = config.engine.stream_layers
-    return [] if place == "none" else [f"frozen layers streamed from {PLACES[place]}"]
+    if place == "none":
+        return []
+    number = config.engine.stream_micro_batches
+    together = [f"{number} micro-batches through each together, where dropout draws in another order"]
+    return [f"frozen layers streamed from {PLACES[place]}", *(together if number != 1 else [])]
 
 
 def _cut_words(config: RunConfig) -> str:

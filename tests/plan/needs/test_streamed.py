@@ -13,7 +13,7 @@ from ftkit.models.methods.full import Full
 from ftkit.models.methods.lora import Lora, Qlora
 from ftkit.models.sources.source import load_config, resolve_source
 from ftkit.models.streaming.stream import stream_of
-from ftkit.plan.choices.changes import GROUP, STREAM, as_flags, steps_down
+from ftkit.plan.choices.changes import GROUP, SIZE, STREAM, as_flags, group_choices, steps_down
 from ftkit.plan.choices.search import cures, options_at
 from ftkit.plan.inputs.case import Case
 from ftkit.plan.inputs.target import find_target
@@ -145,6 +145,13 @@ def test_streaming_is_offered_to_a_run_that_does_not_fit_where_its_method_allows
     full = config.model_copy(update={"method": Full()})
     options = options_at(full, target, architecture, None, None)
     assert not options.price(full, [{STREAM: "ram"}], 1)
+
+
+@pytest.mark.parametrize(("size", "numbers"), [(32, []), (16, ["all"]), (8, ["all"]), (4, [4, "all"])])
+def test_a_few_micro_batches_or_all_may_go_together_where_there_are_several(size, numbers):
+    target, config = find_target("t4"), run_config("llama", Lora(), "ram")
+    assert group_choices(config, target, None, {SIZE: size}) == [{}, *({GROUP: number} for number in numbers)]
+    assert group_choices(run_config("llama", Lora(), "ram", 2), target, None, {SIZE: size}) == [{}], "it is named"
 
 
 def test_micro_batches_that_go_together_are_taken_apart_before_all_else(folders):
