@@ -3,9 +3,11 @@
 A plan and a profile read their tapes here, so that both count by the same rules.
 """
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from ftkit.observe.allocator import round_size
 from ftkit.observe.tape import Birth, Tape
@@ -247,5 +249,12 @@ def timeline(tape: Tape, step: int, rank: int, layers: Mapping[str, int]) -> Tim
         events=tuple(moment.place - begin for moment in kept),
         phases=tuple(moment.phase for moment in kept),
         live_bytes={kind: tuple(moment.by_kind[index] for moment in kept) for index, kind in enumerate(order)},
+        window=tuple(_window_at(tape, moment.place) for moment in kept) if tape.window else (),
         largest_tensors=_largest(tape, of_kind, max(within, key=lambda moment: moment.total).place, layers),
     )
+
+
+def _window_at(tape: Tape, place: int) -> tuple[int, ...]:
+    """Return the layers that the window of a streamed model holds at a place of its tape."""
+    known = bisect_right(tape.window, place, key=itemgetter(0))
+    return tape.window[known - 1][1] if known else ()

@@ -38,6 +38,7 @@ from torch import nn
 
 from ftkit.models.activations.offload import watched
 from ftkit.models.kernels.foreign import DispatchMode
+from ftkit.models.streaming.stream import window_watched
 from ftkit.observe import foreign
 from ftkit.observe.attribution import Attribution, layer_named
 from ftkit.observe.inplace_sums import ADD, autograd_adds_in_place, references_of_the_last
@@ -183,10 +184,16 @@ class Recorder(DispatchMode):
             layers: module name of a layer to its number.
         """
         try:
-            with self.at.inside(model, layers), watched(model, self), self:
+            with self.at.inside(model, layers), watched(model, self), window_watched(model, self), self:
                 yield self
         finally:
             self.live.close()
+
+    def window_holds(self, layers: tuple[int, ...]) -> None:
+        """Write down which layers the window of a streamed model holds from here on."""
+        window = self.tape.window
+        if not window or window[-1][1] != layers:
+            window.append((len(self.tape.events), layers))
 
     def _see(self, tensor: torch.Tensor, func: Any, number: int, args: tuple[Any, ...]) -> None:
         if not self.live.is_new(tensor):

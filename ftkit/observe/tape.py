@@ -98,6 +98,7 @@ class Tape:
         weights: layer, or None for outside the layers, to (all weights, those that train).
         on_host: layer to the bytes of each storage that waits on the host between a forward and its backward.
         choices: layer to the facts by which a kernel was chosen for it, each once, such as those of an attention.
+        window: (position in `events`, layers): the layers that the window of a streamed model holds from there on.
     """
 
     births: list[Birth] = field(default_factory=list)
@@ -108,6 +109,7 @@ class Tape:
     weights: dict[int | None, tuple[int, int]] = field(default_factory=dict)
     on_host: dict[int | None, list[int]] = field(default_factory=dict)
     choices: dict[int | None, list[Hashable]] = field(default_factory=dict)
+    window: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
 
     def add(self, birth: Birth) -> int:
         """Take up a storage and return its number; it lives from `begin` to `end`."""

@@ -70,7 +70,6 @@ class Prediction(Figures):
     fits: bool | None = None
     """Whether every request for memory is met, on the device and on the host, if what is not known turns out well."""
     verdict: Verdict | None = None
-    """How sure that is."""
     verdict_by: str | None = None
     """The ends of what is not known by which it was found: of the context, and of what the allocator reserves."""
     reason: str | None = None
@@ -271,6 +270,7 @@ class TimelineLine(Record):
     phases: tuple[str, ...]
     live_bytes: dict[str, tuple[int, ...]]
     """Kind of memory, such as `activation`, to its bytes."""
+    window: tuple[tuple[int, ...], ...] = ()  # the layers that the window of a streamed model holds at each point
     largest_tensors: tuple[LiveTensor, ...] = ()
     """The ten largest when most was live."""
 

@@ -5,9 +5,10 @@ backward finds its weights, whatever asks for them first. And inside what it rec
 the buffer that they are in by then.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -27,6 +28,13 @@ _STREAM, _VALUES = "layer_stream", "streamed_values"
 """The attributes of the list of layers and of a weight by which others find what is streamed."""
 
 
+class Observer(Protocol):
+    """Is told of the window of a streamed model."""
+
+    def window_holds(self, layers: tuple[int, ...]) -> None:
+        """The window holds these layers, or they are on their way to it."""
+
+
 class LayerStream:
     """The streamed layers of one model.
 
@@ -35,6 +43,7 @@ class LayerStream:
         source: where it comes from.
         window: the buffers; None until the model is on its device.
         comes_back: whether a backward passes through the topmost layer.
+        observer: is told when the window moves; None: nobody is.
     """
 
     def __init__(self, layout: Layout, source: LayerSource) -> None:
@@ -47,6 +56,7 @@ class LayerStream:
         self.layout, self.source = layout, source
         self.window: Window | None = None
         self.comes_back = False
+        self.observer: Observer | None = None
         self._in_backward: tuple[int, int | None] | None = None
 
     def forward(self, layer: int) -> None:
@@ -66,6 +76,12 @@ class LayerStream:
         self._fetch(layer, 0 if is_lowest else max(layer - 1, 0))
         self._in_backward = layer, self._generation(layer)
 
+    def tell(self) -> None:
+        """Tell the observer, if there is one, which layers the window holds, if it holds any."""
+        held = () if self.window is None else tuple(sorted(one for one in self.window.layers if one is not None))
+        if held and self.observer is not None:
+            self.observer.window_holds(held)
+
     def _end_backward(self) -> None:
         """Make sure that the layer whose backward has ended found its weights in one buffer all along."""
         if self._in_backward is None:
@@ -83,6 +99,7 @@ class LayerStream:
     def _fetch(self, layer: int, then: int | None) -> None:
         assert self.window is not None, "place() has not put this model onto its device"
         self.window.fetch(layer, then)
+        self.tell()
 
 
 def attach(model: nn.Module, layout: Layout, source: LayerSource, table: TableSource) -> LayerStream:
@@ -156,6 +173,26 @@ def resident_bytes(model: nn.Module) -> int | None:
         return None
     stays = (one for one in model.parameters() if not is_streamed(one))
     return stream.layout.window_bytes + sum(map(least_bytes, stays))
+
+
+@contextmanager
+def window_watched(model: nn.Module, observer: Observer) -> Iterator[None]:
+    """Tell somebody when the window of a model moves while a block runs; without effect where no layer is streamed.
+
+    Args:
+        model: what `build_model` or `build_empty_model` returned.
+        observer: is told.
+    """
+    stream = stream_of(model)
+    if stream is None:
+        yield
+        return
+    stream.observer = observer
+    stream.tell()
+    try:
+        yield
+    finally:
+        stream.observer = None
 
 
 def is_streamed(tensor: torch.Tensor) -> bool:

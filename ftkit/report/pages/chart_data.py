@@ -12,6 +12,7 @@ from ftkit.report.answered import calibration, label_words
 from ftkit.report.collect import Run
 from ftkit.report.columns import COLUMNS, MEMORY_FIGURES, scores
 from ftkit.report.compare import efficient_front
+from ftkit.report.planned.streamed import window_words
 
 Plain = dict[str, Any]
 
@@ -120,6 +121,7 @@ def _timeline(line: TimelineLine, run: Run) -> Plain:
     return {
         "events": line.events,
         "phases": line.phases,
+        "window": [window_words(layers) for layers in line.window] or None,
         "kinds": {kind: line.live_bytes[kind] for kind in known},
         "peak": peak,
         "explanation": explain_peak(line, run, peak),
@@ -145,6 +147,8 @@ def explain_peak(line: TimelineLine, run: Run, peak: int) -> str:
     if largest:
         first = largest[0]
         sentence += f" The largest tensor, {words.size(first.num_bytes)} of {first.kind}, was made in {first.module}."
+    if line.window:
+        sentence += f" The window of streamed layers holds {window_words(line.window[peak])} then."
     return sentence
 
 

@@ -163,7 +163,7 @@
       hovertemplate: `${kind} %{y:.1f} ${unit}<extra></extra>`,
     }));
     traces.push({
-      type: "scatter", mode: "lines", name: "all", x: line.events, y: totals.map((value) => value / by), text: line.phases, showlegend: false,
+      type: "scatter", mode: "lines", name: "all", x: line.events, y: totals.map((value) => value / by), text: line.phases.map((phase, i) => line.window ? `${phase}, ${line.window[i]} in the window` : phase), showlegend: false,
       line: { width: 1, color: css("--ink"), shape: "hv" }, hovertemplate: `<b>all %{y:.1f} ${unit}</b>, %{text}<extra></extra>`,
     });
     const starts = line.phases.map((phase, i) => i).filter((i) => i === 0 || line.phases[i] !== line.phases[i - 1]);

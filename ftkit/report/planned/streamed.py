@@ -1,5 +1,7 @@
 """Words for frozen layers that are streamed."""
 
+from collections.abc import Sequence
+
 from ftkit.records.streamed import StreamPlan
 from ftkit.units import format_bytes, format_seconds
 
@@ -30,6 +32,13 @@ def stream_line(streamed: StreamPlan) -> str:
     size, window = format_bytes(streamed.step_bytes), format_bytes(streamed.window_bytes)
     place = PLACES[streamed.place]
     return f"streamed layers: {size} a step from {place} through a window of {window}, {_time(streamed)}"
+
+
+def window_words(layers: Sequence[int]) -> str:
+    """Return the layers that a window holds, in words."""
+    if not layers:
+        return "no layer"
+    return f"layer{'' if len(layers) == 1 else 's'} {' and '.join(map(str, layers))}"
 
 
 def _time(streamed: StreamPlan) -> str:

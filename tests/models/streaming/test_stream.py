@@ -12,6 +12,7 @@ from ftkit.models.foreign import checkpointing_layers
 from ftkit.models.partitions import own_tensors
 from ftkit.models.streaming.stream import stream_of
 from ftkit.models.streaming.window import StaleWeightsError
+from ftkit.observe.peaks import timeline
 from ftkit.observe.recorded import record_steps, see_model
 from ftkit.observe.recorder import Recorder
 from tests.helpers import PADDING, ragged_split
@@ -73,6 +74,17 @@ def test_the_window_does_not_grow_with_the_number_of_layers(deep):
             record_steps(engine, [micro_batch], recorder)
         peaks[num_layers] = recorder.tape.peak_bytes()
     assert peaks[12] == peaks[24] == peaks[48]
+
+
+def test_a_recorder_sees_the_window_move_up_the_layers_and_down_again(deep):
+    engine, recorder = engine_of(deep("llama"), DISK), Recorder()
+    micro_batch = batching.collate(ragged_split("causal-lm"), np.arange(3), PADDING, engine.device)
+    with recorder.inside(engine.model, {}):
+        tape = record_steps(engine, [micro_batch], recorder)
+    up = [(number, number + 1) for number in range(5)]
+    step = [*up, *up[-2::-1]]
+    assert [layers for _, layers in tape.window] == [*step, *step[1:]]
+    assert set(timeline(tape, 2, 0, {}).window) == set(up)
 
 
 def test_a_product_that_keeps_its_weight_is_found_before_its_buffer_is_used_again(deep):
