@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ftkit.cli.opening import begin_with
-from ftkit.cli.options import quieten, user_errors
+from ftkit.cli.options import named_columns, quieten, user_errors
 
 if TYPE_CHECKING:
     from ftkit.inference.evaluate import Scored
@@ -28,9 +28,19 @@ if TYPE_CHECKING:
     help="Keep what each example was answered, as the answers of a run.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A key, such as data.label_column=topic.")
-def evaluate(
-    run: str, dataset: str | None, split: str | None, output: Path | None, *, as_json: bool, settings: tuple[str, ...]
+@click.option("--text-column", metavar="NAME", help="Of the texts in --dataset; found where its name is usual.")
+@click.option("--label-column", metavar="NAME", help="Of the labels in --dataset; found where its name is usual.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A key, such as data.encoding=cp1252.")
+def evaluate(  # noqa: PLR0913  # one parameter is one flag
+    run: str,
+    dataset: str | None,
+    split: str | None,
+    output: Path | None,
+    text_column: str | None,
+    label_column: str | None,
+    *,
+    as_json: bool,
+    settings: tuple[str, ...],
 ) -> None:
     """Score a trained model on data, as training scores it: in the same precision and cut.
 
@@ -43,7 +53,8 @@ def evaluate(
         from ftkit.inference.evaluate import keep, score
         from ftkit.inference.opened import open_config, open_model
 
-        opened = open_model(run, open_config(run, settings), _note)
+        columns = named_columns(text=text_column, label=label_column)
+        opened = open_model(run, open_config(run, [*settings, *columns]), _note)
         scored = score(opened, dataset, split, (lambda _: None) if as_json else _note)
         if output is not None:
             keep(scored, output)

@@ -1,5 +1,6 @@
 """Flags that fill a RunConfig; each is one key of the configuration and takes its help from there."""
 
+import json
 import os
 import sys
 import time
@@ -89,6 +90,16 @@ def read_config(flags: dict[str, Any]) -> RunConfig:
         value = flags.pop(name)
         overrides[name.replace("__", ".")] = None if value == () else value
     return load_config(flags.pop("file"), flags.pop("preset"), flags.pop("settings"), overrides)
+
+
+def named_columns(**names: str | None) -> list[str]:
+    """Return the settings that name columns.
+
+    Args:
+        names: `text` or `label` to the name of that column; None: it is to be found.
+    """
+    given = {role: json.dumps(name, ensure_ascii=False) for role, name in names.items() if name is not None}
+    return [f"data.{role}_column={name}" for role, name in given.items()]
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ftkit.cli.opening import begin_with
-from ftkit.cli.options import quieten, user_errors
+from ftkit.cli.options import named_columns, quieten, user_errors
 from ftkit.config.tree import DataConfig
 from ftkit.errors import ConfigError
 
@@ -28,6 +28,7 @@ _FORMATS = ("csv", "jsonl", "parquet")
     metavar="FILE|FOLDER|NAME",
     help="Answer the texts of data as train reads it; labels are not needed.",
 )
+@click.option("--text-column", metavar="NAME", help="Of the texts in --dataset; found where its name is usual.")
 @click.option(
     "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write .csv, .jsonl or .parquet."
 )
@@ -36,11 +37,12 @@ _FORMATS = ("csv", "jsonl", "parquet")
 )
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Of an answer.")
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0: no draws.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A key, such as data.text_column=body.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A key, such as data.encoding=cp1252.")
 def predict(  # noqa: PLR0913  # one parameter is one flag
     run: str,
     texts: tuple[str, ...],
     dataset: str | None,
+    text_column: str | None,
     output: Path | None,
     form: str | None,
     max_new_tokens: int,
@@ -62,7 +64,7 @@ def predict(  # noqa: PLR0913  # one parameter is one flag
         from ftkit.inference.generate import Sampling
         from ftkit.inference.opened import open_config, open_model
 
-        config = open_config(run, settings)
+        config = open_config(run, [*settings, *named_columns(text=text_column)])
         asked = _asked(texts, dataset, config.data)
         if asked.num_empty:
             click.echo(f"note: {asked.num_empty:,} rows have no text, and no answer", err=True)

@@ -49,6 +49,13 @@ def test_a_file_that_lacks_a_class_is_scored_and_one_with_another_is_refused(tra
     file.write_text("text,label\ngood film,good\nbad film,bad\nfine good,good\n")
     scored = json.loads(ftkit("evaluate", folder, "--dataset", file, "--json").stdout)
     assert scored["num_samples"] == 3
+    other = tmp_path / "other.csv"
+    other.write_text("1,yes,n\ngood film,good,7\nbad film,bad,8\nfine good,good,9\n")
+    named = ("--text-column", "1", "--label-column", "yes")
+    again = json.loads(ftkit("evaluate", folder, "--dataset", other, *named, "--json").stdout)
+    assert again == scored | {"seconds": again["seconds"]}
+    answered = csv.DictReader(ftkit("predict", folder, "--dataset", other, *named[:2]).stdout.splitlines())
+    assert [row["text"] for row in answered] == ["good film", "bad film", "fine good"]
     assert [one["support"] for one in scored["per_label"]] == [1, 2, 0]
     file.write_text("text,label\ngood film,superb\nbad film,bad\n")
     ran = ftkit("evaluate", folder, "--dataset", file)
