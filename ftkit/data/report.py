@@ -1,5 +1,6 @@
 """The data's own report: what was found, dropped and cut, in numbers and in lines."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,6 +13,8 @@ from ftkit.data.findings import Finding, by_severity, listed, note, warning
 
 QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
 """The quantiles of sequence lengths that a report names."""
+_TITLES = ("title", "subject", "headline", "heading", "summary")
+"""Columns that have a part of a text whose body is in another."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +108,18 @@ class DataReport:
             for (later, earlier), count in self.shared.items()
         ]
         if self.ignored_columns:
-            found.append(note(f"columns that nothing reads: {listed(self.ignored_columns)}"))
+            found.append(note(f"columns that nothing reads: {listed(self.ignored_columns)}", self._title_cure()))
         if self.num_line_ends:
             found.append(note(f"{self.num_line_ends:,} line ends CR LF are read as LF"))
         return (*found, *self.findings)
+
+    def _title_cure(self) -> str:
+        """Return what lets a classifier read the titles of its texts, where they lie in a column of their own."""
+        titles = [name for name in self.ignored_columns if name.strip().lower() in _TITLES]
+        if not titles or set(self.columns) != {"text", "label"}:
+            return ""
+        text, pair = (shlex.quote(name) for name in (self.columns["text"], titles[0]))
+        return f"to read both: --set data.text_column={text} --set data.text_pair_column={pair}"
 
     def _prompt_lines(self) -> list[str]:
         if self.prompt is None and not self.as_chat:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+from ftkit.data.reading import foreign as reading
 from ftkit.engine import foreign as engine
 from ftkit.engine import pace, undone_step
 from ftkit.machine import foreign as machine
@@ -59,6 +60,8 @@ def coordinator_names(*names):
 MOVED = "utils/transformers_weight_conversion.py"
 PARTITIONED = "runtime/zero/partition_parameters.py"
 WRITTEN = [
+    # data
+    Written(reading.sheet_xml, "openpyxl", "worksheet/_read_only.py", "def _get_source(self):"),
     # machine
     Written(machine.record_memory_history, "torch", "cuda/memory.py", "def _record_memory_history("),
     Written(machine.forget_memory_history, "torch", "cuda/memory.py", 'enabled: Literal["state", "all"] | None'),
@@ -232,7 +235,7 @@ def test_a_name_is_where_it_was(written):
 
 @pytest.mark.parametrize(
     "file",
-    [machine, models, kernels, saving, sources, streaming, engine, observe, tracing],
+    [reading, machine, models, kernels, saving, sources, streaming, engine, observe, tracing],
     ids=lambda file: file.__name__,
 )
 def test_every_function_of_a_file_of_foreign_names_has_its_contract(file):

@@ -32,13 +32,15 @@ def table(rows, names=("text", "label"), separator=",", encoding="utf-8", before
     return (before + out.getvalue()).encode(encoding)
 
 
-def workbook(*sheets):
+def workbook(*sheets, merged=()):
     book = openpyxl.Workbook()
     book.remove(book.active)
     for name, rows in sheets:
         sheet = book.create_sheet(name)
         for row in rows:
             sheet.append(row)
+        for cells in merged:
+            sheet.merge_cells(cells)
     out = io.BytesIO()
     book.save(out)
     return out.getvalue()
@@ -73,6 +75,9 @@ READ = {
     "table.parquet": parquet(ROWS),
     "sheet.xlsx": workbook(("Reviews", [("Text", "Label"), *ROWS])),
     "an empty second sheet.xlsx": workbook(("Reviews", [("Text", "Label"), *ROWS]), ("Sheet2", [])),
+    "merged cells.xlsx": workbook(
+        ("R", [("Label", "Text"), *sorted((label, text) for text, label in ROWS)]), merged=("A2:A31", "A32:A61")
+    ),
     "true and false.xlsx": workbook(("R", [("Text", "Lovely?"), *[(text, label == "good") for text, label in ROWS]])),
     "days as labels.csv": table([(text, f"2026-01-0{1 + (label == 'good')}") for text, label in ROWS]),
     "spaces that do not break.csv": table([(text, label + "\xa0" * (n % 2)) for n, (text, label) in enumerate(ROWS)]),
@@ -174,6 +179,17 @@ def test_what_may_be_meant_otherwise_is_a_warning(name, tokenizer, tmp_path):
     report = prepare_data(config.data, config.task, tokenizer, 0).report
     warnings = [one.line() for one in report.all_findings() if one.severity is Severity.WARNING]
     assert any(all(word in line for word in words) for line in warnings), warnings
+
+
+def test_the_titles_of_texts_are_read_too_as_the_note_says(tokenizer, tmp_path):
+    path = write(tmp_path, "mail.csv", READ["title and body.csv"])
+    config = load_config(settings=[f"data.dataset={path}"])
+    cure = next(one.cure for one in prepare_data(config.data, config.task, tokenizer, 0).report.all_findings())
+    named = [word for word in cure.split() if "=" in word]
+    assert named == ["data.text_column=body", "data.text_pair_column=title"]
+    config = load_config(settings=[f"data.dataset={path}", *named])
+    report = prepare_data(config.data, config.task, tokenizer, 0).report
+    assert report.columns == {"text": "body", "pair": "title", "label": "label"}
 
 
 @pytest.mark.parametrize("name", UNUSABLE)

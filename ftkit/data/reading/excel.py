@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ftkit.data.reading.shards import Shard
+from ftkit.data.reading.sheet_marks import SheetMarks, marks_of
 from ftkit.data.reading.values import Row, table_of_rows
 from ftkit.errors import DataError, DependencyError
 
@@ -28,7 +29,8 @@ def read_workbook(path: Path, sheet: str | None) -> Shard:
         sheet: the name of the sheet, or None where one sheet alone is visible and holds something.
 
     Returns:
-        Its rows, with their numbers as Excel shows them; empty rows are left out.
+        Its rows, with their numbers as Excel shows them; empty rows are left out, and the value of a merged cell is
+        that of each of its rows.
 
     Raises:
         DataError: a damaged file, several sheets, or a cell that holds an error, a formula without result, or a date
@@ -39,11 +41,12 @@ def read_workbook(path: Path, sheet: str | None) -> Shard:
     with closing(values), closing(formulas):
         name = _choose_sheet(path, values, sheet)
         numbers: list[int] = []
-        rows = _rows(path, zip(_cells(values[name]), _cells(formulas[name]), strict=True), numbers)
+        marks = marks_of(values[name])
+        rows = _rows(path, zip(_cells(values[name]), _cells(formulas[name]), strict=True), marks, numbers)
         table = table_of_rows(rows, lambda row: f"{path}: row {numbers[row]}")
     others = [other.title for other in values.worksheets if other.title != name]
-    notes = (f"sheet {name!r} of {len(others) + 1}",) if others else ()
-    return Shard(str(path), table, places=np.array(numbers, np.int64), notes=notes)
+    notes = [f"sheet {name!r} of {len(others) + 1}"] if others else []
+    return Shard(str(path), table, places=np.array(numbers, np.int64), notes=(*notes, *marks.notes()))
 
 
 def _open(path: Path, *, data_only: bool) -> Any:
@@ -89,7 +92,9 @@ def _cells(sheet: Any) -> Iterator[tuple[Any, ...]]:
     return iter(sheet.iter_rows())
 
 
-def _rows(path: Path, cells: Iterator[tuple[tuple[Any, ...], tuple[Any, ...]]], numbers: list[int]) -> Iterator[Row]:
+def _rows(
+    path: Path, cells: Iterator[tuple[tuple[Any, ...], tuple[Any, ...]]], marks: SheetMarks, numbers: list[int]
+) -> Iterator[Row]:
     """Yield the rows below the header, and note their numbers."""
     names: dict[int, str] = {}
     are_dates: dict[int, bool] = {}
@@ -113,6 +118,7 @@ def _rows(path: Path, cells: Iterator[tuple[tuple[Any, ...], tuple[Any, ...]]], 
                         f"{path}, row {number}: column {names.get(place, _letters(place))!r} has dates and other "
                         "values, as Excel makes of texts such as 1/2; write the dates as text"
                     )
+            marks.fill(number, filled)
             numbers.append(number)
             yield dict.fromkeys(names.values()) | {names.get(at, _letters(at)): value for at, value in filled.items()}
 

@@ -86,6 +86,27 @@ def test_a_cell_without_a_header_is_known_by_its_letter(tmp_path):
     assert read(path).table.to_pylist() == [{"text": "a", "label": "c", "B": "b", "D": "d"}]
 
 
+def test_the_value_of_a_merged_cell_is_that_of_each_of_its_rows_and_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("ftkit.data.reading.sheet_marks._PART", 7)  # elements lie across the ends of what is read
+    monkeypatch.setattr("ftkit.data.reading.sheet_marks._LONGEST", 200)
+    path = save(tmp_path / "t.xlsx", ["label", "note", "text"], *[[None, None, text] for text in "abcdef"], [])
+    book = openpyxl.load_workbook(path)
+    sheet = book.active
+    for cell, value in (("A2", "x"), ("A5", "y"), ("B3", "n"), ("B4", "m"), ("A8", "of nothing")):
+        sheet[cell] = value
+    for cells in ("A2:A4", "A5:A6", "B3:C3", "A8:A9"):
+        sheet.merge_cells(cells)
+    sheet.row_dimensions[5].hidden = sheet.row_dimensions[6].hidden = True
+    book.save(path)
+    shard = read(path)
+    rows = shard.table.to_pylist()
+    assert [row["label"] for row in rows] == ["x", "x", "x", "y", "y", None, "of nothing"]
+    assert [row["note"] for row in rows] == [None, "n", "m", None, None, None, None]
+    assert shard.notes == (
+        "3 cells have the value of the merged cell that they are part of", "2 hidden rows are read too"
+    )  # fmt: skip
+
+
 def test_a_sheet_is_read_where_it_is_the_only_one_or_named(tmp_path):
     path = save(tmp_path / "d.xlsx", ["text"], ["a"], Notes=[["x"], ["b"]])
     assert "Sheet, Notes" in refusal(path)

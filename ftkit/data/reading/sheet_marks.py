@@ -1,0 +1,73 @@
+"""Merged cells and hidden rows of a sheet, which its rows do not tell of."""
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from ftkit.data.reading import foreign
+
+_MERGED = re.compile(rb'<(?:\w+:)?mergeCell\s[^<>]*?ref="([A-Z]+\d+:[A-Z]+\d+)"')
+_HIDDEN = re.compile(rb'<(?:\w+:)?row\s[^<>]*?hidden="(?:1|true)"')
+_PART, _LONGEST = 2**20, 2**10
+"""Bytes that are looked through at once; more than one such element has."""
+
+
+@dataclass
+class SheetMarks:
+    """What is marked in a sheet.
+
+    Attributes:
+        merged: row to the columns, from 0, whose cell is merged with those below, and the last row of each.
+        num_hidden: rows that Excel does not show.
+        num_filled: cells that `fill` has filled.
+    """
+
+    merged: dict[int, list[tuple[int, int]]]
+    num_hidden: int
+    num_filled: int = 0
+    _held: dict[int, tuple[int, Any]] = field(default_factory=dict)
+
+    def fill(self, number: int, filled: dict[int, Any]) -> None:
+        """Give a row what merged cells say of it: the value stands in the first row of a merged cell alone.
+
+        Args:
+            number: of the row, from 1; rows come in order.
+            filled: column, from 0, to value; gets those of merged cells that reach down to the row.
+        """
+        for column, (last, value) in self._held.items():
+            if number <= last and column not in filled:
+                filled[column] = value
+                self.num_filled += 1
+        for column, last in self.merged.get(number, ()):
+            if column in filled:
+                self._held[column] = last, filled[column]
+
+    def notes(self) -> list[str]:
+        """Return what there is to tell."""
+        filled = f"{self.num_filled:,} cells have the value of the merged cell that they are part of"
+        hidden = f"{self.num_hidden:,} hidden rows are read too"
+        return [*([filled] if self.num_filled else []), *([hidden] if self.num_hidden else [])]
+
+
+def marks_of(sheet: Any) -> SheetMarks:
+    """Return what is marked in a sheet.
+
+    Args:
+        sheet: openpyxl's, opened to be read only.
+    """
+    from openpyxl.utils.cell import range_boundaries
+
+    ranges, num_hidden, rest = set(), 0, b""
+    with foreign.sheet_xml(sheet) as source:
+        while part := source.read(_PART):
+            text = rest + part
+            ranges.update(_MERGED.findall(text))
+            rest = text[-_LONGEST:]
+            num_hidden += len(_HIDDEN.findall(text)) - len(_HIDDEN.findall(rest))
+    merged = defaultdict(list)
+    for one in ranges:
+        column, first, _, last = range_boundaries(one.decode())
+        if last > first:
+            merged[first].append((column - 1, last))
+    return SheetMarks(dict(merged), num_hidden + len(_HIDDEN.findall(rest)))
