@@ -61,15 +61,39 @@ class Draft:
     num_line_ends: int = 0
     findings: list[Finding] = field(default_factory=list)
     may_lack_labels: bool = False
+    _hashes: dict[str, NDArray[np.uint64]] = field(default_factory=dict)  # of texts that were hashed already
 
     def keep(self, split: str, places: NDArray[np.int64]) -> None:
         """Keep the rows of a split at `places`, int64 [rows to keep], ascending."""
         self.rows[split] = taken(self.rows[split], places)
         self.labels[split] = self.labels[split][places]
+        if split in self._hashes:
+            self._hashes[split] = self._hashes[split][places]
+
+    def put(self, split: str, of: str, places: NDArray[np.int64], origin: str) -> None:
+        """Make a split of rows of another one, or of the same.
+
+        Args:
+            split: the new one.
+            of: the other one.
+            places: int64 [rows to take], ascending.
+            origin: how the new one comes about.
+        """
+        self.rows[split], self.labels[split], self.origins[split] = self.rows[of], self.labels[of], origin
+        if of in self._hashes:
+            self._hashes[split] = self._hashes[of]
+        self.keep(split, places)
+
+    def hashes(self, split: str) -> NDArray[np.uint64]:
+        """Return a number for the texts of each row of a split, uint64 [N]: equal texts, equal numbers."""
+        if split not in self._hashes:
+            self._hashes[split] = keys(self.rows[split])
+        return self._hashes[split]
 
     def discard(self, split: str) -> None:
         """Forget a split."""
         del self.rows[split], self.labels[split], self.origins[split]
+        self._hashes.pop(split, None)
 
 
 def select(source: Source, columns: Columns) -> Draft:
@@ -172,14 +196,13 @@ def _assign(draft: Draft, shares: Shares, columns: Columns, seed: int) -> None:
         how = "drawn by the seed" if draft.names is None else f"drawn by the seed, {spread}"
     for split, part in (("validation", VALIDATION), ("test", TEST), ("train", TRAIN)):
         if part == TRAIN or (parts == part).any():
-            draft.rows[split], draft.labels[split], draft.origins[split] = rows, labels, how
-            draft.keep(split, np.flatnonzero(parts == part))
+            draft.put(split, "train", np.flatnonzero(parts == part), how)
 
 
 def _drop_duplicates(draft: Draft) -> None:
-    rows = draft.rows["train"]
-    _, first = np.unique(keys(rows), return_index=True)
-    draft.num_duplicates = rows.num_rows - len(first)
+    hashes = draft.hashes("train")
+    _, first = np.unique(hashes, return_index=True)
+    draft.num_duplicates = len(hashes) - len(first)
     if draft.num_duplicates:
         draft.keep("train", np.sort(first))
 

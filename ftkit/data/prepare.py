@@ -25,7 +25,7 @@ from ftkit.data.report import QUANTILES, DataReport, histogram
 from ftkit.data.standard import AS_THEY_ARE, Standard, standard_of
 from ftkit.data.table.columns import Columns, choose_columns, forgotten
 from ftkit.data.table.fields import field_names, nested_names
-from ftkit.data.table.rows import iterate, keys
+from ftkit.data.table.rows import iterate
 from ftkit.data.table.two_columns import name_two_columns, switch_columns
 from ftkit.data.tokens import encode
 from ftkit.data.tokens.kept import TokenStore
@@ -254,7 +254,7 @@ def _report(
         length_histogram={split: histogram(result.whole_lengths) for split, result in encoded.items()},
         num_targets={split: int(tokens.num_targets.sum()) for split, tokens in splits.items()},
         findings=(*findings, *scarce_labels(names, counts)),
-        shared={} if columns.kind == "lines" else shared_texts({split: keys(draft.rows[split]) for split in splits}),
+        shared={} if columns.kind == "lines" else shared_texts({split: draft.hashes(split) for split in splits}),
     )
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ftkit.errors import DataError
 
-LEAST_BYTES = 2**25
+LEAST_BYTES = 2**23
 """What is less stays in memory."""
 _ROWS = 10_000
 _FOLDER = Path("/var/tmp")  # the file has no name

@@ -38,18 +38,28 @@ def contradictions(
         A warning with their number, their rows and two of these; nothing where there are none.
     """
     key, label = (np.concatenate([part[split] for split in keys]) for part in (keys, labels))
-    pairs = np.unique(np.stack([key, label.astype(np.uint64)]), axis=1)
+    ordered = np.sort(key)
+    repeated = np.isin(key, ordered[1:][ordered[1:] == ordered[:-1]])  # few, mostly, and only they are sorted in pairs
+    pairs = np.unique(np.stack([key[repeated], label[repeated].astype(np.uint64)]), axis=1)
     texts, counts = np.unique(pairs[0], return_counts=True)
     several = texts[counts > 1]
     if not len(several):
         return []
-    origins = [(split, row) for split in keys for row in range(len(keys[split]))]
     places = np.flatnonzero(key == several[0])
     other = places[label[places] != label[places[0]]][0]
-    example = " and ".join(where(*origins[place]) for place in (places[0], other))
+    example = " and ".join(where(*_origin(int(place), keys)) for place in (places[0], other))
     num_rows = int(np.isin(key, several).sum())
     text = f"texts with more than one label: {len(several):,}, in {num_rows:,} rows, such as {example}"
     return [warning(text, "where splits are made, the first row of each text is kept")]
+
+
+def _origin(place: int, keys: Keys) -> tuple[str, int]:
+    """Return the split of a row and its place there, of its place among the rows of all splits."""
+    for split, rows in keys.items():
+        if place < len(rows):
+            return split, place
+        place -= len(rows)
+    raise AssertionError("a row lies in one of the splits")
 
 
 def shared_texts(keys: Keys) -> dict[tuple[str, str], int]:

@@ -18,7 +18,7 @@ from ftkit.data.reading.shards import Split
 from ftkit.data.reading.splits import strata
 from ftkit.data.standard import refuse_constant
 from ftkit.data.table.columns import Columns
-from ftkit.data.table.rows import keys, where
+from ftkit.data.table.rows import where
 from ftkit.errors import DataError
 
 ModelNames = tuple[str, ...] | None
@@ -185,7 +185,7 @@ def _contradictions(draft: Draft) -> list[Finding]:
     ends = np.cumsum([len(draft.labels[split]) for split in splits])[:-1]
     labels = np.split(strata(np.concatenate([draft.labels[split] for split in splits])), ends)
     return contradictions(
-        {split: keys(draft.rows[split]) for split in splits},
+        {split: draft.hashes(split) for split in splits},
         dict(zip(splits, labels, strict=True)),
         lambda split, place: where(draft.rows[split], place),
     )

@@ -24,7 +24,7 @@ from ftkit.data.reading.shards import Shard
 from ftkit.data.spill import table_of
 from ftkit.errors import DataError
 
-_BLOCK_BYTES = 2**24
+_BLOCK_BYTES = 2**20  # Arrow reads up to 32 blocks ahead (kDefaultBackgroundMaxQ, arrow/util/async_generator.h)
 _MARK = "\ufeff"
 _MAX_LABELS = 50  # a first or last column of more values is not taken for one of labels
 _RAGGED = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+)")

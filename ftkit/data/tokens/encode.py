@@ -15,8 +15,10 @@ from ftkit.data.arrays import TokenSplit
 from ftkit.data.spill import Growing
 from ftkit.data.tokens.running import tokens_of_text
 from ftkit.data.tokens.targets import Marked, Piece, mark_targets
-from ftkit.data.tokens.tokenizer import TextTokenizer, chunks
+from ftkit.data.tokens.tokenizer import Ids, TextTokenizer, chunks
 from ftkit.errors import DataError
+
+_TARGETS_AT_ONCE = 2**20
 
 
 @dataclass
@@ -67,13 +69,13 @@ class Encoded:
 
     Attributes:
         split: the arrays.
-        whole_lengths: int64, the tokens of each text before it was cut, of those without a target too.
+        whole_lengths: the tokens of each text before it was cut, of those without a target too.
         losses: what was cut off, left out or read in another way.
         is_single: each text stands alone and has a label, so that a long one could be read in windows.
     """
 
     split: TokenSplit
-    whole_lengths: NDArray[np.int64]
+    whole_lengths: NDArray[np.integer[Any]]
     losses: Losses
     is_single: bool = False
 
@@ -84,17 +86,16 @@ class _Ragged:
 
     extra: Growing
     tokens: Growing = field(default_factory=lambda: Growing(np.int32))
-    lengths: "array[int]" = field(default_factory=lambda: array("q"))
-    whole_lengths: "array[int]" = field(default_factory=lambda: array("q"))
+    lengths: "array[int]" = field(default_factory=lambda: array("i"))
+    whole_lengths: "array[int]" = field(default_factory=lambda: array("i"))
 
-    def add(self, tokens: Sequence[int] | NDArray[np.int32], extra: Any = ()) -> None:
+    def add(self, tokens: Ids, extra: Any = ()) -> None:
         self.tokens.add(tokens)
         self.lengths.append(len(tokens))
         self.extra.add(extra)
 
     def arrays(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        offsets = np.concatenate(([0], np.cumsum(self.lengths, dtype=np.int64))).astype(np.int64)
-        return self.tokens.array(), offsets
+        return self.tokens.array(), _offsets(self.lengths)
 
 
 def encode_texts(
@@ -124,7 +125,7 @@ def encode_texts(
     """
     if in_windows:
         _check_room(tokenizer, max_length)
-    counts = array("q")
+    counts = array("i")
     ragged, num_spelled, filler = _Ragged(Growing(np.int8)), 0, tokenizer.filler()
     has_segments = second is not None and "token_type_ids" in tokenizer.original.model_input_names
     pairs = zip(first, second, strict=True) if second is not None else ((text, "") for text in first)
@@ -133,21 +134,30 @@ def encode_texts(
         num_spelled += tokenizer.special.count(map("\n".join, chunk))
         made = tokenizer.windowed(firsts, max_length) if in_windows else None
         for text in made or tokenizer.classified(firsts, seconds if second is not None else None, max_length):
-            ragged.add(text.tokens or [filler], (text.segments or [0]) if has_segments else ())
+            is_empty = not len(text.tokens)
+            segments = ([0] if is_empty else text.segments) if has_segments else ()
+            ragged.add([filler] if is_empty else text.tokens, segments)
             for window in text.more:
                 ragged.add(window)
             counts.append(1 + len(text.more))
             ragged.whole_lengths.append(max(1, text.num_tokens))
-    whole_lengths = np.array(ragged.whole_lengths, np.int64)
+    whole_lengths = np.asarray(ragged.whole_lengths, np.int32)
     tokens, offsets = ragged.arrays()
-    segments = ragged.extra.array() if len(ragged.extra) else None
+    kinds = ragged.extra.array() if len(ragged.extra) else None
     labels = np.zeros(len(counts), dtype=np.int64) if labels is None else labels
-    windows = np.concatenate(([0], np.cumsum(counts, dtype=np.int64))) if max(counts, default=1) > 1 else None
-    split = TokenSplit(tokens, offsets, labels, segments, windows=windows)
+    windows = _offsets(counts) if max(counts, default=1) > 1 else None
+    split = TokenSplit(tokens, offsets, labels, kinds, windows=windows)
     num_long = int((whole_lengths > max_length).sum())
     kept, lost = (num_long, 0) if in_windows else (0, num_long)
     losses = Losses(lost, num_spelled=num_spelled, num_in_windows=kept)
     return Encoded(split, whole_lengths, losses, is_single=second is None)
+
+
+def _offsets(lengths: "array[int]") -> NDArray[np.int64]:
+    """Return where each of some parts begins, and behind them where the last one ends, int64 [parts + 1]."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
 
 
 def _check_room(tokenizer: TextTokenizer, max_length: int) -> None:
@@ -192,9 +202,17 @@ def encode_documents(texts: Iterable[str], tokenizer: TextTokenizer, max_length:
     if len(tokens) < 2:
         raise DataError("the text has fewer than two tokens, so nothing predicts anything; give more text")
     offsets = np.append(np.arange(0, len(tokens), max_length, dtype=np.int64), len(tokens))
-    targets = np.ones(len(tokens), dtype=np.bool_)
-    targets[offsets[:-1]] = False
-    return Encoded(TokenSplit(tokens, offsets, targets), np.diff(offsets), losses)
+    return Encoded(TokenSplit(tokens, offsets, _block_targets(len(tokens), max_length)), np.diff(offsets), losses)
+
+
+def _block_targets(num_tokens: int, max_length: int) -> NDArray[np.bool_]:
+    """Return True for every token of some blocks but the first of each."""
+    targets, num_at_once = Growing(np.bool_), max_length * (1 + _TARGETS_AT_ONCE // max_length)
+    for start in range(0, num_tokens, num_at_once):
+        part = np.ones(min(num_at_once, num_tokens - start), np.bool_)
+        part[::max_length] = False
+        targets.add(part)
+    return targets.array()
 
 
 def take_blocks(encoded: Encoded, chosen: NDArray[np.int64]) -> Encoded:
@@ -250,7 +268,7 @@ def encode_pieces(
             "data.max_length, shorten the prompts, or give completions that are not empty"
         )
     split = TokenSplit(*ragged.arrays(), ragged.extra.array())
-    return Encoded(split, np.array(ragged.whole_lengths, np.int64), losses)
+    return Encoded(split, np.asarray(ragged.whole_lengths, np.int32), losses)
 
 
 def _counted(texts: Iterable[str], tokenizer: TextTokenizer, losses: Losses) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Report what tokenizing a split cost: targets that were cut off, tokens across a border, special tokens."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ _MUCH = 0.05
 """The share of texts that may be cut before it is a warning."""
 _FEW = 0.01
 """The share of tokens that may be unknown before it is a warning."""
+_BLOCK_TOKENS = 2**20  # compared at once: the tokens may lie on a disk, and what is made of them would not
 
 
 def findings_of_losses(encoded: Mapping[str, Encoded], max_length: int, tokenizer: TextTokenizer) -> list[Finding]:
@@ -46,7 +48,7 @@ def spelled(count: int, *, are_characters: bool) -> Finding:
     return warning(f"{texts}, which are read as those tokens, as data.special_tokens_in_text=tokens wants")
 
 
-def length_that_keeps(whole_lengths: NDArray[np.int64], share: float) -> int:
+def length_that_keeps(whole_lengths: NDArray[np.integer[Any]], share: float) -> int:
     """Return the tokens at which a share of texts is not cut."""
     return int(np.quantile(whole_lengths, share, method="inverted_cdf"))
 
@@ -80,7 +82,7 @@ def _of_split(split: str, result: Encoded, max_length: int, longest: int) -> lis
     return found
 
 
-def _length_cure(lengths: NDArray[np.int64], max_length: int, longest: int) -> str:
+def _length_cure(lengths: NDArray[np.integer[Any]], max_length: int, longest: int) -> str:
     """Say which lengths would cut fewer texts, no longer than what the model is made for."""
     most, all_of_them = (length_that_keeps(lengths, share) for share in (0.95, 1.0))
     if all_of_them <= longest:
@@ -113,7 +115,9 @@ def _of_borders(losses: Sequence[Losses]) -> list[Finding]:
 
 
 def _unknown(split: str, result: Encoded, token: int) -> list[Finding]:
-    share = float((result.split.tokens == token).mean())
+    tokens = result.split.tokens
+    blocks = (tokens[start : start + _BLOCK_TOKENS] for start in range(0, len(tokens), _BLOCK_TOKENS))
+    share = sum(np.count_nonzero(block == token) for block in blocks) / len(tokens)
     if share < _FEW:
         return []
     cure = "choose a model that was trained on such texts"

@@ -67,19 +67,19 @@ class _Window:
         return self.tokens[max(0, place - _AGREEING_TOKENS) : place + _AGREEING_TOKENS]
 
 
-def tokens_of_text(lines: Iterable[str], tokenizer: TextTokenizer) -> list[NDArray[np.int32]]:
+def tokens_of_text(lines: Iterable[str], tokenizer: TextTokenizer) -> Iterator[NDArray[np.int32]]:
     """Tokenize the lines of one text as a whole.
 
     Args:
         lines: with their line ends.
         tokenizer: one that does not tell the characters of its tokens takes the whole text at once.
 
-    Returns:
+    Yields:
         The tokens in parts, int32.
     """
     if tokenizer.backend is None:
-        return [np.array(tokenizer.ids(["".join(lines)])[0], np.int32)]
-    parts: list[NDArray[np.int32]] = []
+        yield np.array(tokenizer.ids(["".join(lines)])[0], np.int32)
+        return
     window: _Window | None = None
     for following, num_shared in _windows(lines, tokenizer):
         if window is None:
@@ -90,9 +90,10 @@ def tokens_of_text(lines: Iterable[str], tokenizer: TextTokenizer) -> list[NDArr
             text = window.text + following.text[num_shared:]
             window = _Window.of(text, tokenizer.locate([text])[0], window.first)
             continue
-        parts.append(window.tokens[window.first : meeting[0]])
+        yield window.tokens[window.first : meeting[0]]
         window = replace(following, first=meeting[1])
-    return [*parts, window.tokens[window.first :]] if window is not None else parts
+    if window is not None:
+        yield window.tokens[window.first :]
 
 
 def _windows(lines: Iterable[str], tokenizer: TextTokenizer) -> Iterator[tuple[_Window, int]]:

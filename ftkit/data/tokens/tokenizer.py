@@ -22,6 +22,7 @@ _CHUNK_CHARACTERS = 2**21  # the library keeps some hundred bytes for each token
 _PROBE = 'Probe: a  b\n1+2=3, "é" (ok).'
 
 T = TypeVar("T")
+Ids = Sequence[int] | NDArray[np.integer[Any]]
 
 
 class Classified(NamedTuple):
@@ -34,10 +35,10 @@ class Classified(NamedTuple):
         more: of a text in windows, the tokens of those behind the first.
     """
 
-    tokens: list[int]
-    segments: list[int]
+    tokens: Ids
+    segments: Ids
     num_tokens: int
-    more: Sequence[list[int]] = ()
+    more: Sequence[Ids] = ()
 
 
 class Located(NamedTuple):
@@ -174,9 +175,8 @@ class TextTokenizer:
             return
         form = ("classified", max_length, second is not None)
         arrays = self._arrays(form, [*first, *(second or ())], lambda: self._quickly(first, second, max_length))
-        tokens, segments, num_tokens = (arrays[name].tolist() for name in ("tokens", "segments", "num_tokens"))
-        for part, number in zip(_parts(arrays), num_tokens, strict=True):
-            yield Classified(tokens[part], segments[part], number)
+        for part, number in zip(_parts(arrays), arrays["num_tokens"].tolist(), strict=True):
+            yield Classified(arrays["tokens"][part], arrays["segments"][part], number)
 
     def _arrays(self, form: tuple[object, ...], texts: Sequence[str], make: Callable[[], Arrays]) -> Arrays:
         return make() if self.kept is None else self.kept.arrays(form, texts, make)
