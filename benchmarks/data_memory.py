@@ -1,21 +1,26 @@
-"""Memory of reading, splitting and tokenizing a CSV file, above that of the process before it.
+"""Memory of reading, splitting and tokenizing a file, above that of the process before it.
 
-    python -m benchmarks.data_memory FILE.csv SIZE
+    python -m benchmarks.data_memory FOLDER SIZE [KIND]
 
-writes a file of SIZE MiB, unless it is there: texts of 20 to 150 words, two labels. A file of another size is refused.
-Then it prepares it as a training does, with MiniLM's tokenizer and the tokens of earlier runs that the cache has. Linux
-tells own memory (RssAnon), which nobody can take back, from pages of files (RssFile), which the system takes back where
-memory is short.
+writes FOLDER/texts-SIZE.KIND, unless it is there: texts of 20 to 150 words with two labels, so many that they are SIZE
+MiB as CSV; KIND is csv (unless said otherwise), jsonl, json (an array that is one line) or parquet (a single group of
+rows, as pandas writes it). Then it prepares them as a training does, with MiniLM's tokenizer and the tokens of earlier
+runs that the cache has. Linux tells own memory (RssAnon), which nobody can take back, from pages of files (RssFile),
+which the system takes back where memory is short.
 """
 
+import json
 import random
 import re
 import string
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pa_parquet
 import torch  # noqa: F401  # loaded before anything is measured, as a training has it
 import transformers  # noqa: F401
 
@@ -27,15 +32,33 @@ from ftkit.models.sources.source import load_tokenizer, resolve_source
 _SECONDS = 0.05
 
 
-def write_texts(path: Path, num_mib: int) -> None:
-    """Write a file of random words; a smaller one is the beginning of a larger one."""
+def texts(num_mib: int) -> Iterator[tuple[str, str]]:
+    """Yield random words and a label; fewer MiB are the beginning of more."""
     chance = random.Random(1)
     words = ["".join(chance.choices(string.ascii_lowercase, k=chance.randint(2, 9))) for _ in range(3000)]
+    size = len("text,label\n")
+    while size < num_mib * 2**20:
+        text = " ".join(chance.choices(words, k=chance.randint(20, 150)))
+        label = chance.choice(["good", "bad"])
+        size += len(f"{text},{label}\n")
+        yield text, label
+
+
+def write(path: Path, num_mib: int) -> None:
+    """Write a file of the kind that its suffix says."""
+    rows = texts(num_mib)
+    if path.suffix == ".parquet":
+        columns = zip(*rows, strict=True)
+        pa_parquet.write_table(pa.table(dict(zip(("text", "label"), columns, strict=True))), path, row_group_size=2**20)
+        return
+    begin, between, end = {".csv": ("text,label\n", "\n", "\n"), ".jsonl": ("", "\n", "\n"), ".json": ("[", ",", "]")}[
+        path.suffix
+    ]
     with path.open("w") as file:
-        written = file.write("text,label\n")
-        while written < num_mib * 2**20:
-            text = " ".join(chance.choices(words, k=chance.randint(20, 150)))
-            written += file.write(f"{text},{chance.choice(['good', 'bad'])}\n")
+        for place, (text, label) in enumerate(rows):
+            row = f"{text},{label}" if path.suffix == ".csv" else json.dumps({"text": text, "label": label})
+            file.write((between if place else begin) + row)
+        file.write(end)
 
 
 def resident() -> dict[str, int]:
@@ -53,11 +76,10 @@ def watch(peaks: dict[str, int], ended: threading.Event) -> None:
 
 def main() -> None:
     """Prepare one file and print what that took."""
-    path, num_mib = Path(sys.argv[1]), int(sys.argv[2])
+    folder, num_mib, kind = Path(sys.argv[1]), int(sys.argv[2]), (*sys.argv[3:], "csv")[0]
+    path = folder / f"texts-{num_mib}.{kind}"
     if not path.exists():
-        write_texts(path, num_mib)
-    if round(path.stat().st_size / 2**20) != num_mib:
-        sys.exit(f"{path} has {path.stat().st_size / 2**20:.1f} MiB, not {num_mib}; name another file")
+        write(path, num_mib)
     config = load_config(settings=[f"data.dataset={path}"])
     tokenizer = load_tokenizer(resolve_source(config.model, config.task))
     before, begin = resident(), time.perf_counter()

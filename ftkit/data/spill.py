@@ -5,12 +5,14 @@ the system brings the pages that are looked at, and takes them away where memory
 """
 
 import errno
+import itertools
 import mmap
 import os
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +25,7 @@ from ftkit.errors import DataError
 LEAST_BYTES = 2**23
 """What is less stays in memory."""
 _ROWS = 10_000
+_CHARACTERS = 2**20
 _FOLDER = Path("/var/tmp")  # the file has no name
 """Of files that may be large (file-hierarchy(7)); a system may keep /tmp in its memory."""
 
@@ -37,13 +40,43 @@ def table_of(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
     Raises:
         DataError: there is no room on the disk.
     """
+    tables = tables_of(batches)
+    return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+def tables_of(batches: Iterable[pa.RecordBatch]) -> list[pa.Table]:
+    """Return a table for each run of batches of one schema.
+
+    Args:
+        batches: of rows, which are asked for one at a time.
+
+    Raises:
+        DataError: there is no room on the disk.
+    """
     held: deque[pa.RecordBatch] = deque()
     coming = iter(batches)
     for batch in coming:
         held.append(batch)
         if sum(one.nbytes for one in held) >= LEAST_BYTES:
-            return _mapped_table(_emptied(held, coming), schema)
-    return pa.Table.from_batches(held, schema)
+            return _mapped_tables(_emptied(held, coming))
+    return [pa.Table.from_batches(list(run), schema) for schema, run in _runs(held)]
+
+
+def texts_of(texts: Iterable[str]) -> pa.ChunkedArray:
+    """Return a column of texts, which are asked for one at a time."""
+    return table_of(_text_batches(texts), pa.schema({"": pa.large_string()}))[""]
+
+
+def changed(column: pa.ChunkedArray, kind: pa.DataType, change: Callable[[pa.Array], pa.Array]) -> pa.ChunkedArray:
+    """Return a column with its values changed, some thousand at a time.
+
+    Args:
+        column: of whatever size.
+        kind: what the values are after it.
+        change: gives one value for each.
+    """
+    slices = (chunk.slice(start, _ROWS) for chunk in column.chunks for start in range(0, len(chunk), _ROWS))
+    return table_of((_batch(change(part)) for part in slices), pa.schema({"": kind}))[""]
 
 
 def taken(rows: pa.Table, places: NDArray[np.int64]) -> pa.Table:
@@ -120,15 +153,40 @@ class Growing:
         self._held, self._num_held = [], 0
 
 
-def _mapped_table(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
+def _batch(column: pa.Array) -> pa.RecordBatch:
+    return pa.record_batch([column], names=[""])
+
+
+def _text_batches(texts: Iterable[str]) -> Iterator[pa.RecordBatch]:
+    held: list[str] = []
+    num_characters = 0
+    for text in texts:
+        held.append(text)
+        num_characters += len(text)
+        if len(held) >= _ROWS or num_characters >= _CHARACTERS:
+            yield _batch(pa.array(held, pa.large_string()))
+            held, num_characters = [], 0
+    if held:
+        yield _batch(pa.array(held, pa.large_string()))
+
+
+def _runs(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:
+    return itertools.groupby(batches, attrgetter("schema"))
+
+
+def _mapped_tables(batches: Iterator[pa.RecordBatch]) -> list[pa.Table]:
     with _file() as file:
         with _explaining():
-            with pa.ipc.new_file(file, schema) as writer:
-                for batch in batches:
-                    writer.write_batch(batch)
+            for schema, run in _runs(batches):
+                with pa.ipc.new_stream(file, schema) as writer:  # streams end to end: a file has one schema
+                    for batch in run:
+                        writer.write_batch(batch)
             file.flush()
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return pa.ipc.open_file(pa.py_buffer(mapped)).read_all()
+        mapped = pa.BufferReader(pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+    tables: list[pa.Table] = []
+    while mapped.tell() < mapped.size():
+        tables.append(pa.ipc.open_stream(mapped).read_all())
+    return tables
 
 
 def _emptied(held: deque[pa.RecordBatch], coming: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

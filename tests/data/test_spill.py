@@ -1,18 +1,24 @@
 """Data that lies on a disk is what it would be in memory."""
 
 import errno
+import json
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import transformers
 
 from ftkit.config.files import load_config
+from ftkit.config.tree import DataConfig
 from ftkit.data import spill
 from ftkit.data.prepare import prepare_data
+from ftkit.data.reading.files import read_file
+from ftkit.data.reading.shards import Split
 from ftkit.data.spill import Growing, table_of, taken
+from ftkit.data.table.fields import gather
 from ftkit.errors import DataError
 from tests.helpers import save_tiny_model
 
@@ -64,12 +70,49 @@ def test_an_array_that_grows_past_memory_is_that_of_its_parts_and_can_be_written
     assert len(Growing(dtype).array()) == 0
 
 
-@pytest.mark.parametrize("task", ["sequence-classification", "causal-lm"])
-def test_a_dataset_on_disk_is_to_the_bit_that_in_memory(task, tmp_path, on_disk, monkeypatch):
-    path = tmp_path / "data.csv"
-    labels = ["bad", "good", "good"] * 20
-    rows = [f'"the movie {place} was\nfun {"very " * (place % 9)}",{word}' for place, word in enumerate(labels)]
-    path.write_text("\n".join(["text,label", *rows, " ,good", rows[3]]) + "\n")
+LABELS = ["bad", "good", "good"] * 20
+RECORDS = [
+    {"text": f"the movie {place} was\nfun {'very ' * (place % 9)}", "label": word} for place, word in enumerate(LABELS)
+]
+RECORDS += [{"text": " ", "label": "good"}, {"text": "ends\r\nof lines", "label": "bad"}, RECORDS[3]]
+
+
+def write_csv(path):
+    rows = ["{text},{label}".format(**{name: f'"{value}"' for name, value in row.items()}) for row in RECORDS]
+    path.write_bytes("\n".join(["text,label", *rows]).encode() + b"\n")
+
+
+WRITERS = {
+    ".csv": write_csv,
+    ".json": lambda path: path.write_text(json.dumps(RECORDS)),
+    ".jsonl": lambda path: path.write_text("\n".join(map(json.dumps, RECORDS))),
+    ".parquet": lambda path: pq.write_table(pa.Table.from_pylist(RECORDS), path, row_group_size=7),
+    ".arrow": lambda path: write_arrow(path, pa.Table.from_pylist(RECORDS)),
+}
+
+
+def write_arrow(path, table):
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in WRITERS if kind != ".csv"])  # whose reader ends a little later
+def test_rows_of_every_kind_of_file_lie_on_the_disk(kind, tmp_path, on_disk):
+    path = tmp_path / f"data{kind}"
+    WRITERS[kind](path)
+    before = pa.total_allocated_bytes()
+    split = Split("train", (read_file(path, DataConfig()),))
+    texts = gather(split, "text")
+    assert pa.total_allocated_bytes() == before
+    assert texts.to_pylist() == [row["text"] for row in RECORDS]
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"), [("causal-lm", ".csv"), *(("sequence-classification", kind) for kind in WRITERS)]
+)
+def test_a_dataset_on_disk_is_to_the_bit_that_in_memory(task, kind, tmp_path, on_disk, monkeypatch):
+    path = tmp_path / f"data{kind}"
+    WRITERS[kind](path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(save_tiny_model(tmp_path / "model", "bert"))
     settings = [f"data.dataset={path}", f"task={task}", "data.max_length=16"]
     settings += ["data.text_column=text"] if task == "causal-lm" else []

@@ -8,7 +8,11 @@ import pyarrow.parquet as pa_parquet
 
 from ftkit.data.reading.classes import stored_classes
 from ftkit.data.reading.shards import Shard
+from ftkit.data.spill import table_of
 from ftkit.errors import DataError
+
+_BUFFER_BYTES = 2**20
+_ROWS = 2_000
 
 
 def read_parquet(path: Path) -> Shard:
@@ -24,8 +28,9 @@ def read_parquet(path: Path) -> Shard:
         DataError: the file is damaged.
     """
     try:
-        with pa_parquet.ParquetFile(path) as file:
-            return _shard(path, file.read())
+        # Neither all columns of all rows before the first, nor a whole column of a group of rows.
+        with pa_parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES) as file:
+            return _shard(path, table_of(file.iter_batches(_ROWS), file.schema_arrow))
     except (pa.ArrowException, OSError) as error:
         _refuse_damaged(path, "Parquet", error)
 

@@ -59,25 +59,27 @@ def text_lines(path: Path, encoding: str) -> Iterator[str]:
             yield rest
 
 
-def utf8_blocks(path: Path, encoding: str) -> Iterator[bytes]:
+def utf8_blocks(path: Path, encoding: str, end: bytes = b"\n") -> Iterator[bytes]:
     """Yield the content of a text file in UTF-8, without a byte order mark.
 
     Args:
         path: the file.
         encoding: of the file, as Python knows it.
+        end: the byte that a block may end with, of ASCII.
 
     Yields:
-        Blocks of whole lines, some 1 MiB each; the last line may lack its end.
+        Blocks of whole lines, some 1 MiB each; the last line may lack its end. Likewise with another end.
 
     Raises:
         DataError: the file is not a text file, is damaged, or has another encoding.
     """
-    offset = 0
-    for block in _utf8_lines(path, encoding):
-        problem = _problem(block)
+    offset = line_start = 0
+    for block in _utf8_parts(path, encoding, end):
+        problem = _problem(block, offset - line_start)
         if problem is not None:
             place, told = problem
             raise DataError(f"{path}: line {_line_at(path, encoding, offset + place)}{told}")
+        line_start = offset + block.rfind(b"\n") + 1 if b"\n" in block else line_start
         offset += len(block)
         yield block
 
@@ -92,9 +94,9 @@ def is_utf8(encoding: str) -> bool:
     return codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
 
 
-def _utf8_lines(path: Path, encoding: str) -> Iterator[bytes]:
+def _utf8_parts(path: Path, encoding: str, end: bytes) -> Iterator[bytes]:
     chunks = _recognised(path, _chunks(path), encoding)
-    blocks = _whole_lines(chunks if is_utf8(encoding) else _transcoded(path, chunks, encoding))
+    blocks = _cut_behind(end, chunks if is_utf8(encoding) else _transcoded(path, chunks, encoding))
     first = next(blocks).removeprefix(codecs.BOM_UTF8)
     return filter(None, itertools.chain((first,), blocks))
 
@@ -102,7 +104,7 @@ def _utf8_lines(path: Path, encoding: str) -> Iterator[bytes]:
 def _line_at(path: Path, encoding: str, offset: int) -> int:
     """Return the number of the line at a place; the file is read again, which costs less than counting all along."""
     line = 1
-    for block in _utf8_lines(path, encoding):
+    for block in _utf8_parts(path, encoding, b"\n"):
         if offset < len(block):
             return line + block.count(b"\n", 0, offset)
         line, offset = line + block.count(b"\n"), offset - len(block)
@@ -193,20 +195,25 @@ def _not_in(path: Path, line: int, byte: str, encoding: str) -> str:
     )
 
 
-def _whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Cut at the last line end of each chunk; what follows it goes to the next block."""
+def _cut_behind(end: bytes, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Cut behind the last of some bytes in each chunk; what follows it goes to the next block."""
     rest: list[bytes] = []
     for chunk in chunks:
-        end = chunk.rfind(b"\n") + 1
-        if end:
-            yield b"".join((*rest, chunk[:end]))
+        place = chunk.rfind(end) + 1
+        if place:
+            yield b"".join((*rest, chunk[:place]))
             rest = []
-        rest.append(chunk[end:])
+        rest.append(chunk[place:])
     yield b"".join(rest)
 
 
-def _problem(block: bytes) -> tuple[int, str] | None:
-    """Return the place and the words of what is wrong with a block: it is not UTF-8, or holds zero bytes."""
+def _problem(block: bytes, in_line: int) -> tuple[int, str] | None:
+    """Return the place and the words of what is wrong with a block: it is not UTF-8, or holds zero bytes.
+
+    Args:
+        block: of the file.
+        in_line: bytes of its first line that earlier blocks have.
+    """
     if b"\0" in block:
         return block.index(b"\0"), _zeros(block)
     try:
@@ -214,7 +221,7 @@ def _problem(block: bytes) -> tuple[int, str] | None:
             buffers = [None, pa.py_buffer(np.array([0, len(block)], np.int64)), pa.py_buffer(block)]
             pa.Array.from_buffers(pa.large_string(), 1, buffers).validate(full=True)
     except pa.ArrowInvalid:
-        return _not_utf8(block)
+        return _not_utf8(block, in_line)
     return None
 
 
@@ -231,11 +238,12 @@ def _byte_order(start: bytes) -> str:
     return "be" if start[::2].count(0) > start[1::2].count(0) else "le"
 
 
-def _not_utf8(block: bytes) -> tuple[int, str]:
+def _not_utf8(block: bytes, in_line: int) -> tuple[int, str]:
     try:
         block.decode()
     except UnicodeDecodeError as error:
-        place = error.start - block.rfind(b"\n", 0, error.start) - 1
+        line_end = block.rfind(b"\n", 0, error.start)
+        place = error.start - line_end - 1 + (in_line if line_end < 0 else 0)
         told = (
             f", byte {place} of the line (0x{block[error.start]:02x}) is not UTF-8; save the file as UTF-8, or name "
             "its encoding, such as --set data.encoding=cp1252 for files of Windows and Excel"

@@ -13,6 +13,7 @@ from ftkit.data.reading.delimited import read_delimited
 from ftkit.data.reading.excel import read_workbook
 from ftkit.data.reading.json_files import read_json, read_json_lines
 from ftkit.data.reading.shards import Shard
+from ftkit.data.spill import texts_of
 from ftkit.errors import DataError, nearest
 
 _TO_UNPACK = {
@@ -78,7 +79,7 @@ def is_known_suffix(path: Path) -> bool:
 
 
 def _read_text(path: Path, config: DataConfig) -> Shard:
-    table = pa.table({"text": pa.array(text_lines(path, config.encoding), pa.large_string())})
+    table = pa.table({"text": texts_of(text_lines(path, config.encoding))})
     return Shard(str(path), table, unit="line")
 
 

@@ -9,6 +9,7 @@ from ftkit.config.tree import DataConfig
 from ftkit.data.reading.decoding import utf8_blocks
 from ftkit.data.reading.shards import Shard
 from ftkit.data.reading.splits import is_split_name
+from ftkit.data.spill import texts_of
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,7 @@ def list_texts(folder: Path) -> TextFolder | None:
 
 def _read(folder: Path, encoding: str, label: str | None) -> Shard:
     files = _texts(folder)
-    texts = [b"".join(utf8_blocks(file, encoding)).decode() for file in files]
-    columns = {"text": pa.array(texts, pa.large_string())}
+    columns = {"text": texts_of(b"".join(utf8_blocks(file, encoding)).decode() for file in files)}
     if label is not None:
         columns["label"] = pa.array([label] * len(files), pa.large_string())
     return Shard(str(folder), pa.table(columns), files=tuple(map(str, files)))

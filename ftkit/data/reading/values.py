@@ -7,16 +7,17 @@ Arrow would give every object the keys of all others, and turn whole numbers bes
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, datetime, time, timedelta
 from typing import Any
 
 import pyarrow as pa
 
+from ftkit.data.spill import changed, table_of, tables_of
 from ftkit.errors import DataError
 
 Row = dict[str, Any]
-_CHUNK_ROWS = 10_000  # Python objects are some ten times their Arrow bytes: hold few of them
+_CHUNK_ROWS = 2_000  # Python objects are some ten times their Arrow bytes: hold few of them
 _EXACT = 2**53  # the whole numbers below it are exact as float64
 _SCALARS: dict[type, pa.DataType] = {
     str: pa.large_string(),
@@ -53,22 +54,13 @@ def table_of_rows(rows: Iterable[Row], where: Callable[[int], str]) -> pa.Table:
     Raises:
         DataError: a text that is not Unicode.
     """
-    columns: dict[str, list[pa.Array]] = {}
-    done = 0
-    iterator = iter(rows)
-    while chunk := list(itertools.islice(iterator, _CHUNK_ROWS)):
-        for name in dict.fromkeys(itertools.chain(columns, *chunk)):
-            parts = columns.setdefault(name, [pa.nulls(done)])
-            values = [row.get(name) for row in chunk]
-            try:
-                parts.append(_array(values))
-            except UnicodeEncodeError:
-                place = where(done + next(row for row, value in enumerate(values) if not _is_unicode(value)))
-                raise DataError(
-                    f"{place} has half a character (a lone surrogate) in column {name!r}; correct the text"
-                ) from None
-        done += len(chunk)
-    return pa.table({name: _joined(parts) for name, parts in columns.items()})
+    tables = tables_of(_batches(rows, where))
+    if len(tables) == 1:
+        return tables[0]
+    names = tables[-1].column_names if tables else []  # each has all the names of those before it
+    kinds = {name: _joint([table[name] for table in tables if name in table.column_names]) for name in names}
+    recast = (_recast_batch(batch, kinds) for table in tables for batch in table.to_batches())
+    return table_of(recast, pa.schema(kinds))
 
 
 def kind_of(value: object) -> str:
@@ -105,12 +97,16 @@ def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """
     kind = column.type
     if pa.types.is_dictionary(kind):
-        return plain(column.cast(kind.value_type))
+        return plain(_recast(column, kind.value_type))
     wider = _wider(kind)
     try:
-        return column if wider == kind else column.cast(wider)
+        return column if wider == kind else _recast(column, wider)
     except pa.ArrowInvalid:  # whole numbers beyond int64
         return column
+
+
+def _recast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    return changed(column, kind, lambda part: part.cast(kind))
 
 
 def _wider(kind: pa.DataType) -> pa.DataType:
@@ -137,6 +133,31 @@ def kind_words(kind: pa.DataType) -> str:
         "objects": pa.types.is_struct,
     }
     return next((words for words, check in checks.items() if check(kind)), f"{kind} values")
+
+
+def _batches(rows: Iterable[Row], where: Callable[[int], str]) -> Iterator[pa.RecordBatch]:
+    """Yield rows a few thousand at a time, each batch with all columns so far in the types of its own values."""
+    names: dict[str, None] = {}
+    chunk: list[Row] = []
+    done, coming = 0, iter(rows)
+    while more := list(itertools.islice(coming, _CHUNK_ROWS)):
+        chunk += more
+        names = dict.fromkeys(itertools.chain(names, *chunk))
+        if not names:  # a batch without columns would have no rows
+            continue
+        columns = []
+        for name in names:
+            values = [row.get(name) for row in chunk]
+            try:
+                columns.append(_array(values))
+            except UnicodeEncodeError:
+                place = where(done + next(row for row, value in enumerate(values) if not _is_unicode(value)))
+                raise DataError(
+                    f"{place} has half a character (a lone surrogate) in column {name!r}; correct the text"
+                ) from None
+        yield pa.record_batch(columns, names=list(names))
+        done += len(chunk)
+        chunk = []
 
 
 def _array(values: list[Any]) -> pa.Array:
@@ -169,13 +190,22 @@ def _json_array(values: Iterable[Any]) -> pa.Array:
     return pa.ExtensionArray.from_storage(_JSON, pa.array(texts, pa.large_string()))
 
 
-def _joined(parts: list[pa.Array]) -> pa.ChunkedArray:
-    """Bring the chunks of a column to one type."""
+def _joint(parts: list[pa.ChunkedArray]) -> pa.DataType:
+    """Return the type that holds the parts of a column unaltered."""
     kind = _common({part.type for part in parts if part.type != pa.null()})
     try:
-        return pa.chunked_array([_cast(part, kind) for part in parts], kind)
+        for chunk in (chunk for part in parts if kind == pa.float64() for chunk in part.chunks):
+            chunk.cast(kind)
     except pa.ArrowInvalid:  # a whole number that float64 cannot hold
-        return pa.chunked_array([_cast(part, _JSON) for part in parts], _JSON)
+        return _JSON
+    return kind
+
+
+def _recast_batch(batch: pa.RecordBatch, kinds: Mapping[str, pa.DataType]) -> pa.RecordBatch:
+    """Bring a batch to some types; columns that it lacks are null."""
+    absent = pa.nulls(batch.num_rows)
+    given = [batch[name] if name in batch.schema.names else absent for name in kinds]
+    return pa.record_batch([_cast(part, kind) for part, kind in zip(given, kinds.values(), strict=True)], list(kinds))
 
 
 def _common(kinds: set[pa.DataType]) -> pa.DataType:

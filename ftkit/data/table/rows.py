@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ftkit.data.reading.shards import Split
 from ftkit.data.reading.values import is_json, is_text, kind_of, kind_words, values_of
-from ftkit.data.spill import taken
+from ftkit.data.spill import changed, taken, texts_of
 from ftkit.data.table.columns import Columns
 from ftkit.data.table.fields import gather
 from ftkit.data.table.marks import joined_columns
@@ -102,7 +102,7 @@ def with_plain_line_ends(rows: pa.Table) -> tuple[pa.Table, int]:
             if not found:
                 continue
             count += found
-            texts = pc.replace_substring(rows[role], "\r\n", "\n")
+            texts = changed(rows[role], pa.large_string(), lambda part: pc.replace_substring(part, "\r\n", "\n"))
             rows = rows.set_column(rows.column_names.index(role), role, texts)
     return rows, count
 
@@ -221,7 +221,7 @@ def _prompts(split: Split, template: PromptTemplate) -> pa.ChunkedArray:
         template.fill({name: text or "" for name, text in zip(template.columns, row, strict=True)})
         for row in iterate(texts, *template.columns)
     )
-    return pa.chunked_array([pa.array(filled, pa.large_string())])
+    return texts_of(filled)
 
 
 def _texts(rows: pa.Table, role: str, name: str, *, allows_numbers: bool) -> pa.ChunkedArray:
@@ -282,7 +282,8 @@ def _without_empty(rows: pa.Table, columns: Columns, split: str) -> pa.Table:
         )
     for role in ("first", "second") if columns.kind != "chat" else ():
         if role in kept.column_names and kept[role].null_count:  # the half of a pair that is not there
-            kept = kept.set_column(kept.column_names.index(role), role, kept[role].fill_null(""))
+            texts = changed(kept[role], pa.large_string(), lambda part: part.fill_null(""))
+            kept = kept.set_column(kept.column_names.index(role), role, texts)
     return kept
 
 

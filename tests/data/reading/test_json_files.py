@@ -7,6 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftkit.config.tree import DataConfig
+from ftkit.data import spill
+from ftkit.data.reading import decoding
+from ftkit.data.reading import values as reading_values
 from ftkit.data.reading.files import read_file
 from ftkit.data.reading.values import values_of
 from ftkit.errors import DataError
@@ -57,9 +60,30 @@ def test_an_object_keeps_its_own_keys_and_no_others(tmp_path):
 
 
 def test_kinds_that_change_after_many_rows_are_kept_apart(tmp_path):
-    rows = [{"x": "7"}] * 10_000 + [{"x": 7}]  # a chunk holds ten thousand
+    rows = [{"x": "7"}] * 10_000 + [{"x": 7}]  # a chunk holds two thousand
     shard = read(tmp_path / "d.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     assert list(values_of(shard.table["x"]))[-2:] == ["7", 7]
+
+
+def test_rows_without_any_column_before_the_first_that_has_one_are_rows(tmp_path):
+    shard = read(tmp_path / "d.jsonl", "{}\n" * 5_000 + '{"x": "a"}\n{}\n')
+    assert shard.table["x"].to_pylist() == [None] * 5_000 + ["a", None]
+
+
+@pytest.mark.parametrize("least", [2**30, 1], ids=["in memory", "on the disk"])
+@pytest.mark.parametrize(
+    "kinds",
+    [[1, 2.5, 3, None, 4.5, 6], [1, None, 2.5, 2**60, 7], [[], ["a"], [], None, ["b"]], ["a", 1, None, 2.5, {"b": 1}]],
+    ids=["numbers", "beyond decimals", "lists", "all kinds"],
+)
+def test_a_column_whose_kinds_alternate_holds_every_value_as_it_was_written(kinds, least, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading_values, "_CHUNK_ROWS", 1)
+    monkeypatch.setattr(spill, "LEAST_BYTES", least)
+    rows = [{"x": value, **({"y": "b"} if place == 3 else {})} for place, value in enumerate(kinds)]
+    shard = read(tmp_path / "d.json", json.dumps(rows))
+    assert shard.table.column_names == ["x", "y"]
+    assert same(list(values_of(shard.table["x"])), kinds)
+    assert shard.table["y"].to_pylist() == [row.get("y") for row in rows]
 
 
 def test_every_row_knows_its_line(tmp_path):
@@ -82,6 +106,52 @@ REFUSED = {
     "a zero byte": (b'{"x": "a"}\n{"x": "\0"}', ["line 2", "zero byte"]),
     "UTF-16": ('{"x": "a"}'.encode("utf-16"), ["UTF-16", "--set data.encoding=utf-16"]),
 }
+
+
+ARRAY = """  [ {"x": "a}{]", "y": {"z": [{}, {"é": "\\"}"}]}},\n
+{"x": "\\u00e9,\n"}   ,{},\n{"x": "é}", "y": null}\n,{"y": {"z": {"z": {}}}} ]\n\n"""
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 30])
+def test_an_array_is_the_same_in_whatever_parts_its_file_is_read(size, tmp_path, monkeypatch):
+    content = ARRAY.replace(',\n"', ',\\n"')  # a text has no line end
+    whole = read(tmp_path / "d.json", content)
+    monkeypatch.setattr(decoding, "_BLOCK_BYTES", size)
+    parts = read(tmp_path / "d.json", content)
+    assert (
+        rows_of(parts)
+        == rows_of(whole)
+        == [row if row.get("y") else {"x": row["x"]} if row else {} for row in json.loads(content)]
+    )
+    assert parts.places.tolist() == whole.places.tolist() == [1, 3, 3, 4, 5]
+
+
+BROKEN = [
+    '[{"x": 1},\n{"x": }]',
+    '[{"x": 1}\n{"x": 2}]',
+    '[{"x": "}\n',
+    '[{"x": {"y": 1}\n',
+    '[{"x": 1}]\n}',
+    "[1, 2]",
+    "[",
+]
+
+
+@pytest.mark.parametrize("content", BROKEN)
+def test_what_is_wrong_with_an_array_is_said_alike_in_whatever_parts_its_file_is_read(content, tmp_path, monkeypatch):
+    said = []
+    for size in (2**20, 1, 4):
+        monkeypatch.setattr(decoding, "_BLOCK_BYTES", size)
+        with pytest.raises(DataError) as caught:
+            read(tmp_path / "d.json", content)
+        said.append(str(caught.value))
+    assert len(set(said)) == 1
+
+
+def test_a_byte_that_is_not_utf_8_has_its_place_in_the_line_of_an_array_that_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "_BLOCK_BYTES", 8)
+    with pytest.raises(DataError, match="line 2, byte 20 of the line"):
+        read(tmp_path / "d.json", b'[\n{"x": "a"}, {"x": "b\xff"}]')
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -24,7 +24,7 @@ def test_a_text_in_windows_has_the_tokens_of_the_whole(kind, monkeypatch):
     tokenizer = TextTokenizer.of(KINDS[kind]())
     chance = np.random.default_rng(0)
     lines = [SENTENCES[place] for place in chance.integers(len(SENTENCES), size=300)]
-    found = np.concatenate(tokens_of_text(lines, tokenizer)).tolist()
+    found = np.concatenate(list(tokens_of_text(lines, tokenizer))).tolist()
     assert found == tokenizer.ids(["".join(lines)])[0]
 
 
@@ -33,4 +33,4 @@ def test_windows_that_never_meet_are_tokenized_together(monkeypatch):
     monkeypatch.setattr(running, "_OVERLAP_CHARACTERS", 100)
     tokenizer = TextTokenizer.of(KINDS["words_in_the_vocabulary"]())
     lines = ["x" * 299 + "\n"] * 5  # one word, longer than an overlap
-    assert np.concatenate(tokens_of_text(lines, tokenizer)).tolist() == tokenizer.ids(["".join(lines)])[0]
+    assert np.concatenate(list(tokens_of_text(lines, tokenizer))).tolist() == tokenizer.ids(["".join(lines)])[0]
