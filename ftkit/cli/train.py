@@ -11,7 +11,8 @@ from ftkit.cli.grouped_help import GroupedHelp
 from ftkit.cli.launch import NumDevices, launch
 from ftkit.cli.opening import say_begun
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
-from ftkit.config.files import UnsoundConfigError
+from ftkit.config.engine import EngineConfig
+from ftkit.config.files import UnsoundConfigError, load_config
 from ftkit.config.tree import RunConfig
 from ftkit.errors import ConfigError
 from ftkit.machine.environment import prepare_environment
@@ -28,6 +29,8 @@ _FREED = (
     "engine.stream_micro_batches=1",
 )
 """What a run that is resumed with --fit had chosen, or was told, and the planner chooses anew."""
+_FREED_OF_ZERO = ("engine.zero_stage=null", "engine.offload_optimizer=none", "engine.offload_parameters=none")
+"""The same under DeepSpeed, where a stage of 0 says that the plain engine was chosen."""
 
 
 @click.command(cls=GroupedHelp, context_settings={"help_option_names": ["-h", "--help"]})
@@ -134,7 +137,20 @@ def _go_on(flags: dict[str, Any], folder: Path, *, chooses: bool) -> None:
     _check_resumed(folder)
     flags["file"] = flags["file"] or folder / "config.yaml"
     flags["output__folder"] = str(folder)
-    flags["settings"] = (*_other_end(flags), *(_FREED if chooses else ()), *flags["settings"])
+    freed = _freed(load_config(flags["file"]).engine) if chooses else ()
+    flags["settings"] = (*_other_end(flags), *freed, *flags["settings"])
+
+
+def _freed(engine: EngineConfig) -> tuple[str, ...]:
+    """Return what the planner chooses anew of a run on this engine.
+
+    What it never chooses stays: a template of the user's own, and offload to a disk. A run that was DeepSpeed's by its
+    stage stays so without one.
+    """
+    if engine.ds_config is not None or "nvme" in (engine.offload_optimizer, engine.offload_parameters):
+        return _FREED
+    is_deepspeed = engine.name == "auto" and engine.asks_for_zero
+    return (*_FREED, *_FREED_OF_ZERO, *(("engine.name=deepspeed",) if is_deepspeed else ()))
 
 
 def _other_end(flags: dict[str, Any]) -> list[str]:

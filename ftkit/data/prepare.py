@@ -15,7 +15,7 @@ from ftkit.data.chat.conversations import Conversations, take_template
 from ftkit.data.draft import Draft, count_labels, draw, draw_rng, make_splits, sample_limit, select
 from ftkit.data.examples import Examples
 from ftkit.data.findings import Finding, kept, listed, warning
-from ftkit.data.idle_keys import idle_keys
+from ftkit.data.idle_keys import idle_for_source, idle_keys
 from ftkit.data.labels.checks import absent_names, alike_names, joined_names, scarce_labels, shared_texts
 from ftkit.data.labels.labelling import label
 from ftkit.data.reading.shards import Split
@@ -136,6 +136,8 @@ def _drafted(  # noqa: PLR0913  # as prepare_data
     draft = select(source, columns)
     draft.may_lack_labels = may_lack_labels
     draft.findings += [*guesses, *idle_keys(config, columns)]
+    # Who scores another dataset has the keys of the one that trained.
+    draft.findings += [] if may_lack_labels else idle_for_source(config, source)
     with kept(draft.findings):
         if columns.label is not None:
             label(draft, train, columns, config, model_label_names)

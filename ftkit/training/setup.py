@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from ftkit.config.idle import Known, idle_settings
 from ftkit.config.paths import with_absolute_paths
 from ftkit.config.tree import RunConfig
 from ftkit.data.arrays import PreparedData
@@ -114,6 +115,8 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     meter = Meter(process.device)
     asked = replace(found.run, config=_with_weights(found.run.config, data, note))
     num_steps = _count_steps(config, data, note)
+    for sentence in idle_settings(_known(asked, data, num_steps)):
+        note(f"warning: {sentence}")
     key = Key.of(asked, process, source, architecture, data, num_steps)
     warm = find_warm(key, process, note)
     plan = partial(plan_first, process=process, architecture=architecture, sequences=Sequences.of(data), note=note)
@@ -192,6 +195,14 @@ def _count_steps(config: RunConfig, data: PreparedData, note: Callable[[str], No
     if num_warmup > _WARMUP_WARNING * num_steps:
         note(f"warning: {num_warmup} of {num_steps} steps warm up, more than a third; the peak rate is hardly used")
     return num_steps
+
+
+def _known(asked: ResolvedRun, data: PreparedData, num_steps: int) -> Known:
+    """Return what is known of a run when its data has been read."""
+    config, devices = asked.config, asked.devices
+    epoch_steps = count_steps(data.train.num_texts, config.batch.global_batch_size, 1.0, None)
+    validates = data.validation is not None
+    return Known(config, num_steps, epoch_steps, validates, devices.device_type, devices.world_size, asked.zero_stage)
 
 
 def _settle_trunk(

@@ -106,6 +106,7 @@ def test_what_the_deepspeed_launcher_puts_before_the_subcommand_is_taken():
     [
         ["model.offload_activations=true", "model.recompute=layer"],
         ["engine.stream_layers=disk", "engine.stream_micro_batches=all", "batch.micro_batch_size=4"],
+        ["engine.zero_stage=0", "engine.stream_layers=ram"],  # chosen where DeepSpeed's launcher started the run
     ],
 )
 def test_a_run_that_is_resumed_with_fit_keeps_nothing_that_the_planner_chooses(tmp_path, chosen):
@@ -115,3 +116,20 @@ def test_a_run_that_is_resumed_with_fit_keeps_nothing_that_the_planner_chooses(t
     again = load_config(flags["file"], settings=list(flags["settings"]))
     plain = load_config(settings=["method.name=lora"])
     assert (again.model, again.engine, again.batch) == (plain.model, plain.engine, plain.batch)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "left"),
+    [
+        (["engine.zero_stage=3", "engine.offload_optimizer=cpu"], ["engine.name=deepspeed"]),
+        (["engine.name=deepspeed", "engine.zero_stage=2"], ["engine.name=deepspeed"]),
+        (["engine.zero_stage=3", "engine.offload_optimizer=nvme", "engine.nvme_path=/tmp"], None),
+    ],
+    ids=["by its stage", "by its name", "offload to a disk, which the planner never chooses"],
+)
+def test_a_run_of_deepspeed_that_is_resumed_with_fit_stays_so_and_its_stage_is_chosen_anew(tmp_path, chosen, left):
+    (tmp_path / "config.yaml").write_text(dump_config(load_config(settings=chosen)))
+    flags = {"file": None, "settings": ()}
+    _go_on(flags, tmp_path, chooses=True)
+    again = load_config(flags["file"], settings=list(flags["settings"]))
+    assert again.engine == load_config(settings=chosen if left is None else left).engine

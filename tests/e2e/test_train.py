@@ -324,9 +324,10 @@ def test_json_prints_the_record_and_nothing_else(work):
     assert json.loads(done.stdout)["result"]["num_steps"] == 2
 
 
-def test_a_warm_up_above_a_third_of_the_steps_is_warned_of(work):
-    done = run(*flags(work, work / "warm", "--max-steps", 4, "--warmup-steps", 3))
+def test_a_warm_up_above_a_third_of_the_steps_and_a_setting_that_does_nothing_are_warned_of(work):
+    done = run(*flags(work, work / "warm", "--max-steps", 4, "--warmup-steps", 3, "--eval-every", 50))
     assert "3 of 4 steps warm up, more than a third" in done.output
+    assert "warning: training.eval_every=50 is never reached: the run has 4 steps" in done.output
 
 
 def test_a_loss_that_is_no_number_stops_the_run_with_a_sentence(work):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from ftkit.config.idle import Known, idle_settings
 from ftkit.config.paths import is_there, looks_like_path
 from ftkit.config.tree import DEMO
 from ftkit.errors import ConfigError
@@ -41,12 +42,27 @@ class Asked(NamedTuple):
         from ftkit.plan.predict import Tapes
 
         sequences = _read(config) if samples is None else Sequences.unseen(config, samples)
+        for sentence in idle_settings(_known(config, target, sequences, is_read=samples is None)):
+            click.echo(f"warning: {sentence}", err=True)
         architecture, tapes = find_architecture(config), Tapes()
         if config.engine.fit:
             chosen = fit(config, options_at(config, target, architecture, sequences, tapes)).run.config
         else:
             chosen = settled(config, target, architecture, sequences, tapes)
         return cls(chosen, target, architecture, sequences, tapes)
+
+
+def _known(config: "RunConfig", target: "Target", sequences: "Sequences | None", *, is_read: bool) -> "Known":
+    """Return what is known of a run before it begins; whether it validates, where its data has been read."""
+    from ftkit.data.batching import count_steps
+    from ftkit.engine.resolve import resolve
+    from ftkit.plan.shapes import num_steps
+
+    num = None if sequences is None else sequences.num
+    devices, stage = target.devices, resolve(config, target.devices).zero_stage
+    validates = sequences.validation_tokens > 0 if is_read and sequences is not None else None
+    epoch_steps = None if num is None else count_steps(num, config.batch.global_batch_size, 1.0, None)
+    return Known(config, num_steps(config, num), epoch_steps, validates, devices.device_type, devices.world_size, stage)
 
 
 def _read(config: "RunConfig") -> "Sequences | None":

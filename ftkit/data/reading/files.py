@@ -68,7 +68,7 @@ def read_file(path: Path, config: DataConfig) -> Shard:
 def kind_of_file(path: Path) -> str:
     """Return the suffix that says what a file is: `.csv` of `reviews.csv.gz`."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes[-1:] and suffixes[-1] in COMPRESSIONS and suffixes[-2:-1] and suffixes[-2] in _TEXT_KINDS:
+    if suffixes[-1:] and suffixes[-1] in COMPRESSIONS and suffixes[-2:-1] and suffixes[-2] in TEXT_KINDS:
         return suffixes[-2]
     return suffixes[-1] if suffixes else ""
 
@@ -83,7 +83,7 @@ def _read_text(path: Path, config: DataConfig) -> Shard:
     return Shard(str(path), table, unit="line")
 
 
-_TEXT_KINDS: dict[str, Callable[[Path, DataConfig], Shard]] = {
+TEXT_KINDS: dict[str, Callable[[Path, DataConfig], Shard]] = {
     ".csv": lambda path, config: read_delimited(path, ",", config),
     ".tsv": lambda path, config: read_delimited(path, "\t", config),
     ".json": lambda path, config: read_json(path, config.encoding),
@@ -91,8 +91,9 @@ _TEXT_KINDS: dict[str, Callable[[Path, DataConfig], Shard]] = {
     ".ndjson": lambda path, config: read_json_lines(path, config.encoding),
     ".txt": _read_text,
 }
+"""The suffixes of text files, which have an encoding and may be compressed."""
 KINDS: dict[str, Callable[[Path, DataConfig], Shard]] = {
-    **_TEXT_KINDS,
+    **TEXT_KINDS,
     ".parquet": lambda path, _: read_parquet(path),
     ".arrow": lambda path, _: read_arrow(path),
     ".xlsx": lambda path, config: read_workbook(path, config.subset),

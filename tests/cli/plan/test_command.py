@@ -32,10 +32,12 @@ def test_the_exit_code_says_whether_it_fits_or_why_nobody_knows(arguments, code,
     assert plan("--max-length", "64", *arguments).exit_code == code
 
 
-def test_an_optimizer_that_only_a_gpu_can_page_is_planned_without_one():
-    done = plan("--model", "gpt2", "--gpu", "t4", "--max-length", "64", "--optimizer", "paged_adamw_8bit")
+def test_an_optimizer_that_only_a_gpu_can_page_is_planned_without_one_and_a_cut_beyond_the_batch_is_told():
+    flags = ["--optimizer", "paged_adamw_8bit", "--micro-batch-size", "64"]
+    done = plan("--model", "gpt2", "--gpu", "t4", "--max-length", "64", "--global-batch-size", "16", *flags)
     assert done.exit_code == 0, done.output
     assert "bitsandbytes" not in done.output
+    assert "batch.micro_batch_size=64 does what 16 would" in done.stderr
 
 
 @pytest.mark.slow
