@@ -1,12 +1,13 @@
 """Memory of reading, splitting and tokenizing a file, above that of the process before it.
 
-    python -m benchmarks.data_memory FOLDER SIZE [KIND]
+    python -m benchmarks.data_memory FOLDER SIZE [KIND [made-up]]
 
 writes FOLDER/texts-SIZE.KIND, unless it is there: texts of 20 to 150 words with two labels, so many that they are SIZE
 MiB as CSV; KIND is csv (unless said otherwise), jsonl, json (an array that is one line) or parquet (a single group of
 rows, as pandas writes it). Then it prepares them as a training does, with MiniLM's tokenizer and the tokens of earlier
-runs that the cache has. Linux tells own memory (RssAnon), which nobody can take back, from pages of files (RssFile),
-which the system takes back where memory is short.
+runs that the cache has. With `made-up` numbers stand in the place of those tokens, so that a large file need not be
+tokenized first. Linux tells own memory (RssAnon), which nobody can take back, from pages of files (RssFile), which the
+system takes back where memory is short.
 """
 
 import json
@@ -16,9 +17,11 @@ import string
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pa_parquet
 import torch  # noqa: F401  # loaded before anything is measured, as a training has it
@@ -26,6 +29,7 @@ import transformers  # noqa: F401
 
 from ftkit.config.files import load_config
 from ftkit.data.prepare import prepare_data
+from ftkit.data.tokens.kept import Arrays, KeptTokens
 from ftkit.machine.kept_arrays import kept_tokens
 from ftkit.models.sources.source import load_tokenizer, resolve_source
 
@@ -61,6 +65,15 @@ def write(path: Path, num_mib: int) -> None:
         file.write(end)
 
 
+def made_up(self: KeptTokens, form: tuple[Any, ...], texts: Sequence[str], make: Callable[[], Arrays]) -> Arrays:  # noqa: ARG001  # in the place of KeptTokens.arrays
+    """Return arrays as the cache has them, with numbers in the place of tokens: one for about two characters."""
+    _, max_length, _ = form
+    lengths = np.array([min(max_length, len(text) // 2) for text in texts])
+    tokens = (np.arange(lengths.sum()) % 30_000).astype(np.int32)
+    segments = np.zeros(len(tokens), np.int8)
+    return {"tokens": tokens, "lengths": lengths, "segments": segments, "num_tokens": lengths}
+
+
 def resident() -> dict[str, int]:
     """Return the resident bytes of this process by their kind."""
     status = Path("/proc/self/status").read_text()
@@ -76,7 +89,9 @@ def watch(peaks: dict[str, int], ended: threading.Event) -> None:
 
 def main() -> None:
     """Prepare one file and print what that took."""
-    folder, num_mib, kind = Path(sys.argv[1]), int(sys.argv[2]), (*sys.argv[3:], "csv")[0]
+    folder, num_mib, kind = Path(sys.argv[1]), int(sys.argv[2]), (*sys.argv[3:4], "csv")[0]
+    if sys.argv[4:] == ["made-up"]:
+        KeptTokens.arrays = made_up  # type: ignore[method-assign]  # a benchmark's process ends with it
     path = folder / f"texts-{num_mib}.{kind}"
     if not path.exists():
         write(path, num_mib)

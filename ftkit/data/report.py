@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -172,11 +172,11 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (f", and {len(names) - 8:,} more" if len(names) > 8 else "")
 
 
-def histogram(lengths: NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
+def histogram(lengths: NDArray[np.integer[Any]]) -> tuple[tuple[int, int], ...]:
     """Count texts by their tokens, in steps of a half and a third: up to 1, 2, 3, 4, 6, 8, 12, 16, ... tokens.
 
     Args:
-        lengths: int64 [N].
+        lengths: of whole numbers, [N].
 
     Returns:
         Upper bound and count, from the shortest text's to the longest's.

@@ -189,8 +189,8 @@ def _by_formula(case: Case, error: UntraceableModelError) -> AnyPrediction:
     if streamed is not None:
         parts = parts.model_copy(update={"parameter_bytes": streamed.resident_bytes})
         counts = replace(counts, load_bytes=counts.load_bytes - streamed.left_bytes)
-    note = f"by formula (Korthikanti et al. 2022): {error}"
-    memory = device_of(case, counts).of_parts(parts)
+    note = f"by formula ({formula.source_of(case.run)}): {error}"
+    memory = device_of(case, counts).of_parts(*formula.shared_out(parts, case.run, architecture))
     return by_formula(_memory_prediction(case, counts, memory, Basis.FORMULA, note))
 
 

@@ -114,9 +114,7 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     source, tokenizer, data, architecture = found.source, found.tokenizer, found.data, found.architecture
     meter = Meter(process.device)
     asked = replace(found.run, config=_with_weights(found.run.config, data, note))
-    num_steps = _count_steps(config, data, note)
-    for sentence in idle_settings(_known(asked, data, num_steps)):
-        note(f"warning: {sentence}")
+    num_steps = _count_steps(config, asked, data, note)
     key = Key.of(asked, process, source, architecture, data, num_steps)
     warm = find_warm(key, process, note)
     plan = partial(plan_first, process=process, architecture=architecture, sequences=Sequences.of(data), note=note)
@@ -185,24 +183,26 @@ def _replanned(planned: RunConfig, asked: ResolvedRun, model: nn.Module) -> Reso
     return resolve(planned, asked.devices)
 
 
-def _count_steps(config: RunConfig, data: PreparedData, note: Callable[[str], None]) -> int:
-    """Return the steps of a run; say where most of them warm up."""
+def _count_steps(config: RunConfig, run: ResolvedRun, data: PreparedData, note: Callable[[str], None]) -> int:
+    """Return the steps of a run; say which settings do nothing in them, and where most of them warm up."""
     training = config.training
-    if config.method.fits_at_once:
-        return 0
-    num_steps = count_steps(data.train.num_texts, config.batch.global_batch_size, training.epochs, training.max_steps)
+    steps = partial(count_steps, data.train.num_texts, config.batch.global_batch_size)
+    num_steps = 0 if config.method.fits_at_once else steps(training.epochs, training.max_steps)
+    known = Known(
+        config,
+        num_steps,
+        epoch_steps=steps(1.0, None),
+        validates=data.validation is not None,
+        device_type=run.devices.device_type,
+        world_size=run.devices.world_size,
+        zero_stage=run.zero_stage,
+    )
+    for sentence in idle_settings(known):
+        note(f"warning: {sentence}")
     num_warmup = config.schedule.num_warmup_steps(num_steps)
     if num_warmup > _WARMUP_WARNING * num_steps:
         note(f"warning: {num_warmup} of {num_steps} steps warm up, more than a third; the peak rate is hardly used")
     return num_steps
-
-
-def _known(asked: ResolvedRun, data: PreparedData, num_steps: int) -> Known:
-    """Return what is known of a run when its data has been read."""
-    config, devices = asked.config, asked.devices
-    epoch_steps = count_steps(data.train.num_texts, config.batch.global_batch_size, 1.0, None)
-    validates = data.validation is not None
-    return Known(config, num_steps, epoch_steps, validates, devices.device_type, devices.world_size, asked.zero_stage)
 
 
 def _settle_trunk(

@@ -1,16 +1,26 @@
 """A setting that was changed and does nothing in a run is told, with its reason."""
 
+from typing import Any
+
 import pytest
 
 from ftkit.config.files import load_config, preset_names
 from ftkit.config.idle import IDLE, Known, idle_settings
 
-BIG = {"num_steps": 300, "epoch_steps": 100, "validates": True, "device_type": "cpu", "world_size": 1, "zero_stage": 0}
+STEPS = 300
+BIG: dict[str, Any] = {
+    "num_steps": STEPS,
+    "epoch_steps": 100,
+    "validates": True,
+    "device_type": "cpu",
+    "world_size": 1,
+    "zero_stage": 0,
+}
 
 
 def told(*settings, **known):
     config = load_config(settings=settings)
-    steps = min(BIG["num_steps"], config.training.max_steps or BIG["num_steps"])
+    steps = min(STEPS, config.training.max_steps or STEPS)
     return idle_settings(Known(config, **(BIG | {"num_steps": steps} | known)))
 
 

@@ -16,7 +16,17 @@ import transformers
 
 from ftkit.machine.process import ProcessContext
 from ftkit.training.checkpoints.checkpoint import load_checkpoint
-from tests.distributed.worker import BOUNDED, CUT, DTYPES, cached_cases, cases, settings_of, split_of, streamed_cases
+from tests.distributed.worker import (
+    BOUNDED,
+    CUT,
+    DTYPES,
+    answers_of,
+    cached_cases,
+    cases,
+    settings_of,
+    split_of,
+    streamed_cases,
+)
 from tests.helpers import build, logits_of, take_steps
 
 pytestmark = pytest.mark.distributed
@@ -68,7 +78,7 @@ def alone(launch):
     kept = {}
 
     def oracle(case):
-        key = (case["model"], case["method"], case["task"], case["dtype"], case.get("kind"))
+        key = (case["model"], case["method"], case["task"], case["dtype"], case.get("kind"), case.get("windows"))
         if key not in kept:
             # fp16 matrices are too slow on a CPU for an oracle; fp32 tells the same within fp16's rounding.
             dtype = torch.float32 if case["dtype"] == "fp16" else DTYPES[case["dtype"]]
@@ -133,6 +143,12 @@ def test_what_two_ranks_saved_reloads_plainly_to_the_same_logits(case, launch, a
     expected = torch.tensor(found[case["name"]]["logits"])
     torch.testing.assert_close(logits.flatten()[: len(expected)], expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(logits, alone(case)[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "windows" in case], ids=named)
+def test_two_ranks_answer_texts_in_windows_as_one_does_wherever_the_windows_of_a_text_lie(case, launch, alone):
+    answers = answers_of(alone(case)[2].engine, split_of(case))
+    np.testing.assert_allclose(launch[1][case["name"]]["answers"], answers, rtol=1e-5, atol=1e-5)
 
 
 def test_no_rank_holds_more_than_two_tensors_at_once_when_a_partitioned_model_is_rounded_and_saved(launch):

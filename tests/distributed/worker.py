@@ -6,12 +6,15 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from ftkit.config.files import load_config
 from ftkit.data import batching
 from ftkit.data.arrays import TokenSplit
 from ftkit.engine import foreign
@@ -27,8 +30,10 @@ from ftkit.models.trunk import build as trunk_build
 from ftkit.models.trunk import store
 from ftkit.models.trunk.rows import Rows
 from ftkit.training.checkpoints.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from ftkit.training.evaluate import evaluate
 from ftkit.training.results.model import save_model
 from tests.helpers import (
+    LABELS,
     PADDING,
     VOCABULARY,
     Outcome,
@@ -59,12 +64,20 @@ def settings_of(case: dict) -> list[str]:
     settings += [f"engine.zero_stage={case['stage']}", case.get("cut", CUT)]
     settings += [f"data.label_kind={case['kind']}"] if "kind" in case else []
     settings += [f"training.class_weights={case['weights']}"] if "weights" in case else []
+    settings += ["data.long_texts=windows"] if "windows" in case else []
     return settings + case.get("settings", [])
 
 
 def split_of(case: dict, seed: int = 0) -> TokenSplit:
     """Return the sequences of a case, with labels of its kind."""
-    return ragged_split(case["task"], seed=seed, kind=case.get("kind", "single"))
+    split = ragged_split(case["task"], seed=seed, kind=case.get("kind", "single"))
+    return in_windows(split) if "windows" in case else split
+
+
+def in_windows(split: TokenSplit) -> TokenSplit:
+    """Return the sequences of a split as the windows of half as many texts: one, two and three of each in turn."""
+    windows = np.concatenate(([0], np.cumsum(np.tile((1, 2, 3), len(split) // 6))))
+    return replace(split, windows=windows, labels=split.labels[windows[:-1]])
 
 
 def cases() -> list[dict[str, Any]]:
@@ -100,6 +113,10 @@ def cases() -> list[dict[str, Any]]:
     found += [
         {"model": "bert", "method": "full", "stage": stage, "dtype": "fp32", **kind, **classify}
         for kind in (*labels, {"kind": "regression"})
+        for stage in (0, 2)
+    ]
+    found += [
+        {"model": "bert", "method": "lora", "stage": stage, "dtype": "fp32", "windows": True, **classify}
         for stage in (0, 2)
     ]
     return [{"name": name_of(case), **case} for case in found]
@@ -167,6 +184,7 @@ def name_of(case: dict) -> str:
     """Return a name that says all that a case turns on."""
     extra = [setting.partition(".")[2] for setting in case.get("settings", [])]
     extra += [case["kind"]] if "kind" in case else []
+    extra += ["windows"] if "windows" in case else []
     return "-".join([case["model"], case["method"], f"zero{case['stage']}", case["dtype"], case["task"], *extra])
 
 
@@ -190,10 +208,20 @@ def run_case(case: dict, process: ProcessContext, folder: Path) -> dict:
         found["logits"] = logits_of(engine.model, split).flatten()[: 4 * VOCABULARY].tolist()
         if case["name"] == BOUNDED:
             found["gathered"] = gathered_at_once(engine, most)
-        found["resumed"] = resume(case, process, folder, target).losses
+        resumed = resume(case, process, folder, target)
+        found["resumed"] = resumed.losses
+        if "windows" in case:
+            found["answers"] = answers_of(resumed.engine, split)
         if (case["model"], case["method"]) == ("gpt2", "lora"):
             found["undone"] = begin_and_undo(case, process, folder).losses
     return found
+
+
+def answers_of(engine: Engine, split: TokenSplit) -> list[list[float]]:
+    """Return the logits that a split is scored by: of each text the mean over its windows, wherever they were run."""
+    logits = evaluate(engine, split, load_config(settings=[CUT]).batch, PADDING, LABELS)[1]
+    assert logits is not None
+    return [list(map(float, row)) for row in logits]
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from ftkit.cli import main
+from ftkit.config.engine import EngineConfig
 from ftkit.config.training import OptimizerConfig
 from ftkit.config.tree import BatchConfig, DataConfig, ModelConfig, RunConfig
 from ftkit.engine.resolve import resolve
@@ -189,6 +190,13 @@ def test_a_model_that_reads_values_back_is_named_with_the_line_and_planned_by_fo
     assert prediction.found.startswith("by formula (Korthikanti et al. 2022): ")
     assert "test_predict.py" in prediction.found
     assert prediction.step_seconds is None
+
+    engine = EngineConfig(zero_stage=2, offload_optimizer="cpu")
+    offloaded = predict(config("gpt2").model_copy(update={"engine": engine}), find_target("t4"))
+    moved = 12 * prediction.num_trainable_parameters  # masters and moments
+    assert offloaded.peak_breakdown.optimizer_bytes == 0
+    assert offloaded.host_bytes - prediction.host_bytes == offloaded.pinned_bytes == moved
+    assert "2022, without ZeRO's buckets and gathered weights): " in offloaded.found
 
 
 def test_the_command_prints_a_prediction_that_json_holds_too():

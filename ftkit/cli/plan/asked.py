@@ -56,7 +56,7 @@ def _known(config: "RunConfig", target: "Target", sequences: "Sequences | None",
     """Return what is known of a run before it begins; whether it validates, where its data has been read."""
     from ftkit.data.batching import count_steps
     from ftkit.engine.resolve import resolve
-    from ftkit.plan.shapes import num_steps
+    from ftkit.plan.inputs.shapes import num_steps
 
     num = None if sequences is None else sequences.num
     devices, stage = target.devices, resolve(config, target.devices).zero_stage

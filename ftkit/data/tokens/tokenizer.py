@@ -230,7 +230,7 @@ class TextTokenizer:
         return Classified(tokens, batch.get("token_type_ids") or [0] * len(tokens), num_tokens)
 
 
-def _flat(texts: Sequence[Sequence[int]]) -> dict[str, NDArray[Any]]:
+def _flat(texts: Sequence[Ids]) -> dict[str, NDArray[Any]]:
     """Return the tokens of texts end to end, int32, and their lengths, int64 [N]."""
     lengths = np.array([len(tokens) for tokens in texts], np.int64)
     tokens = np.fromiter((token for tokens in texts for token in tokens), np.int32, int(lengths.sum()))

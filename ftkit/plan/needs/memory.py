@@ -15,6 +15,7 @@ from ftkit.observe.allocator import replay
 from ftkit.observe.peaks import Peak, allocator_events, find_peak
 from ftkit.plan.inputs.case import Case, Counts
 from ftkit.plan.inputs.target import Target
+from ftkit.plan.needs.fallback import Elsewhere
 from ftkit.plan.needs.mixture import uneven_bytes
 from ftkit.plan.needs.weights import weights_reason
 from ftkit.plan.zero.share import RankShare
@@ -83,8 +84,8 @@ class Device(Protocol):
     def of_step(self, share: RankShare) -> Memory:
         """Return the worst moment of a step that was traced."""
 
-    def of_parts(self, parts: MemoryBreakdown) -> Memory:
-        """Return the worst moment of a step of which the parts of the peak alone are known.
+    def of_parts(self, parts: MemoryBreakdown, elsewhere: Elsewhere) -> Memory:
+        """Return the worst moment of a step of which the parts of the peak, and what lies elsewhere, alone are known.
 
         The high end of its range is that of tokens that all go to the same experts, where there are any.
         """
@@ -134,13 +135,13 @@ class CudaDevice:
             reason += ", with segments of fixed size; with growing segments it fits (engine.expandable_segments=true)"
         return self._memory(peak, reserved, share, judged, reason)
 
-    def of_parts(self, parts: MemoryBreakdown) -> Memory:
+    def of_parts(self, parts: MemoryBreakdown, elsewhere: Elsewhere) -> Memory:
         """Return the worst moment: without a trace nothing is known of fragmentation."""
         peak, uneven = _peak(parts), uneven_bytes(self.case)
         judged = self._judge(lambda room: peak.active_bytes <= room, REPLAY_NOISE, uneven)
         needed = peak.active_bytes + uneven
         reason = None if judged.verdict is Verdict.FITS else _too_large(self.case.target, peak, needed)
-        memory = self._memory(peak, peak.active_bytes, None, judged, reason)
+        memory = self._memory(peak, peak.active_bytes, elsewhere, judged, reason)
         least, most = memory.process_range
         return replace(memory, process_range=(least, most + uneven))
 
@@ -157,13 +158,13 @@ class CudaDevice:
         return _Judged(Verdict.DOES_NOT_FIT, f"even {better}")
 
     def _memory(
-        self, peak: Peak, reserved: int, share: RankShare | None, judged: _Judged, reason: str | None
+        self, peak: Peak, reserved: int, share: RankShare | Elsewhere, judged: _Judged, reason: str | None
     ) -> Memory:
         low, high = self.case.target.context_range
         process = reserved + high
         ends = peak.active_bytes + low, int(reserved * (1 + RESERVED_NOISE)) + high
         # Each process loads all weights before they go to the device.
-        host = CUDA_HOST_BYTES + self.counts.load_bytes + (share.host_bytes if share is not None else 0)
+        host = CUDA_HOST_BYTES + self.counts.load_bytes + share.host_bytes
         memory = Memory(peak, reserved, process, ends, host, 0, 0, judged.verdict, reason, judged.by)
         return _on_node(self.case.target, memory, share)
 
@@ -181,10 +182,10 @@ class CpuDevice:
         comes_and_goes = peak.active_bytes - dict(share.tape.at_marks()[:1]).get(Phase.LOAD, 0)
         return self._memory(peak, peak.active_bytes + share.host_bytes, _free_in_heap(comes_and_goes), share)
 
-    def of_parts(self, parts: MemoryBreakdown) -> Memory:
+    def of_parts(self, parts: MemoryBreakdown, elsewhere: Elsewhere) -> Memory:
         """Return the worst moment; one that uneven routing alone makes too large may not fit."""
         peak, uneven = _peak(parts), uneven_bytes(self.case)
-        memory = self._memory(peak, peak.active_bytes, 0, None)
+        memory = self._memory(peak, peak.active_bytes + elsewhere.host_bytes, 0, elsewhere)
         least, most = memory.process_range
         memory = replace(memory, process_range=(least, most + uneven))
         needed = peak.active_bytes + uneven
@@ -192,7 +193,7 @@ class CpuDevice:
             return memory
         return replace(memory, verdict=Verdict.MAY_NOT_FIT, reason=_too_large(self.case.target, peak, needed))
 
-    def _memory(self, peak: Peak, held: int, kept: int, share: RankShare | None) -> Memory:
+    def _memory(self, peak: Peak, held: int, kept: int, share: RankShare | Elsewhere) -> Memory:
         target, run = self.case.target, self.case.run
         runtime = RUNTIME_BYTES if target.held_bytes is None else target.held_bytes + LATER_BYTES
         runtime += DEEPSPEED_RUNTIME_BYTES if run.engine is EngineKind.DEEPSPEED else 0
@@ -245,17 +246,16 @@ def _peak(parts: MemoryBreakdown) -> Peak:
     return Peak(parts.total_bytes, parts, Phase.BACKWARD, 2, "", None)
 
 
-def _on_node(target: Target, memory: Memory, share: RankShare | None) -> Memory:
+def _on_node(target: Target, memory: Memory, share: RankShare | Elsewhere) -> Memory:
     """Add up what all ranks of a node need of the host.
 
     Args:
         target: the node.
         memory: of one rank.
-        share: of one rank; None: nothing is offloaded.
+        share: of one rank.
     """
     ranks = target.num_devices
-    pinned = 0 if share is None else ranks * share.pinned_bytes
-    nvme = 0 if share is None else ranks * share.nvme_bytes
+    pinned, nvme = ranks * share.pinned_bytes, ranks * share.nvme_bytes
     memory = replace(memory, host_bytes=ranks * memory.host_bytes, pinned_bytes=pinned, nvme_bytes=nvme)
     reason = _host_reason(target, memory.host_bytes, pinned)
     if reason is None or memory.verdict is Verdict.DOES_NOT_FIT:
