@@ -13,6 +13,7 @@ from ftkit.engine.resolve import EngineKind
 from ftkit.machine.heap import is_whole
 from ftkit.observe.allocator import replay
 from ftkit.observe.peaks import Peak, allocator_events, find_peak
+from ftkit.observe.tape import Role
 from ftkit.plan.inputs.case import Case, Counts
 from ftkit.plan.inputs.target import Target
 from ftkit.plan.needs.fallback import Elsewhere
@@ -31,6 +32,8 @@ LATER_BYTES = 30 * 10**6
 """What a step touches of the libraries for the first time, and what the plan leaves behind."""
 DEEPSPEED_RUNTIME_BYTES = 115 * 10**6
 """What DeepSpeed and the process group add to it (two ranks of MiniLM in fp32, ZeRO-1 and 2)."""
+PACKED_RUNTIME_BYTES = 47 * 10**6
+"""What bitsandbytes' kernels for weights in 4 bits add."""
 HEAP_SHARE = 0.22
 """What lies free in the heap at the worst moment, of the bytes that come and go in a step (LoRA on MiniLM in fp32, with
 and without recomputing)."""
@@ -180,7 +183,10 @@ class CpuDevice:
         """Return the worst moment of a step, with what the C library keeps of the blocks that come and go."""
         peak = find_peak(share.tape, int)
         comes_and_goes = peak.active_bytes - dict(share.tape.at_marks()[:1]).get(Phase.LOAD, 0)
-        return self._memory(peak, peak.active_bytes + share.host_bytes, _free_in_heap(comes_and_goes), share)
+        held = peak.active_bytes + share.host_bytes + share.copied_bytes
+        if any(birth.role is Role.CONSTANT for birth in share.tape.births):
+            held += PACKED_RUNTIME_BYTES
+        return self._memory(peak, held, _free_in_heap(comes_and_goes), share)
 
     def of_parts(self, parts: MemoryBreakdown, elsewhere: Elsewhere) -> Memory:
         """Return the worst moment; one that uneven routing alone makes too large may not fit."""

@@ -42,6 +42,8 @@ class RankShare:
         pinned_bytes: the locked part of it.
         nvme_bytes: on the disk.
         wire_bytes: sent in one step.
+        copied_bytes: of the largest weight that is gathered on a CPU: gloo gathers into a copy, in a thread of its own,
+            where no tape sees it (torch 2.13, ProcessGroupGloo.cpp, `_allgather_base` and `allgather`).
         updated_bytes: fp32 values that the host updates; as many go there and come back.
     """
 
@@ -50,6 +52,7 @@ class RankShare:
     pinned_bytes: int = 0
     nvme_bytes: int = 0
     wire_bytes: float = 0.0
+    copied_bytes: int = 0
     updated_bytes: int = 0
 
     def offload_seconds(self, host_rate: float) -> float:
@@ -82,6 +85,7 @@ def share_out(tape: Tape, run: ResolvedRun, num_trainable: int) -> RankShare:
         rewrite(tape, heap, stage_of(partition)(partition, heap)),
         **_elsewhere(partition),
         wire_bytes=_wire_bytes(partition),
+        copied_bytes=_copied_bytes(partition),
         updated_bytes=0 if partition.on_device else FP32 * partition.trained_part,
     )
 
@@ -123,6 +127,12 @@ def _elsewhere(partition: Partition) -> dict[str, int]:
         return {"nvme_bytes": away}
     is_pinned = zero.get("offload_optimizer", zero.get("offload_param", {})).get("pin_memory")
     return {"host_bytes": away, "pinned_bytes": away if is_pinned else 0}
+
+
+def _copied_bytes(partition: Partition) -> int:
+    if partition.stage < 3 or partition.ranks == 1 or partition.device_type != "cpu":
+        return 0
+    return max(birth.size for birth in partition.weights)
 
 
 def _wire_bytes(partition: Partition) -> float:

@@ -1,4 +1,4 @@
-"""What a search offers of ZeRO."""
+"""What a search offers of ZeRO, and what a rank has beside its tape."""
 
 from ftkit.config.rules import Force, broken_rules
 from ftkit.config.tree import ModelConfig, RunConfig
@@ -6,7 +6,11 @@ from ftkit.engine.resolve import resolve
 from ftkit.models.methods.full import Full
 from ftkit.models.methods.lora import Lora
 from ftkit.plan.choices.changes import changed, zero_choices
-from ftkit.plan.inputs.target import find_target
+from ftkit.plan.inputs.target import Target, find_target
+from ftkit.plan.predict import Tapes, predict
+from ftkit.plan.zero.partition import WEIGHTS
+from ftkit.plan.zero.share import share_out
+from tests.plan.zero.cases import Case
 
 
 def offered(method, target):
@@ -30,3 +34,13 @@ def test_one_device_is_offered_only_what_goes_to_the_host():
 
 def test_a_cpu_is_not_offered_its_own_memory():
     assert offered(Full(), find_target()) == []
+
+
+def test_gloo_gathers_the_largest_weight_into_a_copy_that_no_tape_sees():
+    tapes, ranks = Tapes(), Target("cpu", "cpu", None, 2**34, 2, launcher="deepspeed")
+    third, second = (Case("llama", stage, "none", "lora", 0.0, precision="fp32") for stage in (3, 2))
+    predict(third.config, ranks, third.architecture, tapes=tapes)
+    ((tape, _),) = tapes.known.values()
+    copied = [share_out(tape, resolve(one.config, ranks.devices), 0).copied_bytes for one in (third, second)]
+
+    assert copied == [max(birth.size for birth in tape.births if birth.role in WEIGHTS), 0]
