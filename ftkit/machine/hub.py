@@ -106,9 +106,9 @@ def _explained(name: str, cure: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, foreign.hub_connection_error()) as error:
-        reasons = dict.fromkeys(" ".join(str(one).split()) for one in (error, error.__cause__) if one is not None)
-        told = ": ".join(filter(None, reasons))[:300] or type(error).__name__
-        raise DeviceError(f"cannot upload {name}: {told.rstrip('.')}; {cure}") from error
+        reasons = [" ".join(str(one).split()).rstrip(".") for one in (error, error.__cause__) if one is not None]
+        told = ": ".join(dict.fromkeys(filter(None, reasons)))[:300] or type(error).__name__
+        raise DeviceError(f"cannot upload {name}: {told}; {cure}") from error
 
 
 def _may_be_on_the_hub(name: str) -> bool:
