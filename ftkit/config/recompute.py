@@ -62,6 +62,10 @@ class Recompute(Section):
         """How much less is kept, on a scale from 0 (all) to 2 (the layers' inputs alone)."""
         return self.cheap + 2 * self.layer
 
+    def without_none(self) -> "Recompute":
+        """Return it with all layers that would keep everything recomputing whole, as those do whose weights leave."""
+        return Recompute(cheap=self.cheap, layer=1 - self.cheap)
+
     def levels(self, num_layers: int) -> list[Level]:
         """Return the level of each layer; those of each are spread evenly.
 

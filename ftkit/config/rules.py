@@ -29,7 +29,6 @@ class Facts:
         offload_parameters: where the weights live.
         stream_layers: where frozen layers that are streamed come from: `none`, `ram` or `disk`.
         streams_together: whether several micro-batches go through a streamed layer before the next one.
-        keeps_products: whether layers keep matrix products and recompute the rest.
         nvme_path: the folder on the disk.
         has_template: whether a template of the user's own says what is offloaded.
         cuts: the keys that cut the batch.
@@ -55,7 +54,6 @@ class Facts:
     offload_parameters: str = "none"
     stream_layers: str = "none"
     streams_together: bool = False
-    keeps_products: bool = False
     nvme_path: str | None = None
     has_template: bool = False
     cuts: tuple[str, ...] = ()
@@ -198,12 +196,6 @@ RULES = (
         "what is streamed is read and never written",
         "choose method lora, qlora or feature-extraction, or offload with ZeRO-3",
         lambda facts: facts.streams and facts.trains_all is True,
-    ),
-    Rule(
-        "layers streamed that keep their matrix products",
-        "a product that is kept would keep the weight that has left",
-        "leave model.recompute out: a streamed layer recomputes whole",
-        lambda facts: facts.streams and facts.keeps_products,
     ),
     Rule(
         "layers streamed under DoRA",

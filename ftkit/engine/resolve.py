@@ -12,7 +12,6 @@ import torch
 
 from ftkit.config.engine import EngineConfig, Offload
 from ftkit.config.precision import TORCH_NAMES, Precision, SettledPrecision
-from ftkit.config.recompute import Recompute
 from ftkit.config.rules import Facts, Force, broken_rules
 from ftkit.config.tree import BatchConfig, RunConfig
 from ftkit.engine.ds_config import Sizes, deepspeed_dict, read_template
@@ -123,7 +122,6 @@ class ResolvedRun:
             offload_parameters=self.offload_parameters,
             stream_layers=config.engine.stream_layers,
             streams_together=config.engine.stream_micro_batches != 1,
-            keeps_products=config.model.recompute.cheap > 0,
             nvme_path=config.engine.nvme_path,
             has_template=config.engine.ds_config is not None,
             optimizer=config.optimizer.name,
@@ -178,8 +176,8 @@ def resolve(config: RunConfig, devices: Devices) -> ResolvedRun:
     zero = template.get("zero_optimization", {"stage": 0})
     precision = _precision(config.model.precision, devices)
     model = config.model.model_copy(update={"precision": precision})
-    if config.engine.stream_layers != "none" and model.recompute.cheap == 0:
-        model = model.model_copy(update={"recompute": Recompute(layer=1.0)})
+    if config.engine.stream_layers != "none":
+        model = model.model_copy(update={"recompute": model.recompute.without_none()})
     batch = config.batch.one_at_a_time() if model.padding == "none" else config.batch
     run = ResolvedRun(
         config=config.model_copy(update={"batch": batch})

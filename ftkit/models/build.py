@@ -76,7 +76,7 @@ def build_model(
     if stored is not None:
         place, layout = config.engine.stream_layers, layout_of(model)
         layers = layers_from(place, stored, layout, config.cache.limit_bytes, note)
-        attach(model, layout, layers, table_from(place, stored, model))
+        attach(model, layout, layers, table_from(place, stored, model), config.model.recompute)
     for line in weight_lines(model):
         note(line)
     return model
@@ -104,7 +104,7 @@ def build_empty_model(config: RunConfig, architecture: Any, dtype: torch.dtype) 
         start = Start(head=find_head(model, ()), rows=grow_tables(model, config.model))
         model = prepare_model(config, model, dtype, start)
     if streams:
-        attach(model, layout_of(model), NoLayers(), NoTable())
+        attach(model, layout_of(model), NoLayers(), NoTable(), config.model.recompute)
     return model
 
 

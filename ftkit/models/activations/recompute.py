@@ -39,19 +39,32 @@ def set_level(layer: nn.Module, level: Level) -> None:
         layer: of a transformers model.
         level: of it.
     """
-    set_checkpoint(layer, _CHECKPOINTS[level], recomputes=level != "none")
+    checkpoint = _CHECKPOINTS[level]
+    if _BEFORE in vars(layer):
+        checkpoint = _preceded(vars(layer)[_BEFORE], checkpoint)
+    offloading = offload.around(layer, checkpoint)
+    foreign.set_recomputing(layer, offloading or checkpoint, recomputes=level != "none" or offloading is not None)
 
 
-def set_checkpoint(layer: nn.Module, checkpoint: Callable[..., Any], *, recomputes: bool = True) -> None:
-    """Let a layer be called by a function, and what that keeps wait on the host where the model says so.
+def run_before(layer: nn.Module, action: Callable[[], None]) -> None:
+    """Have something run before the layer does, each time that it computes, from the next time that its level is set.
 
     Args:
         layer: of a transformers model.
-        checkpoint: called with the layer's forward and its positional arguments.
-        recomputes: whether it does; else it just calls.
+        action: such as bringing weights that leave between a forward and its recomputing.
     """
-    offloading = offload.around(layer, checkpoint)
-    foreign.set_recomputing(layer, offloading or checkpoint, recomputes=recomputes or offloading is not None)
+    vars(layer)[_BEFORE] = action
+
+
+def _preceded(action: Callable[[], None], checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+    def call(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        def run(*inner: Any, **settings: Any) -> Any:
+            action()
+            return function(*inner, **settings)
+
+        return checkpoint(run, *arguments, **keywords)
+
+    return call
 
 
 def recompute_all(function: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -68,3 +81,4 @@ def _call(function: Any, *arguments: Any, **keywords: Any) -> Any:
 
 
 _CHECKPOINTS: dict[Level, Callable[..., Any]] = {"none": _call, "cheap": _recompute_cheap, "layer": recompute_all}
+_BEFORE = "_ftkit_before"

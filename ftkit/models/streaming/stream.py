@@ -13,8 +13,9 @@ from typing import Any, Protocol, cast
 import torch
 from torch import nn
 
+from ftkit.config.recompute import Recompute
 from ftkit.errors import ModelError
-from ftkit.models.activations.recompute import recompute_all, set_checkpoint
+from ftkit.models.activations.recompute import run_before, set_recompute
 from ftkit.models.bnb import least_bytes, state_tensors
 from ftkit.models.left_out import placeholder
 from ftkit.models.stand_in import tensors_in
@@ -102,7 +103,9 @@ class LayerStream:
         self.tell()
 
 
-def attach(model: nn.Module, layout: Layout, source: LayerSource, table: TableSource) -> LayerStream:
+def attach(
+    model: nn.Module, layout: Layout, source: LayerSource, table: TableSource, recompute: Recompute
+) -> LayerStream:
     """Let the layers of a model fetch their weights, and its table look up rows, if it was left out.
 
     Args:
@@ -110,6 +113,7 @@ def attach(model: nn.Module, layout: Layout, source: LayerSource, table: TableSo
         layout: what `leave_out` returned for it before that.
         source: where the weights come from.
         table: where the rows of the table of tokens come from.
+        recompute: what layers compute again; all of them do, since none may keep its weights.
 
     Returns:
         The stream, which `stream_of` finds again.
@@ -126,6 +130,7 @@ def attach(model: nn.Module, layout: Layout, source: LayerSource, table: TableSo
         vars(tokens.weight)[_VALUES] = table.values
     for number, layer in enumerate(found[1]):
         _hook(stream, number, layer, below_training=number < (first_trained_layer(model) or 0))
+    set_recompute(model, recompute.without_none())
     return stream
 
 
@@ -266,16 +271,9 @@ def _hook(stream: LayerStream, number: int, layer: nn.Module, *, below_training:
             if one.requires_grad:
                 one.register_hook(fetch)
 
-    def recompute(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        def run(*inner: Any, **settings: Any) -> Any:
-            stream.again(number)
-            return function(*inner, **settings)
-
-        return recompute_all(run, *args, **kwargs)
-
     layer.register_forward_pre_hook(before, with_kwargs=True)
     layer.register_forward_hook(after, with_kwargs=True)
-    set_checkpoint(layer, recompute)
+    run_before(layer, partial(stream.again, number))
 
 
 def _detached(value: Any) -> Any:

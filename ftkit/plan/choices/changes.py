@@ -33,6 +33,8 @@ RECOMPUTE = "model.recompute"
 OFFLOAD = "model.offload_activations"
 LENGTH, RANK, METHOD, OPTIMIZER = "data.max_length", "method.rank", "method.name", "optimizer.name"
 STREAM = "engine.stream_layers"
+RECOMPUTING: tuple[Changes, ...] = ({RECOMPUTE: "cheap"}, {RECOMPUTE: "layer"})
+"""The levels of layers whose weights leave: each of them computes again at least what is cheap."""
 GROUP = "engine.stream_micro_batches"
 _FEW = 4
 """Micro-batches through a streamed layer together where all of a step keep too much: layers come a quarter as often."""
@@ -96,7 +98,8 @@ def steps_down(config: RunConfig, target: Target, sequences: Sequences | None) -
     steps += [{SIZE: size} for size in halves(batch)[1:]]
     if target.device_type == "cuda" and not config.engine.expandable_segments:
         steps.append({"engine.expandable_segments": True})
-    steps += [{RECOMPUTE: level} for number, level in enumerate(LEVELS) if config.model.recompute.saving < number]
+    saving = resolve(config, target.devices).config.model.recompute.saving  # a streamed layer always recomputes
+    steps += [{RECOMPUTE: level} for number, level in enumerate(LEVELS) if saving < number]
     if target.device_type == "cuda" and not config.model.offload_activations:
         steps.append({OFFLOAD: True})
     if config.optimizer.name == "adamw":
@@ -126,12 +129,12 @@ def grid(config: RunConfig, target: Target, sequences: Sequences | None) -> list
         {SIZE: size} | level | method | optimizer | engine
         for method, optimizer, engine, level, size in itertools.product(methods, optimizers, engines, kept, sizes)
     ]
-    # A streamed layer recomputes whole, so its level is not to be chosen.
     streams = stream_choices(config, target) if config.engine.stream_layers == "none" else [{}]
     combinations += [
-        {SIZE: size} | stream | group
+        {SIZE: size} | stream | level | group
         for size in sizes
-        for stream, group in itertools.product(streams, group_choices(config, target, sequences, {SIZE: size}))
+        for group in group_choices(config, target, sequences, {SIZE: size})
+        for stream, level in itertools.product(streams, RECOMPUTING)
     ]
     return sorted(combinations, key=len)
 

@@ -2,10 +2,10 @@
 
 Levels of recomputing are tried from the quickest on, each without and then with activations that wait on the host of a
 GPU, and no further than to the first with which a step that fits is as fast as any: a step that recomputes more is
-never quicker. Where no level leads there, frozen layers may be streamed, which recomputes all of them and waits for
-what comes, less often where several micro-batches go through a layer together: that is chosen where nothing else fits,
-or nothing else is as quick. What would change the mathematics is named, not chosen; that dropout draws in another order
-where micro-batches go together is said.
+never quicker. Where no level leads there, frozen layers may be streamed: each of them recomputes at least what is
+cheap, and the step waits for what comes, less often where several micro-batches go through a layer together. That is
+chosen where nothing else fits, or nothing else is as quick. What would change the mathematics is named, not chosen;
+that dropout draws in another order where micro-batches go together is said.
 """
 
 import itertools
@@ -24,6 +24,7 @@ from ftkit.plan.choices.candidates import ALIKE, Candidate, ranked
 from ftkit.plan.choices.changes import (
     OFFLOAD,
     RECOMPUTE,
+    RECOMPUTING,
     STREAM,
     TOKENS,
     Changes,
@@ -168,11 +169,15 @@ def _priced(config: RunConfig, options: Options) -> list[Candidate]:
 
 def _streamed(config: RunConfig, options: Options) -> list[Candidate]:
     """Predict the choices with frozen layers streamed; none where the run or its model does not go with that."""
-    choices = [stream | cut for stream in _streams(config, options.target) for cut in _grouped_cuts(config, options)]
-    try:
-        return options.price(config, choices, _LIMIT)
-    except ModelError:
-        return []
+    levels: Sequence[Changes] = RECOMPUTING if config.model.recompute == Recompute() else [{}]
+    cuts, priced = _grouped_cuts(config, options), list[Candidate]()
+    for level in levels:
+        choices = [stream | level | cut for stream in _streams(config, options.target) for cut in cuts]
+        try:
+            priced += options.price(config, choices, _LIMIT)
+        except ModelError:
+            return []
+    return priced
 
 
 def _streams(config: RunConfig, target: Target) -> list[Changes]:

@@ -35,12 +35,12 @@ def folders(tmp_path_factory):
     }
 
 
-def run_config(name, method, place="disk", together=1):
+def run_config(name, method, place="disk", together=1, recompute="none"):
     """Return what streams a model."""
     return RunConfig.model_validate(
         {
             "task": "causal-lm",
-            "model": {"name": str(name), "precision": "fp32"},
+            "model": {"name": str(name), "precision": "fp32", "recompute": recompute},
             "method": method,
             "engine": {"name": "plain", "stream_layers": place, "stream_micro_batches": together},
         }
@@ -48,23 +48,26 @@ def run_config(name, method, place="disk", together=1):
 
 
 @pytest.mark.parametrize(
-    ("family", "method", "precision", "together", "num_first"),
+    ("family", "method", "precision", "together", "recompute", "num_first"),
     # The first micro-batch of all that go together runs through the four layers before the others do.
     [
-        ("llama", Lora(), "fp32", 1, 2),
-        ("llama", Lora(), "fp32", 2, 2 + NUM_LAYERS),
-        ("llama", Lora(top_layers=2), "bf16", 1, 1),
-        ("llama", Qlora(), "bf16", 1, 2),
-        ("mixtral", Lora(), "bf16", 1, 2),
+        ("llama", Lora(), "fp32", 1, "none", 2),
+        ("llama", Lora(), "fp32", 2, "cheap", 2 + NUM_LAYERS),
+        ("llama", Lora(top_layers=2), "bf16", 1, "none", 1),
+        ("llama", Qlora(), "bf16", 1, {"cheap": 0.5}, 2),
+        ("mixtral", Lora(), "bf16", 1, "none", 2),
     ],
-    ids=("lora", "lora, together", "lora in the two top layers", "qlora", "experts that are stored one by one"),
+    ids=(
+        "lora", "lora, together and cheap", "lora in the two top layers", "qlora, cheap in two layers",
+        "experts that are stored one by one",
+    ),
 )
 def test_a_plan_counts_what_lives_in_a_real_streamed_step_and_what_comes(
-    folders, family, method, precision, together, num_first, tmp_path, monkeypatch
+    folders, family, method, precision, together, recompute, num_first, tmp_path, monkeypatch
 ):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))  # where layers are packed
     target, dtype = find_target("cpu"), models.DTYPES[precision]
-    run = resolve(run_config(folders[family], method, together=together), target.devices)
+    run = resolve(run_config(folders[family], method, "disk", together, recompute), target.devices)
     source = resolve_source(run.config.model, run.config.task)
     architecture = load_config(source, None, 0)
     model = build_model(run.config, source, architecture, dtype)
