@@ -29,6 +29,8 @@ class EngineConfig(Section):
     stream_micro_batches: Annotated[int, Field(ge=1)] | Literal["all"] = 1
     """Micro-batches of a step that go through a streamed layer before the next layer comes, `all` or a number. Weights
     come as often less, and the inputs of all layers stay for as many micro-batches."""
+    stream_head: bool = False
+    """Let the head of a language model come too, in the place of the two layers, when all layers have run."""
     nvme_path: str | None = None
     """The folder on the disk that takes what is offloaded to `nvme`."""
     ds_config: str | None = None
@@ -69,6 +71,7 @@ class EngineConfig(Section):
                 offload_parameters=self.offload_parameters,
                 stream_layers=self.stream_layers,
                 streams_together=self.stream_micro_batches != 1,
+                streams_head=self.stream_head,
                 nvme_path=self.nvme_path,
                 has_template=self.ds_config is not None,
             )

@@ -29,6 +29,7 @@ class Facts:
         offload_parameters: where the weights live.
         stream_layers: where frozen layers that are streamed come from: `none`, `ram` or `disk`.
         streams_together: whether several micro-batches go through a streamed layer before the next one.
+        streams_head: whether the head is streamed too.
         nvme_path: the folder on the disk.
         has_template: whether a template of the user's own says what is offloaded.
         cuts: the keys that cut the batch.
@@ -44,6 +45,7 @@ class Facts:
         tiles_mlps: whether the MLPs run in tiles.
         recomputes_cheaply: whether some layers recompute at the level `cheap`.
         offloads_activations: whether what layers keep for their backward waits on the host.
+        is_lean: whether exact replacements that cost less run, such as the loss in chunks.
         is_fitted: whether the planner is to choose what fits.
         is_planned: whether the planner is asked at all.
     """
@@ -54,6 +56,7 @@ class Facts:
     offload_parameters: str = "none"
     stream_layers: str = "none"
     streams_together: bool = False
+    streams_head: bool = False
     nvme_path: str | None = None
     has_template: bool = False
     cuts: tuple[str, ...] = ()
@@ -69,6 +72,7 @@ class Facts:
     tiles_mlps: bool = False
     recomputes_cheaply: bool = False
     offloads_activations: bool = False
+    is_lean: bool = True
     is_fitted: bool = False
     is_planned: bool = True
 
@@ -208,6 +212,18 @@ RULES = (
         "it saves reading streamed layers again, and none are streamed",
         "leave engine.stream_micro_batches out, or add engine.stream_layers",
         lambda facts: facts.streams_together and not facts.streams,
+    ),
+    Rule(
+        "a streamed head where no layer is streamed",
+        "it comes in the place of the layers that are there",
+        "leave engine.stream_head out, or add engine.stream_layers",
+        lambda facts: facts.streams_head and not facts.streams,
+    ),
+    Rule(
+        "a streamed head without model.lean",
+        "the backward of logits that are whole needs the head after it has left",
+        "leave engine.stream_head or model.lean out",
+        lambda facts: facts.streams_head and not facts.is_lean,
     ),
     Rule(
         "several micro-batches taken through a streamed layer with their activations offloaded",

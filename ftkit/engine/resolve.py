@@ -122,6 +122,7 @@ class ResolvedRun:
             offload_parameters=self.offload_parameters,
             stream_layers=config.engine.stream_layers,
             streams_together=config.engine.stream_micro_batches != 1,
+            streams_head=config.engine.stream_head,
             nvme_path=config.engine.nvme_path,
             has_template=config.engine.ds_config is not None,
             optimizer=config.optimizer.name,
@@ -135,6 +136,7 @@ class ResolvedRun:
             tiles_mlps=config.model.mlp_tile_tokens is not None,
             recomputes_cheaply=config.model.recompute.cheap > 0,
             offloads_activations=config.model.offload_activations,
+            is_lean=config.model.lean,
             is_fitted=config.engine.fit,
             is_planned=config.training.plan_first,
         )

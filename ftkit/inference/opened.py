@@ -163,7 +163,9 @@ def open_config(name: str, settings: Sequence[str] = ()) -> RunConfig:
     own = [f"model.name={name}", "model.new_head=false"]
     own += [] if file else [f"task={_task_of(name)}", f"method.name={'lora' if find_adapter(name) else 'full'}"]
     config = load_config(file, settings=[*own, *settings])
-    engine = EngineConfig(name="plain", stream_layers=config.engine.stream_layers)
+    engine = EngineConfig(
+        name="plain", stream_layers=config.engine.stream_layers, stream_head=config.engine.stream_head
+    )
     model = config.model.model_copy(update={"offload_activations": False})  # there is no backward
     return config.model_copy(update={"engine": engine, "model": model, "optimizer": OptimizerConfig()})
 

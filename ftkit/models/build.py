@@ -110,7 +110,8 @@ def build_empty_model(config: RunConfig, architecture: Any, dtype: torch.dtype) 
 
 def _left_out(config: RunConfig, model: nn.Module) -> list[str]:
     """Return the names of the weights that a run streams."""
-    return names_to_stream(model, table_grows=bool(config.model.resize_embeddings))
+    grows, engine = bool(config.model.resize_embeddings), config.engine
+    return names_to_stream(model, table_grows=grows, with_head=engine.stream_head)
 
 
 def build_bare_model(config: RunConfig, architecture: Any, dtype: torch.dtype) -> nn.Module:

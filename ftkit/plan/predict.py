@@ -156,7 +156,7 @@ def _predict_once(case: Case, once: Pass, exact: bool, tapes: Tapes) -> Grounds:
 
 def _known_stream(case: Case, tapes: Tapes) -> Streamed | None:
     """Return what is streamed, which no cut changes."""
-    key = (*_model_key(case), case.run.dtype, case.run.config.engine.stream_layers)
+    key = (*_model_key(case), case.run.dtype, case.run.config.engine.stream_layers, case.run.config.engine.stream_head)
     if key not in tapes.streams:
         tapes.streams[key] = Streamed.of(case)
     return tapes.streams[key]
@@ -249,9 +249,9 @@ def _kernels(case: Case) -> tuple[str, tuple[int, int]] | None:
 
 
 def _model_key(case: Case) -> tuple[str, ...]:
-    config = case.run.config
+    config, engine = case.run.config, case.run.config.engine
     # A step is the same wherever its layers come from.
-    return config.task, str(config.model), str(config.method), str(config.engine.stream_layers != "none")
+    return config.task, str(config.model), str(config.method), f"{engine.stream_layers != 'none'} {engine.stream_head}"
 
 
 def _memory_prediction(

@@ -47,7 +47,7 @@ def chunk_loss(model: nn.Module) -> None:
     Args:
         model: a transformers model, without an adapter around it; changed in place.
     """
-    head = _head(model)
+    head = chunkable_head(model)
     if head is not None:
         vars(head)["forward"] = _HeadForward(head, _tail(model))
         vars(model)["forward"] = _ModelForward(model)
@@ -58,10 +58,13 @@ def is_chunked(model: nn.Module) -> bool:
     return isinstance(vars(model).get("forward"), _ModelForward)
 
 
-def _head(model: Any) -> nn.Module | None:
-    """Return the layer that makes logits of the base model's result."""
-    head = model.get_output_embeddings()
-    base = model.base_model
+def chunkable_head(model: nn.Module) -> nn.Module | None:
+    """Return the layer that makes logits of the base model's result; None where the loss cannot be made in chunks.
+
+    Args:
+        model: a transformers model.
+    """
+    head, base = cast(Any, model).get_output_embeddings(), cast(Any, model).base_model
     is_behind = head is not None and base is not model and all(head is not module for module in base.modules())
     return head if is_behind and bnb.is_linear(head) else None
 

@@ -11,6 +11,7 @@ from torch import nn
 from ftkit.errors import ModelError
 from ftkit.models import bnb, foreign
 from ftkit.models.left_out import LeftOut, left_out, mark, placeholder
+from ftkit.models.streaming.head import head_to_stream, left_out_head
 from ftkit.models.streaming.table import table_to_stream
 from ftkit.models.structure.layers import transformer_layers
 
@@ -129,12 +130,19 @@ class Layout:
     """All that is streamed of a model.
 
     Attributes:
-        layers: the weights of each layer, in the order in which the layers run.
+        layers: the weights of each layer, in the order in which the layers run; behind them those of the head.
         num_buffers: of the window.
+        has_head: whether the last of the layers is the head.
     """
 
     layers: tuple[tuple[Slot, ...], ...]
     num_buffers: int = NUM_BUFFERS
+    has_head: bool = False
+
+    @property
+    def num_layers(self) -> int:
+        """The layers, and the number by which the head is asked for."""
+        return len(self.layers) - self.has_head
 
     @property
     def slots(self) -> Iterator[Slot]:
@@ -144,12 +152,17 @@ class Layout:
     @property
     def buffer_bytes(self) -> int:
         """Bytes of a buffer: those of the largest layer."""
-        return max(map(self.bytes_of, range(len(self.layers))))
+        return max(map(self.bytes_of, range(self.num_layers)))
+
+    @property
+    def head_bytes(self) -> int:
+        """Bytes of the head; 0 where it stays."""
+        return self.bytes_of(self.num_layers) if self.has_head else 0
 
     @property
     def window_bytes(self) -> int:
         """Bytes of all buffers: what streamed layers take of the device, however many there are."""
-        return self.num_buffers * self.buffer_bytes
+        return max(self.num_buffers * self.buffer_bytes, self.head_bytes)
 
     @property
     def streamed_bytes(self) -> int:
@@ -204,19 +217,29 @@ def layout_of(model: nn.Module) -> Layout:
     """
     found = transformer_layers(model)
     assert found is not None
-    layers = tuple(tuple(_slots(layer)) for layer in found[1])
-    return Layout(layers, min(NUM_BUFFERS, len(layers)))
+    layers, head = tuple(tuple(_slots(layer)) for layer in found[1]), left_out_head(model)
+    num_buffers = min(NUM_BUFFERS, len(layers))
+    if head is None:
+        return Layout(layers, num_buffers)
+    return Layout((*layers, tuple(_slots(head))), num_buffers, has_head=True)
 
 
-def names_to_stream(model: nn.Module, *, table_grows: bool) -> list[str]:
+def names_to_stream(model: nn.Module, *, table_grows: bool, with_head: bool) -> list[str]:
     """Return the names of the weights that are streamed: of the layers, and of the table of tokens where it can be.
 
     Args:
         model: a transformers model.
-        table_grows: whether the table gets new rows, which train: it stays.
+        table_grows: whether the table gets new rows, which train: it stays, and so does the head.
+        with_head: whether the head is streamed too.
+
+    Raises:
+        ModelError: the head cannot be.
     """
+    if table_grows and with_head:
+        raise ModelError("new rows of the head train; leave engine.stream_head or model.resize_embeddings out")
     table = None if table_grows else table_to_stream(model)
-    return [*_names_of_layers(model), *([] if table is None else [table])]
+    head = head_to_stream(model) if with_head else None
+    return [*_names_of_layers(model), *(name for name in (table, head) if name is not None)]
 
 
 def _names_of_layers(model: nn.Module) -> list[str]:

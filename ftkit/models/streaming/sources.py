@@ -1,6 +1,7 @@
 """Where the weights of streamed layers come from: a disk or the host's memory; for plans, from nowhere."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import accumulate
 from typing import Protocol
 
@@ -87,6 +88,31 @@ class StoredLayers:
         return self._staging[:num_bytes]
 
 
+class PackedLayers:
+    """Gives layers in 4 bits out of the files that they were packed into, and the head out of the model's own."""
+
+    def __init__(self, kept: KeptLayers, head: StoredLayers, layout: Layout) -> None:
+        """Read from both.
+
+        Args:
+            kept: the packed layers.
+            head: what gives the head, which is not packed.
+            layout: of all of them.
+        """
+        self._kept, self._head, self._layout = kept, head, layout
+
+    def read_into(self, layer: int, memory: torch.Tensor) -> None:
+        """Read a layer, or the head."""
+        self._source(layer).read_into(layer, memory)
+
+    def read(self, slot: Slot) -> tuple[torch.Tensor, ...]:
+        """Return one weight and its constants."""
+        return self._source(self._layout.layer_of(slot)).read(slot)
+
+    def _source(self, layer: int) -> LayerSource:
+        return self._head if layer == self._layout.num_layers else self._kept
+
+
 class HostLayers:
     """Keeps the weights of all layers in the host's memory, pinned where the system allows it."""
 
@@ -156,12 +182,13 @@ def layers_from(
             note("the system does not pin the host's memory, so computing waits for each layer that comes")
         return host
     if layout.is_packed:
-        kept = KeptLayers(stored, layout, limit)
+        packed = replace(layout, layers=layout.layers[: layout.num_layers], has_head=False)
+        kept = KeptLayers(stored, packed, limit)
         note(
             f"streamed layers in 4 bits, {format_bytes(kept.num_bytes)}, are read from {kept.folder}: {kept.num_made} "
-            f"of {len(layout.layers)} packed now"
+            f"of {layout.num_layers} packed now"
         )
-        return kept
+        return PackedLayers(kept, StoredLayers(stored, layout), layout) if layout.has_head else kept
     converted = {stored.stored.dtype(slot.name) for slot in layout.slots} - {s.parts[0].dtype for s in layout.slots}
     if converted:
         kinds = ", ".join(sorted(str(one).removeprefix("torch.") for one in converted))

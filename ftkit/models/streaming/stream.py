@@ -5,7 +5,7 @@ backward finds its weights, whatever asks for them first. And inside what it rec
 the buffer that they are in by then.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol, cast
@@ -19,6 +19,7 @@ from ftkit.models.activations.recompute import run_before, set_recompute
 from ftkit.models.bnb import least_bytes, state_tensors
 from ftkit.models.left_out import placeholder
 from ftkit.models.stand_in import tensors_in
+from ftkit.models.streaming.head import left_out_head
 from ftkit.models.streaming.layout import Layout, Slot
 from ftkit.models.streaming.sources import LayerSource
 from ftkit.models.streaming.table import TableSource, left_out_table, look_up_in
@@ -63,9 +64,14 @@ class LayerStream:
     def forward(self, layer: int) -> None:
         """Fetch a layer for its forward; the one above comes next, and above the top the backward begins there."""
         self._end_backward()
-        top = len(self.layout.layers) - 1
+        top = self.layout.num_layers - 1
         turns = torch.is_grad_enabled() and self.comes_back
-        self._fetch(layer, layer + 1 if layer < top else None if turns else 0)
+        self._fetch(layer, layer + 1 if layer < top else None if turns or self.layout.has_head else 0)
+
+    def head(self) -> None:
+        """Fetch the head, which takes the place of all layers."""
+        self._end_backward()
+        self._fetch(self.layout.num_layers, None)
 
     def again(self, layer: int) -> None:
         """Fetch a layer for what it recomputes."""
@@ -131,6 +137,9 @@ def attach(
     for number, layer in enumerate(found[1]):
         _hook(stream, number, layer, below_training=number < (first_trained_layer(model) or 0))
     set_recompute(model, recompute.without_none())
+    head = left_out_head(model)
+    if head is not None:
+        head.register_forward_pre_hook(lambda *_: stream.head())
     return stream
 
 

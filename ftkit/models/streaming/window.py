@@ -5,6 +5,12 @@
     layers       3    2    1    0        backward: 3 and 2 are there still; while 2 is computed again, 1 comes
     buffers      B    A    B    A
 
+A streamed head takes the place of all buffers when the topmost layer has run. They lie in one piece of memory then, as
+large as the head or as they are, and the layers that it has taken the place of come again:
+
+    layers       2    3   head   3    2        forward, the loss, backward
+    buffers      A    B    AB    B    A
+
 A frozen weight is a view of a buffer while its layer is in the window, and a placeholder of one number otherwise.
 Whatever has kept a view of its own would read another layer's numbers once the buffer is used again: autograd's saved
 tensors where a layer does not recompute, or a product that keeps its weight out of autograd's sight, as bitsandbytes'
@@ -31,15 +37,16 @@ class StaleWeightsError(RuntimeError):
 
 @dataclass(eq=False)
 class _Buffer:
-    """The memory for one layer.
+    """The memory for one layer, or for the head.
 
     Attributes:
         memory: uint8, one dimension.
         num_references: of its storage while nobody uses it.
-        layer: the number of the layer in it, or on its way to it; None at first.
+        layer: the number of the layer in it, or on its way to it; None: it is empty.
         generation: how often it has been filled.
         wait: until it is full.
         is_shown: whether the weights of its layer are views of it.
+        num_shown: references to its storage that they are then.
     """
 
     memory: torch.Tensor
@@ -48,6 +55,11 @@ class _Buffer:
     generation: int = 0
     wait: Wait = field(default=lambda: None)
     is_shown: bool = False
+    num_shown: int = 0
+
+    def count(self) -> int:
+        """Return how many tensors hold its storage."""
+        return num_references(self.memory.untyped_storage())
 
 
 class Window:
@@ -62,7 +74,7 @@ class Window:
             device: what computes.
         """
         self.layout, self._source = layout, source
-        self._buffers = [_buffer(layout.buffer_bytes, device) for _ in range(layout.num_buffers)]
+        self._buffers, self._whole = _buffers(layout, device)
         self._lane = lane_for(self._buffers[0].memory)
         self._nothing: dict[torch.dtype, torch.Tensor] = {}
         for slot in layout.slots:
@@ -70,13 +82,23 @@ class Window:
 
     @property
     def memory(self) -> tuple[torch.Tensor, ...]:
-        """The buffers: uint8, one dimension each."""
-        return tuple(buffer.memory for buffer in self._buffers)
+        """The memory of the buffers: uint8, one dimension each."""
+        buffers = self._buffers if self._whole is None else [self._whole]
+        return tuple(buffer.memory for buffer in buffers)
 
     @property
     def layers(self) -> tuple[int | None, ...]:
         """The number of the layer in each buffer, or on its way there."""
-        return tuple(buffer.layer for buffer in self._buffers)
+        return tuple(buffer.layer for buffer in self._all)
+
+    @property
+    def fillings(self) -> tuple[int, ...]:
+        """How often each buffer has been filled; that of the head comes last, where it is streamed."""
+        return tuple(buffer.generation for buffer in self._all)
+
+    @property
+    def _all(self) -> list[_Buffer]:
+        return [*self._buffers, *([] if self._whole is None else [self._whole])]
 
     def fetch(self, layer: int, then: int | None = None) -> None:
         """Have the weights of a layer be there, and let the next layer come meanwhile.
@@ -105,23 +127,29 @@ class Window:
 
     def release(self) -> None:
         """Put placeholders in the place of all weights in the window."""
-        for buffer in self._buffers:
+        for buffer in self._all:
             buffer.wait()
-            self._hide(buffer)
-            buffer.layer = None
+            self._empty(buffer)
+
+    def _empty(self, buffer: _Buffer) -> None:
+        self._hide(buffer)
+        buffer.layer = None
 
     def _holding(self, layer: int) -> _Buffer | None:
-        return next((one for one in self._buffers if one.layer == layer), None)
+        return next((one for one in self._all if one.layer == layer), None)
 
     def _fill(self, layer: int) -> _Buffer:
-        """Begin to fill the buffer whose use is longest ago."""
-        buffer = self._buffers[0]
-        buffer.wait()
-        self._hide(buffer)
-        held = num_references(buffer.memory.untyped_storage())
+        """Begin to fill the buffer whose use is longest ago, or with the head all of them."""
+        buffer, leaving = self._room_for(layer)
+        for one in self._all:
+            one.wait()  # a reader holds the memory, too
+        before = " and ".join(str(one.layer) for one in leaving if one.layer is not None)
+        for one in leaving:
+            self._empty(one)
+        held = buffer.count() - self._num_shown()
         if held > buffer.num_references:
             raise StaleWeightsError(
-                f"layer {layer} is to come into the buffer of layer {buffer.layer}, and {held - buffer.num_references} "
+                f"layer {layer} is to come into the buffer of layer {before}, and {held - buffer.num_references} "
                 "tensors that were computed with still hold it: a layer did not recompute, or a product keeps its "
                 "weight for the backward"
             )
@@ -129,13 +157,25 @@ class Window:
         buffer.wait = self._lane.begin(partial(self._source.read_into, layer, buffer.memory))
         return buffer
 
+    def _room_for(self, layer: int) -> tuple[_Buffer, list[_Buffer]]:
+        """Return the buffer that a layer comes into, and all whose layers leave for it."""
+        oldest = self._buffers[0]
+        if self._whole is None:
+            return oldest, [oldest]
+        return (self._whole, self._buffers) if layer == self.layout.num_layers else (oldest, [oldest, self._whole])
+
+    def _num_shown(self) -> int:
+        """Return how often the weights that are shown refer to the memory that all buffers share; 0 where none do."""
+        return 0 if self._whole is None else sum(one.num_shown for one in self._all if one.is_shown)
+
     def _show(self, buffer: _Buffer) -> None:
         """Let the weights of a layer be views of its buffer."""
         assert buffer.layer is not None
         if not buffer.is_shown:
+            before = buffer.count()
             for slot in self.layout.layers[buffer.layer]:
                 slot.show(slot.views(buffer.memory))
-            buffer.is_shown = True
+            buffer.is_shown, buffer.num_shown = True, buffer.count() - before
 
     def _hide(self, buffer: _Buffer) -> None:
         """Put placeholders in the place of the weights of a buffer."""
@@ -153,6 +193,17 @@ class Window:
         slot.show([self._nothing[part.dtype].expand(part.shape) for part in slot.parts])
 
 
-def _buffer(num_bytes: int, device: torch.device) -> _Buffer:
-    memory = torch.empty(num_bytes, dtype=torch.uint8, device=device)
-    return _Buffer(memory, num_references(memory.untyped_storage()))
+def _buffers(layout: Layout, device: torch.device) -> tuple[list[_Buffer], _Buffer | None]:
+    """Allocate a buffer for each layer of the window; for a head that is streamed all of their memory is one too."""
+
+    def memory(num_bytes: int) -> torch.Tensor:
+        return torch.empty(num_bytes, dtype=torch.uint8, device=device)
+
+    size, numbers = layout.buffer_bytes, range(layout.num_buffers)
+    if not layout.has_head:
+        alone = [memory(size) for _ in numbers]
+        return [_Buffer(one, num_references(one.untyped_storage())) for one in alone], None
+    whole = memory(layout.window_bytes)
+    parts = [whole[number * size : (number + 1) * size] for number in numbers]
+    held = num_references(whole.untyped_storage())
+    return [_Buffer(one, held) for one in parts], _Buffer(whole, held)

@@ -35,7 +35,7 @@ LENGTH, RANK, METHOD, OPTIMIZER = "data.max_length", "method.rank", "method.name
 STREAM = "engine.stream_layers"
 RECOMPUTING: tuple[Changes, ...] = ({RECOMPUTE: "cheap"}, {RECOMPUTE: "layer"})
 """The levels of layers whose weights leave: each of them computes again at least what is cheap."""
-GROUP = "engine.stream_micro_batches"
+GROUP, HEAD = "engine.stream_micro_batches", "engine.stream_head"
 _FEW = 4
 """Micro-batches through a streamed layer together where all of a step keep too much: layers come a quarter as often."""
 _TOP = "method.top_layers"
@@ -95,6 +95,8 @@ def steps_down(config: RunConfig, target: Target, sequences: Sequences | None) -
     """
     batch = plan_shape(config, target.num_devices, sequences).batch
     steps: list[Changes] = [{GROUP: 1}] if config.engine.stream_micro_batches != 1 else []
+    if config.task == "causal-lm" and config.engine.stream_layers != "none" and not config.engine.stream_head:
+        steps.append({HEAD: True})
     steps += [{SIZE: size} for size in halves(batch)[1:]]
     if target.device_type == "cuda" and not config.engine.expandable_segments:
         steps.append({"engine.expandable_segments": True})

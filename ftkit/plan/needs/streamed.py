@@ -33,6 +33,7 @@ class Streamed:
     Attributes:
         place: where they come from: `ram` or `disk`.
         layer_bytes: of each layer.
+        head_bytes: of the head; 0 where it stays.
         window_bytes: of all buffers.
         resident_bytes: of the window and of the weights that stay on the device.
         staging_bytes: of the largest weight, which passes through the host's memory on its way from a disk to a GPU; of
@@ -46,6 +47,7 @@ class Streamed:
 
     place: str
     layer_bytes: tuple[int, ...]
+    head_bytes: int
     window_bytes: int
     resident_bytes: int
     staging_bytes: int
@@ -75,7 +77,8 @@ class Streamed:
         table_bytes = 0 if table is None else table.weight.numel() * table.weight.itemsize
         return cls(
             place,
-            tuple(map(layout.bytes_of, range(len(layout.layers)))),
+            tuple(map(layout.bytes_of, range(layout.num_layers))),
+            layout.head_bytes,
             layout.window_bytes,
             resident,
             layout.buffer_bytes if layout.is_packed else max(slot.num_bytes for slot in layout.slots),
@@ -87,8 +90,8 @@ class Streamed:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all layers."""
-        return sum(self.layer_bytes)
+        """Bytes of all layers, and of the head."""
+        return sum(self.layer_bytes) + self.head_bytes
 
     def on_host(self, share: RankShare, device_type: str) -> RankShare:
         """Return a rank's share with what its host keeps: all layers, pinned, or what is on its way.
@@ -102,7 +105,9 @@ class Streamed:
         if device_type == "cpu":
             return share
         pinned = pinned_size(self.staging_bytes) if self.is_packed else 0
-        return replace(share, host_bytes=max(self.staging_bytes, pinned), pinned_bytes=pinned)
+        # Beside packed layers the head comes through memory of its own, which is not pinned.
+        staging = max(self.staging_bytes, pinned) + (self.head_bytes if self.is_packed else 0)
+        return replace(share, host_bytes=staging, pinned_bytes=pinned)
 
     def plan(self, target: Target, shape: Shape, *, is_closed: bool = False) -> StreamPlan:
         """Return what a plan says of the layers.
@@ -137,18 +142,22 @@ class Streamed:
         return link if self.place == "ram" else min(disk, link)
 
     def _order(self, is_closed: bool) -> list[int]:
-        """Return the layers as a group of micro-batches runs them, up and down again, each once where it turns."""
+        """Return the layers as a group of micro-batches runs them, up and down again, each once where it turns.
+
+        A streamed head comes where they turn, and stands there twice: it takes the place of two layers.
+        """
         num = len(self.layer_bytes)
         lowest = num if self.lowest is None else self.lowest
-        order = [*range(lowest if is_closed else 0, num), *range(num - 2, lowest - 1, -1)]
+        head = [num, num] if self.head_bytes else []
+        top = [num - 1] if head and lowest < num else []
+        order = [*range(lowest if is_closed else 0, num), *head, *top, *range(num - 2, lowest - 1, -1)]
         return order[:-1] if len(order) > 1 and order[0] == order[-1] else order
 
     def _coming(self, order: Sequence[int]) -> int:
         """Return the bytes that come while layers run in an order again and again: the last two are there still."""
+        sizes = (*self.layer_bytes, self.head_bytes)
         return sum(
-            self.layer_bytes[layer]
-            for place, layer in enumerate(order)
-            if layer not in (order[place - 1], order[place - 2])
+            sizes[layer] for place, layer in enumerate(order) if layer not in (order[place - 1], order[place - 2])
         )
 
 

@@ -9,9 +9,11 @@ import torch
 from ftkit.data.arrays import TokenSplit
 from ftkit.data.batching import Padding, collate
 from ftkit.engine.protocol import Scorer
+from ftkit.errors import ModelError
 from ftkit.machine.process import first_decides
 from ftkit.models.build import set_training
 from ftkit.models.objective import TokenCrossEntropy
+from ftkit.models.streaming.stream import stream_of
 
 _NUM_SEQUENCES = 2
 _ROUNDINGS = 32
@@ -40,6 +42,12 @@ def settle_loss(engine: Scorer, split: TokenSplit, padding: Padding, note: Calla
     error = max(abs(chunked - whole) / max(abs(whole), 1.0), gradient)
     is_equal = first_decides(engine.process, lambda: error <= tolerance)
     engine.objective = objective if is_equal else TokenCrossEntropy()
+    stream = stream_of(engine.model)
+    if not is_equal and stream is not None and stream.layout.has_head:
+        raise ModelError(
+            f"the loss in chunks, which a streamed head needs, differs for this model by {error:.2g}, where rounding "
+            f"explains {tolerance:.2g}; leave engine.stream_head out"
+        )
     if not is_equal:
         note(
             f"the loss is made of whole logits: in chunks this model's differs by {error:.2g}, where rounding explains "

@@ -19,7 +19,7 @@ from ftkit.observe.recorder import Recorder
 from tests.helpers import PADDING, ragged_split
 from tests.models.streaming.conftest import engine_of, take_step
 
-DISK, CHEAP = "engine.stream_layers=disk", "model.recompute=cheap"
+DISK, CHEAP, HEAD = "engine.stream_layers=disk", "model.recompute=cheap", "engine.stream_head=true"
 IN_BF16 = ("bert", "gpt2", "llama", "mixtral")
 IN_4_BITS = ("bert", "gpt2", "llama", "mixtral")
 QLORA, FP4, SINGLE = "method.name=qlora", "method.quantization=fp4", "method.double_quantization=false"
@@ -48,6 +48,25 @@ def test_layers_in_4_bits_are_packed_once_and_compute_what_the_resident_ones_do(
         wanted = take_step(engine_of(deep(family), *way, dtype=dtype))
         for more in ((DISK,), (DISK, CHEAP)):
             is_same(take_step(engine_of(deep(family), *way, *more, dtype=dtype)), wanted)
+
+
+@pytest.mark.parametrize(("dtype", "way"), [(torch.float32, ()), (torch.bfloat16, (QLORA,))])
+def test_a_head_that_comes_in_the_place_of_the_layers_computes_the_same(dtype, way, deep):
+    wanted = take_step(engine_of(deep("llama"), *way, dtype=dtype), num_steps=2)
+    engine = engine_of(deep("llama"), *way, DISK, HEAD, dtype=dtype)
+    is_same(take_step(engine, num_steps=2), wanted)
+    layout = stream_of(engine.model).layout
+    (memory,) = stream_of(engine.model).window.memory
+    assert len(memory) == max(2 * layout.buffer_bytes, layout.head_bytes)
+    (weight,) = stream_of(engine.model).source.read(layout.layers[-1][0])
+    assert torch.equal(weight, engine_of(deep("llama"), dtype=dtype).model.get_output_embeddings().weight)
+
+
+def test_a_head_that_is_held_beyond_its_product_is_found(deep):
+    engine, kept = engine_of(deep("llama"), DISK, HEAD), []
+    engine.model.get_output_embeddings().register_forward_hook(lambda module, *_: kept.append(module.weight.t()))
+    with pytest.raises(StaleWeightsError, match="layer 5 is to come into the buffer of layer 6, and 1 tensors"):
+        take_step(engine)
 
 
 def test_the_plain_forms_of_adapters_are_streamed_alike(deep):
@@ -133,6 +152,9 @@ def test_a_layer_that_comes_in_the_midst_of_a_backward_is_found(deep):
         (("method={name: full}", DISK), ConfigError, "every weight trains"),
         ((DISK, "engine.zero_stage=3"), ConfigError, "under DeepSpeed"),
         ((DISK, "method.use_dora=true"), ConfigError, "DoRA"),
+        ((HEAD,), ConfigError, "add engine.stream_layers"),
+        ((DISK, HEAD, "model.lean=false"), ConfigError, "needs the head after it has left"),
+        ((DISK, HEAD, "model.resize_embeddings=true"), ModelError, "new rows of the head train"),
         pytest.param(
             ("engine.stream_layers=ram",),
             DeviceError,
@@ -144,6 +166,11 @@ def test_a_layer_that_comes_in_the_midst_of_a_backward_is_found(deep):
 def test_what_cannot_be_streamed_is_refused_with_what_to_do(settings, error, words, deep):
     with pytest.raises(error, match=words):
         engine_of(deep("llama"), *settings)
+
+
+def test_a_head_that_is_the_table_of_tokens_too_is_refused_by_name(deep):
+    with pytest.raises(ModelError, match=r"transformer\.wte\.weight and lm_head\.weight"):
+        engine_of(deep("gpt2"), DISK, HEAD)
 
 
 def test_weights_that_are_stored_in_another_form_are_refused_by_name(tmp_path):

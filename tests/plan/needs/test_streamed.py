@@ -13,7 +13,7 @@ from ftkit.models.methods.full import Full
 from ftkit.models.methods.lora import Lora, Qlora
 from ftkit.models.sources.source import load_config, resolve_source
 from ftkit.models.streaming.stream import stream_of
-from ftkit.plan.choices.changes import GROUP, SIZE, STREAM, as_flags, group_choices, steps_down
+from ftkit.plan.choices.changes import GROUP, HEAD, SIZE, STREAM, as_flags, changed, group_choices, steps_down
 from ftkit.plan.choices.search import cures, options_at
 from ftkit.plan.inputs.case import Case
 from ftkit.plan.inputs.target import find_target
@@ -35,39 +35,42 @@ def folders(tmp_path_factory):
     }
 
 
-def run_config(name, method, place="disk", together=1, recompute="none"):
+def run_config(name, method, place="disk", together=1, recompute="none", *, head=False):
     """Return what streams a model."""
     return RunConfig.model_validate(
         {
             "task": "causal-lm",
             "model": {"name": str(name), "precision": "fp32", "recompute": recompute},
             "method": method,
-            "engine": {"name": "plain", "stream_layers": place, "stream_micro_batches": together},
+            "engine": {"name": "plain", "stream_layers": place, "stream_micro_batches": together, "stream_head": head},
         }
     )
 
 
 @pytest.mark.parametrize(
-    ("family", "method", "precision", "together", "recompute", "num_first"),
+    ("family", "method", "precision", "together", "recompute", "head", "num_first"),
     # The first micro-batch of all that go together runs through the four layers before the others do.
     [
-        ("llama", Lora(), "fp32", 1, "none", 2),
-        ("llama", Lora(), "fp32", 2, "cheap", 2 + NUM_LAYERS),
-        ("llama", Lora(top_layers=2), "bf16", 1, "none", 1),
-        ("llama", Qlora(), "bf16", 1, {"cheap": 0.5}, 2),
-        ("mixtral", Lora(), "bf16", 1, "none", 2),
+        ("llama", Lora(), "fp32", 1, "none", False, 2),
+        ("llama", Lora(), "fp32", 2, "cheap", True, 2 + NUM_LAYERS),
+        ("llama", Lora(top_layers=2), "bf16", 1, "none", True, 1),
+        ("llama", Qlora(), "bf16", 1, {"cheap": 0.5}, True, 2),
+        ("mixtral", Lora(), "bf16", 1, "none", False, 2),
     ],
     ids=(
-        "lora", "lora, together and cheap", "lora in the two top layers", "qlora, cheap in two layers",
+        "lora",
+        "lora, together and cheap, with the head",
+        "lora in the two top layers, with the head",
+        "qlora, cheap in two layers, with the head",
         "experts that are stored one by one",
     ),
 )
 def test_a_plan_counts_what_lives_in_a_real_streamed_step_and_what_comes(
-    folders, family, method, precision, together, recompute, num_first, tmp_path, monkeypatch
+    folders, family, method, precision, together, recompute, head, num_first, tmp_path, monkeypatch
 ):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))  # where layers are packed
     target, dtype = find_target("cpu"), models.DTYPES[precision]
-    run = resolve(run_config(folders[family], method, "disk", together, recompute), target.devices)
+    run = resolve(run_config(folders[family], method, "disk", together, recompute, head=head), target.devices)
     source = resolve_source(run.config.model, run.config.task)
     architecture = load_config(source, None, 0)
     model = build_model(run.config, source, architecture, dtype)
@@ -81,10 +84,11 @@ def test_a_plan_counts_what_lives_in_a_real_streamed_step_and_what_comes(
     streamed = Streamed.of(case)
     stream = stream_of(model)
     # The very first forward does not find those of the lowest layers in the window that later ones find.
-    generations = [buffer.generation for buffer in stream.window._buffers]
-    num_filled = sum(generations) - num_first
+    times_head = stream.window.fillings[-1] if head else 0
+    num_filled = sum(stream.window.fillings) - times_head - num_first
     step_bytes = streamed.plan(target, replace(SIZES, group_size=together)).step_bytes
-    assert NUM_STEPS * step_bytes == num_filled * stream.layout.bytes_of(0)
+    assert times_head == (NUM_STEPS * -(-SIZES.num_micro_batches // together) if head else 0)
+    assert NUM_STEPS * step_bytes == num_filled * stream.layout.bytes_of(0) + times_head * stream.layout.head_bytes
 
 
 def test_few_layers_stand_for_many_and_the_window_does_not_grow_with_their_number():
@@ -155,6 +159,19 @@ def test_a_few_micro_batches_or_all_may_go_together_where_there_are_several(size
     target, config = find_target("t4"), run_config("llama", Lora(), "ram")
     assert group_choices(config, target, None, {SIZE: size}) == [{}, *({GROUP: number} for number in numbers)]
     assert group_choices(run_config("llama", Lora(), "ram", 2), target, None, {SIZE: size}) == [{}], "it is named"
+
+
+def test_a_head_that_comes_too_is_offered_to_a_streamed_run_that_does_not_fit():
+    architecture = models.architecture("llama", 4, width=1024)
+    architecture.vocab_size = 32000
+    config = run_config("llama", Lora(targets=("q_proj",)), "ram")
+    config = config.model_copy(update={"batch": BatchConfig(global_batch_size=1, micro_batch_size=1)})
+    needed, less = (
+        predict(one, find_target("t4"), architecture).peak_process_bytes
+        for one in (config, changed(config, {HEAD: True}))
+    )
+    found = cures(config, find_target("t4", memory_budget=str((needed + less) // 2)), architecture)
+    assert "--set engine.stream_head=true" in [as_flags(one.changes) for one in found]
 
 
 def test_micro_batches_that_go_together_are_taken_apart_before_all_else(folders):
