@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ftkit.config.tree import DataConfig
+from ftkit.data.labels.checks import contradictions
 from ftkit.data.prepare import prepare_data
 from ftkit.data.standard import Standard
 from ftkit.errors import DataError
@@ -205,6 +206,13 @@ def test_texts_with_several_labels_are_counted_with_two_of_their_rows(tmp_path, 
     (tmp_path / "d.csv").write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
     said = "\n".join(prepare(tmp_path / "d.csv", tokenizer).report.lines())
     assert re.search(r"more than one label: 1, in 3 rows, such as \S+d\.csv, line 2 and \S+d\.csv, line 4", said)
+
+
+def test_a_text_with_another_label_in_another_split_is_told_with_its_row_in_each():
+    keys = {"train": np.array([7, 5, 9], np.uint64), "test": np.array([3, 5], np.uint64)}
+    labels = {"train": np.array([0, 1, 0]), "test": np.array([1, 0])}
+    (finding,) = contradictions(keys, labels, lambda split, row: f"{split} row {row}")
+    assert finding.text.endswith("label: 1, in 2 rows, such as train row 1 and test row 1")
 
 
 def test_labels_that_differ_in_spelling_alone_are_warned_of_or_read_as_one_and_said(tmp_path, tokenizer):
