@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from ftkit.config.files import flat
-from ftkit.errors import ModelError
 from ftkit.machine.hardware import Gpu
 from ftkit.machine.versions import versions
 from ftkit.observe.allocator import round_size
@@ -23,8 +22,6 @@ from ftkit.records.explained import Attention, Explanation, Knob, Logits
 from ftkit.step.observer import Phase
 
 _LIBRARIES = ("python", "ftkit", "torch", "transformers", "peft", "bitsandbytes", "deepspeed")
-_MOST_CHANGES = 24
-"""Changes that are predicted, as many as for the cures of a run that does not fit."""
 
 
 def explain(grounds: Grounds, changes: Sequence[Candidate] = ()) -> Explanation:
@@ -70,10 +67,7 @@ def priced_changes(grounds: Grounds, tapes: Tapes) -> list[Candidate]:
     case = grounds.case
     config = case.run.config
     options = options_at(config, case.target, case.architecture, case.sequences, tapes)
-    try:
-        return options.price(config, steps_down(config, case.target, case.sequences), _MOST_CHANGES)
-    except ModelError:  # the model goes with none of them, so there is nothing to offer
-        return []
+    return options.price_each(config, steps_down(config, case.target, case.sequences))
 
 
 def _batch(case: Case) -> str:
@@ -194,7 +188,7 @@ def _knobs(before: int, changes: Sequence[Candidate]) -> Iterator[Knob]:
     seen = set()
     for one in sorted(changes, key=lambda one: (one.needed_bytes, one.seconds)):
         alike = repr({key: key == STREAM or value for key, value in one.changes.items()}), one.fits
-        if one.changes and one.needed_bytes < before and alike not in seen:
+        if one.needed_bytes < before and alike not in seen:
             seen.add(alike)
             yield _knob(one, before)
 

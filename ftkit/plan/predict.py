@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from ftkit.config.tree import RunConfig
 from ftkit.data.batching import Shape
@@ -66,26 +66,27 @@ class Grounds:
     tape: Tape | None
 
 
-def predict(  # noqa: PLR0913  # all that decides a prediction
-    config: RunConfig,
-    target: Target,
-    architecture: Any = None,
-    *,
-    sequences: Sequences | None = None,
-    exact: bool = False,
-    tapes: Tapes | None = None,
-    is_cached: bool = False,
-) -> AnyPrediction:
+class Known(TypedDict, total=False):
+    """What a prediction may be told beside the run, its target and its model."""
+
+    sequences: Sequences | None
+    """The data; None: not at hand."""
+    exact: bool
+    """Whether to trace every layer."""
+    tapes: Tapes | None
+    """What was traced before and is looked up here first; the prediction's tape is put in."""
+    is_cached: bool
+    """Whether the cache of hidden states has all that a frozen trunk would make of the data."""
+
+
+def predict(config: RunConfig, target: Target, architecture: Any = None, **known: Unpack[Known]) -> AnyPrediction:
     """Predict memory and speed of a configuration at a target.
 
     Args:
         config: the run.
         target: the devices.
         architecture: of the model; found by its name when None.
-        sequences: the data; None: not at hand.
-        exact: trace every layer.
-        tapes: what was traced before and is looked up here first; this call's tape is put in.
-        is_cached: whether the cache of hidden states has all that a frozen trunk would make of the data.
+        known: what else is known.
 
     Returns:
         The prediction; by a formula, and without a time, where the model's code cannot be traced.
@@ -96,29 +97,20 @@ def predict(  # noqa: PLR0913  # all that decides a prediction
         ConfigError: the settings do not go together, or the batch cannot be cut.
         DeviceError: the target cannot compute in the precision asked for.
     """
-    return predict_with_grounds(
-        config, target, architecture, sequences=sequences, exact=exact, tapes=tapes, is_cached=is_cached
-    ).prediction
+    return predict_with_grounds(config, target, architecture, **known).prediction
 
 
-def predict_with_grounds(  # noqa: PLR0913  # all that decides a prediction
-    config: RunConfig,
-    target: Target,
-    architecture: Any = None,
-    *,
-    sequences: Sequences | None = None,
-    exact: bool = False,
-    tapes: Tapes | None = None,
-    is_cached: bool = False,
+def predict_with_grounds(
+    config: RunConfig, target: Target, architecture: Any = None, **known: Unpack[Known]
 ) -> Grounds:
-    """Predict as `predict` does, which has the arguments, and return what the prediction was made of too."""
+    """Predict as `predict` does, and return what the prediction was made of too."""
     run = resolve(config, target.devices)
-    tapes = tapes or Tapes()
+    tapes, exact = known.get("tapes") or Tapes(), known.get("exact", False)
     with _quiet():
         architecture = find_architecture(run.config) if architecture is None else architecture
-        case = Case.of(run, target, architecture, sequences)
+        case = Case.of(run, target, architecture, known.get("sequences"))
         try:
-            once = _known_pass(case, tapes, is_cached) if wants_pass(case) else None
+            once = _known_pass(case, tapes, known.get("is_cached", False)) if wants_pass(case) else None
             return _predict_whole(case, exact, tapes) if once is None else _predict_once(case, once, exact, tapes)
         except UntraceableModelError as error:
             return Grounds(_by_formula(case, error), case, None)

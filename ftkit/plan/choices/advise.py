@@ -1,13 +1,13 @@
 """The price of each knob from where a run is, and the wall of each axis: the largest value that still fits."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ftkit.config.tree import RunConfig
 from ftkit.plan.choices.candidates import Candidate
-from ftkit.plan.choices.changes import LENGTH, Changes, Effect, alternatives, changed, effect_of
-from ftkit.plan.choices.search import Options, options_at
+from ftkit.plan.choices.changes import Effect, alternatives, effect_of
+from ftkit.plan.choices.search import options_at
 from ftkit.plan.choices.solve import Axis, Solution, positions, solve
 from ftkit.plan.inputs.shapes import Sequences
 from ftkit.plan.inputs.target import Target
@@ -61,7 +61,8 @@ def advise(config: RunConfig, target: Target, architecture: Any, sequences: Sequ
     """
     options = options_at(config, target, architecture, sequences, tapes)
     changes = alternatives(config, target, options.sequences, positions(architecture), options.num_layers)
-    knobs = [Knob(one, effect_of(config, one.changes)) for one in _priced(config, options, changes)]
+    priced = (options.confirm(one) if one.is_between else one for one in options.price_each(config, changes))
+    knobs = [Knob(one, effect_of(config, one.changes)) for one in priced]
     order = list(Effect)
     knobs.sort(key=lambda knob: (order.index(knob.effect), knob.candidate.needed_bytes, knob.candidate.seconds))
     return Advice(Candidate(config, options.predict(config), {}), tuple(knobs))
@@ -81,15 +82,3 @@ def walls(
     for axis in _AXES:
         if axis != "rank" or hasattr(config.method, "rank"):
             yield axis, solve(config, target, axis, num_samples, tapes)
-
-
-def _priced(config: RunConfig, options: Options, changes: list[Changes]) -> Iterator[Candidate]:
-    """Yield the sound ones of some changes; a change that leaves the run as it is, resolved, is not one."""
-    same_texts = [{}, *(one for one in changes if LENGTH not in one)]
-    for candidate in options.price(config, same_texts, len(same_texts)):
-        if candidate.changes:
-            yield options.confirm(candidate) if candidate.is_between else candidate
-    for change in changes:
-        if LENGTH in change:
-            sequences = Sequences.unseen(changed(config, change), options.sequences.num)
-            yield from replace(options, sequences=sequences).price(config, [change], 1)

@@ -8,7 +8,7 @@ traced after all.
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
@@ -20,6 +20,7 @@ from ftkit.errors import FtkitError, ModelError
 from ftkit.plan.choices.candidates import NOTABLY, SHARING, TIGHT, Candidate, best_of_each_kind, ranked
 from ftkit.plan.choices.changes import (
     CUTS,
+    LENGTH,
     TOKENS,
     Changes,
     changed,
@@ -250,6 +251,23 @@ class Options:
         if refused and not priced:
             raise refused[0]
         return priced
+
+    def price_each(self, config: RunConfig, changes: Sequence[Changes]) -> list[Candidate]:
+        """Predict a run with each of some changes, as `price` does; one that leaves the run as it is, is left out.
+
+        Texts of another length are not those of the data, so such a change is priced with data of its own.
+
+        Args:
+            config: the run, which the model goes with as it is.
+            changes: one by one, however many.
+        """
+        same_texts: list[Changes] = [{}, *(one for one in changes if LENGTH not in one)]
+        priced = self.price(config, same_texts, len(same_texts))
+        for change in changes:
+            if LENGTH in change:
+                unseen = Sequences.unseen(changed(config, change), self.sequences.num)
+                priced += replace(self, sequences=unseen).price(config, [change], 1)
+        return [candidate for candidate in priced if candidate.changes]
 
     def confirm(self, candidate: Candidate) -> Candidate:
         """Return a candidate whose prediction was traced and not read off between two others."""
