@@ -68,7 +68,7 @@ ROWS = {
 def make(name: str, folder: Path) -> None:
     """Save a model of random weights in bf16, of the shapes that ftkit knows by name, a shard at a time."""
     given = shapes(name)
-    config = AutoConfig.for_model(given.pop("model_type"), **given, dtype="bfloat16")
+    config = AutoConfig.for_model(given.pop("model_type"), **given | {"dtype": "bfloat16"})
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     folder.mkdir(parents=True)

@@ -131,10 +131,12 @@ class Qlora(Lora):
         """
         from ftkit.models import bnb, experts
         from ftkit.models.kernels.packed_linear import forget_weights
+        from ftkit.models.sources.weights import copy_small
         from ftkit.models.structure.heads import output_names
 
         packing = bnb.Packing(self.quantization, self.double_quantization, dtype)
         keep = (*start.head, *output_names(model))
+        copy_small(model)
         bnb.quantize(model.requires_grad_(False), packing, keep)
         forget_weights(model)
         experts.pack_experts(model, packing, keep)

@@ -12,6 +12,7 @@ from torch import nn
 from ftkit.config.tree import ModelConfig, RunConfig, Task
 from ftkit.errors import ConfigError, ModelError
 from ftkit.models import foreign
+from ftkit.models.left_out import left_out
 from ftkit.models.sources.foreign import reading_what_stays
 from ftkit.models.sources.source import Source, explained_loading
 from ftkit.models.sources.start import Start
@@ -100,6 +101,19 @@ def grow_tables(model: nn.Module, config: ModelConfig) -> range:
     # The mean is that of the old rows and their covariance (Hewitt 2021), which `meta` cannot compute.
     cast(Any, model).resize_token_embeddings(asked, mean_resizing=not table.is_meta)
     return rows
+
+
+def copy_small(model: nn.Module) -> None:
+    """Give norms and biases memory of their own, before large weights are replaced one by one.
+
+    Each is a view of a whole file, whose pages would stay as long as it does.
+
+    Args:
+        model: what `load_weights` returned, or one on `meta`.
+    """
+    for parameter in model.parameters():
+        if parameter.ndim == 1 and left_out(parameter) is None:
+            parameter.data = parameter.data.clone()
 
 
 def auto_class(task: Task) -> Any:

@@ -17,6 +17,7 @@ from ftkit.observe.tape import Role
 from ftkit.plan.inputs.case import Case, Counts
 from ftkit.plan.inputs.target import Target
 from ftkit.plan.needs.fallback import Elsewhere
+from ftkit.plan.needs.loading import loading_bytes
 from ftkit.plan.needs.mixture import uneven_bytes
 from ftkit.plan.needs.weights import weights_reason
 from ftkit.plan.zero.share import RankShare
@@ -39,8 +40,9 @@ HEAP_SHARE = 0.22
 and without recomputing)."""
 HEAP_BYTES = 300 * 10**6
 """The same where the heap was not set (`ftkit.machine.heap`): all that comes and goes, but about this much at most."""
-CUDA_HOST_BYTES = 2**30
-"""Host memory of one process with CUDA's libraries; a guess, since none has been measured."""
+CUDA_HOST_BYTES = 15 * 10**8
+"""Host memory of one process with CUDA's libraries: 1.6 and 1.7 GB with the 0.25 GB of GPT-2 in them, and 1.3 to 1.9 of
+larger models without the file that passed (an H200, torch 2.11; benchmarks/on_a_gpu.jsonl)."""
 
 
 RESERVED_NOISE = 0.075
@@ -166,8 +168,8 @@ class CudaDevice:
         low, high = self.case.target.context_range
         process = reserved + high
         ends = peak.active_bytes + low, int(reserved * (1 + RESERVED_NOISE)) + high
-        # Each process loads all weights before they go to the device.
-        host = CUDA_HOST_BYTES + self.counts.load_bytes + share.host_bytes
+        loading = loading_bytes(self.case, self.counts, peak.breakdown.parameter_bytes)
+        host = CUDA_HOST_BYTES + loading + share.host_bytes
         memory = Memory(peak, reserved, process, ends, host, 0, 0, judged.verdict, reason, judged.by)
         return _on_node(self.case.target, memory, share)
 
