@@ -12,6 +12,7 @@ from typing import Any
 
 from ftkit.machine.disk import cache_folder, replace_text
 from ftkit.machine.versions import versions
+from ftkit.plan.seconds.reach import MEASURED, WHOLE
 from ftkit.plan.seconds.speed import Device, Timed
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -144,10 +145,17 @@ def _from_tree(tree: dict[str, Any]) -> Calibration:
     for name, dtype, flops, moved, seconds in tree["operators"]:
         timed[name, dtype].append(Timed(flops, moved, seconds))
     fp32, half, bandwidth, host = tree["rates"]
-    link, source = tree["link"], source_words(tree["date"])
-    host_rate = math.inf if link is None else link
+    link = tree["link"]
     device = Device(
-        fp32, half, bandwidth, host, link is not None, timed=dict(timed), source=source, host_rate=host_rate
+        fp32,
+        half,
+        bandwidth,
+        host,
+        link is not None,
+        timed=dict(timed),
+        source=source_words(tree["date"]),
+        host_rate=math.inf if link is None else link,
+        reach=WHOLE if link is None else MEASURED,
     )
     read, written = tree["disk"]
     return Calibration(tree["date"], dict(tree["machine"]), device, read, written, link)

@@ -20,6 +20,7 @@ from ftkit.machine.process import ProcessContext, has_bf16, joined
 from ftkit.machine.versions import device_name
 from ftkit.plan.seconds.calibration import Calibration, fingerprint, source_words
 from ftkit.plan.seconds.cpu_rates import Sample, Stopwatch, disk_rates, stepper, today
+from ftkit.plan.seconds.reach import MEASURED
 from ftkit.plan.seconds.speed import Device
 
 HOST_SAMPLE = Sample("lora", is_decoder=False, width=128, batch=2, length=32)
@@ -73,7 +74,8 @@ def calibrate_gpu(device: torch.device, tell: Callable[[str], None], sizes: Size
             "programs that nvidia-smi shows, or leave --calibrate out"
         ) from error
     date = today()
-    speed = Device(fp32_flops, half_flops, bandwidth, host, True, source=source_words(date), host_rate=link)
+    source = source_words(date)
+    speed = Device(fp32_flops, half_flops, bandwidth, host, True, source=source, host_rate=link, reach=MEASURED)
     return Calibration(date, fingerprint(device_name(device)), speed, read, written, link)
 
 

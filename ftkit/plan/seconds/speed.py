@@ -1,12 +1,10 @@
 """Predict how long a step takes: each operator by the roofline (Williams et al. 2009), and what goes over the wire.
 
-An operator takes as long as its arithmetic at the device's peak or its bytes at the device's bandwidth, whichever is
-longer. A GPU is asked for it beforehand: the host goes on while the device computes, and a phase takes as long as the
-slower of the two, so a small model waits for Python. A CPU does both itself, one after the other; there, operators that
-compute much for each byte without being products of matrices (dropout draws a random number, a softmax takes
-exponentials) are timed one by one, as the products are. These are upper
-bounds of the speed: real kernels reach half to nine tenths of them, so a prediction orders configurations rather than
-promising a time. No constant here is fitted to a prediction.
+An operator takes as long as its arithmetic or its bytes, whichever is longer, at the part of the device's peak and
+bandwidth that kernels reach (`reach.py`). A GPU is asked for it beforehand: the host goes on while the device computes,
+and a phase takes as long as the slower of the two, so a small model waits for Python. A CPU does both itself, one after
+the other; there, operators that compute much for each byte without being products of matrices (dropout draws a random
+number, a softmax takes exponentials) are timed one by one, as the products are.
 
 Where the machine is calibrated, operators were timed inside real steps (`ftkit/plan/seconds/cpu_rates.py`), and each
 takes as long as the nearest of its name did there, scaled to its own arithmetic or bytes.
@@ -25,6 +23,7 @@ import torch
 from ftkit.machine.hardware import Gpu
 from ftkit.observe.operators import dtype_name
 from ftkit.observe.tape import OpKey, Tape
+from ftkit.plan.seconds.reach import WHOLE, Reach, reach_of
 from ftkit.step.observer import Phase
 
 HOST_SECONDS = 10e-6
@@ -65,7 +64,7 @@ class Timed:
         return flops / self.flops if self.flops and flops else (moved + 1) / (self.moved + 1)
 
 
-FROM_TABLE = "from the table of cards, at best"
+FROM_TABLE = "from the table of cards, by what kernels reach of it"
 MEASURED_NOW = "from a look at this processor, at best"
 
 
@@ -82,6 +81,7 @@ class Device:
         timed: name and dtype of an operator to how long it took in real steps; empty where nothing is calibrated.
         source: where the figures are from, in words.
         host_rate: bytes per second between its memory and that of the host, in one direction.
+        reach: the part of the first three that kernels reach; all of figures that were measured.
     """
 
     fp32_flops: float
@@ -93,6 +93,7 @@ class Device:
     timed: Mapping[tuple[str, str], Sequence[Timed]] = field(default_factory=dict)
     source: str = FROM_TABLE
     host_rate: float = math.inf
+    reach: Reach = WHOLE
 
     def flops(self, precision: str) -> float:
         """Return the dense FLOP/s in a precision."""
@@ -112,8 +113,10 @@ class Device:
             near = min(timed, key=lambda one: one.distance(flops, moved))
             if (scale := near.scale(flops, moved)) <= _FARTHEST:
                 return scale * near.seconds
-        peak = self.half_flops if dtype in ("bfloat16", "float16") else self.fp32_flops
-        return max(flops / peak, moved / self.rates.get(operator, self.bandwidth))
+        is_half = dtype in ("bfloat16", "float16")
+        reached = self.half_flops * self.reach.half if is_half else self.fp32_flops * self.reach.single
+        rate = self.rates.get(operator, self.bandwidth * self.reach.bandwidth)
+        return max(flops / reached, moved / rate)
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,8 @@ class StepTime:
 def gpu_device(gpu: Gpu, precision: str) -> Device:
     """Return the speed of a GPU in a precision."""
     host_seconds = HOST_SECONDS + LAUNCH_SECONDS
-    return Device(gpu.fp32_flops, gpu.flops(precision), gpu.bandwidth, host_seconds, True, host_rate=gpu.host_rate)
+    half, reach = gpu.flops(precision), reach_of(gpu)
+    return Device(gpu.fp32_flops, half, gpu.bandwidth, host_seconds, True, host_rate=gpu.host_rate, reach=reach)
 
 
 @functools.cache
@@ -251,7 +255,8 @@ def step_time(tape: Tape, device: Device, num_micro_batches: int, traced_micro_b
 def _phase_seconds(counter: Counter[OpKey], device: Device) -> float:
     computing = asking = 0.0
     for (name, flops, moved, dtype), count in counter.items():
-        computing += count * device.seconds(name, flops, moved, dtype)
         # One kernel serves a whole list of parameters.
-        asking += 0.0 if name.startswith("_fused") else count * device.host_seconds
+        kernels = 0 if name.startswith("_fused") else count
+        computing += count * device.seconds(name, flops, moved, dtype) + kernels * device.reach.kernel_seconds
+        asking += kernels * device.host_seconds
     return max(computing, asking) if device.is_asynchronous else computing + asking

@@ -19,7 +19,7 @@ from ftkit.plan.seconds import cpu_rates
 from ftkit.plan.seconds.calibration import Calibration, calibration_file, find_calibration, fingerprint
 from ftkit.plan.seconds.cpu_rates import Sample, Stopwatch
 from ftkit.plan.seconds.gpu_rates import Sizes, calibrate_gpu
-from ftkit.plan.seconds.speed import Device, Timed
+from ftkit.plan.seconds.speed import FROM_TABLE, Device, Timed
 
 TIMED = {("mm", "float32"): [Timed(1000, 100, 1e-3), Timed(10**6, 10**4, 0.5)]}
 DEVICE = Device(1e9, 1e9, 1e9, 1e-6, False, timed=TIMED, source=kept.source_words("2026-11-26"))
@@ -77,7 +77,7 @@ def test_a_plan_of_this_machine_rests_on_what_was_measured_and_says_so(monkeypat
     here = predict(RunConfig(), find_target("cpu"))
     assert here.speed_source == "measured on this machine on 2026-11-26"
     assert here.device_flops == 1e9
-    assert find_target("t4").device("fp16").source == "from the table of cards, at best"
+    assert find_target("t4").device("fp16").source == FROM_TABLE
 
 
 def test_a_plan_of_a_gpu_that_was_measured_rests_on_its_own_rates_and_that_of_another_on_the_table():
@@ -94,7 +94,7 @@ def test_a_plan_of_a_gpu_that_was_measured_rests_on_its_own_rates_and_that_of_an
     table = find_target("t4")
     here = dataclasses.replace(table, name="Tesla T4")
     assert here.device("fp16") == dataclasses.replace(speed, is_asynchronous=True, host_rate=1e9)
-    assert table.device("fp16").source == "from the table of cards, at best"
+    assert table.device("fp16").source == FROM_TABLE
     sizes = {"layer_bytes": (1000,), "window_bytes": 1000, "resident_bytes": 1000, "staging_bytes": 0}
     sizes |= {"left_bytes": 1000, "table_bytes": 0, "lowest": 0}
     rates = {place: Streamed(place, **sizes).pass_seconds(here) for place in ("ram", "disk")}

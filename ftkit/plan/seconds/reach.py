@@ -1,0 +1,75 @@
+"""The part of a card's published figures that its kernels reach, as others have measured it.
+
+A product of matrices takes `KERNEL_SECONDS` and its FLOPs at a share of the peak, the law of a pipeline (Hockney and
+Jesshope 1981): a card is not full at the start and the end of a kernel, nor where a product has few tiles. OpenXLA has
+timed products in bf16 on an H100 (xla/service/gpu/model/matmul_interpolator_data.h); of 41 of these, with 256 to 4096
+rows, columns and inner numbers, the peak alone makes the middle one 2.6 times too fast, and the law is 8 % off it:
+
+    product               share of the peak that is reached    by the law
+    256 x 512 x 4096                  9 %                          15 %
+    512 x 2048 x 2048                35 %                          38 %
+    2048 x 2048 x 2048               64 %                          63 %
+    4096 x 4096 x 4096               79 %                          78 %
+"""
+
+from dataclasses import dataclass
+
+from ftkit.machine.hardware import Gpu
+
+KERNEL_SECONDS = 6e-6
+"""What a kernel takes beside its work: 7.2 microseconds fit those products best, with 84 % of the peak; a planner whose
+constants were fitted to operators on an H100 takes 7 (meta-pytorch/autoparallel, pull request 146), OpenXLA itself 5
+(xla/service/gpu/model/gpu_performance_model.cc)."""
+COPIED_SHARE = 0.79
+"""Of the bandwidth, the mean of five device-to-device copies: T4 0.75, A100 40 GB 0.74, V100 0.82 (bandwidthTest, in
+router-gao/cuda-demo), V100 0.87 and A100 80 GB 0.75 (AnjaliSandip/FastIceFlo)."""
+_GENERATIONS = {
+    ("nvidia", (6, 1)): (0.85, 0.85),
+    ("nvidia", (7, 0)): (0.78, 0.92),
+    ("nvidia", (7, 5)): (0.97, 0.91),
+    ("nvidia", (8, 0)): (0.85, 0.98),
+    ("nvidia", (8, 6)): (1.05, 0.69),
+    ("nvidia", (8, 9)): (1.02, 0.66),
+    ("nvidia", (9, 0)): (0.80, 0.77),
+    ("nvidia", (10, 0)): (0.75, 0.83),
+    ("nvidia", (12, 0)): (1.10, 0.66),
+    ("amd", (9, 0)): (0.55, 0.80),
+}
+"""Of the peak of products in 16 bits, and of that in fp32: what torch reaches of it in the best of five sizes (zzc0721/
+torch-performance-test-data, database.md and issue 140: P40, V100, RTX 2080, A100, RTX 3090, 4090 and 5090, H100, B200;
+cards of which many stand there have their middle one). mamf-finder agrees, with 0.87 of an A100, 0.80 of an H100 and
+0.78 of a B200, and has 0.51 and, by other software, 0.60 of an MI300X (stas00/ml-engineering, compute/accelerator).
+H100 in fp32: huggingface/gpu-fryer, issue 4. Cards for graphics exceed the peak, which is that of a lower clock."""
+_CAPPED = {"T4": (0.37, 0.51), "L4": (0.48, 0.37)}
+"""Cards of 70 watts, which lower their clocks while they multiply: a T4 holds 24 of its 65 TFLOP/s (NVIDIA's forum,
+thread 264462) and in fp32 4.2 of 8.1 (database.md), an L4 57 of 121 and 11 of 30 (issue 120)."""
+_OTHERS = (0.8, 0.8)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Shares of a card's figures.
+
+    Attributes:
+        half: of the peak in 16 bits.
+        single: of the peak in fp32.
+        bandwidth: of its memory.
+        kernel_seconds: what each kernel takes beside its work.
+    """
+
+    half: float = 1.0
+    single: float = 1.0
+    bandwidth: float = 1.0
+    kernel_seconds: float = 0.0
+
+
+WHOLE = Reach()
+"""Of a processor, whose figures are measured."""
+MEASURED = Reach(kernel_seconds=KERNEL_SECONDS)
+"""Of a card whose products and copies were timed: all of these figures."""
+
+
+def reach_of(gpu: Gpu) -> Reach:
+    """Return what the kernels of a card reach."""
+    half, single = _CAPPED.get(gpu.name) or _GENERATIONS.get(gpu.kernels, _OTHERS)
+    return Reach(half, single, COPIED_SHARE, KERNEL_SECONDS)
