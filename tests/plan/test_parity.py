@@ -14,6 +14,12 @@ from ftkit.plan.tracing.trace import trace, trace_trunk
 from tests.plan import models
 
 MIXED = {"cheap": 0.25, "layer": 0.5}
+"""Of four layers one is cheap, two recompute whole, and one keeps all."""
+
+
+def layers_for(recompute):
+    """As few layers as show a first, a last and every level: what four equal ones do, two do."""
+    return models.NUM_LAYERS if recompute == MIXED else 2
 
 
 @pytest.mark.parametrize(
@@ -34,7 +40,8 @@ MIXED = {"cheap": 0.25, "layer": 0.5}
 def test_a_plan_counts_the_bytes_of_a_real_step_on_a_cpu_after_every_phase_and_at_the_peak(
     family, method, recompute, precision
 ):
-    config, architecture = models.run_config(family, method, recompute), models.architecture(family)
+    config = models.run_config(family, method, recompute)
+    architecture = models.architecture(family, layers_for(recompute))
     dtype, sizes = models.DTYPES[precision], models.shape(family)
 
     planned = trace(config, architecture, dtype, sizes, device_type="cpu")
@@ -60,7 +67,7 @@ def test_so_it_does_for_other_architectures(kind):
 
 def test_so_it_does_where_dora_reads_weights_in_4_bits():
     config = models.run_config("llama", Qlora(use_dora=True), {"cheap": 0.5, "layer": 0.5})
-    architecture = models.architecture("llama")
+    architecture = models.architecture("llama", 2)
     dtype, sizes = models.DTYPES["bf16"], models.shape("llama")
 
     planned = trace(config, architecture, dtype, sizes, device_type="cpu")
