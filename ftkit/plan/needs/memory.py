@@ -13,7 +13,7 @@ from ftkit.engine.resolve import EngineKind
 from ftkit.machine.heap import is_whole
 from ftkit.observe.allocator import replay
 from ftkit.observe.peaks import Peak, allocator_events, find_peak
-from ftkit.observe.tape import Role
+from ftkit.observe.tape import Role, Tape
 from ftkit.plan.inputs.case import Case, Counts
 from ftkit.plan.inputs.target import Target
 from ftkit.plan.needs.fallback import Elsewhere
@@ -35,11 +35,14 @@ DEEPSPEED_RUNTIME_BYTES = 115 * 10**6
 """What DeepSpeed and the process group add to it (two ranks of MiniLM in fp32, ZeRO-1 and 2)."""
 PACKED_RUNTIME_BYTES = 47 * 10**6
 """What bitsandbytes' kernels for weights in 4 bits add."""
+MKL_BYTES = 58 * 10**6
+"""What MKL keeps of the memory that it packs matrices in, a block for each width of a product, where one is as wide as
+a vocabulary of 8,000 (Llama in fp32, with and without `MKL_DISABLE_FAST_MM`); less than `LATER_BYTES` has without."""
 HEAP_SHARE = 0.22
 """What lies free in the heap at the worst moment, of the bytes that come and go in a step (LoRA on MiniLM in fp32, with
-and without recomputing)."""
+and without recomputing); where the heap was not set (`ftkit.machine.heap`), as much as comes and goes."""
 HEAP_BYTES = 300 * 10**6
-"""The same where the heap was not set (`ftkit.machine.heap`): all that comes and goes, but about this much at most."""
+"""About this much at most: larger blocks are not of the heap."""
 CUDA_HOST_BYTES = 15 * 10**8
 """Host memory of one process with CUDA's libraries: 1.6 and 1.7 GB with the 0.25 GB of GPT-2 in them, and 1.3 to 1.9 of
 larger models without the file that passed (an H200, torch 2.11; benchmarks/on_a_gpu.jsonl)."""
@@ -185,9 +188,7 @@ class CpuDevice:
         """Return the worst moment of a step, with what the C library keeps of the blocks that come and go."""
         peak = find_peak(share.tape, int)
         comes_and_goes = peak.active_bytes - dict(share.tape.at_marks()[:1]).get(Phase.LOAD, 0)
-        held = peak.active_bytes + share.host_bytes + share.copied_bytes
-        if any(birth.role is Role.CONSTANT for birth in share.tape.births):
-            held += PACKED_RUNTIME_BYTES
+        held = peak.active_bytes + share.host_bytes + share.copied_bytes + self._kernel_bytes(share.tape)
         return self._memory(peak, held, _free_in_heap(comes_and_goes), share)
 
     def of_parts(self, parts: MemoryBreakdown, elsewhere: Elsewhere) -> Memory:
@@ -200,6 +201,12 @@ class CpuDevice:
         if memory.verdict is not Verdict.FITS or needed <= self.case.target.memory_bytes:
             return memory
         return replace(memory, verdict=Verdict.MAY_NOT_FIT, reason=_too_large(self.case.target, peak, needed))
+
+    def _kernel_bytes(self, tape: Tape) -> int:
+        """Return what kernels keep for themselves, where no tape sees it."""
+        packed = any(birth.role is Role.CONSTANT for birth in tape.births)
+        is_wide = self.case.run.config.task == "causal-lm"
+        return packed * PACKED_RUNTIME_BYTES + is_wide * MKL_BYTES
 
     def _memory(self, peak: Peak, held: int, kept: int, share: RankShare | Elsewhere) -> Memory:
         target, run = self.case.target, self.case.run
@@ -232,9 +239,8 @@ def allocator_words(case: Case) -> str:
         case: the run at its target.
     """
     if case.target.gpu is None:
-        most = f"{format_bytes(HEAP_BYTES)} at most"
-        kept = f"{HEAP_SHARE:.0%} of what comes and goes in a step" if is_whole() else most
-        return f"what the C library keeps of freed blocks, {kept}"
+        share = f"{HEAP_SHARE:.0%} of what comes and goes in a step, and " if is_whole() else ""
+        return f"what the C library keeps of freed blocks: {share}{format_bytes(HEAP_BYTES)} at most"
     if case.run.config.engine.expandable_segments:
         return f"growing segments (engine.expandable_segments), each request replayed; {RESERVED_NOISE:.1%} is noise"
     return f"segments of fixed size, each request replayed; up to {RESERVED_NOISE:.1%} more is noise"
@@ -246,7 +252,7 @@ def _free_in_heap(comes_and_goes: int) -> int:
     Args:
         comes_and_goes: bytes of tensors that live then, and did not before the step.
     """
-    return int(HEAP_SHARE * comes_and_goes) if is_whole() else min(HEAP_BYTES, comes_and_goes)
+    return min(HEAP_BYTES, int(comes_and_goes * (HEAP_SHARE if is_whole() else 1)))
 
 
 def _peak(parts: MemoryBreakdown) -> Peak:
