@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.job import ALPHA, DROPOUT, FTKIT, LLAMAFACTORY, RANK, Job, texts, token_ids
 from benchmarks.live_bytes import LiveBytes
-from benchmarks.llamafactory import run_llamafactory
+from benchmarks.llama_factory import run_llamafactory
 
 SCHEDULE = Path("/proc/self/schedstat")
 """Linux: nanoseconds that this thread ran, nanoseconds that it waited for its core, and turns."""

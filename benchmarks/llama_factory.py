@@ -1,6 +1,7 @@
 """LLaMA-Factory as a contestant: it trains by HF Trainer, with settings and data handling of its own.
 
-It is run by an interpreter of its own, since it pins older versions of transformers and peft.
+It is run by an interpreter of its own, since it pins older versions of transformers and peft. This file may not have
+the name of that package, which a program that stands beside it would then not find.
 """
 
 import json
