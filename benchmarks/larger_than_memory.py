@@ -1,11 +1,12 @@
 """Train a model that need not be in memory: ftkit beside DeepSpeed's ZeRO-3 offload and accelerate, in turns.
 
-    python -m benchmarks.larger_than_memory llama|smollm2 runs/larger [--rounds 3] [--names ftkit:disk ...]
+    python -m benchmarks.larger_than_memory llama|large|smollm2 runs/larger [--rounds 3] [--names ftkit:disk ...]
     python -m benchmarks.larger_than_memory table runs/larger
     python -m benchmarks.larger_than_memory table benchmarks            # the runs of docs/guide/larger-than-memory.md
 
 LoRA of rank 8 beside all linear layers, fp32, texts of 32 tokens, four micro-batches of one text in a step. `llama` has
-301 million random weights, most of them in its 16 layers; `smollm2` is of SmolLM2-135M's shape. Every run is a process
+301 million random weights and `large` 702 million, most of them in 16 layers; `smollm2` is of SmolLM2-135M's shape. The
+head of `large` is not its table of tokens too. Every run is a process
 of its own (`benchmarks/offloaders.py`) with one thread for arithmetic, and may read in another. A round runs each
 contestant once. A run takes three steps, the first of which is left out of its time.
 """
@@ -35,11 +36,15 @@ NAMES = [FTKIT, "ftkit:disk", "deepspeed:cpu", "deepspeed:cpu:recompute", "accel
 SHAPES: dict[str, Any] = {
     "llama": {
         "vocab_size": 32000, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 16,
-        "num_attention_heads": 16, "num_key_value_heads": 16,
+        "num_attention_heads": 16, "num_key_value_heads": 16, "tie_word_embeddings": True,
+    },
+    "large": {
+        "vocab_size": 32000, "hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 16,
+        "num_attention_heads": 16, "num_key_value_heads": 16, "tie_word_embeddings": False,
     },
     "smollm2": {
         "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-        "num_attention_heads": 9, "num_key_value_heads": 3,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True,
     },
 }  # fmt: skip
 WORK = Work("", "", max_length=32, micro_batches=4, micro_batch_size=1, num_steps=3)
@@ -55,7 +60,7 @@ def prepare(shape: str, folder: Path) -> Work:
 
     model, texts = folder / shape, folder / "texts"
     if not (model / "config.json").exists():
-        make_model(model, LlamaConfig(**SHAPES[shape], tie_word_embeddings=True, pad_token_id=1))
+        make_model(model, LlamaConfig(**SHAPES[shape], pad_token_id=1))
     drawn = random.Random(0)
     lines = (" ".join(drawn.choices(WORDS, k=40)) for _ in range(WORK.global_batch_size * WORK.num_steps))
     texts.mkdir(parents=True, exist_ok=True)
