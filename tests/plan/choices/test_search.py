@@ -13,11 +13,13 @@ from ftkit.plan.choices import search as searching
 from ftkit.plan.choices.candidates import Candidate, ranked
 from ftkit.plan.choices.search import confirmed, cures, search
 from ftkit.plan.inputs.target import find_target
-from ftkit.plan.predict import predict
+from ftkit.plan.predict import Tapes, predict
 from ftkit.records.schema import Verdict
 
 GPT2 = ("model.name=gpt2", "data.max_length=64")
 PLAN = ("plan", "--model", "gpt2", "--gpu", "t4", "--max-length", "64")
+TAPES = Tapes()
+"""Shared by the tests of this file: what is traced of a model is the same in all of them."""
 
 
 def config(*settings):
@@ -30,23 +32,21 @@ def plan(*arguments):
 
 def test_a_template_of_stage_3_with_offloaded_weights_is_kept():
     target = find_target("t4")
-    found = search(config("engine.ds_config=zero3_offload"), target, limit=3)
+    found = search(config("engine.ds_config=zero3_offload"), target, tapes=TAPES, limit=3)
     assert found
     assert {one.config.engine.ds_config for one in found} == {"zero3_offload"}
     assert all("engine.zero_stage" not in one.changes for one in found)
 
 
 def test_what_a_rule_advises_against_is_offered_to_whoever_asked_for_it_alone():
-    stages = [
-        {one.changes.get("engine.zero_stage", 0) for one in search(config(*settings), find_target("t4"), limit=40)}
-        for settings in ((), ("engine.zero_stage=2",))
-    ]
-    assert 2 not in stages[0], "ZeRO without offload on one device"
-    assert len(search(config("engine.zero_stage=2"), find_target("t4"), limit=1)) == 1
+    target = find_target("t4")
+    stages = {one.changes.get("engine.zero_stage", 0) for one in search(config(), target, tapes=TAPES, limit=40)}
+    assert 2 not in stages, "ZeRO without offload on one device"
+    assert len(search(config("engine.zero_stage=2"), target, tapes=TAPES, limit=1)) == 1
 
 
 def test_several_devices_are_searched_under_the_launcher_and_without_zero_too():
-    found = search(config(), find_target("t4", 2), limit=60)
+    found = search(config(), find_target("t4", 2), tapes=TAPES, limit=60)
     stages = [one.changes.get("engine.zero_stage") for one in found]
     assert {None, 0, 1, 3} <= set(stages)
     assert 2 not in stages, "it is what the launcher brings by itself"
@@ -54,10 +54,10 @@ def test_several_devices_are_searched_under_the_launcher_and_without_zero_too():
 
 def test_several_devices_are_planned_as_the_readmes_launcher_runs_them():
     target = find_target("t4", 2)
-    zero, plain = (predict(config(f"engine.zero_stage={stage}"), target) for stage in (2, 0))
-    assert predict(config(), target) == zero != plain
-    assert predict(config("engine.name=plain"), target) == plain
-    assert predict(config(), dataclasses.replace(target, launcher="torchrun")) == plain
+    zero, plain = (predict(config(f"engine.zero_stage={stage}"), target, tapes=TAPES) for stage in (2, 0))
+    assert predict(config(), target, tapes=TAPES) == zero != plain
+    assert predict(config("engine.name=plain"), target, tapes=TAPES) == plain
+    assert predict(config(), dataclasses.replace(target, launcher="torchrun"), tapes=TAPES) == plain
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_winner_that_does_not_fit_when_every_layer_is_traced_is_not_one(monkey
         return prediction.model_copy(update=unfit) if is_larger else prediction
 
     monkeypatch.setattr(searching, "predict", exact)
-    found = search(config(), find_target("t4"), limit=4)
+    found = search(config(), find_target("t4"), tapes=TAPES, limit=4)
     kept, checked = confirmed(found, find_target("t4"))
     assert checked is not None
     assert checked.fits
@@ -132,7 +132,7 @@ def test_what_a_model_does_not_go_with_is_not_offered(monkeypatch):
 
 
 def test_of_configurations_that_are_as_fast_the_simplest_comes_first():
-    usual = predict(config(), find_target("t4"))
+    usual = predict(config(), find_target("t4"), tapes=TAPES)
 
     def candidate(seconds, **changes):
         dotted = {key.replace("__", "."): value for key, value in changes.items()}
