@@ -261,8 +261,11 @@ class Options:
             config: the run, which the model goes with as it is.
             changes: one by one, however many.
         """
-        same_texts: list[Changes] = [{}, *(one for one in changes if LENGTH not in one)]
-        priced = self.price(config, same_texts, len(same_texts))
+        same_texts = [one for one in changes if LENGTH not in one]
+        try:
+            priced = self.price(config, same_texts, len(same_texts))
+        except ModelError:  # the model goes with none of them
+            priced = []
         for change in changes:
             if LENGTH in change:
                 unseen = Sequences.unseen(changed(config, change), self.sequences.num)
