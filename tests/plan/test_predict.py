@@ -20,7 +20,7 @@ from ftkit.models.methods.full import Full
 from ftkit.models.methods.lora import Lora, Qlora
 from ftkit.plan.choices.search import cures, search
 from ftkit.plan.inputs.target import Target, find_target
-from ftkit.plan.needs.memory import LATER_BYTES, RUNTIME_BYTES
+from ftkit.plan.needs.memory import LATER_BYTES, MKL_BYTES, RUNTIME_BYTES
 from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.predicted import FormulaPrediction
 from ftkit.plan.tracing.trace import UntraceableModelError
@@ -247,12 +247,13 @@ def test_a_process_that_plans_its_own_training_starts_from_what_it_holds():
 
 
 def test_a_heap_that_is_set_is_planned_with_less_of_what_comes_and_goes(monkeypatch):
-    target = Target("cpu", "cpu", None, 2**34, num_cpus=2)
+    given, tapes = (Target("cpu", "cpu", None, 2**34, num_cpus=2), models.architecture("gpt2")), Tapes()
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    before = predict(config("gpt2"), target, models.architecture("gpt2"))
+    before = predict(config("gpt2", task="causal-lm"), *given, tapes=tapes)
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0")
-    after = predict(config("gpt2"), target, models.architecture("gpt2"))
+    after = predict(config("gpt2", task="causal-lm"), *given, tapes=tapes)
 
+    assert before.process_low_bytes == RUNTIME_BYTES + MKL_BYTES + before.peak_active_bytes
     assert before.process_low_bytes == after.process_low_bytes < after.peak_process_bytes < before.peak_process_bytes
 
 
