@@ -131,6 +131,7 @@ def test_a_launcher_and_deepspeed_say_nothing_of_their_own(work, tmp_path):
         "step 2/2 ",
         "validation at",
         "test at",
+        "warning: training.epochs=4.0 has no effect: training.max_steps ends the run",
         "warning: validation: ",
         "warning: test: ",
     )
