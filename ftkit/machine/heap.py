@@ -9,6 +9,9 @@ without that cache.
 
 Nor does the top of the heap go back to the system and come again in each step, which was a twelfth of that step's time.
 What is no longer needed is given back where a part of a run ends, by `trim`.
+
+Arrow brings an allocator of its own, mimalloc, which reserves 1 GiB of addresses at once. A limit on a process's memory
+(`ulimit -d`) counts them, though hardly any is touched, so smaller parts are reserved.
 """
 
 import ctypes
@@ -35,6 +38,7 @@ def keep_heap_whole() -> None:
     It costs a start of Python without any import, and the process keeps its number. What the user has set of the heap
     stays, and so does another C library; processes that this one starts have the same.
     """
+    os.environ.setdefault("MIMALLOC_ARENA_RESERVE", "64M")  # read as Arrow is imported
     said = os.environ.get(_NAME, "")
     if not _is_glibc() or "glibc.malloc" in said or not sys.executable:
         return

@@ -49,3 +49,14 @@ def test_what_is_free_in_the_heap_goes_back_to_the_system():
     kept, given = map(int, said.split())
     assert kept < 2  # nothing goes back by itself
     assert given > 60
+
+
+def test_what_arrow_reserves_leaves_room_below_a_limit_on_the_process():
+    code = (
+        "from ftkit.machine.heap import keep_heap_whole; keep_heap_whole()\n"
+        "import pyarrow; pyarrow.array(['text'] * 999)\n"
+        "print(next(line for line in open('/proc/self/status') if line.startswith('VmData')).split()[1])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "MIMALLOC_ARENA_RESERVE"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 2**19  # KiB, where Arrow by itself reserves twice as many
