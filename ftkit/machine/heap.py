@@ -21,6 +21,8 @@ from collections.abc import Mapping
 
 _NAME = "GLIBC_TUNABLES"
 """The variable that glibc reads as a process begins, and never again."""
+_MARK = "FTKIT_HEAP"
+"""The variable by which a process knows that it has begun once more, where something takes `_NAME` away."""
 _LARGEST_IN_HEAP = 32 * 2**20
 """Above it a block is the system's own and goes back at once: the highest value that glibc takes (`HEAP_MAX_SIZE / 2`),
 and what it comes to by itself as blocks are freed."""
@@ -36,14 +38,20 @@ def keep_heap_whole() -> None:
     """Begin this program once more with glibc's heap set, which the process can say of itself only before it begins.
 
     It costs a start of Python without any import, and the process keeps its number. What the user has set of the heap
-    stays, and so does another C library; processes that this one starts have the same.
+    stays, and so does another C library; processes that this one starts have the same. Where the system does not let
+    the program begin again, it goes on with the heap as it is.
     """
     os.environ.setdefault("MIMALLOC_ARENA_RESERVE", "64M")  # read as Arrow is imported
-    said = os.environ.get(_NAME, "")
-    if not _is_glibc() or "glibc.malloc" in said or not sys.executable:
+    setting = os.environ.get(_NAME)
+    if not _is_glibc() or "glibc.malloc" in (setting or "") or _MARK in os.environ or not sys.executable:
         return
-    os.environ[_NAME] = ":".join(filter(None, (said, *(f"{name}={value}" for name, value in _TUNABLES.items()))))
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    tunables = (setting, *(f"{name}={value}" for name, value in _TUNABLES.items()))
+    os.environ |= {_NAME: ":".join(filter(None, tunables)), _MARK: "1"}
+    try:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    except OSError:  # forbidden, or the interpreter was replaced meanwhile: the heap costs memory, not the run
+        del os.environ[_MARK], os.environ[_NAME]
+        os.environ |= {} if setting is None else {_NAME: setting}
 
 
 def is_whole(environment: Mapping[str, str] = os.environ) -> bool:
@@ -60,5 +68,5 @@ def trim() -> None:
 def _is_glibc() -> bool:
     try:
         return "glibc" in (os.confstr("CS_GNU_LIBC_VERSION") or "")
-    except (AttributeError, ValueError):  # not a POSIX system, or one with another C library
+    except (AttributeError, ValueError, OSError):  # not a POSIX system, or one with another C library
         return False

@@ -10,17 +10,18 @@ from ftkit.machine import heap
 
 pytestmark = pytest.mark.skipif(not heap._is_glibc(), reason="the C library is not glibc")
 
-_SAYS = (
-    "import os, sys; from ftkit.machine.heap import is_whole, keep_heap_whole; keep_heap_whole(); "
-    "print(is_whole(), os.getpid(), sys.argv[1:], sys.flags.utf8_mode, os.environ['GLIBC_TUNABLES'])"
+_PRINTS = (
+    "import os, sys; from ftkit.machine.heap import is_whole, keep_heap_whole; {before}; keep_heap_whole(); "
+    "print(is_whole(), os.getpid(), sys.argv[1:], sys.flags.utf8_mode, os.environ.get('GLIBC_TUNABLES'))"
 )
 
 
-def process(**environment):
-    """Return the process that called `keep_heap_whole`, and the words that it printed."""
+def process(before="pass", **environment):
+    """Return the process that called `keep_heap_whole` after a statement, and the words that it printed."""
+    own = ("GLIBC_TUNABLES", heap._MARK)
     with subprocess.Popen(
-        [sys.executable, "-X", "utf8", "-c", _SAYS, "--rank", "4"],
-        env={name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"} | environment,
+        [sys.executable, "-X", "utf8", "-c", _PRINTS.format(before=before), "--rank", "4"],
+        env={name: value for name, value in os.environ.items() if name not in own} | environment,
         stdout=subprocess.PIPE,
         text=True,
     ) as child:
@@ -28,13 +29,31 @@ def process(**environment):
 
 
 def test_a_process_begins_again_with_its_number_its_flags_and_the_heap_set():
-    pid, said = process(GLIBC_TUNABLES="glibc.rtld.nns=4")
-    assert said.startswith(f"True {pid} ['--rank', '4'] 1 glibc.rtld.nns=4:glibc.malloc.tcache_count=0:")
+    pid, printed = process(GLIBC_TUNABLES="glibc.rtld.nns=4")
+    assert printed.startswith(f"True {pid} ['--rank', '4'] 1 glibc.rtld.nns=4:glibc.malloc.tcache_count=0:")
 
 
 def test_what_the_user_has_set_of_the_heap_stays():
-    pid, said = process(GLIBC_TUNABLES="glibc.malloc.arena_max=1")
-    assert said == f"False {pid} ['--rank', '4'] 1 glibc.malloc.arena_max=1"
+    pid, printed = process(GLIBC_TUNABLES="glibc.malloc.arena_max=1")
+    assert printed == f"False {pid} ['--rank', '4'] 1 glibc.malloc.arena_max=1"
+
+
+def test_a_start_that_takes_the_setting_away_is_not_made_again_and_again():
+    pid, printed = process("os.environ.pop('GLIBC_TUNABLES', None)")
+    assert printed == f"False {pid} ['--rank', '4'] 1 None"
+
+
+def test_a_system_that_cannot_start_a_program_again_goes_on_with_the_heap_as_it_is():
+    pid, printed = process("sys.executable = '/nowhere/python'", GLIBC_TUNABLES="glibc.rtld.nns=4")
+    assert printed == f"False {pid} ['--rank', '4'] 1 glibc.rtld.nns=4"
+
+
+def test_a_c_library_that_does_not_know_the_question_is_not_glibc(monkeypatch):
+    def unknown(_):
+        raise OSError(22, "Invalid argument")  # as musl answers
+
+    monkeypatch.setattr(os, "confstr", unknown)
+    assert not heap._is_glibc()
 
 
 def test_what_is_free_in_the_heap_goes_back_to_the_system():
@@ -45,8 +64,8 @@ def test_what_is_free_in_the_heap_goes_back_to_the_system():
         "last = held.pop(); del held; kept = resident(); trim(); print(before - kept, kept - resident())"
     )
     tuned = os.environ | {"GLIBC_TUNABLES": ":".join(f"{name}={value}" for name, value in heap._TUNABLES.items())}
-    said = subprocess.run([sys.executable, "-c", code], env=tuned, capture_output=True, text=True, check=True).stdout
-    kept, given = map(int, said.split())
+    printed = subprocess.run([sys.executable, "-c", code], env=tuned, capture_output=True, text=True, check=True).stdout
+    kept, given = map(int, printed.split())
     assert kept < 2  # nothing goes back by itself
     assert given > 60
 
