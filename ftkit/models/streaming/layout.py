@@ -12,7 +12,7 @@ from ftkit.errors import ModelError
 from ftkit.models import bnb, foreign
 from ftkit.models.left_out import LeftOut, left_out, mark, placeholder
 from ftkit.models.streaming.head import head_to_stream, left_out_head
-from ftkit.models.streaming.table import table_to_stream
+from ftkit.models.streaming.table import left_out_table, table_to_stream
 from ftkit.models.structure.layers import transformer_layers
 
 NUM_BUFFERS = 2
@@ -214,14 +214,20 @@ def layout_of(model: nn.Module) -> Layout:
 
     Args:
         model: prepared for its method, after `leave_out`.
+
+    Raises:
+        ModelError: the method holds a weight that was left out where nothing would bring it.
     """
     found = transformer_layers(model)
     assert found is not None
     layers, head = tuple(tuple(_slots(layer)) for layer in found[1]), left_out_head(model)
     num_buffers = min(NUM_BUFFERS, len(layers))
     if head is None:
-        return Layout(layers, num_buffers)
-    return Layout((*layers, tuple(_slots(head))), num_buffers, has_head=True)
+        layout = Layout(layers, num_buffers)
+    else:
+        layout = Layout((*layers, tuple(_slots(head))), num_buffers, has_head=True)
+    _check_brought(model, layout)
+    return layout
 
 
 def names_to_stream(model: nn.Module, *, table_grows: bool, with_head: bool) -> list[str]:
@@ -250,6 +256,20 @@ def _names_of_layers(model: nn.Module) -> list[str]:
     owners = Counter(id(one) for _, one in model.named_parameters(remove_duplicate=False))
     prefix, layers = found
     return [f"{prefix}.{name}" for name, one in layers.named_parameters() if owners[id(one)] == 1]
+
+
+def _check_brought(model: nn.Module, layout: Layout) -> None:
+    """Refuse a weight that was left out and is in no layer, nor the head or the table: it would have no numbers."""
+    table = left_out_table(model)
+    brought = {id(slot.parameter) for slot in layout.slots} | ({id(table.weight)} if table is not None else set())
+    lost = next((one for one in model.parameters() if left_out(one) is not None and id(one) not in brought), None)
+    if lost is not None:
+        name = cast(LeftOut, left_out(lost)).name
+        module = name.rpartition(".")[0].rpartition(".")[2]
+        raise ModelError(
+            f"method.targets puts an adapter on {module}, so {name} cannot be streamed; take {module} out of "
+            "method.targets, or leave engine.stream_head out"
+        )
 
 
 def _slots(layer: nn.Module) -> Iterator[Slot]:

@@ -155,6 +155,7 @@ def test_a_layer_that_comes_in_the_midst_of_a_backward_is_found(deep):
         ((HEAD,), ConfigError, "add engine.stream_layers"),
         ((DISK, HEAD, "model.lean=false"), ConfigError, "needs the head after it has left"),
         ((DISK, HEAD, "model.resize_embeddings=true"), ModelError, "new rows of the head train"),
+        ((DISK, HEAD, "method.targets=[q_proj,lm_head]"), ModelError, r"method\.targets puts an adapter on lm_head"),
         pytest.param(
             ("engine.stream_layers=ram",),
             DeviceError,
