@@ -200,7 +200,7 @@ def _count_steps(config: RunConfig, run: ResolvedRun, data: PreparedData, note: 
     for sentence in idle_settings(known):
         note(f"warning: {sentence}")
     num_warmup = config.schedule.num_warmup_steps(num_steps)
-    if num_warmup > _WARMUP_WARNING * num_steps:
+    if num_steps and num_warmup > _WARMUP_WARNING * num_steps:
         note(f"warning: {num_warmup} of {num_steps} steps warm up, more than a third; the peak rate is hardly used")
     return num_steps
 

@@ -30,8 +30,9 @@ def cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_the_saved_model_is_ordinary_and_its_logits_are_those_that_were_scored(family, work, tmp_path):
     output = tmp_path / "run"
-    done = run(*flags(work, output, *LOGISTIC, "--model", work / family))
+    done = run(*flags(work, output, *LOGISTIC, "--model", work / family, "--set", "schedule.warmup_steps=10"))
     assert done.exit_code == 0, done.output
+    assert "steps warm up" not in done.output, "there are no steps"
     assert re.search(
         r"logistic regression: the optimum .* penalty \S+, chosen by loss on validation", plain(done.output)
     )
