@@ -147,14 +147,15 @@ def _fitting(priced: Sequence[Candidate], options: Options) -> list[Candidate]:
 
 def _priced(config: RunConfig, options: Options) -> list[Candidate]:
     """Predict the choices, level after level, until one that fits is as fast as any."""
-    is_open = config.model.recompute == Recompute() and config.engine.stream_layers == "none"
-    levels = LEVELS if is_open else [config.model.recompute.as_written()]
     streams = config.engine.stream_layers != "none"
+    levels: Sequence[Changes] = RECOMPUTING if streams else [{RECOMPUTE: level} for level in LEVELS]
+    if config.model.recompute != Recompute():
+        levels = [{RECOMPUTE: config.model.recompute.as_written()}]
     cuts = _grouped_cuts(config, options) if streams else _cuts(config, options)
     engines = _engines(config, options.target)
     priced: list[Candidate] = []
     for level, away in itertools.product(levels, _offloads(config, options.target)):
-        choices = [{RECOMPUTE: level} | away | engine | cut for engine, cut in itertools.product(engines, cuts)]
+        choices = [level | away | engine | cut for engine, cut in itertools.product(engines, cuts)]
         try:
             priced += options.price(config, choices, _LIMIT)
         except ModelError:
@@ -176,7 +177,7 @@ def _streamed(config: RunConfig, options: Options) -> list[Candidate]:
         try:
             priced += options.price(config, choices, _LIMIT)
         except ModelError:
-            return []
+            break  # the model does not go with that, or its layers cannot recompute so much
     return priced
 
 

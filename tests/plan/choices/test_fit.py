@@ -10,14 +10,14 @@ from ftkit.config.recompute import Recompute
 from ftkit.config.training import TrainingConfig
 from ftkit.config.tree import BatchConfig
 from ftkit.engine.resolve import resolve
-from ftkit.errors import ConfigError, DoesNotFitError
+from ftkit.errors import ConfigError, DoesNotFitError, ModelError
 from ftkit.machine.process import ProcessContext
 from ftkit.models.methods.full import Full
 from ftkit.models.methods.lora import Lora
 from ftkit.plan import preflight
 from ftkit.plan.choices.candidates import TIGHT
 from ftkit.plan.choices.fit import fit
-from ftkit.plan.choices.search import cures, options_at
+from ftkit.plan.choices.search import Options, cures, options_at
 from ftkit.plan.inputs.shapes import Sequences
 from ftkit.plan.inputs.target import find_target
 from ftkit.plan.predict import Tapes, predict
@@ -126,3 +126,27 @@ def test_frozen_layers_are_streamed_where_nothing_else_fits_and_not_where_someth
         "streamed from the disk, all micro-batches through each together, where dropout draws in another order"
     )
     assert found.prediction.streamed.step_bytes == streamed.prediction.streamed.step_bytes / 4
+
+
+def test_streamed_layers_recompute_no_more_than_they_have_to_where_streaming_is_named():
+    architecture, run = models.architecture("llama", 3, 512), models.run_config("llama", Lora(), "none", batch=ONE_CUT)
+    run = run.model_copy(update={"engine": EngineConfig(fit=True, stream_layers="ram")})
+    found = fit(run, options_at(run, target(2**34), architecture, SEQUENCES, Tapes()))
+    assert found.run.config.model.recompute == Recompute(cheap=1.0)
+
+
+def test_what_was_priced_stays_where_layers_cannot_recompute_more(monkeypatch):
+    architecture, tapes = models.architecture("llama", 3, 1024), Tapes()
+    batch = BatchConfig(global_batch_size=4, micro_batch_size=1)
+    run = models.run_config("llama", Lora(), "none", batch=batch, engine={"fit": True})
+    least = predict(run, target(2**34), architecture, sequences=SEQUENCES, tapes=tapes).peak_process_bytes
+    price = Options.price
+
+    def without_whole_layers(options, config, choices, limit):
+        if any(one.get("model.recompute") == "layer" for one in choices):
+            raise ModelError("these layers cannot recompute")
+        return price(options, config, choices, limit)
+
+    monkeypatch.setattr(Options, "price", without_whole_layers)
+    found = fit(run, options_at(run, target(0.9 * least), architecture, SEQUENCES, tapes))
+    assert found.run.config.engine.stream_layers == "ram"
