@@ -8,6 +8,7 @@ traced after all.
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
@@ -253,23 +254,27 @@ class Options:
         return priced
 
     def price_each(self, config: RunConfig, changes: Sequence[Changes]) -> list[Candidate]:
-        """Predict a run with each of some changes, as `price` does; one that leaves the run as it is, is left out.
+        """Predict a run with each of some changes, as `price` does.
 
         Texts of another length are not those of the data, so such a change is priced with data of its own.
 
         Args:
             config: the run, which the model goes with as it is.
             changes: one by one, however many.
+
+        Returns:
+            Those that are sound; the model goes with them, and they do not leave the run as it is.
         """
         same_texts = [one for one in changes if LENGTH not in one]
-        try:
-            priced = self.price(config, same_texts, len(same_texts))
-        except ModelError:  # the model goes with none of them
-            priced = []
+        by_length = [(self, same_texts)]
         for change in changes:
             if LENGTH in change:
                 unseen = Sequences.unseen(changed(config, change), self.sequences.num)
-                priced += replace(self, sequences=unseen).price(config, [change], 1)
+                by_length.append((replace(self, sequences=unseen), [change]))
+        priced: list[Candidate] = []
+        for options, of_length in by_length:
+            with suppress(ModelError):  # the model goes with none of them
+                priced += options.price(config, of_length, len(of_length))
         return [candidate for candidate in priced if candidate.changes]
 
     def confirm(self, candidate: Candidate) -> Candidate:

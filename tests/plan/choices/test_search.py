@@ -11,7 +11,7 @@ from ftkit.config.files import load_config
 from ftkit.errors import ModelError
 from ftkit.plan.choices import search as searching
 from ftkit.plan.choices.candidates import Candidate, ranked
-from ftkit.plan.choices.search import confirmed, cures, search
+from ftkit.plan.choices.search import confirmed, cures, options_at, search
 from ftkit.plan.inputs.target import find_target
 from ftkit.plan.predict import Tapes, predict
 from ftkit.records.schema import Verdict
@@ -154,3 +154,11 @@ def test_the_changes_that_would_make_it_fit_are_of_different_kinds_and_name_the_
     assert offers
     assert all("of host memory" in line for line in offers)
     assert len({"".join(word for word in kind.split() if not word.isdigit()) for kind in kinds}) == len(offers)
+
+
+def test_changes_that_the_model_does_not_go_with_are_left_out_whatever_they_change():
+    streamed = config("task=causal-lm", "engine.stream_layers=disk", "engine.stream_head=true")
+    options = options_at(streamed, find_target("t4"), None, None, TAPES)
+    with pytest.raises(ModelError, match="table of tokens too"):
+        options.price(streamed, [{"method.rank": 4}], 1)
+    assert options.price_each(streamed, [{"method.rank": 4}, {"data.max_length": 128}]) == []
