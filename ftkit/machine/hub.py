@@ -3,7 +3,7 @@
 import os
 import socket
 import urllib.request
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,6 +15,8 @@ from ftkit.machine import foreign
 
 _ENDPOINT = "https://huggingface.co"
 _SECONDS = 3.0
+_NOT_ALLOWED = (401, 403)
+"""The answers to whoever is not logged in, or may not do what was asked for."""
 
 
 def work_offline_if_unreachable(names: Iterable[str]) -> bool:
@@ -68,7 +70,7 @@ def check_login(name: str) -> None:
     """
     from huggingface_hub import HfApi
 
-    with _explained(name, "nothing has been made yet: log in with `hf auth login`, and try again"):
+    with _explained(name, lambda error: f"nothing has been made yet: {_cure_before(error)}"):
         HfApi().whoami()
         HfApi().repo_exists(name)  # refuses names that cannot be, whether there is such a model or not
 
@@ -90,14 +92,14 @@ def upload(folder: Path, name: str, without: Sequence[str] = ()) -> str:
     from huggingface_hub import HfApi
 
     left_out = "".join(f" --exclude {file}" for file in without)
-    with _explained(name, f"the folder is whole: try `hf upload {name} {folder}{left_out}`"):
+    with _explained(name, lambda _: f"the folder is whole: try `hf upload {name} {folder}{left_out}`"):
         place = HfApi().create_repo(name, private=True, exist_ok=True)
         HfApi().upload_folder(repo_id=name, folder_path=folder, ignore_patterns=list(without))
     return str(place)
 
 
 @contextmanager
-def _explained(name: str, cure: str) -> Iterator[None]:
+def _explained(name: str, cure: Callable[[Exception], str]) -> Iterator[None]:
     """Tell whatever an upload ends with as one sentence.
 
     Of large files the client raises RuntimeError, of names and of answers that are not the hub's ValueError; all else
@@ -108,7 +110,17 @@ def _explained(name: str, cure: str) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError, foreign.hub_connection_error()) as error:
         reasons = [" ".join(str(one).split()).rstrip(".") for one in (error, error.__cause__) if one is not None]
         told = ": ".join(dict.fromkeys(filter(None, reasons)))[:300] or type(error).__name__
-        raise DeviceError(f"cannot upload {name}: {told}; {cure}") from error
+        raise DeviceError(f"cannot upload {name}: {told}; {cure(error)}") from error
+
+
+def _cure_before(error: Exception) -> str:
+    """Return what to do about what a hub was asked before anything was made."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if isinstance(error, LocalTokenNotFoundError) or status in _NOT_ALLOWED:
+        return "log in with `hf auth login`, and try again"
+    return "give another name" if isinstance(error, HFValidationError) else "try again when the hub answers"
 
 
 def _may_be_on_the_hub(name: str) -> bool:

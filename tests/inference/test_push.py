@@ -71,17 +71,22 @@ def test_an_adapter_whose_base_model_only_this_machine_has_is_not_pushed(hub, ru
 
 
 @pytest.mark.parametrize(
-    ("token", "name", "said"),
-    [("hf_bad", "me/mine", "Invalid user token"), (TOKEN, "me/mine/too", "Repo id must be"), ("", "me/mine", "log in")],
+    ("token", "name", "reason", "cure"),
+    [
+        ("hf_bad", "me/mine", "Invalid user token", "log in with `hf auth login`"),
+        (TOKEN, "me/mine/too", "Repo id must be", "give another name"),
+        ("", "me/mine", "no token found", "log in with `hf auth login`"),
+    ],
 )
 def test_a_login_or_a_name_that_the_hub_refuses_is_a_sentence_before_anything_is_made(
-    token, name, said, hub, run, tmp_path, monkeypatch
+    token, name, reason, cure, hub, run, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("HF_TOKEN", token)
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
     done = export(run, tmp_path / "merged", "--to", "merged", "--push", name)
     assert done.exit_code == 7
-    assert said in done.output
+    assert reason in done.output
+    assert done.output.rstrip().partition("nothing has been made yet: ")[2].startswith(cure)
     assert done.output.count("\n") == 2  # what is opened, and the sentence
     assert hub.models == {}
     assert not (tmp_path / "merged").exists()
@@ -105,4 +110,4 @@ def test_a_hub_that_takes_no_connection_is_a_sentence(run, tmp_path, monkeypatch
         done = export(run, tmp_path / "merged", "--to", "merged", "--push", "me/mine")
     assert done.exit_code == 7
     assert "cannot upload me/mine: " in done.output
-    assert "nothing has been made yet" in done.output
+    assert "nothing has been made yet: try again" in done.output
