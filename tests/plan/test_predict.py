@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from ftkit.cli import main
@@ -28,6 +29,7 @@ from ftkit.records.schema import Verdict
 from tests.helpers import save_tiny_model
 from tests.plan import models
 
+_MKL_BYTES = MKL_BYTES if torch.backends.mkl.is_available() else 0
 TAPES = Tapes()
 """Shared by the tests that plan `config()`: a trace does not depend on the budget."""
 
@@ -253,8 +255,21 @@ def test_a_heap_that_is_set_is_planned_with_less_of_what_comes_and_goes(monkeypa
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0")
     after = predict(config("gpt2", task="causal-lm"), *given, tapes=tapes)
 
-    assert before.process_low_bytes == RUNTIME_BYTES + MKL_BYTES + before.peak_active_bytes
+    assert before.process_low_bytes == RUNTIME_BYTES + _MKL_BYTES + before.peak_active_bytes
     assert before.process_low_bytes == after.process_low_bytes < after.peak_process_bytes < before.peak_process_bytes
+
+
+def test_what_mkl_keeps_is_planned_in_fp32_where_torch_has_mkl(monkeypatch):
+    target, given = Target("cpu", "cpu", None, 2**34, num_cpus=2), models.architecture("gpt2")
+
+    def beside_tensors(precision):
+        found = predict(config("gpt2", task="causal-lm", precision=precision), target, given)
+        return found.process_low_bytes - RUNTIME_BYTES - found.peak_active_bytes
+
+    assert beside_tensors("fp32") == _MKL_BYTES
+    assert beside_tensors("bf16") == 0, "it was measured in fp32 alone"
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    assert beside_tensors("fp32") == 0
 
 
 def test_an_unknown_model_is_one_sentence_without_asking_a_hub_that_does_not_answer_again_and_again():

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, Protocol
 
+import torch
+
 from ftkit.engine.resolve import EngineKind
 from ftkit.machine.heap import is_whole
 from ftkit.observe.allocator import replay
@@ -206,7 +208,8 @@ class CpuDevice:
         """Return what kernels keep for themselves, where no tape sees it."""
         packed = any(birth.role is Role.CONSTANT for birth in tape.births)
         is_wide = self.case.run.config.task == "causal-lm"
-        return packed * PACKED_RUNTIME_BYTES + is_wide * MKL_BYTES
+        has_mkl = torch.backends.mkl.is_available() and self.case.run.dtype is torch.float32  # as measured
+        return packed * PACKED_RUNTIME_BYTES + (is_wide and has_mkl) * MKL_BYTES
 
     def _memory(self, peak: Peak, held: int, kept: int, share: RankShare | Elsewhere) -> Memory:
         target, run = self.case.target, self.case.run
