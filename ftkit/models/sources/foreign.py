@@ -102,7 +102,9 @@ def _conversion(names: Mapping[str | None, list[str]], converters: Iterable[Any]
     if None in names:
         return Conversion(((names[None][0],),))
     known: dict[type[Any], Operation] = {MergeModulelist: Operation.STACK, Concatenate: Operation.JOIN}
-    converter = next(one for one in converters if names.keys() <= set(one.source_patterns))
+    converter = next((one for one in converters if names.keys() <= set(one.source_patterns)), None)
+    if converter is None:  # several rules, of which each makes the tensor from some of the stored ones
+        return Conversion(tuple(map(tuple, names.values())), ((Operation.OTHER, 0),))
     ordered = (tuple(names[one]) for one in converter.source_patterns if one in names)
     operations = ((known.get(type(one), Operation.OTHER), getattr(one, "dim", 0)) for one in converter.operations)
     return Conversion(tuple(ordered), tuple(operations))

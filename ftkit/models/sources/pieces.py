@@ -81,15 +81,18 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _pieces(conversion: Conversion, shapes: Mapping[str, tuple[int, ...]]) -> Pieces | None:
-    """Return what a tensor is made of; None where it is more than stacked and joined."""
+    """Return what a tensor is made of; None where it is more than stacked and joined, or parts do not fit."""
     groups = [[_whole(name, shapes[name]) for name in names] for names in conversion.stored]
     for operation, dim in conversion.operations:
         if operation is Operation.OTHER:
             return None
         if operation is Operation.STACK:
-            groups = [[_joined([_lifted(one, dim) for one in group], dim)] for group in groups]
+            groups = [[_lifted(one, dim) for one in group] for group in groups]
         else:
-            groups = [[_joined([one for group in groups for one in group], dim)]]
+            groups = [[one for group in groups for one in group]]
+        if not all(_fit(group, dim) for group in groups):
+            return None
+        groups = [[_joined(group, dim)] for group in groups]
     return groups[0][0] if len(groups) == len(groups[0]) == 1 else None
 
 
@@ -107,8 +110,13 @@ def _lifted(whole: Pieces, dim: int) -> Pieces:
     return Pieces(lifted(whole.shape, 1), tuple(pieces))
 
 
+def _fit(parts: Sequence[Pieces], dim: int) -> bool:
+    """Return whether parts can be joined along a dimension: they differ in its length alone."""
+    return len({(one.shape[:dim], one.shape[dim + 1 :]) for one in parts}) == 1
+
+
 def _joined(parts: Sequence[Pieces], dim: int) -> Pieces:
-    """Return parts as one, one behind the other along a dimension; transformers has refused those that do not fit."""
+    """Return parts as one, one behind the other along a dimension."""
     end, pieces = 0, list[Piece]()
     for part in parts:
         for one in part.pieces:

@@ -4,6 +4,8 @@ import pytest
 import torch
 import transformers
 
+from ftkit.models.sources.foreign import Conversion, Operation, _conversion
+from ftkit.models.sources.pieces import _pieces, pieces_in_files
 from ftkit.models.sources.source import Source
 from ftkit.models.sources.stored import open_stored
 
@@ -36,3 +38,25 @@ def test_tensors_that_are_stored_one_by_one_are_read_as_transformers_loads_them(
             stored.read_into(name, whole, room)
             assert torch.equal(whole, tensor.float())
             assert "experts" not in name or largest <= tensor.nbytes / 12
+
+
+@pytest.mark.parametrize("projection", ["w1", "w2"], ids=["stacked and joined", "stacked"])
+def test_a_weight_whose_stored_tensors_do_not_fit_together_has_no_pieces(projection):
+    config = transformers.AutoConfig.for_model("mixtral", intermediate_size=24, **WIDE, num_local_experts=2)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    expert = "model.layers.1.block_sparse_moe.experts.{}.{}.weight"
+    shapes = {expert.format(number, name): (24, 16) for number in (0, 1) for name in ("w1", "w3")}
+    shapes |= {expert.format(number, "w2"): (16, 24) for number in (0, 1)}
+    assert set(pieces_in_files(model, shapes)) == {
+        "model.layers.1.mlp.experts.gate_up_proj",
+        "model.layers.1.mlp.experts.down_proj",
+    }
+    shapes[expert.format(1, projection)] = (24, 15)
+    assert len(pieces_in_files(model, shapes)) == 1
+
+
+def test_a_tensor_that_no_one_rule_makes_has_no_pieces():
+    conversion = _conversion({"experts.*.w1": ["experts.0.w1"], "q_proj": ["q_proj"]}, [])
+    assert conversion == Conversion((("experts.0.w1",), ("q_proj",)), ((Operation.OTHER, 0),))
+    assert _pieces(conversion, {"experts.0.w1": (2, 2), "q_proj": (2, 2)}) is None
