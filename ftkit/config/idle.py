@@ -14,7 +14,7 @@ from ftkit.config.tree import RunConfig
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownOfRun:
     """What is known of a run; None: not yet.
 
     Attributes:
@@ -69,7 +69,7 @@ class Idle:
     """
 
     keys: tuple[str, ...]
-    applies: Callable[[Known], bool]
+    applies: Callable[[KnownOfRun], bool]
     words: str
 
 
@@ -184,7 +184,7 @@ IDLE = (
 """In the order in which they are told."""
 
 
-def idle_settings(known: Known) -> list[str]:
+def idle_settings(known: KnownOfRun) -> list[str]:
     """Return a sentence for each setting that was changed and does nothing.
 
     Args:

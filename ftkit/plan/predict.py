@@ -66,7 +66,7 @@ class Grounds:
     tape: Tape | None
 
 
-class Known(TypedDict, total=False):
+class Beforehand(TypedDict, total=False):
     """What a prediction may be told beside the run, its target and its model."""
 
     sequences: Sequences | None
@@ -79,7 +79,7 @@ class Known(TypedDict, total=False):
     """Whether the cache of hidden states has all that a frozen trunk would make of the data."""
 
 
-def predict(config: RunConfig, target: Target, architecture: Any = None, **known: Unpack[Known]) -> AnyPrediction:
+def predict(config: RunConfig, target: Target, architecture: Any = None, **known: Unpack[Beforehand]) -> AnyPrediction:
     """Predict memory and speed of a configuration at a target.
 
     Args:
@@ -101,7 +101,7 @@ def predict(config: RunConfig, target: Target, architecture: Any = None, **known
 
 
 def predict_with_grounds(
-    config: RunConfig, target: Target, architecture: Any = None, **known: Unpack[Known]
+    config: RunConfig, target: Target, architecture: Any = None, **known: Unpack[Beforehand]
 ) -> Grounds:
     """Predict as `predict` does, and return what the prediction was made of too."""
     run = resolve(config, target.devices)

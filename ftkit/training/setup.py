@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from ftkit.config.idle import Known, idle_settings
+from ftkit.config.idle import KnownOfRun, idle_settings
 from ftkit.config.paths import with_absolute_paths
 from ftkit.config.tree import RunConfig
 from ftkit.data.arrays import PreparedData
@@ -188,7 +188,7 @@ def _count_steps(config: RunConfig, run: ResolvedRun, data: PreparedData, note: 
     training = config.training
     steps = partial(count_steps, data.train.num_texts, config.batch.global_batch_size)
     num_steps = 0 if config.method.fits_at_once else steps(training.epochs, training.max_steps)
-    known = Known(
+    known = KnownOfRun(
         config,
         num_steps,
         epoch_steps=steps(1.0, None),

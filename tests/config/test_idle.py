@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from ftkit.config.files import load_config, preset_names
-from ftkit.config.idle import IDLE, Known, idle_settings
+from ftkit.config.idle import IDLE, KnownOfRun, idle_settings
 
 STEPS = 300
 BIG: dict[str, Any] = {
@@ -21,7 +21,7 @@ BIG: dict[str, Any] = {
 def told(*settings, **known):
     config = load_config(settings=settings)
     steps = min(STEPS, config.training.max_steps or STEPS)
-    return idle_settings(Known(config, **(BIG | {"num_steps": steps} | known)))
+    return idle_settings(KnownOfRun(config, **(BIG | {"num_steps": steps} | known)))
 
 
 CASES = {
@@ -61,7 +61,7 @@ def test_every_entry_of_the_list_is_told_of_some_run():
     runs = [(load_config(settings=settings), True) for settings in CASES]
     runs.append((load_config(settings=["training.eval_every=5"]), False))
     for idle in IDLE:
-        assert any(idle.applies(Known(config, **(BIG | {"validates": validates}))) for config, validates in runs)
+        assert any(idle.applies(KnownOfRun(config, **(BIG | {"validates": validates}))) for config, validates in runs)
 
 
 EFFECTIVE = [
@@ -85,7 +85,8 @@ def test_nothing_is_told_of_what_nobody_has_changed_nor_of_a_preset():
         config = load_config(preset=name)
         steps = round((config.training.epochs or 3) * 200)
         assert (
-            idle_settings(Known(config, min(steps, config.training.max_steps or steps), 200, True, "cuda", 1, 0)) == []
+            idle_settings(KnownOfRun(config, min(steps, config.training.max_steps or steps), 200, True, "cuda", 1, 0))
+            == []
         )
 
 
@@ -96,4 +97,4 @@ def test_what_is_not_known_yet_is_not_guessed():
         "training.early_stopping_patience=9",
         "engine.peer_timeout=5",
     ]
-    assert idle_settings(Known(load_config(settings=settings))) == []
+    assert idle_settings(KnownOfRun(load_config(settings=settings))) == []

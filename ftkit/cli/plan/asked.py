@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from ftkit.config.idle import Known, idle_settings
+from ftkit.config.idle import KnownOfRun, idle_settings
 from ftkit.config.paths import is_there, looks_like_path
 from ftkit.config.tree import DEMO
 from ftkit.errors import ConfigError
@@ -52,7 +52,7 @@ class Asked(NamedTuple):
         return cls(chosen, target, architecture, sequences, tapes)
 
 
-def _known(config: "RunConfig", target: "Target", sequences: "Sequences | None", *, is_read: bool) -> "Known":
+def _known(config: "RunConfig", target: "Target", sequences: "Sequences | None", *, is_read: bool) -> "KnownOfRun":
     """Return what is known of a run before it begins; whether it validates, where its data has been read."""
     from ftkit.data.batching import count_steps
     from ftkit.engine.resolve import resolve
@@ -62,7 +62,9 @@ def _known(config: "RunConfig", target: "Target", sequences: "Sequences | None",
     devices, stage = target.devices, resolve(config, target.devices).zero_stage
     validates = sequences.validation_tokens > 0 if is_read and sequences is not None else None
     epoch_steps = None if num is None else count_steps(num, config.batch.global_batch_size, 1.0, None)
-    return Known(config, num_steps(config, num), epoch_steps, validates, devices.device_type, devices.world_size, stage)
+    return KnownOfRun(
+        config, num_steps(config, num), epoch_steps, validates, devices.device_type, devices.world_size, stage
+    )
 
 
 def _read(config: "RunConfig") -> "Sequences | None":
