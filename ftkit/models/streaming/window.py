@@ -141,8 +141,9 @@ class Window:
     def _fill(self, layer: int) -> _Buffer:
         """Begin to fill the buffer whose use is longest ago, or with the head all of them."""
         buffer, leaving = self._room_for(layer)
-        for one in self._all:
-            one.wait()  # a reader holds the memory, too
+        # A reader holds the memory, too; where a head is streamed, that of all buffers.
+        for one in leaving if self._whole is None else self._all:
+            one.wait()
         before = " and ".join(str(one.layer) for one in leaving if one.layer is not None)
         for one in leaving:
             self._empty(one)
