@@ -19,14 +19,18 @@ def test_the_same_question_has_the_same_key_wherever_its_run_would_write():
 
 
 @pytest.mark.parametrize(
-    "other",
+    ("settings", "device"),
     [
-        asked("method.rank=16"), asked("model.name=gpt2-xl"), asked(card="l4"), asked(budget="8GiB"),
-        asked("data.label_columns=[a,b,c]"), asked("engine.expandable_segments=true"),
+        (["method.rank=16"], {}),
+        (["model.name=gpt2-xl"], {}),
+        ([], {"card": "l4"}),
+        ([], {"budget": "8GiB"}),
+        (["data.label_columns=[a,b,c]"], {}),
+        (["engine.expandable_segments=true"], {}),
     ],
-)  # fmt: skip
-def test_another_run_and_another_device_have_another_key(other):
-    assert other not in (None, asked())
+)
+def test_another_run_and_another_device_have_another_key(settings, device):
+    assert asked(*settings, **device) not in (None, asked())
 
 
 def test_a_model_whose_shapes_may_change_under_its_name_has_none():
