@@ -33,7 +33,7 @@ def patched(module: Any, name: str, replacement: Any) -> Iterator[None]:
         replacement: what stands there meanwhile.
 
     Raises:
-        AttributeError: there is no such name, so nobody would call the stand-in.
+        AttributeError: there is no such name, so nobody would call the replacement.
     """
     original = getattr(module, name)
     setattr(module, name, replacement)

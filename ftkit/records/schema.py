@@ -69,7 +69,7 @@ class Prediction(Figures):
     """What the driver takes of it for one process."""
     fits: bool | None = None
     """Whether every request for memory is met, on the device and on the host, if what is not known turns out well."""
-    verdict: Verdict | None = None
+    verdict: Verdict | None = None  # how sure that is
     verdict_by: str | None = None
     """The ends of what is not known by which it was found: of the context, and of what the allocator reserves."""
     reason: str | None = None

@@ -32,10 +32,9 @@ CUTS = (SIZE, TOKENS)
 RECOMPUTE = "model.recompute"
 OFFLOAD = "model.offload_activations"
 LENGTH, RANK, METHOD, OPTIMIZER = "data.max_length", "method.rank", "method.name", "optimizer.name"
-STREAM = "engine.stream_layers"
+STREAM, GROUP, HEAD = "engine.stream_layers", "engine.stream_micro_batches", "engine.stream_head"
 RECOMPUTING: tuple[Changes, ...] = ({RECOMPUTE: "cheap"}, {RECOMPUTE: "layer"})
 """The levels of layers whose weights leave: each of them computes again at least what is cheap."""
-GROUP, HEAD = "engine.stream_micro_batches", "engine.stream_head"
 _FEW = 4
 """Micro-batches through a streamed layer together where all of a step keep too much: layers come a quarter as often."""
 _TOP = "method.top_layers"

@@ -51,7 +51,10 @@ class KeptFits:
         self._files = KeptFiles("fits", _LIMIT, ".json")
 
     def get(self, key: str) -> Fit | None:
-        """Return the answer of a key; None where there is none, or its file is damaged, which removes it."""
+        """Return the answer of a key; None where there is none that can be read.
+
+        A damaged file is removed. One that is whole and holds no such answer stays until it is written anew.
+        """
         file = self._files.find(key)
         try:
             return None if file is None else Fit.model_validate_json(file.read_bytes())
