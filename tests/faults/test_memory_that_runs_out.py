@@ -1,6 +1,7 @@
 """Memory that runs out, raised where a test wants it: the run ends with the weights of the run without it."""
 
 import resource
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +186,15 @@ def long_texts(work, tmp_path_factory):
     return path
 
 
+def blocks_that_are_free():
+    """Take all blocks of 1 MiB that this process has and does not use, where the system gives it no more."""
+    blocks = []
+    with suppress(MemoryError):
+        while True:
+            blocks.append(bytearray(2**20))
+    return blocks
+
+
 def test_a_process_that_really_has_no_more_memory_goes_on_in_smaller_micro_batches(
     work, long_texts, tmp_path, monkeypatch
 ):
@@ -193,12 +203,15 @@ def test_a_process_that_really_has_no_more_memory_goes_on_in_smaller_micro_batch
     unlimited = resource.getrlimit(resource.RLIMIT_AS)
 
     def limited(*arguments):
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 32 * 2**20, unlimited[1]))
+        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (held, unlimited[1]))
+        free = blocks_that_are_free()  # as earlier tests have left them
+        resource.setrlimit(resource.RLIMIT_AS, (held + 32 * 2**20, unlimited[1]))
         try:
             return take_step(*arguments)
         finally:
             resource.setrlimit(resource.RLIMIT_AS, unlimited)
+            del free
 
     monkeypatch.setattr(loop, "take_step", limited)
     notes = Notes()

@@ -55,12 +55,10 @@ def files(folder):
     return [file.stat().st_size for file in folder.glob("*.safetensors")]
 
 
-def mapped_bytes():
-    """Return the resident pages of safetensors of this process, in bytes."""
+def mapped_bytes(folder):
+    """Return the resident pages of the safetensors of a folder in this process, in bytes."""
     rows = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
-    sizes = (
-        re.search(r"^Rss:\s+(\d+) kB", row, re.MULTILINE) for row in rows if "safetensors" in row.partition("\n")[0]
-    )
+    sizes = (re.search(r"^Rss:\s+(\d+) kB", row, re.MULTILINE) for row in rows if str(folder) in row.partition("\n")[0])
     return sum(1024 * int(size[1]) for size in sizes if size)
 
 
@@ -70,7 +68,7 @@ def test_weights_in_the_type_of_their_files_pass_through_memory_a_file_at_a_time
 
     def move(tensor):
         moved = tensor.clone()  # as to another device: it reads all of the old one, which then goes
-        resident.append(mapped_bytes())
+        resident.append(mapped_bytes(folder))
         return moved
 
     model._apply(move)
@@ -83,7 +81,7 @@ def test_files_go_as_their_weights_are_packed(folder, monkeypatch):
 
     def packed(module, packing):
         new = pack(module, packing)
-        resident.append(mapped_bytes())
+        resident.append(mapped_bytes(folder))
         return new
 
     monkeypatch.setattr(bnb, "_linear_4bit", packed)

@@ -96,7 +96,7 @@ def test_a_plan_of_a_gpu_that_was_measured_rests_on_its_own_rates_and_that_of_an
     assert here.device("fp16") == dataclasses.replace(speed, is_asynchronous=True, host_rate=1e9)
     assert table.device("fp16").source == FROM_TABLE
     sizes = {"layer_bytes": (1000,), "window_bytes": 1000, "resident_bytes": 1000, "staging_bytes": 0}
-    sizes |= {"left_bytes": 1000, "table_bytes": 0, "lowest": 0}
+    sizes |= {"left_bytes": 1000, "table_bytes": 0, "head_bytes": 0, "lowest": 0}
     rates = {place: Streamed(place, **sizes).pass_seconds(here) for place in ("ram", "disk")}
     assert rates == {"ram": 1000 / 1e9, "disk": 1000 / 5e8}
 
