@@ -93,7 +93,11 @@ IDLE = (
     ),
     Idle(
         ("training.max_steps",),
-        lambda known: known.epochs_end is not None and (known.config.training.max_steps or 0) > known.epochs_end,
+        lambda known: (
+            known.is_stepwise
+            and known.epochs_end is not None
+            and (known.config.training.max_steps or 0) > known.epochs_end
+        ),
         "has no effect: the epochs end after {known.epochs_end} steps",
     ),
     Idle(

@@ -57,7 +57,7 @@ def tables_of(batches: Iterable[pa.RecordBatch]) -> list[pa.Table]:
     coming = iter(batches)
     for batch in coming:
         held.append(batch)
-        if sum(one.nbytes for one in held) >= LEAST_BYTES:
+        if sum(waiting.nbytes for waiting in held) >= LEAST_BYTES:
             return _mapped_tables(_emptied(held, coming))
     return [pa.Table.from_batches(list(run), schema) for schema, run in _runs(held)]
 

@@ -34,6 +34,7 @@ CASES = {
     ("training.checkpoint_every=301",): "writes a checkpoint at its end alone",
     ("training.early_stopping_patience=2",): "too few times for it, 3 with the one at its end",
     ("optimizer.weight_decay=0.1", "method=feature-extraction", "method.head=logistic"): "takes no steps",
+    ("training.max_steps=999", "method=feature-extraction", "method.head=logistic"): "takes no steps",
     ("model.new_head=true", "task=causal-lm"): "no head for classes",
     ("engine.nvme_path=/tmp",): "nothing is offloaded to nvme",
     ("engine.memory_budget=6GiB", "training.plan_first=false"): "the budget of the plan",

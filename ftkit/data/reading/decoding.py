@@ -65,10 +65,10 @@ def utf8_blocks(path: Path, encoding: str, end: bytes = b"\n") -> Iterator[bytes
     Args:
         path: the file.
         encoding: of the file, as Python knows it.
-        end: the byte that a block may end with, of ASCII.
+        end: the byte of ASCII that a block ends with; only the last block may end with another.
 
     Yields:
-        Blocks of whole lines, some 1 MiB each; the last line may lack its end. Likewise with another end.
+        Blocks of some 1 MiB each, which are whole lines where `end` is that of a line.
 
     Raises:
         DataError: the file is not a text file, is damaged, or has another encoding.

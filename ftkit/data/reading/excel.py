@@ -29,8 +29,8 @@ def read_workbook(path: Path, sheet: str | None) -> Shard:
         sheet: the name of the sheet, or None where one sheet alone is visible and holds something.
 
     Returns:
-        Its rows, with their numbers as Excel shows them; empty rows are left out, and the value of a merged cell is
-        that of each of its rows.
+        Its rows, with their numbers as Excel shows them; empty rows are left out. The value of a merged cell is that of
+        each of its rows that hold something else; where it spans columns too, it is that of the first one.
 
     Raises:
         DataError: a damaged file, several sheets, or a cell that holds an error, a formula without result, or a date

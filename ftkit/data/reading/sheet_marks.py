@@ -7,8 +7,8 @@ from typing import Any
 
 from ftkit.data.reading import foreign
 
-_MERGED = re.compile(rb'<(?:\w+:)?mergeCell\s[^<>]*?ref="([A-Z]+\d+:[A-Z]+\d+)"')
-_HIDDEN = re.compile(rb'<(?:\w+:)?row\s[^<>]*?hidden="(?:1|true)"')
+_MERGED = re.compile(rb"""<(?:\w+:)?mergeCell\s[^<>]*?ref=["']([A-Z]+\d+:[A-Z]+\d+)["']""")
+_HIDDEN = re.compile(rb"""<(?:\w+:)?row(?=\s[^<>]*?\shidden=["'](?:1|true)["'])[^<>]*?\sr=["'](\d+)["'][^<>]*>""")
 _PART, _LONGEST = 2**20, 2**10
 """Bytes that are looked through at once; more than one such element has."""
 
@@ -19,12 +19,14 @@ class SheetMarks:
 
     Attributes:
         merged: row to the columns, from 0, whose cell is merged with those below, and the last row of each.
-        num_hidden: rows that Excel does not show.
+        hidden: the numbers of rows that Excel does not show.
+        num_hidden: of them those that `fill` has seen, so that neither empty ones count nor the header.
         num_filled: cells that `fill` has filled.
     """
 
     merged: dict[int, list[tuple[int, int]]]
-    num_hidden: int
+    hidden: set[int]
+    num_hidden: int = 0
     num_filled: int = 0
     _held: dict[int, tuple[int, Any]] = field(default_factory=dict)
 
@@ -35,6 +37,7 @@ class SheetMarks:
             number: of the row, from 1; rows come in order.
             filled: column, from 0, to value; gets those of merged cells that reach down to the row.
         """
+        self.num_hidden += number in self.hidden
         for column, (last, value) in self._held.items():
             if number <= last and column not in filled:
                 filled[column] = value
@@ -58,16 +61,16 @@ def marks_of(sheet: Any) -> SheetMarks:
     """
     from openpyxl.utils.cell import range_boundaries
 
-    ranges, num_hidden, rest = set(), 0, b""
+    ranges, hidden, rest = set[bytes](), set[bytes](), b""
     with foreign.sheet_xml(sheet) as source:
         while part := source.read(_PART):
             text = rest + part
             ranges.update(_MERGED.findall(text))
+            hidden.update(_HIDDEN.findall(text))
             rest = text[-_LONGEST:]
-            num_hidden += len(_HIDDEN.findall(text)) - len(_HIDDEN.findall(rest))
     merged = defaultdict(list)
-    for one in ranges:
-        column, first, _, last = range_boundaries(one.decode())
+    for cells in ranges:
+        column, first, _, last = range_boundaries(cells.decode())
         if last > first:
             merged[first].append((column - 1, last))
-    return SheetMarks(dict(merged), num_hidden + len(_HIDDEN.findall(rest)))
+    return SheetMarks(dict(merged), {int(number) for number in hidden})

@@ -170,8 +170,6 @@ def shards_checkpoints(
         note: told where it is so.
     """
     if not run.partitions_weights:
-        if run.config.training.checkpoint_shards == "always":
-            note("checkpoints are written whole: training.checkpoint_shards is for weights that ZeRO-3 partitions")
         return False
     asked, free = run.config.training.checkpoint_shards, free_host_bytes()
     gathered = num_trainable * CHECKPOINT_BYTES * process.local_world_size  # every rank has a copy

@@ -3,6 +3,7 @@
 import datetime
 import re
 import sys
+import zipfile
 
 import openpyxl
 import pytest
@@ -86,7 +87,17 @@ def test_a_cell_without_a_header_is_known_by_its_letter(tmp_path):
     assert read(path).table.to_pylist() == [{"text": "a", "label": "c", "B": "b", "D": "d"}]
 
 
-def test_the_value_of_a_merged_cell_is_that_of_each_of_its_rows_and_is_told(tmp_path, monkeypatch):
+def write_quotes(path, quote):
+    """Write a workbook's sheets again with another quote around attributes, as XML allows."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, part in parts.items():
+            archive.writestr(name, part.replace(b'"', quote.encode()) if "worksheets/sheet" in name else part)
+
+
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_the_value_of_a_merged_cell_is_that_of_each_of_its_rows_and_is_told(tmp_path, monkeypatch, quote):
     monkeypatch.setattr("ftkit.data.reading.sheet_marks._PART", 7)  # elements lie across the ends of what is read
     monkeypatch.setattr("ftkit.data.reading.sheet_marks._LONGEST", 200)
     path = save(tmp_path / "t.xlsx", ["label", "note", "text"], *[[None, None, text] for text in "abcdef"], [])
@@ -96,8 +107,10 @@ def test_the_value_of_a_merged_cell_is_that_of_each_of_its_rows_and_is_told(tmp_
         sheet[cell] = value
     for cells in ("A2:A4", "A5:A6", "B3:C3", "A8:A9"):
         sheet.merge_cells(cells)
-    sheet.row_dimensions[5].hidden = sheet.row_dimensions[6].hidden = True
+    for number in (1, 5, 6, 12):  # the header, two rows that are read, and one that holds nothing
+        sheet.row_dimensions[number].hidden = True
     book.save(path)
+    write_quotes(path, quote)
     shard = read(path)
     rows = shard.table.to_pylist()
     assert [row["label"] for row in rows] == ["x", "x", "x", "y", "y", None, "of nothing"]
