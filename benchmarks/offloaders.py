@@ -64,11 +64,13 @@ class Result:
         step_seconds: of each step.
         losses: of each step.
         resident_bytes: the most that the process held, as Linux counts it (VmHWM).
+        imported_bytes: of them what it held when it had imported torch, transformers and PEFT and done nothing yet.
     """
 
     step_seconds: list[float]
     losses: list[float]
     resident_bytes: int
+    imported_bytes: int
 
 
 Steps = tuple[list[float], list[float]]
@@ -232,6 +234,22 @@ def run_accelerate(place: str, settings: Sequence[str], work: Work, folder: Path
 PROGRAMS = {"ftkit": run_ftkit, "deepspeed": run_deepspeed, "accelerate": run_accelerate}
 
 
+def imported_bytes() -> int:
+    """Import what every contestant uses, and return the resident memory of a process that has done no more."""
+    import peft  # noqa: F401  # importing is all that is wanted
+    import torch  # noqa: F401
+    import transformers  # noqa: F401
+
+    return known_resident_bytes()
+
+
+def known_resident_bytes() -> int:
+    """Return the most that this process has held."""
+    resident = peak_resident_bytes()
+    assert resident is not None, "only Linux says what a process has held"
+    return resident
+
+
 def main() -> None:
     """Run one contestant, and print the result as JSON on the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -241,10 +259,9 @@ def main() -> None:
     arguments = parser.parse_args()
     work = Work(**json.loads(arguments.work.read_text(encoding="utf-8")))
     program, place, *settings = arguments.name.split(":")
+    imported = imported_bytes()
     seconds, losses = PROGRAMS[program](place, settings, work, arguments.folder)
-    resident = peak_resident_bytes()
-    assert resident is not None, "only Linux says what a process has held"
-    print(json.dumps(asdict(Result(seconds, losses, resident))))
+    print(json.dumps(asdict(Result(seconds, losses, known_resident_bytes(), imported))))
 
 
 if __name__ == "__main__":
