@@ -90,10 +90,10 @@ def run_one(name: str, work: Work, folder: Path) -> Run | None:
     return {"name": name, **json.loads(done.stdout.splitlines()[-1])}
 
 
-def compare(shape: str, names: Sequence[str], folder: Path, num_rounds: int) -> None:
+def compare(shape: str, names: Sequence[str], folder: Path, rounds: range) -> None:
     """Run every contestant in turn, round by round, and keep what each run gave."""
     work = prepare(shape, folder)
-    for number in range(num_rounds):
+    for number in rounds:
         for name in names:
             run = run_one(name, work, folder / "run")
             if run is None:
@@ -168,10 +168,12 @@ def main() -> None:
     parser.add_argument("model", choices=[*SHAPES, "table"])
     parser.add_argument("out", type=Path, help="folder for models, texts and runs")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="number of the first round; of others to add to them")
     parser.add_argument("--names", nargs="+", default=NAMES, help="contestants; see benchmarks/offloaders.py")
     arguments = parser.parse_args()
     if arguments.model != "table":
-        compare(arguments.model, arguments.names, arguments.out, arguments.rounds)
+        rounds = range(arguments.first, arguments.first + arguments.rounds)
+        compare(arguments.model, arguments.names, arguments.out, rounds)
     print_tables(arguments.out)
 
 
