@@ -191,8 +191,7 @@ def table(runs: Sequence[Run]) -> str:
 def read_runs(folder: Path) -> dict[str, list[Run]]:
     """Return the kept runs of a folder by their task."""
     tasks: dict[str, list[Run]] = {}
-    kept = folder / KEPT
-    for line in kept.read_text(encoding="utf-8").splitlines() if kept.exists() else ():
+    for line in (folder / KEPT).read_text(encoding="utf-8").splitlines():
         run = json.loads(line)
         tasks.setdefault(run["task"], []).append(run)
     return tasks

@@ -1,7 +1,8 @@
 """LLaMA-Factory as a contestant: it trains by HF Trainer, with settings and data handling of its own.
 
 It is run by an interpreter of its own, since it pins older versions of transformers and peft. This file may not have
-the name of that package, which a program that stands beside it would then not find.
+the name of that package, which a program that stands beside it would then not find. Its loss is what its own `evaluate`
+says, which leaves the last short block out: not the score of the other contestants.
 """
 
 import json

@@ -176,7 +176,7 @@ IDLE = (
     ),
     Idle(
         ("training.checkpoint_shards",),
-        lambda known: known.zero_stage is not None and known.zero_stage != 3,
+        lambda known: known.zero_stage not in (None, 3) and not known.config.engine.fit,  # which may choose the stage
         "has no effect: only ZeRO-3 shares what a checkpoint holds out over the ranks",
     ),
     Idle(

@@ -32,7 +32,7 @@ _PIPELINES = {"sequence-classification": "text-classification", "causal-lm": "te
 """As the hub calls what a model is for."""
 
 
-def hub_card(  # what a card tells of
+def hub_card(
     run: Path, form: Form, source: Source, folder: Path, hub_name: str | None, note: Callable[[str], None]
 ) -> str:
     """Return the card of an exported model.

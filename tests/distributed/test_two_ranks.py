@@ -148,7 +148,7 @@ def test_what_two_ranks_saved_reloads_plainly_to_the_same_logits(case, launch, a
 @pytest.mark.parametrize("case", [case for case in CASES if "windows" in case], ids=named)
 def test_two_ranks_answer_texts_in_windows_as_one_does_wherever_the_windows_of_a_text_lie(case, launch, alone):
     answers = answers_of(alone(case)[2].engine, split_of(case))
-    np.testing.assert_allclose(launch[1][case["name"]]["answers"], answers, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(launch[1][case["name"]]["answers"], answers, rtol=1e-4, atol=1e-4)
 
 
 def test_no_rank_holds_more_than_two_tensors_at_once_when_a_partitioned_model_is_rounded_and_saved(launch):

@@ -23,7 +23,7 @@ from ftkit.training.results.folder import summary_rows
 _SHOWN_LABELS = 50
 
 
-def write_cards(  # what a card tells of
+def write_cards(
     folder: Path, config: RunConfig, record: RunRecord, data: PreparedData, tokenizer: Any, model: nn.Module
 ) -> None:
     """Write the card of a finished run into its folder and beside its model, where PEFT leaves an empty form.

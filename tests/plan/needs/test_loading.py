@@ -18,7 +18,7 @@ from ftkit.plan.needs.loading import FILE_BYTES
 from ftkit.plan.needs.memory import CUDA_HOST_BYTES
 from ftkit.plan.predict import predict
 
-AROUND = 16 * os.sysconf("SC_PAGE_SIZE")
+AROUND = max(2**16, os.sysconf("SC_PAGE_SIZE"))
 """What is mapped around a page that is read, of each tensor (Linux: fault_around_bytes)."""
 
 
