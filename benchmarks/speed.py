@@ -26,7 +26,8 @@ products of matrices and of copies alone. No row of these tables was fitted to, 
 or a card of one's own can be measured first ([this machine](guide/doctor.md)).
 
 - Rows that no trace has been kept of since then are left out; `speed trace --missing` traces them. When plans went by
-  the cards' figures alone, all 48 rows were traced, and all times were too short:
+  the cards' figures alone, all 48 rows were traced (`git show c1532e4:benchmarks/speed.jsonl`), and all times were
+  too short:
 
   | table | rows | rank correlation | error, median | error, worst |
   |---|---:|---:|---:|---:|
