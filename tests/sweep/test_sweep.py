@@ -47,7 +47,7 @@ def build(settings, world_size=1):
     return resolve(load_config(settings=settings), Devices("cpu", has_bf16=False, world_size=world_size))
 
 
-def rows(trials, folder, time_limit=10.0, **more):
+def rows(trials, folder, time_limit=60.0, **more):
     runner = Runner(command=command, predict=lambda trial: None, time_limit=time_limit, **more)
     return list(run_sweep(trials, folder, runner))
 
@@ -59,10 +59,12 @@ def importable(monkeypatch):
 
 def test_a_planted_out_of_memory_crash_and_hang_leave_five_rows_and_are_not_run_again(tmp_path, importable):
     trials = make_trials([parse_axis("training.seed=0,1,2,3,4")], build)
-    found = rows(trials, tmp_path)
+    hanging = trials[3]
+    found = rows([trial for trial in trials if trial is not hanging], tmp_path)
+    found += rows([hanging], tmp_path, time_limit=2.0)  # the others may take as long as a busy machine makes them
     ends = [record.result.failure or record.result.status for _, record, _ in found]
-    assert ends == ["completed", "out of memory", "crash", "time limit", "completed"]
-    assert all(record.result.reason for _, record, _ in found[1:4])
+    assert ends == ["completed", "out of memory", "crash", "completed", "time limit"]
+    assert all(record.result.reason for _, record, _ in found if record.result.status == "failed")
     assert [was_done for _, _, was_done in rows(trials, tmp_path)] == [True] * 5
 
 
