@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ftkit.data.chunks import chunks
 from ftkit.errors import DataError
 
 LEAST_BYTES = 2**23
@@ -158,16 +159,8 @@ def _batch(column: pa.Array) -> pa.RecordBatch:
 
 
 def _text_batches(texts: Iterable[str]) -> Iterator[pa.RecordBatch]:
-    held: list[str] = []
-    num_characters = 0
-    for text in texts:
-        held.append(text)
-        num_characters += len(text)
-        if len(held) >= _ROWS or num_characters >= _CHARACTERS:
-            yield _batch(pa.array(held, pa.large_string()))
-            held, num_characters = [], 0
-    if held:
-        yield _batch(pa.array(held, pa.large_string()))
+    for chunk in chunks(texts, len, _ROWS, _CHARACTERS):
+        yield _batch(pa.array(chunk, pa.large_string()))
 
 
 def _runs(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:

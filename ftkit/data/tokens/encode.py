@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ftkit.data.arrays import TokenSplit
+from ftkit.data.chunks import chunks
 from ftkit.data.spill import Growing
 from ftkit.data.tokens.running import tokens_of_text
 from ftkit.data.tokens.targets import Marked, Piece, mark_targets
-from ftkit.data.tokens.tokenizer import Ids, TextTokenizer, chunks
+from ftkit.data.tokens.tokenizer import Ids, TextTokenizer
 from ftkit.errors import DataError
 
 _TARGETS_AT_ONCE = 2**20

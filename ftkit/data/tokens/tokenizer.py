@@ -1,10 +1,10 @@
 """One tokenizer as data needs it: whole texts in, their tokens and the characters of each out."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +17,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-_CHUNK_ROWS = 2_000
-_CHUNK_CHARACTERS = 2**21  # the library keeps some hundred bytes for each token of a batch
 _PROBE = 'Probe: a  b\n1+2=3, "é" (ok).'
 
-T = TypeVar("T")
 Ids = Sequence[int] | NDArray[np.integer[Any]]
 
 
@@ -241,28 +238,6 @@ def _parts(arrays: Arrays) -> list[slice]:
     """Return the place of each text among the tokens of all."""
     ends = np.cumsum(arrays["lengths"]).tolist()
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
-
-
-def chunks(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
-    """Yield items a few thousand at a time, fewer where they are long.
-
-    Args:
-        items: texts, or what holds texts.
-        size: the characters of one.
-
-    Yields:
-        At least one item each.
-    """
-    held: list[T] = []
-    characters = 0
-    for item in items:
-        held.append(item)
-        characters += size(item)
-        if len(held) >= _CHUNK_ROWS or characters >= _CHUNK_CHARACTERS:
-            yield held
-            held, characters = [], 0
-    if held:
-        yield held
 
 
 def _backend(tokenizer: Any, special: SpecialTokens) -> "Tokenizer | None":
