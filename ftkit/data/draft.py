@@ -126,7 +126,8 @@ def select(source: Source, columns: Columns) -> Draft:
 def make_splits(draft: Draft, columns: Columns, config: DataConfig, seed: int) -> None:
     """Make validation and test of the training split where they were not found.
 
-    Rows with the text of an earlier row are left out first: no text shall be in two of these splits.
+    Rows with the text of an earlier row are left out first: no text shall be in two of these splits. Classes that no
+    two rows share are refused, and where all splits were found there is a warning.
 
     Args:
         draft: gets the splits.
@@ -140,6 +141,8 @@ def make_splits(draft: Draft, columns: Columns, config: DataConfig, seed: int) -
     validation = 0.0 if "validation" in draft.rows else config.validation_share
     shares = Shares(validation, 0.0 if "test" in draft.rows else config.test_share)
     if shares == Shares(0.0, 0.0):
+        if not draft.may_lack_labels and (alone := _labels_of_their_own(draft)):
+            draft.findings.append(warning(*alone))
         return
     if columns.kind != "lines":
         _drop_duplicates(draft)
@@ -207,17 +210,28 @@ def _drop_duplicates(draft: Draft) -> None:
         draft.keep("train", np.sort(first))
 
 
+def _labels_of_their_own(draft: Draft) -> tuple[str, str] | None:
+    """Return what is wrong with classes that no two rows of all splits share, and its cure; None of others."""
+    if draft.kind != "single" or draft.names is None:
+        return None
+    counts = np.array([count_labels(labels, len(draft.names)) for labels in draft.labels.values()]).sum(axis=0)
+    if not counts.max() == 1 < counts.sum():
+        return None
+    told = f"each of the {counts.sum():,} rows has a label of its own, such as {draft.names[0]!r}"
+    return (
+        f"{told}, so nothing can be learned",
+        "name another column with --label-column, or write numbers to predict without units",
+    )
+
+
 def _check_labels(draft: Draft, labels: NDArray[Any], shares: Shares) -> None:
     """Refuse made splits that cannot be scored or that training cannot serve."""
     if draft.names is None or draft.kind == "regression":
         return
     counts = count_labels(labels, len(draft.names))
     num_labels = int((counts > 0).sum()) if draft.kind == "single" else 1
-    if draft.kind == "single" and num_labels == len(labels) > 1:
-        raise DataError(
-            f"each of the {len(labels):,} rows has a label of its own, such as {draft.names[0]!r}, so nothing can be "
-            "learned; name another column with --label-column, or write numbers to predict without units"
-        )
+    if alone := _labels_of_their_own(draft):
+        raise DataError("; ".join(alone))
     for split, share in (("validation", shares.validation), ("test", shares.test)):
         size = (draft.rows[split].num_rows if split in draft.rows else 0) if share > 0 else num_labels
         if size < num_labels:

@@ -5,7 +5,7 @@ from pathlib import Path
 from ftkit.config.paths import is_there
 from ftkit.config.tree import DEMO, DataConfig
 from ftkit.data.findings import Finding, warning
-from ftkit.data.reading.files import TEXT_KINDS, kind_of_file
+from ftkit.data.reading.files import KINDS, TEXT_KINDS, kind_of_file
 from ftkit.data.reading.sources import Source
 from ftkit.data.table.columns import Columns
 
@@ -53,11 +53,12 @@ def idle_for_source(config: DataConfig, source: Source) -> list[Finding]:
         A warning for each key.
     """
     shards = [shard for split in source.splits.values() for shard in split.shards]
-    kinds = {".txt" if shard.files else kind_of_file(Path(shard.name)) for shard in shards}
+    # A table that `datasets` gave is called by the dataset, whose name may have a dot.
+    kinds = {".txt" if shard.files else kind_of_file(Path(shard.name)) for shard in shards} & KINDS.keys()
     has_subsets = config.dataset == DEMO or not is_there(config.dataset) or bool(kinds & {".xlsx", ".xlsm"})
     shares = {"validation": config.validation_share, "test": config.test_share}
     makes_splits = any(share > 0 and split not in source.splits for split, share in shares.items())
-    files = "files of this kind" if kinds != {""} else "a dataset that is not text files"
+    files = "files of this kind" if kinds else "a dataset that is not text files"
     works = {
         "encoding": (bool(kinds & TEXT_KINDS.keys()), f"on {files}"),
         "separator": (bool(kinds & {".csv", ".tsv"}), f"on {files}"),

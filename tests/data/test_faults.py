@@ -413,6 +413,20 @@ def test_a_label_that_training_never_saw_is_named(split, tmp_path, tokenizer):
     assert "bad, good" in said
 
 
+@pytest.mark.parametrize(("share", "others"), [(0.0, ""), (0.2, ""), (0.2, "text,label\nnew film,1 %\n")])
+def test_labels_that_no_two_rows_share_are_told_or_refused_where_splits_are_made(share, others, tmp_path, tokenizer):
+    (tmp_path / "train.csv").write_text("text,label\n" + "".join(f"film {n},{n} %\n" for n in range(1, 11)))
+    for split in ("validation", "test") if others else ():
+        (tmp_path / f"{split}.csv").write_text(others)
+    told = "each of the 10 rows has a label of its own, such as '1 %'"
+    if share and not others:
+        assert told in refuse(tokenizer, tmp_path, validation_share=share, test_share=share)
+        return
+    config = DataConfig(dataset=str(tmp_path), validation_share=share, test_share=share)
+    found = prepare_data(config, "sequence-classification", tokenizer, 0).report.all_findings()
+    assert any(told in one.line() for one in found) == (not others)
+
+
 def test_a_split_without_a_column_of_the_others_is_refused(tmp_path, tokenizer):
     (tmp_path / "train.csv").write_text(GOOD)
     (tmp_path / "validation.csv").write_text("review,label\nfilm,good\n")

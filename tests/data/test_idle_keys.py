@@ -6,7 +6,8 @@ import pytest
 
 from ftkit.config.tree import DataConfig
 from ftkit.data.idle_keys import idle_for_source
-from ftkit.data.reading.sources import load_source
+from ftkit.data.reading.shards import Shard, Split
+from ftkit.data.reading.sources import Source, load_source
 
 ROWS = pa.table({"text": ["a b", "c d", "e f", "g h"], "label": ["x", "y", "x", "y"], "by": ["1", "2", "3", "4"]})
 
@@ -52,3 +53,10 @@ def test_a_key_that_says_how_to_read_or_split_the_file_at_hand_is_not_named(sett
 
 def test_nothing_is_named_of_keys_as_they_are_by_default(folder):
     assert told(folder) == told(folder / "data.csv") == told("demo") == []
+
+
+def test_a_name_with_a_dot_is_not_taken_for_that_of_a_file():
+    split = Split("train", (Shard("org/reviews-v1.5.csv, split train", ROWS),))
+    config = DataConfig(dataset="org/reviews-v1.5.csv", separator=";")
+    (finding,) = idle_for_source(config, Source(config.dataset, {"train": split}))
+    assert finding.text == "data.separator has no effect on a dataset that is not text files"
