@@ -39,7 +39,7 @@ def line(vectors: Any, true: Any, seed: int) -> str:
     given = true.copy()
     given[planted] = 1 - given[planted]
     problem = as_problem(vectors, given, 2)
-    found = out_of_fold(problem, draw_folds(given, 5, seed))
+    found = out_of_fold(problem.apart, draw_folds(given, 5, seed))
     suspicions = find_wrong(found.probabilities_NC, given)
     first = np.argsort(suspicions.margins_N, kind="stable")[:num_planted]
     hits = np.isin(suspicions.places, planted).sum()

@@ -63,11 +63,20 @@ class Problem:
         chosen = torch.from_numpy(rows)
         return replace(self, features_ND=self.features_ND[chosen], labels=self.labels[chosen])
 
+    def apart(self, unseen: NDArray[np.bool_]) -> tuple["Problem", "Problem"]:
+        """Return the regression of all but some of the sequences, and that of those, bool [N]."""
+        return self.part(~unseen), self.part(unseen)
+
     def loss(self, logits_NC: torch.Tensor) -> torch.Tensor:
         """Return the mean loss over the targets."""
         if self.labels.dim() == 2:
             return functional.binary_cross_entropy_with_logits(logits_NC, self.labels, pos_weight=self.weights_C)
         return functional.cross_entropy(logits_NC, self.labels, self.weights_C)
+
+
+Apart = Callable[[NDArray[np.bool_]], tuple[Problem, Problem]]
+"""Takes some of the sequences out, bool [N]: the regression of all others, and that of those, in whose features the
+others alone have a say."""
 
 
 def path(problem: Problem, penalties: Sequence[float] = PENALTIES, flat: float = FLAT) -> Iterator[Linear]:

@@ -15,7 +15,7 @@ from ftkit.data.batching import collate
 from ftkit.errors import ConfigError, ModelError
 from ftkit.machine.process import first_decides
 from ftkit.models.build import set_training, trainable_parameters
-from ftkit.models.logistic import FLAT, PENALTIES, Linear, Problem, best
+from ftkit.models.logistic import FLAT, PENALTIES, Apart, Linear, Problem, best
 from ftkit.models.padding import tolerance_of
 from ftkit.report.metrics import METRICS
 from ftkit.training.results.metrics import figures_of
@@ -112,7 +112,7 @@ def _weights(job: Job, labels: Labels) -> torch.Tensor | None:
 def _best(job: Job, problem: Problem, labels: Labels) -> Linear:
     validation, metric = job.data.validation, job.config.training.best_metric
     if validation is None:
-        return best_in_folds(problem, job.config.training.seed)
+        return best_in_folds(problem, problem.apart, job.config.training.seed)
     features, unseen = features_of(validation), problem_of(validation, labels)
     sign = 1.0 if METRICS[metric].is_better(0.0, than=1.0) else -1.0
 
@@ -125,11 +125,14 @@ def _best(job: Job, problem: Problem, labels: Labels) -> Linear:
     return best(problem, loss_of)
 
 
-def best_in_folds(problem: Problem, seed: int, penalties: Sequence[float] = PENALTIES, flat: float = FLAT) -> Linear:
+def best_in_folds(
+    problem: Problem, apart: Apart, seed: int, penalties: Sequence[float] = PENALTIES, flat: float = FLAT
+) -> Linear:
     """Return the optimum for all sequences, under the penalty of the smallest loss on those that were left out.
 
     Args:
         problem: what is to be fitted.
+        apart: takes some of its sequences out.
         seed: of the folds.
         penalties: the strongest first.
         flat: as `path`.
@@ -137,7 +140,7 @@ def best_in_folds(problem: Problem, seed: int, penalties: Sequence[float] = PENA
     folds = np.random.default_rng(seed).permutation(len(problem.labels)) % _NUM_FOLDS
     losses: dict[float, float] = {}
     for fold in range(_NUM_FOLDS):
-        seen, unseen = problem.part(folds != fold), problem.part(folds == fold)
+        seen, unseen = apart(folds == fold)
 
         def add(layer: Linear, unseen: Problem = unseen) -> float:
             loss = float(unseen.loss(layer.logits(unseen.features_ND)))

@@ -33,7 +33,7 @@ from ftkit.records.schema import EvaluationLine, LabelsLine, Measurement, Result
 from ftkit.training.answers import answers_to
 from ftkit.training.logistic import best_in_folds
 from ftkit.training.results.metrics import figures_of
-from ftkit.training.study.words import Terms
+from ftkit.training.study.words import Terms, WordProblem
 
 CONSTANT, WORDS = "always the same", "TF-IDF"
 """What the two baselines are called in the place of a method."""
@@ -132,9 +132,10 @@ def _constant(
 def _words(texts: list[str], own: NDArray[Any], labels: Labels, data: PreparedData, seed: int) -> Baseline:
     """Fit logistic regression to words and pairs of words, under the penalty that serves validation best."""
     terms = Terms.of(texts)
-    problem = Problem(terms.vectors(texts), _as_targets(own, labels), len(labels.names))
+    by_words = WordProblem(texts, _as_targets(own, labels), len(labels.names))
+    problem = by_words.whole(terms)
     if data.validation is None:
-        found = best_in_folds(problem, seed, PENALTIES[::2], _FLAT)
+        found = best_in_folds(problem, by_words.apart, seed, PENALTIES[::2], _FLAT)
     else:
         unseen = terms.vectors(_texts(data.examples["validation"]))
         on_validation = Problem(unseen, _as_targets(data.validation.labels, labels), len(labels.names))

@@ -20,7 +20,7 @@ from ftkit.training.logistic import features_of
 from ftkit.training.reporters import Reporter
 from ftkit.training.setup import Job, prepare
 from ftkit.training.study.folds import as_problem, draw_folds, learning_curve, out_of_fold
-from ftkit.training.study.words import tf_idf
+from ftkit.training.study.words import WordProblem
 from ftkit.training.study.wrong_labels import find_wrong
 
 _SPLITS = ("train", "validation", "test")
@@ -75,9 +75,10 @@ def study_features(config: RunConfig, num_folds: int, reporter: Reporter) -> Stu
         raise DataError(f"a class has {fewest} texts, and there are {num_folds} folds; give fewer with --folds")
     problem = as_problem(pool.features, pool.labels, len(pool.names))
     reporter.note(f"cross-validation of {len(pool.labels):,} texts in {num_folds} folds")
-    found = out_of_fold(problem, folds)
+    found = out_of_fold(problem.apart, folds)
     reporter.note("baselines: the largest class, and TF-IDF of words and pairs of words")
-    words = out_of_fold(as_problem(tf_idf(pool.texts), pool.labels, len(pool.names)), folds)
+    by_words = WordProblem(pool.texts, problem.labels, len(pool.names))
+    words = out_of_fold(by_words.apart, folds)
     largest = np.array([np.bincount(pool.labels[folds != fold]).argmax() for fold in range(num_folds)])[folds]
     reporter.note("learning curve")
     curve = learning_curve(problem, folds, found.penalty, seed)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ftkit.models.logistic import PENALTIES, Problem, path
+from ftkit.models.logistic import PENALTIES, Apart, Problem, path
 
 _FLAT = 1e-6
 """Of a gradient, in a study: answers do not change any more, and it takes a fraction of the time."""
@@ -59,27 +59,30 @@ def draw_folds(
     return fold_of[place]
 
 
-def out_of_fold(problem: Problem, folds: NDArray[np.int64], penalties: Sequence[float] = _TRIED) -> OutOfFold:
+def out_of_fold(apart: Apart, folds: NDArray[np.int64], penalties: Sequence[float] = _TRIED) -> OutOfFold:
     """Answer each sequence by the regression that was fitted to the other folds.
 
     Args:
-        problem: of classes.
+        apart: of regressions of classes, such as `Problem.apart`.
         folds: of each sequence, [N].
         penalties: to choose from, the strongest first.
 
     Returns:
         The answers under the penalty of the smallest loss.
     """
-    found = {penalty: np.empty((len(folds), problem.num_labels)) for penalty in penalties}
+    answers: dict[float, list[NDArray[np.float64]]] = defaultdict(list)
     losses: dict[float, float] = defaultdict(float)
     for fold in np.unique(folds):
-        unseen = problem.part(folds == fold)
-        for layer in path(problem.part(folds != fold), penalties, _FLAT):
+        seen, unseen = apart(folds == fold)
+        for layer in path(seen, penalties, _FLAT):
             logits = layer.logits(unseen.features_ND)
             losses[layer.penalty] += float(unseen.loss(logits)) * len(unseen.labels)
-            found[layer.penalty][folds == fold] = logits.softmax(dim=1).numpy()
+            answers[layer.penalty].append(logits.softmax(dim=1).numpy())
     best = min(penalties, key=losses.__getitem__)
-    return OutOfFold(found[best], best)
+    by_fold = np.concatenate(answers[best])
+    probabilities = np.empty_like(by_fold)
+    probabilities[np.argsort(folds, kind="stable")] = by_fold
+    return OutOfFold(probabilities, best)
 
 
 def learning_curve(

@@ -4,12 +4,14 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import chain, compress, pairwise
 from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from ftkit.models.logistic import Problem
 
 _WORD = re.compile(r"\w+")
 _FEWEST_TEXTS = 2
@@ -57,9 +59,35 @@ class Terms:
         return torch.from_numpy(matrix / np.where(lengths > 0, lengths, 1))
 
 
-def tf_idf(texts: Sequence[str]) -> torch.Tensor:
-    """Return texts as vectors of their own terms, fp32 [N, terms]; see `Terms`."""
-    return Terms.of(texts).vectors(texts)
+@dataclass(frozen=True)
+class WordProblem:
+    """The regression of texts by their terms.
+
+    Attributes:
+        texts: N of them.
+        labels: int64 [N], or of several labels a text fp64 [N, C].
+        num_labels: C.
+    """
+
+    texts: Sequence[str]
+    labels: torch.Tensor
+    num_labels: int
+
+    def apart(self, unseen: NDArray[np.bool_]) -> tuple[Problem, Problem]:
+        """Return the regression of all but some texts, bool [N], and that of those, both by the terms of the former.
+
+        Terms and weights that unseen texts have a say in would know something of them.
+        """
+        seen_texts, unseen_texts = (list(compress(self.texts, rows)) for rows in (~unseen, unseen))
+        terms = Terms.of(seen_texts)
+        return self._part(terms, seen_texts, ~unseen), self._part(terms, unseen_texts, unseen)
+
+    def whole(self, terms: Terms) -> Problem:
+        """Return the regression of all texts by some terms."""
+        return self._part(terms, self.texts, np.ones(len(self.texts), dtype=np.bool_))
+
+    def _part(self, terms: Terms, texts: Sequence[str], rows: NDArray[np.bool_]) -> Problem:
+        return Problem(terms.vectors(texts), self.labels[torch.from_numpy(rows)], self.num_labels)
 
 
 def _terms(text: str) -> list[str]:

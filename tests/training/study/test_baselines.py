@@ -12,7 +12,6 @@ from ftkit.report.collect import collect_runs
 from ftkit.report.columns import COLUMNS, split_shared
 from ftkit.report.contest import contest
 from ftkit.training.study.baselines import CONSTANT, FOLDERS, WORDS, NoBaselineError, write_baselines
-from ftkit.training.study.words import Terms
 from tests.helpers import save_tiny_model
 
 SIZES = {"train": 60, "validation": 12, "test": 30}
@@ -71,10 +70,3 @@ def test_numbers_and_tokens_have_no_baselines(work, kind, settings, tmp_path):
     with pytest.raises(NoBaselineError, match="classes and labels"):
         write_baselines(config_of(work, kind, *settings), tmp_path, lambda _: None)
     assert not list(tmp_path.iterdir())
-
-
-def test_words_that_the_training_split_does_not_have_count_for_nothing():
-    terms = Terms.of(["good film", "good plot", "bad film"])
-    assert set(terms.places) == {"good", "film"}
-    assert terms.vectors(["unseen words"]).abs().max() == 0
-    assert float(terms.vectors(["good film"]).norm()) == pytest.approx(1.0, rel=1e-6)

@@ -32,7 +32,7 @@ def test_a_group_stays_in_one_fold_and_folds_are_of_like_size():
 
 def test_answers_are_scikit_learns_of_the_other_folds():
     folds = draw_folds(LABELS, 3, 0)
-    found = out_of_fold(PROBLEM, folds, [1e-2])
+    found = out_of_fold(PROBLEM.apart, folds, [1e-2])
     for fold in range(3):
         seen = folds != fold
         theirs = LogisticRegression(C=1 / (1e-2 * seen.sum()), tol=1e-10, max_iter=10_000).fit(
@@ -44,7 +44,7 @@ def test_answers_are_scikit_learns_of_the_other_folds():
 
 def test_the_penalty_is_that_of_the_smallest_loss():
     folds = draw_folds(LABELS, 3, 0)
-    assert out_of_fold(PROBLEM, folds, [10.0, 1e-2, 1e-9]).penalty == pytest.approx(1e-2)
+    assert out_of_fold(PROBLEM.apart, folds, [10.0, 1e-2, 1e-9]).penalty == pytest.approx(1e-2)
 
 
 def test_a_learning_curve_ends_with_all_texts_outside_a_fold():
@@ -52,5 +52,5 @@ def test_a_learning_curve_ends_with_all_texts_outside_a_fold():
     curve = learning_curve(PROBLEM, folds, 1e-2, 0)
     assert [size for size, _ in curve] == [10, 20, 40, 70, 100]
     assert curve[-1][1].mean() > curve[0][1].mean()
-    answers = out_of_fold(PROBLEM, folds, [1e-2]).probabilities_NC.argmax(axis=1)
+    answers = out_of_fold(PROBLEM.apart, folds, [1e-2]).probabilities_NC.argmax(axis=1)
     assert curve[-1][1].tolist() == pytest.approx([(answers == LABELS)[folds == fold].mean() for fold in range(3)])

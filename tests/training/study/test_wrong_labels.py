@@ -4,7 +4,6 @@ import numpy as np
 import torch
 
 from ftkit.training.study.folds import as_problem, draw_folds, out_of_fold
-from ftkit.training.study.words import tf_idf
 from ftkit.training.study.wrong_labels import find_wrong
 
 
@@ -26,19 +25,6 @@ def test_planted_errors_come_first():
     given = labels.copy()
     given[flipped] = 1 - given[flipped]
     problem = as_problem(torch.from_numpy(features), given, 2)
-    found = find_wrong(out_of_fold(problem, draw_folds(given, 5, 0)).probabilities_NC, given)
+    found = find_wrong(out_of_fold(problem.apart, draw_folds(given, 5, 0)).probabilities_NC, given)
     assert set(found.places[:20]) == set(flipped)
     assert (found.suggested[:20] == labels[found.places[:20]]).all()
-
-
-def test_words_and_pairs_of_words_are_weighted_by_how_rare_they_are():
-    matrix = tf_idf(["good film", "good play", "bad film", "bad film bad film"])
-    assert matrix.shape == (4, 4)  # good, bad, film, bad film: the others are of a single text
-    assert torch.allclose(matrix.norm(dim=1), torch.ones(4))
-    good_film, good_play = matrix[0], matrix[1]
-    assert (good_film > 0).sum() == 2
-    assert (good_play > 0).sum() == 1
-
-
-def test_a_text_without_a_known_word_is_nothing():
-    assert tf_idf(["a a", "a b", "?"])[2].abs().sum() == 0
