@@ -67,7 +67,8 @@ def priced_changes(grounds: Grounds, tapes: Tapes) -> list[Candidate]:
     case = grounds.case
     config = case.run.config
     options = options_at(config, case.target, case.architecture, case.sequences, tapes)
-    return options.price_each(config, steps_down(config, case.target, case.sequences))
+    priced, _ = options.price_each(config, steps_down(config, case.target, case.sequences))
+    return priced
 
 
 def _batch(case: Case) -> str:

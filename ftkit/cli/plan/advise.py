@@ -1,6 +1,7 @@
 """The cost and the saving of each knob from where a run is, and the wall of each axis, as lines of text."""
 
 import json
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from ftkit.cli.plan.asked import Asked
     from ftkit.plan.choices.advise import Advice
     from ftkit.plan.choices.candidates import Candidate
+    from ftkit.plan.choices.changes import Changes
     from ftkit.plan.choices.solve import Axis, Solution
     from ftkit.plan.inputs.target import Target
 
@@ -52,8 +54,21 @@ def advice_lines(advice: "Advice", target: "Target") -> list[str]:
         if knob.effect is not effect:
             effect = knob.effect
             lines.append(f"{effect}:")
-        lines.append(_row(f"{number}.", knob.candidate, advice.present, _flags(advice.present, knob.candidate)))
-    return [*lines, "the flags of a change go behind:", f"  {train_command(advice.present.config, target, None)}"]
+        lines.append(_row(f"{number}.", knob.candidate, advice.present, _flags(advice.present, knob.candidate.changes)))
+    command = train_command(advice.present.config, target, None)
+    return [*lines, "the flags of a change go behind:", f"  {command}", *_left_out_lines(advice)]
+
+
+def _left_out_lines(advice: "Advice") -> "Iterator[str]":
+    """Yield the changes that this run does not go with, those of one reason together."""
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for one in advice.left_out:
+        by_reason[" ".join(one.reason.split())].append(_flags(advice.present, one.changes))
+    if by_reason:
+        yield "left out, since this run does not go with them:"
+    for reason, changes in by_reason.items():
+        yield f"  {', '.join(changes)}"
+        yield f"    {reason}"
 
 
 def _row(number: str, candidate: "Candidate", present: "Candidate | None", change: str) -> str:
@@ -67,11 +82,10 @@ def _row(number: str, candidate: "Candidate", present: "Candidate | None", chang
     return f"{number:>3} {peak:>10} {more:>11}  {seconds:>8} {slower:>7}  {candidate.prediction.verdict:12}  {change}"
 
 
-def _flags(present: "Candidate", candidate: "Candidate") -> str:
+def _flags(present: "Candidate", changes: "Changes") -> str:
     """Return a change as flags that go behind the command of the run as it is, whose cut in tokens they take back."""
     from ftkit.plan.choices.changes import SIZE, as_flags
 
-    changes = candidate.changes
     if SIZE in changes and present.config.batch.micro_batch_tokens is not None:
         changes = {"batch.micro_batch_tokens": None} | changes
     return as_flags(changes)
@@ -104,4 +118,5 @@ def advice_tree(advice: "Advice", walls: "Iterable[tuple[Axis, Solution | None]]
         axis: found and as_tree(found) | {"next": found.next_value, "reason": found.next_reason}
         for axis, found in walls
     }
-    return {"present": as_tree(advice.present), "changes": knobs, "largest": largest}
+    left_out = [{"changes": one.changes, "reason": one.reason} for one in advice.left_out]
+    return {"present": as_tree(advice.present), "changes": knobs, "left_out": left_out, "largest": largest}

@@ -64,6 +64,19 @@ class Candidate:
         return self.prediction.step_seconds + once
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """A change that a run does not go with.
+
+    Attributes:
+        changes: keys with their values.
+        reason: why not, and what to do instead.
+    """
+
+    changes: Changes
+    reason: str
+
+
 def _rank(candidate: Candidate) -> tuple[float, int]:
     return candidate.seconds, candidate.needed_bytes
 

@@ -10,16 +10,13 @@ import itertools
 from enum import StrEnum
 from typing import Any
 
-from pydantic import ValidationError
-
-from ftkit.config.files import flat, merge_method
+from ftkit.config.files import build_config, flat, merge_method
 from ftkit.config.flags import as_flag
 from ftkit.config.methods import methods
 from ftkit.config.recompute import LEVELS
 from ftkit.config.tree import CUTS as CUT_NAMES
 from ftkit.config.tree import RunConfig
 from ftkit.engine.resolve import EngineKind, resolve
-from ftkit.errors import ConfigError
 from ftkit.models.methods import method_of
 from ftkit.plan.inputs.shapes import Sequences, plan_shape, rank_share
 from ftkit.plan.inputs.target import Target
@@ -72,10 +69,7 @@ def changed(config: RunConfig, changes: Changes) -> RunConfig:
         tree[section] = merge_method(tree[section], value) if key == METHOD else tree[section] | {name: value}
         if key in CUTS:
             tree["batch"] |= dict.fromkeys(CUT_NAMES, None) | {name: value}
-    try:
-        return RunConfig.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(str(error)) from None
+    return build_config(tree)
 
 
 def value_of(config: RunConfig, key: str) -> Any:

@@ -18,7 +18,7 @@ from ftkit.config.tree import RunConfig
 from ftkit.data.batching import Shape
 from ftkit.engine.resolve import resolve
 from ftkit.errors import FtkitError, ModelError
-from ftkit.plan.choices.candidates import NOTABLY, SHARING, TIGHT, Candidate, best_of_each_kind, ranked
+from ftkit.plan.choices.candidates import NOTABLY, SHARING, TIGHT, Candidate, LeftOut, best_of_each_kind, ranked
 from ftkit.plan.choices.changes import (
     CUTS,
     LENGTH,
@@ -229,17 +229,26 @@ class Options:
                 return found
             found[0] = self.confirm(found[0])
 
-    def price(self, config: RunConfig, options: Iterable[Changes], limit: int) -> list[Candidate]:
+    def price(
+        self, config: RunConfig, options: Iterable[Changes], limit: int, left_out: list[LeftOut] | None = None
+    ) -> list[Candidate]:
         """Predict the sound ones of some changes, `limit` at most.
 
         Those that differ in the size of the micro-batch alone are a family: its ends are traced, the others lie
         between.
 
+        Args:
+            config: the run that they change.
+            options: the changes.
+            limit: of those that are predicted.
+            left_out: gets those that are not sound, with their reasons.
+
         Raises:
             ModelError: the model goes with none of them.
         """
+        left_out = [] if left_out is None else left_out
         families: dict[str, list[tuple[Shape, RunConfig, Changes]]] = defaultdict(list)
-        for changes, new in itertools.islice(self._sound(config, options), limit):
+        for changes, new in itertools.islice(self._sound(config, options, left_out), limit):
             key = repr({name: value for name, value in changes.items() if name not in CUTS})
             families[key].append((plan_shape(new, self.target.num_devices, self.sequences), new, changes))
         priced: list[Candidate] = []
@@ -249,11 +258,12 @@ class Options:
                 priced += self._family(family)
             except ModelError as error:  # what this model does not go with, such as 4 bits without a linear layer
                 refused.append(error)
+                left_out += [LeftOut(changes, str(error)) for _, _, changes in family]
         if refused and not priced:
             raise refused[0]
         return priced
 
-    def price_each(self, config: RunConfig, changes: Sequence[Changes]) -> list[Candidate]:
+    def price_each(self, config: RunConfig, changes: Sequence[Changes]) -> tuple[list[Candidate], list[LeftOut]]:
         """Predict a run with each of some changes, as `price` does.
 
         Texts of another length are not those of the data, so such a change is priced with data of its own.
@@ -263,7 +273,8 @@ class Options:
             changes: one by one, however many.
 
         Returns:
-            Those that are sound; the model goes with them, and they do not leave the run as it is.
+            Those that are sound, that the model goes with, and that do not leave the run as it is; and those that are
+            not sound or that the model does not go with, with their reasons.
         """
         same_texts = [one for one in changes if LENGTH not in one]
         by_length = [(self, same_texts)]
@@ -272,10 +283,11 @@ class Options:
                 unseen = Sequences.unseen(changed(config, change), self.sequences.num)
                 by_length.append((replace(self, sequences=unseen), [change]))
         priced: list[Candidate] = []
+        left_out: list[LeftOut] = []
         for options, of_length in by_length:
             with suppress(ModelError):  # the model goes with none of them
-                priced += options.price(config, of_length, len(of_length))
-        return [candidate for candidate in priced if candidate.changes]
+                priced += options.price(config, of_length, len(of_length), left_out)
+        return [candidate for candidate in priced if candidate.changes], left_out
 
     def confirm(self, candidate: Candidate) -> Candidate:
         """Return a candidate whose prediction was traced and not read off between two others."""
@@ -287,7 +299,9 @@ class Options:
             config, self.target, self.architecture, sequences=self.sequences, tapes=self.tapes, is_cached=self.is_cached
         )
 
-    def _sound(self, config: RunConfig, options: Iterable[Changes]) -> Iterator[tuple[Changes, RunConfig]]:
+    def _sound(
+        self, config: RunConfig, options: Iterable[Changes], left_out: list[LeftOut]
+    ) -> Iterator[tuple[Changes, RunConfig]]:
         """Yield the changes that work, that no rule advises against unless the user asked for that, each run once."""
         devices, seen = self.target.devices, set()
         asked = set(broken_rules(resolve(config, devices).facts, Force.UNWISE))
@@ -295,11 +309,14 @@ class Options:
             try:
                 new = changed(config, changes)
                 run = resolve(new, devices)
-            except FtkitError:
-                continue  # a choice that the rest of the configuration does not go with
+            except FtkitError as error:  # the rest of the configuration does not go with it
+                left_out.append(LeftOut(changes, str(error)))
+                continue
             rest = {key: value for key, value in changes.items() if key not in SHARING}
             same = repr((rest, run.zero_stage, run.offload_optimizer, run.offload_parameters))
-            if same not in seen and asked.issuperset(broken_rules(run.facts, Force.UNWISE)):
+            unwise = [rule for rule in broken_rules(run.facts, Force.UNWISE) if rule not in asked]
+            left_out += [LeftOut(changes, rule.sentence) for rule in unwise[:1]]
+            if same not in seen and not unwise:
                 seen.add(same)
                 yield {key: value for key, value in changes.items() if value_of(config, key) != value}, new
 

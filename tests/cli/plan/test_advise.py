@@ -62,6 +62,20 @@ def test_the_flags_of_a_change_go_behind_the_command(advised):
         assert {key: value_of(run, key) for key in one["changes"]} == one["changes"]
 
 
+def test_what_a_run_does_not_go_with_is_left_out_in_a_line_with_its_reason(advised):
+    lines, tree = advised
+    at = lines.index("left out, since this run does not go with them:")
+    told = dict(zip(lines[at + 1 :: 2], lines[at + 2 :: 2], strict=False))
+    shared = next(flags for flags in told if "--zero-stage 1" in flags)
+    assert shared.split(", ") == [
+        f"  --zero-stage {stage}" if stage == 1 else f"--zero-stage {stage}" for stage in (1, 2, 3)
+    ]
+    assert "nothing to partition" in told[shared]
+    reasons = {tuple(one["changes"].items()): one["reason"] for one in tree["left_out"]}
+    assert "nothing to partition" in reasons[("engine.zero_stage", 1),]
+    assert not {tuple(one["changes"].items()) for one in tree["changes"]} & reasons.keys()
+
+
 def test_the_largest_values_are_given_as_commands(advised):
     lines, _ = advised
     at = lines.index("the largest that still fits, all else as it is:")

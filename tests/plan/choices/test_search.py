@@ -161,4 +161,6 @@ def test_changes_that_the_model_does_not_go_with_are_left_out_whatever_they_chan
     options = options_at(streamed, find_target("t4"), None, None, TAPES)
     with pytest.raises(ModelError, match="table of tokens too"):
         options.price(streamed, [{"method.rank": 4}], 1)
-    assert options.price_each(streamed, [{"method.rank": 4}, {"data.max_length": 128}]) == []
+    priced, left_out = options.price_each(streamed, [{"method.rank": 4}, {"data.max_length": 128}])
+    assert not priced
+    assert ["table of tokens too" in one.reason for one in left_out] == [True, True]
