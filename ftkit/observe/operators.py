@@ -53,10 +53,16 @@ def op_key(name: str, args: tuple[Any, ...], out: Any) -> OpKey:
 
 def _flops(name: str, args: tuple[Any, ...]) -> int:
     """Return the FLOPs of an operator, a multiplication and an addition counting two; 0 for what only moves bytes."""
-    name = name.partition(".")[0]
+    name = name.partition(".")[0].removesuffix("_")  # what is added in place, as an adapter's part, was multiplied too
     if name in ("mm", "bmm", "addmm", "baddbmm"):
         left, right = (args[0], args[1]) if name in ("mm", "bmm") else (args[1], args[2])
         return 2 * int(left.numel()) * int(right.shape[-1])
+    if (
+        name == "_grouped_mm"
+    ):  # of experts: each row, or each column of the right side, is multiplied by its group alone
+        left, right = args[0], args[1]
+        rows = left[0] if left.ndim > right.ndim else left
+        return 2 * int(rows.numel()) * int(right.shape[-1])
     if name.startswith("gemm_4bit"):  # the input, the packed weight, the weight's shape (bitsandbytes/_ops.py)
         return 2 * int(args[0].numel()) * int(args[2][0])
     if "scaled_dot_product" in name:

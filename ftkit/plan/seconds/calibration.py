@@ -16,8 +16,10 @@ from ftkit.plan.seconds.reach import MEASURED, WHOLE
 from ftkit.plan.seconds.speed import Device, Timed
 
 _CPUINFO = Path("/proc/cpuinfo")
-_LAYOUT = 2
+_LAYOUT = 3
 """Of the file; another one is not read."""
+CALIBRATIONS = "calibration"
+"""The folder of the files, in the cache."""
 DeviceKey = int | str
 """A device: this machine's processor by the threads of one rank, a GPU by the name that its driver gives it."""
 
@@ -75,7 +77,7 @@ def fingerprint(device: DeviceKey) -> dict[str, str]:
 def calibration_file(device: DeviceKey) -> Path:
     """Return the file of a device."""
     name = re.sub(r"[^a-z0-9]+", "-", device.lower()) if isinstance(device, str) else f"cpu-{device}"
-    return cache_folder() / "calibration" / f"{name}.json"
+    return cache_folder() / CALIBRATIONS / f"{name}.json"
 
 
 def find_calibration(device: DeviceKey) -> Found:
