@@ -31,11 +31,14 @@ class Stage2Bucket:
         is_mixed, on_device = partition.is_mixed, partition.on_device
         # A bucket is copied to be sent, and at stage 2 one in half precision is first copied to fp32.
         self._bytes_per_element = FP32 + (partition.itemsize if is_mixed and partition.stage == 2 else 0)
-        # Gradients in fp32 that are offloaded have no sums here: they are added up where they go.
-        self._sum_bytes = FP32 * partition.trained_part if is_mixed or on_device else 0
+        # Gradients in fp32 that are offloaded have no sums here: they are added up where they go. On the device they
+        # are kept whole where the rank owns any part of them (stage_1_and_2.py, copy_grads_in_partition), so a table
+        # of embeddings that lies across two parts is kept by both ranks.
+        kept = partition.trained_part if is_mixed or partition.stage == 1 else partition.touched
+        self._sum_bytes = FP32 * kept if is_mixed or on_device else 0
         self._sums_come_first = is_mixed
-        # In fp32 the averages of a later micro-batch are a partition of their own until they are added.
-        self._later_bytes = FP32 * partition.trained_part if not is_mixed and on_device else 0
+        # In fp32 the averages of a later micro-batch are a storage of their own until they are added.
+        self._later_bytes = FP32 * kept if not is_mixed and on_device else 0
         self._norm_bytes = 0 if on_device else FP64 * min(partition.sizes.largest_trainable, partition.trained_part)
         self._filled = self._largest = 0
         self._sums: int | None = None

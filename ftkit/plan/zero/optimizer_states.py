@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ftkit.observe.tape import Role
 from ftkit.plan.zero.heap import FP32, FP64, Heap
-from ftkit.plan.zero.partition import Partition, elements
+from ftkit.plan.zero.partition import Partition
 
 
 @dataclass
@@ -79,7 +79,9 @@ def partitioned_states(partition: Partition, heap: Heap) -> OptimizerStates:
     part = FP32 * partition.trained_part
     return OptimizerStates(
         heap,
-        masters=part if partition.is_mixed else 0,  # weights in fp32 are updated where they are
+        # Of weights in fp32 too: to update them where they are, DeepSpeed asks whether their device is its own, and
+        # compares a torch.device with a name, which are never equal (_create_fp32_partitions).
+        masters=part,
         moments=2 * part,
         norm=FP64 * partition.largest_part,
         flat=FP32 * _largest_group(partition),
@@ -88,6 +90,4 @@ def partitioned_states(partition: Partition, heap: Heap) -> OptimizerStates:
 
 def _largest_group(partition: Partition) -> int:
     """Return the elements of a rank's part of the larger parameter group: what decays, or what does not."""
-    trained = [birth for birth in partition.weights if birth.role is Role.TRAINABLE]
-    decays = sum(elements(birth) for birth in trained if len(birth.shape) > 1)
-    return math.ceil(max(decays, partition.trained - decays) / partition.ranks)
+    return math.ceil(max(map(sum, partition.groups)) / partition.ranks)

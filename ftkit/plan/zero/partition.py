@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from ftkit.engine.ds_config import Sizes
@@ -124,6 +125,35 @@ class Partition:
     def largest_part(self) -> int:
         """Elements of the largest part of a trained tensor."""
         return math.ceil(self.sizes.largest_trainable / self.ranks)
+
+    @property
+    def groups(self) -> tuple[list[int], list[int]]:
+        """Elements of the trained tensors: of those that decay, and of those that do not (`engine.optim`)."""
+        trained = [birth for birth in self.weights if birth.role is Role.TRAINABLE]
+        matrices, rest = (
+            [elements(one) for one in trained if (len(one.shape) > 1) is decays] for decays in (True, False)
+        )
+        return matrices, rest
+
+    @property
+    def touched(self) -> int:
+        """Elements of the trained tensors of which a rank owns at least a part, of the rank with most of them."""
+        by_rank = [_touched(group, self.ranks) for group in self.groups]
+        return max(map(sum, zip(*by_rank, strict=True)))
+
+
+def _touched(sizes: list[int], ranks: int) -> list[int]:
+    """Return for each rank the elements of the tensors that its part of a group begins, ends or lies in.
+
+    Args:
+        sizes: of the tensors, one behind the other, which are cut into equal parts.
+        ranks: W.
+    """
+    part, ends = math.ceil(sum(sizes) / ranks), list(accumulate(sizes))
+    return [
+        sum(size for size, end in zip(sizes, ends, strict=True) if end > rank * part and end - size < (rank + 1) * part)
+        for rank in range(ranks)
+    ]
 
 
 def elements(birth: Birth) -> int:

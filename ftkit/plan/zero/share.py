@@ -9,6 +9,7 @@ ranks (deepspeed/runtime/{bf16_optimizer, zero/stage_1_and_2, zero/stage3}.py, a
               step, which comes when the bucket is full or the backward at its end, to the update, sums 4 P_t / W
     stage 3   weights c P / W, masters 4 P_t / W, sums 4 P_t / W, the bucket in fp32, the weights that are gathered
     moments   8 P_t / W from the first step on, in all of them
+    in fp32   at stage 2 the sums are those of all tensors that the rank owns a part of, each whole
 
 Offloading moves masters, moments and sums into host memory, and offloaded parameters' share too; nvme moves them on.
 Below stage 3 the sums of half gradients stay on the device all the same, and the host holds a copy of them. At

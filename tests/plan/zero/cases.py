@@ -80,6 +80,7 @@ FEW = (
     Case("llama", 1, "none", "full", 0, 2, "fp32"),
     Case("llama", 2, "none", "full", 0, 2, "fp32"),
     Case("llama", 3, "none", "full", 0),
+    Case("llama", 3, "none", "full", 0, 2, "fp32"),
     Case("llama", 3, "none", "lora", 1),
     Case("llama", 3, "none", "qlora", 0),
     Case("llama", 3, "none", "qlora", 1),

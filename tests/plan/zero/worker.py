@@ -1,10 +1,11 @@
-"""One of two ranks: real steps under the recorder; rank 0 prints what lived after loading and at the peak."""
+"""One of two ranks: real steps under the recorder; rank 0 prints what lived after loading and at the peak, at most."""
 
 import gc
 import json
 import sys
 
 import torch
+import torch.distributed as dist
 
 from ftkit.engine.assemble import build_engine
 from ftkit.engine.resolve import Devices, resolve
@@ -48,8 +49,10 @@ for one in SETS[sys.argv[1]]:
     tape = measure(one, rank)
     keep_imports()
     gc.collect()
+    found = torch.tensor([tape.at_marks()[0][1], find_peak(tape, int).active_bytes])
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
     if rank.is_main:
-        found = {"load": tape.at_marks()[0][1], "peak": find_peak(tape, int).active_bytes}
-        sys.stdout.write(json.dumps({"case": one, **found}) + "\n")
+        load, peak = found.tolist()
+        sys.stdout.write(json.dumps({"case": one, "load": load, "peak": peak}) + "\n")
         sys.stdout.flush()
 leave()
