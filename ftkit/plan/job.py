@@ -77,7 +77,7 @@ def job_plan(prediction: AnyPrediction, config: RunConfig, target: Target, seque
     rest = (
         _data_seconds(sequences),
         _trunk_seconds(prediction),
-        _steps_seconds(prediction, config, sequences),
+        prediction.total_seconds if isinstance(prediction, TracedPrediction) else None,
         _evaluation_seconds(prediction, sequences, validations),
         None if checkpoints is None else written / rate + end,
     )
@@ -119,14 +119,6 @@ def _trunk_seconds(prediction: AnyPrediction) -> float | None:
     if prediction.trunk is None or prediction.trunk.is_done:
         return 0.0
     return prediction.trunk.seconds
-
-
-def _steps_seconds(prediction: AnyPrediction, config: RunConfig, sequences: Sequences) -> float | None:
-    """Return the seconds of all steps over texts of the data's mean length, where a step is planned for the longest."""
-    if not isinstance(prediction, TracedPrediction) or prediction.num_steps is None:
-        return None
-    tokens = prediction.num_steps * config.batch.global_batch_size * sequences.mean_tokens
-    return tokens / prediction.tokens_per_second
 
 
 def _evaluation_seconds(prediction: AnyPrediction, sequences: Sequences, num_validations: int | None) -> float | None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict, Unpack
 
 from ftkit.config.tree import RunConfig
-from ftkit.data.batching import Shape
 from ftkit.engine.resolve import resolve
 from ftkit.errors import ModelError
 from ftkit.models.build import build_empty_model
@@ -19,16 +18,15 @@ from ftkit.plan.inputs.shapes import Sequences
 from ftkit.plan.inputs.target import Target
 from ftkit.plan.needs import fallback as formula
 from ftkit.plan.needs.memory import Memory, device_of
-from ftkit.plan.needs.streamed import Streamed, rank_of, seconds_beside
+from ftkit.plan.needs.speed import speed_of
+from ftkit.plan.needs.streamed import Streamed, rank_of
 from ftkit.plan.needs.trunk import Pass, head_shape, trace_pass, trunk_plan, wants_pass, with_pass
-from ftkit.plan.predicted import AnyPrediction, MemoryPrediction, Speed, TracedPrediction, by_formula, traced
-from ftkit.plan.seconds.speed import step_time
+from ftkit.plan.predicted import AnyPrediction, MemoryPrediction, TracedPrediction, by_formula, traced
 from ftkit.plan.tracing.layer_choice import ShallowModel, choose_layers
 from ftkit.plan.tracing.trace import UntraceableModelError, count_weights, trace
 from ftkit.plan.tracing.unroll import NotAlikeError, unroll
 from ftkit.plan.zero.share import RankShare
 from ftkit.records.schema import Basis, Verdict
-from ftkit.records.streamed import StreamPlan
 from ftkit.records.trunk import TrunkPlan
 from ftkit.step.observer import Phase
 
@@ -128,7 +126,7 @@ def _whole_step(case: Case, exact: bool, tapes: Tapes) -> tuple[RankShare, Trace
     counts, share = rank_of(case, tape, streamed)
     coming = streamed.plan(case.target, case.shape) if streamed else None
     memory = _memory_prediction(case, counts, device_of(case, counts).of_step(share), basis)
-    return share, traced(memory, _speed(case, case.shape, tape, share, coming))
+    return share, traced(memory, speed_of(case, case.shape, tape, share, coming))
 
 
 def _predict_once(case: Case, once: Pass, exact: bool, tapes: Tapes) -> Grounds:
@@ -139,7 +137,7 @@ def _predict_once(case: Case, once: Pass, exact: bool, tapes: Tapes) -> Grounds:
     counts, share = rank_of(case, tape, streamed)
     coming = streamed.plan(case.target, shape, is_closed=True) if streamed else None
     memory = with_pass(device_of(case, counts).of_step(share), case, counts, once)
-    speed = _speed(case, shape, tape, share, coming)
+    speed = speed_of(case, shape, tape, share, coming)
     whole = None if once.is_done else _whole_step(case, exact, tapes)[1].step_seconds
     planned = trunk_plan(case, once, share.tape.peak_bytes(), speed.step_seconds, whole, streamed)
     prediction = traced(_memory_prediction(case, counts, memory, basis, trunk=planned), speed)
@@ -286,27 +284,6 @@ def _memory_prediction(
         process_high_bytes=memory.process_range[1],
         reason=memory.reason,
         trunk=trunk,
-    )
-
-
-def _speed(case: Case, shape: Shape, tape: Tape, share: RankShare, streamed: StreamPlan | None) -> Speed:
-    run, device = case.run, case.target.device(case.run.precision)
-    time = step_time(tape, device, shape.num_micro_batches, shape.traced.num_micro_batches)
-    computing = seconds_beside(time, streamed, device.host_rate)
-    seconds = computing + share.wire_bytes / case.target.link + share.offload_seconds(device.host_rate)
-    # Of what is streamed in a step, half comes for the forwards and half for the backwards.
-    forward = max(time.forward_seconds, streamed.step_seconds / 2 / shape.num_micro_batches if streamed else 0.0)
-    flops, sequences = device.flops(run.precision), run.config.batch.global_batch_size
-    return Speed(
-        step_seconds=seconds,
-        samples_per_second=sequences / seconds,
-        tokens_per_second=sequences * case.shape.length / seconds,
-        device_flops=flops,
-        model_flops_utilization=time.flops / seconds / flops,
-        total_seconds=None if case.num_steps is None else case.num_steps * seconds,
-        speed_source=device.source,
-        evaluation_tokens_per_second=run.devices.world_size * shape.batch * case.shape.length / forward,
-        streamed=streamed,
     )
 
 

@@ -20,8 +20,8 @@ from tests.helpers import WORDS, save_tiny_model
 from tests.plan import models
 
 SEQUENCES = Sequences(
-    960, 128, are_equal=False, num_all=1200, all_tokens=30_000, train_tokens=24_000, validation_tokens=4_000,
-    test_tokens=2_000,
+    960, 128, are_equal=False, num_all=1200, all_tokens=30_000, validation_tokens=4_000, test_tokens=2_000,
+    lengths=(24, 26) * 40,
 )  # fmt: skip
 
 
@@ -66,7 +66,8 @@ def test_weights_are_read_and_results_written_at_the_rates_of_the_disk_that_was_
 def test_steps_are_of_the_lengths_of_the_data_and_evaluations_are_forwards(planned):
     found, (_, prediction) = job(planned), planned
     assert prediction.num_steps == 90
-    assert found.steps_seconds == pytest.approx(90 * 32 * 25 / prediction.tokens_per_second)
+    # A worst step has four micro-batches of 8 x 128 tokens, and a usual step one of 32 x 26.
+    assert 1 / 5 < found.steps_seconds / (90 * prediction.step_seconds) < 1 / 3
     assert (found.num_validations, found.num_checkpoints) == (3, 3)
     assert found.evaluation_seconds == pytest.approx((3 * 4_000 + 2_000) / prediction.evaluation_tokens_per_second)
     # Forward and backward are about three forwards of work, and on a GPU the host waits for neither.

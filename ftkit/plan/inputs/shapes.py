@@ -8,7 +8,10 @@ import numpy as np
 
 from ftkit.config.tree import DataConfig, RunConfig
 from ftkit.data.arrays import PreparedData
-from ftkit.data.batching import Shape, count_steps
+from ftkit.data.batching import Shape, count_steps, cut
+
+_KEPT_LENGTHS, _DRAWN_BATCHES = 4096, 8
+"""Of training sequences, and the global batches that are drawn from them to see how the data is usually cut."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,11 @@ class Sequences:
         shortest: tokens of the shortest.
         num_all: of all splits; None: unknown.
         all_tokens: of all splits; None: unknown.
-        train_tokens: of the training split; None: unknown.
         validation_tokens: of the validation split; 0: there is none.
         test_tokens: of the test split; 0: there is none.
         per_text: sequences of a training text, on average: its windows.
         most_per_text: sequences of the training text that has most.
+        lengths: tokens of training sequences, at equal distances among all of them; empty: unknown.
     """
 
     num: int | None
@@ -35,11 +38,11 @@ class Sequences:
     shortest: int = 1
     num_all: int | None = None
     all_tokens: int | None = None
-    train_tokens: int | None = None
     validation_tokens: int = 0
     test_tokens: int = 0
     per_text: float = 1.0
     most_per_text: int = 1
+    lengths: tuple[int, ...] = ()
 
     @classmethod
     def unseen(cls, config: RunConfig, num: int | None = None, scored: tuple[int, int] | None = None) -> "Sequences":
@@ -60,13 +63,16 @@ class Sequences:
         if num is None:
             return cls(None, data.max_length, is_packed)
         counts = (num, *(_shares(data, num) if scored is None else scored))
-        tokens = [data.max_length * one for one in counts]
-        return cls(num, data.max_length, is_packed, 1, sum(counts), sum(tokens), *tokens)
-
-    @property
-    def mean_tokens(self) -> float:
-        """Tokens of a training text, on average; those of the longest where they are not known."""
-        return self.train_tokens / self.num if self.train_tokens is not None and self.num else float(self.longest)
+        total, validation, test = (data.max_length * one for one in (sum(counts), *counts[1:]))
+        return cls(
+            num,
+            data.max_length,
+            is_packed,
+            num_all=sum(counts),
+            all_tokens=total,
+            validation_tokens=validation,
+            test_tokens=test,
+        )
 
     @classmethod
     def of(cls, data: PreparedData) -> "Sequences":
@@ -80,12 +86,27 @@ class Sequences:
             shortest=shortest,
             num_all=sum(map(len, lengths)),
             all_tokens=sum(int(one.sum()) for one in lengths),
-            train_tokens=int(data.train.lengths.sum()),
             validation_tokens=0 if data.validation is None else int(data.validation.lengths.sum()),
             test_tokens=0 if data.test is None else int(data.test.lengths.sum()),
             per_text=len(data.train) / data.train.num_texts,
             most_per_text=1 if data.train.windows is None else int(np.diff(data.train.windows).max()),
+            lengths=tuple(data.train.lengths[:: math.ceil(len(data.train) / _KEPT_LENGTHS)].tolist()),
         )
+
+
+@dataclass(frozen=True)
+class Usual:
+    """The micro-batches of one rank in a step on the data as it is, on average; a `Shape` has the worst.
+
+    Attributes:
+        num_micro_batches: of a step.
+        sequences: of a micro-batch.
+        tokens: of a micro-batch, padding included.
+    """
+
+    num_micro_batches: float
+    sequences: float
+    tokens: float
 
 
 def _shares(data: DataConfig, num: int) -> tuple[int, int]:
@@ -129,6 +150,25 @@ def plan_shape(config: RunConfig, world_size: int, sequences: Sequences | None =
     micro_batches = num_micro_batches(config, world_size, sequences, batch)
     is_padded, group_size = not sequences.are_equal and batch > 1, config.engine.group_size(micro_batches)
     return Shape(batch, sequences.longest, micro_batches, is_padded, group_size)
+
+
+def usual_step(config: RunConfig, world_size: int, sequences: Sequences) -> Usual:
+    """Return how the data is usually cut: as some global batches are that are drawn from it.
+
+    Args:
+        config: the run.
+        world_size: ranks.
+        sequences: the data; where its lengths are not known, all are as long as the longest.
+    """
+    if not sequences.lengths:
+        shape = plan_shape(config, world_size, sequences)
+        return Usual(shape.num_micro_batches, shape.batch, shape.batch * shape.length)
+    lengths, draw = np.array(sequences.lengths), np.random.default_rng(0)
+    num = min(len(lengths), round(_num_texts(config, sequences) * sequences.per_text))
+    batches = [draw.choice(lengths, num, replace=False) for _ in range(_DRAWN_BATCHES)]
+    chunks = [batch[chunk] for batch in batches for rank in cut(batch, config.batch, world_size) for chunk in rank]
+    tokens = sum(len(chunk) * int(chunk.max()) for chunk in chunks if len(chunk))
+    return Usual(len(chunks) / _DRAWN_BATCHES / world_size, _DRAWN_BATCHES * num / len(chunks), tokens / len(chunks))
 
 
 def num_steps(config: RunConfig, num_samples: int | None) -> int | None:

@@ -223,14 +223,17 @@ def _best_seconds(work: Callable[[], object], rounds: int = _ROUNDS) -> float:
     return best
 
 
-def step_time(tape: Tape, device: Device, num_micro_batches: int, traced_micro_batches: int) -> StepTime:
+def step_time(
+    tape: Tape, device: Device, num_micro_batches: float, traced_micro_batches: int, size: float = 1.0
+) -> StepTime:
     """Return the time of the last traced step.
 
     Args:
         tape: of two steps; the second is the usual one.
         device: what computes.
-        num_micro_batches: of a real step.
+        num_micro_batches: of a real step, or of many steps on average.
         traced_micro_batches: of the traced step, all alike.
+        size: of a real micro-batch, as a share of a traced one: what computes is so much less, and what asks is not.
 
     Returns:
         Time and work of one step.
@@ -242,21 +245,22 @@ def step_time(tape: Tape, device: Device, num_micro_batches: int, traced_micro_b
             phases[phase] += counter
     repeats = num_micro_batches / traced_micro_batches
     # What waits on the host leaves beside the forward, and comes back beside the backward.
-    on_host = traced_micro_batches * sum(map(sum, tape.on_host.values())) / device.host_rate
+    on_host = size * traced_micro_batches * sum(map(sum, tape.on_host.values())) / device.host_rate
     copying = {Phase.FORWARD: on_host, Phase.BACKWARD: on_host}
-    seconds = sum(
-        (1.0 if phase is Phase.OPTIMIZER else repeats) * max(_phase_seconds(counter, device), copying.get(phase, 0.0))
-        for phase, counter in phases.items()
+    update = _phase_seconds(phases.pop(Phase.OPTIMIZER, Counter()), device, 1.0)
+    batches = sum(
+        max(_phase_seconds(counter, device, size), copying.get(phase, 0.0)) for phase, counter in phases.items()
     )
-    forward = _phase_seconds(phases[Phase.FORWARD], device) / traced_micro_batches
-    return StepTime(seconds, repeats * tape.model_flops(last), forward, repeats * on_host)
+    forward = _phase_seconds(phases[Phase.FORWARD], device, size) / traced_micro_batches
+    flops = size * repeats * tape.model_flops(last)
+    return StepTime(repeats * batches + update, flops, forward, repeats * on_host)
 
 
-def _phase_seconds(counter: Counter[OpKey], device: Device) -> float:
+def _phase_seconds(counter: Counter[OpKey], device: Device, size: float) -> float:
     computing = asking = 0.0
     for (name, flops, moved, dtype), count in counter.items():
         # One kernel serves a whole list of parameters.
         kernels = 0 if name.startswith("_fused") else count
-        computing += count * device.seconds(name, flops, moved, dtype) + kernels * device.reach.kernel_seconds
+        computing += size * count * device.seconds(name, flops, moved, dtype) + kernels * device.reach.kernel_seconds
         asking += kernels * device.host_seconds
     return max(computing, asking) if device.is_asynchronous else computing + asking

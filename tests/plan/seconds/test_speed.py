@@ -60,6 +60,13 @@ def test_phases_follow_each_other_and_the_layers_of_one_phase_run_together():
     assert step_time(Tape(costs=dict(layers)), GPU, 1, 1).seconds == pytest.approx(11e-3, rel=1e-2)
 
 
+def test_a_smaller_micro_batch_computes_less_and_asks_as_often_and_the_update_stays():
+    cpu = Device(1e12, 1e13, 1e11, 1e-5, is_asynchronous=False)
+    tape = Tape(costs={(phase, 2, None): Counter({LARGE: 100}) for phase in (Phase.BACKWARD, Phase.OPTIMIZER)})
+    asked, computed = 100 * 1e-5, 100 * 1e-3
+    assert step_time(tape, cpu, 3, 1, size=0.25).seconds == pytest.approx(3 * (asked + computed / 4) + asked + computed)
+
+
 def test_a_list_of_parameters_is_one_kernel():
     assert seconds(GPU, **{Phase.OPTIMIZER: {("_fused_foreach_add", 0, 1000, "float32"): 1000}}) == pytest.approx(1e-5)
 

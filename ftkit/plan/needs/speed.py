@@ -1,0 +1,51 @@
+"""The speed of a run: of its worst step, for which memory is planned, and of all its steps on the data as it is."""
+
+from ftkit.data.batching import Shape
+from ftkit.observe.tape import Tape
+from ftkit.plan.inputs.case import Case
+from ftkit.plan.inputs.shapes import usual_step
+from ftkit.plan.needs.streamed import seconds_beside
+from ftkit.plan.predicted import Speed
+from ftkit.plan.seconds.speed import step_time
+from ftkit.plan.zero.share import RankShare
+from ftkit.records.streamed import StreamPlan
+
+
+def speed_of(case: Case, shape: Shape, tape: Tape, share: RankShare, streamed: StreamPlan | None) -> Speed:
+    """Return how fast a run is.
+
+    Args:
+        case: the run.
+        shape: its worst micro-batches, as they were traced.
+        tape: of a step.
+        share: what one rank sends, and what is offloaded.
+        streamed: the layers that come in a step; None: none do.
+    """
+    run, device = case.run, case.target.device(case.run.precision)
+    beside = share.wire_bytes / case.target.link + share.offload_seconds(device.host_rate)
+    traced = shape.traced.num_micro_batches
+    time = step_time(tape, device, shape.num_micro_batches, traced)
+    seconds = seconds_beside(time, streamed, device.host_rate) + beside
+    usual = seconds_beside(step_time(tape, device, *_usual(case, shape, traced)), streamed, device.host_rate) + beside
+    # Of what is streamed in a step, half comes for the forwards and half for the backwards.
+    forward = max(time.forward_seconds, streamed.step_seconds / 2 / shape.num_micro_batches if streamed else 0.0)
+    flops, sequences = device.flops(run.precision), run.config.batch.global_batch_size
+    return Speed(
+        step_seconds=seconds,
+        samples_per_second=sequences / seconds,
+        tokens_per_second=sequences * case.shape.length / seconds,
+        device_flops=flops,
+        model_flops_utilization=time.flops / seconds / flops,
+        total_seconds=None if case.num_steps is None else case.num_steps * usual,
+        speed_source=device.source,
+        evaluation_tokens_per_second=run.devices.world_size * shape.batch * case.shape.length / forward,
+        streamed=streamed,
+    )
+
+
+def _usual(case: Case, shape: Shape, traced: int) -> tuple[float, int, float]:
+    """Return the micro-batches of a usual step, those that were traced, and the size of one as a share of these."""
+    usual = usual_step(case.run.config, case.target.num_devices, case.sequences)
+    is_pooled = shape.length != case.shape.length  # one vector stands for a sequence, however long it is
+    size = usual.sequences / shape.batch if is_pooled else usual.tokens / (shape.batch * shape.length)
+    return usual.num_micro_batches, traced, size

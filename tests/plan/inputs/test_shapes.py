@@ -1,0 +1,33 @@
+"""How the data is cut, at worst and usually."""
+
+import numpy as np
+import pytest
+
+from ftkit.config.tree import BatchConfig, RunConfig
+from ftkit.data.batching import cut
+from ftkit.plan.inputs.shapes import Sequences, Usual, plan_shape, usual_step
+
+CONFIG = RunConfig(batch=BatchConfig(global_batch_size=32, micro_batch_tokens=512))
+
+
+def data(lengths, longest=128):
+    return Sequences(len(lengths), longest, are_equal=False, lengths=tuple(lengths))
+
+
+def test_a_usual_step_has_the_micro_batches_that_the_cut_makes_of_the_data():
+    lengths = np.random.default_rng(1).integers(5, 63, 32)  # no more than one global batch, so each draw is the same
+    chunks = [lengths[chunk] for chunk in cut(lengths, CONFIG.batch, 1)[0]]
+    found = usual_step(CONFIG, 1, data(lengths.tolist()))
+    assert found.num_micro_batches == len(chunks)
+    assert found.sequences == 32 / len(chunks)
+    assert found.tokens == pytest.approx(sum(len(one) * one.max() for one in chunks) / len(chunks))
+
+
+def test_ranks_share_the_micro_batches_of_a_usual_step():
+    assert usual_step(CONFIG, 2, data([32] * 100)) == Usual(num_micro_batches=1, sequences=16, tokens=16 * 32)
+
+
+def test_a_usual_step_is_the_worst_one_where_no_lengths_are_known():
+    unknown = Sequences.unseen(CONFIG, 1000)
+    shape = plan_shape(CONFIG, 1, unknown)
+    assert usual_step(CONFIG, 1, unknown) == Usual(shape.num_micro_batches, shape.batch, shape.batch * shape.length)
