@@ -3,21 +3,25 @@
     python benchmarks/whole_job.py                 # three jobs over the embedded reviews, some minutes of two cores
     python benchmarks/whole_job.py "lora=--method lora --set training.max_steps=20"
 
-Each job is a process of its own with an empty cache, so that nothing is there already. Time is from the command to its
-end; beside it stand the seconds that a processor worked for the job and for the process that opens its result, which is
-what it takes of one core that nobody else uses. Bytes are all that lies in the result folder and in the cache then.
+Each job is a process of its own, with a cache that has this machine's calibration in it, if there is one (`ftkit doctor
+--calibrate`), and nothing else. Time is from the command to its end; beside it stand the seconds that a processor
+worked for the job and for the process that opens its result, which is what it takes of one core that nobody else uses.
+Bytes are all that lies in the result folder and in the cache then.
 """
 
 import argparse
 import os
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from ftkit.machine.disk import cache_folder
+from ftkit.plan.seconds.calibration import CALIBRATIONS
 from ftkit.records.files import read_record
 from ftkit.records.job import JobPlan
 from ftkit.report.planned.job import job_rows
@@ -51,6 +55,8 @@ def main() -> None:
 def run(flags: list[str], place: Path) -> tuple[JobPlan, float, float, int]:
     """Run one job; return its plan, the seconds that it took and that a core worked, and the bytes that it has left."""
     folder, cache = place / "run", place / "cache"
+    if (calibrated := cache_folder() / CALIBRATIONS).is_dir():
+        shutil.copytree(calibrated, cache / CALIBRATIONS)
     command = [sys.executable, "-m", "ftkit", "train", *flags, "--output", str(folder)]
     started, before = time.perf_counter(), worked_for_children()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"FTKIT_CACHE": str(cache)})
