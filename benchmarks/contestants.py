@@ -1,4 +1,4 @@
-"""One training run of one program on one core: ftkit, HF Trainer (with PEFT for adapters) or LLaMA-Factory.
+"""One training run of one program on one core: ftkit, HF Trainer (with PEFT for adapters), or one of the others.
 
 `benchmarks/beside.py` starts it, in a process of its own:
 
@@ -18,13 +18,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.job import ALPHA, DROPOUT, FTKIT, LLAMAFACTORY, RANK, Job, texts, token_ids
+from benchmarks.job import ALPHA, DROPOUT, FTKIT, LITGPT, LLAMAFACTORY, OTHERS, RANK, TORCHTUNE, Job, texts, token_ids
+from benchmarks.lit_gpt import run_litgpt
 from benchmarks.live_bytes import LiveBytes
 from benchmarks.llama_factory import run_llamafactory
+from benchmarks.torch_tune import run_torchtune
 
 SCHEDULE = Path("/proc/self/schedstat")
 """Linux: nanoseconds that this thread ran, nanoseconds that it waited for its core, and turns."""
-STACK = (FTKIT, LLAMAFACTORY, "torch", "transformers", "peft", "bitsandbytes")
+STACK = (FTKIT, *OTHERS, "torch", "transformers", "peft", "bitsandbytes")
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Result:
     Attributes:
         seconds: from the start of the process to the saved model.
         train_seconds: of the steps.
-        score: accuracy on the test split, or for causal-lm its loss.
+        score: accuracy on the test split, or for causal-lm its loss; None of a program that scores nothing.
         resident_bytes: the most that the process held.
         counted_bytes: the most that live tensors held in two steps; None where nothing was counted.
         versions: of the libraries of `STACK` that this interpreter has.
@@ -43,7 +45,7 @@ class Result:
 
     seconds: float
     train_seconds: float
-    score: float
+    score: float | None
     resident_bytes: int
     counted_bytes: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
@@ -235,14 +237,15 @@ def main() -> None:
     started = time.time()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     hf = "hf:fp32|amp|bf16:random|group_by_length|batch_rebalance[:recompute]"
-    parser.add_argument("name", help=f"ftkit[:KEY=VALUE], {hf} or llamafactory[:kept]")
+    parser.add_argument("name", help=f"ftkit[:KEY=VALUE], {hf} llamafactory[:kept], litgpt or torchtune")
     parser.add_argument("job", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", action="store_true", help="two steps alone, with the bytes of live tensors")
     arguments = parser.parse_args()
     fields = json.loads(arguments.job.read_text(encoding="utf-8"))
     job = Job(**{**fields, "settings": tuple(fields.get("settings", ()))})
-    run = {FTKIT: run_ftkit, LLAMAFACTORY: run_llamafactory}.get(arguments.name.split(":")[0], run_trainer)
+    others = {LLAMAFACTORY: run_llamafactory, LITGPT: run_litgpt, TORCHTUNE: run_torchtune}
+    run = ({FTKIT: run_ftkit} | others).get(arguments.name.split(":")[0], run_trainer)
     counter = LiveBytes() if arguments.count else None
     max_steps = 2 if arguments.count else None
     with counter or nullcontext():

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 RANK, ALPHA, DROPOUT = 8, 16, 0.05
-FTKIT, LLAMAFACTORY = "ftkit", "llamafactory"
+FTKIT = "ftkit"
+LLAMAFACTORY, LITGPT, TORCHTUNE = OTHERS = ("llamafactory", "litgpt", "torchtune")
+"""Programs that have an interpreter of their own."""
 
 
 @dataclass(frozen=True)

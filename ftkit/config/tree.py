@@ -186,23 +186,21 @@ class BatchConfig(Section):
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Sequences in one forward on one rank."""
     micro_batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
-    """Padded tokens in one forward on one rank; 512 on a CPU and 4096 elsewhere when neither cut is named. `auto`: the
-    planner chooses the fastest that fits this machine, and the result has the number."""
+    """Padded tokens in one forward on one rank; when neither cut is named 512 on a CPU, 1024 there for qlora and full,
+    4096 elsewhere, or fewer where those do not fit. `auto`: the planner chooses the fastest that fits this machine, and
+    the result has the number."""
 
     default_micro_batch_tokens: ClassVar[int] = 4096
-    cpu_micro_batch_tokens: ClassVar[int] = 512
-    """A core is quickest where the activations of a layer stay in its cache: of cuts from 128 to 4096, MiniLM's LoRA
-    took the same texts most quickly at 512, and needed 1.26 times that at 4096 (Xeon, 2 MiB of L2 for each core)."""
 
     @model_validator(mode="after")
     def _one_cut(self) -> Self:
         rules.check(rules.Facts(cuts=tuple(key for key in CUTS if getattr(self, key) is not None)))
         return self
 
-    @classmethod
-    def default_cut(cls, device_type: str) -> int:
-        """Return the padded tokens of a micro-batch where none are named."""
-        return cls.cpu_micro_batch_tokens if device_type == "cpu" else cls.default_micro_batch_tokens
+    @property
+    def is_named(self) -> bool:
+        """Whether the cut is named, if only as `auto`."""
+        return self.micro_batch_size is not None or self.micro_batch_tokens is not None
 
     def one_at_a_time(self) -> "BatchConfig":
         """Return the cut in which nothing is padded, since each sequence is a micro-batch of its own."""
@@ -243,6 +241,15 @@ class RunConfig(Section):
         """The peak learning rate: the optimizer's, else the method's own default."""
         return self.optimizer.learning_rate or self.method.default_learning_rate
 
+    def default_cut(self, device_type: str) -> int:
+        """Return the padded tokens of a micro-batch where none are named.
+
+        Args:
+            device_type: what it runs on; on a CPU small micro-batches are as quick as large ones.
+        """
+        on_cpu = device_type == "cpu"
+        return self.method.cpu_micro_batch_tokens if on_cpu else self.batch.default_micro_batch_tokens
+
     def without_cache(self) -> Self:
         """Return the run whose frozen layers run in each step."""
         return self.model_copy(update={"cache": self.cache.model_copy(update={"trunk": "off"})})
@@ -256,8 +263,8 @@ class RunConfig(Section):
             device_type: what it runs on, which decides the cut.
         """
         batch = self.batch
-        if batch.micro_batch_size is None and batch.micro_batch_tokens is None:
-            cut = "auto" if self.engine.fit else batch.default_cut(device_type)
+        if not batch.is_named:
+            cut = "auto" if self.engine.fit else self.default_cut(device_type)
             batch = batch.model_copy(update={"micro_batch_tokens": cut})
         optimizer = self.optimizer.model_copy(update={"learning_rate": self.learning_rate})
         return self.model_copy(update={"batch": batch, "optimizer": optimizer})

@@ -45,13 +45,22 @@ def keep_heap_whole() -> None:
     setting = os.environ.get(_NAME)
     if not _is_glibc() or "glibc.malloc" in (setting or "") or _MARK in os.environ or not sys.executable:
         return
-    tunables = (setting, *(f"{name}={value}" for name, value in _TUNABLES.items()))
-    os.environ |= {_NAME: ":".join(filter(None, tunables)), _MARK: "1"}
+    os.environ |= variables(os.environ)
     try:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     except OSError:  # forbidden, or the interpreter was replaced meanwhile: the heap costs memory, not the run
         del os.environ[_MARK], os.environ[_NAME]
         os.environ |= {} if setting is None else {_NAME: setting}
+
+
+def variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of the environment with which a process begins with the heap set.
+
+    Args:
+        environment: that it would begin with.
+    """
+    tunables = (environment.get(_NAME), *(f"{name}={value}" for name, value in _TUNABLES.items()))
+    return {_NAME: ":".join(filter(None, tunables)), _MARK: "1"}
 
 
 def is_whole(environment: Mapping[str, str] = os.environ) -> bool:

@@ -8,6 +8,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ from ftkit.errors import DoesNotFitError, FtkitError, PlannerError
 from ftkit.machine.memory import available_bytes, resident_bytes
 from ftkit.machine.process import ProcessContext, first_decides
 from ftkit.plan.choices.candidates import Candidate
-from ftkit.plan.choices.changes import as_flags, changed
+from ftkit.plan.choices.changes import TOKENS, as_flags, changed
 from ftkit.plan.choices.fit import fit, ways
 from ftkit.plan.choices.search import Options, cures, options_at, settled
 from ftkit.plan.inputs.shapes import Sequences
 from ftkit.plan.inputs.target import Target, find_target
 from ftkit.plan.job import with_job
 from ftkit.plan.needs.weights import least_weight_bytes, weights_reason
-from ftkit.plan.predict import Tapes, predict
+from ftkit.plan.predict import Tapes
 from ftkit.plan.predicted import AnyPrediction, TracedPrediction
 from ftkit.plan.tracing.trace import UntraceableModelError
 from ftkit.report.planned.job import job_lines
@@ -52,7 +53,7 @@ def check_weights(config: RunConfig, process: ProcessContext, architecture: Any)
         first_decides(process, lambda: _check_weights(config, _target(config, process), architecture))
 
 
-def plan_first(
+def plan_first(  # noqa: PLR0913  # a run, where it runs, and what is known of it
     config: RunConfig,
     process: ProcessContext,
     architecture: Any,
@@ -60,6 +61,7 @@ def plan_first(
     note: Callable[[str], None],
     *,
     is_cached: bool = False,
+    is_cut_named: bool = True,
 ) -> tuple[RunConfig, AnyPrediction | None]:
     """Predict a run on the machine that it is about to run on.
 
@@ -70,6 +72,7 @@ def plan_first(
         sequences: the data.
         note: told what was found, in a line or two.
         is_cached: whether the cache has all that a frozen trunk would make of the data.
+        is_cut_named: whether the cut is the user's; a default that does not fit becomes the largest that does.
 
     Returns:
         The run with what the planner has chosen: a number for `micro_batch_tokens: auto`, and all that `engine.fit`
@@ -81,23 +84,25 @@ def plan_first(
     """
     if not config.training.plan_first and config.batch.micro_batch_tokens != "auto":
         return config, None
-    return first_decides(process, lambda: _plan(config, process, architecture, sequences, note, is_cached))
+    plan = partial(_plan, config, process, architecture, sequences, note, is_cached, is_cut_named)
+    return first_decides(process, plan)
 
 
-def _plan(
+def _plan(  # noqa: PLR0913  # as above
     config: RunConfig,
     process: ProcessContext,
     architecture: Any,
     sequences: Sequences,
     note: Callable[[str], None],
     is_cached: bool,
+    is_cut_named: bool,
 ) -> tuple[RunConfig, AnyPrediction | None]:
     target = _target(config, process)
     with _faults_kept(config, target):
         try:
             options = options_at(config, target, architecture, sequences, Tapes(), is_cached=is_cached)
             config, prediction, lines = (
-                _fitted(config, options, note) if config.engine.fit else _settled(config, options)
+                _fitted(config, options, note) if config.engine.fit else _settled(config, options, is_cut_named)
             )
         except UntraceableModelError as error:
             note(f"warning: no plan for this run, since {error}")
@@ -122,14 +127,21 @@ def _fitted(config: RunConfig, options: Options, note: Callable[[str], None]) ->
     return fitted.run.config, fitted.prediction, fitted.lines
 
 
-def _settled(config: RunConfig, options: Options) -> _Planned:
+def _settled(config: RunConfig, options: Options, is_cut_named: bool) -> _Planned:
     given = options.target, options.architecture, options.sequences, options.tapes
     config = settled(config, *given)
-    prediction = predict(config, given[0], given[1], sequences=given[2], tapes=given[3], is_cached=options.is_cached)
+    prediction = options.predict(config)
     # A formula's word is not enough to refuse a run.
-    if config.training.plan_first and not prediction.fits and isinstance(prediction, TracedPrediction):
-        raise _refusal(f"this run {prediction.reason}", cures(config, *given))
-    return config, prediction, (_line(prediction),)
+    if not config.training.plan_first or prediction.fits or not isinstance(prediction, TracedPrediction):
+        return config, prediction, (_line(prediction),)
+    if not is_cut_named:
+        smaller = settled(changed(config, {TOKENS: "auto"}), *given)
+        fitting = options.predict(smaller)
+        if fitting.fits:
+            default, limit = config.batch.token_limit, smaller.batch.token_limit
+            said = f"micro-batches of {limit:,} tokens, since the usual {default:,} do not fit"
+            return smaller, fitting, (said, _line(fitting))
+    raise _refusal(f"this run {prediction.reason}", cures(config, *given))
 
 
 @contextlib.contextmanager
@@ -142,7 +154,7 @@ def _faults_kept(config: RunConfig, target: Target) -> Iterator[None]:
     except Exception as error:
         file = _fault_file(config)
         file.write_text(traceback.format_exc(), encoding="utf-8")
-        number = config.batch.default_cut(target.devices.device_type)
+        number = config.default_cut(target.devices.device_type)
         cut = f" --set batch.micro_batch_tokens={number}" if config.batch.micro_batch_tokens == "auto" else ""
         cause = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise PlannerError(
@@ -213,5 +225,5 @@ def _with_number(config: RunConfig, target: Target) -> RunConfig:
     """Return the default cut where no plan could choose one, and nothing left to choose."""
     batch, engine = config.batch, config.engine.model_copy(update={"fit": False})
     if batch.micro_batch_tokens == "auto":
-        batch = batch.model_copy(update={"micro_batch_tokens": batch.default_cut(target.devices.device_type)})
+        batch = batch.model_copy(update={"micro_batch_tokens": config.default_cut(target.devices.device_type)})
     return config.model_copy(update={"batch": batch, "engine": engine})

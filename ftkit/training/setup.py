@@ -118,7 +118,7 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     key = Key.of(asked, process, source, architecture, data, num_steps)
     warm = find_warm(key, process, note)
     plan = partial(plan_first, process=process, architecture=architecture, sequences=Sequences.of(data), note=note)
-    planned, prediction = plan(asked.config, is_cached=warm is not None)
+    planned, prediction = plan(asked.config, is_cached=warm is not None, is_cut_named=config.batch.is_named)
     first_decides(process, lambda: check_disk(config, None if prediction is None else prediction.job, note))
     check_cut(planned.batch, data.longest)
     run = resolve(planned, asked.devices)
@@ -133,8 +133,8 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     run, padding, shallow = (
         warm.settled(run, model, tokenizer) if warm else _settle_trunk(run, whole, key, tokenizer, meter, note)
     )
-    if shallow is None and prediction is not None and prediction.trunk is not None:
-        planned, prediction = plan(_whole(asked.config, planned, run.config))  # a model that steps aside needs more
+    if shallow is None and prediction is not None and prediction.trunk is not None:  # the whole model needs more
+        planned, prediction = plan(_whole(asked.config, planned, run.config), is_cut_named=config.batch.is_named)
         run = _replanned(planned, asked, model)
     if run.engine is EngineKind.DEEPSPEED:
         note("starting DeepSpeed")

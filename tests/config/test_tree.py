@@ -77,6 +77,13 @@ def test_tokens_limit_a_micro_batch_unless_sequences_do(batch, limit):
     assert batch.token_limit == limit
 
 
+def test_on_a_cpu_the_usual_micro_batch_is_larger_where_each_of_them_does_more_to_the_weights():
+    names = ("lora", "feature-extraction", "qlora", "full")
+    assert [RunConfig(method=name).settled("cpu").batch.token_limit for name in names] == [512, 512, 1024, 1024]
+    assert {RunConfig(method=name).settled("cuda").batch.token_limit for name in names} == {4096}
+    assert RunConfig(batch=BatchConfig(micro_batch_size=3)).settled("cpu").batch.token_limit is None
+
+
 @given(ratio=st.floats(0, 1), num_steps=st.integers(0, 10**6))
 def test_a_share_of_warmup_is_between_none_and_all_steps(ratio, num_steps):
     assert 0 <= ScheduleConfig(warmup_ratio=ratio).num_warmup_steps(num_steps) <= num_steps

@@ -9,7 +9,7 @@ import transformers
 from ftkit.config.output import OutputConfig
 from ftkit.config.training import TrainingConfig
 from ftkit.config.tree import BatchConfig
-from ftkit.errors import ConfigError, PlannerError
+from ftkit.errors import ConfigError, DoesNotFitError, PlannerError
 from ftkit.machine.memory import peak_resident_bytes
 from ftkit.machine.process import ProcessContext
 from ftkit.models.methods.lora import Lora
@@ -33,7 +33,7 @@ def broken(monkeypatch):
     def predict(*_, **__):
         return {}["a key that was there yesterday"]
 
-    monkeypatch.setattr(preflight, "predict", predict)
+    monkeypatch.setattr("ftkit.plan.choices.search.predict", predict)
 
 
 @pytest.mark.usefixtures("broken")
@@ -86,9 +86,29 @@ def test_a_model_that_cannot_be_followed_trains_with_a_formulas_word_or_with_a_w
         config, prediction = plan(note=notes.append, batch=BatchConfig(micro_batch_tokens="auto"))
 
     assert prediction is None
-    assert config.batch.micro_batch_tokens == BatchConfig.cpu_micro_batch_tokens
+    assert config.batch.micro_batch_tokens == Lora.cpu_micro_batch_tokens
     assert notes[-1].startswith("warning: no plan for this run, since GPT2ForSequenceClassification reads values back")
     assert notes[-1].endswith("no formula stands in: it has no vocab_size")
+
+
+def test_the_usual_cut_becomes_smaller_where_it_does_not_fit_and_one_that_was_named_is_refused():
+    architecture, sequences = models.architecture("gpt2", 6, 256), Sequences(64, 128, are_equal=True)
+
+    def planned(cut, budget=None, *, is_named=True, note=print):
+        config = models.run_config("gpt2", Lora(), batch={"micro_batch_tokens": cut}, engine={"memory_budget": budget})
+        given = ProcessContext(), architecture, sequences, note
+        return preflight.plan_first(config, *given, is_cut_named=is_named)
+
+    usual, least = (planned(cut)[1].peak_process_bytes for cut in (512, 128))
+    notes: list[str] = []
+    budget = f"{(usual + least) // 2 // 10**6}MB"
+    config, prediction = planned(512, budget, is_named=False, note=notes.append)
+
+    assert config.batch.micro_batch_tokens < 512
+    assert prediction.fits
+    assert notes[0] == f"micro-batches of {config.batch.token_limit} tokens, since the usual 512 do not fit"
+    with pytest.raises(DoesNotFitError, match="micro-batch"):
+        planned(512, budget)
 
 
 def test_sequences_longer_than_the_table_of_positions_are_refused_with_the_most_that_it_takes():

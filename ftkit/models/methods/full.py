@@ -31,6 +31,8 @@ class Full(MethodSection):
     shown: ClassVar[Mapping[str, str]] = {"top_layers": "top"}
     default_learning_rate: ClassVar[float] = 5e-5
     trains_all: ClassVar[bool] = True
+    cpu_micro_batch_tokens: ClassVar[int] = 1024
+    """Each micro-batch makes a gradient of every weight, and adds it to what the others have made."""
 
     def prepare(self, model: "nn.Module", start: "Start", dtype: "torch.dtype") -> "nn.Module":  # noqa: ARG002  # as any method
         """Let every weight train, or those of the topmost layers and of a new head.

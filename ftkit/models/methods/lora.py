@@ -122,6 +122,8 @@ class Qlora(Lora):
     """Quantize the quantization constants too."""
 
     label: ClassVar[str] = "QLoRA"
+    cpu_micro_batch_tokens: ClassVar[int] = 1024
+    """Each micro-batch unpacks every weight, in the forward and in the backward."""
 
     def prepare(self, model: "nn.Module", start: "Start", dtype: "torch.dtype") -> "nn.Module":
         """Pack all linear layers but those that make logits, and all experts, in 4 bits; then as LoRA.

@@ -35,6 +35,9 @@ RECOMPUTING: tuple[Changes, ...] = ({RECOMPUTE: "cheap"}, {RECOMPUTE: "layer"})
 _FEW = 4
 """Micro-batches through a streamed layer together where all of a step keep too much: layers come a quarter as often."""
 _TOP = "method.top_layers"
+_CPU_TOKENS = 2048
+"""Of the largest micro-batch on a CPU: of the steps that were measured none was quicker with more, since
+what a micro-batch costs beside its tokens is by then a hundredth of it (docs/performance.md)."""
 
 
 class Effect(StrEnum):
@@ -191,14 +194,13 @@ def _is_cheaper(config: RunConfig, new: RunConfig) -> bool:
 def most_sequences(config: RunConfig, target: Target, sequences: Sequences | None) -> int:
     """Return the sequences of the largest micro-batch that may be the quickest.
 
-    On a GPU it is all that a rank gets of a global batch; a CPU is quickest where a layer's activations stay in its
-    cache, which `BatchConfig.cpu_micro_batch_tokens` says.
+    On a GPU it is all that a rank gets of a global batch, and on a CPU no more than `_CPU_TOKENS`.
     """
     sequences = sequences or Sequences.unseen(config)
     share = rank_share(config, target.num_devices, sequences)
     if target.device_type != "cpu":
         return share
-    return min(share, max(1, config.batch.default_cut("cpu") // sequences.longest))
+    return min(share, max(1, _CPU_TOKENS // sequences.longest))
 
 
 def zero_choices() -> list[Changes]:

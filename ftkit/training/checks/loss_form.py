@@ -8,6 +8,7 @@ import torch
 
 from ftkit.data.arrays import TokenSplit
 from ftkit.data.batching import Padding, collate
+from ftkit.data.beginnings import beginnings, lengths_to_target
 from ftkit.engine.protocol import Scorer
 from ftkit.errors import ModelError
 from ftkit.machine.process import first_decides
@@ -15,14 +16,15 @@ from ftkit.models.build import set_training
 from ftkit.models.objective import TokenCrossEntropy
 from ftkit.models.streaming.stream import stream_of
 
-_NUM_SEQUENCES = 2
+_NUM_SEQUENCES, _NUM_TARGETS = 2, 32
+"""What is compared; more would tell no more, and takes seconds where sequences are long."""
 _ROUNDINGS = 32
 """Roundings of a logit that the two forms may be apart: a capped logit is rounded three times, and a sum over the
 vocabulary in another order."""
 
 
 def settle_loss(engine: Scorer, split: TokenSplit, padding: Padding, note: Callable[[str], None]) -> None:
-    """Compare both forms of a language model's loss on two short sequences, and keep whole logits where they differ.
+    """Compare both forms of a language model's loss on some targets, and keep whole logits where they differ.
 
     Args:
         engine: runs the check; every rank calls this, the first one decides.
@@ -34,10 +36,12 @@ def settle_loss(engine: Scorer, split: TokenSplit, padding: Padding, note: Calla
     if not isinstance(objective, TokenCrossEntropy) or not objective.in_chunks:
         return
     rows = np.argsort(split.lengths, kind="stable")[:_NUM_SEQUENCES]
+    sample = beginnings(split, rows, lengths_to_target(split, rows, _NUM_TARGETS))
     engine.objective = replace(objective, compares=True)
     set_training(engine.model, False)
     with torch.no_grad():
-        whole, chunked, gradient = engine.loss(collate(split, rows, padding, engine.device)).tolist()
+        micro_batch = collate(sample, np.arange(len(sample)), padding, engine.device)
+        whole, chunked, gradient = engine.loss(micro_batch).tolist()
     tolerance = _ROUNDINGS * torch.finfo(engine.dtype).eps
     error = max(abs(chunked - whole) / max(abs(whole), 1.0), gradient)
     is_equal = first_decides(engine.process, lambda: error <= tolerance)

@@ -3,16 +3,21 @@
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from ftkit.data.arrays import TokenSplit
-from ftkit.data.batching import Padding
+from ftkit.data.batching import Indices, Padding
+from ftkit.data.beginnings import beginnings
 from ftkit.engine.protocol import Scorer
 from ftkit.engine.resolve import ResolvedRun
 from ftkit.machine.process import first_decides
 from ftkit.models.build import set_training
 from ftkit.models.padding import Found, find_side, tolerance_of, unequal_pairs
 from ftkit.training.trunk.once import Whole
+
+_FIRST_TOKENS = (32, 64)
+"""Of the shorter and the longer sequence of a language model that are tried; more takes seconds, and tells no more."""
 
 
 def settle_padding(
@@ -53,7 +58,11 @@ def settle_padding(
     return run, padding
 
 
-def _check(engine: Scorer | Whole, split: TokenSplit, pairs: list[Any], token_id: int) -> Found:
+def _check(engine: Scorer | Whole, split: TokenSplit, pairs: list[Indices], token_id: int) -> Found:
+    if split.labels.dtype == np.bool_:
+        rows = np.concatenate(pairs)
+        split = beginnings(split, rows, np.minimum(split.lengths[rows], np.tile(_FIRST_TOKENS, len(pairs))))
+        pairs = list(np.arange(len(rows)).reshape(-1, 2))
     model = cast(Any, engine.model)
     set_training(model, False)
     num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None) or 1

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from ftkit.data.arrays import Hidden, TokenSplit
+from ftkit.data.arrays import TokenSplit
 from ftkit.data.batching import collate
+from ftkit.data.beginnings import beginnings
 from ftkit.engine.protocol import Tensors
 from ftkit.errors import DoesNotFitError, ModelError
 from ftkit.machine.memory import free_device_bytes, free_host_bytes, says_no_memory
@@ -207,28 +207,4 @@ def _sample(train: TokenSplit) -> TokenSplit:
     """Return the shortest sequences of a split; of a language model their first tokens."""
     rows = np.argsort(train.lengths, kind="stable")[:_SEQUENCES]
     is_per_token = train.labels.dtype == np.bool_
-    lengths = np.minimum(train.lengths[rows], _TOKENS) if is_per_token else train.lengths[rows]
-    places = np.concatenate([np.arange(length) + train.offsets[row] for row, length in zip(rows, lengths, strict=True)])
-    return TokenSplit(
-        train.tokens[places],
-        np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
-        train.labels[places if is_per_token else train.texts_of(rows)],
-        None if train.segments is None else train.segments[places],
-        None if train.hidden is None else _Beginnings(train.hidden, rows, _TOKENS if is_per_token else None),
-    )
-
-
-@dataclass(frozen=True)
-class _Beginnings:
-    """The first hidden states of some sequences; of a language model they do not depend on those that follow."""
-
-    hidden: Hidden
-    rows: NDArray[np.int64]
-    num_tokens: int | None
-
-    @property
-    def is_pooled(self) -> bool:
-        return self.hidden.is_pooled
-
-    def states(self, sequences: NDArray[np.int64]) -> list[torch.Tensor]:
-        return [states[: self.num_tokens] for states in self.hidden.states(self.rows[sequences])]
+    return beginnings(train, rows, np.minimum(train.lengths[rows], _TOKENS) if is_per_token else train.lengths[rows])

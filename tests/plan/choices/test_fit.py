@@ -102,7 +102,7 @@ def test_a_training_takes_what_fits_its_budget_and_says_so_in_two_lines():
     run = config(engine=EngineConfig(fit=True, memory_budget=f"{budget_mb}MB"))
     chosen, prediction = preflight.plan_first(run, ProcessContext(), ARCHITECTURE, SEQUENCES, notes.append)
     assert prediction.peak_process_bytes <= TIGHT * budget_mb * 10**6
-    assert chosen.batch.micro_batch_tokens <= BatchConfig.cpu_micro_batch_tokens, "a larger cut leaves a core's cache"
+    assert chosen.batch.micro_batch_tokens <= 2048, "a larger cut is not quicker on a CPU"
     assert not chosen.engine.fit
     budget = format_bytes(budget_mb * 10**6)
     assert notes[0] == f"planning: the fastest that fits in {budget} ..."
