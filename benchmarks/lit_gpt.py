@@ -101,7 +101,7 @@ def run_litgpt(name: str, job: Job, folder: Path, max_steps: int | None) -> tupl
             max_steps=steps,
             max_seq_length=job.max_length,
         ),
-        eval=arguments.EvalArgs(interval=10**6, max_iters=1, final_validation=True),
+        eval=arguments.EvalArgs(interval=10**6, max_iters=1, max_new_tokens=1, final_validation=True),
         optimizer={
             "class_path": "torch.optim.AdamW",
             "init_args": {"lr": job.learning_rate, "weight_decay": 0.01},

@@ -5,7 +5,10 @@ parts, of other sizes and without a scale of its rotations. The loss of the reci
 of the tokens, as is its default. The recipe validates nothing, so there is no score.
 """
 
+import json
+import runpy
 import time
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -70,11 +73,10 @@ def run_torchtune(name: str, job: Job, folder: Path, max_steps: int | None) -> t
         folder: for what it writes.
         max_steps: after which it stops; None: after its epochs.
     """
-    import json
-    from dataclasses import asdict
-
     assert (job.task, job.method) == ("causal-lm", "lora")
-    omegaconf, recipes = import_module("omegaconf"), import_module("recipes.lora_finetune_single_device")
+    omegaconf, torchtune = import_module("omegaconf"), import_module("torchtune")
+    recipes = Path(str(torchtune.__file__)).parents[1] / "recipes"  # which lets nobody import it
+    recipe_class = runpy.run_path(str(recipes / "lora_finetune_single_device.py"))["LoRAFinetuneRecipeSingleDevice"]
     config = json.loads((Path(job.model) / "config.json").read_text(encoding="utf-8"))
     settings = {
         "output_dir": str(folder),
@@ -108,7 +110,7 @@ def run_torchtune(name: str, job: Job, folder: Path, max_steps: int | None) -> t
         "loss": {"_component_": "torchtune.modules.loss.CEWithChunkedOutputLoss"},
         "metric_logger": {"_component_": "torchtune.training.metric_logging.StdoutLogger"},
     }
-    recipe = recipes.LoRAFinetuneRecipeSingleDevice(cfg=omegaconf.OmegaConf.create(settings))
+    recipe = recipe_class(cfg=omegaconf.OmegaConf.create(settings))
     recipe.setup(cfg=omegaconf.OmegaConf.create(settings))
     began = time.perf_counter()
     recipe.train()

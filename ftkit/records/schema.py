@@ -303,9 +303,9 @@ class ResultLine(Record):
     limits: str | None = None
     """The cut and the share of recomputing layers at the end, as flags, where memory had run out with larger ones."""
     best_step: int | None = None
-    train_seconds: float
-    """Training alone."""
+    train_seconds: float  # training alone
     total_seconds: float  # loading, training, evaluation, saving
+    setup_seconds: float | None = None  # before the first step, of the last start
     reopened_difference: float | None = None
     """The largest difference of two logits of the saved model, opened anew, from those in memory."""
     measurement: Measurement

@@ -174,8 +174,7 @@ def _finish(
         num_steps=progress.step,
         limits=None if attempts.limits == Limits.of(job.config) else str(attempts.limits),
         best_step=best_step(progress.validations, job.config.training.best_metric),
-        train_seconds=progress.train_seconds,
-        total_seconds=progress.total_seconds,
+        **progress.times(),
         reopened_difference=difference,
         measurement=measurement,
     )
@@ -197,6 +196,7 @@ def _watch(job: Job, progress: Progress, record: _Recorder, snapshot: Snapshot |
 
 def _run_steps(job: Job, progress: Progress, record: _Recorder, watch: Watch, attempts: Attempts) -> Status:
     """Take optimizer steps until the end or an early stop; return how it ended."""
+    progress.setup_seconds = time.perf_counter() - progress.started
     if method_of(job.config).fits_at_once:
         progress.train_seconds = fit_head(job, record.reporter.note)
         _validate(job, progress, record, attempts.stop)

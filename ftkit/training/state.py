@@ -29,6 +29,8 @@ class Progress:
     num_tokens: int = 0
     num_samples: int = 0
     owes_validation: bool = False
+    setup_seconds: float = 0.0
+    """What this process took before its first step."""
     step_seconds: list[float] = field(default_factory=list)
     """Of each step that this process took."""
 
@@ -36,6 +38,11 @@ class Progress:
     def total_seconds(self) -> float:
         """The seconds that the run has taken so far, loading and evaluations included."""
         return self.earlier_seconds + time.perf_counter() - self.started
+
+    def times(self) -> dict[str, Any]:
+        """Return the seconds of a `ResultLine`."""
+        names = ("train_seconds", "total_seconds", "setup_seconds")
+        return {name: getattr(self, name) for name in names}
 
     def speed(self) -> dict[str, Any]:
         """Return the figures of a `Measurement` that time gives: rates over the whole run, steps as they are here."""

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from ftkit.records.files import read_record
 from ftkit.training.reporters import ConsoleReporter
+from ftkit.training.results.folder import summary_rows
 from tests.made_records import write_runs
 
 
@@ -59,3 +60,13 @@ def test_the_end_says_where_things_are_and_what_to_do_next(shown, tmp_path):
     for name in ("model", "record.jsonl", "README.md"):
         assert str(tmp_path / name) in text
     assert f"ftkit report {tmp_path}" in text
+
+
+def test_the_total_time_says_what_went_before_the_steps_and_beside_them(record):
+    def total(resumed=None, **seconds):
+        result = record.result.model_copy(update={"train_seconds": 50.0, "total_seconds": 80.0, **seconds})
+        run = record.run.model_copy(update={"resumed_step": resumed})
+        return dict(summary_rows(record.model_copy(update={"run": run, "result": result})))["total time"]
+
+    assert total(setup_seconds=20.0) == "1 min 20 s: 20.0 s before the first step, 10.0 s for scores and saving"
+    assert total() == total(resumed=8, setup_seconds=20.0) == "1 min 20 s"

@@ -39,7 +39,7 @@ from ftkit.records.files import (
     RECORD,
     read_record,
 )
-from ftkit.records.schema import RunRecord
+from ftkit.records.schema import ResultLine, RunLine, RunRecord
 from ftkit.report.words import distribution
 from ftkit.training.checkpoints.same_run import has_another_end
 from ftkit.units import format_bytes, format_count, format_seconds
@@ -207,12 +207,21 @@ def summary_rows(record: RunRecord) -> list[tuple[str, str]]:
         ("resumed", _of(record.run.resumed_step, lambda step: f"at step {step}; times and throughput are of all")),
         ("trainable parameters", _share(measured.num_trainable_parameters, measured.num_parameters)),
         ("training time", format_seconds(record.result.train_seconds)),
-        ("total time", format_seconds(record.result.total_seconds)),
+        ("total time", _total(record.run, record.result)),
         ("throughput", _of(measured.tokens_per_second, lambda rate: f"{format_count(rate)} tokens/s")),
         ("peak of live tensors", _of(measured.peak_active_bytes, format_bytes)),
         ("peak of one process", _of(measured.peak_process_bytes, format_bytes)),
     ]
     return rows + [(name, text) for name, text in figures if text]
+
+
+def _total(run: RunLine, result: ResultLine) -> str:
+    """Return how long a run took, and of one that was not resumed what of it went before its steps, and beside them."""
+    whole, setup = format_seconds(result.total_seconds), result.setup_seconds
+    if setup is None or run.resumed_step is not None or not result.num_steps:
+        return whole
+    rest = max(0.0, result.total_seconds - result.train_seconds - setup)
+    return f"{whole}: {format_seconds(setup)} before the first step, {format_seconds(rest)} for scores and saving"
 
 
 def _of(value: float | None, form: Any) -> str:
