@@ -1,6 +1,7 @@
 """Train a model that need not be in memory: ftkit beside DeepSpeed's ZeRO-3 offload and accelerate, in turns.
 
     python -m benchmarks.larger_than_memory llama|large|smollm2 runs/larger [--rounds 3] [--names ftkit:disk ...]
+    python -m benchmarks.larger_than_memory llama|large|smollm2 runs/larger --count-tensors
     python -m benchmarks.larger_than_memory table runs/larger
     python -m benchmarks.larger_than_memory table benchmarks            # the runs of docs/guide/larger-than-memory.md
 
@@ -8,7 +9,8 @@ LoRA of rank 8 beside all linear layers, fp32, texts of 32 tokens, four micro-ba
 301 million random weights and `large` 702 million, most of them in 16 layers; `smollm2` is of SmolLM2-135M's shape. The
 head of `large` is not its table of tokens too. Every run is a process
 of its own (`benchmarks/offloaders.py`) with one thread for arithmetic, and may read in another. A round runs each
-contestant once. A run takes three steps, the first of which is left out of its time.
+contestant once. A run takes three steps, the first of which is left out of its time. Bytes of tensors are counted in
+runs of their own, two steps each, since that takes time.
 """
 
 import argparse
@@ -34,7 +36,9 @@ FTKIT = "ftkit:disk:engine.stream_head=true:engine.stream_micro_batches=all:mode
 """What the others are set beside."""
 NAMES = [
     FTKIT,
+    FTKIT.replace("disk", "disk:cold"),
     "ftkit:disk:engine.stream_head=true",
+    "deepspeed:nvme",
     "deepspeed:cpu",
     "deepspeed:cpu:recompute",
     "accelerate:disk:recompute",
@@ -90,9 +94,11 @@ def run_one(name: str, work: Work, folder: Path) -> Run | None:
     return {"name": name, **json.loads(done.stdout.splitlines()[-1])}
 
 
-def compare(shape: str, names: Sequence[str], folder: Path, rounds: range) -> None:
+def compare(shape: str, names: Sequence[str], folder: Path, rounds: range, *, counts_tensors: bool) -> None:
     """Run every contestant in turn, round by round, and keep what each run gave."""
     work = prepare(shape, folder)
+    if counts_tensors:
+        work = replace(work, counts_tensors=True, num_steps=2)
     for number in rounds:
         for name in names:
             run = run_one(name, work, folder / "run")
@@ -110,7 +116,8 @@ def step_seconds(run: Run) -> float:
 
 def table(runs: Sequence[Run]) -> str:
     """Return the table of one model: figures of each contestant, and ftkit's beside them."""
-    timed = {(run["name"], run["round"]): run for run in runs}
+    timed = {(run["name"], run["round"]): run for run in runs if run.get("tensor_bytes") is None}
+    counted = {run["name"]: run["tensor_bytes"] for run in runs if run.get("tensor_bytes") is not None}
 
     def resident(name: str) -> float:
         return float(statistics.median(run["resident_bytes"] for (other, _), run in timed.items() if other == name))
@@ -120,8 +127,8 @@ def table(runs: Sequence[Run]) -> str:
 
     lines = [
         "| contestant | a step, s | times ftkit's step | resident, MB | ftkit's, of them | above the libraries, MB "
-        "| ftkit's, of them |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| ftkit's, of them | tensors, MB |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name in dict.fromkeys(name for name, _ in timed):
         own = {number: run for (other, number), run in timed.items() if other == name}
@@ -135,6 +142,7 @@ def table(runs: Sequence[Run]) -> str:
             f"{resident(FTKIT) / resident(name):.2f}" if is_other else "",
             f"{above(name) / 1e6:,.0f}",
             f"{above(FTKIT) / above(name):.2f}" if is_other else "",
+            f"{counted[name] / 1e6:,.0f}" if name in counted else "",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -170,10 +178,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--first", type=int, default=0, help="number of the first round; of others to add to them")
     parser.add_argument("--names", nargs="+", default=NAMES, help="contestants; see benchmarks/offloaders.py")
+    parser.add_argument(
+        "--count-tensors", action="store_true", help="one round in which bytes are counted, not seconds"
+    )
     arguments = parser.parse_args()
     if arguments.model != "table":
-        rounds = range(arguments.first, arguments.first + arguments.rounds)
-        compare(arguments.model, arguments.names, arguments.out, rounds)
+        rounds = range(arguments.first, arguments.first + (1 if arguments.count_tensors else arguments.rounds))
+        compare(arguments.model, arguments.names, arguments.out, rounds, counts_tensors=arguments.count_tensors)
     print_tables(arguments.out)
 
 

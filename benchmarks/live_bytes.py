@@ -2,7 +2,7 @@
 
 It is simpler than the recorder of `ftkit.observe`, and independent of it: a storage counts from the moment at which an
 operator first reads or makes it, until nothing refers to it any longer. So weights count, and so does what a library
-keeps; what no operator ever touches does not.
+keeps; what no operator ever touches does not, nor what lies on `meta` and takes no memory.
 """
 
 import weakref
@@ -32,7 +32,7 @@ class LiveBytes(DispatchMode):
         """Run an operator and count what it read and made."""
         out = func(*args, **(kwargs or {}))
         for value in tree_iter((args, kwargs, out)):
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, torch.Tensor) and not value.is_meta:
                 self._count(value)
         self.peak = max(self.peak, self.live)
         return out

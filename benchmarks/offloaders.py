@@ -4,7 +4,7 @@
 
     python -m benchmarks.offloaders NAME WORK.json FOLDER
 
-    ftkit:disk[:SETTING...]         ftkit, layers streamed from the model's files
+    ftkit:disk[:cold][:SETTING...]  ftkit, layers streamed from the model's files; cold: which the system does not keep
     ftkit:none[:SETTING...]         ftkit, all weights in memory
     deepspeed:cpu|nvme[:recompute]  ZeRO-3 with its parameters offloaded, PEFT
     accelerate:disk[:recompute]     accelerate's disk_offload, PEFT
@@ -17,14 +17,17 @@ whole. ftkit is the whole of `ftkit train`, loading and saving included, without
 import argparse
 import json
 import os
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.contestants import with_adapters
 from benchmarks.job import ALPHA, DROPOUT, RANK
+from benchmarks.live_bytes import LiveBytes
 from ftkit.machine.memory import peak_resident_bytes, reset_peaks
 
 LEARNING_RATE = 1e-4
@@ -41,6 +44,7 @@ class Work:
         micro_batches: of a step.
         micro_batch_size: sequences of a forward.
         num_steps: optimizer steps.
+        counts_tensors: whether the bytes of tensors are counted, which takes longer: such a run's times say nothing.
     """
 
     model: str
@@ -49,6 +53,7 @@ class Work:
     micro_batches: int
     micro_batch_size: int
     num_steps: int
+    counts_tensors: bool = False
 
     @property
     def global_batch_size(self) -> int:
@@ -65,16 +70,23 @@ class Result:
         losses: of each step.
         resident_bytes: the most that the process held, as Linux counts it (VmHWM).
         imported_bytes: of them what it held when it had imported torch, transformers and PEFT and done nothing yet.
+        tensor_bytes: the most that tensors took, as `benchmarks/live_bytes.py` counts them; None where nobody counted.
     """
 
     step_seconds: list[float]
     losses: list[float]
+    tensor_bytes: int | None
     resident_bytes: int
     imported_bytes: int
 
 
-Steps = tuple[list[float], list[float]]
-"""Seconds and loss of each step."""
+Steps = tuple[list[float], list[float], int | None]
+"""Seconds and loss of each step, and the most bytes of tensors."""
+
+
+def counting(work: Work) -> AbstractContextManager[Any]:
+    """Return what counts the bytes of tensors while it is entered; None is entered where they are not counted."""
+    return LiveBytes() if work.counts_tensors else nullcontext()
 
 
 def run_ftkit(place: str, settings: Sequence[str], work: Work, folder: Path) -> Steps:
@@ -106,10 +118,35 @@ def run_ftkit(place: str, settings: Sequence[str], work: Work, folder: Path) -> 
         f"output.folder={folder}",
         "output.overwrite=true",
         "output.reopen=false",
-        *settings,
+        *(one for one in settings if one != "cold"),
     ]
-    record = ftkit.train(ftkit.load_config(settings=given))
-    return [step.step_seconds for step in record.steps], [step.loss for step in record.steps]
+    with ExitStack() as stack:
+        if "cold" in settings:
+            stack.enter_context(kept_cold(Path(work.model) / "model.safetensors"))
+        counted = stack.enter_context(counting(work))
+        record = ftkit.train(ftkit.load_config(settings=given))
+    seconds, losses = [step.step_seconds for step in record.steps], [step.loss for step in record.steps]
+    return seconds, losses, counted and counted.peak
+
+
+@contextmanager
+def kept_cold(path: Path) -> Iterator[None]:
+    """Have the system drop what it keeps of a file, twice a second, so that reading it again is reading the disk."""
+    done = threading.Event()
+
+    def drop(file: int) -> None:
+        while not done.wait(0.5):
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    file = os.open(path, os.O_RDONLY)
+    thread = threading.Thread(target=drop, args=(file,))
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        os.close(file)
 
 
 def encoded(work: Work) -> Any:
@@ -133,13 +170,14 @@ def loop(work: Work, micro_step: Callable[[Any], Any], update: Callable[[], None
     """
     tokens, seconds, losses = encoded(work), [], []
     reset_peaks(tokens.device)  # from here on the peak is that of the steps
-    for step in tokens.split(work.global_batch_size)[: work.num_steps]:
-        began = time.perf_counter()
-        loss = sum(float(micro_step(part)) for part in step.split(work.micro_batch_size))
-        update()
-        seconds.append(time.perf_counter() - began)
-        losses.append(loss / work.micro_batches)
-    return seconds, losses
+    with counting(work) as counted:
+        for step in tokens.split(work.global_batch_size)[: work.num_steps]:
+            began = time.perf_counter()
+            loss = sum(float(micro_step(part)) for part in step.split(work.micro_batch_size))
+            update()
+            seconds.append(time.perf_counter() - began)
+            losses.append(loss / work.micro_batches)
+    return seconds, losses, counted and counted.peak
 
 
 def load(work: Work, recomputes: bool) -> Any:
@@ -260,8 +298,8 @@ def main() -> None:
     work = Work(**json.loads(arguments.work.read_text(encoding="utf-8")))
     program, place, *settings = arguments.name.split(":")
     imported = imported_bytes()
-    seconds, losses = PROGRAMS[program](place, settings, work, arguments.folder)
-    print(json.dumps(asdict(Result(seconds, losses, known_resident_bytes(), imported))))
+    seconds, losses, tensors = PROGRAMS[program](place, settings, work, arguments.folder)
+    print(json.dumps(asdict(Result(seconds, losses, tensors, known_resident_bytes(), imported))))
 
 
 if __name__ == "__main__":

@@ -12,10 +12,12 @@ def test_the_page_has_the_tables_of_the_runs_that_are_kept():
         assert table(runs) in page
 
 
-def test_the_first_step_is_left_out_and_a_ratio_is_taken_within_a_round():
+def test_the_first_step_is_left_out_a_ratio_is_taken_within_a_round_and_counted_runs_are_not_timed():
     def run(name, number, *steps):
         sizes = {"resident_bytes": 10**9, "imported_bytes": 4 * 10**8}
         return {"name": name, "round": number, "step_seconds": [9, *steps], **sizes}
 
     runs = [run(FTKIT, 0, 1, 1), run("deepspeed:cpu", 0, 2, 4), run(FTKIT, 1, 2, 2), run("deepspeed:cpu", 1, 8, 8)]
-    assert "| deepspeed:cpu | 5.50 | 3.50 (3.00 to 4.00) | 1,000 | 1.00 | 600 | 1.00 |" in table(runs)
+    counted = {**run("deepspeed:cpu", 0, 50, 50), "tensor_bytes": 7 * 10**8, "resident_bytes": 9 * 10**9}
+    row = "| deepspeed:cpu | 5.50 | 3.50 (3.00 to 4.00) | 1,000 | 1.00 | 600 | 1.00 | 700 |"
+    assert row in table([*runs, counted])
