@@ -195,6 +195,7 @@ WRITTEN = [
     # models/kernels
     Written(kernels.DispatchMode, "torch", "utils/_python_dispatch.py", "if cls._should_skip_dynamo():"),
     Written(kernels.top_mode, "torch", "utils/_python_dispatch.py", "def _get_current_dispatch_mode("),
+    Written(kernels.left_for_a_while, "torch", "utils/_python_dispatch.py", "def _pop_mode_temporarily("),
     Written(kernels.alias, "torch", "utils/checkpoint.py", "_SetExcludeDispatchKeyGuard("),
     Written(kernels.num_changes, "torch", "utils/checkpoint.py", "self.val._version"),
     Written(observe.wraps_tensors, "torch", "utils/_python_dispatch.py", "def is_traceable_wrapper_subclass_type("),

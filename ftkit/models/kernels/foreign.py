@@ -3,8 +3,11 @@
 Each says in which version and file it was read; `tests/contracts/test_foreign.py` asks the installed torch for it.
 """
 
+from contextlib import AbstractContextManager
+from typing import Any
+
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode, _pop_mode_temporarily
 
 
 class DispatchMode(TorchDispatchMode):
@@ -23,6 +26,11 @@ class DispatchMode(TorchDispatchMode):
 def top_mode() -> TorchDispatchMode | None:
     """Return the mode that sees the next operator first (torch 2.13, utils/_python_dispatch.py)."""
     return _get_current_dispatch_mode()
+
+
+def left_for_a_while() -> AbstractContextManager[Any]:
+    """Hide the operators of a block from the mode that is asked first (torch 2.13, utils/_python_dispatch.py)."""
+    return _pop_mode_temporarily()
 
 
 def alias(tensor: torch.Tensor) -> torch.Tensor:

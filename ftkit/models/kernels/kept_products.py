@@ -19,7 +19,7 @@ asks for it by `keep_whole`.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
@@ -71,14 +71,15 @@ def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]
     return _Keep(kept, pack), _Replay(kept, unpack)
 
 
-def keep_whole(function: Callable[[], torch.Tensor]) -> torch.Tensor:
+def keep_whole(function: Callable[[], torch.Tensor], *read: torch.Tensor | None) -> torch.Tensor:
     """Return what a function returns; a layer that keeps its products keeps this, and nothing made on the way.
 
     Args:
         function: draws no random numbers, and changes nothing that was there before.
+        read: what it reads of what the layer may have made.
     """
     mode = foreign.top_mode()
-    return mode.whole(function) if isinstance(mode, _Keep | _Replay) else function()
+    return mode.whole(function, read) if isinstance(mode, _Keep | _Replay) else function()
 
 
 class _Keep(foreign.DispatchMode):
@@ -86,7 +87,7 @@ class _Keep(foreign.DispatchMode):
 
     def __init__(self, kept: deque[_Kept], pack: Callable[[torch.Tensor], Any]) -> None:
         super().__init__()
-        self._kept, self._pack, self._is_inside = kept, pack, False
+        self._kept, self._pack = kept, pack
         self._by_storage: dict[int, _Kept] = {}
 
     def __torch_dispatch__(
@@ -95,7 +96,7 @@ class _Keep(foreign.DispatchMode):
         out = func(*args, **(kwargs or {}))
         if self._by_storage and _reads_values(func):
             self._follow(func, args, kwargs or {}, out)
-        if not self._is_inside and _is_dear(func, args):
+        if _is_dear(func, args):
             self._add(out, _random_state(args) if _draws(func) else None)
         return out
 
@@ -106,13 +107,13 @@ class _Keep(foreign.DispatchMode):
             one.num_changes = _changes_of_tensors(one.result)
         self._by_storage.clear()
 
-    def whole(self, function: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Run a function and keep its result alone."""
-        self._is_inside = True
-        try:
+    def whole(self, function: Callable[[], torch.Tensor], read: Sequence[torch.Tensor | None]) -> torch.Tensor:
+        """Run a function, unseen by this mode, which takes longer than a small operator, and keep its result alone."""
+        for key in _keys(read):
+            if key in self._by_storage:
+                self._by_storage[key].is_read = True
+        with foreign.left_for_a_while():
             out = function()
-        finally:
-            self._is_inside = False
         self._add(out, None)
         return out
 
@@ -126,8 +127,11 @@ class _Keep(foreign.DispatchMode):
 
         So is one that an operator changes without returning it: the second run could not leave that operator out.
         """
+        given = _keys([*args, *kwargs.values()])
+        if self._by_storage.keys().isdisjoint(given):
+            return
         written, shared = _keys(_written(func, args, kwargs)), set(_keys([out]))
-        for key in _keys([*args, *kwargs.values()]):
+        for key in given:
             one = self._by_storage.get(key)
             if one is None:
                 continue
@@ -161,7 +165,7 @@ class _Replay(foreign.DispatchMode):
         self._kept.clear()
         self._changed.clear()
 
-    def whole(self, function: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def whole(self, function: Callable[[], torch.Tensor], _: Sequence[torch.Tensor | None]) -> torch.Tensor:
         """Return the kept result of a function."""
         out: torch.Tensor = self._next(function, ())
         return out

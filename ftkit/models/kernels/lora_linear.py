@@ -58,7 +58,7 @@ class _LoraLinear(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(x, down_RI, up_OR)
         ctx.base, ctx.scaling, ctx.rate, ctx.seed = base, scaling, rate, seed
-        return keep_whole(lambda: _forward(x, base, down_RI, up_OR, scaling, rate, seed))
+        return keep_whole(lambda: _forward(x, base, down_RI, up_OR, scaling, rate, seed), x)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:

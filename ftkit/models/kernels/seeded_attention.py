@@ -116,7 +116,7 @@ class _Attention(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(query, key, value, mask)
         ctx.scaling, ctx.rate, ctx.seed = scaling, rate, seed
-        return keep_whole(lambda: _attended(query, key, value, mask, scaling, rate, seed))
+        return keep_whole(lambda: _attended(query, key, value, mask, scaling, rate, seed), query, key, value, mask)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
