@@ -73,7 +73,7 @@ def assemble(
         ModelError: the weights cannot be loaded, or the model is not for this task or method.
         DeviceError: the engine does not run on this machine.
     """
-    model = build_model(run.config, source, architecture, run.dtype, note)
+    model = build_model(run.config, source, architecture, run.dtype, note, process=process)
     counts = Counts.of(model)
     before_engine(model)
     objective = objective_of(run.config, architecture, model)

@@ -28,16 +28,26 @@ def together(process: ProcessContext, act: Callable[[], Done]) -> Done:
         done = act()
     except FtkitError as error:
         mistake = error
-    mistakes: list[Any] = [mistake]
-    if process.world_size > 1:
-        from torch import distributed
-
-        mistakes = [None] * process.world_size
-        distributed.all_gather_object(mistakes, mistake)
-    for one in mistakes:
+    for one in of_all_ranks(process, mistake):
         if one is not None:
             raise one
     return cast("Done", done)
+
+
+def of_all_ranks(process: ProcessContext, value: Done) -> list[Done]:
+    """Return what each rank gives, in their order, on every rank; called by all of them, which wait for the last.
+
+    Args:
+        process: the place of this process.
+        value: of this rank; it can be pickled.
+    """
+    if process.world_size == 1:
+        return [value]
+    from torch import distributed
+
+    values: list[Any] = [None] * process.world_size
+    distributed.all_gather_object(values, value)
+    return values
 
 
 def sum_of_ranks(process: ProcessContext, value: int) -> int:

@@ -10,6 +10,7 @@ from torch import nn
 
 from ftkit.config.tree import RunConfig
 from ftkit.errors import ConfigError, ModelError
+from ftkit.machine.process import ProcessContext
 from ftkit.models import foreign
 from ftkit.models.activations import offload
 from ftkit.models.activations.recompute import set_recompute
@@ -28,26 +29,28 @@ from ftkit.models.sources.source import Source
 from ftkit.models.sources.start import Start
 from ftkit.models.sources.weights import Note, attention, auto_class, grow_tables, load_weights
 from ftkit.models.streaming.layout import layout_of, leave_out, names_to_stream
-from ftkit.models.streaming.sources import NoLayers, layers_from, table_from
-from ftkit.models.streaming.stored import open_weights
+from ftkit.models.streaming.sources import NoLayers, in_ram, on_disk
+from ftkit.models.streaming.stored import StoredWeights, open_weights
 from ftkit.models.streaming.stream import attach
-from ftkit.models.streaming.table import NoTable
+from ftkit.models.streaming.table import NoTable, left_out_table
 from ftkit.models.structure.heads import find_head
 from ftkit.models.structure.layers import first_trained_layer, transformer_layers
 
+_ALONE = ProcessContext()
 _LISTED = 3
 """Kinds of weights that stay whole and are named, the largest ones."""
 _POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
 """As transformers' models call the embedding of absolute positions (BERT and kin, OPT and BART, GPT-2)."""
 
 
-def build_model(
+def build_model(  # noqa: PLR0913  # what a model is made of, and who shares its memory
     config: RunConfig,
     source: Source,
     architecture: Any,
     dtype: torch.dtype,
     note: Note = lambda _: None,
     without: Collection[str] = (),
+    process: ProcessContext = _ALONE,
 ) -> nn.Module:
     """Load the weights and make of them what the method trains.
 
@@ -58,6 +61,8 @@ def build_model(
         dtype: what weights and activations compute in.
         note: told what is new in the model.
         without: modules whose weights stay on `meta`, by their names before the method changes the model.
+        process: the place of this process; the ranks of a host share what streams from its memory, so all of them call
+            this.
 
     Returns:
         A module on the CPU, in evaluation mode, in which exactly what the method trains requires gradients.
@@ -74,9 +79,7 @@ def build_model(
         stored = open_weights(source, model)
     model = prepare_model(config, model, dtype, start)
     if stored is not None:
-        place, layout = config.engine.stream_layers, layout_of(model)
-        layers = layers_from(place, stored, layout, config.cache.limit_bytes, note)
-        attach(model, layout, layers, table_from(place, stored, model), config.model.recompute)
+        _stream(config, model, stored, process, note)
     for line in weight_lines(model):
         note(line)
     return model
@@ -106,6 +109,16 @@ def build_empty_model(config: RunConfig, architecture: Any, dtype: torch.dtype) 
     if streams:
         attach(model, layout_of(model), NoLayers(), NoTable(), config.model.recompute)
     return model
+
+
+def _stream(config: RunConfig, model: nn.Module, stored: StoredWeights, process: ProcessContext, note: Note) -> None:
+    """Let what was left out of a model come from where the run has it."""
+    layout, tokens = layout_of(model), left_out_table(model)
+    if config.engine.stream_layers == "ram":
+        layers, table = in_ram(stored, layout, tokens, process, note)
+    else:
+        layers, table = on_disk(stored, layout, tokens, config.cache.limit_bytes, note)
+    attach(model, layout, layers, table, config.model.recompute)
 
 
 def _left_out(config: RunConfig, model: nn.Module) -> list[str]:

@@ -1,6 +1,12 @@
 """Memory of the host that the system does not page out, from which copies to a GPU run beside the computation."""
 
+import weakref
+from contextlib import suppress
+
 import torch
+
+_PORTABLE = 1
+"""`cudaHostRegisterPortable`: pinned for all devices of the process."""
 
 
 def pinned(num_bytes: int) -> torch.Tensor:
@@ -18,3 +24,30 @@ def pinned(num_bytes: int) -> torch.Tensor:
         except RuntimeError:
             pass  # the copies wait then
     return torch.empty(num_bytes, dtype=torch.uint8)
+
+
+def pin(memory: torch.Tensor, owner: object) -> bool:
+    """Pin memory that is there, to the byte: torch's allocator would round it up to the next power of two.
+
+    Args:
+        memory: uint8, one dimension, on the CPU.
+        owner: the memory stays pinned as long as this lives, and nobody copies out of it later.
+
+    Returns:
+        Whether it is pinned now; it is not where there is no GPU, or the system refuses.
+    """
+    if not torch.cuda.is_available():
+        return False
+    if int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), _PORTABLE)) != 0:
+        # CUDA keeps the error for whoever asks next, and torch asks behind each launch, which would fail for it.
+        with suppress(RuntimeError):
+            torch.ones(1, device="cuda").add_(1)
+        return False
+    # Not at the end of the process, which takes all with it: CUDA may have gone before.
+    weakref.finalize(owner, _unpin, memory).atexit = False
+    return True
+
+
+def _unpin(memory: torch.Tensor) -> None:
+    torch.cuda.synchronize()  # a copy may still read it, and torch keeps watch over memory of its own alone
+    torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())

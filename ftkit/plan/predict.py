@@ -180,7 +180,10 @@ def _by_formula(case: Case, error: UntraceableModelError) -> AnyPrediction:
         parts = parts.model_copy(update={"parameter_bytes": streamed.resident_bytes})
         counts = replace(counts, load_bytes=counts.load_bytes - streamed.left_bytes)
     note = f"by formula ({formula.source_of(case.run)}): {error}"
-    memory = device_of(case, counts).of_parts(*formula.shared_out(parts, case.run, architecture))
+    parts, elsewhere = formula.shared_out(parts, case.run, architecture)
+    if streamed is not None:
+        elsewhere = streamed.on_host(elsewhere, case.target.device_type)
+    memory = device_of(case, counts).of_parts(parts, elsewhere)
     return by_formula(_memory_prediction(case, counts, memory, Basis.FORMULA, note))
 
 

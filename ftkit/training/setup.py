@@ -124,7 +124,7 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     run = resolve(planned, asked.devices)
     folder = first_decides(process, lambda: open_folder(config, is_resumed=resume))
     load = partial(build_model, run.config, source, architecture, run.dtype)
-    model = load(note, () if warm is None else warm.known.without)
+    model = load(note, () if warm is None else warm.known.without, process)
     counts = Counts.of(model)
     check_positions(model, data.longest)
     check_tokens(model, data.highest_token)

@@ -121,6 +121,14 @@ WRITTEN = [
     ),
     Written(sources.conversions, "transformers", "conversion_mapping.py", "def get_model_conversion_mapping("),
     Written(streaming.num_references, "torch", "_C/__init__.pyi", "def _storage_Use_Count("),
+    *(
+        Written(user, "transformers", f"models/{family}/modeling_{family}.py", text)
+        for family, kind, cast in (("gemma2", "Gemma2Text", ".to(self.weight.dtype)"), ("bart", "Bart", ""))
+        for user, text in (
+            (streaming.is_table, f"class {kind}ScaledWordEmbedding(nn.Embedding):"),
+            (streaming.scaled, f"return super().forward(input_ids) * self.embed_scale{cast}\n"),
+        )
+    ),
     # models/saving
     Written(saving.not_saved, "transformers", "modeling_utils.py", "in self._keys_to_ignore_on_save"),
     Written(saving.as_in_files, "transformers", "core_model_loading.py", "def revert_weight_conversion(model: "),

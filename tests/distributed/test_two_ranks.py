@@ -174,6 +174,11 @@ def test_two_ranks_with_streamed_layers_train_bit_by_bit_as_with_all_weights_in_
     assert found["moved"] == []
 
 
+def test_two_ranks_stream_from_the_same_memory_of_their_host(launch):
+    mine, other = launch[1]["streamed-together-ram-qlora-bf16"]["mark"]  # after the first rank has written there
+    assert mine == other
+
+
 def reload(case, folder):
     """Load with transformers and PEFT alone."""
     saved = folder / "saved" / case["name"] / "model"

@@ -22,10 +22,12 @@ from ftkit.engine.ds_config import templates_folder
 from ftkit.engine.protocol import Engine
 from ftkit.machine import process as distributed
 from ftkit.machine.process import ProcessContext
+from ftkit.machine.ranks import of_all_ranks
 from ftkit.models.foreign import patched
 from ftkit.models.methods import method_of
 from ftkit.models.partitions import own_tensors
 from ftkit.models.sources.source import load_tokenizer, resolve_source
+from ftkit.models.streaming.stream import stream_of
 from ftkit.models.trunk import build as trunk_build
 from ftkit.models.trunk import store
 from ftkit.models.trunk.rows import Rows
@@ -44,7 +46,7 @@ from tests.helpers import (
     save_tiny_model,
     take_steps,
 )
-from tests.models.streaming.conftest import deep_model
+from tests.models.streaming.conftest import deep_model, from_ram
 from tests.quick_ranks import collect_little, know_the_processor
 
 METHODS = ("feature-extraction", "lora", "qlora", "full")
@@ -160,24 +162,44 @@ def run_cached(case: dict, process: ProcessContext, folder: Path) -> dict:
 
 
 def streamed_cases() -> list[dict[str, Any]]:
-    """Return the ways in which both ranks stream the layers of a model of six of them."""
+    """Return the ways in which both ranks stream the layers of a model of four of them."""
     disk = ["engine.stream_layers=disk"]
     return [
         {"name": "streamed", "streamed": disk},
         {"name": "streamed-together", "streamed": [*disk, "engine.stream_micro_batches=all"]},
+        {
+            "name": "streamed-together-ram-qlora-bf16",
+            "streamed": [*disk, "engine.stream_micro_batches=all", "engine.stream_head=true"],
+            "way": ["method.name=qlora"],
+            "dtype": "bf16",
+            "from_ram": True,
+        },
     ]
 
 
 def run_streamed(case: dict, process: ProcessContext, folder: Path) -> dict:
     """Take the same steps with all weights in memory and with streamed layers."""
     way = ["method.name=lora", "method.dropout=0", "task=causal-lm", "model.recompute=layer", "engine.name=plain"]
-    way += ["batch.global_batch_size=8", "batch.micro_batch_size=1"]
+    way += ["batch.global_batch_size=8", "batch.micro_batch_size=1", *case.get("way", [])]
     split, found, states = ragged_split("causal-lm"), {}, {}
+    dtype = DTYPES[case.get("dtype", "fp32")]
     for name, more in (("resident", []), ("streamed", case["streamed"])):
-        taken = take_steps(*build([*way, *more], folder / "models" / "deep", torch.float32, process), split)
+        with from_ram(process) if "from_ram" in case else contextlib.nullcontext():
+            built = build([*way, *more], folder / "models" / "deep", dtype, process)
+        taken = take_steps(*built, split, 2)
         found[name], states[name] = [taken.losses, taken.norms], taken.engine.trainable_state()
     moved = [name for name, one in states["resident"].items() if not torch.equal(states["streamed"][name], one)]
-    return found | {"moved": moved}
+    return found | {"moved": moved, "mark": seen_by_both(taken.engine, process) if "from_ram" in case else None}
+
+
+def seen_by_both(engine: Engine, process: ProcessContext) -> list[int]:
+    """Let the first rank write into the memory that layers are streamed from; return what each rank sees there."""
+    stream = stream_of(engine.model)
+    assert stream is not None
+    weight = stream.source.read(stream.layout.layers[0][0])[0].view(-1).view(torch.uint8)
+    if process.is_main:
+        weight[0] ^= 255
+    return of_all_ranks(process, int(weight[0]))
 
 
 def name_of(case: dict) -> str:
@@ -290,7 +312,7 @@ def main() -> None:
     if process.is_main:
         for family in ("gpt2", "bert", "llama"):
             save_tiny_model(folder / "models" / family, family)
-        deep_model(folder / "models" / "deep", "llama")
+        deep_model(folder / "models" / "deep", "llama", 4)
     torch.distributed.barrier()
     assert templates_folder().is_dir()
     know_the_processor()

@@ -1,6 +1,6 @@
 """The layers of a model that are streamed, and the place of each of their tensors in a buffer; values play no part."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -174,6 +174,10 @@ class Layout:
         """Whether some of the weights are in 4 bits, which their files do not hold."""
         return any(slot.is_packed for slot in self.slots)
 
+    def slot_of(self, weight: torch.Tensor) -> Slot | None:
+        """Return the place of a weight; None where it is not streamed through the window."""
+        return next((slot for slot in self.slots if slot.parameter is weight), None)
+
     def layer_of(self, slot: Slot) -> int:
         """Return the number of the layer that a weight is of."""
         return next(number for number, slots in enumerate(self.layers) if slot in slots)
@@ -201,12 +205,15 @@ def leave_out(model: nn.Module, names: Sequence[str]) -> None:
         raise ModelError(f"{kind} cannot recompute its layers, as streamed ones do; leave engine.stream_layers out")
     # Where the other weights are; on `meta` for a model that is only planned.
     device = next((one.device for one in model.parameters() if not one.is_meta), torch.device("meta"))
+    places = defaultdict(list)
+    for name, one in model.named_parameters(remove_duplicate=False):
+        places[one].append(name.rpartition("."))
     for name in names:
-        owner, _, own = name.rpartition(".")
-        weight = model.get_submodule(owner).get_parameter(own)
+        weight = model.get_parameter(name)
         new = nn.Parameter(placeholder(weight.shape, weight.dtype, device), requires_grad=False)
         mark(new, LeftOut(name))
-        model.get_submodule(owner).register_parameter(own, new)
+        for owner, _, own in places[weight]:  # two, where the table is the head too: it stays one weight
+            model.get_submodule(owner).register_parameter(own, new)
 
 
 def layout_of(model: nn.Module) -> Layout:
@@ -243,9 +250,9 @@ def names_to_stream(model: nn.Module, *, table_grows: bool, with_head: bool) -> 
     """
     if table_grows and with_head:
         raise ModelError("new rows of the head train; leave engine.stream_head or model.resize_embeddings out")
-    table = None if table_grows else table_to_stream(model)
+    table = None if table_grows else table_to_stream(model, is_head=with_head)
     head = head_to_stream(model) if with_head else None
-    return [*_names_of_layers(model), *(name for name in (table, head) if name is not None)]
+    return [*_names_of_layers(model), *dict.fromkeys(name for name in (table, head) if name is not None)]
 
 
 def _names_of_layers(model: nn.Module) -> list[str]:

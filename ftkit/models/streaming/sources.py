@@ -1,24 +1,20 @@
 """Where the weights of streamed layers come from: a disk or the host's memory; for plans, from nowhere."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import accumulate
 from typing import Protocol
 
 import torch
 from torch import nn
 
+from ftkit.machine.process import ProcessContext
 from ftkit.models.left_out import left_out
-from ftkit.models.pinned import pinned
-from ftkit.models.streaming.images import image_of
+from ftkit.models.streaming.host import HostLayers
 from ftkit.models.streaming.kept import KeptLayers
 from ftkit.models.streaming.layout import Layout, Slot
 from ftkit.models.streaming.stored import StoredWeights
-from ftkit.models.streaming.table import HostTable, NoTable, StoredTable, TableSource, left_out_table
+from ftkit.models.streaming.table import HostTable, NoTable, StoredTable, TableSource
 from ftkit.units import format_bytes
-
-_PINNED_BYTES = 64 * 2**20
-"""Of one block: torch's allocator of pinned memory rounds each up to a power of two, layers by up to as much again."""
 
 
 class LayerSource(Protocol):
@@ -113,62 +109,45 @@ class PackedLayers:
         return self._head if layer == self._layout.num_layers else self._kept
 
 
-class HostLayers:
-    """Keeps the weights of all layers in the host's memory, pinned where the system allows it."""
-
-    def __init__(self, stored: StoredWeights, layout: Layout) -> None:
-        """Read all layers once, one at a time, and pack those that are in 4 bits.
-
-        Args:
-            stored: the files.
-            layout: what is streamed.
-        """
-        self._layout = layout
-        sizes = [layout.bytes_of(layer) for layer in range(len(layout.layers))]
-        self._starts = [0, *accumulate(sizes)]
-        self._blocks = [pinned(size) for size in _block_sizes(sum(sizes))]
-        for layer in range(len(sizes)):
-            image, place = image_of(layout, layer, stored), 0
-            for piece in self._pieces(layer):
-                piece.copy_(image[place : place + len(piece)])
-                place += len(piece)
-
-    @property
-    def is_pinned(self) -> bool:
-        """Whether copies run beside the computation: those out of pageable memory do not."""
-        return all(one.is_pinned() for one in self._blocks)
-
-    def read_into(self, layer: int, memory: torch.Tensor) -> None:
-        """Begin to copy the weights of a layer to the device."""
-        place = 0
-        for piece in self._pieces(layer):
-            memory[place : place + len(piece)].copy_(piece, non_blocking=True)
-            place += len(piece)
-
-    def read(self, slot: Slot) -> tuple[torch.Tensor, ...]:
-        """Return one weight on the CPU."""
-        layer = self._layout.layer_of(slot)
-        return slot.views(torch.cat(list(self._pieces(layer))))
-
-    def _pieces(self, layer: int) -> Iterator[torch.Tensor]:
-        """Yield the parts of blocks that a layer lies in, in their order."""
-        begin, end = self._starts[layer], self._starts[layer + 1]
-        while begin < end:
-            block, place = divmod(begin, _PINNED_BYTES)
-            piece = self._blocks[block][place : place + end - begin]
-            yield piece
-            begin += len(piece)
-
-
-def layers_from(
-    place: str, stored: StoredWeights, layout: Layout, limit: int, note: Callable[[str], None]
-) -> LayerSource:
-    """Return what gives the streamed layers of a run.
+def in_ram(
+    stored: StoredWeights,
+    layout: Layout,
+    tokens: nn.Embedding | None,
+    process: ProcessContext,
+    note: Callable[[str], None],
+) -> tuple[LayerSource, TableSource]:
+    """Return what gives the streamed layers of a run, and the rows of its table of tokens, out of the host's memory.
 
     Args:
-        place: `disk` or `ram`, where the weights are while the run goes on.
         stored: the safetensors of the model.
         layout: what is streamed of it.
+        tokens: the table that was left out of the model; None where it is there, and nobody asks for rows.
+        process: the place of this process; every process of the job calls this.
+        note: told what the stream costs beside the copies.
+
+    Raises:
+        ModelError: a weight cannot be read.
+        DeviceError: the ranks of this host cannot share memory.
+    """
+    host = HostLayers(stored, layout, tokens, process)
+    if torch.cuda.is_available() and not host.is_pinned:
+        note("the system does not pin the host's memory, so computing waits for each layer that comes")
+    return host, NoTable() if host.table is None else HostTable(host.table)
+
+
+def on_disk(
+    stored: StoredWeights,
+    layout: Layout,
+    tokens: nn.Embedding | None,
+    limit: int,
+    note: Callable[[str], None],
+) -> tuple[LayerSource, TableSource]:
+    """Return what gives the streamed layers of a run, and the rows of its table of tokens, out of files.
+
+    Args:
+        stored: the safetensors of the model.
+        layout: what is streamed of it.
+        tokens: the table that was left out of the model; None where it is there, and nobody asks for rows.
         limit: bytes that the cache may hold of packed layers beside these.
         note: told what the stream costs beside the copies.
 
@@ -176,11 +155,9 @@ def layers_from(
         ModelError: a weight cannot be read.
         DeviceError: packed layers cannot be written.
     """
-    if place == "ram":
-        host = HostLayers(stored, layout)
-        if torch.cuda.is_available() and not host.is_pinned:
-            note("the system does not pin the host's memory, so computing waits for each layer that comes")
-        return host
+    mark = None if tokens is None else left_out(tokens.weight)
+    table = NoTable() if tokens is None or mark is None else StoredTable(stored, mark.name, tokens.weight.dtype)
+    whole = StoredLayers(stored, layout)
     if layout.is_packed:
         packed = replace(layout, layers=layout.layers[: layout.num_layers], has_head=False)
         kept = KeptLayers(stored, packed, limit)
@@ -188,31 +165,9 @@ def layers_from(
             f"streamed layers in 4 bits, {format_bytes(kept.num_bytes)}, are read from {kept.folder}: {kept.num_made} "
             f"of {layout.num_layers} packed now"
         )
-        return PackedLayers(kept, StoredLayers(stored, layout), layout) if layout.has_head else kept
+        return (PackedLayers(kept, whole, layout) if layout.has_head else kept), table
     converted = {stored.stored.dtype(slot.name) for slot in layout.slots} - {s.parts[0].dtype for s in layout.slots}
     if converted:
         kinds = ", ".join(sorted(str(one).removeprefix("torch.") for one in converted))
         note(f"streamed layers are stored as {kinds} and computed in another type, so they are converted each time")
-    return StoredLayers(stored, layout)
-
-
-def table_from(place: str, stored: StoredWeights, model: nn.Module) -> TableSource:
-    """Return what gives the rows of a run's table of tokens.
-
-    Args:
-        place: `disk` or `ram`, where the table is while the run goes on.
-        stored: the safetensors of the model.
-        model: prepared for its method; where its table is there, nobody asks for rows.
-    """
-    table = left_out_table(model)
-    mark = None if table is None else left_out(table.weight)
-    if table is None or mark is None:
-        return NoTable()
-    kind = HostTable if place == "ram" else StoredTable
-    return kind(stored, mark.name, table.weight.dtype)
-
-
-def _block_sizes(num_bytes: int) -> list[int]:
-    """Return the sizes of blocks that hold some bytes, of which the last alone is not full."""
-    full, rest = divmod(num_bytes, _PINNED_BYTES)
-    return [_PINNED_BYTES] * full + [rest] * bool(rest)
+    return whole, table

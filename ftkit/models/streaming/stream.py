@@ -168,10 +168,10 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
         return model
     _check_frozen(model, stream)
     # These first: moved by `to`, a placeholder would become as large as the weight.
-    stream.window = Window(stream.layout, stream.source, device)
     tokens = left_out_table(model)
     if tokens is not None:
         tokens.weight.data = placeholder(tokens.weight.shape, tokens.weight.dtype, device)
+    stream.window = Window(stream.layout, stream.source, device)
     stream.comes_back = first_trained_layer(model) is not None or _trains_tokens(model)
     return model.to(device)
 

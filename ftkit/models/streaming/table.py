@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ftkit.models.left_out import left_out
+from ftkit.models.streaming.foreign import is_table, scaled
 from ftkit.models.streaming.stored import StoredWeights
 
 
@@ -72,17 +73,15 @@ class StoredTable:
 
 
 class HostTable:
-    """Keeps a table in the host's memory."""
+    """Looks rows up in the host's memory."""
 
-    def __init__(self, stored: StoredWeights, name: str, dtype: torch.dtype) -> None:
-        """Read the table once.
+    def __init__(self, table: torch.Tensor) -> None:
+        """Take a table.
 
         Args:
-            stored: the files.
-            name: of the table in the model.
-            dtype: that the run computes in.
+            table: on the CPU, in the type that the run computes in.
         """
-        self._table = stored.read(name).to(dtype)
+        self._table = table
 
     def look_up(self, ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Copy the rows of tokens to the device."""
@@ -93,24 +92,26 @@ class HostTable:
         return {"": self._table}
 
 
-def table_to_stream(model: nn.Module) -> str | None:
-    """Return the name of the weight of a model's table of tokens, where it is looked up in and nothing else.
+def table_to_stream(model: nn.Module, *, is_head: bool = False) -> str | None:
+    """Return the name of the weight of a model's table of tokens, where it can leave; None where it stays.
 
-    A table that is the head too, or that several modules share, stays; so does one of a class of its own.
+    A table that several modules share stays, and so does one whose class does more than to look rows up and scale them.
 
     Args:
         model: a transformers model.
+        is_head: whether the head leaves: a table that is the head too leaves with it, and stays otherwise.
     """
-    table = cast(Any, model).get_input_embeddings()
-    if type(table) is not nn.Embedding or table.max_norm is not None:
+    table, head = cast(Any, model).get_input_embeddings(), cast(Any, model).get_output_embeddings()
+    if not is_table(table) or table.max_norm is not None:
         return None
     names = [name for name, one in model.named_parameters(remove_duplicate=False) if one is table.weight]
-    return names[0] if len(names) == 1 else None
+    is_tied = is_head and head is not None and head.weight is table.weight
+    return names[0] if len(names) == 1 + is_tied else None
 
 
 def left_out_table(model: nn.Module) -> nn.Embedding | None:
     """Return the table of a model that was left out of it; None where it is there."""
-    tables = (module for module in model.modules() if type(module) is nn.Embedding)
+    tables = (module for module in model.modules() if isinstance(module, nn.Embedding))
     return next((table for table in tables if left_out(table.weight) is not None), None)
 
 
@@ -125,4 +126,4 @@ def look_up_in(table: nn.Embedding, source: TableSource) -> None:
 
 
 def _look_up(table: nn.Embedding, source: TableSource, ids: torch.Tensor) -> torch.Tensor:
-    return source.look_up(ids, table.weight)
+    return scaled(table, source.look_up(ids, table.weight))

@@ -26,11 +26,15 @@ SCORES_PER_VALUE = 5
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """The bytes that one rank has beside its device: in the host's memory, the locked part of that, and on a disk."""
+    """The bytes that one rank has beside its device: in the host's memory, the locked part of that, and on a disk.
+
+    Locked too are those that all ranks of a node share.
+    """
 
     host_bytes: int = 0
     pinned_bytes: int = 0
     nvme_bytes: int = 0
+    shared_bytes: int = 0
 
 
 def missing_size(architecture: Any) -> str | None:

@@ -272,9 +272,10 @@ def _on_node(target: Target, memory: Memory, share: RankShare | Elsewhere) -> Me
         share: of one rank.
     """
     ranks = target.num_devices
-    pinned, nvme = ranks * share.pinned_bytes, ranks * share.nvme_bytes
-    memory = replace(memory, host_bytes=ranks * memory.host_bytes, pinned_bytes=pinned, nvme_bytes=nvme)
-    reason = _host_reason(target, memory.host_bytes, pinned)
+    pinned, nvme = ranks * share.pinned_bytes + share.shared_bytes, ranks * share.nvme_bytes
+    host = ranks * memory.host_bytes + share.shared_bytes
+    memory = replace(memory, host_bytes=host, pinned_bytes=pinned, nvme_bytes=nvme)
+    reason = _host_reason(target, host, pinned)
     if reason is None or memory.verdict is Verdict.DOES_NOT_FIT:
         return memory
     return replace(memory, verdict=Verdict.DOES_NOT_FIT, reason=reason, verdict_by=None)

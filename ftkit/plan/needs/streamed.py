@@ -6,16 +6,19 @@ of them weigh is asked of the whole model.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from ftkit.data.batching import Shape
 from ftkit.models.activations.link import pinned_size
 from ftkit.models.build import build_empty_model
+from ftkit.models.streaming.host import table_bytes_beside
 from ftkit.models.streaming.stream import resident_bytes, stream_of
 from ftkit.models.streaming.table import left_out_table
 from ftkit.models.structure.layers import first_trained_layer
 from ftkit.observe.tape import Tape
 from ftkit.plan.inputs.case import Case, Counts
 from ftkit.plan.inputs.target import Target
+from ftkit.plan.needs.fallback import Elsewhere
 from ftkit.plan.seconds.calibration import source_words
 from ftkit.plan.seconds.speed import StepTime
 from ftkit.plan.zero.share import RankShare, share_out
@@ -24,6 +27,9 @@ from ftkit.records.streamed import StreamPlan
 DISK_BYTES_PER_SECOND = 2e9
 """Assumed of a disk that layers are read from: NVMe over PCIe 3.0 reads up to 3.5 GB/s, and others are slower. What the
 system still has of the files in memory comes faster, and no plan counts on it."""
+
+
+Share = TypeVar("Share", RankShare, Elsewhere)
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Streamed:
             the largest layer where it is packed.
         left_bytes: of all streamed weights, the table of tokens among them, in the type that the run computes in: what
             is not loaded.
-        table_bytes: of the table of tokens, where its rows are looked up on the host.
+        table_bytes: of the table of tokens, where its rows are looked up on the host and it is not the head too.
         lowest: the lowest layer that a backward passes through; None: none.
         is_packed: whether the layers are in 4 bits, which come from a disk to a GPU through pinned memory.
     """
@@ -73,8 +79,8 @@ class Streamed:
         stream, resident = stream_of(model), resident_bytes(model)
         assert stream is not None
         assert resident is not None
-        layout, place, table = stream.layout, config.engine.stream_layers, left_out_table(model)
-        table_bytes = 0 if table is None else table.weight.numel() * table.weight.itemsize
+        layout, place = stream.layout, config.engine.stream_layers
+        table_bytes = table_bytes_beside(layout, left_out_table(model))
         return cls(
             place,
             tuple(map(layout.bytes_of, range(layout.num_layers))),
@@ -93,15 +99,15 @@ class Streamed:
         """Bytes of all layers, and of the head."""
         return sum(self.layer_bytes) + self.head_bytes
 
-    def on_host(self, share: RankShare, device_type: str) -> RankShare:
-        """Return a rank's share with what its host keeps: all layers, pinned, or what is on its way.
+    def on_host(self, share: Share, device_type: str) -> Share:
+        """Return a rank's share with what its host keeps: all layers, pinned and once for all ranks, or what comes.
 
         Args:
             share: of the plain engine.
             device_type: what computes; a CPU reads from the disk into the window itself.
         """
         if self.place == "ram":
-            return replace(share, host_bytes=self.num_bytes + self.table_bytes, pinned_bytes=self.num_bytes)
+            return replace(share, shared_bytes=self.num_bytes + self.table_bytes)
         if device_type == "cpu":
             return share
         pinned = pinned_size(self.staging_bytes) if self.is_packed else 0

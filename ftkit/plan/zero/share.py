@@ -41,6 +41,7 @@ class RankShare:
         tape: the step with what this rank holds on its device.
         host_bytes: host memory.
         pinned_bytes: the locked part of it.
+        shared_bytes: locked host memory that all ranks of a node have in common.
         nvme_bytes: on the disk.
         wire_bytes: sent in one step.
         copied_bytes: of the largest weight that is gathered on a CPU: gloo gathers into a copy, in a thread of its own,
@@ -51,6 +52,7 @@ class RankShare:
     tape: Tape
     host_bytes: int = 0
     pinned_bytes: int = 0
+    shared_bytes: int = 0
     nvme_bytes: int = 0
     wire_bytes: float = 0.0
     copied_bytes: int = 0

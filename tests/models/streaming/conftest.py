@@ -10,7 +10,10 @@ import transformers
 from ftkit.data import batching
 from ftkit.machine.disk import CACHE_VARIABLE
 from ftkit.machine.process import ProcessContext
+from ftkit.models import build
 from ftkit.models.build import set_training
+from ftkit.models.foreign import patched
+from ftkit.models.streaming import sources
 from tests import helpers
 
 DEPTHS = ("num_hidden_layers", "n_layer", "num_layers")
@@ -59,6 +62,15 @@ def engine_of(model, *settings, dtype=torch.float32):
     """Build an engine whose layers recompute whole, as streamed ones do."""
     given = ["task=causal-lm", "method.name=lora", "method.dropout=0.1", "model.recompute=layer", *settings]
     return helpers.build(given, model, dtype, ProcessContext())[1]
+
+
+def from_ram(process=None):
+    """Let `disk` be `ram`, which is refused on a CPU, while a block runs."""
+
+    def in_ram(stored, layout, tokens, limit, note):
+        return sources.in_ram(stored, layout, tokens, process or ProcessContext(), note)
+
+    return patched(build, "on_disk", in_ram)
 
 
 def take_step(engine, num_steps=1):

@@ -6,16 +6,15 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from ftkit.machine.disk import cache_folder
-from ftkit.models import build
 from ftkit.models.activations.recompute import set_level
 from ftkit.models.bnb import hidden_tensors
 from ftkit.models.build import count_parameters
 from ftkit.models.foreign import checkpointing_layers, is_packed
-from ftkit.models.streaming import sources
+from ftkit.models.streaming.host import HostLayers
 from ftkit.models.streaming.stream import stream_of, values_of
 from ftkit.models.streaming.window import StaleWeightsError
 from tests.families import COMMON, GROUPED
-from tests.models.streaming.conftest import deep_model, engine_of, take_step
+from tests.models.streaming.conftest import deep_model, engine_of, from_ram, take_step
 
 QLORA, DISK = "method.name=qlora", "engine.stream_layers=disk"
 
@@ -75,11 +74,10 @@ def test_a_damaged_layer_is_packed_again(streamed, deep):
     assert content[-1:] != b"\x01"
 
 
-def test_layers_out_of_the_hosts_memory_compute_the_same(resident, deep, monkeypatch):
-    monkeypatch.setattr(sources, "_PINNED_BYTES", 1000)  # so that a layer lies in several blocks
-    monkeypatch.setattr(build, "layers_from", lambda _, *rest: sources.layers_from("ram", *rest))  # refused on a CPU
-    streamed = engine_of(deep("llama"), QLORA, DISK)
-    assert isinstance(stream_of(streamed.model).source, sources.HostLayers)
+def test_layers_out_of_the_hosts_memory_compute_the_same(resident, deep):
+    with from_ram():
+        streamed = engine_of(deep("llama"), QLORA, DISK)
+    assert isinstance(stream_of(streamed.model).source, HostLayers)
     wanted, found = take_step(resident), take_step(streamed)
     assert found.loss == wanted.loss
     assert all(torch.equal(found.gradients[name], one) for name, one in wanted.gradients.items())

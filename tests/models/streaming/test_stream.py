@@ -1,5 +1,7 @@
 """A model whose layers are streamed computes what the resident one computes, to the bit."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -11,13 +13,15 @@ from ftkit.errors import ConfigError, DeviceError, ModelError
 from ftkit.models.activations.recompute import set_level, set_recompute
 from ftkit.models.foreign import checkpointing_layers
 from ftkit.models.partitions import own_tensors
-from ftkit.models.streaming.stream import stream_of
+from ftkit.models.streaming.head import head_to_stream
+from ftkit.models.streaming.stream import stream_of, value_of
+from ftkit.models.streaming.table import left_out_table
 from ftkit.models.streaming.window import StaleWeightsError
 from ftkit.observe.peaks import timeline
 from ftkit.observe.recorded import record_steps, see_model
 from ftkit.observe.recorder import Recorder
 from tests.helpers import PADDING, ragged_split
-from tests.models.streaming.conftest import engine_of, take_step
+from tests.models.streaming.conftest import engine_of, from_ram, take_step
 
 DISK, CHEAP, HEAD = "engine.stream_layers=disk", "model.recompute=cheap", "engine.stream_head=true"
 IN_BF16 = ("bert", "gpt2", "llama", "mixtral")
@@ -169,9 +173,31 @@ def test_what_cannot_be_streamed_is_refused_with_what_to_do(settings, error, wor
         engine_of(deep("llama"), *settings)
 
 
-def test_a_head_that_is_the_table_of_tokens_too_is_refused_by_name(deep):
+@pytest.mark.parametrize(
+    ("family", "place", "dtype", "way"),
+    # gemma2 scales the rows of its table.
+    [
+        ("gpt2", "disk", torch.float32, ()),
+        ("gemma2", "ram", torch.float32, ()),
+        ("gemma2", "disk", torch.bfloat16, (QLORA,)),
+    ],
+)
+def test_a_head_that_is_the_table_of_tokens_too_comes_while_rows_are_looked_up(family, place, dtype, way, deep):
+    resident = engine_of(deep(family), *way, dtype=dtype)
+    with from_ram() if place == "ram" else nullcontext():
+        streamed = engine_of(deep(family), *way, DISK, HEAD, dtype=dtype)
+    table, head = streamed.model.get_input_embeddings(), streamed.model.get_output_embeddings()
+    assert table.weight is head.weight
+    assert left_out_table(streamed.model) is table
+    is_same(take_step(streamed, num_steps=2), take_step(resident, num_steps=2))
+    assert torch.equal(value_of(head.weight), resident.model.get_output_embeddings().weight)
+
+
+def test_a_table_of_a_class_of_its_own_stays_and_the_head_that_is_the_same_weight_with_it(deep):
+    model = transformers.AutoModelForCausalLM.from_pretrained(deep("gpt2"))
+    model.get_input_embeddings().__class__ = type("Hashed", (torch.nn.Embedding,), {})
     with pytest.raises(ModelError, match=r"transformer\.wte\.weight and lm_head\.weight"):
-        engine_of(deep("gpt2"), DISK, HEAD)
+        head_to_stream(model)
 
 
 def test_weights_that_are_stored_in_another_form_are_refused_by_name(tmp_path):

@@ -31,7 +31,7 @@ SIZES = Shape(2, 32, 2, is_padded=False)
 def folders(tmp_path_factory):
     return {
         family: deep_model(tmp_path_factory.mktemp(family) / "model", family, NUM_LAYERS)
-        for family in ("llama", "mixtral")
+        for family in ("gemma2", "llama", "mixtral")
     }
 
 
@@ -56,6 +56,7 @@ def run_config(name, method, place="disk", together=1, recompute="none", *, head
         ("llama", Lora(top_layers=2), "bf16", 1, "none", True, 1),
         ("llama", Qlora(), "bf16", 1, {"cheap": 0.5}, True, 2),
         ("mixtral", Lora(), "bf16", 1, "none", False, 2),
+        ("gemma2", Lora(), "fp32", 1, "none", True, 2),
     ],
     ids=(
         "lora",
@@ -63,6 +64,7 @@ def run_config(name, method, place="disk", together=1, recompute="none", *, head
         "lora in the two top layers, with the head",
         "qlora, cheap in two layers, with the head",
         "experts that are stored one by one",
+        "with the head that is the table too",
     ),
 )
 def test_a_plan_counts_what_lives_in_a_real_streamed_step_and_what_comes(
@@ -124,8 +126,11 @@ def test_the_host_keeps_all_layers_pinned_or_one_weight_on_its_way_and_a_step_wa
     )
     largest = 1024 * 2048 * 4  # a matrix of the MLP in fp32
     table = architecture.vocab_size * 1024 * 4
-    assert (ram.pinned_bytes, disk.pinned_bytes) == (ram.streamed.num_bytes, 0)
+    assert (ram.pinned_bytes, disk.pinned_bytes) == (ram.streamed.num_bytes + table, 0)
     assert ram.host_bytes - disk.host_bytes == ram.streamed.num_bytes + table - largest
+    two = predict(run_config("llama", Lora(), "ram"), find_target("rtx3050-4gb", 2), architecture, tapes=tapes)
+    assert two.pinned_bytes == ram.pinned_bytes, "one copy for both ranks"
+    assert 2 * ram.host_bytes - two.host_bytes == ram.pinned_bytes
     assert ram.peak_active_bytes == disk.peak_active_bytes
     assert disk.streamed.step_seconds > ram.streamed.step_seconds
     assert disk.step_seconds >= disk.streamed.step_seconds
