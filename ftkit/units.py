@@ -80,6 +80,17 @@ def format_count(count: float) -> str:
     return f"{count:.0f}"
 
 
+def counted(count: int, one: str, several: str | None = None) -> str:
+    """Return a count with the words for one or for several, such as `1 row has` and `1,200 rows have`.
+
+    Args:
+        count: a whole number.
+        one: the words for one.
+        several: the words for another number; None: those for one, with an s behind.
+    """
+    return f"{count:,} {one if count == 1 else several or f'{one}s'}"
+
+
 def format_seconds(seconds: float) -> str:
     """Return a duration as `1 h 05 min`, `3 min 20 s` or `4.2 s`.
 

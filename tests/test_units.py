@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ftkit.errors import ConfigError
-from ftkit.units import format_bytes, format_count, format_seconds, parse_bytes
+from ftkit.units import counted, format_bytes, format_count, format_seconds, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,11 @@ def test_what_is_no_size_is_refused_with_an_example(text):
     with pytest.raises(ConfigError, match="such as 8GiB") as caught:
         parse_bytes(text)
     assert repr(text) in str(caught.value)
+
+
+def test_one_of_a_kind_is_not_several():
+    assert [counted(number, "row") for number in (0, 1, 2000)] == ["0 rows", "1 row", "2,000 rows"]
+    assert [counted(number, "class has", "classes have") for number in (1, 2)] == ["1 class has", "2 classes have"]
 
 
 @given(st.integers(min_value=0, max_value=2**53))

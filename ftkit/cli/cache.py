@@ -12,7 +12,7 @@ from ftkit.errors import ConfigError, DeviceError
 from ftkit.machine.kept_files import KeptFiles
 from ftkit.machine.sealed import is_sound
 from ftkit.models.trunk import entries
-from ftkit.units import format_bytes
+from ftkit.units import counted, format_bytes
 
 
 @click.group()
@@ -50,7 +50,7 @@ def verify(names: tuple[str, ...]) -> None:
         others = () if names else (file for _, nameless in _nameless() for file in nameless.files())
         damaged += [file for file in others if not is_sound(file)]
         if damaged:
-            more = f", and {len(damaged) - 1} more are not" if damaged[1:] else ""
+            more = f", and {counted(len(damaged) - 1, 'more is', 'more are')} not either" if damaged[1:] else ""
             raise DeviceError(
                 f"{damaged[0]} is not what was written{more}; the next run that needs it computes it again, or remove "
                 "it with `ftkit cache remove`"
@@ -71,7 +71,7 @@ def remove(names: tuple[str, ...], *, takes_all: bool) -> None:
         for _, nameless in _nameless() if takes_all else ():
             for file in nameless.files():
                 file.unlink(missing_ok=True)
-        click.echo(f"removed {len(paths) - len(kept)} of {len(paths)} entries")
+        click.echo(f"removed {len(paths) - len(kept)} of {counted(len(paths), 'entry', 'entries')}")
         if kept:
             raise DeviceError(f"a run is writing {kept[0].name}; remove it when that has ended")
 
@@ -96,7 +96,7 @@ def _line(entry: entries.Found) -> str:
     if entry.about is None:
         return f"{start}  unfinished"
     about = entry.about
-    rows = f"{about.num_sequences:,} sequences" + (
+    rows = counted(about.num_sequences, "sequence") + (
         "" if about.num_rows == about.num_sequences else f", {about.num_rows:,} tokens"
     )
     return f"{start}  {about.model}, below {about.entry}: {about.split}, {rows}, {about.dtype}"

@@ -8,6 +8,7 @@ import click
 
 from ftkit.cli.opening import begin_with
 from ftkit.cli.options import named_columns, quieten, user_errors
+from ftkit.units import counted
 
 if TYPE_CHECKING:
     from ftkit.inference.evaluate import Scored
@@ -72,7 +73,7 @@ def _lines(scored: "Scored") -> list[str]:
     for one in line.per_label or ():
         shown = f"precision {one.precision:.4f}  recall {one.recall:.4f}  F1 {one.f1:.4f}  rows {one.support:,}"
         rows.append(f"  {one.name}: {shown}")
-    return [f"{line.split}, {line.num_samples:,} sequences", *rows]
+    return [f"{line.split}, {counted(line.num_samples, 'sequence')}", *rows]
 
 
 def _note(text: str) -> None:

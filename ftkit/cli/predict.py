@@ -11,6 +11,7 @@ from ftkit.cli.opening import begin_with
 from ftkit.cli.options import named_columns, quieten, user_errors
 from ftkit.config.tree import DataConfig
 from ftkit.errors import ConfigError
+from ftkit.units import counted
 
 if TYPE_CHECKING:
     from ftkit.data.asked import Asked
@@ -67,7 +68,7 @@ def predict(  # noqa: PLR0913  # one parameter is one flag
         config = open_config(run, [*settings, *named_columns(text=text_column)])
         asked = _asked(texts, dataset, config.data)
         if asked.num_empty:
-            click.echo(f"note: {asked.num_empty:,} rows have no text, and no answer", err=True)
+            click.echo(f"note: {counted(asked.num_empty, 'row has', 'rows have')} no text, and no answer", err=True)
         opened = open_model(run, config, _note)
         _answer(opened, asked, output, form, Sampling(max_new_tokens, temperature))
 

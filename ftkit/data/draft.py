@@ -25,6 +25,7 @@ from ftkit.data.spill import taken
 from ftkit.data.table.columns import Columns
 from ftkit.data.table.rows import count_half_pairs, group_numbers, keys, select_rows, with_plain_line_ends
 from ftkit.errors import DataError
+from ftkit.units import counted
 
 _DRAW_STREAM = 1  # another stream of chance than the one that makes splits
 
@@ -153,7 +154,10 @@ def make_splits(draft: Draft, columns: Columns, config: DataConfig, seed: int) -
     except DataError as error:
         if not draft.num_duplicates:
             raise
-        raise DataError(f"{error} ({draft.num_duplicates:,} rows repeat an earlier text and were left out)") from None
+        repeated = counted(
+            draft.num_duplicates, "row repeats an earlier text and was", "rows repeat an earlier text and were"
+        )
+        raise DataError(f"{error} ({repeated} left out)") from None
 
 
 def draw(draft: Draft, config: DataConfig, seed: int) -> None:

@@ -16,6 +16,7 @@ from ftkit.data.table.columns import choose_columns
 from ftkit.data.table.fields import field_names, gather
 from ftkit.data.table.two_columns import name_two_columns, switch_columns
 from ftkit.errors import DataError
+from ftkit.units import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -93,7 +94,7 @@ def column_lines(source: Source) -> list[str]:
     for role, split in source.splits.items():
         kinds = ((name, gather(split, name)) for name in split.column_names)
         columns = ", ".join(f"{name} ({kind_words(values.type)})" for name, values in kinds if values is not None)
-        lines.append(f"{role}: {split.num_rows:,} rows of {columns}")
+        lines.append(f"{role}: {counted(split.num_rows, 'row')} of {columns}")
     return lines
 
 

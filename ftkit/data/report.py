@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ftkit.config.tree import LabelKind
 from ftkit.data.findings import Finding, by_severity, listed, note, warning
+from ftkit.units import counted
 
 QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
 """The quantiles of sequence lengths that a report names."""
@@ -103,14 +104,15 @@ class DataReport:
         found = [
             warning(
                 f"{count / self.rows[later]:.1%} of the {later} texts are in the "
-                f"{'training' if earlier == 'train' else earlier} split too ({count:,} rows); scores will flatter"
+                f"{'training' if earlier == 'train' else earlier} split too ({counted(count, 'row')}); "
+                "scores will flatter"
             )
             for (later, earlier), count in self.shared.items()
         ]
         if self.ignored_columns:
             found.append(note(f"columns that nothing reads: {listed(self.ignored_columns)}", self._title_cure()))
         if self.num_line_ends:
-            found.append(note(f"{self.num_line_ends:,} line ends CR LF are read as LF"))
+            found.append(note(f"{counted(self.num_line_ends, 'line end CR LF is', 'line ends CR LF are')} read as LF"))
         return (*found, *self.findings)
 
     def _title_cure(self) -> str:
@@ -133,15 +135,18 @@ class DataReport:
             return ""
         num = len(self.label_names)
         kind = {
-            "single": f"one of {num} classes",
-            "multi": f"any of {num} labels",
+            "single": f"one of {counted(num, 'class', 'classes')}",
+            "multi": f"any of {counted(num, 'label')}",
             "regression": "a number to predict",
         }[self.label_kind]
         return f": {kind} ({self.label_reason})"
 
     def _split_line(self, split: str) -> str:
         shortest, median, _, high, longest = self.length_quantiles[split]
-        parts = [f"{split}: {self.rows[split]:,} sequences ({self.origins[split]})", *self._label_parts(split)]
+        parts = [
+            f"{split}: {counted(self.rows[split], 'sequence')} ({self.origins[split]})",
+            *self._label_parts(split),
+        ]
         parts.append(f"{shortest} to {longest} tokens, median {median}, 99 % within {high}")
         if self.truncated_share[split] > 0:
             parts.append(f"{self.truncated_share[split]:.1%} cut at max_length")
@@ -155,7 +160,7 @@ class DataReport:
             return []
         counts = list(zip(self.label_names, self.label_counts[split], strict=True))
         shown = ", ".join(f"{name} {count:,}" for name, count in counts[:8])
-        return [shown + (f", and {len(counts) - 8} more labels" if len(counts) > 8 else "")]
+        return [shown + (f", and {counted(len(counts) - 8, 'more label')}" if len(counts) > 8 else "")]
 
     def _dropped_lines(self) -> list[str]:
         reasons = {

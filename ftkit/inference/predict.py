@@ -18,6 +18,7 @@ from ftkit.training.answers import probabilities_of
 from ftkit.training.checks.padding import settle_padding
 from ftkit.training.evaluate import SORTED_TOGETHER, evaluate
 from ftkit.training.results.metrics import answers_of
+from ftkit.units import counted
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ def predict(opened: Opened, asked: Asked, note: Callable[[str], None]) -> Iterat
     split, num_cut = as_tokens(asked, opened.tokenizer, opened.config.data, opened.labels)
     if num_cut:
         limit = opened.config.data.max_length
-        note(f"warning: {num_cut:,} of {split.num_texts:,} texts are cut at data.max_length={limit}, as in training")
+        cut = f"{num_cut:,} of {counted(split.num_texts, 'text')} {'is' if num_cut == 1 else 'are'} cut"
+        note(f"warning: {cut} at data.max_length={limit}, as in training")
     longest = int(split.lengths.max())
     check_positions(opened.reader.model, longest)
     run, padding = settle_padding(opened.run, opened.reader, [split], opened.tokenizer, note)

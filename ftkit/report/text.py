@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -94,7 +95,7 @@ def markdown(runs: Sequence[Run]) -> str:
         runs: the rows, in order.
 
     Returns:
-        Markdown; a `|` in a name is escaped.
+        Markdown; a `|` and what opens a tag are escaped.
     """
     columns, shared = split_shared(runs, filled_columns(runs))
     parts = [f"Same in all runs: {escape_markdown(shared_words(runs, shared))}.\n"] if shared else []
@@ -232,10 +233,12 @@ def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], numb
 
 
 def escape_markdown(cell: str) -> str:
-    """Return a text that a table of Markdown shows as it is."""
-    return " ".join(cell.split()).replace("|", r"\|").replace("<", "&lt;")
+    """Return a text that a table of Markdown shows as it is; a `<` that opens no tag stays, since some read it bare."""
+    return _TAG.sub("&lt;", " ".join(cell.split()).replace("|", r"\|"))
 
 
+_TAG = re.compile(r"<(?=[A-Za-z/!?])")
+"""What HTML inside Markdown, or a link of it, begins with: https://spec.commonmark.org/0.31.2/#raw-html."""
 _LATEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "·": r"$\cdot$"} | {sign: f"\\{sign}" for sign in "&%$#_{}"}
 
 

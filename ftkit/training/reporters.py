@@ -14,7 +14,7 @@ from ftkit.records.schema import EvaluationLine, RunLine, RunRecord, StepLine
 from ftkit.report.words import distribution
 from ftkit.training.results.card import score_words
 from ftkit.training.results.folder import summary_rows
-from ftkit.units import format_bytes, format_count, format_seconds
+from ftkit.units import counted, format_bytes, format_count, format_seconds
 
 
 class Reporter(Protocol):
@@ -63,7 +63,8 @@ class ConsoleReporter:
         self._console.print(
             f"[bold]{escape(method)}[/] on {run.world_size} x {escape(run.device)}, "
             f"{engine}{' engine' if engine == 'plain' else ''}, "
-            f"{run.precision}, {run.num_steps} steps of {run.config['batch']['global_batch_size']} sequences"
+            f"{run.precision}, {counted(run.num_steps, 'step')} of "
+            f"{counted(run.config['batch']['global_batch_size'], 'sequence')}"
         )
         if self._console.is_terminal:
             columns = (

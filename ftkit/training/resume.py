@@ -10,6 +10,7 @@ from ftkit.training.checkpoints import checkpoint
 from ftkit.training.saving import load_newest
 from ftkit.training.setup import Job
 from ftkit.training.state import Progress, num_without_improvement
+from ftkit.units import counted
 
 
 def take_up(job: Job, started: float, note: Callable[[str], None]) -> Progress:
@@ -62,14 +63,14 @@ def _check_end(job: Job, saved: checkpoint.TrainingState) -> None:
             if (value := getattr(training, key)) is not None
         )
         raise CheckpointError(
-            f"the run in {job.folder} has taken {saved.step} steps, and {ends} ends it at step {job.num_steps}; "
-            "to train it for longer, give more --epochs or --max-steps"
+            f"the run in {job.folder} has taken {counted(saved.step, 'step')}, and {ends} ends it at step "
+            f"{job.num_steps}; to train it for longer, give more --epochs or --max-steps"
         )
     patience = training.early_stopping_patience
     waited = num_without_improvement(saved.validations, training.best_metric)
     if record.result is not None and patience is not None and waited >= patience:
         raise CheckpointError(
-            f"the run in {job.folder} stopped early: {waited} validations brought no improvement, and "
+            f"the run in {job.folder} stopped early: {counted(waited, 'validation')} brought no improvement, and "
             f"training.early_stopping_patience is {patience}; to train it for longer, raise that too"
         )
 

@@ -80,7 +80,7 @@ def test_data_that_cannot_be_used_exits_with_3_after_what_was_found(chats, chat_
     chats.write_text('{"messages": [{"role": "user", "content": "Hi"}]}\n')
     done = run(chats, "--model", chat_model)
     assert done.exit_code == 3
-    assert "train: 1 rows of messages" in done.output
+    assert "train: 1 row of messages" in done.output
     assert "error: train split: " in done.output
     assert "chats.jsonl, line 1 has no assistant's answer" in done.output
 

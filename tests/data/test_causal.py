@@ -165,7 +165,7 @@ def test_a_first_token_that_nothing_predicts_is_told(tmp_path, tokenizer):
     path = write(tmp_path / "d.jsonl", [{"prompt": "", "completion": "ab"}, {"prompt": "c", "completion": "d"}])
     data = prepare(tokenizer, path, **ALL)
     assert texts(tokenizer, data.train) == ["a[b<eos>]", "c[d<eos>]"]
-    assert "the first token of 1 sequences carries no loss" in said(data)
+    assert "the first token of 1 sequence carries no loss" in said(data)
 
 
 def test_texts_that_no_token_closes_are_told(tmp_path, tokenizer):
@@ -178,7 +178,7 @@ def test_texts_that_no_token_closes_are_told(tmp_path, tokenizer):
 def test_a_last_token_that_would_be_alone_is_told(tmp_path, tokenizer):
     data = prepare(tokenizer, write(tmp_path / "d.jsonl", [{"text": "abcdefgh"}]), max_length=8, **ALL)
     assert texts(tokenizer, data.train) == ["a[bcdefgh]"]
-    assert "the last token of 1 splits would be a block of its own" in said(data)
+    assert "the last token of 1 split would be a block of its own" in said(data)
 
 
 def test_answers_that_all_carry_no_loss_are_not_blamed_on_the_length(tmp_path, tokenizer):

@@ -326,7 +326,7 @@ CAUSAL = {
         ["train split", "data.max_length=2", "raise"],
     ),
     "one token": ("d.txt", "film", {}, ["fewer than two tokens"]),
-    "one line to split": ("d.txt", "film film", {"test_share": 0.1}, ["of 1 rows is less than a row"]),
+    "one line to split": ("d.txt", "film film", {"test_share": 0.1}, ["of 1 row is less than a row"]),
 }
 
 

@@ -31,7 +31,7 @@ def test_texts_of_the_command_line_and_of_standard_input_are_answered_alike(trai
     assert [row["label"] for row in named] == [row["label"] for row in rows]
     assert [float(row["probability_good"]) for row in named] == [row["probability_good"] for row in rows]
     assert rows[1]["row"] == "standard input, line 3"
-    assert "1 rows have no text" in piped.stderr
+    assert "1 row has no text" in piped.stderr
 
 
 def test_a_run_that_streamed_from_the_host_to_a_gpu_answers_on_a_cpu_from_the_disk(trained):
@@ -113,7 +113,7 @@ def test_a_line_of_standard_input_is_a_text_whatever_breaks_it_holds(trained):
     assert [(row["row"], row["text"]) for row in rows] == [
         ("standard input, line 1", "good\u2028film\x85plot\x0cbad"), ("standard input, line 3", "bad film")
     ]  # fmt: skip
-    assert "1 rows have no text, and no answer" in ran.stderr
+    assert "1 row has no text, and no answer" in ran.stderr
     ran = ftkit("predict", folder, given="film\ncaf\xe9".encode("cp1252"))
     assert ran.exit_code == 3
     assert "standard input, line 2 is not UTF-8" in ran.stderr

@@ -183,6 +183,11 @@ def test_markdown_escapes_what_would_end_a_cell(tmp_path):
     assert r"\|&" in rows[0]
 
 
+def test_markdown_leaves_a_sign_that_opens_no_tag():
+    shown = text.escape_markdown("p < 0.001, <0.01 % and <b>, </b>, <!-- --> or <?x?>")
+    assert shown == "p < 0.001, <0.01 % and &lt;b>, &lt;/b>, &lt;!-- --> or &lt;?x?>"
+
+
 @pytest.mark.parametrize("width", [60, 110, 400])
 def test_the_terminal_gets_every_run_and_every_reason_at_any_width(runs, width):
     console = Console(width=width, record=True, file=io.StringIO())

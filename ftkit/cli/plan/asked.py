@@ -10,6 +10,7 @@ from ftkit.config.idle import KnownOfRun, idle_settings
 from ftkit.config.paths import is_there, looks_like_path
 from ftkit.config.tree import DEMO
 from ftkit.errors import ConfigError
+from ftkit.units import counted
 
 if TYPE_CHECKING:
     from ftkit.config.tree import RunConfig
@@ -85,7 +86,9 @@ def _read(config: "RunConfig") -> "Sequences | None":
         return Sequences.of(prepare_data(data, task, tokenizer, config.data_seed, store=kept_tokens(config.cache)))
     counts = check_rows(data, task, config.data_seed)
     num_texts = counts["train"]
-    told = f"note: {num_texts:,} texts to train on, each taken to have data.max_length={data.max_length} tokens"
+    told = (
+        f"note: {counted(num_texts, 'text')} to train on, each taken to have data.max_length={data.max_length} tokens"
+    )
     click.echo(f"{told}, since the tokenizer of {model} is not read", err=True)
     return Sequences.unseen(config, num_texts, (counts.get("validation", 0), counts.get("test", 0)))
 

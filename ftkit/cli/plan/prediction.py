@@ -11,7 +11,7 @@ from ftkit.records.files import CHECKPOINT_BYTES
 from ftkit.report.planned.job import disk_words, job_rows, time_words
 from ftkit.report.planned.streamed import stream_rows
 from ftkit.report.planned.trunk import trunk_rows
-from ftkit.units import format_bytes, format_count, format_seconds
+from ftkit.units import counted, format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -143,7 +143,7 @@ def _engine(run: "ResolvedRun") -> str:
 
 def _shape(prediction: "AnyPrediction") -> str:
     return (
-        f"{prediction.num_micro_batches} x {prediction.micro_batch_size} sequences "
+        f"{prediction.num_micro_batches} x {counted(prediction.micro_batch_size, 'sequence')} "
         f"of {prediction.sequence_length} tokens on each device, {prediction.precision}"
     )
 

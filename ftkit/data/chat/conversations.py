@@ -16,6 +16,7 @@ from ftkit.data.table.rows import iterate_conversations
 from ftkit.data.tokens.targets import Piece
 from ftkit.data.tokens.tokenizer import TextTokenizer
 from ftkit.errors import DataError
+from ftkit.units import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -110,19 +111,23 @@ class Conversations:
         found += rendering.marks.findings()
         for key, count in sorted(rendering.unread_keys.items()):
             say = note if key in _BOOKKEEPING else warning
-            found.append(say(f"the chat template does not read the key {key!r} that {count:,} messages have"))
+            found.append(say(f"the chat template does not read the key {key!r} of {counted(count, 'message')}"))
         for key, count in sorted(seen.unused_loss_keys.items()):
             if count:
-                found.append(warning(f"{key!r} on {count:,} messages that are not the assistant's is not used"))
+                messages = counted(
+                    count, "message that is not the assistant's", "messages that are not the assistant's"
+                )
+                found.append(warning(f"{key!r} on {messages} is not used"))
         if self._template.asks_for_date and (self.columns.kind == "chat" or self.columns.as_chat):
             found.append(note(f"the chat template writes the date {self.config.chat_date}, as data.chat_date says"))
         if seen.num_trailing:
-            found.append(note(f"{seen.num_trailing:,} messages after a conversation's last answer are left out"))
+            found.append(note(f"left out: {counted(seen.num_trailing, 'message')} after a conversation's last answer"))
         if seen.num_openings:
-            found.append(note(f"{seen.num_openings:,} conversations open with the assistant's turn, which is context"))
+            conversations = counted(seen.num_openings, "conversation opens", "conversations open")
+            found.append(note(f"{conversations} with the assistant's turn, which is context"))
         for role, count in sorted(seen.roles.items()):
             if count:
-                found.append(note(f"the role {role!r} of {count:,} messages is read as {ROLES[role]!r}"))
+                found.append(note(f"the role {role!r} of {counted(count, 'message')} is read as {ROLES[role]!r}"))
         return found
 
     def _omissions(self) -> str:
@@ -134,8 +139,9 @@ def _told(problems: list[str]) -> str:
     others = len(problems) - 1
     if not others or problems[0] == problems[1]:  # the same for all: there is no template
         return problems[0]
-    count = f"at least {others}" if len(problems) == _MOST_PROBLEMS else f"{others}"
-    return f"{problems[0]} ({count} more rows cannot be used either, the next one: {problems[1]})"
+    least = "at least " if len(problems) == _MOST_PROBLEMS else ""
+    rows = counted(others, "more row")
+    return f"{problems[0]} ({least}{rows} cannot be used either, the next one: {problems[1]})"
 
 
 _MOST_PROBLEMS = 100

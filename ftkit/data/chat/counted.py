@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ftkit.units import counted
+
 
 @dataclass
 class CountedTexts:
@@ -32,6 +34,7 @@ class CountedTexts:
     def __str__(self) -> str:
         """Return the counts and the example in words."""
         return (
-            f"{self.num_characters:,} characters of {self.num_conversations:,} conversations, first in "
+            f"{counted(self.num_characters, 'character')} of "
+            f"{counted(self.num_conversations, 'conversation')}, first in "
             f"{self.first_place}: {self.example!r}"
         )

@@ -20,6 +20,7 @@ from ftkit.data.standard import refuse_constant
 from ftkit.data.table.columns import Columns
 from ftkit.data.table.rows import where
 from ftkit.errors import DataError
+from ftkit.units import counted
 
 ModelNames = tuple[str, ...] | None
 """The label names of a fine-tuned model in its order; None for a model without a head."""
@@ -78,7 +79,9 @@ def _label_several(draft: Draft, classes: ModelNames, columns: Columns, config: 
     coder = match_model(names, model, may_lack=draft.may_lack_labels)
     draft.names = coder.names
     if num_repeated := sum(one.num_repeated for one in several.values()):
-        draft.findings.append(note(f"{num_repeated:,} labels are named twice in one row and count once"))
+        draft.findings.append(
+            note(f"{counted(num_repeated, 'label is', 'labels are')} named twice in one row, and counted once")
+        )
     train = several["train"]
     seen = train.raw.present if train.num_places is None else set(train.raw.values)
     for split, labels in several.items():
@@ -176,7 +179,12 @@ def _take_as_none(draft: Draft, split: str, missing: NDArray[np.bool_]) -> None:
             f"{draft.kind_reason}); choose drop or refuse"
         )
     draft.labels[split][missing] = 0
-    taken = f"{missing.sum():,} rows of the {split} split without a label have none of them"
+    rows = counted(
+        int(missing.sum()),
+        f"row of the {split} split without a label has",
+        f"rows of the {split} split without a label have",
+    )
+    taken = f"{rows} none of them"
     draft.findings.append(note(f"{taken} (data.unlabelled=no_label)"))
 
 

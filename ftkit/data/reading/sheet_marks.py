@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ftkit.data.reading import foreign
+from ftkit.units import counted
 
 _MERGED = re.compile(rb"""<(?:\w+:)?mergeCell\s[^<>]*?ref=["']([A-Z]+\d+:[A-Z]+\d+)["']""")
 _HIDDEN = re.compile(rb"""<(?:\w+:)?row(?=\s[^<>]*?\shidden=["'](?:1|true)["'])[^<>]*?\sr=["'](\d+)["'][^<>]*>""")
@@ -48,8 +49,12 @@ class SheetMarks:
 
     def notes(self) -> list[str]:
         """Return what there is to tell."""
-        filled = f"{self.num_filled:,} cells have the value of the merged cell that they are part of"
-        hidden = f"{self.num_hidden:,} hidden rows are read too"
+        own = (
+            "cell has the value of the merged cell that it is",
+            "cells have the value of the merged cell that they are",
+        )
+        filled = f"{counted(self.num_filled, *own)} part of"
+        hidden = f"{counted(self.num_hidden, 'hidden row is', 'hidden rows are')} read too"
         return [*([filled] if self.num_filled else []), *([hidden] if self.num_hidden else [])]
 
 

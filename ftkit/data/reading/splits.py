@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ftkit.config.tree import DataConfig
 from ftkit.errors import DataError, nearest
+from ftkit.units import counted
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 """The parts that rows are given to."""
@@ -50,13 +51,13 @@ class Shares:
             name, share = wanted[part]
             if size == 0:
                 raise DataError(
-                    f"data.{name}_share={share} of {num_rows} rows is less than a row; raise it, give more rows, or "
-                    "set it to 0"
+                    f"data.{name}_share={share} of {counted(num_rows, 'row')} is less than a row; raise it, give more "
+                    "rows, or set it to 0"
                 )
         if sum(sizes.values()) >= num_rows:
             raise DataError(
-                f"data.validation_share={self.validation} and test_share={self.test} leave none of {num_rows} rows "
-                "for training; lower them"
+                f"data.validation_share={self.validation} and test_share={self.test} leave none of "
+                f"{counted(num_rows, 'row')} for training; lower them"
             )
         return sizes
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from ftkit.data.findings import Finding, note, warning
 from ftkit.data.tokens.encode import Encoded, Losses
 from ftkit.data.tokens.tokenizer import TextTokenizer
+from ftkit.units import counted
 
 _MUCH = 0.05
 """The share of texts that may be cut before it is a warning."""
@@ -42,10 +43,14 @@ def findings_of_losses(encoded: Mapping[str, Encoded], max_length: int, tokenize
 
 def spelled(count: int, *, are_characters: bool) -> Finding:
     """Say that texts spell out special tokens."""
-    texts = f"{count:,} texts spell out special tokens of the tokenizer"
+    texts = f"{counted(count, 'text spells', 'texts spell')} out special tokens of the tokenizer"
     if are_characters:
         return note(f"{texts}, which are read as characters", "data.special_tokens_in_text=tokens reads tokens")
     return warning(f"{texts}, which are read as those tokens, as data.special_tokens_in_text=tokens wants")
+
+
+def _having(count: int) -> str:
+    return counted(count, "sequence has", "sequences have")
 
 
 def length_that_keeps(whole_lengths: NDArray[np.integer[Any]], share: float) -> int:
@@ -59,20 +64,20 @@ def _of_split(split: str, result: Encoded, max_length: int, longest: int) -> lis
     if len(result.whole_lengths) and result.whole_lengths.max() > max_length:
         cure = _length_cure(result.whole_lengths, max_length, longest)
     if losses.num_dropped:
-        found.append(
-            warning(f"{split}: {losses.num_dropped:,} sequences have no target left at max_length; left out", cure)
-        )
+        found.append(warning(f"{split}: {_having(losses.num_dropped)} no target left at max_length; left out", cure))
     if losses.num_shortened:
-        lost = f"{split}: {losses.num_shortened:,} sequences lose a part of their targets at max_length"
-        found.append(warning(f"{lost} ({losses.num_lost_targets:,} targets with those left out)", cure))
+        own = "sequence loses a part of its targets", "sequences lose a part of their targets"
+        lost = f"{split}: {counted(losses.num_shortened, *own)} at max_length"
+        found.append(warning(f"{lost} ({counted(losses.num_lost_targets, 'target')} with those left out)", cure))
     if losses.num_unanswered:
-        found.append(note(f"{split}: {losses.num_unanswered:,} sequences have no target at all and are left out"))
+        found.append(note(f"{split}: left out, since {_having(losses.num_unanswered)} no target at all"))
     share = losses.num_truncated / max(1, result.split.num_texts)
     if losses.num_in_windows:
         found.append(
             note(
-                f"{split}: {losses.num_in_windows:,} texts are longer than max_length and read in windows: "
-                f"{len(result.split):,} sequences for {result.split.num_texts:,} texts; micro-batches count sequences"
+                f"{split}: {counted(losses.num_in_windows, 'text is', 'texts are')} longer than max_length and read in "
+                f"windows: {counted(len(result.split), 'sequence')} for "
+                f"{counted(result.split.num_texts, 'text')}; micro-batches count sequences"
             )
         )
     if result.is_single and cure:
@@ -102,14 +107,18 @@ def _of_borders(losses: Sequence[Losses]) -> list[Finding]:
     across, unpredicted, alone, unclosed = (
         sum(getattr(one, name) for one in losses) for name in ("num_across", "num_unpredicted", "num_alone", "num_open")
     )
+    border = "across the border before an answer"
+    lying = f"token lies {border}; it carries loss", f"tokens lie {border}; they carry loss"
     told = {
-        f"{across:,} tokens lie across the border before an answer; they carry loss": across,
-        f"the first token of {unpredicted:,} sequences carries no loss: nothing stands before it": unpredicted,
-        f"the last token of {alone:,} splits would be a block of its own, and is left out": alone,
+        counted(across, *lying): across,
+        f"the first token of {counted(unpredicted, 'sequence')} carries no loss: nothing stands before it": unpredicted,
+        f"the last token of {counted(alone, 'split')} would be a block of its own, and is left out": alone,
     }
     found = [note(text) for text, count in told.items() if count]
     if unclosed:
-        text = f"{unclosed:,} texts end without a token that says so, since the tokenizer has none"
+        text = (
+            f"{counted(unclosed, 'text ends', 'texts end')} without a token that says so, since the tokenizer has none"
+        )
         found.append(warning(text, "set eos_token in the tokenizer's files, or a model does not learn where to stop"))
     return found
 

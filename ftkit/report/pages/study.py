@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ftkit.records.study import Contestant, CurvePoint, StudyRecord
 from ftkit.report.pages.templates import fill_page
+from ftkit.units import counted
 
 _WIDTH, _HEIGHT, _LEFT, _EDGE = 640, 260, 64, 32
 """Pixels of the learning curve: in all, and left free for its marks."""
@@ -36,7 +37,8 @@ def more_labels(curve: Sequence[CurvePoint]) -> str:
 
 def _suspected(study: StudyRecord) -> str:
     share = len(study.suspects) / study.num_sequences
-    return f"{len(study.suspects):,} labels ({share:.1%}) are probably wrong"
+    number = len(study.suspects)
+    return f"{counted(number, 'label')} ({share:.1%}) {'is' if number == 1 else 'are'} probably wrong"
 
 
 def suspects_csv(study: StudyRecord) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ftkit.report.metrics import METRICS
 from ftkit.report.pages.templates import fill_page
-from ftkit.units import format_seconds
+from ftkit.units import counted, format_seconds
 
 _WIDTH, _HEIGHT, _TOP, _BOTTOM = 150, 300, 34, 26
 """Pixels of the parallel coordinates: between two axes, along an axis, above and below it."""
@@ -101,8 +101,8 @@ def short(key: str) -> str:
 def lead(tried: Sequence[Tried]) -> str:
     """Say how many trials there are, and how they ended."""
     states = ("complete", "stopped", "never started", "failed", "killed")
-    counted = [(sum(one.state == state for one in tried), state) for state in states]
-    return f"{len(tried)} trials: {', '.join(f'{count} {state}' for count, state in counted if count)}."
+    ended = [(sum(one.state == state for one in tried), state) for state in states]
+    return f"{counted(len(tried), 'trial')}: {', '.join(f'{count} {state}' for count, state in ended if count)}."
 
 
 def best_first(tried: Sequence[Tried], metric: str) -> list[Tried]:

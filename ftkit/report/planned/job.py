@@ -1,7 +1,7 @@
 """Words for the time of a whole job and the bytes that it writes."""
 
 from ftkit.records.job import JobPlan
-from ftkit.units import format_bytes, format_seconds
+from ftkit.units import counted, format_bytes, format_seconds
 
 _UNKNOWN = "give --samples, the number of training sequences, or --dataset"
 
@@ -15,7 +15,8 @@ def time_words(job: JobPlan | None, num_steps: int | None) -> str:
     """
     if job is None or job.seconds is None or job.steps_seconds is None:
         return _UNKNOWN
-    return f"about {format_seconds(job.seconds)}, of it {format_seconds(job.steps_seconds)} for {num_steps} steps"
+    steps = "the steps" if num_steps is None else counted(num_steps, "step")
+    return f"about {format_seconds(job.seconds)}, of it {format_seconds(job.steps_seconds)} for {steps}"
 
 
 def disk_words(job: JobPlan) -> str:
@@ -41,8 +42,8 @@ def job_rows(job: JobPlan | None) -> list[tuple[str, str]]:
         "data": job.data_seconds,
         "frozen layers": job.trunk_seconds,
         "steps": job.steps_seconds,
-        f"{job.num_validations} validations and the test": job.evaluation_seconds,
-        f"{job.num_checkpoints} checkpoints and the result": job.save_seconds,
+        f"{counted(job.num_validations or 0, 'validation')} and the test": job.evaluation_seconds,
+        f"{counted(job.num_checkpoints or 0, 'checkpoint')} and the result": job.save_seconds,
     }
     sizes = {"checkpoints": job.checkpoint_bytes, "the result": job.result_bytes, "the cache": job.cache_bytes}
     known = {name: format_seconds(one) for name, one in times.items() if one}

@@ -87,7 +87,7 @@ def test_keys_and_columns_that_nothing_reads_are_named(prepare):
     report = prepare([{"messages": answer(mood="glad"), "source": "web"}]).report
     lines = report.lines()
     assert "note: columns that nothing reads: 'source'" in lines
-    assert "warning: the chat template does not read the key 'mood' that 1 messages have" in lines
+    assert "warning: the chat template does not read the key 'mood' of 1 message" in lines
 
 
 def test_a_template_of_ones_own_replaces_the_tokenizers_and_stays_with_it(prepare, tokenizer, tmp_path):
@@ -160,8 +160,8 @@ def test_targets_that_are_cut_off_are_counted_with_the_length_that_keeps_them(pr
     ]
     report = prepare(rows, max_length=30).report
     lost = [line for line in report.lines() if "target" in line and line.startswith("warning")]
-    assert any("1 sequences have no target left at max_length; left out" in line for line in lost)
-    assert any("1 sequences lose a part of their targets at max_length" in line for line in lost)
+    assert any("1 sequence has no target left at max_length; left out" in line for line in lost)
+    assert any("1 sequence loses a part of its targets at max_length" in line for line in lost)
     keeping = int(lost[0].split(" % of the texts whole, ")[1].split()[0])
     report = prepare(rows, max_length=keeping).report
     assert not [line for line in report.lines() if line.startswith("warning")]
@@ -172,7 +172,7 @@ def test_special_tokens_in_texts_are_counted_and_may_be_tokens(prepare, tokenize
     rows = [{"prompt": "a </s> b", "completion": "c"}, {"prompt": "d", "completion": "e"}]
     data = prepare(rows)
     assert (data.train.tokens == tokenizer.eos_token_id).sum() == 2
-    assert any("1 texts spell out special tokens" in line and "characters" in line for line in data.report.lines())
+    assert any("1 text spells out special tokens" in line and "characters" in line for line in data.report.lines())
     data = prepare(rows, special_tokens_in_text="tokens")
     assert (data.train.tokens == tokenizer.eos_token_id).sum() == 3
 
