@@ -5,7 +5,7 @@ from pathlib import Path
 from ftkit.config.paths import is_there
 from ftkit.config.tree import DEMO, DataConfig
 from ftkit.data.findings import Finding, warning
-from ftkit.data.reading.files import KINDS, TEXT_KINDS, kind_of_file
+from ftkit.data.reading.files import DELIMITED, KINDS, TEXT_KINDS, kind_of_file
 from ftkit.data.reading.sources import Source
 from ftkit.data.table.columns import Columns
 
@@ -61,8 +61,8 @@ def idle_for_source(config: DataConfig, source: Source) -> list[Finding]:
     files = "files of this kind" if kinds else "a dataset that is not text files"
     works = {
         "encoding": (bool(kinds & TEXT_KINDS.keys()), f"on {files}"),
-        "separator": (bool(kinds & {".csv", ".tsv"}), f"on {files}"),
-        "quotes": (bool(kinds & {".csv", ".tsv"}), f"on {files}"),
+        "separator": (bool(kinds & set(DELIMITED)), f"on {files}"),
+        "quotes": (bool(kinds & set(DELIMITED)), f"on {files}"),
         "subset": (has_subsets, f"on {files}"),
         "validation_share": ("validation" not in source.splits, "beside the validation split that the dataset has"),
         "test_share": ("test" not in source.splits, "beside the test split that the dataset has"),

@@ -13,6 +13,7 @@ from ftkit.data.reading.delimited import read_delimited
 from ftkit.data.reading.excel import read_workbook
 from ftkit.data.reading.json_files import read_json, read_json_lines
 from ftkit.data.reading.shards import Shard
+from ftkit.data.reading.typed_header import without_types
 from ftkit.data.spill import texts_of
 from ftkit.errors import DataError, nearest
 
@@ -83,9 +84,12 @@ def _read_text(path: Path, config: DataConfig) -> Shard:
     return Shard(str(path), table, unit="line")
 
 
+DELIMITED = (".csv", ".tsv", ".tab")
+"""The suffixes of tables whose columns one character separates."""
 TEXT_KINDS: dict[str, Callable[[Path, DataConfig], Shard]] = {
     ".csv": lambda path, config: read_delimited(path, ",", config),
     ".tsv": lambda path, config: read_delimited(path, "\t", config),
+    ".tab": lambda path, config: without_types(read_delimited(path, "\t", config)),
     ".json": lambda path, config: read_json(path, config.encoding),
     ".jsonl": lambda path, config: read_json_lines(path, config.encoding),
     ".ndjson": lambda path, config: read_json_lines(path, config.encoding),

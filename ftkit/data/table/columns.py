@@ -319,7 +319,7 @@ def _doubt(config: DataConfig, found: list[str], names: Sequence[str]) -> str:
     """Return what else could be wrong with a file none of whose columns is known."""
     if {"chosen", "rejected"} <= {name.strip().lower() for name in names}:
         return "; pairs of preferences are not trained; --completion-column chosen trains on the preferred answers"
-    if found or not any(kind in config.dataset.lower() for kind in (".csv", ".tsv", ".xlsx")):
+    if found or not any(kind in config.dataset.lower() for kind in (".csv", ".tsv", ".tab", ".xlsx")):
         return ""
     if len(names) == 1 and ".xlsx" not in config.dataset.lower():
         return "; if it has several, name the separator between them with --set data.separator=..."

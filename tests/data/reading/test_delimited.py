@@ -212,6 +212,19 @@ def test_quotes_behind_backslashes_are_read_where_they_are_stated(tmp_path):
     assert read(tmp_path / "d.csv", content, quotes="backslash")[1:] == [['he said "no"', "bad"], ["a\\b", "good"]]
 
 
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        ("Category\tText\nd\tstring\nclass\t\n\nsport\ta ball\n", [["sport", "a ball"]]),
+        ("Category\tText\nd\tstring\nmusic\ta song\n", [["d", "string"], ["music", "a song"]]),
+        ("Category\tText\nd\tstring\n", [["d", "string"]]),
+    ],
+    ids=["types and roles", "types alone are a row", "a row alone"],
+)
+def test_the_lines_of_types_and_roles_that_orange_writes_are_not_rows(content, rows, tmp_path):
+    assert read(tmp_path / "d.tab", content) == [["Category", "Text"], *rows]
+
+
 @pytest.mark.parametrize("suffix", ["gz", "bz2", "xz"])
 def test_a_compressed_file_is_read_or_refused_where_it_is_damaged(suffix, tmp_path):
     content = COMPRESSIONS[suffix](b"text;label\na;b\n" * 5)
