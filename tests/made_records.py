@@ -77,6 +77,21 @@ def write_run(
     return folder
 
 
+def write_baseline(folder: Path) -> None:
+    """Write the record of a baseline, which has neither an engine nor a peak."""
+    folder.mkdir(parents=True)
+    with RecordWriter(folder / "record.jsonl") as writer:
+        writer.write(
+            RunLine(
+                name=folder.name, started="2026-11-20T10:00:00+00:00", config={"method": {"name": "TF-IDF"}},
+                versions={}, device="cpu", precision="", engine="none", world_size=1, num_steps=0, purpose="baseline",
+            )
+        )  # fmt: skip
+        writer.write(
+            ResultLine(status="completed", num_steps=0, train_seconds=1.0, total_seconds=1.0, measurement=Measurement())
+        )
+
+
 def _breakdown(config, draw: random.Random) -> MemoryBreakdown:
     weights = {"qlora": 24, "full": 88}.get(config.method.name, 86) * MIB
     trained = {"feature-extraction": 1, "lora": 3, "qlora": 3}.get(config.method.name, 88) * MIB

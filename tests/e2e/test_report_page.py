@@ -10,7 +10,7 @@ import pytest
 from ftkit.records.figures import Kind
 from ftkit.report.collect import collect_runs
 from ftkit.report.pages.page import html_page
-from tests.made_records import write_run, write_runs
+from tests.made_records import write_baseline, write_run, write_runs
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'ftkit[test]'")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -32,7 +32,8 @@ def browser():
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    folder = write_runs(tmp_path_factory.mktemp("runs"), NUM_RUNS)
+    folder = write_runs(tmp_path_factory.mktemp("runs"), NUM_RUNS - 1)
+    write_baseline(folder / "baseline")
     write_run(folder / "hostile", {"data": {"dataset": HOSTILE}}, random.Random(1), name=HOSTILE)
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_text(html_page(collect_runs([folder]), title=HOSTILE, budget_bytes=600 * 2**20), encoding="utf-8")

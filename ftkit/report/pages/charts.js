@@ -8,7 +8,7 @@
   const MOST_RUNS = 40; // more bars or curves than this cannot be told apart
   const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "pentagon", "star", "triangle-down", "hexagon"];
   const methods = [...new Set(page.runs.map((run) => run.method))].sort();
-  const engines = [...new Set(page.runs.map((run) => run.engine))].sort((a, b) => b.startsWith("plain") - a.startsWith("plain") || a.localeCompare(b));
+  const engines = [...new Set(page.runs.map((run) => run.engine).filter(Boolean))].sort((a, b) => b.startsWith("plain") - a.startsWith("plain") || a.localeCompare(b));
   let memory = page.figures.length ? page.figures[0].key : null;
 
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -188,7 +188,8 @@
     const known = shown().filter((n) => page.runs[n].curves.some(Boolean)).slice(0, MOST_RUNS);
     const wanted = page.curves.map((_, i) => i).filter((i) => known.some((n) => page.runs[n].curves[i]));
     const palette = colours("--series");
-    const crowded = known.length > palette.length; // then a colour is a method, and hovering names the run
+    const crowded = known.length > palette.length; // then hovering names the run
+    const isByMethod = crowded || new Set(known.map((n) => page.runs[n].method)).size === known.length; // a colour is a method
     const [plotHeight, gap, top] = [narrow() ? 170 : 210, 66, 44]; // pixels
     const entries = crowded ? methods.length : known.length;
     const columns = narrow() ? 1 : Math.min(2, wanted.length);
@@ -210,7 +211,7 @@
       return known.filter((n) => page.runs[n].curves[curve]).map((n) => {
         const points = page.runs[n].curves[curve];
         const run = page.runs[n];
-        const index = crowded ? methods.indexOf(run.method) : known.indexOf(n);
+        const index = isByMethod ? methods.indexOf(run.method) : known.indexOf(n);
         const leads = crowded ? known.find((other) => page.runs[other].method === run.method) === n : true;
         return {
           type: "scatter", mode: points.value.length > 25 ? "lines" : "lines+markers", x: points[against], y: points.value, xaxis: `x${suffix}`, yaxis: `y${suffix}`,
