@@ -14,7 +14,7 @@ _COMMANDS = {
     "plan": ("ftkit.cli.plan.command", "plan", "Predict memory, speed and disk, on any GPU, before anything runs."),
     "profile": ("ftkit.cli.profile", "profile", "Measure what configurations really take, in a sweep."),
     "compare": ("ftkit.cli.compare", "compare", "Train several methods on the same data, and say which is better."),
-    "tune": ("ftkit.cli.tune", "tune", "Search for the best settings, under a budget of memory and time."),
+    "tune": ("ftkit.cli.tune.command", "tune", "Search for the best settings, under a budget of memory and time."),
     "study": ("ftkit.cli.study", "study", "Say how well labels can be told, and which are probably wrong."),
     "predict": ("ftkit.cli.predict", "predict", "Answer texts with a trained model."),
     "evaluate": ("ftkit.cli.evaluate", "evaluate", "Score a trained model on other data."),

@@ -77,6 +77,8 @@ class TrainingConfig(Section):
     """Validations whose weights stay, those that are best by `best_metric`; the result is the best of all."""
     best_metric: BestMetric = "loss"
     """The validation figure that decides which model is kept; which there are depends on the kind of labels."""
+    score_test: bool = True
+    """Score the test split when training has ended; `ftkit tune` does not, since no search may look at it."""
     class_weights: Literal["balanced"] | dict[str, float] | None = None
     """What each class counts in training: `balanced` by its rows, or a weight for each name (1 where none is given).
     The loss is divided by the sum of weights over the global batch; evaluations weigh nothing."""

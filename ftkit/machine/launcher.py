@@ -1,7 +1,8 @@
 """Notice that a launcher has ended, which by itself ends none of the processes that it started.
 
-DeepSpeed's launcher is two processes (the command, and one on each machine that starts the ranks), torchrun is one. A
-signal to one of them alone may end it while its ranks train on, without anybody who waits for them.
+DeepSpeed's launcher is two processes (the command, and one on each machine that starts the ranks), torchrun is one, and
+`ftkit compare` is another, of one training after the other. A signal to one of them alone may end it while what it has
+started trains on, without anybody who waits for it.
 """
 
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 
 _NAMES = {
     "deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run", "torch.distributed.launch",
-    "accelerate",
+    "accelerate", "ftkit",
 }  # fmt: skip
 _EVERY_SECONDS = 1.0
 """Between two looks, each of which reads two small files of the system."""

@@ -55,7 +55,7 @@ class ProcessContext:
             DeviceError: the variables contradict one another or are not numbers.
         """
         if "RANK" not in environment:
-            return cls()
+            return cls(launchers=launchers())
         try:
             rank, world_size = int(environment["RANK"]), int(environment.get("WORLD_SIZE", "1"))
             local_rank = int(environment.get("LOCAL_RANK", "0"))

@@ -1,11 +1,10 @@
 """Run a training in a process of its own, and look at its validations while it runs."""
 
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from ftkit.config.files import dump_config
@@ -21,6 +20,9 @@ _GRACE_SECONDS = 60.0
 
 Watch = Callable[[Sequence[float]], str | None]
 """Told of the validations so far; says why the run is to be stopped, None where it goes on."""
+
+Start = Callable[[Path, Path], BaseProcess]
+"""Starts the training of a configuration file, with a file for what it prints."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,14 @@ class Attended:
     record: RunRecord | None
 
 
-def attend(config: RunConfig, place: Path, metric: str, watch: Watch) -> Attended:
+def attend(config: RunConfig, place: Path, metric: str, start: Start, watch: Watch) -> Attended:
     """Run one training to its end, or until `watch` says that it is enough.
 
     Args:
         config: the run; its folder is `place`, where what it prints is kept too.
         place: the result folder.
         metric: the figure of the validations that is looked at.
+        start: starts it.
         watch: asked after each look, twice a second.
 
     Returns:
@@ -61,27 +64,23 @@ def attend(config: RunConfig, place: Path, metric: str, watch: Watch) -> Attende
     try:
         place.mkdir(parents=True, exist_ok=True)
         file.write_text(dump_config(config), encoding="utf-8")
-        output = (place / OUTPUT).open("a", encoding="utf-8")
+        (place / OUTPUT).touch()
     except OSError as error:
         raise ConfigError(f"cannot write to {place}: {error.strerror}; name another folder with --output") from None
-    stopped = None
-    with output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ftkit", "train", "--config", str(file)],
-            stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            while process.poll() is None and stopped is None:
-                time.sleep(_POLL_SECONDS)
-                stopped = watch(values_of(record_of(place), metric))
-        finally:
-            _end(process)
+    stopped, process = None, start(file, place / OUTPUT)
+    try:
+        while process.is_alive() and stopped is None:
+            process.join(_POLL_SECONDS)
+            reason = watch(values_of(record_of(place), metric))
+            stopped = reason if process.is_alive() else None  # nothing is saved by stopping what has ended
+    finally:
+        _end(process)
     record = record_of(place)
     values = values_of(record, metric)
     failure = None
-    if stopped is None and process.returncode != 0:
+    if stopped is None and process.exitcode:
         printed = (place / OUTPUT).read_text(encoding="utf-8", errors="replace")
-        failure = explain_failure(process.returncode, printed)[1]
+        failure = explain_failure(process.exitcode, printed)[1]
     elif stopped is None and not values:
         failure = f"no validation has a {metric}"
     return Attended(values, time.monotonic() - started, stopped, failure, record)
@@ -104,12 +103,11 @@ def values_of(record: RunRecord | None, metric: str) -> list[float]:
     return [value for value in found if value is not None]
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
+def _end(process: BaseProcess) -> None:
     """Ask a process to save and end; end it where it does not."""
-    if process.poll() is None:
+    if process.is_alive():
         process.terminate()
-        try:
-            process.wait(_GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-    process.wait()
+        process.join(_GRACE_SECONDS)
+    if process.is_alive():
+        process.kill()
+    process.join()

@@ -1,6 +1,6 @@
 """Search for the best settings of a training, with Optuna; the only importer of optuna.
 
-Each trial is `ftkit train` in a process of its own. What the planner says does not fit, or would not end in time, is
+Each trial is a training in a process of its own. What the planner says does not fit, or would not end in time, is
 never started; what is bad at a validation, compared with the others, is stopped there (successive halving: Li et al.
 2018, as Optuna has it). All that is known is in a journal in the folder, so that a search that was killed goes on, and
 the run that it was in the middle of from its checkpoint.
@@ -9,6 +9,7 @@ the run that it was in the middle of from its checkpoint.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,7 +19,7 @@ from ftkit.errors import ConfigError, DependencyError, FtkitError
 from ftkit.records.schema import RunRecord
 from ftkit.report.metrics import METRICS
 from ftkit.report.pages.tuned import Tried
-from ftkit.sweep.attend import Attended, attend, record_of
+from ftkit.sweep.attend import Attended, Start, attend, record_of
 from ftkit.sweep.space import Space
 
 JOURNAL = "tuning.journal"
@@ -37,7 +38,8 @@ class Budget:
     """What a search may take.
 
     Attributes:
-        trials: configurations that are tried, those that never start among them.
+        trials: configurations that are tried, those that never start among them; one that was killed and tried again
+            counts once.
         seconds: from the start of this call; None: no limit.
     """
 
@@ -53,12 +55,14 @@ class Tuning:
         space: what varies.
         folder: gets a folder for each trial, and the journal.
         verdict: asks the planner.
+        start: starts a training.
         tell: told of each trial when it begins and when it ends.
     """
 
     space: Space
     folder: Path
     verdict: Verdict
+    start: Start
     tell: Callable[[Tried], None] = lambda _: None
     _study: Any = field(init=False)
     _num_samples: int | None = field(init=False, default=None)
@@ -120,8 +124,11 @@ class Tuning:
             InterruptedRunError: somebody stopped it; the same call goes on.
         """
         deadline = None if budget.seconds is None else time.monotonic() + budget.seconds
-        while len(self.tried()) < budget.trials and (deadline is None or time.monotonic() < deadline):
+        while self._num_tried() < budget.trials and (deadline is None or time.monotonic() < deadline):
             self._try_one(deadline)
+
+    def _num_tried(self) -> int:
+        return sum(one.state != "killed" for one in self.tried())
 
     def _try_one(self, deadline: float | None) -> None:
         trial = self._study.ask()
@@ -140,15 +147,15 @@ class Tuning:
             return
         trial.set_user_attr("folder", place.name)
         self.tell(self._told(trial))
-        ended = attend(config, place, self.metric, lambda values: self._watch(trial, values, deadline))
+        ended = attend(config, place, self.metric, self.start, partial(self._watch, trial, deadline))
         self._learn(ended.record)
         if planned and ended.stopped is None and ended.failure is None:
             self._slowness.append(ended.seconds / planned)
         self._end(trial, _state(ended), ended.stopped or ended.failure, ended)
 
     def _for_trial(self, config: RunConfig, place: Path) -> RunConfig:
-        """Return the configuration of a trial: with its folder, planned already, and validated often enough."""
-        training: dict[str, Any] = {"plan_first": False}
+        """Return the configuration of a trial: planned already, validated often enough, never tested."""
+        training: dict[str, Any] = {"plan_first": False, "score_test": False}
         steps = self._num_steps(config)
         if config.training.eval_every is None and steps is not None:
             training["eval_every"] = max(1, int(steps / _RUNGS))
@@ -174,7 +181,7 @@ class Tuning:
         left, expected = deadline - time.monotonic(), planned * (median(self._slowness) if self._slowness else 1.0)
         return f"would take about {expected:.0f} s of the {left:.0f} s that are left" if expected > left else None
 
-    def _watch(self, trial: Any, values: Sequence[float], deadline: float | None) -> str | None:
+    def _watch(self, trial: Any, deadline: float | None, values: Sequence[float]) -> str | None:
         """Tell Optuna of validations; say why a run is to be stopped."""
         if deadline is not None and time.monotonic() > deadline:
             return "the time was spent"

@@ -81,11 +81,12 @@ from importlib import import_module
 def shown(*_, **__):
     sys.exit(f"loaded first: {loaded}" if (loaded := {"torch", "transformers"} & set(sys.modules)) else 7)
 
-for module in ("ftkit.cli.train", "ftkit.cli.plan.command", "ftkit.cli.tune", "ftkit.cli.study", "ftkit.cli.predict"):
+for name in ("train", "plan.command", "tune.command", "study", "predict"):
+    module = f"ftkit.cli.{name}"
     command = import_module(module)
     name = "begin_with" if module.endswith("predict") else "say_begun"
     setattr(command, name, shown)
-    called = getattr(command, module.rpartition(".")[2].replace("command", "plan"))
+    called = getattr(command, module.split(".")[2])
     try:
         called({"ftkit.cli.study": ["features"], "ftkit.cli.predict": ["run", "a text"]}.get(module, []))
     except SystemExit as end:

@@ -44,6 +44,10 @@ class Launched:
         words = [f"LAUNCHED_BY={self.output}"]
         return [pid for number in range(8) for pid in self._processes(*words, f"RANK={number}")]
 
+    def started(self):
+        """Return all processes that this command has started."""
+        return [pid for pid in self._processes(f"LAUNCHED_BY={self.output}") if pid != self.process.pid]
+
     @staticmethod
     def _processes(*words):
         for place in Path("/proc").glob("[0-9]*"):

@@ -48,6 +48,23 @@ def test_ranks_save_and_end_when_the_launcher_of_deepspeed_is_signalled_alone(wo
     assert list_checkpoints(folder / CHECKPOINTS)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "name"), [("compare", "lora"), ("tune", "trial-000")])
+def test_a_training_saves_and_ends_when_the_command_of_several_is_killed(command, name, work, tmp_path):
+    folder = tmp_path / "all" / name
+    several = ["--methods", "lora,full"] if command == "compare" else ["--trials", "2"]
+    long = [one for one in LONG if one != "--no-plan"]
+    given = flags(work, tmp_path / "all", *long, "--set", "training.plan_first=false", *several)
+    with Launched([sys.executable, "-m", "ftkit", command, *given], tmp_path / "said.txt") as job:
+        job.wait_until(lambda: has_steps(folder))
+        trainings = job.started()
+        os.kill(job.process.pid, signal.SIGKILL)
+        assert job.end() == -signal.SIGKILL
+        job.wait_until_gone(trainings)
+    assert list_checkpoints(folder / CHECKPOINTS)
+    assert read_record(folder).result is None
+
+
 @pytest.fixture(scope="module")
 def whole(work, tmp_path_factory):
     """The losses of the run in one process that nobody stops."""

@@ -2,13 +2,16 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from ftkit.cli import main
+from ftkit.cli.tune.trial import start_trial
 from ftkit.config.files import load_config
 from ftkit.errors import ConfigError
+from ftkit.records.files import read_record
 from ftkit.sweep.space import Axis, Space, read_space
 from ftkit.sweep.tuning import Budget, Tuning
 from tests.helpers import save_tiny_model
@@ -53,6 +56,7 @@ def test_the_winner_is_written_and_what_does_not_fit_is_never_started(work, tmp_
     for one in tried:
         assert (one["state"] == "never started") == (one["settings"]["model.name"] == "demo"), one
         assert (one["folder"] is None) == (one["state"] == "never started")
+        assert one["folder"] is None or read_record(Path(one["folder"])).last_evaluation("test") is None
     assert any(one["state"] == "never started" for one in tried)
     best = min((one for one in tried if one["state"] == "complete"), key=lambda one: one["value"])
     config = load_config(tmp_path / "tune" / "best.yaml")
@@ -70,11 +74,11 @@ def test_a_search_goes_on_where_it_was_killed_and_stops_what_is_worse_at_a_valid
         raise SystemExit  # as a kill: nothing is told to the journal behind this
 
     with pytest.raises(SystemExit):
-        Tuning(space, tmp_path / "tune", lambda *_: (None, None), killed).run(Budget(1))
-    again = Tuning(space, tmp_path / "tune", lambda *_: (None, None))
+        Tuning(space, tmp_path / "tune", lambda *_: (None, None), start_trial, killed).run(Budget(1))
+    again = Tuning(space, tmp_path / "tune", lambda *_: (None, None), start_trial)
     # It learns nothing, and would for 400 steps.
     again._study.enqueue_trial({"optimizer.learning_rate": "1e-09", "training.max_steps": "400"})
-    again.run(Budget(3))
+    again.run(Budget(2))  # what was killed and tried again counts once
     first, second, third = again.tried()
     assert (first.state, second.state) == ("killed", "complete"), second.reason
     assert (second.folder, second.settings) == (first.folder, first.settings)
@@ -82,12 +86,12 @@ def test_a_search_goes_on_where_it_was_killed_and_stops_what_is_worse_at_a_valid
     assert third.reason.startswith("worse than others at validation")
     other = Space(space.base, (Axis("optimizer.learning_rate", ("0.5",)),))
     with pytest.raises(ConfigError, match=r"holds another search \(\S+ differs\)"):
-        Tuning(other, tmp_path / "tune", lambda *_: (None, None))
+        Tuning(other, tmp_path / "tune", lambda *_: (None, None), start_trial)
 
 
 def test_what_would_not_end_in_time_is_never_started(work, tmp_path):
     space = read_space(base(work), {"optimizer.learning_rate": [0.001]})
-    tuning = Tuning(space, tmp_path / "tune", lambda *_: (None, 3600.0))
+    tuning = Tuning(space, tmp_path / "tune", lambda *_: (None, 3600.0), start_trial)
     tuning.run(Budget(1, seconds=60.0))
     (only,) = tuning.tried()
     assert only.state == "never started"

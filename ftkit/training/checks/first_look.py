@@ -199,6 +199,7 @@ def _look_at_data(
     if data is None:
         mistakes.tell()
     assert data is not None
+    data = data if config.training.score_test else replace(data, test=None)
     longest = data.longest
     mistakes.of(lambda: _check_best_metric(config.training.best_metric, data.label_kind))
     if keeps_head:

@@ -12,6 +12,7 @@ import click
 from ftkit.cli.grouped_help import GroupedHelp
 from ftkit.cli.opening import check_named, say_begun
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
+from ftkit.cli.tune.trial import start_trial
 from ftkit.config.files import dump_config, load_yaml
 from ftkit.config.methods import methods
 from ftkit.config.tree import RunConfig
@@ -67,7 +68,7 @@ def tune(  # one parameter is one flag
         check_named(base)
         quieten()
         shown = _as_json if as_json else _Lines(base.training.best_metric)
-        tuning = Tuning(found, folder, _planner(memory_budget), shown)
+        tuning = Tuning(found, folder, _planner(memory_budget), start_trial, shown)
         tuning.run(budget)
         _finish(tuning, folder, as_json=as_json)
 

@@ -1,0 +1,1 @@
+"""`ftkit tune`: the command, and how it starts a training."""
