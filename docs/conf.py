@@ -23,7 +23,7 @@ extensions = [
     "config_reference",
     "plan_table",
 ]
-exclude_patterns = ["_build", "sweep"]
+exclude_patterns = ["_build", "sweep", "newsgroups"]
 nitpicky = False  # the types of torch and pydantic have no inventory here
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]

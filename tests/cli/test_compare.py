@@ -16,14 +16,15 @@ from tests.helpers import WORDS, save_tiny_model
 
 
 @pytest.mark.e2e
-def test_compare_trains_each_method_on_the_same_splits_and_says_which_is_better(tmp_path):
+def test_compare_trains_each_method_on_the_same_splits_and_says_which_is_better(tmp_path, monkeypatch):
     model, draw = save_tiny_model(tmp_path / "bert", "bert"), random.Random(0)
     with (tmp_path / "data.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["text", "label"])
         writer.writerows([" ".join(draw.sample(WORDS, 5)), draw.choice(["a", "b"])] for _ in range(60))
+    monkeypatch.chdir(tmp_path)
     command = [
-        *("compare", "--methods", "feature-extraction,lora", "--model", model, "--dataset", tmp_path / "data.csv"),
+        *("compare", "--methods", "feature-extraction,lora", "--model", model, "--dataset", "data.csv"),
         *("--output", tmp_path / "out", "--max-steps", "2", "--rank", "2", "--precision", "fp32"),
         *("--set", "output.reopen=false", "--set", "training.plan_first=false", "--max-length", "16"),
     ]
@@ -32,6 +33,7 @@ def test_compare_trains_each_method_on_the_same_splits_and_says_which_is_better(
     folders = [tmp_path / "out" / name for name in ("feature-extraction", "lora")]
     assert read_record(folders[1]).run.config["method"]["rank"] == 2
     folders += [tmp_path / "out" / name for name in FOLDERS.values()]
+    assert {read_record(one).run.config["data"]["dataset"] for one in folders} == {str(tmp_path / "data.csv")}
     assert len({read_answers(answers_file(folder, "test")).texts for folder in folders}) == 1
     page = (tmp_path / "out" / "report.html").read_text()
     assert "on 6 texts" in page

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ftkit.config.paths import with_absolute_paths
 from ftkit.config.tree import RunConfig
 from ftkit.data.arrays import Labels, PreparedData, TokenSplit
 from ftkit.data.examples import Examples
@@ -75,6 +76,7 @@ def write_baselines(config: RunConfig, folder: Path, note: Callable[[str], None]
         NoBaselineError: the run is not one of classes or labels.
         FtkitError: as `prepare_data`.
     """
+    config = with_absolute_paths(config)  # as a run names its data
     data = _prepared(config) if config.task == "sequence-classification" else None
     labels = None if data is None else data.labels
     if data is None or labels is None or labels.kind == "regression":
