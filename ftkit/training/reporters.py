@@ -115,16 +115,26 @@ class ConsoleReporter:
         self._console.print(table)
         for name, what in ((MODEL, "the model"), (RECORD, "all figures"), (CARD, "the model card")):
             self._console.print(f"{what}: {folder / name}", highlight=False, soft_wrap=True)
-        self._console.print(
-            f"next: the card says how to load the model; ftkit report {folder} OTHER sets it beside another run",
-            highlight=False, soft_wrap=True, markup=False,
-        )  # fmt: skip
+        for line in _next(record, folder):
+            self._console.print(f"next: {line}", highlight=False, soft_wrap=True, markup=False)
 
     def close(self) -> None:
         """Remove the live line, if there is one."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _next(record: RunRecord, folder: Path) -> list[str]:
+    """Return what may be done with a run that is over, and how to go on where it was still getting better."""
+    lines = [f"ftkit predict {folder} 'a text' answers; ftkit report {folder} OTHER sets it beside another run"]
+    validated = [line.step for line in record.evaluations if line.split == "validation"]
+    training = record.run.config["training"]
+    if len(validated) > 1 and record.result is not None and record.result.best_step == validated[-1]:
+        longer = f"--epochs {2 * training['epochs']:g}" if training["max_steps"] is None else ""
+        longer = longer or f"--max-steps {2 * training['max_steps']}"
+        lines.append(f"the last of {len(validated)} validations was the best; --resume {folder} {longer} trains on")
+    return lines
 
 
 def _lowered(heading: str) -> str:

@@ -70,3 +70,12 @@ def test_the_total_time_says_what_went_before_the_steps_and_beside_them(record):
 
     assert total(setup_seconds=20.0) == "1 min 20 s: 20.0 s before the first step, 10.0 s for scores and saving"
     assert total() == total(resumed=8, setup_seconds=20.0) == "1 min 20 s"
+
+
+@pytest.mark.parametrize(("step", "is_told"), [(-1, True), (0, False)], ids=["best at the end", "best before"])
+def test_a_run_that_was_still_getting_better_is_told_how_to_go_on(step, is_told, record, tmp_path):
+    best = [line.step for line in record.evaluations if line.split == "validation"][step]
+    out = io.StringIO()
+    result = record.result.model_copy(update={"best_step": best})
+    ConsoleReporter(Console(file=out, width=200)).finish(record.model_copy(update={"result": result}), tmp_path)
+    assert (f"--resume {tmp_path} --epochs 6 trains on" in out.getvalue()) == is_told
