@@ -9,6 +9,9 @@
     deepspeed:cpu|nvme[:recompute]  ZeRO-3 with its parameters offloaded, PEFT
     accelerate:disk[:recompute]     accelerate's disk_offload, PEFT
 
+DeepSpeed's `nvme` compiles its reader (libaio) at the first use, five minutes of one core; `TORCH_EXTENSIONS_DIR` says
+where it is kept.
+
 All of them take the same steps over the same texts, with the same adapters, and with torch's AdamW. The others run in a
 loop that does nothing but train, and their memory is that of the loop alone: while they load, they may hold the model
 whole. ftkit is the whole of `ftkit train`, loading and saving included, without its plan and its scores.

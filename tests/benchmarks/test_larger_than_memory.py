@@ -19,5 +19,5 @@ def test_the_first_step_is_left_out_a_ratio_is_taken_within_a_round_and_counted_
 
     runs = [run(FTKIT, 0, 1, 1), run("deepspeed:cpu", 0, 2, 4), run(FTKIT, 1, 2, 2), run("deepspeed:cpu", 1, 8, 8)]
     counted = {**run("deepspeed:cpu", 0, 50, 50), "tensor_bytes": 7 * 10**8, "resident_bytes": 9 * 10**9}
-    row = "| deepspeed:cpu | 5.50 | 3.50 (3.00 to 4.00) | 1,000 | 1.00 | 600 | 1.00 | 700 |"
+    row = "| deepspeed:cpu | 5.50 | 2.00 | 3.50 (3.00 to 4.00) | 1,000 | 1.00 | 600 | 1.00 | 700 |"
     assert row in table([*runs, counted])
