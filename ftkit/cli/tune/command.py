@@ -18,7 +18,7 @@ from ftkit.config.methods import methods
 from ftkit.config.tree import RunConfig
 from ftkit.errors import ConfigError, nearest
 from ftkit.report.metrics import METRICS
-from ftkit.report.pages.tuned import Tried, tuned_page
+from ftkit.report.pages.tuned import Tried, short, tuned_page
 from ftkit.sweep.space import Space, read_space, usual_space
 from ftkit.sweep.tuning import Budget, Tuning
 from ftkit.units import format_seconds, parse_seconds
@@ -111,7 +111,7 @@ class _Lines:
 
     def __call__(self, trial: Tried) -> None:
         """Show a trial that begins or has ended."""
-        settings = " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in trial.settings.items())
+        settings = " ".join(f"{short(key).replace(' ', '_')}={value}" for key, value in trial.settings.items())
         if trial.state == "running":
             click.echo(f"{trial.number:>3}  {settings}")
             return
