@@ -16,8 +16,11 @@ import transformers
 from ftkit.machine import driver, memory
 from ftkit.machine.process import ProcessContext, join, leave
 from ftkit.models.activations import offload
+from ftkit.models.pinned import pin
+from ftkit.models.streaming.stream import stream_of
 from ftkit.records.files import read_record
 from tests.helpers import build, ragged_split, save_tiny_model, take_steps
+from tests.models.streaming import conftest as streaming
 
 pytestmark = [
     pytest.mark.gpu,
@@ -207,6 +210,56 @@ def test_activations_that_wait_on_the_host_change_no_loss_and_no_weight_to_the_b
     assert here.losses == away.losses
     before, after = here.engine.trainable_state(), away.engine.trainable_state()
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
+
+
+RAM, DISK, ALL = "engine.stream_layers=ram", "engine.stream_layers=disk", "engine.stream_micro_batches=all"
+HEAD = "engine.stream_head=true"
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "way"),
+    [
+        ("llama", "lora", (RAM,)),
+        ("llama", "lora", (DISK, ALL, "model.recompute=cheap")),
+        ("llama", "qlora", (RAM, ALL, HEAD)),
+        ("llama", "qlora", (DISK, HEAD)),
+        ("gemma2", "lora", (RAM, HEAD)),  # whose head is the table of tokens too
+    ],
+)
+def test_layers_that_come_over_a_stream_of_their_own_compute_the_same_to_the_bit(
+    family, method, way, tmp_path, process, monkeypatch
+):
+    monkeypatch.setenv("FTKIT_CACHE", str(tmp_path / "cache"))
+    folder = streaming.deep_model(tmp_path / "model", family)
+    settings = ["task=causal-lm", f"method.name={method}", "method.dropout=0", "batch.micro_batch_size=2"]
+    resident, streamed = (
+        take_steps(*build([*settings, *more], folder, torch.float32, process), ragged_split("causal-lm"))
+        for more in (("model.recompute=layer",), way)
+    )
+    assert streamed.losses == resident.losses
+    wanted, found = resident.engine.trainable_state(), streamed.engine.trainable_state()
+    assert [name for name, one in wanted.items() if not torch.equal(found[name], one)] == []
+    stream = stream_of(streamed.engine.model)
+    assert all(one.device.type == "cuda" for one in stream.window.memory)
+    if RAM in way and stream.source.is_pinned:
+        # To the byte, and by CUDA's own word; memory that it does not know would be copied while computing waits.
+        assert stream.source.read(next(stream.layout.slots))[0].is_pinned()
+        assert stream.source.table.is_pinned()
+
+
+def test_memory_that_was_pinned_in_place_is_let_go_of_with_its_owner_and_a_refusal_harms_nothing_later(process):
+    memory, owner = torch.zeros(MIB, dtype=torch.uint8), torch.nn.Module()
+    assert pin(memory, owner)
+    assert memory.is_pinned()
+    assert not pin(memory, owner), "it is pinned already, which CUDA refuses"
+    assert float(torch.ones(8, device=process.device).sum()) == 8.0
+    del owner
+    assert not memory.is_pinned()
+
+
+def test_the_rates_of_this_card_are_measured(tmp_path):
+    said = ftkit("doctor", "--calibrate", FTKIT_CACHE=tmp_path)
+    assert "measured on this machine" in said
 
 
 @pytest.mark.parametrize("recompute", ["none", "cheap", "layer"])

@@ -1,6 +1,6 @@
 """Fetch a layer while another one computes: in a thread on a CPU, in a stream of its own on CUDA."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -54,9 +54,17 @@ class StreamLane:
     not on the host, until the copy is there.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        """Make the stream of a device."""
-        self._device, self._stream = device, torch.cuda.Stream(device)
+    def __init__(self, buffers: Sequence[torch.Tensor]) -> None:
+        """Make a stream that fills buffers.
+
+        Args:
+            buffers: on one device.
+        """
+        self._device = buffers[0].device
+        self._stream = torch.cuda.Stream(self._device)
+        for one in buffers:
+            # A window may be given up while a copy into it runs, and torch gives its memory to others when it is done.
+            one.record_stream(self._stream)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ftkit-layers")
 
     def begin(self, read: Callable[[], None]) -> Wait:
@@ -79,8 +87,8 @@ class StreamLane:
         return wait
 
 
-def lane_for(buffer: torch.Tensor) -> Lane:
-    """Return how the layers come to a buffer, by the device that it is on."""
-    if not has_values(buffer):
+def lane_for(buffers: Sequence[torch.Tensor]) -> Lane:
+    """Return how the layers come to the buffers of a window, by the device that they are on."""
+    if not has_values(buffers[0]):
         return ImmediateLane()
-    return StreamLane(buffer.device) if buffer.device.type == "cuda" else ThreadLane()
+    return StreamLane(buffers) if buffers[0].device.type == "cuda" else ThreadLane()

@@ -75,7 +75,7 @@ class Window:
         """
         self.layout, self._source = layout, source
         self._buffers, self._whole = _buffers(layout, device)
-        self._lane = lane_for(self._buffers[0].memory)
+        self._lane = lane_for(self.memory)
         self._nothing: dict[torch.dtype, torch.Tensor] = {}
         for slot in layout.slots:
             self._put_placeholder(slot)

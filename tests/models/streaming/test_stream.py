@@ -99,7 +99,9 @@ def test_the_window_does_not_grow_with_the_number_of_layers(deep):
         with recorder:
             see_model(recorder, engine.model, {})
             record_steps(engine, [micro_batch], recorder)
-        peaks[num_layers] = recorder.tape.peak_bytes()
+        window = stream_of(engine.model).window
+        assert len(window.fillings) == 2
+        peaks[num_layers] = recorder.tape.peak_bytes(), sum(map(len, window.memory))
     assert peaks[12] == peaks[24] == peaks[48]
 
 

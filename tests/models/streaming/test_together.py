@@ -12,7 +12,7 @@ from ftkit.models.structure.layers import transformer_layers
 from ftkit.step.step import train_step
 from tests import helpers
 from tests.models.streaming.conftest import engine_of, gradients_of
-from tests.models.streaming.test_stream import CHEAP, DISK, FAMILIES, HEAD
+from tests.models.streaming.test_stream import CHEAP, DISK, FAMILIES, HEAD, QLORA
 
 CUT = ([0, 1], [2], [3, 4], [5], [6])
 """Sequences of the micro-batches of a step, ragged."""
@@ -43,9 +43,11 @@ def take_steps(engine, num_steps=1):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_losses_and_gradients_are_those_of_micro_batches_one_by_one(family, deep):
     way = ("method.dropout=0",)
-    for dtype in (torch.float32, torch.bfloat16) if family == "llama" else (torch.float32,):
-        wanted = take_steps(engine_of(deep(family), *way, DISK, dtype=dtype))
+    kinds = ((torch.float32,), (torch.bfloat16,), (torch.bfloat16, QLORA))
+    for dtype, *method in kinds if family == "llama" else kinds[:1]:
+        wanted = take_steps(engine_of(deep(family), *way, *method, DISK, dtype=dtype))
         for number, *more in (("all", CHEAP), (2, HEAD)) if family == "llama" else (("all",),):
+            more += method
             found = take_steps(engine_of(deep(family), *way, *together(number), *more, dtype=dtype))
             assert found[0] == wanted[0]
             assert found[1].keys() == wanted[1].keys()
