@@ -23,13 +23,13 @@ _NAME = "GLIBC_TUNABLES"
 """The variable that glibc reads as a process begins, and never again."""
 _MARK = "FTKIT_HEAP"
 """The variable by which a process knows that it has begun once more, where something takes `_NAME` away."""
-_LARGEST_IN_HEAP = 32 * 2**20
+LARGEST_IN_HEAP = 32 * 2**20
 """Above it a block is the system's own and goes back at once: the highest value that glibc takes (`HEAP_MAX_SIZE / 2`),
 and what it comes to by itself as blocks are freed."""
 _TUNABLES = {
     "glibc.malloc.tcache_count": 0,
     "glibc.malloc.mxfast": 0,  # the other cache whose blocks do not merge
-    "glibc.malloc.mmap_threshold": _LARGEST_IN_HEAP,
+    "glibc.malloc.mmap_threshold": LARGEST_IN_HEAP,
     "glibc.malloc.trim_threshold": 2**40,
 }
 

@@ -8,7 +8,7 @@ import math
 from ftkit.config.tree import RunConfig
 from ftkit.engine.resolve import DTYPES
 from ftkit.models.methods import method_of
-from ftkit.plan.inputs.shapes import Sequences
+from ftkit.plan.inputs.shapes import Sequences, num_checkpoints
 from ftkit.plan.inputs.target import Target
 from ftkit.plan.predicted import AnyPrediction, TracedPrediction
 from ftkit.records.files import CHECKPOINT_BYTES
@@ -20,8 +20,8 @@ _START_SECONDS, _REOPEN_SECONDS, _END_SECONDS = 8.0, 6.0, 2.0
 """Of one core: Python with torch and transformers, and a plan; a second process that opens the result; the pages."""
 _TOKEN_RATE, _TEXT_RATE = 400_000, 8_000
 """Tokens and texts a second that one core reads, checks, splits and encodes: estimates, and no measurements."""
-_TOKEN_BYTES, _BESIDE_BYTES = 4, 2**20
-"""Of a token that is kept; of a tokenizer, a record and answers beside the weights."""
+_TOKEN_BYTES, _BESIDE_BYTES = 4, 11 * 2**18
+"""Of a token that is kept; of a tokenizer (0.7 MB for MiniLM), the page of the run (2.0 MB), a record and answers."""
 
 
 def with_job(
@@ -106,7 +106,7 @@ def _counts(prediction: AnyPrediction, config: RunConfig, sequences: Sequences) 
         return None, None
     epoch = math.ceil(num / config.batch.global_batch_size)
     validations = math.ceil(steps / (training.eval_every or epoch)) if sequences.validation_tokens else 0
-    return validations, math.ceil(steps / (training.checkpoint_every or epoch))
+    return validations, num_checkpoints(config, num)
 
 
 def _data_seconds(sequences: Sequences) -> float | None:

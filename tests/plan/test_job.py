@@ -46,7 +46,9 @@ def test_the_parts_add_up_to_the_time_and_the_bytes(planned):
     assert found.seconds == pytest.approx(sum(parts) + found.evaluation_seconds + found.save_seconds)
     assert found.num_bytes == found.checkpoint_bytes + found.result_bytes + found.cache_bytes
     _, prediction = planned
-    assert found.checkpoint_bytes + found.result_bytes == prediction.disk_bytes + 2**20  # of what is beside weights
+    assert (
+        found.checkpoint_bytes + found.result_bytes == prediction.disk_bytes + 11 * 2**18
+    )  # of what is beside weights
     assert found.cache_bytes == 4 * 30_000  # tokens
 
 
@@ -79,6 +81,15 @@ def test_validations_and_checkpoints_follow_their_intervals(planned):
     assert (found.num_validations, found.num_checkpoints) == (5, 2)
     assert found.evaluation_seconds > job(planned).evaluation_seconds
     assert found.save_seconds < job(planned).save_seconds
+
+
+def test_a_short_run_keeps_the_one_checkpoint_that_it_writes(planned):
+    config, prediction = planned
+    short = config.model_copy(update={"training": config.training.model_copy(update={"epochs": 1.0})})
+    one = predict(short, find_target("t4"), models.architecture("bert"), sequences=SEQUENCES)
+    # The second checkpoint had masters and two moments, and it may have referred to the masters of another best.
+    assert config.training.keep_checkpoints == 2
+    assert prediction.disk_bytes - one.disk_bytes == one.num_trainable_parameters * (12 + 4)
 
 
 def test_what_is_not_known_of_the_data_leaves_no_figure(planned):

@@ -8,7 +8,7 @@ import torch
 from ftkit.data.batching import Shape
 from ftkit.engine.resolve import ResolvedRun
 from ftkit.models.methods import method_of
-from ftkit.plan.inputs.shapes import Sequences, num_steps, plan_shape
+from ftkit.plan.inputs.shapes import Sequences, num_checkpoints, num_steps, plan_shape
 from ftkit.plan.inputs.target import Target
 
 
@@ -74,10 +74,12 @@ class Counts:
 def disk_bytes(case: Case, counts: Counts) -> int:
     """Return the most that a run keeps: checkpoints (masters and moments in fp32), the best masters, and the result.
 
-    An older checkpoint may refer to a best validation that the newest has left behind. The result is in the compute
-    dtype: the adapters where there are some, else all weights.
+    A short run writes fewer checkpoints than may be kept. An older one may refer to a best validation that the newest
+    has left behind. The result is in the compute dtype: the adapters where there are some, else all weights.
     """
     training = case.run.config.training
-    num, num_best = training.keep_checkpoints, training.keep_best + training.keep_checkpoints - 1
+    written = num_checkpoints(case.run.config, case.sequences.num)
+    num = training.keep_checkpoints if written is None else min(training.keep_checkpoints, written)
+    num_best = training.keep_best + num - 1
     result = method_of(case.run.config).stored_parameters(counts.total, counts.trainable)
     return counts.trainable * (num * 12 + num_best * 4) + result * case.run.dtype.itemsize

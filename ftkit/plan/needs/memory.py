@@ -19,6 +19,7 @@ from ftkit.observe.tape import Role, Tape
 from ftkit.plan.inputs.case import Case, Counts
 from ftkit.plan.inputs.target import Target
 from ftkit.plan.needs.fallback import Elsewhere
+from ftkit.plan.needs.heap import HEAP_BYTES, HEAP_SHARE, free_in_heap
 from ftkit.plan.needs.loading import loading_bytes
 from ftkit.plan.needs.mixture import uneven_bytes
 from ftkit.plan.needs.weights import weights_reason
@@ -40,11 +41,6 @@ PACKED_RUNTIME_BYTES = 47 * 10**6
 MKL_BYTES = 58 * 10**6
 """What MKL keeps of the memory that it packs matrices in, a block for each width of a product, where one is as wide as
 a vocabulary of 8,000 (Llama in fp32, with and without `MKL_DISABLE_FAST_MM`); less than `LATER_BYTES` has without."""
-HEAP_SHARE = 0.22
-"""What lies free in the heap at the worst moment, of the bytes that come and go in a step (LoRA on MiniLM in fp32, with
-and without recomputing); where the heap was not set (`ftkit.machine.heap`), as much as comes and goes."""
-HEAP_BYTES = 300 * 10**6
-"""About this much at most: larger blocks are not of the heap."""
 CUDA_HOST_BYTES = 15 * 10**8
 """Host memory of one process with CUDA's libraries: 1.6 and 1.7 GB with the 0.25 GB of GPT-2 in them, and 1.3 to 1.9 of
 larger models without the file that passed (an H200, torch 2.11; benchmarks/on_a_gpu.jsonl)."""
@@ -189,9 +185,8 @@ class CpuDevice:
     def of_step(self, share: RankShare) -> Memory:
         """Return the worst moment of a step, with what the C library keeps of the blocks that come and go."""
         peak = find_peak(share.tape, int)
-        comes_and_goes = peak.active_bytes - dict(share.tape.at_marks()[:1]).get(Phase.LOAD, 0)
         held = peak.active_bytes + share.host_bytes + share.copied_bytes + self._kernel_bytes(share.tape)
-        return self._memory(peak, held, _free_in_heap(comes_and_goes), share)
+        return self._memory(peak, held, free_in_heap(share.tape, peak.active_bytes), share)
 
     def of_parts(self, parts: MemoryBreakdown, elsewhere: Elsewhere) -> Memory:
         """Return the worst moment; one that uneven routing alone makes too large may not fit."""
@@ -247,15 +242,6 @@ def allocator_words(case: Case) -> str:
     if case.run.config.engine.expandable_segments:
         return f"growing segments (engine.expandable_segments), each request replayed; {RESERVED_NOISE:.1%} is noise"
     return f"segments of fixed size, each request replayed; up to {RESERVED_NOISE:.1%} more is noise"
-
-
-def _free_in_heap(comes_and_goes: int) -> int:
-    """Return what lies free in the C library's heap at the worst moment of a step.
-
-    Args:
-        comes_and_goes: bytes of tensors that live then, and did not before the step.
-    """
-    return min(HEAP_BYTES, int(comes_and_goes * (HEAP_SHARE if is_whole() else 1)))
 
 
 def _peak(parts: MemoryBreakdown) -> Peak:
