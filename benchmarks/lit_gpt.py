@@ -58,6 +58,8 @@ def data_of(job: Job) -> Any:
     loader: Any = import_module("torch.utils.data").DataLoader
 
     class Blocks(base.DataModule):  # type: ignore[misc]  # its base is not installed beside ftkit
+        prompt_style = None
+
         def connect(self, **settings: Any) -> None:  # noqa: ARG002  # it is told what the job says
             self.loader = partial(loader, batch_size=job.micro_batch_size, collate_fn=base.get_sft_collate_fn())
 
@@ -81,7 +83,8 @@ def run_litgpt(name: str, job: Job, folder: Path, max_steps: int | None) -> tupl
     """
     assert (job.task, job.method) == ("causal-lm", "lora")
     arguments, lora = import_module("litgpt.args"), import_module("litgpt.finetune.lora")
-    vars(lora)["save_hyperparameters"] = vars(lora)["save_prompt_style"] = lambda *_: None  # of its command line
+    for step in ("save_hyperparameters", "save_prompt_style", "merge_lora"):  # of its command line; adapters are saved
+        vars(lora)[step] = lambda *_, **__: None
     fits, validations = timed(lora, "fit"), timed(lora, "validate")
     steps = max_steps or int(job.epochs * (len(blocks(job, "train")) // job.global_batch_size))
     lora.setup(

@@ -38,16 +38,16 @@ def make_blocks(tokenizer: Tokenizer, job: dict[str, Any]) -> list[dict[str, lis
     return [{"tokens": block, "labels": block} for block in ids]
 
 
-def make_model(config: dict[str, Any]) -> Any:
-    """Return the model with adapters on all of its linear layers but the head, as the recipe's configuration names it.
+def make_model(config: dict[str, Any], **adapters: Any) -> Any:
+    """Return the model with adapters, as the recipe's configuration names it.
 
     Args:
         config: of the model, as transformers saves it.
+        adapters: what the recipe wants to read of them in its configuration too.
     """
     llama = import_module("torchtune.models.llama3_2._component_builders")
     return llama.lora_llama3_2(
-        lora_attn_modules=["q_proj", "k_proj", "v_proj", "output_proj"],
-        apply_lora_to_mlp=True,
+        **adapters,
         vocab_size=config["vocab_size"],
         num_layers=config["num_hidden_layers"],
         num_heads=config["num_attention_heads"],
@@ -58,9 +58,6 @@ def make_model(config: dict[str, Any]) -> Any:
         norm_eps=config["rms_norm_eps"],
         rope_base=int(config.get("rope_theta") or config["rope_parameters"]["rope_theta"]),
         scale_factor=1,
-        lora_rank=RANK,
-        lora_alpha=ALPHA,
-        lora_dropout=DROPOUT,
     )
 
 
@@ -94,7 +91,15 @@ def run_torchtune(name: str, job: Job, folder: Path, max_steps: int | None) -> t
         "save_adapter_weights_only": True,
         "tokenizer": {"_component_": f"{HERE}.make_tokenizer"},
         "dataset": {"_component_": f"{HERE}.make_blocks", "job": asdict(job)},
-        "model": {"_component_": f"{HERE}.make_model", "config": config},
+        "model": {
+            "_component_": f"{HERE}.make_model",
+            "config": config,
+            "lora_attn_modules": ["q_proj", "k_proj", "v_proj", "output_proj"],
+            "apply_lora_to_mlp": True,
+            "lora_rank": RANK,
+            "lora_alpha": ALPHA,
+            "lora_dropout": DROPOUT,
+        },
         "checkpointer": {
             "_component_": "torchtune.training.FullModelHFCheckpointer",
             "checkpoint_dir": job.model,

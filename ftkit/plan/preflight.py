@@ -72,7 +72,7 @@ def plan_first(  # noqa: PLR0913  # a run, where it runs, and what is known of i
         sequences: the data.
         note: told what was found, in a line or two.
         is_cached: whether the cache has all that a frozen trunk would make of the data.
-        is_cut_named: whether the cut is the user's; a default that does not fit becomes the largest that does.
+        is_cut_named: whether the cut is the user's; a default that does not fit becomes smaller.
 
     Returns:
         The run with what the planner has chosen: a number for `micro_batch_tokens: auto`, and all that `engine.fit`
