@@ -30,6 +30,7 @@ from typing import Any
 
 from benchmarks.beside import ROOT, spread
 from benchmarks.offloaders import Work
+from ftkit.machine import heap
 
 KEPT = "larger_than_memory.jsonl"
 FTKIT = "ftkit:disk:engine.stream_head=true:engine.stream_micro_batches=all:model.recompute=cheap"
@@ -86,6 +87,8 @@ def run_one(name: str, work: Work, folder: Path) -> Run | None:
     job.write_text(json.dumps(asdict(work)), encoding="utf-8")
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.offloaders", name, str(job), str(folder / "run")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    if name.startswith("ftkit:"):
+        environment |= heap.variables(environment)  # as its command does
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     shutil.rmtree(folder, ignore_errors=True)
     if done.returncode:

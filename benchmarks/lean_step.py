@@ -23,6 +23,7 @@ from ftkit.config.tree import RunConfig
 from ftkit.data.batching import Shape
 from ftkit.engine.plain import PlainEngine
 from ftkit.engine.protocol import Engine
+from ftkit.machine.heap import keep_heap_whole
 from ftkit.machine.process import ProcessContext
 from ftkit.models.build import prepare_model, set_training
 from ftkit.models.objective import objective_of
@@ -91,6 +92,7 @@ def time_step(engine: Engine, shape: Shape) -> float:
 
 def main(kind: str, axis: str = "lean") -> None:
     """Print medians over rounds of turns, and the spread of their ratios to the first of each round."""
+    keep_heap_whole()  # as `ftkit train` does
     torch.set_num_threads(1)
     shape = SHAPES[kind]
     engines = (

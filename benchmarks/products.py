@@ -26,6 +26,7 @@ from benchmarks.job import RANK
 from benchmarks.lean_step import make_engine
 from ftkit.data.batching import MicroBatch, Shape
 from ftkit.engine.protocol import Engine
+from ftkit.machine.heap import keep_heap_whole
 from ftkit.models.kernels.foreign import DispatchMode
 from ftkit.observe.recorded import make_batches
 from ftkit.step.step import train_step
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument("model", choices=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args()
+    keep_heap_whole()  # as `ftkit train` does
     torch.set_num_threads(1)
     engine, shape = make_engine(asked.model, num_layers=NUM_LAYERS), SHAPES[asked.model]
     step = partial(take_step, engine, make_batches(engine.objective, shape))
