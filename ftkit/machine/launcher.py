@@ -7,7 +7,7 @@ started trains on, without anybody who waits for it.
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -68,7 +68,25 @@ def _is_launcher(pid: int) -> bool:
         words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
     except OSError:  # it has ended, or this system has no /proc
         return False
-    return any(Path(word).name in _NAMES for word in words[:5])  # python -u -m NAME, or python PATH/NAME
+    return program(words) in _NAMES
+
+
+def program(words: Sequence[str]) -> str:
+    """Return the name of what a command runs: that of its file, or of the script or module that it gives to Python.
+
+    Args:
+        words: the command, not empty.
+    """
+    rest = iter(words)
+    name = Path(next(rest)).name
+    if not name.startswith("python"):
+        return name
+    for word in rest:
+        if word in ("-W", "-X"):  # the options of Python with a word of their own, but for -m and -c
+            next(rest, None)
+        elif not word.startswith("-"):
+            return Path(word).name
+    return name
 
 
 def _parent(pid: int) -> int:

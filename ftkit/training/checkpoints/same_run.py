@@ -25,6 +25,7 @@ _FREE = (
     "keep_checkpoints",
     "keep_best",
     "checkpoint_shards",
+    "score_test",
 )
 """Other keys of it that change nothing of what is learned."""
 
@@ -55,6 +56,8 @@ def check_finished(config: RunConfig, record: RunRecord) -> None:
         new.pop("method")
         old.pop("method")
     changed = sorted(key for key in _differences(old, new) if not _is_open(new, key))
+    if config.training.score_test and not earlier.training.score_test:  # nothing would score it any more
+        changed.append("training.score_test")
     if changed:
         raise CheckpointError(
             f"the run in {config.output.folder} is finished, and was trained with another {', '.join(changed)}; give "

@@ -137,7 +137,7 @@ def test_the_cut_the_engine_the_precision_and_the_end_may_change_between_start_a
         engine={"zero_stage": 3},
         output={"folder": "x"},
         model={"precision": "bf16"},
-        training={"epochs": None, "max_steps": 9, "early_stopping_patience": 2},
+        training={"epochs": None, "max_steps": 9, "early_stopping_patience": 2, "score_test": False},
     )
     config = same_run.resumable_part(changed.model_dump(mode="json"))
     same_run.check_resumable(tmp_path, state(), config, "f")

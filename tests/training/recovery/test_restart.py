@@ -68,6 +68,14 @@ def test_a_finished_run_that_was_trained_otherwise_is_refused_by_the_key(section
         begin(asked(tmp_path / "run", section, **changes))
 
 
+def test_a_finished_run_that_left_the_test_split_alone_is_not_taken_for_one_that_scores_it(tmp_path):
+    write_run(tmp_path / "run", {"training": {"score_test": False}}, random.Random(0))
+    with pytest.raises(CheckpointError, match=r"was trained with another training\.score_test"):
+        begin(asked(tmp_path / "run", "training", score_test=True))
+    write_run(tmp_path / "scored", {}, random.Random(0))
+    assert begin(asked(tmp_path / "scored", "training", score_test=False))[1] is Start.FINISHED
+
+
 def test_what_the_data_and_the_model_settle_and_how_often_a_run_looks_make_no_other_run(tmp_path):
     write_run(tmp_path / "run", {"training": {"class_weights": {"a": 2.0, "b": 1.0}}}, random.Random(0))
     for changes in ({"class_weights": "balanced"}, {"log_every": 77, "class_weights": {"a": 2.0, "b": 1.0}}):
