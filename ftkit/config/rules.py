@@ -226,12 +226,6 @@ RULES = (
         lambda facts: facts.streams_head and not facts.is_lean,
     ),
     Rule(
-        "several micro-batches taken through a streamed layer with their activations offloaded",
-        "the input of each layer stays on the device until the backward of the last of them",
-        "leave engine.stream_micro_batches or model.offload_activations out",
-        lambda facts: facts.streams_together and facts.offloads_activations,
-    ),
-    Rule(
         "layers streamed from RAM on a CPU",
         "there the device's memory is that same RAM",
         "choose engine.stream_layers=disk",

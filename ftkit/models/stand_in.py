@@ -58,9 +58,9 @@ def states_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
 
 
 def with_states(
-    args: tuple[Any, ...], kwargs: dict[str, Any], hidden: torch.Tensor
+    args: tuple[Any, ...], kwargs: dict[str, Any], hidden: torch.Tensor | None
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a layer with other hidden states."""
+    """Return the arguments of a layer with other hidden states; None: without any."""
     return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {STATES: hidden})
 
 

@@ -150,7 +150,7 @@ class Recorder(DispatchMode):
             known.append(facts)
 
     def waits_on_host(self, num_bytes: int) -> None:
-        """Write down that a storage waits on the host; once for all micro-batches, which are alike."""
+        """Write down that a storage waits on the host; once for all micro-batches or groups: they are alike."""
         if self.at.step == 1 and self.at.micro_batch == 0:
             self.tape.on_host.setdefault(self.at.layer, []).append(num_bytes)
 

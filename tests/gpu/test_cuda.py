@@ -221,6 +221,7 @@ HEAD = "engine.stream_head=true"
     [
         ("llama", "lora", (RAM,)),
         ("llama", "lora", (DISK, ALL, "model.recompute=cheap")),
+        ("llama", "lora", (RAM, ALL, "model.offload_activations=true")),
         ("llama", "qlora", (RAM, ALL, HEAD)),
         ("llama", "qlora", (DISK, HEAD)),
         ("gemma2", "lora", (RAM, HEAD)),  # whose head is the table of tokens too
@@ -230,6 +231,7 @@ def test_layers_that_come_over_a_stream_of_their_own_compute_the_same_to_the_bit
     family, method, way, tmp_path, process, monkeypatch
 ):
     monkeypatch.setenv("FTKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(offload, "SMALLEST_BYTES", 1)
     folder = streaming.deep_model(tmp_path / "model", family)
     settings = ["task=causal-lm", f"method.name={method}", "method.dropout=0", "batch.micro_batch_size=2"]
     resident, streamed = (

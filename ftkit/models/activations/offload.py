@@ -129,12 +129,12 @@ class ActivationOffload:
         def call(function: partial[Any], *arguments: Any, **keywords: Any) -> Any:
             self._begin(number)
             shared = list(tensors_in((arguments[1:], keywords, function.keywords)))
-            forward = _Forward(number, layer, shared)
+            forward = _Forward(number, layer, arguments[0] if arguments else None, shared)
             try:
                 with saved_tensors_hooks(partial(self._pack, forward), partial(self._unpack, number)):
                     out = checkpoint(function, *arguments, **keywords)
             finally:
-                forward.kept.clear()  # autograd may hold the hooks, and with them this
+                forward.forget()  # autograd may hold the hooks, and with them this
             self._give_up(number - 1)
             return out
 
@@ -146,6 +146,8 @@ class ActivationOffload:
         self._of_layer[number] = [one for one in self._of_layer[number] if one() is not None]
 
     def _pack(self, forward: "_Forward", tensor: torch.Tensor) -> Any:
+        # Hooks are handed a leaf itself, and whoever takes micro-batches together empties it when the layer has run.
+        tensor = tensor.detach() if tensor is forward.given else tensor
         if forward.number == self._last or not forward.moves(tensor):
             return tensor
         key = foreign.storage_key(tensor.untyped_storage()), num_changes(tensor)
@@ -207,13 +209,19 @@ class _Forward:
 
     Attributes:
         number: of the layer.
+        given: its first argument, the hidden states.
         kept: what it keeps so far, by its storage and how often that had been changed.
     """
 
-    def __init__(self, number: int, layer: nn.Module, shared: list[torch.Tensor]) -> None:
-        self.number = number
+    def __init__(self, number: int, layer: nn.Module, given: Any, shared: list[torch.Tensor]) -> None:
+        self.number, self.given = number, given
         self.kept: dict[tuple[int, int], _Kept] = {}
         self._layer, self._shared = layer, shared
+
+    def forget(self) -> None:
+        """Let go of all that the layer was given and keeps."""
+        self.given = None
+        self.kept.clear()
 
     def moves(self, tensor: torch.Tensor) -> bool:
         """Return whether a tensor is of the layer's own, and large enough."""
@@ -245,6 +253,11 @@ def attach(model: nn.Module) -> None:
         vars(layer)[_PLACE] = offload, number
 
 
+def is_offloaded(layer: nn.Module) -> bool:
+    """Return whether what a layer keeps waits on the host."""
+    return _PLACE in vars(layer)
+
+
 def around(layer: nn.Module, checkpoint: Checkpoint) -> Checkpoint | None:
     """Return what calls a layer so that what it keeps moves; None where it stays.
 
@@ -252,7 +265,7 @@ def around(layer: nn.Module, checkpoint: Checkpoint) -> Checkpoint | None:
         layer: of a transformers model.
         checkpoint: calls its forward.
     """
-    if _PLACE not in vars(layer):
+    if not is_offloaded(layer):
         return None
     offload, number = vars(layer)[_PLACE]
     found: Checkpoint = offload.around(number, layer, checkpoint)

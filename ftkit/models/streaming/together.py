@@ -12,6 +12,9 @@ layer before, so that each pair of a layer and a micro-batch is a graph of its o
 and in each layer in the order of the micro-batches: gradients are summed in the order in which they are summed one by
 one, and equal those to the bit.
 
+Where what layers keep waits on the host, the graphs alone stay here: of what a layer returned the place of its
+gradient, and of what it was given a leaf without numbers, of which the copy on the host has them.
+
 Dimension letters: B batch, T token, D model.
 """
 
@@ -22,9 +25,12 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ftkit.data.batching import MicroBatch
 from ftkit.errors import ModelError
+from ftkit.models.activations.offload import is_offloaded
+from ftkit.models.left_out import placeholder
 from ftkit.models.stand_in import Form, StandIn, formed, states_of, with_states
 from ftkit.models.structure.layers import transformer_layers
 
@@ -38,18 +44,22 @@ class _Lane:
     """One micro-batch on its way through the layers.
 
     Attributes:
-        arrived: [B, T, D], what came to the lowest layer, with what made it.
-        calls: the arguments of each layer that has yet to run; their hidden states are not those that it gets.
+        calls: the arguments of each layer, but for the hidden states.
         entries: [B, T, D], what each layer that has run was given, cut off; and behind them what the topmost returned.
-        outputs: [B, T, D], what each layer returned.
+        outputs: where the gradient goes of what came to the lowest layer, and of what each layer returned; None where
+            nothing wants it.
         loss: scalar; its graph begins at the last of the entries.
     """
 
     calls: list[_Call] = field(default_factory=list)
-    arrived: torch.Tensor | None = None
     entries: list[torch.Tensor] = field(default_factory=list)
-    outputs: list[torch.Tensor] = field(default_factory=list)
+    outputs: list[GradientEdge | None] = field(default_factory=list)
     loss: torch.Tensor | None = None
+
+    def add(self, hidden: torch.Tensor) -> None:
+        """Cut hidden states off from what made them; the next layer is given them so."""
+        self.outputs.append(get_gradient_edge(hidden) if hidden.grad_fn is not None else None)
+        self.entries.append(hidden.detach().requires_grad_(hidden.requires_grad))
 
 
 class _TurnedError(Exception):
@@ -92,7 +102,7 @@ class Together:
         lanes = [self._begun(loss_of, one) for one in micro_batches]
         for number in range(len(self._layers)):
             for lane in lanes:
-                if number == len(lane.outputs):
+                if number == len(lane.outputs) - 1:
                     self._run(lane, number)
         for lane, micro_batch in zip(lanes, micro_batches, strict=True):
             lane.loss = self._ended(loss_of, lane, micro_batch)
@@ -105,38 +115,36 @@ class Together:
 
         The first micro-batch of all runs through the layers, which shows in what form each returns hidden states.
         """
-        lane, forms, results = _Lane(), self._forms, list[Any]()
+        lane, forms, made = _Lane(), self._forms, _Made()
 
         def run(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             hidden = states_of(args, kwargs)
             if number == 0:
-                lane.arrived = hidden
-            lane.calls.append((args, kwargs))
+                lane.add(hidden)
+            lane.calls.append(with_states(args, kwargs, None))
             if not forms:
-                _check(lane, number, results)
-                results.append(self._run(lane, number))
+                made.check(number, args, kwargs)
+                made.add(self._run(lane, number))
             if number == len(self._layers) - 1:
                 raise _TurnedError
-            return formed(hidden, forms[number]) if forms else results[number]
+            return formed(hidden, forms[number]) if forms else made.last
 
         try:
             with self._standing_in(run):
                 loss_of(micro_batch)
         except _TurnedError:
             pass
-        self._forms = forms or [len(one) if isinstance(one, tuple) else None for one in results]
+        self._forms = forms or made.forms
         return lane
 
     def _run(self, lane: _Lane, number: int) -> Any:
         """Run a layer over a micro-batch; returns what the layer does."""
-        if number == 0:
-            assert lane.arrived is not None
-            lane.entries.append(_cut_off(lane.arrived))
         args, kwargs = with_states(*lane.calls[number], lane.entries[number])
         result = self._layers[number](*args, **kwargs)
-        hidden = result[0] if isinstance(result, tuple) else result
-        lane.outputs.append(hidden)
-        lane.entries.append(_cut_off(hidden))
+        if args and is_offloaded(self._layers[number]):  # by name they would count as what layers share, which stays
+            given = lane.entries[number]
+            given.data = placeholder(given.shape, given.dtype, given.device)
+        lane.add(result[0] if isinstance(result, tuple) else result)
         return result
 
     def _ended(self, loss_of: LossOf, lane: _Lane, micro_batch: MicroBatch) -> torch.Tensor:
@@ -183,41 +191,53 @@ class _Losses(torch.autograd.Function):
         for _ in range(len(lanes[0].outputs)):
             for lane in lanes:
                 _go_back(lane.outputs.pop(), lane.entries.pop())
-        for lane in lanes:
-            assert lane.arrived is not None
-            _go_back(lane.arrived, lane.entries.pop())
         return None, None
 
 
-def _go_back(made: torch.Tensor, cut_off: torch.Tensor) -> None:
+def _go_back(made: GradientEdge | None, cut_off: torch.Tensor) -> None:
     """Hand the gradient of hidden states on to what made them, where there is anything that trains."""
-    if made.grad_fn is not None and cut_off.grad is not None:
+    if made is not None and cut_off.grad is not None:
         torch.autograd.backward(made, cut_off.grad)
 
 
-def _cut_off(hidden: torch.Tensor) -> torch.Tensor:
-    return hidden.detach().requires_grad_(hidden.requires_grad)
+class _Made:
+    """What the layers have returned to the first micro-batch.
 
-
-def _check(lane: _Lane, number: int, results: Sequence[Any]) -> None:
-    """Refuse a model in which more than hidden states goes from layer to layer, or something happens in between.
-
-    Args:
-        lane: of the first micro-batch; its last call is that of the layer.
-        number: of the layer.
-        results: of the layers that have run.
+    Attributes:
+        forms: of it.
+        last: what the layer that ran last has returned.
     """
-    args, kwargs = lane.calls[-1]
-    given = [one for one in (*args, *kwargs.values()) if isinstance(one, torch.Tensor)]
-    hidden, others = states_of(args, kwargs), [one for one in given if one is not states_of(args, kwargs)]
-    beside = [one for result in results if isinstance(result, tuple) for one in result[1:]]
-    is_other = number > 0 and hidden is not lane.outputs[-1]
-    if (
-        number != len(results)
-        or is_other
-        or any(one.requires_grad or any(one is two for two in beside) for one in others)
-    ):
-        raise ModelError(
-            f"layer {number} of the model gets more than the hidden states of the layer before it, so micro-batches "
-            f"cannot be taken through it together; {_CURE}"
-        )
+
+    def __init__(self) -> None:
+        self.forms: list[Form] = []
+        self.last: Any = None
+        self._beside: list[Any] = []
+
+    def add(self, result: Any) -> None:
+        """Note what a layer has returned; hidden states of earlier layers are let go of."""
+        is_tuple = isinstance(result, tuple)
+        self.last = result
+        self.forms.append(len(result) if is_tuple else None)
+        self._beside += result[1:] if is_tuple else ()
+
+    def check(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse a model in which more than hidden states goes from layer to layer, or something happens in between.
+
+        Args:
+            number: of the layer that runs next.
+            args: what the model calls it with.
+            kwargs: the same, by name.
+        """
+        given = [one for one in (*args, *kwargs.values()) if isinstance(one, torch.Tensor)]
+        hidden = states_of(args, kwargs)
+        others = [one for one in given if one is not hidden]
+        is_other = number > 0 and hidden is not (self.last[0] if isinstance(self.last, tuple) else self.last)
+        if (
+            number != len(self.forms)
+            or is_other
+            or any(one.requires_grad or any(one is two for two in self._beside) for one in others)
+        ):
+            raise ModelError(
+                f"layer {number} of the model gets more than the hidden states of the layer before it, so "
+                f"micro-batches cannot be taken through it together; {_CURE}"
+            )

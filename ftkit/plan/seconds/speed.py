@@ -245,7 +245,10 @@ def step_time(
             phases[phase] += counter
     repeats = num_micro_batches / traced_micro_batches
     # What waits on the host leaves beside the forward, and comes back beside the backward.
-    on_host = size * traced_micro_batches * sum(map(sum, tape.on_host.values())) / device.host_rate
+    phases_ended = Counter(phase for _, phase in tape.marks)
+    # A forward of a micro-batch, or of all that go through layers together; a tape of a step has an update.
+    num_forwards = phases_ended[Phase.FORWARD] / max(phases_ended[Phase.OPTIMIZER], 1)
+    on_host = size * num_forwards * sum(map(sum, tape.on_host.values())) / device.host_rate
     copying = {Phase.FORWARD: on_host, Phase.BACKWARD: on_host}
     update = _phase_seconds(phases.pop(Phase.OPTIMIZER, Counter()), device, 1.0)
     batches = sum(

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from ftkit.config.recompute import Recompute
 from ftkit.data import batching
 from ftkit.errors import ConfigError, ModelError
+from ftkit.models.activations import offload
+from ftkit.models.activations.recompute import set_recompute
 from ftkit.models.build import set_training
 from ftkit.models.streaming.stream import stream_of
 from ftkit.models.structure.layers import transformer_layers
@@ -53,6 +56,18 @@ def test_losses_and_gradients_are_those_of_micro_batches_one_by_one(family, deep
             assert found[1].keys() == wanted[1].keys()
             assert all(torch.equal(found[1][name], one) for name, one in wanted[1].items())
             assert found[2] < wanted[2]
+
+
+@pytest.mark.parametrize("recompute", ["layer", "cheap"])
+def test_inputs_of_layers_that_wait_on_the_host_change_nothing(recompute, deep, monkeypatch):
+    monkeypatch.setattr(offload, "SMALLEST_BYTES", 1)
+    way = ("method.dropout=0", *together("all"), f"model.recompute={recompute}")
+    wanted, engine = take_steps(engine_of(deep("llama"), *way), num_steps=2), engine_of(deep("llama"), *way)
+    offload.attach(engine.model)  # asked for by name, it is refused on a CPU
+    set_recompute(engine.model, Recompute.model_validate(recompute))
+    found = take_steps(engine, num_steps=2)
+    assert found[0] == wanted[0]
+    assert all(torch.equal(found[1][name], one) for name, one in wanted[1].items())
 
 
 def test_layers_come_twice_a_group_and_not_twice_a_micro_batch(deep):

@@ -8,7 +8,9 @@ from ftkit.config.tree import BatchConfig, RunConfig
 from ftkit.data.batching import Shape
 from ftkit.engine.resolve import resolve
 from ftkit.machine.disk import CACHE_VARIABLE
+from ftkit.models.activations import link, offload
 from ftkit.models.build import build_model
+from ftkit.models.foreign import has_values
 from ftkit.models.methods.full import Full
 from ftkit.models.methods.lora import Lora, Qlora
 from ftkit.models.sources.source import load_config, resolve_source
@@ -22,6 +24,7 @@ from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.tracing.trace import trace
 from tests.models.streaming.conftest import deep_model
 from tests.plan import models
+from tests.plan.test_offloaded import Unseen
 
 NUM_LAYERS, NUM_STEPS = 4, 2
 SIZES = Shape(2, 32, 2, is_padded=False)
@@ -116,6 +119,39 @@ def test_micro_batches_that_go_together_let_layers_come_less_often_and_keep_the_
     assert plans["all"].peak_active_bytes - plans[2].peak_active_bytes >= 2 * inputs
     whole = predict(config, target, models.architecture("llama", 8), exact=True)
     assert plans["all"].peak_active_bytes == whole.peak_active_bytes
+
+
+def offloading(config):
+    return config.model_copy(update={"model": config.model.model_copy(update={"offload_activations": True})})
+
+
+def test_a_plan_counts_the_inputs_that_wait_on_the_host_for_all_micro_batches_that_go_together(folders, monkeypatch):
+    monkeypatch.setattr(offload, "SMALLEST_BYTES", 2**12)
+    monkeypatch.setattr(offload, "link_for", lambda one: Unseen() if has_values(one) else link.PlannedLink())
+    config, dtype = offloading(run_config(folders["llama"], Lora(), "disk", "all")), models.DTYPES["fp32"]
+    source = resolve_source(config.model, config.task)
+    architecture = load_config(source, None, 0)
+    model = build_model(config, source, architecture, dtype)
+    planned = trace(config, architecture, dtype, SIZES, device_type="cpu")
+    real = models.measure_model(model, config, architecture, dtype, SIZES)
+    assert planned.at_marks() == real.at_marks()
+    assert planned.peak_bytes() == real.peak_bytes()
+    assert planned.on_host == real.on_host
+    assert sum(map(len, real.on_host.values())) == SIZES.num_micro_batches * (NUM_LAYERS - 1)
+
+
+def test_a_device_has_the_inputs_of_two_layers_of_each_micro_batch_where_the_others_wait_on_the_host():
+    target, architecture = find_target("t4"), models.architecture("llama", 8, width=256)
+    here = run_config("llama", Lora(), "ram", "all")
+    batch, data = BatchConfig(global_batch_size=8, micro_batch_size=2), here.data.model_copy(update={"max_length": 512})
+    here = here.model_copy(update={"batch": batch, "data": data})
+    few, all_of_them = (predict(offloading(here), target, architecture, exact=exact) for exact in (False, True))
+    stays = predict(here, target, architecture)
+    hidden = 2 * here.data.max_length * 256 * 4
+    assert hidden >= offload.SMALLEST_BYTES
+    assert few.peak_active_bytes == all_of_them.peak_active_bytes
+    assert few.pinned_bytes == all_of_them.pinned_bytes == stays.pinned_bytes + 4 * 7 * hidden
+    assert stays.peak_active_bytes - few.peak_active_bytes >= 4 * 4 * hidden
 
 
 def test_the_host_keeps_all_layers_pinned_or_one_weight_on_its_way_and_a_step_waits_for_what_comes():
