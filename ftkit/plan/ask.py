@@ -28,7 +28,8 @@ def plan(  # noqa: PLR0913  # as many as the command has flags for it
         config: the run: what `ftkit.load_config` returns, a tree of plain values, or a YAML file.
         gpu: where to run: `t4`, `rtx3060`, `2x3090`, `cpu`, ...; None: this machine.
         gpus: how many of them; None: one, or as `gpu` says.
-        memory_budget: what one device has, such as `8GiB`; None: what the table of GPUs says.
+        memory_budget: what one device has, such as `8GiB`; None: what the table of GPUs says, and of this machine no
+            more than `engine.memory_budget`.
         memory_used: what other programs have of one device, such as `2GiB`.
         ram_budget: what the host has, such as `32GiB`.
         samples: training sequences, for the number of steps and the total time.
@@ -44,6 +45,7 @@ def plan(  # noqa: PLR0913  # as many as the command has flags for it
     if find_row(run.model.name) is None:
         work_offline_if_unreachable((run.model.name,))
     target = find_target(gpu, gpus, memory_budget, ram_budget, memory_used=memory_used)
+    target = target.within(None if memory_budget else run.engine.budget_bytes)
     sequences = None if samples is None else Sequences.unseen(run, samples)
     architecture = find_architecture(run)
     tapes = Tapes()

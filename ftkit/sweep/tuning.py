@@ -186,8 +186,9 @@ class Tuning:
         if deadline is not None and time.monotonic() > deadline:
             return "the time was spent"
         known = len(self._study.trials[trial.number].intermediate_values)
-        for rung, value in list(enumerate(values, start=1))[known:]:
-            trial.report(value, rung)
+        for rung in range(known + 1, len(values) + 1):
+            # The best so far, as that is what a trial is worth in the end: a validation alone goes up and down.
+            trial.report(METRICS[self.metric].best(values[:rung]), rung)
             if trial.should_prune():
                 return f"worse than others at validation {rung}"
         return None

@@ -56,6 +56,7 @@ def test_the_winner_is_written_and_what_does_not_fit_is_never_started(work, tmp_
     for one in tried:
         assert (one["state"] == "never started") == (one["settings"]["model.name"] == "demo"), one
         assert (one["folder"] is None) == (one["state"] == "never started")
+        assert "a GPU with" not in (one["reason"] or ""), "the budget is of this machine, where the trials run"
         assert one["folder"] is None or read_record(Path(one["folder"])).last_evaluation("test") is None
     assert any(one["state"] == "never started" for one in tried)
     best = min((one for one in tried if one["state"] == "complete"), key=lambda one: one["value"])
@@ -96,3 +97,10 @@ def test_what_would_not_end_in_time_is_never_started(work, tmp_path):
     (only,) = tuning.tried()
     assert only.state == "never started"
     assert only.reason.startswith("would take about 3600 s of the")
+
+
+def test_a_trial_is_compared_with_others_by_its_best_validation_so_far(work, tmp_path):
+    space = read_space(base(work), {"optimizer.learning_rate": [0.001]})
+    tuning = Tuning(space, tmp_path, lambda *_: (None, None), start_trial)
+    assert tuning._watch(tuning._study.ask(), None, [0.9, 0.3, 0.8]) is None
+    assert tuning._study.trials[0].intermediate_values == {1: 0.9, 2: 0.3, 3: 0.3}

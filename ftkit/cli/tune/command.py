@@ -95,7 +95,8 @@ def _planner(memory_budget: str | None) -> Callable[[RunConfig, int | None], tup
     def verdict(config: RunConfig, num_samples: int | None) -> tuple[str | None, float | None]:
         from ftkit.plan.ask import plan
 
-        predicted = plan(config, memory_budget=memory_budget, samples=num_samples)
+        engine = config.engine.model_copy(update={"memory_budget": memory_budget or config.engine.memory_budget})
+        predicted = plan(config.model_copy(update={"engine": engine}), samples=num_samples)
         if not predicted.fits:
             return predicted.reason or "it does not fit", None
         return None, predicted.job.seconds if predicted.job else None
