@@ -18,7 +18,8 @@ from ftkit.config.flags import KEYS, method_flags
 from ftkit.config.methods import default_method, methods
 from ftkit.config.recompute import LEVELS, OLD_SHARE
 from ftkit.config.tree import RunConfig, Task
-from ftkit.errors import FtkitError, PeerLostError
+from ftkit.errors import DeviceError, FtkitError, PeerLostError
+from ftkit.machine.disk import is_full
 from ftkit.machine.process import end_now, is_one_of_several
 
 
@@ -114,6 +115,13 @@ def user_errors(rank: int = 0) -> Iterator[None]:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        if error.filename is None:  # standard output, which Python would try once more as it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        place = error.filename or "what comes out"
+        _fail(DeviceError(f"cannot write {place}: {error.strerror}; free some space, or write elsewhere"), rank)
     except Exception:
         if not is_one_of_several():
             raise

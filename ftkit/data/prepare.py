@@ -255,7 +255,7 @@ def _report(
         num_line_ends=draft.num_line_ends,
         length_histogram={split: histogram(result.whole_lengths) for split, result in encoded.items()},
         num_targets={split: int(tokens.num_targets.sum()) for split, tokens in splits.items()},
-        findings=(*findings, *scarce_labels(names, counts)),
+        findings=(*findings, *scarce_labels(names, counts, is_scored=draft.may_lack_labels)),
         shared={} if columns.kind == "lines" else shared_texts({split: draft.hashes(split) for split in splits}),
     )
 

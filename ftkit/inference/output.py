@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -75,9 +75,11 @@ def opened_output(path: Path | None, form: str, stream: TextIO) -> Iterator[Writ
             yield writer
         aside.replace(path)
     except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}; name another file with --output") from None
+        told = error.strerror or error
+        raise ConfigError(f"cannot write {path}: {told}; name another file with --output") from None
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # where the file could not be made, its folder may not let it be looked for either
+            aside.unlink(missing_ok=True)
 
 
 @contextmanager

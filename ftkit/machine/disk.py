@@ -220,6 +220,11 @@ def is_of_disk(error: OSError | SafetensorError) -> bool:
     return _system_number(error) in _MAY_PASS | _UNWRITABLE
 
 
+def is_full(error: BaseException) -> bool:
+    """Return whether an error says that a disk, or what a user may have of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def _system_number(error: BaseException) -> int | None:
     """Return the system's number of an error, which safetensors quotes and a `DeviceError` has as its cause."""
     if isinstance(error, DeviceError):

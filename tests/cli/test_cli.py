@@ -78,6 +78,15 @@ def test_the_package_runs_as_a_module():
     assert done.stdout.startswith("Usage: ftkit")
 
 
+def test_a_full_disk_below_what_is_printed_is_one_sentence():
+    with open("/dev/full", "w") as full:  # noqa: PTH123  # a device
+        done = subprocess.run([sys.executable, "-m", "ftkit", "config", "show"], stdout=full, stderr=-1, text=True)
+    assert done.returncode == 7
+    assert done.stderr == (
+        "error: cannot write what comes out: No space left on device; free some space, or write elsewhere\n"
+    )
+
+
 def test_the_plan_of_a_plain_lora_loads_no_engine_no_4_bit_kernels_and_no_plots():
     call = "main(['plan', '--model', 'gpt2', '--gpu', 't4', '--max-length', '64'], standalone_mode=False)"
     code = f"import sys; from ftkit.cli import main; {call}; print(*sys.modules)"

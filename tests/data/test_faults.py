@@ -43,6 +43,7 @@ CLASSIFICATION = {
     "an empty file": ("d.csv", "", {}, ["d.csv", "empty"]),
     "a header alone": ("d.csv", "text,label\n", {}, ["no rows", "header"]),
     "an unknown suffix": ("d.docx", "x", {}, [".docx", ".csv", ".parquet"]),
+    "a file without a suffix": ("d", "x", {}, ["files without a suffix are not read", ".csv"]),
     "a compressed file of no kind": ("d.gz", "x", {}, ["'.gz'", "reviews.csv.gz"]),
     "a pickle": ("d.pkl", "x", {}, [".pkl", "are not read"]),
     "a missing text column": ("d.csv", GOOD, {"text_column": "txt"}, ["data.text_column='txt'", "did you mean 'text'"]),

@@ -47,6 +47,9 @@ def test_a_file_that_lacks_a_class_is_scored_and_one_with_another_is_refused(tra
     folder, _ = trained("single", "lora")
     file = tmp_path / "few.csv"
     file.write_text("text,label\ngood film,good\nbad film,bad\nfine good,good\n")
+    told = ftkit("evaluate", folder, "--dataset", file)
+    assert "no train row has the label" in told.stderr
+    assert "little can be learned" not in told.stderr
     scored = json.loads(ftkit("evaluate", folder, "--dataset", file, "--json").stdout)
     assert scored["num_samples"] == 3
     other = tmp_path / "other.csv"
@@ -61,6 +64,7 @@ def test_a_file_that_lacks_a_class_is_scored_and_one_with_another_is_refused(tra
     ran = ftkit("evaluate", folder, "--dataset", file)
     assert ran.exit_code == 3
     assert "superb" in ran.stderr
+    assert "leave rows with other labels out" in ran.stderr
 
 
 def test_a_language_model_writes_and_chats(trained):
@@ -123,6 +127,8 @@ def test_a_line_of_standard_input_is_a_text_whatever_breaks_it_holds(trained):
     ("arguments", "code", "said"),
     [
         (["predict", "nowhere/at/all", "a"], 4, "there is no folder"),
+        (["predict", "", "a"], 4, "RUN is empty"),
+        (["predict", "RUN", "a", "--output", f"{__file__}/out.csv"], 2, "cannot write"),
         (["predict", "RUN", "a", "--dataset", "b.csv"], 2, "give one of them"),
         (["predict", "RUN", "a", "--output", "out.txt"], 2, "end the name in .csv"),
         (["predict", "RUN", "--dataset", "absent.csv"], 3, "absent.csv"),

@@ -30,5 +30,6 @@ def known_lines() -> list[str]:
 
 def _positions(name: str) -> str:
     fields = shapes(name)
-    known = next((fields[key] for key in _POSITIONS if key in fields), None)
-    return f"{known:,}" if known else ""
+    known = next(fields[key] for key in _POSITIONS if key in fields)
+    # RoBERTa counts its positions from behind the padding's.
+    return f"{known - (2 if fields['model_type'] == 'roberta' else 0):,}"

@@ -119,21 +119,25 @@ def absent_names(names: Sequence[str]) -> list[Finding]:
     ]
 
 
-def scarce_labels(names: Sequence[str], counts: Mapping[str, Sequence[int]]) -> list[Finding]:
-    """Find labels that have too few rows: few in training, none in another split.
+def scarce_labels(
+    names: Sequence[str], counts: Mapping[str, Sequence[int]], *, is_scored: bool = False
+) -> list[Finding]:
+    """Find labels that have too few rows: few in training, none in a split that is scored.
 
     Args:
         names: of the labels.
         counts: split to the rows of each label.
+        is_scored: nothing is learned of any split.
 
     Returns:
         A warning for each split that has such labels, which names them.
     """
     found = []
     for split, rows in counts.items():
-        limit = FEW_ROWS if split == "train" else 1
+        is_learned = split == "train" and not is_scored
+        limit = FEW_ROWS if is_learned else 1
         scarce = {name: int(count) for name, count in zip(names, rows, strict=True) if count < limit}
-        if scarce and split == "train":
+        if scarce and is_learned:
             shown = listed([f"{name} {count}" for name, count in scarce.items()]).replace("'", "")
             found.append(warning(f"fewer than {FEW_ROWS} training rows: {shown}; little can be learned of them"))
         elif scarce:

@@ -173,9 +173,14 @@ def match_model(coder: LabelCoder, model: tuple[str, ...] | None, *, may_lack: b
     if len(model) == len(coder.names) and all(_GENERIC.fullmatch(name) for name in model):
         return coder
     if set(model) != set(coder.names) and not (may_lack and set(coder.names) < set(model)):
+        cure = (
+            "leave rows with other labels out"
+            if may_lack
+            else "draw a new head for the data's with model.new_head=true"
+        )
         raise DataError(
             f"the data's labels are {_listed(coder.names)}, the model's are {_listed(model)}; name them alike with "
-            "data.label_names, or draw a new head for the data's with model.new_head=true"
+            f"data.label_names, or {cure}"
         )
     return LabelCoder(model, {label: model.index(coder.names[number]) for label, number in coder.numbers.items()})
 

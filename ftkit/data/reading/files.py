@@ -53,8 +53,9 @@ def read_file(path: Path, config: DataConfig) -> Shard:
         raise DataError(f"no file {path}{hint}")
     kind = kind_of_file(path)
     if kind not in KINDS:
+        which = f"of kind {path.suffix!r}" if path.suffix else "without a suffix"
         cure = _TO_UNPACK.get(path.suffix.lower(), f"give one of {', '.join(KINDS)}")
-        raise DataError(f"{path}: files of kind {path.suffix or 'without a suffix'!r} are not read; {cure}")
+        raise DataError(f"{path}: files {which} are not read; {cure}")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty; give a file with rows")
     shard = KINDS[kind](path, config)

@@ -90,7 +90,8 @@ def _fill(folder: Path, places: Mapping[str, Place], tensors: Iterable[tuple[str
         assert (tensor.dtype, tuple(tensor.shape)) == (place.dtype, place.shape), name
         with (folder / place.file).open("r+b") as file:
             file.seek(place.offset)
-            tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tofile(file)
+            # Not `tofile`, whose error of a full disk lacks the system's number, by which such a disk is known.
+            file.write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         written.add(name)
     assert written == places.keys(), places.keys() - written
 

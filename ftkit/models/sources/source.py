@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from ftkit.config.paths import from_root, is_there, looks_like_path
 from ftkit.config.tree import DEMO, LabelKind, ModelConfig, Task
 from ftkit.errors import DependencyError, ModelError
+from ftkit.machine.disk import is_full
 from ftkit.models.sources.adapters import base_of, find_adapter, labels_of, model_folder
 from ftkit.models.sources.known import hub_name, unpacked_name
 
@@ -227,6 +228,8 @@ def explained_loading(source: Source, wanted: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        if is_full(error):  # what is written of the model meanwhile is not the model's fault
+            raise
         raise ModelError(
             f"cannot load {wanted} from {source.name!r}: {_loading_reason(source, error)}. "
             f"{_loading_cure(source, error)}"

@@ -6,6 +6,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ftkit.cli import main
+from ftkit.config.files import load_config
+from ftkit.models.sources.known import table_names
+from ftkit.plan.choices.solve import positions
+from ftkit.plan.inputs.architectures import find_architecture
 
 
 def plan(*arguments: str) -> Result:
@@ -16,6 +20,10 @@ def test_the_cards_and_the_models_that_are_known_are_listed():
     lines = plan("--list").output.splitlines()
     assert any(line.startswith("rtx3060ti ") and "7.78 GiB" in line for line in lines)
     assert any(line.startswith("llama-3.1-8b ") and line.endswith("meta-llama/Llama-3.1-8B") for line in lines)
+    listed = {words[0]: words[1] for words in map(str.split, lines) if len(words) > 2}
+    for name in table_names():
+        architecture = find_architecture(load_config(settings=[f"model.name={name}"]))
+        assert listed[name] == f"{positions(architecture):,}", name
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Only a head may be new: all else that the weights lack is refused by its name, and what is new is said."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from ftkit.config.files import load_config
 from ftkit.errors import ConfigError, ModelError
 from ftkit.models.build import build_empty_model, build_model, check_tokens, trainable_parameters
 from ftkit.models.sources import source as ftkit_source
+from ftkit.models.sources.source import Source
 from ftkit.models.sources.start import settle_start
 from tests.helpers import VOCABULARY, save_tiny_model, tiny_config
 
@@ -190,3 +192,10 @@ def test_feature_extraction_trains_no_rows(tmp_path):
     folder = add_tokens(save_tiny_model(tmp_path, "bert"), 3)
     with pytest.raises(ModelError, match="rows that feature-extraction does not train; choose method lora or full"):
         built(folder, "method.name=feature-extraction", "model.resize_embeddings=true")
+
+
+def test_a_disk_that_is_full_is_not_told_as_a_model_that_cannot_be_loaded():
+    with pytest.raises(OSError, match="No space left"), ftkit_source.explained_loading(Source("m"), "weights"):
+        Path("/dev/full").write_bytes(b"merged")
+    with pytest.raises(ModelError, match="cannot load weights"), ftkit_source.explained_loading(Source("m"), "weights"):
+        Path("nowhere/at/all").read_bytes()
