@@ -78,7 +78,7 @@ def job_plan(prediction: AnyPrediction, config: RunConfig, target: Target, seque
         _data_seconds(sequences),
         _trunk_seconds(prediction),
         prediction.total_seconds if isinstance(prediction, TracedPrediction) else None,
-        _evaluation_seconds(prediction, sequences, validations),
+        _evaluation_seconds(prediction, config, sequences, validations),
         None if checkpoints is None else written / rate + end,
     )
     known = [one for one in rest if one is not None]
@@ -121,11 +121,14 @@ def _trunk_seconds(prediction: AnyPrediction) -> float | None:
     return prediction.trunk.seconds
 
 
-def _evaluation_seconds(prediction: AnyPrediction, sequences: Sequences, num_validations: int | None) -> float | None:
+def _evaluation_seconds(
+    prediction: AnyPrediction, config: RunConfig, sequences: Sequences, num_validations: int | None
+) -> float | None:
     rate = prediction.evaluation_tokens_per_second
     if rate is None or num_validations is None:
         return None
-    return (num_validations * sequences.validation_tokens + sequences.test_tokens) / rate
+    test_tokens = sequences.test_tokens if config.training.score_test else 0
+    return (num_validations * sequences.validation_tokens + test_tokens) / rate
 
 
 def _cache_bytes(prediction: AnyPrediction, config: RunConfig, sequences: Sequences) -> int | None:

@@ -305,7 +305,7 @@ class ResultLine(Record):
     best_step: int | None = None
     train_seconds: float  # training alone
     total_seconds: float  # loading, training, evaluation, saving
-    setup_seconds: float | None = None  # before the first step, of the last start
+    setup_seconds: float | None = None  # from loaded libraries to the first step, of the last start
     reopened_difference: float | None = None
     """The largest difference of two logits of the saved model, opened anew, from those in memory."""
     measurement: Measurement

@@ -131,8 +131,7 @@ def _train(  # what one run is made of
     if limits.recompute != asked.recompute:
         set_recompute(job.engine.model, limits.recompute)
     keep = partial(keep_limits, job.folder, job.config)
-    groups = job.config.engine.stream_micro_batches != 1
-    shortest = partial(shortest_micro_batch, job)
+    groups, shortest = job.config.engine.stream_micro_batches != 1, partial(shortest_micro_batch, job)
     attempts = Attempts(job.engine, limits, job.longest, shortest, stop, record.tell, keep, groups)
     run = first_line(job.folder.name, job.run, device_name(job.engine.device), job.num_steps, job.prediction)
     used = limits.applied(job.config)
@@ -196,8 +195,8 @@ def _watch(job: Job, progress: Progress, record: _Recorder, snapshot: Snapshot |
 
 def _run_steps(job: Job, progress: Progress, record: _Recorder, watch: Watch, attempts: Attempts) -> Status:
     """Take optimizer steps until the end or an early stop; return how it ended."""
-    progress.setup_seconds = time.perf_counter() - progress.started
     if method_of(job.config).fits_at_once:
+        progress.begin_steps()
         progress.train_seconds = fit_head(job, record.reporter.note)
         _validate(job, progress, record, attempts.stop)
         return "completed"
@@ -207,6 +206,7 @@ def _run_steps(job: Job, progress: Progress, record: _Recorder, watch: Watch, at
     if progress.owes_validation and _validate(job, progress, record, attempts.stop):
         save(job, progress, record.reporter.note, is_best=True, is_due=False)
     beginning = Beginning(job, progress)
+    progress.begin_steps()
     while True:
         try:
             return _steps_from(job, progress, record, watch, attempts)

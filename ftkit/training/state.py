@@ -17,7 +17,7 @@ class Progress:
     """The progress of a run; the only thing here that changes."""
 
     started: float
-    """When this process began, by `time.perf_counter`."""
+    """When this process had its libraries and began with the run, by `time.perf_counter`."""
     earlier_seconds: float = 0.0
     """What earlier processes of the run took, up to the checkpoint that it went on from."""
     step: int = 0
@@ -30,7 +30,7 @@ class Progress:
     num_samples: int = 0
     owes_validation: bool = False
     setup_seconds: float = 0.0
-    """What this process took before its first step."""
+    """What this process took before its first step, the trial step included."""
     step_seconds: list[float] = field(default_factory=list)
     """Of each step that this process took."""
 
@@ -38,6 +38,10 @@ class Progress:
     def total_seconds(self) -> float:
         """The seconds that the run has taken so far, loading and evaluations included."""
         return self.earlier_seconds + time.perf_counter() - self.started
+
+    def begin_steps(self) -> None:
+        """Note that the first step comes now."""
+        self.setup_seconds = time.perf_counter() - self.started
 
     def times(self) -> dict[str, Any]:
         """Return the seconds of a `ResultLine`."""

@@ -72,6 +72,8 @@ def test_steps_are_of_the_lengths_of_the_data_and_evaluations_are_forwards(plann
     assert 1 / 5 < found.steps_seconds / (90 * prediction.step_seconds) < 1 / 3
     assert (found.num_validations, found.num_checkpoints) == (3, 3)
     assert found.evaluation_seconds == pytest.approx((3 * 4_000 + 2_000) / prediction.evaluation_tokens_per_second)
+    unscored = job(planned, score_test=False)
+    assert unscored.evaluation_seconds == pytest.approx(3 * 4_000 / prediction.evaluation_tokens_per_second)
     # Forward and backward are about three forwards of work, and on a GPU the host waits for neither.
     assert 1.5 < prediction.evaluation_tokens_per_second / prediction.tokens_per_second < 5
 

@@ -42,7 +42,7 @@ def job_rows(job: JobPlan | None) -> list[tuple[str, str]]:
         "data": job.data_seconds,
         "frozen layers": job.trunk_seconds,
         "steps": job.steps_seconds,
-        f"{counted(job.num_validations or 0, 'validation')} and the test": job.evaluation_seconds,
+        f"scores ({counted(job.num_validations or 0, 'validation')})": job.evaluation_seconds,
         f"{counted(job.num_checkpoints or 0, 'checkpoint')} and the result": job.save_seconds,
     }
     sizes = {"checkpoints": job.checkpoint_bytes, "the result": job.result_bytes, "the cache": job.cache_bytes}
