@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-_SCALED = "ScaledWordEmbedding"
+_SCALED, _MODELS = "ScaledWordEmbedding", "transformers.models."
 
 
 def num_references(storage: torch.UntypedStorage) -> int:
@@ -15,10 +15,12 @@ def is_table(module: nn.Module) -> bool:
     """Return whether a module looks rows of its weight up, and at most scales them.
 
     transformers 5.23 has two dozen classes whose names end so, which all do the same (models/gemma2/modeling_gemma2.py,
-    models/bart/modeling_bart.py ...): `super().forward(input_ids) * self.embed_scale`.
+    models/bart/modeling_bart.py ...): `super().forward(input_ids) * self.embed_scale`. What such a class of any
+    other code does is not known.
     """
     kind = type(module)
-    return kind is nn.Embedding or (kind.__base__ is nn.Embedding and kind.__name__.endswith(_SCALED))
+    is_scaled = kind.__name__.endswith(_SCALED) and kind.__module__.startswith(_MODELS)
+    return kind is nn.Embedding or (kind.__base__ is nn.Embedding and is_scaled)
 
 
 def scaled(table: nn.Embedding, rows: torch.Tensor) -> torch.Tensor:

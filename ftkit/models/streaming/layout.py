@@ -266,17 +266,21 @@ def _names_of_layers(model: nn.Module) -> list[str]:
 
 
 def _check_brought(model: nn.Module, layout: Layout) -> None:
-    """Refuse a weight that was left out and is in no layer, nor the head or the table: it would have no numbers."""
+    """Refuse a module whose weight was left out and that is in no layer, nor the head or the table: nothing brings it.
+
+    Modules are asked, not weights: a head that is the table too shares it, and an adapter hides only one of the two.
+    """
     table = left_out_table(model)
-    brought = {id(slot.parameter) for slot in layout.slots} | ({id(table.weight)} if table is not None else set())
-    lost = next((one for one in model.parameters() if left_out(one) is not None and id(one) not in brought), None)
-    if lost is not None:
-        name = cast(LeftOut, left_out(lost)).name
-        module = name.rpartition(".")[0].rpartition(".")[2]
-        raise ModelError(
-            f"method.targets puts an adapter on {module}, so {name} cannot be streamed; take {module} out of "
-            "method.targets, or leave engine.stream_head out"
-        )
+    brought = {(id(slot.owner), slot.own) for slot in layout.slots} | {(id(table), "weight")}
+    for path, module in model.named_modules():
+        for own, weight in module.named_parameters(recurse=False):
+            mark_of = left_out(weight)
+            if mark_of is not None and (id(module), own) not in brought:
+                name = path.removesuffix(".base_layer").rpartition(".")[2]  # PEFT's name for what an adapter is put on
+                raise ModelError(
+                    f"method.targets puts an adapter on {name}, so {mark_of.name} cannot be streamed; take {name} out "
+                    "of method.targets, or leave engine.stream_head out"
+                )
 
 
 def _slots(layer: nn.Module) -> Iterator[Slot]:

@@ -175,6 +175,11 @@ def test_what_cannot_be_streamed_is_refused_with_what_to_do(settings, error, wor
         engine_of(deep("llama"), *settings)
 
 
+def test_an_adapter_on_a_head_that_is_the_table_too_is_refused_since_nothing_would_bring_its_weight(deep):
+    with pytest.raises(ModelError, match=r"method\.targets puts an adapter on lm_head, so transformer\.wte\.weight"):
+        engine_of(deep("gpt2"), DISK, HEAD, "method.targets=[c_attn,lm_head]")
+
+
 @pytest.mark.parametrize(
     ("family", "place", "dtype", "way"),
     # gemma2 scales the rows of its table.
@@ -195,9 +200,10 @@ def test_a_head_that_is_the_table_of_tokens_too_comes_while_rows_are_looked_up(f
     assert torch.equal(value_of(head.weight), resident.model.get_output_embeddings().weight)
 
 
-def test_a_table_of_a_class_of_its_own_stays_and_the_head_that_is_the_same_weight_with_it(deep):
+@pytest.mark.parametrize("name", ["Hashed", "HashedScaledWordEmbedding"])  # that of a class of transformers, nearly
+def test_a_table_of_a_class_of_its_own_stays_and_the_head_that_is_the_same_weight_with_it(name, deep):
     model = transformers.AutoModelForCausalLM.from_pretrained(deep("gpt2"))
-    model.get_input_embeddings().__class__ = type("Hashed", (torch.nn.Embedding,), {})
+    model.get_input_embeddings().__class__ = type(name, (torch.nn.Embedding,), {})
     with pytest.raises(ModelError, match=r"transformer\.wte\.weight and lm_head\.weight"):
         head_to_stream(model)
 
