@@ -199,6 +199,7 @@ def seen_by_both(engine: Engine, process: ProcessContext) -> list[int]:
     weight = stream.source.read(stream.layout.layers[0][0])[0].view(-1).view(torch.uint8)
     if process.is_main:
         weight[0] ^= 255
+    of_all_ranks(process, None)  # nobody looks before it is written
     return of_all_ranks(process, int(weight[0]))
 
 
