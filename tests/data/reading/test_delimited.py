@@ -216,10 +216,26 @@ def test_quotes_behind_backslashes_are_read_where_they_are_stated(tmp_path):
     ("content", "rows"),
     [
         ("Category\tText\nd\tstring\nclass\t\n\nsport\ta ball\n", [["sport", "a ball"]]),
+        (
+            "Category\tText\nbad very\\ good\tstring\nclass\tmeta include=True\nvery good\ta ball\n",
+            [["very good", "a ball"]],
+        ),
+        ("Category\tText\nd\tc\nclass\tweight\nsport\t2\n", [["sport", "2"]]),
+        (
+            "Category\tText\nred shoes\tstring\ncolour=red\tclass\nx\ty\n",
+            [["red shoes", "string"], ["colour=red", "class"], ["x", "y"]],
+        ),
         ("Category\tText\nd\tstring\nmusic\ta song\n", [["d", "string"], ["music", "a song"]]),
         ("Category\tText\nd\tstring\n", [["d", "string"]]),
     ],
-    ids=["types and roles", "types alone are a row", "a row alone"],
+    ids=[
+        "types and roles",
+        "values and attributes",
+        "weights",
+        "no values of the column",
+        "types alone are a row",
+        "a row alone",
+    ],
 )
 def test_the_lines_of_types_and_roles_that_orange_writes_are_not_rows(content, rows, tmp_path):
     assert read(tmp_path / "d.tab", content) == [["Category", "Text"], *rows]
