@@ -234,7 +234,8 @@ class Tuning:
                 self._learn(record_of(self.folder / one.user_attrs["folder"]))
             if one.state == states.RUNNING:
                 self._study.tell(one.number, state=states.FAIL)
-                self._study.enqueue_trial(one.params, user_attrs={"folder": one.user_attrs.get("folder", "trial")})
+                known = {name: place for name, place in one.user_attrs.items() if name == "folder"}
+                self._study.enqueue_trial(one.params, user_attrs=known)
         if not self._study.trials:
             self._study.enqueue_trial(self.space.first())
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,25 @@ def test_a_search_goes_on_where_it_was_killed_and_stops_what_is_worse_at_a_valid
     other = Space(space.base, (Axis("optimizer.learning_rate", ("0.5",)),))
     with pytest.raises(ConfigError, match=r"holds another search \(\S+ differs\)"):
         Tuning(other, tmp_path / "tune", lambda *_: (None, None), start_trial)
+
+
+def test_each_trial_that_was_killed_while_it_was_planned_gets_a_folder_of_its_own(work, tmp_path):
+    space, places = read_space(base(work), {"optimizer.learning_rate": [0.001, 0.01]}), []
+
+    def killed(*_):
+        raise SystemExit
+
+    def ended(file, output):
+        places.append(output.parent.name)
+        process = multiprocessing.get_context("fork").Process(target=int)
+        process.start()
+        return process
+
+    for trials in (1, 2):
+        with pytest.raises(SystemExit):
+            Tuning(space, tmp_path / "tune", killed, ended).run(Budget(trials))
+        Tuning(space, tmp_path / "tune", lambda *_: (None, None), ended).run(Budget(trials))
+    assert places == ["trial-001", "trial-003"]
 
 
 def test_what_would_not_end_in_time_is_never_started(work, tmp_path):
