@@ -87,14 +87,15 @@ def run_one(name: str, work: Work, folder: Path) -> Run | None:
     job.write_text(json.dumps(asdict(work)), encoding="utf-8")
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.offloaders", name, str(job), str(folder / "run")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    if name.startswith("ftkit:"):
+    sets_heap = name.startswith("ftkit:")
+    if sets_heap:
         environment |= heap.variables(environment)  # as its command does
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     shutil.rmtree(folder, ignore_errors=True)
     if done.returncode:
         print(f"{name} failed: {done.stdout[-1000:]}{done.stderr[-3000:]}", file=sys.stderr)
         return None
-    return {"name": name, **json.loads(done.stdout.splitlines()[-1])}
+    return {"name": name, "sets_heap": sets_heap, **json.loads(done.stdout.splitlines()[-1])}
 
 
 def compare(shape: str, names: Sequence[str], folder: Path, rounds: range, *, counts_tensors: bool) -> None:
@@ -120,6 +121,8 @@ def step_seconds(run: Run) -> float:
 def table(runs: Sequence[Run]) -> str:
     """Return the table of one model: figures of each contestant, and ftkit's beside them."""
     timed = {(run["name"], run["round"]): run for run in runs if run.get("tensor_bytes") is None}
+    if len({run.get("sets_heap", False) for (name, _), run in timed.items() if name == FTKIT}) > 1:
+        raise SystemExit("some of these runs have the heap set and some have not: their times go into two tables")
     counted = {run["name"]: run["tensor_bytes"] for run in runs if run.get("tensor_bytes") is not None}
 
     def resident(name: str) -> float:

@@ -1,5 +1,7 @@
 """The page on models larger than the memory has the tables of the runs that are kept."""
 
+import pytest
+
 from benchmarks.beside import ROOT
 from benchmarks.larger_than_memory import FTKIT, read_runs, table
 
@@ -21,3 +23,5 @@ def test_the_first_step_is_left_out_a_ratio_is_taken_within_a_round_and_counted_
     counted = {**run("deepspeed:cpu", 0, 50, 50), "tensor_bytes": 7 * 10**8, "resident_bytes": 9 * 10**9}
     row = "| deepspeed:cpu | 5.50 | 2.00 | 3.50 (3.00 to 4.00) | 1,000 | 1.00 | 600 | 1.00 | 700 |"
     assert row in table([*runs, counted])
+    with pytest.raises(SystemExit, match="go into two tables"):
+        table([*runs, {**run(FTKIT, 2, 1, 1), "sets_heap": True}])
