@@ -56,7 +56,7 @@ def test_a_plan_and_a_training_leave_what_read_record_reads(settings):
 def test_a_plan_is_called_by_the_name_of_its_room_whatever_was_imported_of_it(settings):
     import ftkit.plan.predict  # sets the attribute `plan` of the package to the room
 
-    prediction = ftkit.plan({"model": {"name": "gpt2"}}, "t4", memory_budget="1GiB", samples=3200)
+    prediction = ftkit.plan({"model": {"name": "gpt2"}}, "t4", memory_budget="256MiB", samples=3200)
     assert not prediction.fits
     assert prediction.num_steps == 300
 

@@ -3,12 +3,11 @@
 from ftkit.config.files import Configuration, as_config
 from ftkit.machine.hub import work_offline_if_unreachable
 from ftkit.models.sources.known import find_row
-from ftkit.plan.choices.search import settled
-from ftkit.plan.inputs.architectures import find_architecture
+from ftkit.plan.choices.cut import settle_cut
+from ftkit.plan.choices.search import options_at
 from ftkit.plan.inputs.shapes import Sequences
 from ftkit.plan.inputs.target import find_target
 from ftkit.plan.job import with_job
-from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.predicted import AnyPrediction
 
 
@@ -35,8 +34,9 @@ def plan(  # noqa: PLR0913  # as many as the command has flags for it
         samples: training sequences, for the number of steps and the total time.
 
     Returns:
-        The prediction; `fits` says whether it fits, `reason` why not. A `TracedPrediction` has times too; where the
-        model's code cannot be traced it is a `FormulaPrediction`, which has none.
+        The prediction of the run as it trains: a cut that is not named and does not fit is smaller. `fits` says
+        whether it fits, `reason` why not. A `TracedPrediction` has times too; where the model's code cannot be traced
+        it is a `FormulaPrediction`, which has none.
 
     Raises:
         FtkitError: an unknown model or GPU, or a configuration that cannot be.
@@ -47,8 +47,6 @@ def plan(  # noqa: PLR0913  # as many as the command has flags for it
     target = find_target(gpu, gpus, memory_budget, ram_budget, memory_used=memory_used)
     target = target.within(None if memory_budget else run.engine.budget_bytes)
     sequences = None if samples is None else Sequences.unseen(run, samples)
-    architecture = find_architecture(run)
-    tapes = Tapes()
-    run = settled(run, target, architecture, sequences, tapes)
-    prediction = predict(run, target, architecture, sequences=sequences, tapes=tapes)
+    options = options_at(run, target, None, sequences, None)
+    run, prediction, _ = settle_cut(run, options, is_named=run.batch.is_named)
     return with_job(prediction, run, target, sequences)

@@ -18,9 +18,10 @@ from ftkit.errors import DoesNotFitError, FtkitError, PlannerError
 from ftkit.machine.memory import available_bytes, resident_bytes
 from ftkit.machine.process import ProcessContext, first_decides
 from ftkit.plan.choices.candidates import Candidate
-from ftkit.plan.choices.changes import TOKENS, as_flags, changed
+from ftkit.plan.choices.changes import as_flags, changed
+from ftkit.plan.choices.cut import settle_cut
 from ftkit.plan.choices.fit import fit, ways
-from ftkit.plan.choices.search import Options, cures, options_at, settled
+from ftkit.plan.choices.search import Options, cures, options_at
 from ftkit.plan.inputs.shapes import Sequences
 from ftkit.plan.inputs.target import Target, find_target
 from ftkit.plan.job import with_job
@@ -128,20 +129,12 @@ def _fitted(config: RunConfig, options: Options, note: Callable[[str], None]) ->
 
 
 def _settled(config: RunConfig, options: Options, is_cut_named: bool) -> _Planned:
-    given = options.target, options.architecture, options.sequences, options.tapes
-    config = settled(config, *given)
-    prediction = options.predict(config)
+    config, prediction, lines = settle_cut(config, options, is_named=is_cut_named)
     # A formula's word is not enough to refuse a run.
-    if not config.training.plan_first or prediction.fits or not isinstance(prediction, TracedPrediction):
-        return config, prediction, (_line(prediction),)
-    if not is_cut_named:
-        smaller = settled(changed(config, {TOKENS: "auto"}), *given)
-        fitting = options.predict(smaller)
-        if fitting.fits:
-            default, limit = config.batch.token_limit, smaller.batch.token_limit
-            said = f"micro-batches of {limit:,} tokens, since the usual {default:,} do not fit"
-            return smaller, fitting, (said, _line(fitting))
-    raise _refusal(f"this run {prediction.reason}", cures(config, *given))
+    if config.training.plan_first and not prediction.fits and isinstance(prediction, TracedPrediction):
+        found = cures(config, options.target, options.architecture, options.sequences, options.tapes)
+        raise _refusal(f"this run {prediction.reason}", found)
+    return config, prediction, (*lines, _line(prediction))
 
 
 @contextlib.contextmanager

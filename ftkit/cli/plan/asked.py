@@ -36,8 +36,9 @@ class Asked(NamedTuple):
             ModelError: nobody knows the model.
             DoesNotFitError: what fits is asked for, and nothing does.
         """
+        from ftkit.plan.choices.cut import settle_cut
         from ftkit.plan.choices.fit import fit
-        from ftkit.plan.choices.search import options_at, settled
+        from ftkit.plan.choices.search import options_at
         from ftkit.plan.inputs.architectures import find_architecture
         from ftkit.plan.inputs.shapes import Sequences
         from ftkit.plan.predict import Tapes
@@ -46,11 +47,13 @@ class Asked(NamedTuple):
         for sentence in idle_settings(_known(config, target, sequences, is_read=samples is None)):
             click.echo(f"warning: {sentence}", err=True)
         architecture, tapes = find_architecture(config), Tapes()
+        options = options_at(config, target, architecture, sequences, tapes)
         if config.engine.fit:
-            chosen = fit(config, options_at(config, target, architecture, sequences, tapes)).run.config
-        else:
-            chosen = settled(config, target, architecture, sequences, tapes)
-        return cls(chosen, target, architecture, sequences, tapes)
+            return cls(fit(config, options).run.config, target, architecture, sequences, tapes)
+        settled = settle_cut(config, options, is_named=config.batch.is_named)
+        for line in settled.lines:
+            click.echo(f"note: {line}", err=True)
+        return cls(settled.config, target, architecture, sequences, tapes)
 
 
 def _known(config: "RunConfig", target: "Target", sequences: "Sequences | None", *, is_read: bool) -> "KnownOfRun":

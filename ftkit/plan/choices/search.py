@@ -18,16 +18,13 @@ from ftkit.config.tree import RunConfig
 from ftkit.data.batching import Shape
 from ftkit.engine.resolve import resolve
 from ftkit.errors import FtkitError, ModelError
-from ftkit.plan.choices.candidates import NOTABLY, SHARING, TIGHT, Candidate, LeftOut, best_of_each_kind, ranked
+from ftkit.plan.choices.candidates import SHARING, Candidate, LeftOut, best_of_each_kind, ranked
 from ftkit.plan.choices.changes import (
     CUTS,
     LENGTH,
-    TOKENS,
     Changes,
     changed,
     grid,
-    halves,
-    most_sequences,
     steps_down,
     value_of,
 )
@@ -124,53 +121,6 @@ def cures(
             mixed = mixes(priced, options.num_layers, fits)
             return best_of_each_kind([*filter(fits, priced), *mixed], options.confirm, fits)
     return []
-
-
-def settled(
-    config: RunConfig,
-    target: Target,
-    architecture: Any,
-    sequences: Sequences | None = None,
-    tapes: Tapes | None = None,
-) -> RunConfig:
-    """Settle `micro_batch_tokens: auto`: the smallest micro-batch among the fastest that fit.
-
-    Bytes grow with the micro-batch almost along a line, so two small ones tell how large one may be.
-
-    Args:
-        config: the run.
-        target: the devices.
-        architecture: of the model.
-        sequences: the data; None: not at hand.
-        tapes: takes what was traced, so that a prediction of the choice need not trace again.
-
-    Returns:
-        The run with a number; one sequence at a time where nothing fits.
-    """
-    if config.batch.micro_batch_tokens != "auto":
-        return config
-    sequences = sequences or Sequences.unseen(config)
-    most = most_sequences(config, target, sequences)
-    tapes = tapes or Tapes()
-
-    def tried(size: int) -> Candidate:
-        changes = {TOKENS: size * sequences.longest}
-        new = changed(config, changes)
-        return Candidate(new, predict(new, target, architecture, sequences=sequences, tapes=tapes), changes)
-
-    best = tried(1)
-    if most == 1 or not best.has_room:
-        return best.config
-    slope = max(1, tried(2).needed_bytes - best.needed_bytes)
-    largest = min(most, 1 + (int(TIGHT * target.memory_bytes) - best.needed_bytes) // slope)
-    fitting = (one for one in map(tried, halves(largest)) if one.has_room)
-    fastest: float | None = None
-    for one in fitting:
-        fastest = one.seconds if fastest is None else fastest
-        if one.seconds > NOTABLY * fastest:
-            break
-        best = one
-    return best.config
 
 
 def options_at(
