@@ -39,9 +39,7 @@ def pin(memory: torch.Tensor, owner: object) -> bool:
     if not torch.cuda.is_available():
         return False
     if int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), _PORTABLE)) != 0:
-        # CUDA keeps the error for whoever asks next, and torch asks behind each launch, which would fail for it.
-        with suppress(RuntimeError):
-            torch.ones(1, device="cuda").add_(1)
+        _forget_error()
         return False
     # Not at the end of the process, which takes all with it: CUDA may have gone before.
     weakref.finalize(owner, _unpin, memory).atexit = False
@@ -49,5 +47,18 @@ def pin(memory: torch.Tensor, owner: object) -> bool:
 
 
 def _unpin(memory: torch.Tensor) -> None:
-    torch.cuda.synchronize()  # a copy may still read it, and torch keeps watch over memory of its own alone
-    torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
+    try:
+        torch.cuda.synchronize()  # a copy may still read it, and torch keeps watch over memory of its own alone
+    finally:  # or CUDA would take what comes to lie at that address for pinned
+        if int(torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())) != 0:
+            _forget_error()
+
+
+def _forget_error() -> None:
+    """Let CUDA forget an error that it keeps for whoever asks next: torch, behind each launch, which would fail.
+
+    The launch itself forgets it (c10/cuda/CUDAException.cpp), and so does an allocation for it that is refused
+    (c10/cuda/CUDACachingAllocator.cpp).
+    """
+    with suppress(RuntimeError):
+        torch.ones(1, device="cuda")
