@@ -57,9 +57,7 @@ def _flops(name: str, args: tuple[Any, ...]) -> int:
     if name in ("mm", "bmm", "addmm", "baddbmm"):
         left, right = (args[0], args[1]) if name in ("mm", "bmm") else (args[1], args[2])
         return 2 * int(left.numel()) * int(right.shape[-1])
-    if (
-        name == "_grouped_mm"
-    ):  # of experts: each row, or each column of the right side, is multiplied by its group alone
+    if name == "_grouped_mm":  # of experts: each row, or column of the right side, is multiplied by its group alone
         left, right = args[0], args[1]
         rows = left[0] if left.ndim > right.ndim else left
         return 2 * int(rows.numel()) * int(right.shape[-1])

@@ -36,8 +36,8 @@ _FEW = 4
 """Micro-batches through a streamed layer together where all of a step keep too much: layers come a quarter as often."""
 _TOP = "method.top_layers"
 _CPU_TOKENS = 2048
-"""Of the largest micro-batch on a CPU: of the steps that were measured none was quicker with more, since
-what a micro-batch costs beside its tokens is by then a hundredth of it (docs/performance.md)."""
+"""Of the largest micro-batch on a CPU: of the steps that were measured (docs/performance.md) none was quicker with
+more."""
 
 
 class Effect(StrEnum):

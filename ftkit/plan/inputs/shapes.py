@@ -164,8 +164,9 @@ def usual_step(config: RunConfig, world_size: int, sequences: Sequences) -> Usua
         shape = plan_shape(config, world_size, sequences)
         return Usual(shape.num_micro_batches, shape.batch, shape.batch * shape.length)
     lengths, draw = np.array(sequences.lengths), np.random.default_rng(0)
-    num = min(len(lengths), round(_num_texts(config, sequences) * sequences.per_text))
-    batches = [draw.choice(lengths, num, replace=False) for _ in range(_DRAWN_BATCHES)]
+    num = round(_num_texts(config, sequences) * sequences.per_text)
+    # Of long data some lengths alone are kept: where a global batch has more sequences, lengths are drawn repeatedly.
+    batches = [draw.choice(lengths, num, replace=num > len(lengths)) for _ in range(_DRAWN_BATCHES)]
     chunks = [batch[chunk] for batch in batches for rank in cut(batch, config.batch, world_size) for chunk in rank]
     tokens = sum(len(chunk) * int(chunk.max()) for chunk in chunks if len(chunk))
     return Usual(len(chunks) / _DRAWN_BATCHES / world_size, _DRAWN_BATCHES * num / len(chunks), tokens / len(chunks))

@@ -4,7 +4,7 @@ from ftkit.data.batching import Shape
 from ftkit.observe.tape import Tape
 from ftkit.plan.inputs.case import Case
 from ftkit.plan.inputs.shapes import usual_step
-from ftkit.plan.needs.streamed import seconds_beside
+from ftkit.plan.needs.streamed import coming_usually, seconds_beside
 from ftkit.plan.predicted import Speed
 from ftkit.plan.seconds.speed import step_time
 from ftkit.plan.zero.share import RankShare
@@ -26,7 +26,9 @@ def speed_of(case: Case, shape: Shape, tape: Tape, share: RankShare, streamed: S
     traced = shape.traced.num_micro_batches
     time = step_time(tape, device, shape.num_micro_batches, traced)
     seconds = seconds_beside(time, streamed, device.host_rate) + beside
-    usual = seconds_beside(step_time(tape, device, *_usual(case, shape, traced)), streamed, device.host_rate) + beside
+    num_usual, size = _usual(case, shape)
+    usual_time = step_time(tape, device, num_usual, traced, size)
+    usual = seconds_beside(usual_time, coming_usually(streamed, shape, num_usual), device.host_rate) + beside
     # Of what is streamed in a step, half comes for the forwards and half for the backwards.
     forward = max(time.forward_seconds, streamed.step_seconds / 2 / shape.num_micro_batches if streamed else 0.0)
     flops, sequences = device.flops(run.precision), run.config.batch.global_batch_size
@@ -43,9 +45,9 @@ def speed_of(case: Case, shape: Shape, tape: Tape, share: RankShare, streamed: S
     )
 
 
-def _usual(case: Case, shape: Shape, traced: int) -> tuple[float, int, float]:
-    """Return the micro-batches of a usual step, those that were traced, and the size of one as a share of these."""
+def _usual(case: Case, shape: Shape) -> tuple[float, float]:
+    """Return the micro-batches of a usual step, and the size of one as a share of those that were traced."""
     usual = usual_step(case.run.config, case.target.num_devices, case.sequences)
     is_pooled = shape.length != case.shape.length  # one vector stands for a sequence, however long it is
     size = usual.sequences / shape.batch if is_pooled else usual.tokens / (shape.batch * shape.length)
-    return usual.num_micro_batches, traced, size
+    return usual.num_micro_batches, size

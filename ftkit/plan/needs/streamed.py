@@ -4,6 +4,7 @@ The window itself is on the tape, since a trace makes it as a run does. The laye
 of them weigh is asked of the whole model.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -185,6 +186,21 @@ def seconds_beside(time: StepTime, coming: StreamPlan | None, host_rate: float) 
     if coming is None:
         return time.seconds
     return max(time.seconds, coming.step_seconds, coming.step_bytes / host_rate + time.returning_seconds)
+
+
+def coming_usually(coming: StreamPlan | None, shape: Shape, num_micro_batches: float) -> StreamPlan | None:
+    """Return the layers that come in a usual step, which come once for each of its groups of micro-batches.
+
+    Args:
+        coming: in a worst step; None: none are streamed.
+        shape: of the worst step.
+        num_micro_batches: of a usual step.
+    """
+    if coming is None:
+        return None
+    usual, worst = (math.ceil(number / shape.group_size) for number in (num_micro_batches, shape.num_micro_batches))
+    num_bytes, seconds = coming.step_bytes * usual // worst, coming.step_seconds * usual / worst
+    return coming.model_copy(update={"step_bytes": num_bytes, "step_seconds": seconds})
 
 
 def rank_of(case: Case, tape: Tape, streamed: Streamed | None) -> tuple[Counts, RankShare]:

@@ -31,3 +31,9 @@ def test_a_usual_step_is_the_worst_one_where_no_lengths_are_known():
     unknown = Sequences.unseen(CONFIG, 1000)
     shape = plan_shape(CONFIG, 1, unknown)
     assert usual_step(CONFIG, 1, unknown) == Usual(shape.num_micro_batches, shape.batch, shape.batch * shape.length)
+
+
+def test_a_usual_step_has_a_whole_global_batch_where_fewer_lengths_than_that_are_kept():
+    config = RunConfig(batch=BatchConfig(global_batch_size=4096, micro_batch_tokens=512))
+    kept = Sequences(4097, 128, are_equal=False, lengths=(32,) * 2049)
+    assert usual_step(config, 1, kept) == Usual(num_micro_batches=4096 * 32 / 512, sequences=16, tokens=512)

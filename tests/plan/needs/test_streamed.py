@@ -19,9 +19,10 @@ from ftkit.plan.choices.changes import GROUP, HEAD, SIZE, STREAM, as_flags, chan
 from ftkit.plan.choices.search import cures, options_at
 from ftkit.plan.inputs.case import Case
 from ftkit.plan.inputs.target import find_target
-from ftkit.plan.needs.streamed import Streamed
+from ftkit.plan.needs.streamed import Streamed, coming_usually
 from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.tracing.trace import trace
+from ftkit.records.streamed import StreamPlan
 from tests.models.streaming.conftest import deep_model
 from tests.plan import models
 from tests.plan.test_offloaded import Unseen
@@ -219,3 +220,11 @@ def test_micro_batches_that_go_together_are_taken_apart_before_all_else(folders)
     target, name = find_target("t4"), folders["llama"]
     together, apart = (steps_down(run_config(name, Lora(), "ram", number), target, None) for number in ("all", 1))
     assert together == [{GROUP: 1}, *apart]
+
+
+@pytest.mark.parametrize(("size", "usual", "times"), [(1, 1, 1), (1, 2.0, 2), (2, 2.0, 2), (2, 2.5, 4), (4, 1, 4)])
+def test_in_a_usual_step_layers_come_once_for_each_of_its_own_groups(size, usual, times):
+    worst = Shape(1, 32, num_micro_batches=4, group_size=size)
+    coming = StreamPlan(place="disk", num_bytes=0, window_bytes=0, step_bytes=4000, step_seconds=8.0)
+    found = coming_usually(coming, worst, usual)
+    assert (found.step_bytes, found.step_seconds) == (1000 * times, 2.0 * times)
