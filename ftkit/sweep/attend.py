@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ftkit.config.files import dump_config
 from ftkit.config.tree import RunConfig
-from ftkit.errors import ConfigError, DataError
+from ftkit.errors import ConfigError, DataError, DeviceError
 from ftkit.records.files import read_record
 from ftkit.records.schema import RunRecord
 from ftkit.sweep.sweep import OUTPUT, explain_failure
@@ -59,6 +59,7 @@ def attend(config: RunConfig, place: Path, metric: str, start: Start, watch: Wat
 
     Raises:
         ConfigError: the folder cannot be written.
+        DeviceError: the system starts no process.
     """
     file, started = place / "asked.yaml", time.monotonic()
     try:
@@ -67,7 +68,7 @@ def attend(config: RunConfig, place: Path, metric: str, start: Start, watch: Wat
         (place / OUTPUT).touch()
     except OSError as error:
         raise ConfigError(f"cannot write to {place}: {error.strerror}; name another folder with --output") from None
-    stopped, process = None, start(file, place / OUTPUT)
+    stopped, process = None, _started(start, file, place / OUTPUT)
     try:
         while process.is_alive() and stopped is None:
             process.join(_POLL_SECONDS)
@@ -101,6 +102,17 @@ def values_of(record: RunRecord | None, metric: str) -> list[float]:
     lines = record.evaluations if record else ()
     found = (getattr(line, metric) for line in lines if line.split == "validation")
     return [value for value in found if value is not None]
+
+
+def _started(start: Start, file: Path, output: Path) -> BaseProcess:
+    try:
+        return start(file, output)
+    except (OSError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or "the process that it is copied from has ended"
+        raise DeviceError(
+            f"cannot start the training of {file}: {reason}; free memory or end other processes, and give the same "
+            "command again, which goes on"
+        ) from None
 
 
 def _end(process: BaseProcess) -> None:

@@ -1,6 +1,7 @@
 """A search for settings starts nothing that does not fit, stops what is worse than others, and goes on when killed."""
 
 import csv
+import errno
 import json
 import multiprocessing
 from pathlib import Path
@@ -11,8 +12,9 @@ from click.testing import CliRunner
 from ftkit.cli import main
 from ftkit.cli.tune.trial import start_trial
 from ftkit.config.files import load_config
-from ftkit.errors import ConfigError
+from ftkit.errors import ConfigError, DeviceError
 from ftkit.records.files import read_record
+from ftkit.sweep.attend import attend
 from ftkit.sweep.space import Axis, Space, read_space
 from ftkit.sweep.tuning import Budget, Tuning
 from tests.helpers import save_tiny_model
@@ -108,6 +110,14 @@ def test_each_trial_that_was_killed_while_it_was_planned_gets_a_folder_of_its_ow
             Tuning(space, tmp_path / "tune", killed, ended).run(Budget(trials))
         Tuning(space, tmp_path / "tune", lambda *_: (None, None), ended).run(Budget(trials))
     assert places == ["trial-001", "trial-003"]
+
+
+def test_a_process_that_cannot_be_started_is_an_error_of_one_sentence(work, tmp_path):
+    def refused(*_):
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    with pytest.raises(DeviceError, match=r"asked.yaml: Resource temporarily unavailable; free memory"):
+        attend(base(work), tmp_path, "loss", refused, lambda _: None)
 
 
 def test_what_would_not_end_in_time_is_never_started(work, tmp_path):

@@ -7,6 +7,10 @@ import threading
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import click
+
+from ftkit.machine.lock import locked
+
 _IMPORTED = ["ftkit.cli.train", "ftkit.cli.report", "ftkit.training.loop", "transformers.modeling_utils"]
 """What all trainings import, which takes as long as all else in one that is short."""
 
@@ -14,8 +18,8 @@ _IMPORTED = ["ftkit.cli.train", "ftkit.cli.report", "ftkit.training.loop", "tran
 def start_trial(file: Path, output: Path) -> BaseProcess:
     """Run `ftkit train --config FILE`, as a copy of a process that has imported its modules and done nothing else.
 
-    This process would not do in the place of that: it has planned, and a copy has none of the threads of the libraries
-    that have worked here.
+    A copy of the process that searches would not do: that has planned, and a copy has none of the threads that its
+    libraries have started.
 
     Args:
         file: the configuration.
@@ -33,13 +37,20 @@ def start_trial(file: Path, output: Path) -> BaseProcess:
 
 
 def _train(file: Path, output: Path) -> None:
+    """Train in this process, once no other trains by this configuration: one whose search was killed saves first."""
     from ftkit.cli import main
+    from ftkit.cli.options import user_errors
 
     descriptor = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
-    main(["train", "--config", str(file)], prog_name="ftkit")
+    with user_errors(), locked(file, _say_waiting, "free what is missing"):
+        main(["train", "--config", str(file)], prog_name="ftkit")
+
+
+def _say_waiting(owner: str) -> None:
+    click.echo(f"waiting for {owner}, which still trains here")
 
 
 def _end_with_parent() -> None:
