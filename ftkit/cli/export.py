@@ -1,6 +1,7 @@
 """`ftkit export`: a trained model in another form."""
 
 import json
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -79,7 +80,10 @@ def _lines(result: "Exported") -> list[str]:
     lines = [f"{result.form}: {format_bytes(result.num_bytes)} in {result.place}"]
     if result.difference is not None:
         lines.append(result.difference.words())
-    return [*lines, *([] if result.form == "onnx" else [f'try it: ftkit predict {result.place} "A text."'])]
+    return [
+        *lines,
+        *([] if result.form == "onnx" else [f'try it: ftkit predict {shlex.quote(str(result.place))} "A text."']),
+    ]
 
 
 def _note(text: str) -> None:

@@ -1,5 +1,6 @@
 """Show a training run: a live line on a terminal, plain lines elsewhere, a summary at the end."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -127,13 +128,16 @@ class ConsoleReporter:
 
 def _next(record: RunRecord, folder: Path) -> list[str]:
     """Return what may be done with a run that is over, and how to go on where it was still getting better."""
-    lines = [f"ftkit predict {folder} 'a text' answers; ftkit report {folder} OTHER sets it beside another run"]
+    run = shlex.quote(str(folder))
+    lines = [f"ftkit predict {run} 'a text' answers; ftkit report {run} OTHER sets it beside another run"]
     validated = [line.step for line in record.evaluations if line.split == "validation"]
     training = record.run.config["training"]
     if len(validated) > 1 and record.result is not None and record.result.best_step == validated[-1]:
         longer = f"--epochs {2 * training['epochs']:g}" if training["max_steps"] is None else ""
         longer = longer or f"--max-steps {2 * training['max_steps']}"
-        lines.append(f"the last of {len(validated)} validations was the best; --resume {folder} {longer} trains on")
+        lines.append(
+            f"the last of {len(validated)} validations was the best; ftkit train --resume {run} {longer} goes on"
+        )
     return lines
 
 

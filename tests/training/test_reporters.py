@@ -77,5 +77,8 @@ def test_a_run_that_was_still_getting_better_is_told_how_to_go_on(step, is_told,
     best = [line.step for line in record.evaluations if line.split == "validation"][step]
     out = io.StringIO()
     result = record.result.model_copy(update={"best_step": best})
-    ConsoleReporter(Console(file=out, width=200)).finish(record.model_copy(update={"result": result}), tmp_path)
-    assert (f"--resume {tmp_path} --epochs 6 trains on" in out.getvalue()) == is_told
+    ConsoleReporter(Console(file=out, width=200)).finish(
+        record.model_copy(update={"result": result}), tmp_path / "my run"
+    )
+    assert f"ftkit predict '{tmp_path / 'my run'}'" in out.getvalue()
+    assert (f"ftkit train --resume '{tmp_path / 'my run'}' --epochs 6 goes on" in out.getvalue()) == is_told

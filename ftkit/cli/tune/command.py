@@ -1,6 +1,7 @@
 """`ftkit tune`: the best settings of a training, under a budget of memory and of time."""
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -148,7 +149,7 @@ def _finish(tuning: Tuning, folder: Path, *, as_json: bool) -> None:
     given = next((one.value for one in trials if one.settings == trials[0].settings and one.value is not None), None)
     before = "" if given is None else f", {format(given, metric.form)} as it was given"
     click.echo(f"best: trial {best.number}, {metric.heading} {format(best.value, metric.form)} on validation{before}")
-    click.echo(f"its settings: {folder / _BEST}; next: ftkit train --config {folder / _BEST}")
+    click.echo(f"its settings: {folder / _BEST}; next: ftkit train --config {shlex.quote(str(folder / _BEST))}")
     click.echo(f"the search: {folder / _PAGE}")
 
 
