@@ -32,19 +32,19 @@ def beginnings(split: TokenSplit, rows: NDArray[np.int64], lengths: NDArray[np.i
 
 
 def lengths_to_target(split: TokenSplit, rows: NDArray[np.int64], number: int) -> NDArray[np.int64]:
-    """Return the tokens of some sequences up to and with their so-manieth target, [K]; all, where there are fewer.
+    """Return the tokens of some sequences up to and including target number `number`, [K]; all, where fewer.
 
     Args:
         split: of a language model.
         rows: the sequences, [K].
         number: of the target, from 1.
     """
-    found = []
+    lengths = []
     for row in rows:
         carries = split.labels[split.offsets[row] : split.offsets[row + 1]]
         places = np.flatnonzero(carries)
-        found.append(places[number - 1] + 1 if len(places) >= number else len(carries))
-    return np.array(found, dtype=np.int64)
+        lengths.append(places[number - 1] + 1 if len(places) >= number else len(carries))
+    return np.array(lengths, dtype=np.int64)
 
 
 @dataclass(frozen=True)

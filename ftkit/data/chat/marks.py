@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ftkit.data.chat.counted import CountedTexts
+from ftkit.data.chat.counted_texts import CountedTexts
 from ftkit.data.findings import Finding, note, warning
 from ftkit.data.tokens.special import chance
 

@@ -9,7 +9,7 @@ from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 from ftkit.config.tree import LossOn
-from ftkit.data.chat.counted import CountedTexts
+from ftkit.data.chat.counted_texts import CountedTexts
 from ftkit.data.chat.forms import as_parts, forms_of
 from ftkit.data.chat.marks import MarksSeen, Signs, Span, has_marks, marks_of
 from ftkit.data.chat.messages import Conversation, Message

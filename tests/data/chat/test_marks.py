@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftkit.data.chat.counted import CountedTexts
+from ftkit.data.chat.counted_texts import CountedTexts
 from ftkit.data.chat.messages import Conversation
 from ftkit.data.chat.template import ChatTemplate, Rendering
 from ftkit.data.tokens.targets import mark_targets
