@@ -8,7 +8,7 @@ import math
 from ftkit.config.tree import RunConfig
 from ftkit.engine.resolve import DTYPES
 from ftkit.models.methods import method_of
-from ftkit.plan.inputs.shapes import Sequences, num_checkpoints
+from ftkit.plan.inputs.shapes import Sequences, epoch_steps, num_checkpoints
 from ftkit.plan.inputs.target import Target
 from ftkit.plan.predicted import AnyPrediction, TracedPrediction
 from ftkit.records.files import CHECKPOINT_BYTES
@@ -104,8 +104,8 @@ def _counts(prediction: AnyPrediction, config: RunConfig, sequences: Sequences) 
     training, steps, num = config.training, prediction.num_steps, sequences.num
     if steps is None or num is None:
         return None, None
-    epoch = math.ceil(num / config.batch.global_batch_size)
-    validations = math.ceil(steps / (training.eval_every or epoch)) if sequences.validation_tokens else 0
+    every = training.eval_every or epoch_steps(config, num)
+    validations = math.ceil(steps / every) if sequences.validation_tokens else 0
     return validations, num_checkpoints(config, num)
 
 

@@ -18,10 +18,10 @@ from ftkit.plan.inputs.shapes import Sequences
 from ftkit.plan.inputs.target import Target
 from ftkit.plan.needs import fallback as formula
 from ftkit.plan.needs.memory import Memory, device_of
-from ftkit.plan.needs.speed import speed_of
 from ftkit.plan.needs.streamed import Streamed, rank_of
 from ftkit.plan.needs.trunk import Pass, head_shape, trace_pass, trunk_plan, wants_pass, with_pass
 from ftkit.plan.predicted import AnyPrediction, MemoryPrediction, TracedPrediction, by_formula, traced
+from ftkit.plan.run_speed import speed_of
 from ftkit.plan.tracing.layer_choice import ShallowModel, choose_layers
 from ftkit.plan.tracing.trace import UntraceableModelError, count_weights, trace
 from ftkit.plan.tracing.unroll import NotAlikeError, unroll

@@ -62,7 +62,7 @@ def advice_lines(advice: "Advice", target: "Target") -> list[str]:
 def _left_out_lines(advice: "Advice") -> "Iterator[str]":
     """Yield the changes that this run does not go with, those of one reason together."""
     by_reason: dict[str, list[str]] = defaultdict(list)
-    for one in advice.left_out:
+    for one in advice.refused:
         by_reason[" ".join(one.reason.split())].append(_flags(advice.present, one.changes))
     if by_reason:
         yield "left out, since this run does not go with them:"
@@ -118,5 +118,5 @@ def advice_tree(advice: "Advice", walls: "Iterable[tuple[Axis, Solution | None]]
         axis: found and as_tree(found) | {"next": found.next_value, "reason": found.next_reason}
         for axis, found in walls
     }
-    left_out = [{"changes": one.changes, "reason": one.reason} for one in advice.left_out]
+    left_out = [{"changes": one.changes, "reason": one.reason} for one in advice.refused]
     return {"present": as_tree(advice.present), "changes": knobs, "left_out": left_out, "largest": largest}

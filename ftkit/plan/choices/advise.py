@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftkit.config.tree import RunConfig
-from ftkit.plan.choices.candidates import Candidate, LeftOut
+from ftkit.plan.choices.candidates import Candidate, RefusedChange
 from ftkit.plan.choices.changes import Effect, alternatives, effect_of
 from ftkit.plan.choices.search import options_at
 from ftkit.plan.choices.solve import Axis, Solution, positions, solve
@@ -36,13 +36,13 @@ class Advice:
     Attributes:
         present: the run as it is.
         knobs: those that leave the result as it is first, then by memory, the least first.
-        left_out: changes that a rule refuses, or advises against at this target, and those that the model does not go
+        refused: changes that a rule refuses, or advises against at this target, and those that the model does not go
             with.
     """
 
     present: Candidate
     knobs: tuple[Knob, ...]
-    left_out: tuple[LeftOut, ...]
+    refused: tuple[RefusedChange, ...]
 
 
 def advise(config: RunConfig, target: Target, architecture: Any, sequences: Sequences | None, tapes: Tapes) -> Advice:
@@ -63,12 +63,12 @@ def advise(config: RunConfig, target: Target, architecture: Any, sequences: Sequ
     """
     options = options_at(config, target, architecture, sequences, tapes)
     changes = alternatives(config, target, options.sequences, positions(architecture), options.num_layers)
-    priced, left_out = options.price_each(config, changes)
+    priced, refused = options.price_each(config, changes)
     traced = (options.confirm(one) if one.is_between else one for one in priced)
     knobs = [Knob(one, effect_of(config, one.changes)) for one in traced]
     order = list(Effect)
     knobs.sort(key=lambda knob: (order.index(knob.effect), knob.candidate.needed_bytes, knob.candidate.seconds))
-    return Advice(Candidate(config, options.predict(config), {}), tuple(knobs), tuple(left_out))
+    return Advice(Candidate(config, options.predict(config), {}), tuple(knobs), tuple(refused))
 
 
 def walls(

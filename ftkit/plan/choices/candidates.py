@@ -65,7 +65,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class RefusedChange:
     """A change that a run does not go with.
 
     Attributes:

@@ -18,7 +18,7 @@ from ftkit.config.tree import RunConfig
 from ftkit.data.batching import Shape
 from ftkit.engine.resolve import resolve
 from ftkit.errors import FtkitError, ModelError
-from ftkit.plan.choices.candidates import SHARING, Candidate, LeftOut, best_of_each_kind, ranked
+from ftkit.plan.choices.candidates import SHARING, Candidate, RefusedChange, best_of_each_kind, ranked
 from ftkit.plan.choices.changes import (
     CUTS,
     LENGTH,
@@ -180,7 +180,7 @@ class Options:
             found[0] = self.confirm(found[0])
 
     def price(
-        self, config: RunConfig, options: Iterable[Changes], limit: int, left_out: list[LeftOut] | None = None
+        self, config: RunConfig, options: Iterable[Changes], limit: int, left_out: list[RefusedChange] | None = None
     ) -> list[Candidate]:
         """Predict the sound ones of some changes, `limit` at most.
 
@@ -208,12 +208,12 @@ class Options:
                 priced += self._family(family)
             except ModelError as error:  # what this model does not go with, such as 4 bits without a linear layer
                 refused.append(error)
-                left_out += [LeftOut(changes, str(error)) for _, _, changes in family]
+                left_out += [RefusedChange(changes, str(error)) for _, _, changes in family]
         if refused and not priced:
             raise refused[0]
         return priced
 
-    def price_each(self, config: RunConfig, changes: Sequence[Changes]) -> tuple[list[Candidate], list[LeftOut]]:
+    def price_each(self, config: RunConfig, changes: Sequence[Changes]) -> tuple[list[Candidate], list[RefusedChange]]:
         """Predict a run with each of some changes, as `price` does.
 
         Texts of another length are not those of the data, so such a change is priced with data of its own.
@@ -233,7 +233,7 @@ class Options:
                 unseen = Sequences.unseen(changed(config, change), self.sequences.num)
                 by_length.append((replace(self, sequences=unseen), [change]))
         priced: list[Candidate] = []
-        left_out: list[LeftOut] = []
+        left_out: list[RefusedChange] = []
         for options, of_length in by_length:
             with suppress(ModelError):  # the model goes with none of them
                 priced += options.price(config, of_length, len(of_length), left_out)
@@ -250,7 +250,7 @@ class Options:
         )
 
     def _sound(
-        self, config: RunConfig, options: Iterable[Changes], left_out: list[LeftOut]
+        self, config: RunConfig, options: Iterable[Changes], left_out: list[RefusedChange]
     ) -> Iterator[tuple[Changes, RunConfig]]:
         """Yield the changes that work, that no rule advises against unless the user asked for that, each run once."""
         devices, seen = self.target.devices, set()
@@ -260,12 +260,12 @@ class Options:
                 new = changed(config, changes)
                 run = resolve(new, devices)
             except FtkitError as error:  # the rest of the configuration does not go with it
-                left_out.append(LeftOut(changes, str(error)))
+                left_out.append(RefusedChange(changes, str(error)))
                 continue
             rest = {key: value for key, value in changes.items() if key not in SHARING}
             same = repr((rest, run.zero_stage, run.offload_optimizer, run.offload_parameters))
             unwise = [rule for rule in broken_rules(run.facts, Force.UNWISE) if rule not in asked]
-            left_out += [LeftOut(changes, rule.sentence) for rule in unwise[:1]]
+            left_out += [RefusedChange(changes, rule.sentence) for rule in unwise[:1]]
             if same not in seen and not unwise:
                 seen.add(same)
                 yield {key: value for key, value in changes.items() if value_of(config, key) != value}, new

@@ -179,10 +179,14 @@ def num_steps(config: RunConfig, num_samples: int | None) -> int | None:
     return count_steps(num_samples, config.batch.global_batch_size, config.training.epochs, config.training.max_steps)
 
 
+def epoch_steps(config: RunConfig, num_samples: int) -> int:
+    """Return the optimizer steps of an epoch."""
+    return math.ceil(num_samples / config.batch.global_batch_size)
+
+
 def num_checkpoints(config: RunConfig, num_samples: int | None) -> int | None:
     """Return the checkpoints that a run writes; None where its steps or its epochs are not known."""
     steps = num_steps(config, num_samples)
     if steps is None or num_samples is None:
         return None
-    epoch = math.ceil(num_samples / config.batch.global_batch_size)
-    return math.ceil(steps / (config.training.checkpoint_every or epoch))
+    return math.ceil(steps / (config.training.checkpoint_every or epoch_steps(config, num_samples)))

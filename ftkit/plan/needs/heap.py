@@ -18,7 +18,8 @@ HEAP_SHARE = 0.22
 """What lies free between the blocks of the heap, of the bytes that come and go there in a step (LoRA on MiniLM in fp32,
 with and without recomputing); where the heap was not set (`ftkit.machine.heap`), as much as comes and goes."""
 HEAP_BYTES = 300 * 10**6
-"""About this much at most."""
+"""At most about this much lies free between the blocks. What their worst moment had beyond the peak comes on top,
+without a bound."""
 
 
 def free_in_heap(tape: Tape, active_bytes: int) -> int:
