@@ -1,5 +1,6 @@
 """`ftkit chat`: talk to a trained language model in the terminal."""
 
+import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,7 @@ def chat(  # noqa: PLR0913  # one parameter is one flag
 
         opened = open_model(run, open_config(run, settings))
         if opened.labels is not None:
-            raise ConfigError(f"{run} answers with labels; ask it with ftkit predict {run} TEXT")
+            raise ConfigError(f"{run} answers with labels; ask it with ftkit predict {shlex.quote(str(run))} TEXT")
         sampling = Sampling(max_new_tokens, temperature, top_p, seed)
         _talk(opened, [{"role": "system", "content": system}] if system else [], sampling)
 

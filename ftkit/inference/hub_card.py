@@ -1,6 +1,7 @@
 """The model card of an exported model: the card of its run, with a program for its new form and what the hub reads."""
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -67,9 +68,13 @@ def hub_card(
 def _use(form: Form, card: Card) -> str:
     """Return how the model is used, as Markdown."""
     if form == "gguf":
-        get = "" if card.hub_name is None else f"$ hf download {card.hub_name} --local-dir {card.folder.name}\n"
+        get = (
+            ""
+            if card.hub_name is None
+            else f"$ hf download {card.hub_name} --local-dir {shlex.quote(card.folder.name)}\n"
+        )
         folder = card.folder if card.hub_name is None else card.folder.name
-        chat = f"```console\n{get}$ ftkit chat {folder}\n```"
+        chat = f"```console\n{get}$ ftkit chat {shlex.quote(str(folder))}\n```"
         return f"{chat}\n\nAnd all that reads GGUF, such as llama.cpp, reads it too."
     if form == "onnx":
         imports = "" if card.hub_name is None else "from huggingface_hub import snapshot_download\n"

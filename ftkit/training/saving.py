@@ -3,6 +3,7 @@
 import errno
 import math
 import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -212,7 +213,7 @@ def explained_divergence(job: Job) -> Iterator[None]:
     except DivergedError as error:
         good = checkpoint.list_checkpoints(job.folder / CHECKPOINTS)
         kept = (
-            f"The last good checkpoint is {good[-1]}: --resume {job.folder} goes on from there"
+            f"The last good checkpoint is {good[-1]}: --resume {shlex.quote(str(job.folder))} goes on from there"
             if good
             else "No checkpoint had been written: start anew with --overwrite"
         )
@@ -247,7 +248,7 @@ def told_when_stopped(job: Job, progress: Progress, stop: StopRequest) -> Iterat
         except StopNow:
             raise InterruptedRunError(
                 f"stopped by {stop.name or 'a request to another rank'} after step {progress.step} of {job.num_steps}; "
-                f"nothing is lost: go on with --resume {job.folder}"
+                f"nothing is lost: go on with --resume {shlex.quote(str(job.folder))}"
             ) from None
 
 

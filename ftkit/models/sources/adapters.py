@@ -1,6 +1,7 @@
 """Go on from an adapter: find its base model, its settings and its labels; its weights are loaded where PEFT is."""
 
 import json
+import shlex
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,10 @@ def model_folder(path: Path) -> Path:
     saved = ("config.json", CONFIG)
     is_run = not any((path / name).is_file() for name in saved) and (path / RECORD).is_file()
     if is_run and not (path / MODEL).is_dir():
-        raise ModelError(f"the run in {path} has left no model; finish it with --resume {path}, or name another model")
+        raise ModelError(
+            f"the run in {path} has left no model; finish it with --resume {shlex.quote(str(path))}, or name "
+            "another model"
+        )
     return path / MODEL if is_run else path
 
 

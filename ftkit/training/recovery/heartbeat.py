@@ -5,6 +5,7 @@ fails says only that a peer is gone; these files say which one, and how far it c
 """
 
 import contextlib
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -109,7 +110,7 @@ def named_silence(folder: Path, process: ProcessContext) -> Iterator[None]:
             "another rank of this job ended early or stopped answering; its own message says why"
             if not silence
             else f"another rank of this job was lost or stopped answering: {silence}. The last checkpoint is whole: "
-            f"--resume {folder} goes on from there",
+            f"--resume {shlex.quote(str(folder))} goes on from there",
             is_unexplained=bool(silence),
         ) from error
 

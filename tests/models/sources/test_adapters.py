@@ -117,9 +117,11 @@ def test_a_run_never_writes_over_what_it_reads(settings, first, work, tmp_path):
 
 
 def test_a_run_without_a_model_says_how_to_finish_it(first, tmp_path):
-    shutil.copy(first / "record.jsonl", tmp_path)
-    with pytest.raises(ModelError, match=rf"has left no model; finish it with --resume {tmp_path}"):
-        resolve_source(load_config(settings=[f"model.name={tmp_path}"]).model, "causal-lm")
+    run = tmp_path / "my run"
+    run.mkdir()
+    shutil.copy(first / "record.jsonl", run)
+    with pytest.raises(ModelError, match=rf"has left no model; finish it with --resume '{run}'"):
+        resolve_source(load_config(settings=[f"model.name={run}"]).model, "causal-lm")
 
 
 def test_a_new_head_takes_the_place_of_the_adapters(first):
