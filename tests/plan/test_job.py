@@ -46,9 +46,8 @@ def test_the_parts_add_up_to_the_time_and_the_bytes(planned):
     assert found.seconds == pytest.approx(sum(parts) + found.evaluation_seconds + found.save_seconds)
     assert found.num_bytes == found.checkpoint_bytes + found.result_bytes + found.cache_bytes
     _, prediction = planned
-    assert (
-        found.checkpoint_bytes + found.result_bytes == prediction.disk_bytes + 11 * 2**18
-    )  # of what is beside weights
+    beside = found.checkpoint_bytes + found.result_bytes - prediction.disk_bytes
+    assert 2_700_000 <= beside < 3_500_000  # MiniLM's tokenizer has 0.7 MB, the page of a run 2.0, a record some KB
     assert found.cache_bytes == 4 * 30_000  # tokens
 
 
