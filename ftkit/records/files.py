@@ -1,6 +1,7 @@
 """The files of a result folder: their names, and the record written and read line by line."""
 
 import json
+import shlex
 import warnings
 from collections.abc import Iterator
 from io import FileIO
@@ -31,6 +32,11 @@ CHECKPOINT_BYTES = 12
 LIMITS, RANKS = "limits.json", "ranks"
 """The limits that fitted after memory ran out; the last sign of life of each rank."""
 SNAPSHOT = "memory_snapshot_rank{rank}.pickle"
+
+
+def resume_flag(folder: Path) -> str:
+    """Return the flag that goes on with the run of a folder, as a shell takes it."""
+    return f"--resume {shlex.quote(str(folder))}"
 
 
 class RecordWriter:

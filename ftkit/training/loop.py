@@ -23,7 +23,7 @@ from ftkit.models.build import set_training
 from ftkit.models.methods import method_of
 from ftkit.observe.meter import gather, memory_figures, planned_utilization
 from ftkit.records.figures import Record
-from ftkit.records.files import CONFIG, MODEL, RECORD, RecordWriter, read_record
+from ftkit.records.files import CONFIG, MODEL, RECORD, RecordWriter, read_record, resume_flag
 from ftkit.records.origin import write_origin
 from ftkit.records.schema import (
     EvaluationLine,
@@ -90,7 +90,7 @@ def train_run(config: RunConfig, process: ProcessContext, reporter: Reporter, *,
     with stop.listening(), explained_memory(config), joined(process, config.engine.peer_timeout):
         snapshot = Snapshot(process.device) if config.output.memory_snapshot else None
         job = prepare(config, process, reporter, resume=resume)
-        cure = f"then go on with --resume {job.folder}"
+        cure = f"then go on with {resume_flag(job.folder)}"
         with explained_writing(job.folder, cure), named_silence(job.folder, process):
             if not process.is_main:
                 return _train(job, _Recorder(Reporters()), started, snapshot, stop, resume=resume)

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ftkit.records.files import CARD, MODEL, RECORD
+from ftkit.records.files import CARD, MODEL, RECORD, resume_flag
 from ftkit.records.schema import EvaluationLine, RunLine, RunRecord, StepLine
 from ftkit.report.words import distribution
 from ftkit.training.results.card import score_words
@@ -136,7 +136,7 @@ def _next(record: RunRecord, folder: Path) -> list[str]:
         longer = f"--epochs {2 * training['epochs']:g}" if training["max_steps"] is None else ""
         longer = longer or f"--max-steps {2 * training['max_steps']}"
         lines.append(
-            f"the last of {len(validated)} validations was the best; ftkit train --resume {run} {longer} goes on"
+            f"the last of {len(validated)} validations was the best; ftkit train {resume_flag(folder)} {longer} goes on"
         )
     return lines
 

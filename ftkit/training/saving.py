@@ -3,7 +3,6 @@
 import errno
 import math
 import os
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from ftkit.machine.disk import written_patiently
 from ftkit.machine.versions import versions
 from ftkit.models.build import trainable_parameters
 from ftkit.models.partitions import whole_shape
-from ftkit.records.files import CHECKPOINTS, CONFIG
+from ftkit.records.files import CHECKPOINTS, CONFIG, resume_flag
 from ftkit.records.schema import Scores
 from ftkit.training.checkpoints import checkpoint, same_run
 from ftkit.training.checkpoints.by_ranks import Ranks
@@ -213,7 +212,7 @@ def explained_divergence(job: Job) -> Iterator[None]:
     except DivergedError as error:
         good = checkpoint.list_checkpoints(job.folder / CHECKPOINTS)
         kept = (
-            f"The last good checkpoint is {good[-1]}: --resume {shlex.quote(str(job.folder))} goes on from there"
+            f"The last good checkpoint is {good[-1]}: {resume_flag(job.folder)} goes on from there"
             if good
             else "No checkpoint had been written: start anew with --overwrite"
         )
@@ -248,7 +247,7 @@ def told_when_stopped(job: Job, progress: Progress, stop: StopRequest) -> Iterat
         except StopNow:
             raise InterruptedRunError(
                 f"stopped by {stop.name or 'a request to another rank'} after step {progress.step} of {job.num_steps}; "
-                f"nothing is lost: go on with --resume {shlex.quote(str(job.folder))}"
+                f"nothing is lost: go on with {resume_flag(job.folder)}"
             ) from None
 
 

@@ -56,10 +56,10 @@ def advice_lines(advice: "Advice", target: "Target") -> list[str]:
             lines.append(f"{effect}:")
         lines.append(_row(f"{number}.", knob.candidate, advice.present, _flags(advice.present, knob.candidate.changes)))
     command = train_command(advice.present.config, target, None)
-    return [*lines, "the flags of a change go behind:", f"  {command}", *_left_out_lines(advice)]
+    return [*lines, "the flags of a change go behind:", f"  {command}", *_refused_lines(advice)]
 
 
-def _left_out_lines(advice: "Advice") -> "Iterator[str]":
+def _refused_lines(advice: "Advice") -> "Iterator[str]":
     """Yield the changes that this run does not go with, those of one reason together."""
     by_reason: dict[str, list[str]] = defaultdict(list)
     for one in advice.refused:
@@ -118,5 +118,5 @@ def advice_tree(advice: "Advice", walls: "Iterable[tuple[Axis, Solution | None]]
         axis: found and as_tree(found) | {"next": found.next_value, "reason": found.next_reason}
         for axis, found in walls
     }
-    left_out = [{"changes": one.changes, "reason": one.reason} for one in advice.refused]
-    return {"present": as_tree(advice.present), "changes": knobs, "left_out": left_out, "largest": largest}
+    refused = [{"changes": one.changes, "reason": one.reason} for one in advice.refused]
+    return {"present": as_tree(advice.present), "changes": knobs, "refused": refused, "largest": largest}

@@ -1,7 +1,6 @@
 """Go on from an adapter: find its base model, its settings and its labels; its weights are loaded where PEFT is."""
 
 import json
-import shlex
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from ftkit.config.methods import MethodSection
 from ftkit.config.paths import from_root, is_there, looks_like_path
 from ftkit.config.tree import RunConfig
 from ftkit.errors import ModelError
-from ftkit.records.files import MODEL, RECORD
+from ftkit.records.files import MODEL, RECORD, resume_flag
 from ftkit.records.origin import kept_labels
 from ftkit.records.schema import LabelsLine
 
@@ -35,8 +34,7 @@ def model_folder(path: Path) -> Path:
     is_run = not any((path / name).is_file() for name in saved) and (path / RECORD).is_file()
     if is_run and not (path / MODEL).is_dir():
         raise ModelError(
-            f"the run in {path} has left no model; finish it with --resume {shlex.quote(str(path))}, or name "
-            "another model"
+            f"the run in {path} has left no model; finish it with {resume_flag(path)}, or name another model"
         )
     return path / MODEL if is_run else path
 

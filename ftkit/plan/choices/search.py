@@ -8,7 +8,6 @@ traced after all.
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
@@ -179,9 +178,7 @@ class Options:
                 return found
             found[0] = self.confirm(found[0])
 
-    def price(
-        self, config: RunConfig, options: Iterable[Changes], limit: int, left_out: list[RefusedChange] | None = None
-    ) -> list[Candidate]:
+    def price(self, config: RunConfig, options: Iterable[Changes], limit: int) -> list[Candidate]:
         """Predict the sound ones of some changes, `limit` at most.
 
         Those that differ in the size of the micro-batch alone are a family: its ends are traced, the others lie
@@ -191,27 +188,33 @@ class Options:
             config: the run that they change.
             options: the changes.
             limit: of those that are predicted.
-            left_out: gets those that are not sound, with their reasons.
 
         Raises:
             ModelError: the model goes with none of them.
         """
-        left_out = [] if left_out is None else left_out
+        priced, _, errors = self._price(config, options, limit)
+        if errors and not priced:
+            raise errors[0]
+        return priced
+
+    def _price(
+        self, config: RunConfig, options: Iterable[Changes], limit: int
+    ) -> tuple[list[Candidate], list[RefusedChange], list[ModelError]]:
+        """Return what `price` does, what was refused, and the errors of the model, such as 4 bits without a linear."""
+        refused: list[RefusedChange] = []
         families: dict[str, list[tuple[Shape, RunConfig, Changes]]] = defaultdict(list)
-        for changes, new in itertools.islice(self._sound(config, options, left_out), limit):
+        for changes, new in itertools.islice(self._sound(config, options, refused), limit):
             key = repr({name: value for name, value in changes.items() if name not in CUTS})
             families[key].append((plan_shape(new, self.target.num_devices, self.sequences), new, changes))
         priced: list[Candidate] = []
-        refused: list[ModelError] = []
+        errors: list[ModelError] = []
         for family in families.values():
             try:
                 priced += self._family(family)
-            except ModelError as error:  # what this model does not go with, such as 4 bits without a linear layer
-                refused.append(error)
-                left_out += [RefusedChange(changes, str(error)) for _, _, changes in family]
-        if refused and not priced:
-            raise refused[0]
-        return priced
+            except ModelError as error:
+                errors.append(error)
+                refused += [RefusedChange(changes, str(error)) for _, _, changes in family]
+        return priced, refused, errors
 
     def price_each(self, config: RunConfig, changes: Sequence[Changes]) -> tuple[list[Candidate], list[RefusedChange]]:
         """Predict a run with each of some changes, as `price` does.
@@ -233,11 +236,12 @@ class Options:
                 unseen = Sequences.unseen(changed(config, change), self.sequences.num)
                 by_length.append((replace(self, sequences=unseen), [change]))
         priced: list[Candidate] = []
-        left_out: list[RefusedChange] = []
+        refused: list[RefusedChange] = []
         for options, of_length in by_length:
-            with suppress(ModelError):  # the model goes with none of them
-                priced += options.price(config, of_length, len(of_length), left_out)
-        return [candidate for candidate in priced if candidate.changes], left_out
+            candidates, without, _ = options._price(config, of_length, len(of_length))
+            priced += candidates
+            refused += without
+        return [candidate for candidate in priced if candidate.changes], refused
 
     def confirm(self, candidate: Candidate) -> Candidate:
         """Return a candidate whose prediction was traced and not read off between two others."""
@@ -250,7 +254,7 @@ class Options:
         )
 
     def _sound(
-        self, config: RunConfig, options: Iterable[Changes], left_out: list[RefusedChange]
+        self, config: RunConfig, options: Iterable[Changes], refused: list[RefusedChange]
     ) -> Iterator[tuple[Changes, RunConfig]]:
         """Yield the changes that work, that no rule advises against unless the user asked for that, each run once."""
         devices, seen = self.target.devices, set()
@@ -260,12 +264,12 @@ class Options:
                 new = changed(config, changes)
                 run = resolve(new, devices)
             except FtkitError as error:  # the rest of the configuration does not go with it
-                left_out.append(RefusedChange(changes, str(error)))
+                refused.append(RefusedChange(changes, str(error)))
                 continue
             rest = {key: value for key, value in changes.items() if key not in SHARING}
             same = repr((rest, run.zero_stage, run.offload_optimizer, run.offload_parameters))
             unwise = [rule for rule in broken_rules(run.facts, Force.UNWISE) if rule not in asked]
-            left_out += [RefusedChange(changes, rule.sentence) for rule in unwise[:1]]
+            refused += [RefusedChange(changes, rule.sentence) for rule in unwise[:1]]
             if same not in seen and not unwise:
                 seen.add(same)
                 yield {key: value for key, value in changes.items() if value_of(config, key) != value}, new

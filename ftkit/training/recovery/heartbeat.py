@@ -5,7 +5,6 @@ fails says only that a peer is gone; these files say which one, and how far it c
 """
 
 import contextlib
-import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from ftkit.errors import PeerLostError
 from ftkit.machine.process import ProcessContext, says_peer_lost
-from ftkit.records.files import RANKS
+from ftkit.records.files import RANKS, resume_flag
 from ftkit.units import format_seconds
 
 _EVERY_SECONDS = 1.0
@@ -110,7 +109,7 @@ def named_silence(folder: Path, process: ProcessContext) -> Iterator[None]:
             "another rank of this job ended early or stopped answering; its own message says why"
             if not silence
             else f"another rank of this job was lost or stopped answering: {silence}. The last checkpoint is whole: "
-            f"--resume {shlex.quote(str(folder))} goes on from there",
+            f"{resume_flag(folder)} goes on from there",
             is_unexplained=bool(silence),
         ) from error
 

@@ -10,7 +10,6 @@ report.html     the page of `ftkit report`
 memory_snapshot_rank0.pickle   where it was asked for, what torch's viewer of a GPU's memory opens
 """
 
-import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -39,6 +38,7 @@ from ftkit.records.files import (
     RANKS,
     RECORD,
     read_record,
+    resume_flag,
 )
 from ftkit.records.schema import ResultLine, RunLine, RunRecord
 from ftkit.report.words import distribution
@@ -69,8 +69,7 @@ def check_folder(config: RunConfig, *, is_resumed: bool) -> None:
         return
     if not is_resumed and not config.output.overwrite:
         raise ConfigError(
-            f"{folder} holds a run; go on with --resume {shlex.quote(str(folder))}, empty it with "
-            "--overwrite, or name another"
+            f"{folder} holds a run; go on with {resume_flag(folder)}, empty it with --overwrite, or name another"
         )
     if is_resumed:
         _check_unfinished(config, folder)
@@ -95,7 +94,7 @@ def _check_unfinished(config: RunConfig, folder: Path) -> None:
     record = read_record(folder)
     if record.result is not None and not has_another_end(config, record):
         raise CheckpointError(
-            f"the run in {folder} is finished; train it for longer with --resume {shlex.quote(str(folder))} and a "
+            f"the run in {folder} is finished; train it for longer with {resume_flag(folder)} and a "
             "higher --epochs or --max-steps, or start another with another --output"
         )
 

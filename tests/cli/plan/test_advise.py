@@ -71,7 +71,7 @@ def test_what_a_run_does_not_go_with_is_left_out_in_a_line_with_its_reason(advis
         f"  --zero-stage {stage}" if stage == 1 else f"--zero-stage {stage}" for stage in (1, 2, 3)
     ]
     assert "nothing to partition" in told[shared]
-    reasons = {tuple(one["changes"].items()): one["reason"] for one in tree["left_out"]}
+    reasons = {tuple(one["changes"].items()): one["reason"] for one in tree["refused"]}
     assert "nothing to partition" in reasons[("engine.zero_stage", 1),]
     assert not {tuple(one["changes"].items()) for one in tree["changes"]} & reasons.keys()
 

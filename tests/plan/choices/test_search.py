@@ -156,13 +156,13 @@ def test_the_changes_that_would_make_it_fit_are_of_different_kinds_and_name_the_
     assert len({"".join(word for word in kind.split() if not word.isdigit()) for kind in kinds}) == len(offers)
 
 
-def test_changes_that_the_model_does_not_go_with_are_left_out_whatever_they_change():
+def test_changes_that_the_model_does_not_go_with_are_refused_whatever_they_change():
     streamed = config(
         "task=causal-lm", "engine.stream_layers=disk", "engine.stream_head=true", "model.resize_embeddings=true"
     )
     options = options_at(streamed, find_target("t4"), None, None, TAPES)
     with pytest.raises(ModelError, match="new rows of the head train"):
         options.price(streamed, [{"method.rank": 4}], 1)
-    priced, left_out = options.price_each(streamed, [{"method.rank": 4}, {"data.max_length": 128}])
+    priced, refused = options.price_each(streamed, [{"method.rank": 4}, {"data.max_length": 128}])
     assert not priced
-    assert ["new rows of the head train" in one.reason for one in left_out] == [True, True]
+    assert ["new rows of the head train" in one.reason for one in refused] == [True, True]
