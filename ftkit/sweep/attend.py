@@ -52,7 +52,7 @@ def attend(config: RunConfig, place: Path, metric: str, start: Start, watch: Wat
         place: the result folder.
         metric: the figure of the validations that is looked at.
         start: starts it.
-        watch: asked after each look, twice a second.
+        watch: asked after each look, twice a second; a run whose steps are all validated goes on whatever it says.
 
     Returns:
         How it ended. A run that was stopped has saved a checkpoint.
@@ -72,8 +72,10 @@ def attend(config: RunConfig, place: Path, metric: str, start: Start, watch: Wat
     try:
         while process.is_alive() and stopped is None:
             process.join(_POLL_SECONDS)
-            reason = watch(values_of(record_of(place), metric))
-            stopped = reason if process.is_alive() else None  # nothing is saved by stopping what has ended
+            record = record_of(place)
+            reason = watch(values_of(record, metric))
+            # Nothing is saved by stopping what has ended, or has nothing left but to be saved.
+            stopped = reason if process.is_alive() and not _is_validated(record) else None
     finally:
         _end(process)
     record = record_of(place)
@@ -102,6 +104,11 @@ def values_of(record: RunRecord | None, metric: str) -> list[float]:
     lines = record.evaluations if record else ()
     found = (getattr(line, metric) for line in lines if line.split == "validation")
     return [value for value in found if value is not None]
+
+
+def _is_validated(record: RunRecord | None) -> bool:
+    """Return whether a run has taken all of its steps, and validated the last one."""
+    return record is not None and any(line.step == record.run.num_steps for line in record.evaluations)
 
 
 def _started(start: Start, file: Path, output: Path) -> BaseProcess:

@@ -39,7 +39,7 @@ def test_the_page_names_each_groups_worst_row_and_every_row_that_is_missing_with
     lost, _ = _pair("d", 100, 100)
     rows = [row for row, _ in pairs] + [lost]
     page = truth_table.page(rows, {row["id"]: found for row, found in pairs}, lambda _: "no such library")
-    assert "| g | 2 | max_memory_allocated | 10.50% | 19.05% | 20.00% | b |" in page
+    assert "| g | 2 | max_memory_allocated | 10.50% | 19.05% | 20.00% | median, 95th percentile, worst | b |" in page
     assert "| over the groups, each by its worst row | 10.00% | 19.00% |" in page
     assert "| no such library | d |" in page
 

@@ -118,7 +118,7 @@ def small_machine(monkeypatch):
 
 
 def test_what_is_predicted_not_to_fit_is_refused_with_a_cure_that_works(work, small_machine):
-    more = ["--max-steps", 2, "--global-batch-size", 64]
+    more = ["--max-steps", 2, "--global-batch-size", 64, "--micro-batch-size", 32]
     refused = run(*flags(work, work / "refused", *more))
     assert refused.exit_code == 8
     assert "Traceback" not in refused.output

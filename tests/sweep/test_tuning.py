@@ -4,6 +4,8 @@ import csv
 import errno
 import json
 import multiprocessing
+import random
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from ftkit.sweep.attend import attend
 from ftkit.sweep.space import Axis, Space, read_space
 from ftkit.sweep.tuning import Budget, Tuning
 from tests.helpers import save_tiny_model
+from tests.made_records import write_run
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +74,8 @@ def test_the_winner_is_written_and_what_does_not_fit_is_never_started(work, tmp_
 
 
 def test_a_search_goes_on_where_it_was_killed_and_stops_what_is_worse_at_a_validation(work, tmp_path):
-    tree = {"optimizer.learning_rate": [0.01, 1e-9], "training.max_steps": [12, 400]}
-    space = read_space(base(work, "optimizer.learning_rate=0.01", "training.max_steps=12"), tree)
+    tree = {"optimizer.learning_rate": [0.01, 1e-9], "training.max_steps": [12, 4000]}
+    space = read_space(base(work, "optimizer.learning_rate=0.01", "training.max_steps=12", "training.epochs=null"), tree)
 
     def killed(trial):
         raise SystemExit  # as a kill: nothing is told to the journal behind this
@@ -80,8 +83,8 @@ def test_a_search_goes_on_where_it_was_killed_and_stops_what_is_worse_at_a_valid
     with pytest.raises(SystemExit):
         Tuning(space, tmp_path / "tune", lambda *_: (None, None), start_trial, killed).run(Budget(1))
     again = Tuning(space, tmp_path / "tune", lambda *_: (None, None), start_trial)
-    # It learns nothing, and would for 400 steps.
-    again._study.enqueue_trial({"optimizer.learning_rate": "1e-09", "training.max_steps": "400"})
+    # It learns nothing, and would for 4,000 steps.
+    again._study.enqueue_trial({"optimizer.learning_rate": "1e-09", "training.max_steps": "4000"})
     again.run(Budget(2))  # what was killed and tried again counts once
     first, second, third = again.tried()
     assert (first.state, second.state) == ("killed", "complete"), second.reason
@@ -110,6 +113,22 @@ def test_each_trial_that_was_killed_while_it_was_planned_gets_a_folder_of_its_ow
             Tuning(space, tmp_path / "tune", killed, ended).run(Budget(trials))
         Tuning(space, tmp_path / "tune", lambda *_: (None, None), ended).run(Budget(trials))
     assert places == ["trial-001", "trial-003"]
+
+
+def test_a_training_that_has_nothing_left_but_to_be_saved_is_not_stopped(work, tmp_path):
+    *lines, _ = (write_run(tmp_path / "made", {}, random.Random(0)) / "record.jsonl").read_text().splitlines(True)
+
+    def trained(file, _):
+        def save_slowly():
+            (file.parent / "record.jsonl").write_text("".join(lines))
+            time.sleep(1.5)  # three looks long
+
+        process = multiprocessing.get_context("fork").Process(target=save_slowly)
+        process.start()
+        return process
+
+    ended = attend(base(work), tmp_path / "run", "loss", trained, lambda values: "worse" if values else None)
+    assert (ended.stopped, ended.failure, len(ended.values)) == (None, None, 8)
 
 
 def test_a_process_that_cannot_be_started_is_an_error_of_one_sentence(work, tmp_path):

@@ -68,7 +68,7 @@ def test_the_total_time_says_what_went_before_the_steps_and_beside_them(record):
         run = record.run.model_copy(update={"resumed_step": resumed})
         return dict(summary_rows(record.model_copy(update={"run": run, "result": result})))["total time"]
 
-    assert total(setup_seconds=20.0) == "1 min 20 s: 20.0 s before the first step, 10.0 s for scores and saving"
+    assert total(setup_seconds=20.0) == "1 min 20 s (start 20.0 s, scores and saving 10.0 s)"
     assert total() == total(resumed=8, setup_seconds=20.0) == "1 min 20 s"
 
 

@@ -222,7 +222,7 @@ def _total(run: RunLine, result: ResultLine) -> str:
     if setup is None or run.resumed_step is not None or not result.num_steps:
         return whole
     rest = max(0.0, result.total_seconds - result.train_seconds - setup)
-    return f"{whole}: {format_seconds(setup)} before the first step, {format_seconds(rest)} for scores and saving"
+    return f"{whole} (start {format_seconds(setup)}, scores and saving {format_seconds(rest)})"
 
 
 def _of(value: float | None, form: Any) -> str:

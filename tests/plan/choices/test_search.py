@@ -93,7 +93,7 @@ def test_a_file_that_cannot_be_written_is_one_sentence(place, sentence, tmp_path
 
 
 def test_what_does_not_fit_is_not_written_and_no_command_is_printed(tmp_path):
-    done = plan("--memory-budget", "500MiB", "--write", tmp_path / "best.yaml")
+    done = plan("--memory-budget", "500MiB", "--micro-batch-tokens", 4096, "--write", tmp_path / "best.yaml")
     assert done.exit_code == 8
     assert "is not written" in done.output
     assert "ftkit train" not in done.output
@@ -148,7 +148,7 @@ def test_of_configurations_that_are_as_fast_the_simplest_comes_first():
 
 
 def test_the_changes_that_would_make_it_fit_are_of_different_kinds_and_name_the_host_s_memory():
-    done = plan("--memory-budget", "700MiB")
+    done = plan("--memory-budget", "700MiB", "--micro-batch-tokens", 4096)
     offers = [line for line in done.output.splitlines() if line.startswith("  --")]
     kinds = [line.partition(":")[0].replace("--micro-batch-size ", "") for line in offers]
     assert offers
