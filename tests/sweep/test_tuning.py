@@ -75,7 +75,8 @@ def test_the_winner_is_written_and_what_does_not_fit_is_never_started(work, tmp_
 
 def test_a_search_goes_on_where_it_was_killed_and_stops_what_is_worse_at_a_validation(work, tmp_path):
     tree = {"optimizer.learning_rate": [0.01, 1e-9], "training.max_steps": [12, 4000]}
-    space = read_space(base(work, "optimizer.learning_rate=0.01", "training.max_steps=12", "training.epochs=null"), tree)
+    own = ("optimizer.learning_rate=0.01", "training.max_steps=12", "training.epochs=null")
+    space = read_space(base(work, *own), tree)
 
     def killed(trial):
         raise SystemExit  # as a kill: nothing is told to the journal behind this
