@@ -41,6 +41,15 @@ def device_process_bytes(device: "torch.device") -> int | None:
     return _ask(held) if device.type == "cuda" else None
 
 
+def device_joules(device: "torch.device") -> float | None:
+    """Return the energy that a GPU has taken since its driver was loaded; None where that is not told."""
+
+    def taken(nvml: Any) -> float:
+        return float(nvml.nvmlDeviceGetTotalEnergyConsumption(_handle(nvml, device))) / 1e3
+
+    return _ask(taken) if device.type == "cuda" else None
+
+
 def driver_version() -> str | None:
     """Return the version of the NVIDIA driver; None where it is not asked, or does not answer."""
     return _ask(lambda nvml: str(nvml.nvmlSystemGetDriverVersion()))

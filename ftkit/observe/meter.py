@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftkit.machine import memory
 from ftkit.machine.driver import device_process_bytes
+from ftkit.machine.energy import EnergyMeter
 from ftkit.machine.hardware import device_flops
 from ftkit.machine.process import ProcessContext
 from ftkit.records.schema import PhaseMeasurement, Prediction
@@ -54,6 +55,7 @@ class Meter:
 
     Attributes:
         peaks: phase to its peaks so far.
+        energy: what has been taken since the start.
     """
 
     def __init__(self, device: "torch.device", every: int = 16) -> None:
@@ -65,6 +67,7 @@ class Meter:
         """
         self.peaks: dict[str, Reading] = {}
         self._device, self._every = device, every
+        self.energy = EnergyMeter(device)
         self._phase: str = Phase.LOAD
         self._step = 0
         memory.reset_peaks(device)
@@ -117,6 +120,7 @@ class Meter:
         ]
 
     def _read(self) -> None:
+        self.energy.read()
         active, reserved = memory.peak_allocator_bytes(self._device)
         host = memory.peak_resident_bytes()
         process = host if self._device.type == "cpu" else device_process_bytes(self._device)
@@ -126,10 +130,19 @@ class Meter:
 
 @dataclass(frozen=True)
 class RankPeaks:
-    """The peaks that one rank reached."""
+    """The peaks that one rank reached, and the energy that was taken meanwhile.
+
+    Attributes:
+        whole: of all phases.
+        phases: of each.
+        processor_joules: of its machine.
+        gpu_joules: of its device.
+    """
 
     whole: Reading
     phases: list[PhaseMeasurement]
+    processor_joules: float | None = None
+    gpu_joules: float | None = None
 
 
 def gather(meter: Meter, process: ProcessContext) -> list[RankPeaks]:
@@ -142,7 +155,8 @@ def gather(meter: Meter, process: ProcessContext) -> list[RankPeaks]:
     Returns:
         One entry for each rank, in their order.
     """
-    own = RankPeaks(meter.overall(), meter.phases(process.rank))
+    whole, phases, energy = meter.overall(), meter.phases(process.rank), meter.energy
+    own = RankPeaks(whole, phases, energy.processor_joules, energy.gpu_joules)
     if process.world_size == 1:
         return [own]
     from torch import distributed
@@ -165,7 +179,7 @@ def memory_figures(ranks: list[RankPeaks], device: "torch.device") -> dict[str, 
     whole = Reading()
     for rank in ranks:
         whole = whole.larger(rank.whole)
-    hosts = [rank.whole.host_bytes for rank in ranks]
+    hosts, gpus = [rank.whole.host_bytes for rank in ranks], [rank.gpu_joules for rank in ranks]
     return {
         "peak_active_bytes": whole.active_bytes,
         "peak_reserved_bytes": whole.reserved_bytes,
@@ -174,6 +188,8 @@ def memory_figures(ranks: list[RankPeaks], device: "torch.device") -> dict[str, 
         "process_source": None if whole.process_bytes is None else _PROCESS_SOURCES[device.type == "cpu"],
         "peak_phase": _peak_phase(ranks),
         "host_bytes": sum(host for host in hosts if host is not None) if all(hosts) else None,
+        "processor_joules": ranks[0].processor_joules,
+        "gpu_joules": None if None in gpus else sum(gpus),
         "phases": tuple(phase for rank in ranks for phase in rank.phases),
     }
 

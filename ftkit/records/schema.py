@@ -48,8 +48,7 @@ _FORMER_BASES = {"between": Basis.INTERPOLATED, "by": Basis.FORMULA}
 class Prediction(Figures):
     """What a plan says."""
 
-    basis: Basis | None = None
-    """How it was made."""
+    basis: Basis | None = None  # how it was made
     basis_note: str | None = None
     """What there is to say of that: between what it lies, or which formula stood in and why."""
     precision: str | None = None
@@ -59,8 +58,7 @@ class Prediction(Figures):
     """Forwards on one rank in one step."""
     sequence_length: int | None = None
     """Tokens of the longest sequence."""
-    budget_bytes: int | None = None
-    """What the device has."""
+    budget_bytes: int | None = None  # what the device has
     device_flops: float | None = None
     """The dense FLOP/s of the device in the precision: of the table, or as this machine's CPU was timed."""
     speed_source: str | None = None
@@ -139,6 +137,8 @@ class Measurement(Figures):
     """The distance between the quartiles of the timed steps."""
     num_timed_steps: int | None = None
     """The steps behind `step_seconds`, warm-up left out."""
+    processor_joules: float | None = None  # since the last start, all programs of the first rank's machine (RAPL)
+    gpu_joules: float | None = None  # since the last start (NVML)
     phases: tuple[PhaseMeasurement, ...] = ()
     largest_tensors: tuple[LiveTensor, ...] = ()
     """The ten largest at the peak of the rank that has most; the phases have their own."""

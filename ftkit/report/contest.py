@@ -78,6 +78,8 @@ CONTEST_FIGURES: dict[str, ContestFigure] = {
         "Peak reserved", lambda run: run.measured.peak_reserved_bytes, words.size, min
     ),
     "peak_process_bytes": ContestFigure("Peak process", lambda run: run.measured.peak_process_bytes, words.size, min),
+    "processor_joules": ContestFigure("Processor energy", lambda run: run.measured.processor_joules, words.energy, min),
+    "gpu_joules": ContestFigure("GPU energy", lambda run: run.measured.gpu_joules, words.energy, min),
     "num_trainable_parameters": ContestFigure(
         "Trainable", lambda run: run.measured.num_trainable_parameters, words.count, None
     ),

@@ -41,6 +41,11 @@ def duration(value: Value) -> str:
     return f"{seconds * 1e3:.0f} ms" if seconds < 1 else format_seconds(seconds)
 
 
+def energy(value: Value) -> str:
+    """Return joules as watt-hours, to three digits."""
+    return f"{float(value or 0) / 3600:.3g} Wh"
+
+
 def rate(value: Value) -> str:
     """Return something per second: whole from 100 on, three digits below."""
     per_second = float(value or 0)

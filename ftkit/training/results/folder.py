@@ -41,7 +41,7 @@ from ftkit.records.files import (
     resume_flag,
 )
 from ftkit.records.schema import ResultLine, RunLine, RunRecord
-from ftkit.report.words import distribution
+from ftkit.report.words import distribution, energy
 from ftkit.training.checkpoints.same_run import has_another_end
 from ftkit.units import format_bytes, format_count, format_seconds
 
@@ -212,6 +212,8 @@ def summary_rows(record: RunRecord) -> list[tuple[str, str]]:
         ("throughput", _of(measured.tokens_per_second, lambda rate: f"{format_count(rate)} tokens/s")),
         ("peak of live tensors", _of(measured.peak_active_bytes, format_bytes)),
         ("peak of one process", _of(measured.peak_process_bytes, format_bytes)),
+        ("energy of the processors", _of(measured.processor_joules, energy)),
+        ("energy of the GPUs", _of(measured.gpu_joules, energy)),
     ]
     return rows + [(name, text) for name, text in figures if text]
 
