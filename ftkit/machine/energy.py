@@ -16,8 +16,8 @@ class EnergyMeter:
     """Adds up what has been taken since it was made.
 
     Attributes:
-        processor_joules: of the packages of all processors; None where the system does not tell.
-        gpu_joules: of the device; None on a CPU, or where its driver does not tell.
+        processor_joules: of the packages of all processors, up to the last reading; None where the system does not
+            tell each of them.
     """
 
     def __init__(self, device: "torch.device", powercap: Path = _POWERCAP) -> None:
@@ -27,23 +27,26 @@ class EnergyMeter:
             device: what computes.
             powercap: the folder of the zones.
         """
-        self._device, self._gpu = device, device_joules(device)
-        self._counts = {zone: count for zone in _packages(powercap) if (count := _microjoules(zone)) is not None}
-        self.processor_joules = 0.0 if self._counts else None
-        self.gpu_joules = None if self._gpu is None else 0.0
+        self._device, self._gpu_before = device, device_joules(device)
+        self._counts = {zone: _microjoules(zone) for zone in _packages(powercap)}
+        self.processor_joules = None if None in self._counts.values() or not self._counts else 0.0
+
+    @property
+    def gpu_joules(self) -> float | None:
+        """Of the device until now; None on a CPU, or where its driver does not tell."""
+        now = device_joules(self._device)
+        return None if now is None or self._gpu_before is None else now - self._gpu_before
 
     def read(self) -> None:
-        """Add what has been taken since the last reading; a counter may have begun again once since then."""
+        """Add what the processors took since the last reading; a counter may have begun again once since then."""
         for zone, before in self._counts.items():
             now = _microjoules(zone)
-            if now is None or self.processor_joules is None:  # it is told no longer, so the sum is not known
+            if self.processor_joules is None or before is None or now is None:  # one is not told, so the sum is not
                 self.processor_joules = None
-                break
+                return
             whole = int((zone / "max_energy_range_uj").read_text())
             self.processor_joules += (now - before + (whole if now < before else 0)) / 1e6
             self._counts[zone] = now
-        gpu = device_joules(self._device)
-        self.gpu_joules = None if gpu is None or self._gpu is None else gpu - self._gpu
 
 
 def _packages(powercap: Path) -> list[Path]:

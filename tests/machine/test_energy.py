@@ -46,3 +46,12 @@ def test_a_counter_that_is_told_no_longer_makes_the_sum_unknown_and_a_machine_wi
     for _ in range(2):
         meter.read()
         assert meter.processor_joules is None
+
+
+def test_a_machine_that_tells_one_of_its_packages_alone_tells_nothing(tmp_path):
+    zone(tmp_path, "intel-rapl:0", "package-0", 1)
+    zone(tmp_path, "intel-rapl:1", "package-1", 1)
+    (tmp_path / "intel-rapl:1" / "energy_uj").unlink()
+    meter = EnergyMeter(CPU, tmp_path)
+    meter.read()
+    assert meter.processor_joules is None
