@@ -58,17 +58,14 @@ class Asked(NamedTuple):
 
 def _known(config: "RunConfig", target: "Target", sequences: "Sequences | None", *, is_read: bool) -> "KnownOfRun":
     """Return what is known of a run before it begins; whether it validates, where its data has been read."""
-    from ftkit.data.batching import count_steps
     from ftkit.engine.resolve import resolve
-    from ftkit.plan.inputs.shapes import num_steps
+    from ftkit.plan.inputs.shapes import epoch_steps, num_steps
 
     num = None if sequences is None else sequences.num
     devices, stage = target.devices, resolve(config, target.devices).zero_stage
     validates = sequences.validation_tokens > 0 if is_read and sequences is not None else None
-    epoch_steps = None if num is None else count_steps(num, config.batch.global_batch_size, 1.0, None)
-    return KnownOfRun(
-        config, num_steps(config, num), epoch_steps, validates, devices.device_type, devices.world_size, stage
-    )
+    epoch = None if num is None else epoch_steps(config, num)
+    return KnownOfRun(config, num_steps(config, num), epoch, validates, devices.device_type, devices.world_size, stage)
 
 
 def _read(config: "RunConfig") -> "Sequences | None":

@@ -181,7 +181,7 @@ def num_steps(config: RunConfig, num_samples: int | None) -> int | None:
 
 def epoch_steps(config: RunConfig, num_samples: int) -> int:
     """Return the optimizer steps of an epoch."""
-    return math.ceil(num_samples / config.batch.global_batch_size)
+    return count_steps(num_samples, config.batch.global_batch_size, 1.0, None)
 
 
 def num_checkpoints(config: RunConfig, num_samples: int | None) -> int | None:

@@ -7,7 +7,7 @@ trunk. So each is traced as it runs, and the run needs what the worse of both ne
 import math
 from dataclasses import dataclass, replace
 
-from ftkit.data.batching import Shape, count_steps
+from ftkit.data.batching import Shape
 from ftkit.models.methods import method_of
 from ftkit.models.trunk.cut import Cut
 from ftkit.models.trunk.rows import row_bytes
@@ -15,7 +15,7 @@ from ftkit.models.trunk.store import SHARD_BYTES
 from ftkit.observe.recorded import Given
 from ftkit.observe.tape import Tape
 from ftkit.plan.inputs.case import Case, Counts
-from ftkit.plan.inputs.shapes import Sequences, num_micro_batches, rank_share
+from ftkit.plan.inputs.shapes import Sequences, epoch_steps, num_micro_batches, rank_share
 from ftkit.plan.needs.memory import Memory, device_of
 from ftkit.plan.needs.streamed import Streamed
 from ftkit.plan.seconds.speed import step_time
@@ -165,4 +165,4 @@ def _num_passes(case: Case) -> float:
     training, num = case.run.config.training, case.sequences.num
     if num is None or case.num_steps is None:
         return math.inf if training.epochs is None else training.epochs
-    return case.num_steps / count_steps(num, case.run.config.batch.global_batch_size, 1.0, None)
+    return case.num_steps / epoch_steps(case.run.config, num)
