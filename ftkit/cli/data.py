@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from ftkit.data.arrays import PreparedData
     from ftkit.data.findings import Finding
     from ftkit.data.inspect import ShownSequence
+    from ftkit.data.near.told import NearTexts
     from ftkit.data.reading.sources import Source
+    from ftkit.report.pages.dataset import Alike
 
 _BAR = 40  # characters of the longest bar
 _CONTEXT, _TARGET = 300, 600  # characters of a text that are shown
@@ -100,7 +102,9 @@ def _look(config: "RunConfig", source: "Source", rows: int) -> _Shown:
     own_labels = own_label_names(model) if config.task == "sequence-classification" else None
     store = kept_tokens(config.cache)
     try:
-        prepared = prepare_data(config.data, config.task, tokenizer, config.data_seed, own_labels, source, store=store)
+        prepared = prepare_data(
+            config.data, config.task, tokenizer, config.data_seed, own_labels, source, store=store, tells_near=True
+        )
     except DataError as error:
         beside = by_severity(error.findings) if isinstance(error, RefusedDataError) else ()
         return _Shown(None, (), [Finding(Severity.ERROR, str(error)), *beside])
@@ -118,6 +122,7 @@ def _print(shown: _Shown, *, as_json: bool) -> None:
         click.echo(json.dumps(known | {"findings": findings}, ensure_ascii=False))
         return
     lines = [] if prepared is None else [*_report_lines(prepared), *_sequence_lines(shown.sequences)]
+    lines += [] if prepared is None else _near_lines(prepared.report.near)
     click.echo("\n".join([*lines, *_finding_lines(shown.findings)]))
 
 
@@ -139,9 +144,24 @@ def _write_page(path: Path, shown: _Shown, source: "Source") -> None:
         lengths={} if report is None else report.length_histogram,
         sequences=[ShownText(_heading(one), [(_cut(*part), part[1]) for part in one.parts]) for one in shown.sequences],
         findings=[Told(**finding) for finding in _plain(shown.findings)],
+        near=[] if report is None else _alike(report.near),
     )
     write_whole(path, data_page(page))
     click.echo(f"the page: {path}", err=True)
+
+
+def _alike(found: "Sequence[NearTexts]") -> "list[Alike]":
+    """Return the examples of texts that are nearly the same, for a page."""
+    from ftkit.report.pages.dataset import Alike
+
+    return [
+        Alike(
+            f"{one.later} and {one.earlier}, {example.similarity:.0%} alike",
+            [(example.row, _printable(example.text)), (example.other, _printable(example.other_text))],
+        )
+        for one in found
+        for example in one.examples
+    ]
 
 
 def _with_task(config: "RunConfig", source: "Source", *, as_json: bool) -> "RunConfig":
@@ -182,6 +202,17 @@ def _sequence_lines(sequences: "Iterable[ShownSequence]") -> list[str]:
         lines += ["", _heading(shown, marks=", marked ⟦ ⟧")]
         text = "".join(_marked(text, is_target=is_target) for text, is_target in shown.parts)
         lines += [f"  {line}" for line in text.split("\n")]
+    return lines
+
+
+def _near_lines(found: "Sequence[NearTexts]") -> list[str]:
+    lines = []
+    for one in found:
+        lines += ["", click.style(f"nearly the same: {one.later} and {one.earlier}", bold=True)]
+        for example in one.examples:
+            for place, text in ((example.row, example.text), (example.other, example.other_text)):
+                lines += [f"  {place}:", *(f"    {line}" for line in _printable(text).split("\n"))]
+            lines.append(f"  {example.similarity:.0%} alike")
     return lines
 
 

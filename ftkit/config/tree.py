@@ -159,6 +159,9 @@ class DataConfig(Section):
     """At most this many training sequences, drawn by the seed."""
     max_eval_samples: int | None = Field(default=None, ge=1)
     """At most this many sequences in validation and in test."""
+    near_duplicate_similarity: float | None = Field(default=0.8, ge=0.5, le=1.0)
+    """The share of their pairs of neighbouring words from which two texts are told as nearly the same, above all where
+    two splits have one each; null: nothing is told of them."""
 
     @field_validator("encoding")
     @classmethod

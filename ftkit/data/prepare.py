@@ -16,8 +16,16 @@ from ftkit.data.draft import Draft, count_labels, draw, draw_rng, make_splits, s
 from ftkit.data.examples import Examples
 from ftkit.data.findings import Finding, kept, listed, warning
 from ftkit.data.idle_keys import idle_for_source, idle_keys
-from ftkit.data.labels.checks import absent_names, alike_names, joined_names, scarce_labels, shared_texts
+from ftkit.data.labels.checks import (
+    absent_names,
+    alike_names,
+    joined_names,
+    repeated_texts,
+    scarce_labels,
+    shared_texts,
+)
 from ftkit.data.labels.labelling import label
+from ftkit.data.near.told import near_texts
 from ftkit.data.reading.shards import Split
 from ftkit.data.reading.sources import Source, load_source
 from ftkit.data.reading.splits import draw_stratified
@@ -48,6 +56,7 @@ def prepare_data(  # noqa: PLR0913  # each is decided by one caller alone
     *,
     may_lack_labels: bool = False,
     store: TokenStore | None = None,
+    tells_near: bool = False,
 ) -> PreparedData:
     """Turn a dataset into token arrays.
 
@@ -60,6 +69,7 @@ def prepare_data(  # noqa: PLR0913  # each is decided by one caller alone
         source: the dataset, where it is loaded already.
         may_lack_labels: the model is only scored, and the data need not have every label that it knows.
         store: keeps tokens for the next time; None: nothing is kept.
+        tells_near: the report tells texts that are nearly the same, too.
 
     Returns:
         The splits, their label names, fingerprint and report.
@@ -83,6 +93,9 @@ def prepare_data(  # noqa: PLR0913  # each is decided by one caller alone
         cure = "leave the names of columns out, or give data.prompt_template"
         findings.append(warning(f"{listed(names)} belongs to what is asked, and is not read", cure))
     report = _report(draft, encoded, source, columns, ignored, findings)
+    if tells_near and config.near_duplicate_similarity is not None and columns.kind != "lines":
+        hashes = {split: draft.hashes(split) for split in draft.rows}
+        report = replace(report, near=near_texts(draft.rows, hashes, config.near_duplicate_similarity))
     splits = {split: _learned(result.split, standard) for split, result in encoded.items()}
     ordered = (splits["train"], splits.get("validation"), splits.get("test"))
     labels = None if draft.kind is None or draft.names is None else Labels(draft.kind, draft.names, standard)
@@ -229,6 +242,7 @@ def _report(
     findings: list[Finding],
 ) -> DataReport:
     splits = {split: result.split for split, result in encoded.items()}
+    hashes = {} if columns.kind == "lines" else {split: draft.hashes(split) for split in splits}
     names = () if draft.kind == "regression" else draft.names or ()
     counts = {split: tuple(count_labels(draft.labels[split], len(names)).tolist()) for split in splits if names}
     return DataReport(
@@ -256,7 +270,8 @@ def _report(
         length_histogram={split: histogram(result.whole_lengths) for split, result in encoded.items()},
         num_targets={split: int(tokens.num_targets.sum()) for split, tokens in splits.items()},
         findings=(*findings, *scarce_labels(names, counts, is_scored=draft.may_lack_labels)),
-        shared={} if columns.kind == "lines" else shared_texts({split: draft.hashes(split) for split in splits}),
+        shared=shared_texts(hashes),
+        repeated=repeated_texts(hashes),
     )
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ftkit.config.tree import LabelKind
 from ftkit.data.findings import Finding, by_severity, listed, note, warning
+from ftkit.data.near.told import NearTexts
 from ftkit.units import counted
 
 QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
@@ -48,6 +49,8 @@ class DataReport:
         num_targets: what carries loss: labels, or tokens.
         findings: what else its owner should know.
         shared: (later split, earlier split) to the rows of the later one whose text is in the earlier one too.
+        repeated: split to its rows that have the text of an earlier one of it.
+        near: rows whose text is nearly that of another; empty where nobody asked for them.
     """
 
     source: str
@@ -75,6 +78,8 @@ class DataReport:
     num_targets: Mapping[str, int] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
     shared: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    repeated: Mapping[str, int] = field(default_factory=dict)
+    near: tuple[NearTexts, ...] = ()
 
     @property
     def example(self) -> Literal["text", "pair", "chat"]:
@@ -109,6 +114,11 @@ class DataReport:
             )
             for (later, earlier), count in self.shared.items()
         ]
+        found += [
+            note(f"{split}: {counted(count, 'row has', 'rows have')} the text of an earlier one")
+            for split, count in self.repeated.items()
+        ]
+        found += [one.finding() for one in self.near]
         if self.ignored_columns:
             found.append(note(f"columns that nothing reads: {listed(self.ignored_columns)}", self._title_cure()))
         if self.num_line_ends:

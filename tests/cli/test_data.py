@@ -99,7 +99,10 @@ def test_json_has_all_of_it(chats, chat_model):
     assert known["task"] == "causal-lm"
     assert known["rows"] == {"train": 3}
     assert known["sequences"][0]["parts"][1] == ["Hello\nthere<|im_end|>", True]
-    assert [finding["severity"] for finding in known["findings"]] == ["note"]
+    assert [finding["text"] for finding in known["findings"]] == [
+        "train: 2 rows have the text of an earlier one",
+        "columns that nothing reads: 'id'",
+    ]
     chats.write_text('{"messages": []}\n')
     (finding,) = json.loads(run(chats, "--model", chat_model, "--json").output)["findings"]
     assert finding["severity"] == "error"
@@ -160,3 +163,25 @@ def test_a_long_text_is_shown_window_by_window(reviews, text_model):
     done = run(reviews, "--model", text_model, "--max-length", "8", "--set", "data.long_texts=windows")
     assert "train 2, window 1 of 2: " in done.output
     assert "read in windows" in done.output
+
+
+def test_texts_that_are_nearly_the_same_are_shown_side_by_side_and_escaped_on_the_page(text_model, tmp_path):
+    words = [f"word{number}" for number in range(30)]
+    texts = [words, [*words, "<b>end</b>\x1b[31m"], [*reversed(words)]]
+    path = tmp_path / "films.jsonl"
+    path.write_text(
+        "".join(json.dumps({"text": " ".join(text), "label": n % 2}) + "\n" for n, text in enumerate(texts))
+    )
+    page = tmp_path / "page.html"
+    done = run(path, "--model", text_model, "--html", page)
+    assert "nearly the same: train and train" in done.output
+    assert "<b>end</b>" in done.output
+    assert "\x1b" not in done.output
+    assert "note: train: 1 row nearly the same as an earlier one, such as" in done.output
+    written = page.read_text()
+    assert "&lt;b&gt;end&lt;/b&gt;" in written
+    assert "<b>end" not in written
+    (found,) = json.loads(run(path, "--model", text_model, "--json").output)["near"]
+    assert [(pair["row"].split("/")[-1], pair["other"].split("/")[-1]) for pair in found["pairs"]] == [
+        ("films.jsonl, line 2", "films.jsonl, line 1")
+    ]

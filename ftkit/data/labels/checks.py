@@ -69,6 +69,12 @@ def shared_texts(keys: Keys) -> dict[tuple[str, str], int]:
     return {pair: count for pair, count in counts.items() if count}
 
 
+def repeated_texts(keys: Keys) -> dict[str, int]:
+    """Return how many rows of a split have the text of an earlier row of it: split to rows, where any do."""
+    counts = {split: len(own) - len(np.unique(own)) for split, own in keys.items()}
+    return {split: count for split, count in counts.items() if count}
+
+
 def alike_names(names: Sequence[str]) -> list[Finding]:
     """Find names that differ in nothing but case, width, spaces and punctuation between words."""
     groups: dict[str, list[str]] = {}

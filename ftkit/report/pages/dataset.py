@@ -38,6 +38,19 @@ class ShownText:
 
 
 @dataclass(frozen=True)
+class Alike:
+    """Two texts that are nearly the same.
+
+    Attributes:
+        heading: their splits, and how much they have in common.
+        texts: where each stands, and what it says.
+    """
+
+    heading: str
+    texts: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A dataset as far as it is known: of one that is refused its columns and findings.
 
@@ -49,6 +62,7 @@ class Dataset:
         lengths: split to upper bounds of tokens and the texts up to there.
         sequences: the first ones.
         findings: the worst first.
+        near: examples of texts that are nearly the same.
     """
 
     name: str
@@ -58,6 +72,7 @@ class Dataset:
     lengths: Mapping[str, Sequence[tuple[int, int]]]
     sequences: Sequence[ShownText]
     findings: Sequence[Told]
+    near: Sequence[Alike] = ()
 
 
 def data_page(dataset: Dataset) -> str:

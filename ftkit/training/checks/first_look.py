@@ -194,7 +194,9 @@ def _look_at_data(
         mistakes.tell()
     store = kept_tokens(config.cache)
     data = mistakes.of(
-        lambda: prepare_data(config.data, config.task, tokenizer, config.data_seed, own_labels, store=store)
+        lambda: prepare_data(
+            config.data, config.task, tokenizer, config.data_seed, own_labels, store=store, tells_near=True
+        )
     )
     if data is None:
         mistakes.tell()
