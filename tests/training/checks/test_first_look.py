@@ -114,3 +114,17 @@ def test_a_section_that_cannot_be_is_not_looked_at_as_if_it_were_the_usual_one(w
     with pytest.raises(UnsoundConfigError) as caught:
         load_config(settings=["data.dataset=absent.csv", "data.max_length=-1", f"model.name={work / 'gpt2'}"])
     assert "absent.csv" not in str(look_beside(caught.value, is_resumed=False))
+
+
+def test_texts_that_two_splits_nearly_share_are_told_before_a_training(work, tmp_path):
+    same = " ".join(f"{word} {word}" for word in WORDS)
+    texts = {"train": [f"{word} {same}" for word in WORDS[:8]], "test": [f"an {same}", f"in {same}"]}
+    for split, own in texts.items():
+        rows = [f"{text},{number % 2}" for number, text in enumerate(own)]
+        (tmp_path / f"{split}.csv").write_text("\n".join(["text,label", *rows]))
+    given = {"model.name": work / "gpt2", "data.dataset": tmp_path, "data.validation_share": 0}
+    given |= {"output.folder": tmp_path / "run"}
+    notes = Notes()
+    config = load_config(settings=[f"{key}={value}" for key, value in given.items()])
+    look_first(config, ProcessContext(), notes.note, is_resumed=False)
+    assert any("100.0% of the test texts are nearly those of the training split" in line for line in notes.said)
