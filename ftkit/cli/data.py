@@ -156,7 +156,7 @@ def _alike(found: "Sequence[NearTexts]") -> "list[Alike]":
 
     return [
         Alike(
-            f"{one.later} and {one.earlier}, {example.similarity:.0%} alike",
+            f"{one.later} and {one.earlier}, {example.alike}",
             [(example.row, _printable(example.text)), (example.other, _printable(example.other_text))],
         )
         for one in found
@@ -212,7 +212,7 @@ def _near_lines(found: "Sequence[NearTexts]") -> list[str]:
         for example in one.examples:
             for place, text in ((example.row, example.text), (example.other, example.other_text)):
                 lines += [f"  {place}:", *(f"    {line}" for line in _printable(text).split("\n"))]
-            lines.append(f"  {example.similarity:.0%} alike")
+            lines.append(f"  {example.alike}")
     return lines
 
 

@@ -9,7 +9,8 @@ The rarest come first in that order, and most of those are in no other text, so 
                                                          old door, cat sat, mat by
 
 Texts that share one are compared: by 512 bits of each, which bound the difference of their sets (Sandes, Teodoro and
-Melo, 2020), and where that leaves room, element by element. Nothing is left to chance, and what is not compared is told.
+Melo, 2020), and where that leaves room, element by element. Nothing is left to chance; where not all that share one
+were compared, that is told.
 """
 
 from collections.abc import Iterator

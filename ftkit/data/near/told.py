@@ -35,6 +35,11 @@ class NearPair:
     other: str
     similarity: float
 
+    @property
+    def alike(self) -> str:
+        """Return the similarity in words; `100 % alike` are those with the very same pairs of words."""
+        return f"{int(100 * self.similarity)} % alike"
+
 
 @dataclass(frozen=True)
 class NearExample(NearPair):
@@ -72,7 +77,7 @@ class NearTexts:
     def finding(self) -> Finding:
         """Return what its owner should know."""
         least = "" if self.is_whole else "at least "
-        such = f"such as {self.examples[0].row} and {self.examples[0].other} ({self.examples[0].similarity:.0%} alike)"
+        such = f"such as {self.examples[0].row} and {self.examples[0].other} ({self.examples[0].alike})"
         rows = counted(len(self.pairs), "row")
         if self.later == self.earlier:
             return note(f"{self.later}: {least}{rows} nearly the same as an earlier one, {such}")
@@ -131,8 +136,8 @@ def _pairs(
     similarity: NDArray[np.float32],
 ) -> tuple[NearPair, ...]:
     words, other_words = _where(rows, places), _where(other_rows, other_places)
-    alike = np.round(similarity.astype(np.float64), 3).tolist()
-    return tuple(map(NearPair, words, other_words, alike))
+    alike = np.where(similarity < 1, np.minimum(np.round(similarity.astype(np.float64), 3), 0.999), 1.0)
+    return tuple(map(NearPair, words, other_words, alike.tolist()))
 
 
 def _where(rows: pa.Table, places: NDArray[np.int64]) -> list[str]:

@@ -61,6 +61,7 @@ def test_within_a_split_it_is_a_note(folder):
     finding = report(folder).near[0].finding()
     assert finding.severity is Severity.NOTE
     assert finding.text.startswith("train: 1 row nearly the same as an earlier one, such as")
+    assert finding.text.endswith("(97 % alike)")  # 40 of 41 pairs
 
 
 def test_an_example_shows_both_texts_from_before_where_they_part(folder):
