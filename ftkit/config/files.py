@@ -162,9 +162,17 @@ def unusual_values(tree: Tree) -> dict[str, Any]:
     Returns:
         Dotted key to value.
     """
-    usual = [flat(_defaults(tree).settled(device).model_dump(mode="json")) for device in ("cpu", "cuda")]
+    usual = [flat(one.model_dump(mode="json")) for one in _settled_defaults(tree)]
     changed = changed_values(tree).items()
     return {key: value for key, value in changed if all(key not in one or one[key] != value for one in usual)}
+
+
+def _settled_defaults(tree: Tree) -> list[RunConfig]:
+    """Return the defaults as each kind of device settles them: a CPU by its precision."""
+    defaults = _defaults(tree)
+    in_bf16 = defaults.model_copy(update={"model": defaults.model.model_copy(update={"precision": "bf16"})})
+    cut_in_bf16 = in_bf16.settled("cpu").model_copy(update={"model": defaults.model})
+    return [defaults.settled("cpu"), cut_in_bf16, defaults.settled("cuda")]
 
 
 def _defaults(tree: Tree) -> RunConfig:

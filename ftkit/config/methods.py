@@ -44,9 +44,9 @@ class MethodSection(Section):
     trains_all: ClassVar[bool] = False
     """Whether every weight trains, so that masters and moments are most of what is held."""
     cpu_micro_batch_tokens: ClassVar[int] = 512
-    """Padded tokens of a micro-batch on a CPU, where no cut is named: the fewest with which a step takes hardly longer
-    than with the best cut, 1.03 to 1.09 times (docs/performance.md). With more, layers keep more; with fewer, what a
-    micro-batch costs whatever it holds comes too often: it reads all weights twice, and the host asks for operators."""
+    """Padded tokens of a micro-batch on a CPU in fp32, where no cut is named: the fewest with which a step takes hardly
+    longer than with the best cut, 1.03 to 1.09 times (docs/performance.md). With more, layers keep more; with fewer,
+    what a micro-batch costs whatever it holds comes too often: it reads all weights twice, and asks for operators."""
 
     @property
     def leaves_trunk(self) -> bool:

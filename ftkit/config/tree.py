@@ -190,10 +190,14 @@ class BatchConfig(Section):
     """Sequences in one forward on one rank."""
     micro_batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
     """Padded tokens in one forward on one rank; when neither cut is named 512 on a CPU, 1024 there for qlora and full,
-    4096 elsewhere, or fewer where those do not fit. `auto`: the planner chooses the fastest that fits this machine, and
-    the result has the number."""
+    2048 there in bf16, 4096 elsewhere, or fewer where those do not fit. `auto`: the planner chooses the fastest that
+    fits this machine, and the result has the number."""
 
     default_micro_batch_tokens: ClassVar[int] = 4096
+    half_cpu_micro_batch_tokens: ClassVar[int] = 2048
+    """On a CPU in half precision: where the processor multiplies bf16, products take a fraction of their time in fp32,
+    and what a micro-batch costs whatever it holds weighs more; so does a kernel that oneDNN compiles for each new shape
+    (1 to 6 ms on a Xeon with AMX). 512 tokens take 1.1 to 1.3 times as long (docs/performance.md)."""
 
     @model_validator(mode="after")
     def _one_cut(self) -> Self:
@@ -248,10 +252,12 @@ class RunConfig(Section):
         """Return the padded tokens of a micro-batch where none are named.
 
         Args:
-            device_type: what it runs on; on a CPU small micro-batches are as quick as large ones.
+            device_type: what it runs on; on a CPU small micro-batches are as quick as large ones in fp32.
         """
-        on_cpu = device_type == "cpu"
-        return self.method.cpu_micro_batch_tokens if on_cpu else self.batch.default_micro_batch_tokens
+        if device_type != "cpu":
+            return self.batch.default_micro_batch_tokens
+        is_half = self.model.precision in ("bf16", "fp16")
+        return self.batch.half_cpu_micro_batch_tokens if is_half else self.method.cpu_micro_batch_tokens
 
     def without_cache(self) -> Self:
         """Return the run whose frozen layers run in each step."""

@@ -182,9 +182,7 @@ def resolve(config: RunConfig, devices: Devices) -> ResolvedRun:
         model = model.model_copy(update={"recompute": model.recompute.without_none()})
     batch = config.batch.one_at_a_time() if model.padding == "none" else config.batch
     run = ResolvedRun(
-        config=config.model_copy(update={"batch": batch})
-        .settled(devices.device_type)
-        .model_copy(update={"model": model}),
+        config=config.model_copy(update={"batch": batch, "model": model}).settled(devices.device_type),
         devices=devices,
         engine=engine,
         zero_stage=zero["stage"],
