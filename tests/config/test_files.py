@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftkit.config.engine import EngineConfig
-from ftkit.config.files import as_settings, build_config, dump_config, json_schema, load_config
+from ftkit.config.files import as_settings, build_config, dump_config, json_schema, load_config, unusual_values
 from ftkit.config.output import OutputConfig
 from ftkit.config.training import OptimizerConfig, ScheduleConfig, TrainingConfig
 from ftkit.config.tree import BatchConfig, DataConfig, ModelConfig, RunConfig
@@ -258,3 +258,12 @@ def test_the_schema_describes_every_section():
     schema = json.loads(json_schema())
     assert set(schema["properties"]) == set(RunConfig.model_fields)
     assert schema["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_cut_that_a_cpu_has_by_default_is_not_unusual(precision):
+    settled = RunConfig(model=ModelConfig(precision=precision)).settled("cpu")
+    named = settled.model_copy(update={"batch": BatchConfig(micro_batch_tokens=777)})
+    unusual, other = (unusual_values(run.model_dump(mode="json")) for run in (settled, named))
+    assert unusual == {"model.precision": precision}
+    assert other == unusual | {"batch.micro_batch_tokens": 777}

@@ -37,13 +37,16 @@ BOUNDS = {"fp32": 1e-4, "bf16": 0.05}
 
 
 def environment():
-    """What decides in which order sums are made."""
+    """What decides in which order sums are made: virtual machines give different processors one name."""
     info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if "model name" in line] if info.is_file() else []
+    first = info.read_text().partition("\n\n")[0] if info.is_file() else ""
+    pairs = (line.partition(":") for line in first.splitlines())
+    known = {key.strip(): value.strip() for key, _, value in pairs}
     return {
         "torch": torch.__version__,
         "vectors": torch.backends.cpu.get_cpu_capability(),
-        "processor": names[0].partition(": ")[2] if names else "",
+        "processor": [known.get(key) for key in ("model name", "cpu family", "model", "stepping")],
+        "half": [flag for flag in known.get("flags", "").split() if "bf16" in flag or "fp16" in flag],
         "libraries": {"mkl": torch.backends.mkl.is_available(), "oneDNN": torch.backends.mkldnn.is_available()},
     }
 
