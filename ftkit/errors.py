@@ -19,7 +19,7 @@ Anything else that escapes is our own mistake and keeps its traceback.
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class FtkitError(Exception):
@@ -44,6 +44,19 @@ class DataError(FtkitError):
 
 class NoLabelError(DataError):
     """No column of labels is found, or several are."""
+
+
+class ExcusableDataError(DataError):
+    """Rows that are refused unless a key leaves them out, or takes them as they are.
+
+    Attributes:
+        way_on: the fields of the data section, and the values with which the rest can be read.
+    """
+
+    def __init__(self, sentence: str, way_on: Mapping[str, str]) -> None:
+        """Keep the sentence and the way on."""
+        super().__init__(sentence)
+        self.way_on = way_on
 
 
 class ModelError(FtkitError):

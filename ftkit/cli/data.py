@@ -2,7 +2,7 @@
 
 import json
 import unicodedata
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,9 +105,15 @@ def _look(config: "RunConfig", source: "Source", rows: int) -> _Shown:
         prepared = prepare_data(
             config.data, config.task, tokenizer, config.data_seed, own_labels, source, store=store, tells_near=True
         )
+    except RefusedDataError as error:
+        refused = Finding(Severity.ERROR, str(error))
+        if not error.way_on:
+            return _Shown(None, (), [refused, *by_severity(error.findings)])
+        # All that is wrong is told at once: the rest is read as if its owner had followed the advice.
+        rest = _look(config.model_copy(update={"data": config.data.model_copy(update=error.way_on)}), source, rows)
+        return replace(rest, findings=[refused, *rest.findings])
     except DataError as error:
-        beside = by_severity(error.findings) if isinstance(error, RefusedDataError) else ()
-        return _Shown(None, (), [Finding(Severity.ERROR, str(error)), *beside])
+        return _Shown(None, (), [Finding(Severity.ERROR, str(error))])
     sequences = list(first_sequences(prepared, tokenizer, rows))
     return _Shown(prepared, sequences, by_severity(prepared.report.all_findings()))
 

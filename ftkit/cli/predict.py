@@ -114,10 +114,12 @@ def _answer(opened: "Opened", asked: "Asked", output: Path | None, form: str, sa
             for row in written(opened, asked, sampling):
                 writer.write([row])
                 bar.update(1)
-            return
-        for part in answers(opened, asked, _note):
-            writer.write(rows_of(part, opened.labels.names))
-            bar.update(len(part.texts))
+        else:
+            for part in answers(opened, asked, _note):
+                writer.write(rows_of(part, opened.labels.names))
+                bar.update(len(part.texts))
+    if output is not None:
+        _note(f"{counted(len(asked.examples), 'answer')}: {output}")
 
 
 def _note(text: str) -> None:

@@ -1,11 +1,11 @@
 """Findings about data that a user should know of before it trains: how bad each is, and what cures it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 
-from ftkit.errors import DataError
+from ftkit.errors import DataError, ExcusableDataError
 
 
 class Severity(Enum):
@@ -43,12 +43,14 @@ class RefusedDataError(DataError):
 
     Attributes:
         findings: what else was found before it was refused.
+        way_on: the fields of the data section, and the values with which the rest can be read; empty: it cannot.
     """
 
-    def __init__(self, sentence: str, findings: Sequence[Finding]) -> None:
-        """Keep the sentence and the findings."""
+    def __init__(self, sentence: str, findings: Sequence[Finding], way_on: Mapping[str, str]) -> None:
+        """Keep the sentence, the findings and the way on."""
         super().__init__(sentence)
         self.findings = tuple(findings)
+        self.way_on = way_on
 
 
 @contextmanager
@@ -57,7 +59,8 @@ def kept(findings: list[Finding]) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise RefusedDataError(str(error), findings) from None
+        way_on = error.way_on if isinstance(error, ExcusableDataError) else {}
+        raise RefusedDataError(str(error), findings, way_on) from None
 
 
 def warning(text: str, cure: str = "") -> Finding:

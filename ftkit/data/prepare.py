@@ -181,7 +181,7 @@ def _standard(draft: Draft, config: DataConfig) -> Standard:
     if draft.kind != "regression":
         raise DataError(
             f"data.standardize_targets is for numbers to predict, and these labels are {draft.kind or 'tokens'} "
-            f"({draft.kind_reason or 'causal-lm'}); leave it out, or set data.label_kind=regression"
+            f"({draft.kind_reason or 'causal-lm'}); leave it out, or give --set data.label_kind=regression"
         )
     return standard_of(draft.labels["train"], (draft.names or ("",))[0])
 

@@ -251,7 +251,7 @@ def check_tokens(model: nn.Module, highest: int) -> None:
     if highest >= num_rows:
         raise ConfigError(
             f"the data has the token number {highest}, and the model's table of tokens {num_rows} rows; let the table "
-            "grow with model.resize_embeddings=true, or take that token out of the texts"
+            "grow with --set model.resize_embeddings=true, or take that token out of the texts"
         )
 
 

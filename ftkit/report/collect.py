@@ -101,12 +101,18 @@ def collect_runs(paths: Iterable[Path]) -> list[Run]:
         The runs, oldest first, each under a name of its own.
 
     Raises:
-        DataError: a path does not exist, or there is no record below it.
+        DataError: a path does not exist, or there is no record below any. Of several paths, which a shell may have
+            found (runs/*), those without one are left out with a warning.
     """
-    files: dict[Path, Path] = {}
+    paths = list(paths)
+    files = {file.resolve(): file for path in paths for file in _records_below(path)}
+    if not files:
+        raise DataError(
+            f"no {RECORD_FILE} in or below {', '.join(map(str, paths))}; `ftkit train` and `ftkit profile` write them"
+        )
     for path in paths:
-        for file in _records_below(path):
-            files.setdefault(file.resolve(), file)
+        if not _records_below(path):
+            warnings.warn(f"{path} is left out: it holds no {RECORD_FILE}", stacklevel=2)
     found = sorted(((read_record(file), file) for file in files.values()), key=lambda pair: pair[0].run.started)
     names = [record.run.name for record, _ in found]
     return [
@@ -117,15 +123,12 @@ def collect_runs(paths: Iterable[Path]) -> list[Run]:
 
 def _records_below(path: Path) -> list[Path]:
     if path.is_file():
-        return [path]
+        return [path] if path.suffix == Path(RECORD_FILE).suffix else []
     if not path.is_dir():
         raise DataError(f"no run at {path}; give a result folder, a folder of them, or a {RECORD_FILE}")
     if (path / RECORD_FILE).is_file():
         return [path / RECORD_FILE]
-    files = sorted(path.rglob(RECORD_FILE))
-    if not files:
-        raise DataError(f"no {RECORD_FILE} in or below {path}; `ftkit train` and `ftkit profile` write them")
-    return files
+    return sorted(path.rglob(RECORD_FILE))
 
 
 def _longer_name(file: Path, name: str) -> str:

@@ -68,7 +68,8 @@ class Comparison:
         among += f" ({self.num_unpaired:,} more are in one of them alone)" if self.num_unpaired else ""
         if self.p < _LEVEL:
             return f"{self.first} is better than {self.second} by {size}, {chance}{among}."
-        return f"{self.first} and {self.second} cannot be told apart: a difference of {size}, {chance}{among}."
+        decides = "" if self.low <= 0 <= self.high else "; the interval leaves 0 out, but the test decides"
+        return f"{self.first} and {self.second} cannot be told apart: a difference of {size}, {chance}{among}{decides}."
 
     def _unit(self) -> str:
         return " of mean absolute error" if self.figure == "mean absolute error" else " points"

@@ -190,7 +190,8 @@ def go_back(job: Job, progress: Progress, error: UpdateFailedError, note: Note) 
     if not checkpoint.list_checkpoints(job.folder / CHECKPOINTS):
         raise DoesNotFitError(
             f"out of memory in the update of step {progress.step + 1}, before the first checkpoint: {error}; start "
-            "again with smaller micro-batches, or with training.trial_step=always, which finds this before it starts"
+            "again with smaller micro-batches, or with --set training.trial_step=always, which finds this before it "
+            "starts"
         )
     saved = load_newest(job, note)
     progress.step, progress.owes_validation = saved.step, saved.owes_validation

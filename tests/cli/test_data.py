@@ -68,7 +68,7 @@ def test_classes_lengths_and_labels_are_shown(reviews, text_model):
     assert "bad 16, good 16" in done.output
     assert "label 'bad'" in done.output or "label 'good'" in done.output
     assert "validation, tokens of a text before it is cut" in done.output
-    assert "warning: train: 100.0% of the texts are cut at max_length; data.max_length=" in done.output
+    assert "warning: train: 100.0% of the texts are cut at max_length; --max-length " in done.output
 
 
 def test_warnings_fail_where_that_is_wanted(reviews, text_model):
@@ -92,6 +92,28 @@ def test_what_else_was_found_is_told_with_an_error(tmp_path, text_model):
     assert done.exit_code == 3
     assert "error: data.validation_share=0.1 of 9 rows is 1 for 3 labels" in done.output
     assert "warning: the labels 'GOOD', 'good' differ in spelling alone" in done.output
+
+
+def test_rows_without_a_label_do_not_hide_what_else_is_wrong(tmp_path, text_model):
+    path = tmp_path / "reviews.csv"
+    path.write_text("text,label\n" + "".join(f"the cat {n},{('good', 'bad')[n % 2]}\n" for n in range(30)) + "a dog,\n")
+    done = run(path, "--model", text_model, "--max-length", "4")
+    assert done.exit_code == 3
+    assert "error: " in done.output
+    assert "leave them out with --set data.unlabelled=drop" in done.output
+    assert "warning: train: 100.0% of the texts are cut at max_length" in done.output
+    assert run(path, "--model", text_model, "--set", "data.unlabelled=drop").exit_code == 0
+
+
+def test_the_advice_on_pairs_of_preferences_can_be_followed(tmp_path, chat_model):
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"Hello {n}", "chosen": f"Oslo {n}", "rejected": "No"} for n in range(9)]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    refused = run(path, "--model", chat_model, shares=())
+    assert refused.exit_code == 3
+    flags = refused.output.partition("are not trained; ")[2].partition(" trains on")[0].split()
+    assert flags[:2] == ["--task", "causal-lm"]
+    assert run(path, "--model", chat_model, *flags).exit_code == 0
 
 
 def test_json_has_all_of_it(chats, chat_model):

@@ -59,6 +59,16 @@ def test_a_folder_without_records_is_refused_in_a_sentence(tmp_path):
         collect_runs([tmp_path / "nowhere"])
 
 
+def test_what_a_shell_finds_beside_runs_is_left_out_with_a_warning(tmp_path):
+    folder = write_runs(tmp_path / "sweep", 3)
+    page, empty = tmp_path / "page.html", tmp_path / "empty"
+    page.write_text("<p>")
+    empty.mkdir()
+    with pytest.warns(UserWarning, match="is left out") as told:
+        assert len(collect_runs([page, folder, empty])) == 3
+    assert [str(one.message).split(" is left out")[0] for one in told] == [str(page), str(empty)]
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

@@ -93,6 +93,21 @@ def test_methods_that_chance_may_set_apart_are_not_called_better(tmp_path):
     one, other = run(tmp_path, "a", [1] * 52 + [0] * 48), run(tmp_path, "b", [1] * 51 + [0] * 49)
     (found,) = compare_groups({"a": [one], "b": [other]})
     assert "a and b cannot be told apart" in found.sentence()
+    assert "leaves 0 out" not in found.sentence()
+
+
+def test_an_interval_without_0_beside_a_test_that_is_not_sure_is_explained(tmp_path):
+    one, other = run(tmp_path, "a", [1] * 5 + [1] * 19), run(tmp_path, "b", [0] * 5 + [1] * 19)
+    (found,) = compare_groups({"a": [one], "b": [other]})
+    assert found.low > 0
+    assert found.p == pytest.approx(2 * 0.5**5)  # McNemar's exact test: five texts, all for the same side
+    assert found.sentence().endswith("on 24 texts; the interval leaves 0 out, but the test decides.")
+
+
+def test_a_page_that_compares_methods_begins_with_the_comparison(tmp_path):
+    page = html_page([run(tmp_path, "lora", [1] * 9 + [0]), run(tmp_path, "full", [1] * 7 + [0] * 3)])
+    assert page.index('id="methods"') < page.index('id="configurations"')
+    assert page.index('href="#methods"') < page.index('href="#configurations"')
 
 
 def test_runs_are_paired_by_their_texts_in_whatever_order_and_the_rest_is_counted(tmp_path):

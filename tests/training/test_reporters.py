@@ -72,6 +72,30 @@ def test_the_total_time_says_what_went_before_the_steps_and_beside_them(record):
     assert total() == total(resumed=8, setup_seconds=20.0) == "1 min 20 s"
 
 
+def test_a_peak_above_the_budget_is_told_beside_it(record):
+    def peak(budget):
+        config = record.run.config | {"engine": {"memory_budget": budget}}
+        measured = record.result.measurement.model_copy(update={"peak_process_bytes": 800 * 2**20})
+        lines = {
+            "run": record.run.model_copy(update={"config": config}),
+            "result": record.result.model_copy(update={"measurement": measured}),
+        }
+        return dict(summary_rows(record.model_copy(update=lines)))["peak of one process"]
+
+    assert peak("700MiB") == "800.00 MiB, more than the budget of 700.00 MiB"
+    assert peak("900MiB") == peak(None) == "800.00 MiB"
+
+
+@pytest.mark.parametrize(("share", "told"), [(770, "(< 0.01%)"), (332_500, "(1.46%)")])
+def test_a_small_share_of_parameters_is_not_told_as_none(share, told, record):
+    measured = record.result.measurement.model_copy(
+        update={"num_trainable_parameters": share, "num_parameters": 22_700_000}
+    )
+    result = record.result.model_copy(update={"measurement": measured})
+    rows = dict(summary_rows(record.model_copy(update={"result": result})))
+    assert rows["trainable parameters"].endswith(told)
+
+
 @pytest.mark.parametrize(("step", "is_told"), [(-1, True), (0, False)], ids=["best at the end", "best before"])
 def test_a_run_that_was_still_getting_better_is_told_how_to_go_on(step, is_told, record, tmp_path):
     best = [line.step for line in record.evaluations if line.split == "validation"][step]

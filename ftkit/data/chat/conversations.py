@@ -15,7 +15,7 @@ from ftkit.data.table.columns import Columns
 from ftkit.data.table.rows import iterate_conversations
 from ftkit.data.tokens.targets import Piece
 from ftkit.data.tokens.tokenizer import TextTokenizer
-from ftkit.errors import DataError
+from ftkit.errors import DataError, ExcusableDataError
 from ftkit.units import counted
 
 if TYPE_CHECKING:
@@ -88,7 +88,8 @@ class Conversations:
         if problems:
             raise DataError(_told(problems))
         if self.rendering.omitted.num_conversations and self.config.template_omissions == "refuse":
-            raise DataError(f"{self._omissions()}; {_OMISSIONS_CURE}")
+            sentence = f"{self._omissions()}; {_OMISSIONS_CURE}"
+            raise ExcusableDataError(sentence, {"template_omissions": "allow"})
 
     @property
     def _template(self) -> ChatTemplate:
@@ -153,6 +154,6 @@ _NO_TEMPLATE = (
     "data.prompt_format=plain"
 )
 _OMISSIONS_CURE = (
-    "give a template that writes it with data.chat_template=FILE, correct the data, or train without it with "
-    "data.template_omissions=allow"
+    "give a template that writes it with --set data.chat_template=FILE, correct the data, or train without it with "
+    "--set data.template_omissions=allow"
 )

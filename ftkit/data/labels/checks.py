@@ -105,7 +105,7 @@ def joined_names(names: Sequence[str]) -> list[Finding]:
             return [
                 warning(
                     f"labels such as {several[0]!r} look like several in one text, and train as classes of their own",
-                    f"if they are several, set data.label_separator={separator!r}",
+                    f"if they are several, give --set data.label_separator={separator!r}",
                 )
             ]
     return []
@@ -120,7 +120,7 @@ def absent_names(names: Sequence[str]) -> list[Finding]:
     return [
         warning(
             f"{told} what is often written where there is no value, and a class here",
-            "if no label is meant, empty these cells and set data.unlabelled=drop",
+            "if no label is meant, empty these cells and give --set data.unlabelled=drop",
         )
     ]
 

@@ -72,8 +72,8 @@ def _by_values(rows: pa.Table, name: str) -> Choice:
     values = _distinct(rows["label"])
     if looks_like_lists(values):
         raise DataError(
-            f"column {name!r} holds lists written as text, such as {values[0]!r}; data.label_kind=multi reads each as "
-            "several labels, data.label_kind=single as one"
+            f"column {name!r} holds lists written as text, such as {values[0]!r}; --set data.label_kind=multi reads "
+            "each as several labels, --set data.label_kind=single as one"
         )
     decimals = [value for value in values if NUMBER.fullmatch(value) and not _WHOLE.fullmatch(value)]
     words = [value for value in values if not NUMBER.fullmatch(value)]
@@ -84,7 +84,8 @@ def _by_values(rows: pa.Table, name: str) -> Choice:
             "data.label_kind=single"
         )
     if decimals:
-        return Choice("regression", "the column holds numbers with decimals; data.label_kind=single makes classes")
+        reason = "the column holds numbers with decimals; --set data.label_kind=single makes classes"
+        return Choice("regression", reason)
     if words and all(DECIMAL_COMMA.fullmatch(value) for value in words):
         raise DataError(
             f"column {name!r} holds {words[0]!r} and its like; say whether that is a number with a decimal comma "
@@ -92,7 +93,7 @@ def _by_values(rows: pa.Table, name: str) -> Choice:
         )
     if words:
         return Choice("single", "the column holds words")
-    return Choice("single", "the column holds whole numbers; data.label_kind=regression predicts them as numbers")
+    return Choice("single", "the column holds whole numbers; --set data.label_kind=regression predicts them as numbers")
 
 
 def holds_lists(kind: pa.DataType) -> bool:

@@ -19,7 +19,7 @@ from ftkit.data.reading.splits import strata
 from ftkit.data.standard import refuse_constant
 from ftkit.data.table.columns import Columns
 from ftkit.data.table.rows import where
-from ftkit.errors import DataError
+from ftkit.errors import DataError, ExcusableDataError
 from ftkit.units import counted
 
 ModelNames = tuple[str, ...] | None
@@ -155,10 +155,11 @@ def _handle_missing(draft: Draft, split: str, column: str, config: DataConfig) -
         return
     if split != "test" and config.unlabelled == "refuse":
         empty = "empty" if draft.kind == "regression" else "empty or -1"
-        raise DataError(
+        raise ExcusableDataError(
             f"{where(draft.rows[split], int(np.argmax(missing)))} has no label in {column!r} ({empty}; "
             f"{missing.sum():,} such rows of the {split} split); "
-            f"label or remove them, or leave them out with data.unlabelled=drop{_other_cure(draft)}"
+            f"label or remove them, or leave them out with --set data.unlabelled=drop{_other_cure(draft)}",
+            {"unlabelled": "drop"},
         )
     draft.num_unlabelled += int(missing.sum())
     if not is_hidden and missing.all():
@@ -202,5 +203,5 @@ def _contradictions(draft: Draft) -> list[Finding]:
 def _other_cure(draft: Draft) -> str:
     return {
         "single": "; where -1 is a class, name all classes with data.label_names",
-        "multi": "; where it means that none of the labels applies, data.unlabelled=no_label",
+        "multi": "; where it means that none of the labels applies, --set data.unlabelled=no_label",
     }.get(draft.kind or "", "")

@@ -176,7 +176,7 @@ def match_model(coder: LabelCoder, model: tuple[str, ...] | None, *, may_lack: b
         cure = (
             "leave rows with other labels out"
             if may_lack
-            else "draw a new head for the data's with model.new_head=true"
+            else "draw a new head for the data's with --set model.new_head=true"
         )
         raise DataError(
             f"the data's labels are {_listed(coder.names)}, the model's are {_listed(model)}; name them alike with "
@@ -230,7 +230,8 @@ def _order(labels: set[Label]) -> Any:
 def _too_many(name: str, values: Sequence[Label]) -> str:
     numbers = all(isinstance(value, int) or _is_fraction(value) for value in values)
     guess = "a regression target" if numbers else "texts or identifiers"
-    cure = ", predict the numbers with data.label_kind=regression, or turn them into a few classes" if numbers else ""
+    as_numbers = ", predict the numbers with --set data.label_kind=regression, or turn them into a few classes"
+    cure = as_numbers if numbers else ""
     return (
         f"column {name!r} has {len(values):,} different values such as {str(values[0])!r}: that looks like {guess}, "
         f"not like labels; name the right one with data.label_column{cure}"

@@ -51,8 +51,9 @@ def read_delimited(path: Path, separator: str, config: DataConfig) -> Shard:
     if layout.escape_line is not None and not dialect.is_stated:
         raise DataError(
             f"{path}: line {layout.escape_line} has the first of the backslashes, all of which stand before quotes, "
-            "separators, line ends or backslashes, as if they were not part of the texts; pass --set "
-            "data.quotes=backslash where they only protect what follows, or data.quotes=doubled where they are text"
+            "separators, line ends or backslashes, as if they were not part of the texts; pass "
+            "--set data.quotes=backslash where they only protect what follows, or --set data.quotes=doubled where they "
+            "are text"
         )
     rows = _parse(path, head, dialect, layout, config)
     lines = layout.lines if rows.num_columns == 1 else layout.lines[~layout.is_blank]
@@ -160,7 +161,7 @@ def _refuse_swallowed(path: Path, table: pa.Table, dialect: Dialect, lines: NDAr
             raise DataError(
                 f"{path}: line {line} opens a quote that closes only some lines later, and each line between looks "
                 "like a row; write quotes inside texts twice, or pass --set data.quotes=none where quotes are "
-                "plain characters, or data.quotes=doubled where this is one text"
+                "plain characters, or --set data.quotes=doubled where this is one text"
             )
 
 

@@ -15,17 +15,7 @@ TEXTS = (
     *("review_body", "review_text", "message", "query", "description", "input", "sms"),
 )
 LABELS = (
-    "label",
-    "labels",
-    "category",
-    "class",
-    "sentiment",
-    "target",
-    "intent",
-    "topic",
-    "emotion",
-    "stars",
-    "rating",
+    *("label", "labels", "category", "class", "sentiment", "target", "intent", "topic", "emotion", "stars", "rating"),
 )
 SCORES = ("score", "scores", "similarity", "similarity_score")
 """Numbers to predict, where no column of labels is found."""
@@ -226,7 +216,7 @@ def _with_others(columns: Columns, config: DataConfig, names: Sequence[str]) -> 
         if getattr(config, field) is not None:
             raise DataError(
                 f"data.{field} is named, but only a chat has a place for it; name data.messages_column, or write "
-                "prompts as a chat with data.prompt_format=chat"
+                "prompts as a chat with --set data.prompt_format=chat"
             )
     return columns
 
@@ -318,12 +308,19 @@ def _unclear(config: DataConfig, what: str, field: str, found: list[str], names:
 def _doubt(config: DataConfig, found: list[str], names: Sequence[str]) -> str:
     """Return what else could be wrong with a file none of whose columns is known."""
     if {"chosen", "rejected"} <= {name.strip().lower() for name in names}:
-        return "; pairs of preferences are not trained; --completion-column chosen trains on the preferred answers"
+        return f"; pairs of preferences are not trained; {_preferred(names)} trains on the preferred answers"
     if found or not any(kind in config.dataset.lower() for kind in (".csv", ".tsv", ".tab", ".xlsx")):
         return ""
     if len(names) == 1 and ".xlsx" not in config.dataset.lower():
         return "; if it has several, name the separator between them with --set data.separator=..."
     return "; has the file a header line with the names of its columns, and nothing above it?"
+
+
+def _preferred(names: Sequence[str]) -> str:
+    """Return the flags that train on the preferred answers of pairs: to prompts, or whole conversations."""
+    chosen, asked = _found(names, ("chosen",))[0], _found(names, ("prompt", "question", "instruction", "input"))
+    columns = f"--prompt-column {asked[0]} --completion-column {chosen}"
+    return f"--task causal-lm {columns if asked else f'--set data.messages_column={chosen}'}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -261,7 +261,7 @@ def encode_pieces(
     if losses.num_unanswered and losses.num_unanswered == len(ragged.whole_lengths):
         raise DataError(
             "no sequence has a target: no answer carries loss, since all are empty, have weight 0 or lie outside what "
-            "the chat template marks; give answers that train, or set data.loss_on=everything"
+            "the chat template marks; give answers that train, or give --set data.loss_on=everything"
         )
     if not ragged.lengths:
         raise DataError(

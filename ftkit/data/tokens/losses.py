@@ -81,7 +81,7 @@ def _of_split(split: str, result: Encoded, max_length: int, longest: int) -> lis
             )
         )
     if result.is_single and cure:
-        cure += "; data.long_texts=windows reads all of each text, in windows"
+        cure += "; --set data.long_texts=windows reads all of each text, in windows"
     if share > _MUCH and not (losses.num_dropped or losses.num_shortened):
         found.append(warning(f"{split}: {share:.1%} of the texts are cut at max_length", cure))
     return found
@@ -91,15 +91,15 @@ def _length_cure(lengths: NDArray[np.integer[Any]], max_length: int, longest: in
     """Say which lengths would cut fewer texts, no longer than what the model is made for."""
     most, all_of_them = (length_that_keeps(lengths, share) for share in (0.95, 1.0))
     if all_of_them <= longest:
-        return f"data.max_length={most} keeps 95 % of the texts whole, {all_of_them} all of them"
+        return f"--max-length {most} keeps 95 % of the texts whole, {all_of_them} all of them"
     if most <= longest:
-        return f"data.max_length={most} keeps 95 % of the texts whole; the model is made for {longest} tokens at most"
+        return f"--max-length {most} keeps 95 % of the texts whole; the model is made for {longest} tokens at most"
     kept = f"{(lengths <= longest).mean():.0%} of the texts whole"
     if max_length >= longest:
         return (
             f"the model is made for {longest} tokens, which keep {kept}: take one for longer texts, or split the texts"
         )
-    return f"data.max_length={longest}, the most of this model, keeps {kept}; one for longer texts keeps more"
+    return f"--max-length {longest}, the most of this model, keeps {kept}; one for longer texts keeps more"
 
 
 def _of_borders(losses: Sequence[Losses]) -> list[Finding]:

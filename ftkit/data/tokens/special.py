@@ -109,7 +109,7 @@ class SpecialTokens:
             raise DataError(
                 f"a message spells out the special token {match[0]!r}, and this tokenizer has no fast form "
                 "(tokenizer.json) that could tell it from the chat template's; leave it out, or read it as a token "
-                "with data.special_tokens_in_text=tokens"
+                "with --set data.special_tokens_in_text=tokens"
             )
         return self._users[match[0]]
 

@@ -100,7 +100,7 @@ class _Beginnings:
             raise DataError(
                 "this tokenizer has no fast form (tokenizer.json), so it does not tell which characters a token has, "
                 f"and the border at {text[max(0, border - 20) : border]!r} | {text[border : border + 20]!r} is in one; "
-                "choose a model with a fast tokenizer, or set data.loss_on=everything"
+                "choose a model with a fast tokenizer, or give --set data.loss_on=everything"
             )
         return len(before)
 

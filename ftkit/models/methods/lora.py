@@ -281,7 +281,7 @@ def _load(model: "nn.Module", adapter: Path, drawn: Sequence[str]) -> None:
         raise ModelError(
             f"the adapter in {adapter} is not the one that this run would train: {min(others)} and {len(others) - 1} "
             "more weights differ; leave out method.targets and method.layers, and give the data with the same labels "
-            "or model.new_head=true"
+            "or --set model.new_head=true"
         )
     set_peft_model_state_dict(model, theirs)
 

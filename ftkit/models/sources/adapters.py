@@ -103,7 +103,7 @@ def labels_of(adapter: Path) -> LabelsLine | None:
     if labels is None:
         raise ModelError(
             f"the adapter in {adapter} has a head, and nothing in or above its folder says which label is which "
-            "number; put it back into the folder of its run, or draw a new head with model.new_head=true"
+            "number; put it back into the folder of its run, or draw a new head with --set model.new_head=true"
         )
     return labels
 

@@ -51,7 +51,7 @@ def _settle_rows(config: ModelConfig, source: Source, tokenizer: Any) -> ModelCo
         raise ModelError(
             f"the tokenizer of {source.name} has {len(tokenizer)} tokens and the model's table of tokens {num_rows} "
             f"rows, none of them for {beyond[0]!r}; take the tokenizer that belongs to the model, or let the table "
-            "grow with model.resize_embeddings=true"
+            "grow with --set model.resize_embeddings=true"
         )
     return config.model_copy(update={"resize_embeddings": asked or False})
 

@@ -168,7 +168,7 @@ def _check_head(source: Source, shapes: Shapes) -> None:
     if shapes:
         raise ModelError(
             f"{source.name} has a trained head of another size: {_listed([_shape(name, shapes) for name in shapes])}; "
-            "draw a new one with model.new_head=true"
+            "draw a new one with --set model.new_head=true"
         )
 
 

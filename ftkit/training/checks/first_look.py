@@ -281,7 +281,7 @@ def _check_head(source: Source, kind: LabelKind | None) -> None:
     if own not in (None, kind):
         raise ModelError(
             f"the head of {source.name} was trained for {KIND_WORDS[own]}, and the data's labels are "
-            f"{KIND_WORDS[kind]}; draw a new head with model.new_head=true, or say data.label_kind={own}"
+            f"{KIND_WORDS[kind]}; draw a new head with --set model.new_head=true, or say --set data.label_kind={own}"
         )
 
 

@@ -81,7 +81,7 @@ def _check_frozen(changed: list[str]) -> None:
     if changed:
         raise ModelError(
             f"{_first(changed)} changed in training, though frozen; look for a hook of the model's code that writes "
-            "to its weights, or try model.recompute=none"
+            "to its weights, or try --recompute none"
         )
 
 

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ from ftkit.records.files import (
 from ftkit.records.schema import ResultLine, RunLine, RunRecord
 from ftkit.report.words import distribution, energy
 from ftkit.training.checkpoints.same_run import has_another_end
-from ftkit.units import format_bytes, format_count, format_seconds
+from ftkit.units import format_bytes, format_count, format_seconds, parse_bytes
 
 _WRITTEN = (RECORD, CONFIG, CHECKPOINTS, MODEL, CARD, PAGE, LIMITS, RANKS, ANSWERS)
 """What a run writes into its folder, and what goes where another one takes it over."""
@@ -211,7 +212,7 @@ def summary_rows(record: RunRecord) -> list[tuple[str, str]]:
         ("total time", _total(record.run, record.result)),
         ("throughput", _of(measured.tokens_per_second, lambda rate: f"{format_count(rate)} tokens/s")),
         ("peak of live tensors", _of(measured.peak_active_bytes, format_bytes)),
-        ("peak of one process", _of(measured.peak_process_bytes, format_bytes)),
+        ("peak of one process", _of(measured.peak_process_bytes, partial(_beside_budget, record.run))),
         ("energy of the processors", _of(measured.processor_joules, energy)),
         ("energy of the GPUs", _of(measured.gpu_joules, energy)),
     ]
@@ -227,12 +228,24 @@ def _total(run: RunLine, result: ResultLine) -> str:
     return f"{whole} (start {format_seconds(setup)}, scores and saving {format_seconds(rest)})"
 
 
+def _beside_budget(run: RunLine, peak: int) -> str:
+    """Return a peak, and the budget where the run was given one that did not hold it."""
+    named = run.config.get("engine", {}).get("memory_budget")  # records of an earlier ftkit have none
+    budget = None if named is None else parse_bytes(named)
+    excess = f", more than the budget of {format_bytes(budget)}" if budget is not None and peak > budget else ""
+    return format_bytes(peak) + excess
+
+
 def _of(value: float | None, form: Any) -> str:
     return "" if value is None else str(form(value))
 
 
 def _share(part: int | None, whole: int | None) -> str:
-    return "" if not part or not whole else f"{format_count(part)} of {format_count(whole)} ({part / whole:.2%})"
+    return "" if not part or not whole else f"{format_count(part)} of {format_count(whole)} ({_percent(part / whole)})"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.2%}" if share >= 1e-4 else "< 0.01%"
 
 
 def _free_folder(config: RunConfig) -> Path:

@@ -115,7 +115,7 @@ def test_several_labels_take_the_order_of_a_model_that_has_a_head(tmp_path, toke
     ("labels", "kind", "reason"),
     [
         (["good", "bad", "good"], "single", "words"),
-        ([1, 2, 1], "single", "whole numbers; data.label_kind=regression"),
+        ([1, 2, 1], "single", "whole numbers; --set data.label_kind=regression"),
         ([1.0, 2.0, 1.0], "single", "whole numbers"),
         ([True, False, True], "single", "words"),
         ([1.5, 2.0, 4.25], "regression", "numbers with decimals"),

@@ -11,11 +11,11 @@ from ftkit.cli import main
 @pytest.mark.parametrize(
     ("words", "max_length", "advice"),
     [
-        (100, 64, "data.max_length=102 keeps 95 % of the texts whole, 102 all of them"),
+        (100, 64, "--max-length 102 keeps 95 % of the texts whole, 102 all of them"),
         (
             1000,
             128,
-            "data.max_length=512, the most of this model, keeps 0% of the texts whole",
+            "--max-length 512, the most of this model, keeps 0% of the texts whole",
         ),
         (1000, 512, "the model is made for 512 tokens, which keep 0% of the texts whole: take one for longer texts"),
     ],
