@@ -26,7 +26,10 @@ _MOST_ENTRIES = 100_000
 
 @contextlib.contextmanager
 def quiet_collector(*, trusts: bool = False) -> Iterator[None]:
-    """Keep the cycle collector from freeing tensors at moments of its own.
+    """Keep the cycle collector from running at moments of its own, in which it frees tensors, or nothing at all.
+
+    While torch, transformers and PEFT are imported it looks at all of their objects some times, for an eighth of the
+    processor's time, and they stay.
 
     Args:
         trusts: what was made meanwhile counts as old afterwards, and is looked at only when the whole heap is.

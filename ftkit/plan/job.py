@@ -16,8 +16,9 @@ from ftkit.records.job import JobPlan
 
 ASSUMED_DISK_RATE = 200 * 2**20
 """Bytes per second: a network disk or a hard disk; a run measures its own when it starts."""
-_START_SECONDS, _REOPEN_SECONDS, _END_SECONDS = 8.0, 6.0, 2.0
-"""Of one core: Python with torch and transformers, and a plan; a second process that opens the result; the pages."""
+_START_SECONDS, _REOPEN_SECONDS, _COPY_SECONDS, _END_SECONDS = 8.0, 6.0, 1.0, 2.0
+"""Of one core: Python with torch and transformers, and a plan; a fresh process that opens the result, or a copy of the
+first one, which has imported what that takes (`training/reopening/standby.py`); the pages."""
 _TOKEN_RATE, _TEXT_RATE = 400_000, 8_000
 """Tokens and texts a second that one core reads, checks, splits and encodes: estimates, and no measurements."""
 _TOKEN_BYTES, _BESIDE_BYTES = 4, 11 * 2**18
@@ -72,7 +73,8 @@ def job_plan(prediction: AnyPrediction, config: RunConfig, target: Target, seque
     validations, checkpoints = _counts(prediction, config, sequences)
     cached = _cache_bytes(prediction, config, sequences)
     written = (checkpoints or 0) * trainable * CHECKPOINT_BYTES + result
-    end = _END_SECONDS + (_REOPEN_SECONDS + load_seconds if config.output.reopen else 0.0)
+    opening = _COPY_SECONDS if target.device_type == "cpu" and target.num_devices == 1 else _REOPEN_SECONDS
+    end = _END_SECONDS + (opening + load_seconds if config.output.reopen else 0.0)
     start = _START_SECONDS + load_seconds
     rest = (
         _data_seconds(sequences),

@@ -38,6 +38,7 @@ from ftkit.training.checkpoints.writer import Writer
 from ftkit.training.checks.first_look import check_disk, look_first
 from ftkit.training.checks.loss_form import settle_loss
 from ftkit.training.checks.padding import settle_padding
+from ftkit.training.reopening.standby import Standby, needed
 from ftkit.training.reporters import Reporter
 from ftkit.training.results.folder import describe_saving, open_folder, shards_checkpoints
 from ftkit.training.state import Progress, best_steps
@@ -68,6 +69,8 @@ class Job:
     """Loads the model anew, where the engine's runs from above its trunk; None where the engine's is whole."""
     is_sharded: bool = False
     """Whether each rank writes its own part of a checkpoint."""
+    standby: Standby | None = None
+    """A copy of this process that will open what is saved; None: a fresh one does."""
     writer: Writer = field(default_factory=Writer)
     """Writes checkpoints while the steps go on."""
 
@@ -119,7 +122,8 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     warm = find_warm(key, process, note)
     plan = partial(plan_first, process=process, architecture=architecture, sequences=Sequences.of(data), note=note)
     planned, prediction = plan(asked.config, is_cached=warm is not None, is_cut_named=config.batch.is_named)
-    first_decides(process, lambda: check_disk(config, None if prediction is None else prediction.job, note))
+    job_plan = None if prediction is None else prediction.job
+    first_decides(process, lambda: check_disk(config, job_plan, note))
     check_cut(planned.batch, data.longest)
     run = resolve(planned, asked.devices)
     folder = first_decides(process, lambda: open_folder(config, is_resumed=resume))
@@ -161,6 +165,7 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
         prediction,
         padding,
         None if shallow is None else load,
+        standby=needed(found.standby, None if job_plan is None else job_plan.seconds),
         is_sharded=first_decides(process, lambda: shards_checkpoints(run, process, counts.trainable, note)),
     )
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ftkit.config.files import Configuration, as_config
 from ftkit.config.tree import RunConfig
 from ftkit.machine.environment import prepare_environment
+from ftkit.machine.memory import quiet_collector
 from ftkit.machine.process import ProcessContext
 from ftkit.records.files import read_record
 from ftkit.records.schema import RunRecord
@@ -53,9 +54,10 @@ def train_and_track(
     Raises:
         FtkitError: as `train`.
     """
-    from ftkit.training.loop import train_run
-    from ftkit.training.recovery.restart import Start, begin
-    from ftkit.training.reporters import Reporters
+    with quiet_collector(trusts=True):  # of what is imported nothing is freed
+        from ftkit.training.loop import train_run
+        from ftkit.training.recovery.restart import Start, begin
+        from ftkit.training.reporters import Reporters
 
     if config.output.resume == "auto" and not resume:
         config, start = begin(config)

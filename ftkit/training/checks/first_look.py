@@ -29,6 +29,7 @@ from ftkit.errors import (
 from ftkit.machine.compilers import missing_compilers
 from ftkit.machine.disk import cache_folder, existing_folder
 from ftkit.machine.kept_arrays import kept_tokens
+from ftkit.machine.memory import quiet_collector
 from ftkit.machine.process import ProcessContext, first_decides
 from ftkit.machine.versions import check_versions
 from ftkit.models.build import build_empty_model, check_positions, check_tokens
@@ -45,6 +46,7 @@ from ftkit.models.sources.start import settle_start
 from ftkit.plan.preflight import check_weights
 from ftkit.records.job import JobPlan
 from ftkit.report.metrics import KINDS
+from ftkit.training.reopening.standby import Standby, stand_by
 from ftkit.training.results.folder import check_folder, written_bytes
 from ftkit.training.trackers import check_trackers
 from ftkit.units import format_bytes
@@ -102,6 +104,7 @@ class FirstLook:
         data: the splits.
         architecture: of the model, with the labels of the data.
         longest: tokens of the longest sequence of any split.
+        standby: a copy of this process from before it read data; None where none can be made.
     """
 
     run: ResolvedRun
@@ -110,6 +113,7 @@ class FirstLook:
     data: PreparedData
     architecture: Any
     longest: int
+    standby: Standby | None
 
 
 def look_first(
@@ -137,7 +141,8 @@ def look_first(
     mistakes.of(lambda: _check_nvme(config))
     mistakes.of(lambda: _check_compiler(config))
     source = mistakes.of(lambda: as_safetensors(resolve_source(config.model, config.task), note))
-    tokenizer = None if source is None else mistakes.of(lambda: load_tokenizer(source))
+    with quiet_collector(trusts=True):  # of what is imported here nothing is freed
+        tokenizer = None if source is None else mistakes.of(lambda: load_tokenizer(source))
     if mistakes.has(FtkitError) and not _is_quick(config.data.dataset):
         mistakes.tell()
     # Files, columns and labels are looked at even where the model or the settings are of no use.
@@ -189,9 +194,11 @@ def _look_at_data(
     keeps_head = config.task == "sequence-classification" and not config.model.new_head
     own_labels = own_label_names(source) if keeps_head else None
     # A model that does not fit is told before its data is read, which may take minutes.
-    mistakes.of(lambda: check_weights(config, process, load_config(source, own_labels, pad)))
+    with quiet_collector(trusts=True):  # which imports the model's code
+        mistakes.of(lambda: check_weights(config, process, load_config(source, own_labels, pad)))
     if mistakes.has(DoesNotFitError):
         mistakes.tell()
+    standby = stand_by(config, process)
     store = kept_tokens(config.cache)
     data = mistakes.of(
         lambda: prepare_data(
@@ -209,7 +216,7 @@ def _look_at_data(
     if config.batch.micro_batch_tokens != "auto":
         mistakes.of(lambda: check_cut(config.batch, longest))
     architecture = mistakes.of(lambda: load_config(source, data.label_names, pad, data.label_kind))
-    return FirstLook(run, source, tokenizer, data, architecture, longest)
+    return FirstLook(run, source, tokenizer, data, architecture, longest, standby)
 
 
 def _is_quick(dataset: str) -> bool:

@@ -6,9 +6,6 @@ sample. The checksums find a number that changed on its way; the answers find wh
 does not see, such as its base, its settings and the scale of its adapters.
 """
 
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -28,11 +25,11 @@ from ftkit.models.build import set_training
 from ftkit.models.partitions import whole_numel
 from ftkit.models.streaming.stream import resident_bytes
 from ftkit.training.reopening.handed_over import Findings, Request, read_answers, write_request
+from ftkit.training.reopening.standby import Standby, open_freshly
 from ftkit.training.results.model import Saved
 from ftkit.training.setup import Job
 from ftkit.units import format_bytes, format_seconds
 
-_PROGRAM = "ftkit.inference.reopen"
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """The largest difference of two logits, as a share of the largest one (or of 1, if all are smaller).
 
@@ -113,7 +110,7 @@ def reopen(job: Job, expected: Remembered, note: Callable[[str], None]) -> float
         talk = Path(name)
         dtype = str(expected.dtype).removeprefix("torch.")
         write_request(talk, Request(str(job.folder.absolute()), dtype, dict(expected.digests)), expected.sample)
-        fault, reason = _run(talk, _SHARE_OF_TIMEOUT * job.config.engine.peer_timeout)
+        fault, reason = _run(job.standby, talk, _SHARE_OF_TIMEOUT * job.config.engine.peer_timeout)
         if reason:
             note(f"warning: the saved model was not compared with the one in memory, since {reason}")
             return None
@@ -134,25 +131,19 @@ def reopen(job: Job, expected: Remembered, note: Callable[[str], None]) -> float
     return difference
 
 
-def _run(talk: Path, timeout_seconds: float) -> tuple[str, str]:
+def _run(standby: Standby | None, talk: Path, timeout_seconds: float) -> tuple[str, str]:
     """Run the process; return what is wrong with the model, and why nothing could be said, if there is either."""
-    launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    environment = {name: value for name, value in os.environ.items() if name not in launcher}
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", _PROGRAM, str(talk)], env=environment, stdin=subprocess.DEVNULL, check=False,
-            capture_output=True, text=True, errors="replace", timeout=timeout_seconds,
-            start_new_session=True,  # a Ctrl-C is the run's, which ends this process
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
+        ended = (open_freshly if standby is None else standby.open)(talk, timeout_seconds)
+    except TimeoutError:
         return "", f"that had not ended after {format_seconds(timeout_seconds)}, and other ranks wait no longer"
-    printed = done.stderr.strip()
-    last = printed.splitlines()[-1].removeprefix("error: ") if printed else f"exit code {done.returncode}"
-    if done.returncode == DoesNotFitError.exit_code or (done.returncode and says_no_memory(printed)):
+    printed = ended.printed.strip()
+    last = printed.splitlines()[-1].removeprefix("error: ") if printed else f"exit code {ended.code}"
+    if ended.code == DoesNotFitError.exit_code or (ended.code and says_no_memory(printed)):
         return "", f"memory ran out there: {last}"
-    if done.returncode < 0:
-        return "", f"the system ended that process by signal {-done.returncode}, as where memory runs out"
-    return (f"it cannot be opened ({last})" if done.returncode else ""), ""
+    if ended.code < 0:
+        return "", f"the system ended that process by signal {-ended.code}, as where memory runs out"
+    return (f"it cannot be opened ({last})" if ended.code else ""), ""
 
 
 def _difference(ours: Tensors, theirs: Tensors) -> tuple[float, float]:

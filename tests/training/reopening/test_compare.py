@@ -60,7 +60,7 @@ def test_what_was_saved_is_what_was_in_memory(more, work, tmp_path, request):
 def in_this_process(monkeypatch):
     """Open what was saved in this process, by the function that the other one runs: its imports take seconds."""
 
-    def run(talk, timeout_seconds):
+    def run(_standby, talk, _timeout_seconds):
         reopen(talk)
         return "", ""
 
