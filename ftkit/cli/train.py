@@ -106,9 +106,7 @@ def train(  # noqa: PLR0913  # one parameter is one flag
         say_begun("training", config, is_quiet=as_json or not process.is_main)
         prepare_environment(config)
         work_offline_if_unreachable(asked_names(config.model.name))
-        with quiet_collector(
-            trusts=True
-        ):  # of what is imported nothing is freed
+        with quiet_collector(trusts=True):  # what is imported stays
             quieten()
             from ftkit.cli.report import write_run_page
             from ftkit.training.reporters import ConsoleReporter

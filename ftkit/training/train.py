@@ -54,7 +54,7 @@ def train_and_track(
     Raises:
         FtkitError: as `train`.
     """
-    with quiet_collector(trusts=True):  # of what is imported nothing is freed
+    with quiet_collector(trusts=True):  # what is imported stays
         from ftkit.training.loop import train_run
         from ftkit.training.recovery.restart import Start, begin
         from ftkit.training.reporters import Reporters

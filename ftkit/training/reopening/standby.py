@@ -8,6 +8,7 @@ shares its memory with this process until either of them writes there:
     the copy                   |     waits                                   opens the model, answers, ends
 """
 
+import gc
 import os
 import runpy
 import select
@@ -90,6 +91,7 @@ class Standby:
             OSError: the system allows no further process.
         """
         (asked, asks), (printed, prints) = os.pipe(), os.pipe()
+        gc.freeze()  # looking at an object writes to it, and both processes would have a page of their own
         parent, pid = os.getpid(), os.fork()
         if pid == 0:
             os.close(asks)
@@ -119,6 +121,7 @@ class Standby:
             raise
         self.close.detach()
         self._printed.close()
+        gc.unfreeze()
         return Ended(os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1]), text)
 
 
@@ -150,6 +153,7 @@ def _forget(pid: int, asks: BinaryIO, printed: BinaryIO) -> None:
     """End a copy that is not needed, which holds nothing that would be lost."""
     asks.close()
     printed.close()
+    gc.unfreeze()
     with suppress(ProcessLookupError, ChildProcessError):
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
