@@ -132,6 +132,7 @@ def count_tokens(job: Job) -> int:
 def words(run: Run) -> str:
     """Return what a run gave, in words."""
     times = f"{run['seconds']:.1f} s, {run['train_seconds']:.1f} of training, {run['waited_seconds']:.1f} waiting"
+    times += f"; {run['processor_seconds']:.1f} s of processors"
     return times if run["score"] is None else f"{times}, score {run['score']:.4f}"
 
 

@@ -41,6 +41,7 @@ class Result:
         counted_bytes: the most that live tensors held in two steps; None where nothing was counted.
         versions: of the libraries of `STACK` that this interpreter has.
         waited_seconds: for which the main thread could have run and its core did something else.
+        processor_seconds: that this process and those that it started worked, imports and all.
     """
 
     seconds: float
@@ -50,6 +51,7 @@ class Result:
     counted_bytes: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
     waited_seconds: float = 0.0
+    processor_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -253,7 +255,9 @@ def main() -> None:
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     counted = None if counter is None else counter.peak
     waited = int(SCHEDULE.read_text(encoding="utf-8").split()[1]) / 1e9
-    result = Result(time.time() - started, train_seconds, score, resident, counted, versions(), waited)
+    used = [resource.getrusage(which) for which in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    worked = sum(one.ru_utime + one.ru_stime for one in used)
+    result = Result(time.time() - started, train_seconds, score, resident, counted, versions(), waited, worked)
     print(json.dumps(asdict(result)))
 
 

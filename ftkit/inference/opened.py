@@ -20,6 +20,7 @@ from ftkit.data.standard import Standard
 from ftkit.engine.resolve import Devices, ResolvedRun, resolve
 from ftkit.errors import ModelError
 from ftkit.machine.environment import prepare_environment
+from ftkit.machine.memory import quiet_collector
 from ftkit.machine.process import ProcessContext
 from ftkit.models.build import build_model
 from ftkit.models.objective import Objective, objective_of
@@ -178,6 +179,7 @@ def _streamed_from_here(config: RunConfig, process: ProcessContext, note: Note) 
     return config.model_copy(update={"engine": config.engine.model_copy(update={"stream_layers": "disk"})})
 
 
+@quiet_collector(trusts=True)  # nearly all of what is made here stays
 def open_model(name: str, config: RunConfig, note: Note = lambda _: None) -> Opened:
     """Load a trained model as it was scored: in its precision, over weights that are packed as they were.
 
