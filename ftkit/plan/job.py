@@ -18,7 +18,7 @@ ASSUMED_DISK_RATE = 200 * 2**20
 """Bytes per second: a network disk or a hard disk; a run measures its own when it starts."""
 _START_SECONDS, _REOPEN_SECONDS, _COPY_SECONDS, _END_SECONDS = 8.0, 6.0, 1.0, 2.0
 """Of one core: Python with torch and transformers, and a plan; a fresh process that opens the result, or a copy of the
-first one, which has imported what that takes (`training/reopening/standby.py`); the pages."""
+first one, which has imported what that takes (`training/standby.py`); the pages."""
 _TOKEN_RATE, _TEXT_RATE = 400_000, 8_000
 """Tokens and texts a second that one core reads, checks, splits and encodes: estimates, and no measurements."""
 _TOKEN_BYTES, _BESIDE_BYTES = 4, 11 * 2**18

@@ -38,9 +38,9 @@ from ftkit.training.checkpoints.writer import Writer
 from ftkit.training.checks.first_look import check_disk, look_first
 from ftkit.training.checks.loss_form import settle_loss
 from ftkit.training.checks.padding import settle_padding
-from ftkit.training.reopening.standby import Standby, needed
 from ftkit.training.reporters import Reporter
 from ftkit.training.results.folder import describe_saving, open_folder, shards_checkpoints
+from ftkit.training.standby import Standby, needed
 from ftkit.training.state import Progress, best_steps
 from ftkit.training.trunk.once import Whole, compute_once, wants_trunk
 from ftkit.training.trunk.warm import Key, find_warm

@@ -46,8 +46,8 @@ from ftkit.models.sources.start import settle_start
 from ftkit.plan.preflight import check_weights
 from ftkit.records.job import JobPlan
 from ftkit.report.metrics import KINDS
-from ftkit.training.reopening.standby import Standby, stand_by
 from ftkit.training.results.folder import check_folder, written_bytes
+from ftkit.training.standby import Standby, stand_by
 from ftkit.training.trackers import check_trackers
 from ftkit.units import format_bytes
 

@@ -25,9 +25,9 @@ from ftkit.models.build import set_training
 from ftkit.models.partitions import whole_numel
 from ftkit.models.streaming.stream import resident_bytes
 from ftkit.training.reopening.handed_over import Findings, Request, read_answers, write_request
-from ftkit.training.reopening.standby import Standby, open_freshly
 from ftkit.training.results.model import Saved
 from ftkit.training.setup import Job
+from ftkit.training.standby import Standby, open_freshly
 from ftkit.units import format_bytes, format_seconds
 
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}

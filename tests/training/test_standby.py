@@ -10,8 +10,8 @@ import pytest
 
 from ftkit.config.files import load_config
 from ftkit.machine.process import ProcessContext
-from ftkit.training.reopening import standby
-from ftkit.training.reopening.standby import Standby, needed, open_freshly, stand_by
+from ftkit.training import standby
+from ftkit.training.standby import Standby, needed, open_freshly, stand_by
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only there a process is copied")
 
@@ -92,7 +92,7 @@ def test_a_copy_ends_when_it_is_forgotten_and_for_a_long_run_it_is_sent_away():
 def test_a_copy_ends_when_its_run_is_killed(tmp_path):
     said = tmp_path / "pid"
     code = (
-        "import os; from pathlib import Path; from ftkit.training.reopening.standby import Standby; "
+        "import os; from pathlib import Path; from ftkit.training.standby import Standby; "
         "copies = Standby(), Standby(); "  # each holds the other's pipe open
         f"Path({str(said)!r}).write_text(str(copies[0]._pid)); os.kill(os.getpid(), 9)"
     )
