@@ -20,6 +20,7 @@ from ftkit.config.recompute import LEVELS, OLD_SHARE
 from ftkit.config.tree import RunConfig, Task
 from ftkit.errors import DeviceError, FtkitError, PeerLostError
 from ftkit.machine.disk import is_full
+from ftkit.machine.memory import quiet_collector
 from ftkit.machine.process import end_now, is_one_of_several
 
 
@@ -129,6 +130,7 @@ def user_errors(rank: int = 0) -> Iterator[None]:
         end_now(1)
 
 
+@quiet_collector(trusts=True)  # of the libraries, which are imported for that
 def quieten() -> None:
     """Turn down the chatter of libraries; FTKIT_VERBOSE=1 leaves it as it is."""
     import logging

@@ -17,7 +17,6 @@ from ftkit.config.tree import RunConfig
 from ftkit.errors import ConfigError
 from ftkit.machine.environment import prepare_environment
 from ftkit.machine.hub import work_offline_if_unreachable
-from ftkit.machine.memory import quiet_collector
 from ftkit.machine.process import ProcessContext, end_if_launched
 from ftkit.models.sources.adapters import asked_names
 
@@ -106,11 +105,10 @@ def train(  # noqa: PLR0913  # one parameter is one flag
         say_begun("training", config, is_quiet=as_json or not process.is_main)
         prepare_environment(config)
         work_offline_if_unreachable(asked_names(config.model.name))
-        with quiet_collector(trusts=True):  # what is imported stays
-            quieten()
-            from ftkit.cli.report import write_run_page
-            from ftkit.training.reporters import ConsoleReporter
-            from ftkit.training.train import train_and_track
+        quieten()
+        from ftkit.cli.report import write_run_page
+        from ftkit.training.reporters import ConsoleReporter
+        from ftkit.training.train import train_and_track
 
         reporter = ConsoleReporter(Console(quiet=as_json))
         record = train_and_track(config, process, reporter, resume=resume is not None)

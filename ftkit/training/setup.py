@@ -122,8 +122,7 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     warm = find_warm(key, process, note)
     plan = partial(plan_first, process=process, architecture=architecture, sequences=Sequences.of(data), note=note)
     planned, prediction = plan(asked.config, is_cached=warm is not None, is_cut_named=config.batch.is_named)
-    job_plan = None if prediction is None else prediction.job
-    first_decides(process, lambda: check_disk(config, job_plan, note))
+    first_decides(process, lambda: check_disk(config, None if prediction is None else prediction.job, note))
     check_cut(planned.batch, data.longest)
     run = resolve(planned, asked.devices)
     folder = first_decides(process, lambda: open_folder(config, is_resumed=resume))
@@ -152,22 +151,11 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     meter.discard(_PADDING)
     note(first_decides(process, lambda: describe_saving(folder, counts.trainable)))
     return Job(
-        run,
-        process,
-        folder,
-        source,
-        tokenizer,
-        shallow or data,
-        engine,
-        num_steps,
-        counts,
-        meter,
-        prediction,
-        padding,
+        run, process, folder, source, tokenizer, shallow or data, engine, num_steps, counts, meter, prediction, padding,
         None if shallow is None else load,
-        standby=needed(found.standby, None if job_plan is None else job_plan.seconds),
+        standby=needed(found.standby, None if prediction is None or prediction.job is None else prediction.job.seconds),
         is_sharded=first_decides(process, lambda: shards_checkpoints(run, process, counts.trainable, note)),
-    )
+    )  # fmt: skip
 
 
 def _whole(asked: RunConfig, planned: RunConfig, settled: RunConfig) -> RunConfig:
