@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from benchmarks import own_plan
-from benchmarks.rows import Row, card
+from benchmarks.rows import Row, arch_of, card
 from benchmarks.stacks import (
     autocast,
     compiled,
@@ -23,6 +23,7 @@ from benchmarks.stacks import (
     fsdp,
     fsdp2,
     hf,
+    liger,
     loops,
     packed,
     stated,
@@ -54,7 +55,8 @@ def requirements(row: Row) -> tuple[str, ...]:
 def reason_not_traced(row: Row) -> str | None:
     """Return why a row cannot be reproduced, or None."""
     row = loops.completed(row)
-    return stated.reason_unstated(row) or _unnamed_version(row) or _unknown_run(row) or _unknown_model(row["arch"])
+    reason = stated.reason_unstated(row) or _unnamed_version(row) or _unknown_run(row) or _unknown_model(row["arch"])
+    return reason or (liger.reason_unknown(row, hf.model_type(arch_of(row))) if liger.is_used(row) else None)
 
 
 def _unnamed_version(row: Row) -> str | None:
@@ -114,6 +116,7 @@ def trace_row(row: Row) -> traced.Found:
             compiled.compiling() if row["torch_compile"] else nullcontext(),
             bnb.without_values() if in_8_bits(row) else nullcontext(),
             packed.no_updates() if in_8_bits(row) else nullcontext(),
+            liger.kernels(row, model) if liger.is_used(row) else nullcontext(),
             hf.use_flash_attention(model) if row["attn_impl"] == "flash_attention_2" else nullcontext(),
         ):
             stack.enter_context(context)

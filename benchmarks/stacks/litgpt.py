@@ -21,7 +21,14 @@ from ftkit.observe.tape import Role, Tape
 from ftkit.step.observer import Phase
 
 GROUPS = ("litgpt/resource-tables",)
-REQUIREMENTS = ("litgpt==0.2.0", "lightning==2.2.5", "bitsandbytes==0.41.1", "setuptools==69.5.1")
+REQUIREMENTS = (
+    "litgpt==0.2.0",
+    "lightning==2.2.5",
+    "bitsandbytes==0.41.1",
+    "setuptools==69.5.1",
+    "lightning-utilities==0.11.9",
+    "torchmetrics==1.4.3",
+)
 
 CHUNK_TOKENS = 128
 """`lm_head_chunk_size` of every loop but that of full fine-tuning (litgpt/finetune/lora.py)."""

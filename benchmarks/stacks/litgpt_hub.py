@@ -9,4 +9,11 @@ from benchmarks.stacks.litgpt import FACTS, reason_not_traced, trace_row
 __all__ = ["FACTS", "GROUPS", "REQUIREMENTS", "reason_not_traced", "trace_row"]
 
 GROUPS = ("litgpt/config_hub",)
-REQUIREMENTS = ("litgpt==0.5.3", "lightning==2.4.0", "bitsandbytes==0.42.0", "setuptools==69.5.1")
+REQUIREMENTS = (
+    "litgpt==0.5.3",
+    "lightning==2.4.0",
+    "bitsandbytes==0.42.0",
+    "setuptools==69.5.1",
+    "lightning-utilities==0.11.9",
+    "torchmetrics==1.4.3",
+)

@@ -9,7 +9,7 @@ import re
 import torch
 
 from benchmarks.rows import Row, card
-from benchmarks.stacks import facts, hf
+from benchmarks.stacks import facts, hf, liger
 from benchmarks.stacks.facts import words
 
 TYPE = "b?float16|bf16|fp16|float32|fp32"
@@ -81,6 +81,7 @@ FACTS = facts.PLAIN | {
     "attn_impl": "eager|flash_attention_2|"
     r"sdpa(?:, pinned to EFFICIENT_ATTENTION, K/V expanded by repeat_interleave before the call \(GQA shim\))?",
     "loss_head": words(
+        "(?:Liger )?fused linear cross[- ]entropy",
         "HF CausalLM (?:loss|CE)(?: on full logits)?",
         "labels passed to the model",
         "(?:logits )?upcast to fp32",
@@ -89,6 +90,7 @@ FACTS = facts.PLAIN | {
         "(?:sequence|[0-9]+-way) classification",
         "no LM head",
     ),
+    "fused_kernels": "none|Liger(?:[- ]kernel)?",
     "torch_compile": "True|False",
     "parallel": words("none", "DDP", "FSDP[12]", "ZeRO-[123]", "FULL_SHARD", "transformer wrap", "BACKWARD_PRE")
     + "|FSDP1 .*, no offload",
@@ -136,6 +138,8 @@ def _contradiction(row: Row) -> str | None:
         return "its adapted layers are not stated"
     if not is_full and "dropout" not in notes(row):
         return "the dropout of its adapters is not stated"
+    if liger.is_used(row) != ("fused linear" in (row["loss_head"] or "").lower()):
+        return f"its fused kernels are {row['fused_kernels']}, and its loss is {row['loss_head']}"
     if is_packed != bool(row["quant"]):
         return f"its method is {row['method']}, and its quantized layers are {row['quant']}"
     return None
