@@ -42,6 +42,8 @@ def show_solution(
         raise DoesNotFitError(
             f"not even the smallest {axis} fits on {target.name}; `ftkit plan` without --solve names what would"
         )
+    for line in found.settled.lines:
+        click.echo(f"note: {line}", err=True)
     if write is not None:
         write_config(write, found.config, target)
     if as_json:

@@ -1,8 +1,9 @@
 """The largest length, micro-batch, rank or model that fits, by bisection.
 
-What a step needs grows with each of them, so between a value that fits and one that does not lies one border. Lengths
-and models are tried with the cut that was asked for in sequences, or one sequence at a time: a cut in tokens would hold
-fewer sequences of a greater length, and could need less.
+What a step needs grows with each of them, so between a value that fits and one that does not lies one border. Each is
+tried as it would train, the usual cut made smaller where it does not fit. Lengths and models are tried with the cut that
+was asked for in sequences, or one sequence at a time: a cut in tokens would hold fewer sequences of a greater length, and
+could need less.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,11 +15,13 @@ from ftkit.engine.resolve import resolve
 from ftkit.errors import ConfigError, FtkitError, ModelError
 from ftkit.models.sources.known import shapes, table_names
 from ftkit.plan.choices.changes import LENGTH, RANK, SIZE, Changes, changed
+from ftkit.plan.choices.cut import Settled, settle_cut
+from ftkit.plan.choices.search import options_at
 from ftkit.plan.inputs.architectures import find_architecture
 from ftkit.plan.inputs.shapes import Sequences, rank_share
 from ftkit.plan.inputs.target import Target
 from ftkit.plan.needs.weights import least_weight_bytes, weights_reason
-from ftkit.plan.predict import Tapes, predict
+from ftkit.plan.predict import Tapes
 from ftkit.plan.predicted import AnyPrediction
 from ftkit.records.schema import Verdict
 
@@ -39,17 +42,25 @@ class Solution:
 
     Attributes:
         changes: dotted keys with their values, the one that was asked for first.
-        config: the run with them.
-        prediction: of that run; it fits.
+        settled: the run with them, as it trains, and the prediction of it; it fits.
         next_value: the next larger value that was not taken; None: there is none.
         next_reason: why not.
     """
 
     changes: Changes
-    config: RunConfig
-    prediction: AnyPrediction
+    settled: Settled
     next_value: Any = None
     next_reason: str | None = None
+
+    @property
+    def config(self) -> RunConfig:
+        """The run with the changes."""
+        return self.settled.config
+
+    @property
+    def prediction(self) -> AnyPrediction:
+        """What that run needs."""
+        return self.settled.prediction
 
 
 def solve(
@@ -73,10 +84,10 @@ def solve(
     """
     tapes = tapes or Tapes()
 
-    def tried(changes: Changes) -> tuple[RunConfig, AnyPrediction]:
+    def tried(changes: Changes) -> Settled:
         new = changed(config, changes)
-        sequences = Sequences.unseen(new, num_samples)
-        return new, predict(new, target, sequences=sequences, tapes=tapes)
+        options = options_at(new, target, None, Sequences.unseen(new, num_samples), tapes)
+        return settle_cut(new, options, is_named=new.batch.is_named)
 
     if axis == "model":
         return _largest_model(config, target, tried)
@@ -97,11 +108,11 @@ def last_true(holds: Callable[[int], bool], number: int) -> int:
     return low
 
 
-def _bisect(values: Sequence[Changes], tried: Callable[[Changes], tuple[RunConfig, AnyPrediction]]) -> Solution | None:
-    config, prediction = tried(values[0])  # its mistakes are the user's; those of larger values are the border
-    if prediction.verdict is not Verdict.FITS:
+def _bisect(values: Sequence[Changes], tried: Callable[[Changes], Settled]) -> Solution | None:
+    least = tried(values[0])  # its mistakes are the user's; those of larger values are the border
+    if least.prediction.verdict is not Verdict.FITS:
         return None
-    known: dict[int, tuple[RunConfig, AnyPrediction]] = {0: (config, prediction)}
+    known = {0: least}
     reasons: dict[int, str] = {}
 
     def fits(place: int) -> bool:
@@ -111,15 +122,14 @@ def _bisect(values: Sequence[Changes], tried: Callable[[Changes], tuple[RunConfi
             except FtkitError as error:
                 reasons[place] = str(error)
                 return False
-        prediction = known[place][1]
+        prediction = known[place].prediction
         reasons[place] = prediction.reason or ""
         return prediction.verdict is Verdict.FITS
 
     last = last_true(fits, len(values))
-    config, prediction = known[last]
     if last + 1 == len(values):
-        return Solution(values[last], config, prediction)
-    return Solution(values[last], config, prediction, next(iter(values[last + 1].values())), reasons[last + 1])
+        return Solution(values[last], known[last])
+    return Solution(values[last], known[last], next(iter(values[last + 1].values())), reasons[last + 1])
 
 
 def _values(config: RunConfig, target: Target, axis: Axis, num_samples: int | None) -> list[Changes]:
@@ -155,7 +165,7 @@ def positions(architecture: Any) -> int:
 
 
 def _largest_model(
-    config: RunConfig, target: Target, tried: Callable[[Changes], tuple[RunConfig, AnyPrediction]]
+    config: RunConfig, target: Target, tried: Callable[[Changes], Settled]
 ) -> Solution | None:
     """Try the models of the table, the largest first, but for those whose weights alone are too large."""
     larger: tuple[str, str] | None = None
@@ -164,13 +174,13 @@ def _largest_model(
         reason = weights_reason(target, weight_bytes)
         if reason is None:
             try:
-                new, prediction = tried({MODEL: name} | cut)
+                settled = tried({MODEL: name} | cut)
             except FtkitError as error:
                 larger = name, str(error)
                 continue
-            if prediction.verdict is Verdict.FITS:
-                return Solution({MODEL: name} | cut, new, prediction, *(larger or (None, None)))
-            reason = prediction.reason or ""
+            if settled.prediction.verdict is Verdict.FITS:
+                return Solution({MODEL: name} | cut, settled, *(larger or (None, None)))
+            reason = settled.prediction.reason or ""
         larger = name, reason
     return None
 
