@@ -33,6 +33,6 @@ def test_the_largest_rank_is_the_last_with_which_a_plan_fits():
     found = solve(config, find_target("t4", memory_budget=BUDGET), "rank")
     assert found is not None
     assert found.settled.lines, "the usual cut was made smaller"
-    for rank, fits in ((found.config.method.rank, True), (found.next_value, False)):
+    for rank, fits in ((found.changes["method.rank"], True), (found.next_value, False)):
         run = {"data": {"max_length": 64}, "method": {"name": "lora", "rank": rank}}
         assert ftkit.plan(run, "t4", memory_budget=BUDGET).fits == fits
