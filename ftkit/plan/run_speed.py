@@ -1,5 +1,7 @@
 """The speed of a run: of its worst step, for which memory is planned, and of all its steps on the data as it is."""
 
+from dataclasses import replace
+
 from ftkit.data.batching import Shape
 from ftkit.observe.tape import Tape
 from ftkit.plan.inputs.case import Case
@@ -17,11 +19,12 @@ def speed_of(case: Case, shape: Shape, tape: Tape, share: RankShare, streamed: S
     Args:
         case: the run.
         shape: its worst micro-batches, as they were traced.
-        tape: of a step.
-        share: what one rank sends, and what is offloaded.
+        tape: of a step of the plain engine.
+        share: what one rank computes, holds and sends, and what is offloaded.
         streamed: the layers that come in a step; None: none do.
     """
     run, device = case.run, case.target.device(case.run.precision)
+    tape = replace(tape, costs=share.tape.costs, births=share.tape.births)
     beside = share.wire_bytes / case.target.link + share.offload_seconds(device.host_rate)
     traced = shape.traced.num_micro_batches
     time = step_time(tape, device, shape.num_micro_batches, traced)

@@ -16,7 +16,7 @@ from ftkit.plan.seconds.reach import MEASURED, WHOLE
 from ftkit.plan.seconds.speed import Device, Timed
 
 _CPUINFO = Path("/proc/cpuinfo")
-_LAYOUT = 3
+_LAYOUT = 4
 """Of the file; another one is not read."""
 CALIBRATIONS = "calibration"
 """The folder of the files, in the cache."""
@@ -133,7 +133,7 @@ def _as_tree(calibration: Calibration) -> dict[str, Any]:
         "machine": calibration.machine,
         "disk": [calibration.disk_read, calibration.disk_write],
         "link": calibration.link,
-        "rates": [device.fp32_flops, device.half_flops, device.bandwidth, device.host_seconds],
+        "rates": [device.fp32_flops, device.half_flops, device.bandwidth, device.host_seconds, device.fresh_rate],
         "operators": [
             [*operator, one.flops, one.moved, one.seconds] for operator, found in device.timed.items() for one in found
         ],
@@ -146,7 +146,7 @@ def _from_tree(tree: dict[str, Any]) -> Calibration:
     timed: dict[tuple[str, str], list[Timed]] = defaultdict(list)
     for name, dtype, flops, moved, seconds in tree["operators"]:
         timed[name, dtype].append(Timed(flops, moved, seconds))
-    fp32, half, bandwidth, host = tree["rates"]
+    fp32, half, bandwidth, host, fresh = tree["rates"]
     link = tree["link"]
     device = Device(
         fp32,
@@ -158,6 +158,7 @@ def _from_tree(tree: dict[str, Any]) -> Calibration:
         source=source_words(tree["date"]),
         host_rate=math.inf if link is None else link,
         reach=WHOLE if link is None else MEASURED,
+        fresh_rate=fresh,
     )
     read, written = tree["disk"]
     return Calibration(tree["date"], dict(tree["machine"]), device, read, written, link)

@@ -4,7 +4,8 @@ The steps are `train_step` on small made models: an encoder with dropout and a d
 over 4-bit weights. A dispatch mode takes the time of each operator where it runs: with the tensors that the operator
 before it has left in the caches, and with memory that comes fresh from the system, which a product in a loop of its own
 would not show. What a step takes beyond its operators (Python, modules, autograd, dispatch) is its host cost, spread
-over them. A large product of each kind is added, since the models are small.
+over them. A large product of each kind is added, since the models are small. All of it is timed in each precision that
+the processor multiplies in: a product in bf16 says nothing of one in fp32, nor does a norm.
 """
 
 import datetime
@@ -20,14 +21,15 @@ from typing import Any
 import torch
 
 from ftkit.config.files import load_config
+from ftkit.config.precision import Precision, SettledPrecision
 from ftkit.config.tree import RunConfig
 from ftkit.data.batching import Shape
 from ftkit.engine.assemble import assemble
 from ftkit.engine.protocol import Engine
-from ftkit.engine.resolve import Devices, resolve
+from ftkit.engine.resolve import DTYPES, Devices, resolve
 from ftkit.errors import DependencyError
 from ftkit.machine.disk import cache_folder, read_rate, write_rate
-from ftkit.machine.process import ProcessContext, joined
+from ftkit.machine.process import ProcessContext, has_bf16, joined
 from ftkit.models.build import set_training
 from ftkit.models.kernels.foreign import DispatchMode
 from ftkit.models.sources.source import load_config as load_architecture
@@ -41,10 +43,11 @@ from ftkit.plan.seconds.speed import Timed, cpu_device
 from ftkit.step.step import train_step
 
 MOST_SECONDS = 20.0
-"""What a calibration may take."""
+"""What a calibration may take, of the processor where one thread computes: by the clock it is longer beside others."""
 _BEGIN_BY = 0.7
 """Of it; samples that have not begun by then are left out."""
-_STEPS = 3
+_STEPS, _TIMES = 2, 3
+"""Steps of a sample, bare and timed each, and large products of each kind."""
 _TRIAL_BYTES = 2**26
 _LARGE = ((512, 2048, 2048), (2048, 512, 2048), (512, 2048, 16))
 """Rows, inner and columns of the products that are added: a layer's, that of a weight's gradient, an adapter's."""
@@ -59,6 +62,7 @@ class Sample:
         is_decoder: a language model, else a classifier.
         width: of its layers.
         batch, length: of its one micro-batch.
+        precision: that it computes in.
     """
 
     method: str
@@ -66,18 +70,19 @@ class Sample:
     width: int
     batch: int
     length: int
+    precision: Precision = "auto"
 
     def __str__(self) -> str:
         """Return it in a few words."""
-        return f"{self.method}, {'a decoder' if self.is_decoder else 'an encoder'} {self.width} wide"
+        return f"{self.method}, {'a decoder' if self.is_decoder else 'an encoder'} {self.width} wide, {self.precision}"
 
 
 SAMPLES = (
     Sample("lora", is_decoder=False, width=384, batch=4, length=128),
     Sample("full", is_decoder=False, width=384, batch=4, length=128),
+    Sample("feature-extraction", is_decoder=False, width=384, batch=4, length=128),
     Sample("lora", is_decoder=True, width=512, batch=2, length=256),
     Sample("qlora", is_decoder=True, width=512, batch=2, length=256),
-    Sample("feature-extraction", is_decoder=False, width=384, batch=4, length=128),
     Sample("full", is_decoder=True, width=512, batch=2, length=256),
 )
 """In the order of their use, for machines that cannot time them all."""
@@ -95,7 +100,7 @@ def calibrate(tell: Callable[[str], None]) -> Calibration:
     Raises:
         OSError: the cache, whose disk is tried, cannot be written.
     """
-    begun = time.perf_counter()
+    begun = clock()
     num_threads = torch.get_num_threads()
     written, read = disk_rates()
     quick = cpu_device(num_threads)
@@ -124,10 +129,15 @@ def today() -> str:
 def _operators(tell: Callable[[str], None], begun: float) -> tuple[dict[tuple[str, str], list[Timed]], float]:
     """Time the samples and the large products; return the operators, and what each costs the host."""
     stopwatch, hosts = Stopwatch(), []
+    samples = [replace(sample, precision=precision) for sample in SAMPLES for precision in _precisions()]
+    with stopwatch:
+        for dtype in map(DTYPES.__getitem__, _precisions()):
+            for rows, inner, columns in _LARGE:
+                _large_product(rows, inner, columns, dtype)
     with tempfile.TemporaryDirectory(prefix="ftkit-calibrate-") as name, joined(ProcessContext()):
-        for number, sample in enumerate(SAMPLES):
-            if time.perf_counter() - begun > _BEGIN_BY * MOST_SECONDS:
-                left_out = ", ".join(map(str, SAMPLES[number:]))
+        for number, sample in enumerate(samples):
+            if clock() - begun > _BEGIN_BY * MOST_SECONDS:
+                left_out = ", ".join(map(str, samples[number:]))
                 tell(f"left out, since time is up: {left_out}")
                 break
             tell(str(sample))
@@ -135,10 +145,12 @@ def _operators(tell: Callable[[str], None], begun: float) -> tuple[dict[tuple[st
                 hosts.append(_time_sample(sample, Path(name, str(number)), stopwatch))
             except DependencyError:
                 tell(f"left out, since bitsandbytes is not there: {sample}")
-    with stopwatch:
-        for rows, inner, columns in _LARGE:
-            _large_product(rows, inner, columns)
     return stopwatch.operators(), max(0.0, statistics.median(hosts))
+
+
+def _precisions() -> tuple[SettledPrecision, ...]:
+    """Return what the processor multiplies in, that of runs which leave it open first."""
+    return ("bf16", "fp32") if has_bf16(torch.device("cpu")) else ("fp32",)
 
 
 class Stopwatch(DispatchMode):
@@ -241,15 +253,16 @@ def _config(sample: Sample, model: Path) -> RunConfig:
         f"model.name={model}",
         "cache.trunk=off",
         "engine.name=plain",
+        f"model.precision={sample.precision}",
     ]
     return load_config(settings=settings)
 
 
-def _large_product(rows: int, inner: int, columns: int) -> None:
+def _large_product(rows: int, inner: int, columns: int, dtype: torch.dtype) -> None:
     """Multiply under the stopwatch, three times with another right side, as the layers of a model have."""
-    left = torch.ones(rows, inner)
-    bias, total = torch.zeros(columns), torch.zeros(rows, columns)
-    for right in [torch.ones(inner, columns) for _ in range(_STEPS)]:
+    left = torch.ones(rows, inner, dtype=dtype)
+    bias, total = torch.zeros(columns, dtype=dtype), torch.zeros(rows, columns, dtype=dtype)
+    for right in [torch.ones(inner, columns, dtype=dtype) for _ in range(_TIMES)]:
         torch.mm(left, right)
         torch.addmm(bias, left, right)
         total.addmm_(left, right)

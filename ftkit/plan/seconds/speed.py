@@ -6,6 +6,9 @@ and a phase takes as long as the slower of the two, so a small model waits for P
 the other; there, operators that compute much for each byte without being products of matrices (dropout draws a random
 number, a softmax takes exponentials) are timed one by one, as the products are.
 
+A tensor too large for the heap lies in pages that the system gives anew and clears, each time that it is born
+(`ftkit/machine/heap.py`); touching them is timed by itself.
+
 Where the machine is calibrated, operators were timed inside real steps (`ftkit/plan/seconds/cpu_rates.py`), and each
 takes as long as the nearest of its name did there, scaled to its own arithmetic or bytes.
 """
@@ -21,6 +24,7 @@ from typing import Any
 import torch
 
 from ftkit.machine.hardware import Gpu
+from ftkit.machine.heap import LARGEST_IN_HEAP
 from ftkit.observe.operators import dtype_name
 from ftkit.observe.tape import OpKey, Tape
 from ftkit.plan.seconds.reach import WHOLE, Reach, reach_of
@@ -33,6 +37,8 @@ LAUNCH_SECONDS = 5e-6
 """What asking a GPU for a kernel costs beside: a call of the driver."""
 _MATRIX, _COPIED_BYTES, _LAUNCHES, _ROUNDS = 512, 2**24, 200, 6
 """What a CPU is timed with: past the caches of a small core, and a fifth of a second in all."""
+_FRESH_BYTES = 2**26
+"""Of a tensor that is born to be timed: more than the heap takes."""
 _ROWS, _COLUMNS, _OPERATOR_ROUNDS = 2**12, 2**8, 3
 """What each operator of `_operators` is timed with, in another fifth of a second."""
 
@@ -82,6 +88,7 @@ class Device:
         source: where the figures are from, in words.
         host_rate: bytes per second between its memory and that of the host, in one direction.
         reach: the part of the first three that kernels reach; all of figures that were measured.
+        fresh_rate: bytes per second of pages that the system gives anew, beside what is done with them.
     """
 
     fp32_flops: float
@@ -94,6 +101,7 @@ class Device:
     source: str = FROM_TABLE
     host_rate: float = math.inf
     reach: Reach = WHOLE
+    fresh_rate: float = math.inf
 
     def flops(self, precision: str) -> float:
         """Return the dense FLOP/s in a precision."""
@@ -160,8 +168,11 @@ def cpu_device(num_threads: int) -> Device:
         fp32, half = (_matmul_flops(dtype) for dtype in (torch.float32, torch.bfloat16))
         source = torch.zeros(_COPIED_BYTES, dtype=torch.uint8)
         target, small = torch.ones_like(source), torch.ones(8)
+        there = torch.ones(_FRESH_BYTES, dtype=torch.uint8)
         bandwidth = 2 * _COPIED_BYTES / _best_seconds(lambda: target.copy_(source))
         launch = _best_seconds(lambda: [small.add(1.0) for _ in range(_LAUNCHES)]) / _LAUNCHES
+        fresh = _best_seconds(lambda: torch.empty(_FRESH_BYTES, dtype=torch.uint8).fill_(1), _OPERATOR_ROUNDS)
+        again = _best_seconds(lambda: there.fill_(1), _OPERATOR_ROUNDS)
         rates = {
             (operator, dtype_name(dtype)): min(bandwidth, _operator_rate(overload, arguments))
             for dtype in (torch.float32, torch.bfloat16)
@@ -169,7 +180,8 @@ def cpu_device(num_threads: int) -> Device:
         }
     finally:
         torch.set_num_threads(before)
-    return Device(fp32, half, bandwidth, launch, False, rates, source=MEASURED_NOW)
+    fresh_rate = _FRESH_BYTES / max(fresh - again, 1e-9)
+    return Device(fp32, half, bandwidth, launch, False, rates, source=MEASURED_NOW, fresh_rate=fresh_rate)
 
 
 def _matmul_flops(dtype: torch.dtype) -> float:
@@ -250,13 +262,25 @@ def step_time(
     num_forwards = phases_ended[Phase.FORWARD] / max(phases_ended[Phase.OPTIMIZER], 1)
     on_host = size * num_forwards * sum(map(sum, tape.on_host.values())) / device.host_rate
     copying = {Phase.FORWARD: on_host, Phase.BACKWARD: on_host}
-    update = _phase_seconds(phases.pop(Phase.OPTIMIZER, Counter()), device, 1.0)
-    batches = sum(
+    cleared = {phase: num_bytes / device.fresh_rate for phase, num_bytes in _fresh_bytes(tape, device, last).items()}
+    update = _phase_seconds(phases.pop(Phase.OPTIMIZER, Counter()), device, 1.0) + cleared.pop(Phase.OPTIMIZER, 0.0)
+    batches = size * sum(cleared.values()) + sum(
         max(_phase_seconds(counter, device, size), copying.get(phase, 0.0)) for phase, counter in phases.items()
     )
     forward = _phase_seconds(phases[Phase.FORWARD], device, size) / traced_micro_batches
     flops = size * repeats * tape.model_flops(last)
     return StepTime(repeats * batches + update, flops, forward, repeats * on_host)
+
+
+def _fresh_bytes(tape: Tape, device: Device, step: int) -> Counter[Phase]:
+    """Return the bytes of the tensors of a step that are too large for the heap of a process on a CPU, by phase."""
+    if device.fresh_rate == math.inf:
+        return Counter()
+    fresh: Counter[Phase] = Counter()
+    for birth in tape.births:
+        if birth.size > LARGEST_IN_HEAP and birth.step == step:
+            fresh[birth.phase] += birth.size
+    return fresh
 
 
 def _phase_seconds(counter: Counter[OpKey], device: Device, size: float) -> float:

@@ -16,6 +16,7 @@ the last of them has been waited for.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -88,15 +89,17 @@ class Gathering:
 class Gatherer:
     """Gathers parameters, and partitions them again."""
 
-    def __init__(self, heap: Heap, ranks: int, *, parts_come: bool) -> None:
+    def __init__(self, heap: Heap, ranks: int, *, parts_come: bool, copied: Callable[[int], None]) -> None:
         """Start with all parameters partitioned.
 
         Args:
             heap: takes what is gathered.
             ranks: W.
             parts_come: whether the parts are in another memory, and come to the device to be gathered.
+            copied: told of the bytes that are copied into a flat storage, and out of it.
         """
         self._heap, self._ranks, self._parts_come = heap, ranks, parts_come
+        self._copied = copied
         self._kept: dict[Module, list[int]] = {}
 
     def all_gather(self, parameters: list[Parameter]) -> None:
@@ -111,6 +114,7 @@ class Gatherer:
         flat: list[int | None] = []
         if self._ranks > 1 and len(parameters) > 1:
             flat = [self._heap.born(size) for size in sizes.values()]
+            self._copied(sizes.total() // self._ranks)
         else:
             for parameter in parameters:
                 self._own_storage(parameter)
@@ -134,6 +138,7 @@ class Gatherer:
                 one.status = Status.AVAILABLE
                 if gathering.flat:
                     one.storage = self._heap.born(one.numel * one.itemsize)
+                    self._copied(one.numel * one.itemsize)
         gathering.num_waiting -= 1
         if gathering.num_waiting == 0:
             for storage in gathering.flat:

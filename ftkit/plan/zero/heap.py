@@ -1,9 +1,10 @@
 """The memory of one rank while its tape is written from the tape of the plain engine."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from ftkit.observe.tape import Birth, Role, Tape
+from ftkit.observe.tape import Birth, OpKey, Role, Tape
 from ftkit.step.observer import Phase
 
 FP32, FP64 = 4, 8
@@ -24,11 +25,29 @@ class Heap:
         Args:
             plain: the tape of the plain engine, whose storages are copied one by one.
         """
-        self.tape = Tape(costs=plain.costs, recomputed_flops=plain.recomputed_flops, choices=plain.choices)
+        costs = dict(plain.costs)  # a stage replaces some of the counters, and changes none
+        self.tape = Tape(costs=costs, recomputed_flops=plain.recomputed_flops, choices=plain.choices)
         self.phase, self.step = Phase.LOAD, 0
         self._plain = plain
         self._numbers: dict[int, int] = {}  # of a plain storage that lives, to its number on the new tape
         self._waiting: set[int] = set()
+        self._own: set[tuple[Phase, int]] = set()  # phases and steps whose counters are not the plain engine's
+
+    def computes(self, operator: OpKey, times: int = 1) -> None:
+        """Add an operator that the plain engine does not run."""
+        place = self.phase, self.step, None
+        if place[:2] not in self._own:
+            self._own.add(place[:2])
+            self.tape.costs[place] = Counter(self.tape.costs.get(place))
+        self.tape.costs[place][operator] += times
+
+    def share_update(self, ranks: int) -> None:
+        """Leave a rank its part of the update that the plain engine computes."""
+        for (phase, step, layer), counter in self.tape.costs.items():
+            if phase is Phase.OPTIMIZER and step == self.step:
+                self.tape.costs[phase, step, layer] = Counter(
+                    {(name, flops, moved // ranks, dtype): n for (name, flops, moved, dtype), n in counter.items()}
+                )
 
     def born(self, size: int, role: Role = Role.BUFFER) -> int | None:
         """Add a storage that the plain engine does not have.

@@ -80,7 +80,7 @@ def share_out(tape: Tape, run: ResolvedRun, num_trainable: int) -> RankShare:
     """
     ranks, device_type = run.devices.world_size, run.devices.device_type
     if run.engine is EngineKind.PLAIN:
-        return RankShare(tape) if ranks == 1 else _replicated(tape, ranks, num_trainable)
+        return RankShare(tape) if ranks == 1 else _replicated(tape, ranks, num_trainable, device_type)
     sizes = tape_sizes(tape)
     partition = Partition(tape, run.deepspeed_dict(sizes), run.dtype.itemsize, ranks, sizes, device_type)
     heap = Heap(tape)
@@ -93,10 +93,11 @@ def share_out(tape: Tape, run: ResolvedRun, num_trainable: int) -> RankShare:
     )
 
 
-def _replicated(tape: Tape, ranks: int, num_trainable: int) -> RankShare:
+def _replicated(tape: Tape, ranks: int, num_trainable: int, device_type: str) -> RankShare:
     """Return the share of a rank of the plain engine; a ring sends each gradient, in fp32, twice but for one part."""
     heap = Heap(tape)
-    rewritten = rewrite(tape, heap, Replicated(heap, _largest_bucket(tape)))
+    summed = num_trainable if device_type == "cpu" else 0
+    rewritten = rewrite(tape, heap, Replicated(heap, _largest_bucket(tape), summed))
     return RankShare(rewritten, wire_bytes=2 * (ranks - 1) / ranks * FP32 * num_trainable)
 
 

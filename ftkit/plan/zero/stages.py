@@ -24,6 +24,7 @@ from ftkit.plan.zero.module_events import Moment, Visit
 from ftkit.plan.zero.optimizer_states import OptimizerStates, flat_states, partitioned_states
 from ftkit.plan.zero.partition import WEIGHTS, Partition, elements
 from ftkit.plan.zero.rewrite import Fate, Stage
+from ftkit.plan.zero.work import Work
 from ftkit.records.figures import Kind
 
 
@@ -37,18 +38,22 @@ def stage_of(partition: Partition) -> Callable[[Partition, Heap], Stage]:
 class Replicated(Stage):
     """Every rank holds all, and gradients are summed over the ranks in flat buckets before the update."""
 
-    def __init__(self, heap: Heap, bucket: int) -> None:
+    def __init__(self, heap: Heap, bucket: int, summed: int) -> None:
         """Start before loading.
 
         Args:
             heap: takes a bucket.
             bucket: elements of the largest one.
+            summed: elements of all of them, where copying them into buckets and back takes time of its own: on a CPU.
         """
-        self._heap, self._bucket = heap, bucket
+        self._heap, self._bucket, self._summed = heap, bucket, summed
 
     def before_update(self) -> None:
         """Sum the gradients, bucket by bucket."""
         self._heap.pass_by(FP32 * self._bucket)
+        if self._summed:
+            self._heap.computes(("cat", 0, 2 * FP32 * self._summed, "float32"))
+            self._heap.computes(("copy_", 0, 3 * FP32 * self._summed, "float32"))
 
 
 class Stage1(Stage):
@@ -58,6 +63,7 @@ class Stage1(Stage):
         """Start before loading."""
         self._heap, self._sums = heap, FP32 * partition.trained
         self._states = OptimizerStates(heap, FP32 * partition.trained_part, 2 * FP32 * partition.trained_part)
+        self._work = Work(partition, heap)
 
     def fate(self, birth: Birth, kind: Kind) -> Fate:  # noqa: ARG002  # as of any stage
         """Keep gradients in half precision until the update."""
@@ -75,6 +81,7 @@ class Stage1(Stage):
 
     def end_update(self) -> None:
         """Make the moments."""
+        self._work.update()
         self._states.end_update()
 
 
@@ -86,6 +93,7 @@ class Stage1Kept(Stage):
         self._heap, self._is_mixed = heap, partition.is_mixed
         self._sizes = _gradient_sizes(partition)
         self._states, self._bucket = flat_states(partition, heap), Stage2Bucket(partition, heap)
+        self._work = Work(partition, heap)
         # Gradients of weights in half precision become views of the bucket's memory, which therefore outlives it.
         self._buffer_bytes = FP32 * partition.bucket * partition.num_buckets
         self._buffer: int | None = None
@@ -112,6 +120,7 @@ class Stage1Kept(Stage):
         for size in self._heap.end_gradients():
             self._bucket.take(size)
         self._bucket.end_backward()
+        self._work.bucket(is_first=True)
         if not self._is_mixed:
             self._free_buffer()
 
@@ -121,6 +130,7 @@ class Stage1Kept(Stage):
 
     def end_update(self) -> None:
         """Make the moments and let the gradients go."""
+        self._work.update()
         self._states.end_update()
         self._bucket.end_update()
         self._free_buffer()
@@ -137,6 +147,7 @@ class Stage2(Stage):
         """Start before loading."""
         self._heap, self._sizes = heap, _gradient_sizes(partition)
         self._states, self._bucket = flat_states(partition, heap), Stage2Bucket(partition, heap)
+        self._work, self._is_first = Work(partition, heap), True
         self._buffer_bytes = partition.itemsize * partition.bucket * partition.num_buckets
         self._buffer: int | None = None
 
@@ -158,9 +169,11 @@ class Stage2(Stage):
         """Put a gradient into the bucket."""
         self._bucket.take(elements)
 
-    def end_backward(self, *, is_last: bool) -> None:  # noqa: ARG002  # as of any stage
+    def end_backward(self, *, is_last: bool) -> None:
         """Average what is in the bucket."""
         self._bucket.end_backward()
+        self._work.bucket(is_first=self._is_first)
+        self._is_first = is_last
         self._heap.died(self._buffer)
 
     def before_update(self) -> None:
@@ -169,6 +182,7 @@ class Stage2(Stage):
 
     def end_update(self) -> None:
         """Make the moments and let the sums of gradients go."""
+        self._work.update()
         self._states.end_update()
         self._bucket.end_update()
 
@@ -183,7 +197,9 @@ class Stage3(Stage):
         self._sums = FP32 * partition.trained_part if on_device else 0
         self._states = partitioned_states(partition, heap)
         self._is_far = partition.device_type != "cpu"  # the device's memory is not the host's
-        gatherer = Gatherer(heap, partition.ranks, parts_come=self._is_far and partition.weights_away)
+        self._work = Work(partition, heap)
+        parts_come = self._is_far and partition.weights_away
+        gatherer = Gatherer(heap, partition.ranks, parts_come=parts_come, copied=self._work.gathered)
         self._coordinator = Coordinator(_parameters(partition), Limits.of(partition.zero), gatherer)
         self._bucket = Stage3Bucket(
             heap,
@@ -228,11 +244,14 @@ class Stage3(Stage):
                 if self._num_gradients == self._expected[visit.step, visit.micro_batch]:
                     self._bucket.reduce()
             case _:
+                if visit.moment in (Moment.ENTER, Moment.ENTER_BACKWARD):
+                    self._work.visit(is_forward=visit.moment is Moment.ENTER)
                 self._coordinator.visit(visit)
 
     def end_backward(self, *, is_last: bool) -> None:  # noqa: ARG002  # as of any stage
         """Release what is left of this backward."""
         self._num_gradients = 0
+        self._work.scatter()
         self._coordinator.release_backward_leftovers()
 
     def before_update(self) -> None:
@@ -242,6 +261,7 @@ class Stage3(Stage):
 
     def end_update(self) -> None:
         """Make the moments."""
+        self._work.update()
         self._states.end_update()
 
 

@@ -5,8 +5,9 @@ from collections import Counter
 import pytest
 
 from ftkit.config.tree import DataConfig, ModelConfig, RunConfig
+from ftkit.machine.heap import LARGEST_IN_HEAP
 from ftkit.models.methods.lora import Lora, Qlora
-from ftkit.observe.tape import OpKey, Tape
+from ftkit.observe.tape import Birth, OpKey, Tape
 from ftkit.plan.inputs.target import find_target
 from ftkit.plan.predict import predict
 from ftkit.plan.seconds.speed import Device, cpu_device, step_time
@@ -48,6 +49,29 @@ def test_a_random_number_costs_this_cpu_more_than_a_copy():
     # A generator takes some ns a number (three on a fast core); a copy of its bytes takes a tenth of that.
     assert cpu.rates["bernoulli_", "float32"] < cpu.bandwidth / 2
     assert all(0 < rate <= cpu.bandwidth for rate in cpu.rates.values())
+
+
+def test_a_tensor_too_large_for_the_heap_costs_the_pages_that_the_system_gives_anew():
+    def born(size, phase, step=2):
+        return Birth(size, phase, step, 0, "", None)
+
+    cpu = Device(1e12, 1e13, 1e11, 0.0, is_asynchronous=False, fresh_rate=1e9)
+    large = LARGEST_IN_HEAP + 1
+    births = [
+        born(large, Phase.BACKWARD),
+        born(large, Phase.OPTIMIZER),
+        born(LARGEST_IN_HEAP, Phase.FORWARD),  # which another tensor has left in the heap
+        born(10**12, Phase.LOAD, step=0),
+    ]
+    tape = Tape(births=births, costs={(Phase.BACKWARD, 2, None): Counter()})
+    # Once in each of three micro-batches, and once in the update.
+    assert step_time(tape, cpu, 3, 1).seconds == pytest.approx(4 * large / 1e9)
+    assert step_time(tape, GPU, 3, 1).seconds == 0
+
+
+def test_a_fresh_page_costs_this_cpu_something():
+    # The system clears pages at some GB per second, or some tens where they are large.
+    assert 1e8 < cpu_device(1).fresh_rate < 1e12
 
 
 def test_phases_follow_each_other_and_the_layers_of_one_phase_run_together():

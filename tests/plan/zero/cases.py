@@ -17,6 +17,7 @@ from ftkit.models.methods.full import Full
 from ftkit.models.methods.head import FeatureExtraction
 from ftkit.models.methods.lora import Lora, Qlora
 from ftkit.models.sources.source import load_config, load_tokenizer, resolve_source
+from ftkit.observe.tape import Tape
 from tests.plan import models
 
 METHODS: dict[str, Any] = {"lora": Lora(), "full": Full(), "qlora": Qlora(), "feature-extraction": FeatureExtraction()}
@@ -91,4 +92,19 @@ MANY = tuple(
     # What trains is too little for offload to matter in the others.
     if case[2] == "none" or (case[1] and case[3] in ("lora", "full"))
 )
+SENT = ("allreduce_", "allgather_", "_allgather_base_", "_reduce_scatter_base_", "broadcast_", "barrier")
+"""What goes over the wire, of which a plan counts the bytes that are sent."""
+
+
+def moved_bytes(tape: Tape) -> int:
+    """Return the bytes that the operators of the second step read and write."""
+    return sum(
+        moved * times
+        for (_, step, _), counter in tape.costs.items()
+        if step == 2
+        for (name, _, moved, _), times in counter.items()
+        if name.partition(".")[0] not in SENT
+    )
+
+
 SETS = {"few": FEW, "many": MANY}

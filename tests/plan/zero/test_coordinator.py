@@ -21,7 +21,8 @@ class Passes:
             (None, name): Parameter(weights.get(name, SIZE), ITEMSIZE, order, is_trainable=False, is_matrix=True)
             for order, name in enumerate(NAMES)
         }
-        self.coordinator = Coordinator(parameters, limits, Gatherer(self.heap, 2, parts_come=False))
+        gatherer = Gatherer(self.heap, 2, parts_come=False, copied=lambda _: None)
+        self.coordinator = Coordinator(parameters, limits, gatherer)
 
     @property
     def live_bytes(self):

@@ -19,7 +19,7 @@ from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import Role, Tape
 from ftkit.step.observer import Phase
 from tests.plan import gloo
-from tests.plan.zero.cases import SETS, Case
+from tests.plan.zero.cases import SETS, Case, moved_bytes
 from tests.quick_ranks import collect_little, know_the_processor
 
 
@@ -53,6 +53,7 @@ for one in SETS[sys.argv[1]]:
     dist.all_reduce(found, op=dist.ReduceOp.MAX)
     if rank.is_main:
         load, peak = found.tolist()
-        sys.stdout.write(json.dumps({"case": one, "load": load, "peak": peak}) + "\n")
+        line = {"case": one, "load": load, "peak": peak, "moved": moved_bytes(tape)}
+        sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
 leave()
