@@ -37,7 +37,7 @@ LAUNCH_SECONDS = 5e-6
 """What asking a GPU for a kernel costs beside: a call of the driver."""
 _MATRIX, _COPIED_BYTES, _LAUNCHES, _ROUNDS = 512, 2**24, 200, 6
 """What a CPU is timed with: past the caches of a small core, and a fifth of a second in all."""
-_FRESH_BYTES = 2**26
+_FRESH_BYTES = LARGEST_IN_HEAP + 2**23
 """Of a tensor that is born to be timed: more than the heap takes."""
 _ROWS, _COLUMNS, _OPERATOR_ROUNDS = 2**12, 2**8, 3
 """What each operator of `_operators` is timed with, in another fifth of a second."""

@@ -72,17 +72,17 @@ def compare(cases: tuple[Case, ...], measured: dict[Case, dict]) -> list[str]:
 
 
 def compare_moved(cases: tuple[Case, ...], measured: dict[Case, dict]) -> list[str]:
-    """Return the cases whose operators move more than 10 % more or less in a step than is planned.
+    """Return the cases whose operators move more than 4 % more or less in a step than is planned.
 
-    Gathers that bring one weight or many copy differently, and a rank's part begins or ends inside a tensor.
+    A rank's part begins or ends inside a tensor, and what later micro-batches add is a whole one's on the plain tape.
     """
     errors = {case: moved_bytes(plan(case)[0].tape) / measured[case]["moved"] - 1 for case in cases}
     sys.stdout.write("".join(f"{case}: moved {error:+.2%}\n" for case, error in errors.items()))
-    return [f"{case}: moved {error:+.1%}" for case, error in errors.items() if abs(error) > 0.1]
+    return [f"{case}: moved {error:+.1%}" for case, error in errors.items() if abs(error) > 0.04]
 
 
 @pytest.mark.distributed
-def test_live_bytes_of_two_real_ranks_are_within_one_percent_of_the_plan_and_what_they_move_within_ten():
+def test_live_bytes_of_two_real_ranks_are_within_one_percent_of_the_plan_and_what_they_move_within_four():
     measured = run_ranks("few")
     assert compare(FEW, measured) == []
     assert compare_moved(FEW, measured) == []
