@@ -18,7 +18,7 @@ from ftkit.config.flags import KEYS, method_flags
 from ftkit.config.methods import default_method, methods
 from ftkit.config.recompute import LEVELS, OLD_SHARE
 from ftkit.config.tree import RunConfig, Task
-from ftkit.errors import DeviceError, FtkitError, PeerLostError
+from ftkit.errors import ConfigError, DeviceError, FtkitError, PeerLostError
 from ftkit.machine.disk import is_full
 from ftkit.machine.memory import quiet_collector
 from ftkit.machine.process import end_now, is_one_of_several
@@ -117,17 +117,28 @@ def user_errors(rank: int = 0) -> Iterator[None]:
     except BrokenPipeError:
         sys.exit(141)
     except OSError as error:
-        if not is_full(error):
+        told = _told_of_system(error)
+        if told is None:
             raise
-        if error.filename is None:  # standard output, which Python would try once more as it ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        place = error.filename or "what comes out"
-        _fail(DeviceError(f"cannot write {place}: {error.strerror}; free some space, or write elsewhere"), rank)
+        _fail(told, rank)
     except Exception:
         if not is_one_of_several():
             raise
         traceback.print_exc()
         end_now(1)
+
+
+def _told_of_system(error: OSError) -> FtkitError | None:
+    """Return what a user is told of an error of the system; None: it is a mistake of ours."""
+    if isinstance(error, PermissionError) and error.filename is not None:
+        cure = "`ls -ld` shows whose it is: ask for the right, or name another"
+        return ConfigError(f"{error.filename}: {error.strerror}; {cure}")
+    if not is_full(error):
+        return None
+    if error.filename is None:  # standard output, which Python would try once more as it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    place = error.filename or "what comes out"
+    return DeviceError(f"cannot write {place}: {error.strerror}; free some space, or write elsewhere")
 
 
 @quiet_collector(trusts=True)  # of the libraries, which are imported for that

@@ -117,6 +117,8 @@ def _chunks(path: Path) -> Iterator[bytes]:
         with COMPRESSIONS.get(suffix, open)(path, "rb") as file:
             while chunk := file.read(_BLOCK_BYTES):
                 yield chunk
+    except PermissionError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; ask for the right to it, or name a copy") from None
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         cure = "is truncated or damaged" if suffix in COMPRESSIONS else "cannot be read"
         raise DataError(f"{path} {cure} ({error}); copy or compress it again") from None
