@@ -50,8 +50,23 @@ def print_table(runs: Sequence[Run], console: Console) -> None:
             console.print(Text(f"{run.name}: {run.status}: {run.reason}", style=_status_style(run)))
     for one in compare_groups(same_but_for_seeds(runs)):
         console.print(Text(one.sentence()))
+    for line in _seed_lines(contest(runs)):
+        console.print(Text(line))
     if len(runs) == 1 and (answers := answers_section(runs[0])):
         _print_answers(answers, console)
+
+
+def _seed_lines(lines: Sequence[Contest]) -> list[str]:
+    """Return the figures of each configuration that ran under several seeds, as a sentence."""
+    if all(line.num_runs == 1 for line in lines):
+        return []
+    (_, _, *headings), rows = contest_cells(lines)
+    return [
+        f"{name.text}, mean ± standard deviation of {line.num_runs} runs: "
+        + ", ".join(f"{heading} {cell.text}" for heading, cell in zip(headings, cells, strict=True) if cell.text)
+        for line, (name, _, *cells) in zip(lines, rows, strict=True)
+        if line.num_runs > 1
+    ]
 
 
 def _print_answers(answers: Section, console: Console) -> None:

@@ -1,7 +1,10 @@
 """Differences have the interval and the p of scipy and statsmodels, and the interval covers the truth."""
 
+import io
+
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy import stats
 from statsmodels.stats import contingency_tables
 from statsmodels.stats.multitest import multipletests
@@ -139,3 +142,13 @@ def test_numbers_are_compared_by_how_far_they_are_off(tmp_path):
 def test_runs_of_other_texts_or_without_answers_are_not_compared(tmp_path):
     one, other = run(tmp_path, "a", [1, 0], ["x", "y"]), run(tmp_path, "b", [1, 0], ["v", "w"])
     assert compare_groups({"a": [one], "b": [other], "c": [scored("single")]}) == []
+
+
+def test_the_terminal_tells_the_spread_over_seeds(tmp_path):
+    out = io.StringIO()
+    runs = [run(tmp_path, f"lora-{seed}", [1] * 9 + [0], seed=seed) for seed in range(2)]
+    text.print_table(runs, Console(file=out, width=300))
+    assert "mean ± standard deviation of 2 runs: Accuracy " in out.getvalue()
+    out = io.StringIO()
+    text.print_table(runs[:1], Console(file=out, width=300))
+    assert "mean ±" not in out.getvalue()

@@ -87,12 +87,12 @@ def plan(  # noqa: PLR0913  # one parameter a flag
         check_questions({"--write": write is not None, **new})
         check_file(write, "--write", "best.yaml")
         check_page(page, is_asked=what_fits)
-        say_begun("planning", config, is_quiet=as_json)
         if what_fits:
             cards = dict.fromkeys(card.strip() for card in gpu.split(",")) if gpu else (None,)
             found = [_find_target(config, card, gpus, memory_budget, ram_budget, memory_used) for card in cards]
             show_what_fits(config, found, page, as_json=as_json)
             return
+        say_begun("planning", config, is_quiet=as_json)
         target = _find_target(config, gpu, gpus, memory_budget, ram_budget, memory_used)
         if solve is not None:
             show_solution(config, target, solve, samples, write, as_json=as_json)

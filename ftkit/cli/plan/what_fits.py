@@ -50,6 +50,8 @@ def show_what_fits(config: "RunConfig", targets: "Sequence[Target]", page: "Path
 
     models, columns, targets = table_names(), list(methods()), list(dict.fromkeys(targets))
     number = len(models) * len(columns) * len(targets)
+    if not as_json:
+        click.echo(f"asking {number} times for the longest text; what was not asked before takes minutes", err=True)
     fits = list(_told(what_fits(config, targets, models, columns, KeptFits()), number))
     titles = {one.words: f"{config.task} on {one.num_devices} x {one.name}, {format_bytes(one.memory_bytes)} each"
               for one in targets}  # fmt: skip

@@ -241,7 +241,14 @@ class Options:
             candidates, without, _ = options._price(config, of_length, len(of_length))
             priced += candidates
             refused += without
-        return [candidate for candidate in priced if candidate.changes], refused
+        present = self._shared(config)
+        is_same = [one.changes.keys() <= {*SHARING} and self._shared(one.config) == present for one in priced]
+        return [one for one, same in zip(priced, is_same, strict=True) if not same], refused
+
+    def _shared(self, config: RunConfig) -> tuple[int, str, str]:
+        """Return how a run is shared out, with every `auto` settled."""
+        run = resolve(config, self.target.devices)
+        return run.zero_stage, run.offload_optimizer, run.offload_parameters
 
     def confirm(self, candidate: Candidate) -> Candidate:
         """Return a candidate whose prediction was traced and not read off between two others."""

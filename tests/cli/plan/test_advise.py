@@ -52,6 +52,11 @@ def test_a_change_is_priced_as_a_plan_of_the_changed_run(advised):
         assert one["prediction"]["peak_process_bytes"] == plan.peak_process_bytes, one["changes"]
 
 
+def test_a_change_that_leaves_a_run_as_it_is_is_not_offered(advised):
+    _, tree = advised
+    assert {"engine.zero_stage": 0} not in [one["changes"] for one in tree["changes"]]  # it runs on the plain engine
+
+
 def test_the_flags_of_a_change_go_behind_the_command(advised):
     lines, tree = advised
     start = next(line for line in lines if line.startswith("  ftkit train"))
