@@ -80,7 +80,8 @@ def assert_same_answers(place, data, recorded, rounding, folder):
     rows = [json.loads(line) for line in (data / "test.jsonl").read_text().splitlines()]
     bare, out = folder / "bare.csv", folder / "out.parquet"
     bare.write_text("text\n" + "".join(f"{row['text']}\n" for row in rows))
-    ftkit("predict", place, "--dataset", bare, "--output", out)
+    done = CliRunner().invoke(main, ["predict", str(place), "--dataset", str(bare), "--output", str(out)])
+    assert done.stderr.endswith(f"{len(rows)} answers: {out}\n"), done.output
     table = pq.read_table(out).to_pydict()
     assert table["text"] == [row["text"] for row in rows]
     if recorded.kind == "regression":
