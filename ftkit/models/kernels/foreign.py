@@ -1,4 +1,4 @@
-"""Names of torch that are not public and that a mode which keeps results needs.
+"""Names of torch that are not public and that the kernels, or a mode which keeps results, need.
 
 Each says in which version and file it was read; `tests/contracts/test_foreign.py` asks the installed torch for it.
 """
@@ -46,3 +46,15 @@ def alias(tensor: torch.Tensor) -> torch.Tensor:
 def num_changes(tensor: torch.Tensor) -> int:
     """Return how often a tensor was changed in place: `_version` (torch 2.13, utils/checkpoint.py)."""
     return int(tensor._version)
+
+
+def softmax_backward(grad: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return the gradient of what a softmax over the last dimension was taken of: `p * (g - sum(p * g))` in one pass.
+
+    torch 2.13, ATen/native/native_functions.yaml: `_softmax_backward_data`.
+
+    Args:
+        grad: of the softmax's result.
+        weights: that result, of one shape and dtype with its gradient.
+    """
+    return torch._softmax_backward_data(grad, weights, -1, grad.dtype)

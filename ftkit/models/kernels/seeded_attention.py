@@ -14,10 +14,13 @@ from torch import nn
 
 from ftkit.models import foreign
 from ftkit.models.kernels import dropout as seeded
+from ftkit.models.kernels import foreign as foreign_torch
 from ftkit.models.kernels.kept_products import keep_whole
 
 NAME = "sdpa_seeded"
 """What transformers calls it."""
+_AT_A_TIME, _SHORT_ROW = 32, 96
+"""Numbers of half precision that torch's softmax for a CPU reads at once; a row whose last ones hardly count."""
 
 
 def seed_attention(model: nn.Module) -> None:
@@ -114,6 +117,8 @@ class _Attention(torch.autograd.Function):
         rate: float,
         seed: int,
     ) -> torch.Tensor:
+        # Heads stand behind tokens here: laid out once for all products of both passes, each of which would do it.
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
         ctx.save_for_backward(query, key, value, mask)
         ctx.scaling, ctx.rate, ctx.seed = scaling, rate, seed
         return keep_whole(lambda: _attended(query, key, value, mask, scaling, rate, seed), query, key, value, mask)
@@ -121,14 +126,14 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         query, key, value, mask = ctx.saved_tensors
-        grad = grads[0] * (1 / (1 - ctx.rate))
+        grad = grads[0].contiguous() * (1 / (1 - ctx.rate))
         weights_BHTS = _weights(query, key, mask, ctx.scaling)
         grad_weights_BHTS, kept_BHTS = grad @ value.mT, weights_BHTS.clone()
         seeded.drop_in_place([grad_weights_BHTS, kept_BHTS], ctx.rate, ctx.seed)
         grad_value = kept_BHTS.mT @ grad
-        # The derivative of a softmax: p * (g - sum(p * g)).
-        sums = torch.mul(grad_weights_BHTS, weights_BHTS, out=kept_BHTS).sum(-1, keepdim=True)
-        grad_scores_BHTS = grad_weights_BHTS.sub_(sums).mul_(weights_BHTS).mul_(ctx.scaling)
+        del kept_BHTS
+        grad_scores_BHTS = _softmax_backward(grad_weights_BHTS, weights_BHTS).mul_(ctx.scaling)
+        del grad_weights_BHTS, weights_BHTS
         return grad_scores_BHTS @ key, grad_scores_BHTS.mT @ query, grad_value, None, None, None, None
 
 
@@ -154,4 +159,23 @@ def _weights(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, 
         scores_BHTS.masked_fill_(~mask, torch.finfo(scores_BHTS.dtype).min)
     elif mask is not None:
         scores_BHTS += mask
-    return torch.softmax(scores_BHTS, -1)
+    return _softmax(scores_BHTS)
+
+
+def _softmax(scores: torch.Tensor) -> torch.Tensor:
+    """Return a softmax over the last dimension; short rows of half precision go through fp32 where that is quicker.
+
+    torch's kernel for a CPU takes 32 numbers of half precision at a time, and what is left of a row one by one: 30 in a
+    row take four times as long as in fp32, casts included, and 48 half as long again (AVX-512, torch 2.13).
+    """
+    width = scores.shape[-1]
+    if scores.dtype.itemsize == 2 and width < _SHORT_ROW and width % _AT_A_TIME:
+        return torch.softmax(scores.float(), -1).to(scores.dtype)
+    return torch.softmax(scores, -1)
+
+
+def _softmax_backward(grad: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return the gradient of the scores; in half precision rows that the kernel takes one by one go through fp32."""
+    if grad.dtype.itemsize == 2 and grad.shape[-1] < _AT_A_TIME:
+        return foreign_torch.softmax_backward(grad.float(), weights.float()).to(grad.dtype)
+    return foreign_torch.softmax_backward(grad, weights)

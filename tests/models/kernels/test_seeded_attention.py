@@ -53,6 +53,36 @@ def test_values_and_gradients_equal_those_of_plain_math(mask, dtype, rate):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance * theirs.abs().max().item())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("length", [1, 30, 32, 48, 100])
+def test_rows_of_any_length_in_half_precision_equal_fp32_to_its_rounding(length, dtype):
+    torch.manual_seed(0)
+    given = [torch.randn(2, 2, length, 8).to(dtype) for _ in range(4)]
+    outcomes = []
+    for kind in (dtype, torch.float32):
+        torch.manual_seed(3)
+        query, key, value, grad = (one.to(kind, copy=True).requires_grad_() for one in given)
+        result = seeded_attention(query, key, value, torch.arange(length) < max(1, length - 2), 0.3, 0.25)
+        result.backward(grad)
+        assert {one.dtype for one in (result, query.grad, key.grad, value.grad)} == {kind}
+        outcomes.append([one.float() for one in (result, query.grad, key.grad, value.grad)])
+    for ours, theirs in zip(*outcomes, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2 * theirs.abs().max().item() + 1e-6)
+
+
+def test_what_comes_with_tokens_before_heads_gives_the_same():
+    outcomes = []
+    for is_turned in (False, True):
+        inputs_BHTW = inputs(torch.float32)
+        given = [one.mT.contiguous().mT if is_turned else one for one in inputs_BHTW]
+        torch.manual_seed(3)
+        result = seeded_attention(*given, MASKS["bool"], 0.3, 0.25)
+        result.square().sum().backward()
+        outcomes.append([result, *(one.grad for one in inputs_BHTW)])
+    for ours, theirs in zip(*outcomes, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_gradients_are_those_of_finite_differences_in_fp64():
     def run(query, key, value):
         torch.manual_seed(3)  # the same mask at each evaluation
