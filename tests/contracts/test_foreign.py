@@ -223,6 +223,7 @@ WRITTEN = [
     Written(tracing.taken_for_fake, "transformers", "utils/import_utils.py", "def is_fake_tensor("),
 ]  # fmt: skip
 TRIED = {
+    kernels.softmax_backward,
     models.storage_key, models.saving_hooks, models.patched,
     engine.own_parameters, engine.own_buffers, engine.watch_parameters,
     observe.fake_device, observe.storage_users, observe.tensor_users, observe.is_backward,
@@ -255,6 +256,14 @@ def test_every_function_of_a_file_of_foreign_names_has_its_contract(file):
     }
 
     assert own - {written.user for written in WRITTEN if isinstance(written.user, types.FunctionType)} - TRIED == set()
+
+
+def test_the_gradient_of_a_softmax_is_autograds():
+    scores, grad = torch.randn(3, 5, dtype=torch.float64, requires_grad=True), torch.randn(3, 5, dtype=torch.float64)
+    weights = torch.softmax(scores, -1)
+    weights.backward(grad)
+
+    torch.testing.assert_close(kernels.softmax_backward(grad, weights.detach()), scores.grad)
 
 
 def test_a_name_that_has_gone_is_not_patched_silently():
