@@ -74,9 +74,10 @@ def test_what_comes_with_tokens_before_heads_gives_the_same():
     outcomes = []
     for is_turned in (False, True):
         inputs_BHTW = inputs(torch.float32)
-        given = [one.mT.contiguous().mT if is_turned else one for one in inputs_BHTW]
+        turned = [one.transpose(1, 2).contiguous().transpose(1, 2) for one in inputs_BHTW]
+        query, key, value = turned if is_turned else inputs_BHTW
         torch.manual_seed(3)
-        result = seeded_attention(*given, MASKS["bool"], 0.3, 0.25)
+        result = seeded_attention(query, key, value, MASKS["bool"], 0.3, 0.25)
         result.square().sum().backward()
         outcomes.append([result, *(one.grad for one in inputs_BHTW)])
     for ours, theirs in zip(*outcomes, strict=True):
