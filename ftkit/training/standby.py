@@ -53,13 +53,14 @@ def stand_by(config: RunConfig, process: ProcessContext) -> "Standby | None":
     """Return a copy of this process, None where a fresh one has to do.
 
     Linux alone copies a process that has native threads without trouble; a driver of a GPU cannot be copied, nor a
-    launcher's connections.
+    launcher's connections. Beside other threads of Python's, as in a notebook, one of them may hold a lock that nobody
+    would let go of in the copy.
 
     Args:
         config: the run, which may not want to open anything.
         process: the place of this process.
     """
-    is_alone = process.launcher == "none" and process.world_size == 1
+    is_alone = process.launcher == "none" and process.world_size == 1 and threading.active_count() == 1
     if not (config.output.reopen and is_alone and sys.platform == "linux" and process.device.type == "cpu"):
         return None
     try:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -116,6 +117,17 @@ def test_no_copy_is_made_where_nobody_would_ask_it_or_a_launcher_holds_connectio
     assert stand_by(load_config(settings=settings), process) is None
     alone = stand_by(load_config(), ProcessContext())
     assert alone is not None
+
+
+def test_no_copy_is_made_of_a_process_whose_other_threads_may_hold_locks():
+    is_over = threading.Event()
+    thread = threading.Thread(target=is_over.wait)
+    thread.start()
+    try:
+        assert stand_by(load_config(), ProcessContext()) is None
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def is_running(pid: int) -> bool:
