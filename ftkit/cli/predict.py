@@ -1,5 +1,6 @@
 """`ftkit predict`: what a trained model answers."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,6 +61,7 @@ def predict(  # noqa: PLR0913  # one parameter is one flag
         form = _form(output, form)
         if texts and dataset:
             raise ConfigError("texts are given, and --dataset too; give one of them")
+        _check_no_files(texts)
         begin_with(run)
         quieten()
         from ftkit.inference.generate import Sampling
@@ -91,6 +93,23 @@ def _asked(texts: Sequence[str], dataset: str | None, section: DataConfig) -> "A
     if sys.stdin.isatty():
         raise ConfigError("no text is given; write some behind RUN, name a file with --dataset, or pipe lines in")
     return typed(_piped_lines(), "standard input")
+
+
+def _check_no_files(texts: Sequence[str]) -> None:
+    """Check that no text is the name of a file with an ending, whose rows are more likely meant."""
+    for text in texts:
+        if _is_file(Path(text)):
+            raise ConfigError(
+                f"{text} is a file; to answer its rows: --dataset {shlex.quote(text)}; to answer its name as a text, "
+                "pipe it in"
+            )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return bool(path.suffix) and path.is_file()
+    except OSError:  # longer than a name can be
+        return False
 
 
 def _piped_lines() -> list[str]:

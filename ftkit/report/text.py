@@ -31,13 +31,15 @@ _NAME = 30  # columns that a run's name gets at least
 def print_table(runs: Sequence[Run], console: Console) -> None:
     """Print the runs in as few tables as the width allows, the run's name first in each.
 
-    A few runs for which one table is too narrow stand side by side, a figure a line.
+    A few runs for which one table is too narrow stand side by side, a figure a line. One run begins with its scores.
 
     Args:
         runs: the rows, in order.
         console: where to print.
     """
     columns, shared = split_shared(runs, [column for column in filled_columns(runs) if column.key != "reason"])
+    if len(runs) == 1:
+        columns = _print_scores(runs, columns, console)
     if shared:
         console.print(Text("Same in all: " + shared_words(runs, shared), style="dim"))
     parts = _parts(runs, [column for column in columns if column.key != "name"], console)
@@ -52,8 +54,18 @@ def print_table(runs: Sequence[Run], console: Console) -> None:
         console.print(Text(one.sentence()))
     for line in _seed_lines(contest(runs)):
         console.print(Text(line))
-    if len(runs) == 1 and (answers := answers_section(runs[0])):
+
+
+def _print_scores(runs: Sequence[Run], columns: Sequence[Column], console: Console) -> list[Column]:
+    """Print what the owner of one run looks for first, where it has scores; return the columns that are left."""
+    scores = [column for column in columns if column.group == "quality"]
+    if not scores:
+        return list(columns)
+    status = [column for column in columns if column.key == "status"]
+    console.print(_turned(runs, [*status, *scores]))
+    if answers := answers_section(runs[0]):
         _print_answers(answers, console)
+    return [column for column in columns if column not in (*status, *scores)]
 
 
 def _seed_lines(lines: Sequence[Contest]) -> list[str]:

@@ -49,6 +49,14 @@ def test_a_folder_that_is_not_there_is_told_before_any_library_is_loaded(command
     assert ("did you mean 'runs/mine'?" in told) == (run == "runs/nine")
 
 
+def test_a_file_that_is_given_as_a_text_is_taken_for_neither(no_hub):
+    (no_hub / "some texts.csv").write_text("text\nlong winded\n")
+    done = CliRunner().invoke(main, ["predict", "runs/mine", "a text", "some texts.csv"])
+    assert done.exit_code == 2
+    assert "error: some texts.csv is a file; to answer its rows: --dataset 'some texts.csv'" in done.output
+    assert "is a file" not in refusal("predict", "runs/mine", "a text.", "x" * 5000 + ".csv")
+
+
 def test_a_model_that_the_cache_has_is_not_taken_for_a_folder(no_hub):
     (no_hub / "cache" / "models--runs--nine").mkdir(parents=True)
     assert is_cached("runs/nine")

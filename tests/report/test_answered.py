@@ -52,7 +52,9 @@ def test_a_page_of_one_run_begins_with_its_scores_and_shows_hostile_texts_as_tex
 def test_the_terminal_shows_the_same_without_what_a_terminal_would_obey(run):
     out = io.StringIO()
     text.print_table([run], Console(file=out, width=300))
-    assert "Expected calibration error on the test split" in out.getvalue()
+    said = out.getvalue()
+    order = [said.index(part) for part in ("Accuracy", "Expected calibration error on the test split", "Method")]
+    assert order == sorted(order), "what its owner looks for first"
     assert "The best threshold" in out.getvalue()
     assert "95.0 %: labelled" in out.getvalue()
     assert "\x1b" not in out.getvalue()
