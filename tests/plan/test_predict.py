@@ -20,8 +20,16 @@ from ftkit.errors import DeviceError, ModelError
 from ftkit.models.methods.full import Full
 from ftkit.models.methods.lora import Lora, Qlora
 from ftkit.plan.choices.search import cures, search
+from ftkit.plan.inputs.shapes import Sequences
 from ftkit.plan.inputs.target import Target, find_target
-from ftkit.plan.needs.memory import LATER_BYTES, MKL_BYTES, RUNTIME_BYTES
+from ftkit.plan.needs.memory import (
+    COMPILED_BYTES,
+    HALF_RUNTIME_BYTES,
+    LATER_BYTES,
+    MKL_BYTES,
+    MOST_COMPILED,
+    RUNTIME_BYTES,
+)
 from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.predicted import FormulaPrediction
 from ftkit.plan.tracing.trace import UntraceableModelError
@@ -270,6 +278,25 @@ def test_what_mkl_keeps_is_planned_in_fp32_where_torch_has_mkl(monkeypatch):
     assert beside_tensors("bf16") == 0, "it was measured in fp32 alone"
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
     assert beside_tensors("fp32") == 0
+
+
+def test_kernels_that_are_compiled_for_each_shape_are_planned_where_a_processor_multiplies_bf16(monkeypatch):
+    target, given = Target("cpu", "cpu", None, 2**34, num_cpus=2), models.architecture("gpt2")
+
+    def more(lengths, precision="bf16"):
+        sequences = Sequences(num=3200, longest=16, are_equal=False, lengths=lengths)
+        asked = config("gpt2", precision=precision)
+        bytes_of = []
+        for multiplies in (True, False):
+            monkeypatch.setattr("ftkit.plan.inputs.target.has_bf16", lambda _, answer=multiplies: answer)
+            bytes_of.append(predict(asked, target, given, sequences=sequences).peak_process_bytes)
+        return bytes_of[0] - bytes_of[1]
+
+    kernels, rest = divmod(more((16, 16, 16)) - HALF_RUNTIME_BYTES, COMPILED_BYTES)
+    assert rest == 0
+    assert 10 < kernels < 50, "of one shape"
+    assert more((4, 9, 16)) == HALF_RUNTIME_BYTES + MOST_COMPILED * COMPILED_BYTES
+    assert more((4, 9, 16), "fp32") == 0
 
 
 def test_an_unknown_model_is_one_sentence_without_asking_a_hub_that_does_not_answer_again_and_again():
