@@ -104,15 +104,17 @@ def collect_runs(paths: Iterable[Path]) -> list[Run]:
         DataError: a path does not exist, or there is no record below any. Of several paths, which a shell may have
             found (runs/*), those without one are left out with a warning.
     """
-    paths = list(paths)
-    files = {file.resolve(): file for path in paths for file in _records_below(path)}
+    below = {path: _records_below(path) for path in paths}
+    files: dict[Path, Path] = {}
+    for records in below.values():
+        for file in records:
+            files.setdefault(file.resolve(), file)
     if not files:
         raise DataError(
-            f"no {RECORD_FILE} in or below {', '.join(map(str, paths))}; `ftkit train` and `ftkit profile` write them"
+            f"no {RECORD_FILE} in or below {', '.join(map(str, below))}; `ftkit train` and `ftkit profile` write them"
         )
-    for path in paths:
-        if not _records_below(path):
-            warnings.warn(f"{path} is left out: it holds no {RECORD_FILE}", stacklevel=2)
+    for path in (path for path, records in below.items() if not records):
+        warnings.warn(f"{path} is left out: it holds no {RECORD_FILE}", stacklevel=2)
     found = sorted(((read_record(file), file) for file in files.values()), key=lambda pair: pair[0].run.started)
     names = [record.run.name for record, _ in found]
     return [

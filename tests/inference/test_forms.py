@@ -113,7 +113,7 @@ def test_another_file_is_scored_in_the_units_of_the_run(opened, trained, work):
 def test_an_adapter_that_another_program_has_made_is_opened(trained, tmp_path):
     run, record = trained("causal-lm", "lora")
     place = shutil.copytree(run / "model", tmp_path / "adapter", ignore=shutil.ignore_patterns("ftkit*"))
-    settings = ("--set", "data.max_length=6", "--dataset", read_dataset(record))
+    settings = ("--set", "data.max_length=6", "--set", "model.precision=fp32", "--dataset", read_dataset(record))
     scored = json.loads(ftkit("evaluate", place, "--json", "--split", "test", *settings))
     assert scored["loss"] == pytest.approx(record.last_evaluation("test").loss, rel=ROUNDING)
 

@@ -55,6 +55,7 @@ def test_the_winner_is_written_and_what_does_not_fit_is_never_started(work, tmp_
     flags += ["--max-steps", 4, "--global-batch-size", 16, "--set", "training.eval_every=2", "--space", space]
     # A process without a model has 520 MB; the demo's has 90 MB of weights, and three times that to train them.
     flags += ["--trials", 3, "--memory-budget", "600MB", "--output", tmp_path / "tune", "--json"]
+    flags += ["--precision", "fp32"]
     done = CliRunner().invoke(main, ["tune", *map(str, flags)])
     assert done.exit_code == 0, done.output
     tried = [json.loads(line) for line in done.stdout.splitlines()]

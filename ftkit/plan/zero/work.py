@@ -64,9 +64,8 @@ class Work:
 
     def scatter(self) -> None:
         """Average them at stage 3: in the order of their owners, to the parts of each rank."""
-        self._tell(
-            "copy_", (FP32 if self._is_mixed else 3 * FP32) * self._whole
-        )  # the plain engine casts, which is less
+        # Where the plain engine casts, it moves a part of that already.
+        self._tell("copy_", (FP32 if self._is_mixed else 3 * FP32) * self._whole)
         self._tell("cat", 2 * FP32 * self._whole)
         self._tell("div_", 2 * FP32 * self._whole)
         self._tell("_reduce_scatter_base_", 3 * FP32 * self._whole)  # gloo scatters a copy

@@ -200,9 +200,10 @@ def _look_at_data(
         mistakes.tell()
     standby = stand_by(config, process)
     store = kept_tokens(config.cache)
+    is_main = process.is_main  # which tells of the data for all ranks
     data = mistakes.of(
         lambda: prepare_data(
-            config.data, config.task, tokenizer, config.data_seed, own_labels, store=store, tells_near=True
+            config.data, config.task, tokenizer, config.data_seed, own_labels, store=store, tells_near=is_main
         )
     )
     if data is None:

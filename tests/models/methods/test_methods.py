@@ -93,7 +93,7 @@ def only_process():
 
 
 def test_it_trains_saves_and_appears_in_a_report(settings):
-    config = load_config(settings=settings)
+    config = load_config(settings=[*settings, "model.precision=fp32"])
     record = train_run(config, only_process(), Reporters())
 
     assert record.result.status == "completed"

@@ -41,7 +41,7 @@ def grown_bytes(begun):
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_a_model_trains_in_less_memory_than_its_weights_take(method, large, deep):
     way = f"method.name={method}"
-    take_step(engine_of(deep("llama"), way))  # what is loaded and kept by the first step of any model
+    take_step(engine_of(deep("llama"), way, dtype=torch.bfloat16))  # what is loaded and kept by the first step of any model
     ctypes.CDLL(None).malloc_trim(0)  # memory that is free in this process would hide what is taken
     reset_peaks(CPU)
     begun = peak_resident_bytes()

@@ -16,7 +16,7 @@ from ftkit.models.trunk.cut import Cut
 from ftkit.training.trunk.warm import Key
 from tests.helpers import LABELS, prepared, ragged_split, save_tiny_model
 
-SETTINGS = ["method.name=lora", "method.top_layers=1"]
+SETTINGS = ["method.name=lora", "method.top_layers=1", "model.precision=fp32"]
 CUT = Cut(
     "base_model.model.bert.encoder.layer.1", ("a", "b"), (("c", None), ("d", 2)), torch.bfloat16, 32, False, False
 )

@@ -132,7 +132,8 @@ def test_the_stopwatch_sees_operators_and_not_views():
 
 
 def test_a_calibration_times_what_steps_run_and_the_doctor_says_that_it_is_there(monkeypatch, tmp_path):
-    samples = tuple(Sample("lora", is_decoder, 64, 2, 8) for is_decoder in (False, True))
+    # Shorter rows than 32 have a softmax in fp32 alone.
+    samples = tuple(Sample("lora", is_decoder, 64, 2, 32) for is_decoder in (False, True))
     monkeypatch.setattr(cpu_rates, "SAMPLES", samples)
     monkeypatch.setattr(cpu_rates, "_TRIAL_BYTES", 2**16)
     monkeypatch.setattr(cpu_rates, "has_bf16", lambda _: True)  # slow where it is not so, and small
