@@ -254,6 +254,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=3000, help="training texts")
     parser.add_argument("--test", type=int, default=600, help="texts that are scored")
     parser.add_argument("--epochs", type=float, default=1, help="passes over the training texts")
+    parser.add_argument("--learning-rate", type=float, help="the peak of the schedule, instead of the task's")
     parser.add_argument("--method", choices=["lora", "qlora", "full"], default="lora", help="of `language`")
     parser.add_argument("--max-length", type=int, default=None)
     parser.add_argument(
@@ -266,6 +267,7 @@ def main() -> None:
     if arguments.task in TASKS:
         folder, job = prepare(parser, arguments)
         job = replace(job, data=str(folder.resolve()), settings=tuple(arguments.set), epochs=arguments.epochs)
+        job = replace(job, learning_rate=arguments.learning_rate or job.learning_rate)
         names = [FTKIT, *GRID] if arguments.all else arguments.names
         pythons = {name: arguments.python if name.startswith(OTHERS) else sys.executable for name in names}
         compare(pythons, job, folder, range(arguments.first, arguments.pairs), arguments.core)
