@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import speed, stacks, truth, verdicts  # found from the line above
 from benchmarks.rows import read_rows
-from benchmarks.runner import KEPT, Question, answer_all, read_answers, run_child
+from benchmarks.runner import KEPT, Question, answer_all, answers_of_today, read_answers, run_child
 
 QUESTIONS = {question.name: question for question in (truth.QUESTION, verdicts.QUESTION, speed.QUESTION)}
 
@@ -41,7 +41,9 @@ def main() -> int:
             rows = [json.loads(line) for line in sys.stdin.read().splitlines()]
             others = [other for other in QUESTIONS.values() if other is not question]
             return int(answer_all(question, others, arguments.judge, rows, arguments.kept) > 0)
-    page = question.table(read_rows(arguments.rows), read_answers(question.kept(arguments.kept)))
+    rows = read_rows(arguments.rows)
+    kept = read_answers(question.kept(arguments.kept))
+    page = question.table(rows, answers_of_today(question, rows, kept))
     (arguments.out or question.page).write_text(page, encoding="utf-8")
     return 0
 

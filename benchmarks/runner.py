@@ -63,6 +63,15 @@ def keep(path: Path, answers: Iterable[Answer]) -> None:
     path.write_text("".join(json.dumps(known[key]) + "\n" for key in sorted(known)), encoding="utf-8")
 
 
+def answers_of_today(question: Question, rows: Sequence[Row], kept: Mapping[str, Answer]) -> dict[str, Answer]:
+    """Return those of the kept answers whose judge still answers for the row.
+
+    A stack that has come to refuse a row, since the row leaves open what decides it, has no answer to show either.
+    """
+    keys = {question.key(judge, row) for row in rows for judge in question.judges(row)}
+    return {key: answer for key, answer in kept.items() if key in keys}
+
+
 def run_child(question: Question, judge: str, rows: Sequence[Row], folder: Path) -> bool:
     """Answer a question about rows in a process that finds the versions of a stack first.
 

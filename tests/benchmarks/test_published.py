@@ -54,6 +54,17 @@ def test_an_answer_takes_the_place_of_the_one_that_was_there(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_page_does_not_show_what_a_stack_said_of_a_row_before_it_refused_it(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROW) + "\n" + json.dumps(ROW | {"id": "unknown", "arch": None}))
+    said = {"reserved_bytes": 2**30, "fits": True, "fits_grown": True}
+    keep(tmp_path / "verdicts.jsonl", [said | {"id": "small hf_any"}, said | {"id": "unknown hf_any"}])
+    done = run("verdicts", "table", tmp_path / "rows.jsonl", "--kept", tmp_path, "--out", tmp_path / "page.md")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "page.md").read_text()
+    assert "| somebody | 2 | 1 | 1 | 0 | 0 | 1 |" in page
+    assert "the sizes of its model are not known" in page
+
+
 def test_a_speed_is_that_of_the_usual_sample_where_minutes_for_iterations_are_published():
     row = ROW | {"throughput": {"minutes_per_1k_iterations": 3.0}}
     assert speed.usual(row)["seq_len"] == speed.ALPACA_TOKENS
