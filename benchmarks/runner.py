@@ -119,7 +119,7 @@ def answer_all(question: Question, others: Sequence[Question], judge: str, rows:
                 traces[run] = stack.trace_row(traced)
             answer = _answer(question, judge, row, traces.get(run), folder)
             for other in others:
-                if judge in other.judges(row) and other.traced(row) == traced:
+                if _traces(judge, other, row) and other.traced(row) == traced:
                     _answer(other, judge, row, traces.get(run), folder)
         except Exception:  # the other rows are still wanted; the exit status says that one failed
             traceback.print_exc()
@@ -128,6 +128,14 @@ def answer_all(question: Question, others: Sequence[Question], judge: str, rows:
             continue
         print(f"{row['id']:44} {question.line(row, answer)}", flush=True)
     return failed
+
+
+def _traces(judge: str, question: Question, row: Row) -> bool:
+    """Return whether a judge answers a question for a row.
+
+    Its stack tells: a process that finds the versions that a row names has no others to name.
+    """
+    return stacks.stack_name(judge) in map(stacks.stack_name, question.judges(row))
 
 
 def _answer(question: Question, judge: str, row: Row, found: Any, folder: Path) -> Answer:

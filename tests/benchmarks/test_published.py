@@ -3,10 +3,11 @@
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
-from benchmarks import published, speed
-from benchmarks.runner import keep, read_answers
+from benchmarks import published, speed, truth, verdicts
+from benchmarks.runner import answer_all, keep, read_answers
 from tests.benchmarks.stated_rows import FULL, SMALL, STATED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +36,12 @@ def test_one_trace_answers_every_question_and_each_page_shows_it(tmp_path):
     assert "| the sizes of its model are not known | unknown |" in pages["truth"]
     assert "| somebody | 2 | 1 | 1 | 0 | 0 | 1 |" in pages["verdicts"]
     assert "| small | body | full, 2 x 16 | 0.032 |" in pages["speed"]
+
+
+def test_a_trace_by_the_versions_that_a_row_names_answers_the_other_questions_too(tmp_path):
+    named = f"hf_any peft=={metadata.version('peft')}"  # which this process has, as its own would
+    assert answer_all(truth.QUESTION, [verdicts.QUESTION], named, [ROW], tmp_path) == 0
+    assert list(read_answers(tmp_path / "verdicts.jsonl")) == ["small hf_any"]
 
 
 def test_a_row_that_cannot_be_traced_to_its_end_is_told_and_the_others_are_answered(tmp_path):
