@@ -40,7 +40,8 @@ def test_one_trace_answers_every_question_and_each_page_shows_it(tmp_path):
 
 def test_a_trace_by_the_versions_that_a_row_names_answers_the_other_questions_too(tmp_path):
     named = f"hf_any peft=={metadata.version('peft')}"  # which this process has, as its own would
-    assert answer_all(truth.QUESTION, [verdicts.QUESTION], named, [ROW], tmp_path) == 0
+    rows = [ROW]
+    assert answer_all(truth.QUESTION, [verdicts.QUESTION], named, rows, tmp_path) == 0
     assert list(read_answers(tmp_path / "verdicts.jsonl")) == ["small hf_any"]
 
 
