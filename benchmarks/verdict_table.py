@@ -11,8 +11,8 @@ from ftkit.machine.hardware import GIB
 HEAD = """# Does it fit? Published answers beside the planner's
 
 ```console
-$ python benchmarks/published.py verdicts trace public.jsonl public_2.jsonl out_of_memory.jsonl # fills verdicts.jsonl
-$ python benchmarks/published.py verdicts table public.jsonl public_2.jsonl out_of_memory.jsonl # writes this page
+$ python benchmarks/published.py verdicts trace public.jsonl out_of_memory.jsonl # fills verdicts.jsonl
+$ python benchmarks/published.py verdicts table public.jsonl out_of_memory.jsonl # writes this page
 ```
 
 A run fits when every request of the replayed steps is met in the card's memory less {context} MB. That is what the
@@ -23,7 +23,7 @@ communication libraries: `ftkit plan --search` recommends only what leaves anoth
 
 *stack* is the trace of the row's own stack with its own versions; *ftkit* is `ftkit plan`'s prediction of the same
 configuration in ftkit, which does not need the same memory as the other stack. The lengths of ms-swift's and of
-LitGPT's recipe rows are caps: both judge the cap, which is the most that the run can have needed. A row is judged if
+LitGPT's recipe rows are caps: it is the cap that is judged, the most that the run can have needed. A row is judged if
 its card is named and its length or its cap is known. For rows of low confidence, the collection itself calls the
 figure suspect: the two full fine-tunings below cannot have kept AdamW's moments, which their recipe asks for.
 
@@ -59,7 +59,7 @@ def page(
     lines += [_line(row, found, room) for row in failed]
     lines += _fit_in_ftkit_alone(failed, found)
     for reason, ids in _not_judged(failed, found, why_nobody).items():
-        lines += ["", f"{', '.join(ids)}: nobody judges them. {reason[0].upper()}{reason[1:]}."]
+        lines += ["", f"{', '.join(ids)}: not judged ({reason})."]
     fitted = [row for row in rows if row["value_bytes"] is not None]
     for title, answer in (("called unfit", UNFIT), ("held by segments that grow", GROWN)):
         those = [row for row in fitted if answer in map(_answer, _said(row, found).values())]

@@ -92,7 +92,7 @@ def test_the_page_shows_a_run_that_fitted_and_was_called_unfit():
     assert "| litgpt/resource-tables | 1 | 1 | 0 | 0 | 0 | 0 |" in page
     assert "| 64.00 | does not fit | - | - | out of memory |" in page
     assert "| not run | 13b-1 |" in page
-    assert "\n13b-1: nobody judges them. Not run.\n" in page
+    assert "\n13b-1: not judged (not run).\n" in page
     said["7b-1 litgpt"]["fits_grown"] = True
     page = verdict_table.page([fitted], said, room, lambda _: "")
     assert "| 32.00 | if segments grow | - | - | 19.84 |" in page.partition("held by segments that grow")[2]
