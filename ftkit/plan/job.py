@@ -6,8 +6,6 @@ Steps and evaluations are of the traced step's speed, on as many tokens as the d
 import math
 
 from ftkit.config.tree import RunConfig
-from ftkit.engine.resolve import DTYPES
-from ftkit.models.methods import method_of
 from ftkit.plan.inputs.shapes import Sequences, epoch_steps, num_checkpoints
 from ftkit.plan.inputs.target import Target
 from ftkit.plan.predicted import AnyPrediction, TracedPrediction
@@ -65,14 +63,12 @@ def job_plan(prediction: AnyPrediction, config: RunConfig, target: Target, seque
         target: where it runs.
         sequences: the data.
     """
-    itemsize = DTYPES[prediction.precision].itemsize
-    total, trainable = prediction.num_parameters, prediction.num_trainable_parameters
-    result = method_of(config).stored_parameters(total, trainable) * itemsize + _BESIDE_BYTES
+    result = prediction.result_bytes + _BESIDE_BYTES
     kept = prediction.disk_bytes + _BESIDE_BYTES - result
-    rate, load_seconds = write_rate(target)[0], total * itemsize / _read_rate(target)
+    rate, load_seconds = write_rate(target)[0], prediction.source_bytes / _read_rate(target)
     validations, checkpoints = _counts(prediction, config, sequences)
     cached = _cache_bytes(prediction, config, sequences)
-    written = (checkpoints or 0) * trainable * CHECKPOINT_BYTES + result
+    written = (checkpoints or 0) * prediction.num_trainable_parameters * CHECKPOINT_BYTES + result
     opening = _COPY_SECONDS if target.device_type == "cpu" and target.num_devices == 1 else _REOPEN_SECONDS
     end = _END_SECONDS + (opening + load_seconds if config.output.reopen else 0.0)
     start = _START_SECONDS + load_seconds

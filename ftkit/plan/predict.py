@@ -13,7 +13,7 @@ from ftkit.models.build import build_empty_model
 from ftkit.observe.recorded import Given
 from ftkit.observe.tape import Tape
 from ftkit.plan.inputs.architectures import find_architecture
-from ftkit.plan.inputs.case import Case, Counts, disk_bytes
+from ftkit.plan.inputs.case import Case, Counts, disk_bytes, result_bytes, source_bytes
 from ftkit.plan.inputs.shapes import Sequences
 from ftkit.plan.inputs.target import Target
 from ftkit.plan.needs import fallback as formula
@@ -268,6 +268,8 @@ def _memory_prediction(
         num_parameters=counts.total,
         num_trainable_parameters=counts.trainable,
         disk_bytes=disk_bytes(case, counts),
+        result_bytes=result_bytes(case, counts),
+        source_bytes=source_bytes(case, counts),
         budget_bytes=target.memory_bytes,
         context_bytes=target.context_bytes,
         peak_active_bytes=peak.active_bytes,

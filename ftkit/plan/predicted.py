@@ -32,6 +32,10 @@ class MemoryPrediction(Prediction):
     pinned_bytes: int
     nvme_bytes: int
     disk_bytes: int
+    result_bytes: int
+    """The trained model or its adapter, a part of `disk_bytes`."""
+    source_bytes: int
+    """The files that the model is read from."""
     fits: bool
     verdict: Verdict
     process_low_bytes: int

@@ -1,12 +1,16 @@
 """The plan of a whole job: its parts add up, and follow the data, the validations and what is kept."""
 
+import json
 from dataclasses import replace
 
 import pytest
+import torch
+import transformers
 from click.testing import CliRunner
 
 from ftkit.cli import main
 from ftkit.cli.plan.asked import _read
+from ftkit.config.files import load_config
 from ftkit.config.tree import RunConfig
 from ftkit.data.prepare import check_rows
 from ftkit.models.methods.lora import Lora
@@ -123,3 +127,17 @@ def test_the_splits_of_a_dataset_that_is_named_are_counted_and_not_taken_from_sh
     assert found.num_all == sum(check_rows(config.data, config.task, config.data_seed).values())
     # A tenth of the 40 is to be tested on; all of the 10 are there, whatever share would be cut off for them.
     assert (found.num, found.validation_tokens, found.test_tokens) == (36, 10 * longest, 4 * longest)
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_a_whole_model_is_written_in_the_type_of_its_files_whatever_it_computes_in(tmp_path, kind):
+    save_tiny_model(tmp_path, "bert")
+    transformers.AutoModel.from_pretrained(tmp_path, dtype=kind).save_pretrained(tmp_path)
+    facts = json.loads((tmp_path / "config.json").read_text())
+    facts.pop("dtype")  # as in the files of 2019
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    config = load_config(settings=[f"model.name={tmp_path}", "method=full", "model.precision=fp16"])
+    prediction = predict(config, find_target("t4"))
+    assert (
+        prediction.result_bytes == prediction.source_bytes == prediction.num_parameters * getattr(torch, kind).itemsize
+    )

@@ -20,7 +20,25 @@ def stored_dtype(source: Source) -> "torch.dtype | None":
     import torch
 
     dtype = getattr(own_config(source), "dtype", None)
-    return dtype if isinstance(dtype, torch.dtype) else _first_dtype(source)
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    from ftkit.models.sources.stored import weight_paths
+
+    return first_dtype(next(weight_paths(source), None))
+
+
+def first_dtype(file: Path | str | None) -> "torch.dtype | None":
+    """Return what the first matrix of a file of safetensors is stored in; None: it has none, or there is no file."""
+    if file is None:
+        return None
+    from safetensors import safe_open
+
+    from ftkit.models.sources.positions import DTYPES
+
+    with safe_open(file, "pt") as tensors:
+        matrices = (part for part in map(tensors.get_slice, tensors.keys()) if len(part.get_shape()) > 1)
+        dtypes = (DTYPES.get(matrix.get_dtype()) for matrix in matrices)
+        return next((dtype for dtype in dtypes if dtype is not None and dtype.is_floating_point), None)
 
 
 def as_stored(weights: "Named", dtype: "torch.dtype") -> "Named":
@@ -59,18 +77,3 @@ def of_other_types(folder: Path, dtype: "torch.dtype") -> list[str]:
             kinds = {name: DTYPES.get(file.get_slice(name).get_dtype(), dtype) for name in file.keys()}  # noqa: SIM118  # not a dictionary
         others += [name for name, kind in kinds.items() if kind.is_floating_point and kind != dtype]
     return others
-
-
-def _first_dtype(source: Source) -> "torch.dtype | None":
-    from safetensors import safe_open
-
-    from ftkit.models.sources.positions import DTYPES
-    from ftkit.models.sources.stored import weight_paths
-
-    file = next(weight_paths(source), None)
-    if file is None:
-        return None
-    with safe_open(file, "pt") as tensors:
-        matrices = (part for part in map(tensors.get_slice, tensors.keys()) if len(part.get_shape()) > 1)
-        dtypes = (DTYPES.get(matrix.get_dtype()) for matrix in matrices)
-        return next((dtype for dtype in dtypes if dtype is not None and dtype.is_floating_point), None)

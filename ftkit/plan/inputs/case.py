@@ -9,6 +9,7 @@ from ftkit.data.batching import Shape
 from ftkit.engine.resolve import ResolvedRun
 from ftkit.models.methods import method_of
 from ftkit.plan.inputs.shapes import Sequences, num_checkpoints, num_steps, plan_shape
+from ftkit.plan.inputs.stored import stored_dtype
 from ftkit.plan.inputs.target import Target
 
 
@@ -75,11 +76,27 @@ def disk_bytes(case: Case, counts: Counts) -> int:
     """Return the most that a run keeps: checkpoints (masters and moments in fp32), the best masters, and the result.
 
     A short run writes fewer checkpoints than may be kept. An older one may refer to a best validation that the newest
-    has left behind. The result is in the compute dtype: the adapters where there are some, else all weights.
+    has left behind.
     """
     training = case.run.config.training
     written = num_checkpoints(case.run.config, case.sequences.num)
     num = training.keep_checkpoints if written is None else min(training.keep_checkpoints, written)
     num_best = training.keep_best + num - 1
-    result = method_of(case.run.config).stored_parameters(counts.total, counts.trainable)
-    return counts.trainable * (num * 12 + num_best * 4) + result * case.run.dtype.itemsize
+    return counts.trainable * (num * 12 + num_best * 4) + result_bytes(case, counts)
+
+
+def result_bytes(case: Case, counts: Counts) -> int:
+    """Return the bytes of the trained model: an adapter is stored as it computes, a whole model as its source is."""
+    method = method_of(case.run.config)
+    itemsize = case.run.dtype.itemsize if method.is_adapter else _stored_itemsize(case)
+    return method.stored_parameters(counts.total, counts.trainable) * itemsize
+
+
+def source_bytes(case: Case, counts: Counts) -> int:
+    """Return the bytes of the files that a run reads its model from."""
+    return counts.total * _stored_itemsize(case)
+
+
+def _stored_itemsize(case: Case) -> int:
+    """Return the bytes of a number in a model's files; where nothing says it, the most."""
+    return (stored_dtype(case.run.config, case.architecture) or torch.float32).itemsize

@@ -13,12 +13,10 @@ may keep the pages of more files than one, as long as nothing else needs the mem
 """
 
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from ftkit.models.methods.lora import Qlora
 from ftkit.plan.inputs.case import Case, Counts
+from ftkit.plan.inputs.stored import stored_dtype
 from ftkit.plan.needs.mixture import find_mixture
 
 FILE_BYTES = 5 * 10**9
@@ -33,19 +31,14 @@ def loading_bytes(case: Case, counts: Counts, weight_bytes: int) -> int:
         counts: of its weights.
         weight_bytes: of a rank's weights on its device, packed or not.
     """
-    if _stored_dtype(case.architecture) != case.run.dtype or find_mixture(case.architecture) is not None:
+    stored = stored_dtype(case.run.config, case.architecture)
+    if stored != case.run.dtype or find_mixture(case.architecture) is not None:
         return counts.load_bytes
     file = min(counts.load_bytes, _file_bytes(case.run.config.model.name))
     if not isinstance(case.run.config.method, Qlora):
         return file
     # Each rank packs all weights before they are partitioned.
     return file + weight_bytes * (case.run.devices.world_size if case.run.partitions_weights else 1)
-
-
-def _stored_dtype(architecture: Any) -> torch.dtype | None:
-    """Return the type of the files of a model by its config.json; None: it does not say."""
-    dtype = getattr(architecture, "dtype", None)
-    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
 def _file_bytes(name: str) -> int:
