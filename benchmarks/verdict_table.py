@@ -11,8 +11,8 @@ from ftkit.machine.hardware import GIB
 HEAD = """# Does it fit? Published answers beside the planner's
 
 ```console
-$ python benchmarks/published.py verdicts trace public.jsonl out_of_memory.jsonl # fills verdicts.jsonl
-$ python benchmarks/published.py verdicts table public.jsonl out_of_memory.jsonl # writes this page
+$ python benchmarks/published.py verdicts trace public.jsonl public_2.jsonl out_of_memory.jsonl # fills verdicts.jsonl
+$ python benchmarks/published.py verdicts table public.jsonl public_2.jsonl out_of_memory.jsonl # writes this page
 ```
 
 A run fits when every request of the replayed steps is met in the card's memory less {context} MB. That is what the
