@@ -2,16 +2,20 @@
 
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import mean
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ftkit.config.tree import DataConfig, RunConfig
 from ftkit.data.arrays import PreparedData
 from ftkit.data.batching import Shape, count_steps, cut
 
-_KEPT_LENGTHS, _DRAWN_BATCHES = 4096, 8
-"""Of training sequences, and the global batches that are drawn from them to see how the data is usually cut."""
+_KEPT_LENGTHS, _DRAWN_BATCHES, _MOST_DRAWN = 4096, 8, 64
+"""Of training sequences, and the global batches that are drawn from them to see how the data is usually cut, and which
+shapes come again."""
 
 
 @dataclass(frozen=True)
@@ -163,13 +167,47 @@ def usual_step(config: RunConfig, world_size: int, sequences: Sequences) -> Usua
     if not sequences.lengths:
         shape = plan_shape(config, world_size, sequences)
         return Usual(shape.num_micro_batches, shape.batch, shape.batch * shape.length)
-    lengths, draw = np.array(sequences.lengths), np.random.default_rng(0)
-    num = round(_num_texts(config, sequences) * sequences.per_text)
-    # Of long data some lengths alone are kept: where a global batch has more sequences, lengths are drawn repeatedly.
-    batches = [draw.choice(lengths, num, replace=num > len(lengths)) for _ in range(_DRAWN_BATCHES)]
+    batches = list(_drawn(config, sequences, _DRAWN_BATCHES))
+    num_sequences = sum(map(len, batches))
     chunks = [batch[chunk] for batch in batches for rank in cut(batch, config.batch, world_size) for chunk in rank]
     tokens = sum(len(chunk) * int(chunk.max()) for chunk in chunks if len(chunk))
-    return Usual(len(chunks) / _DRAWN_BATCHES / world_size, _DRAWN_BATCHES * num / len(chunks), tokens / len(chunks))
+    return Usual(len(chunks) / _DRAWN_BATCHES / world_size, num_sequences / len(chunks), tokens / len(chunks))
+
+
+def fresh_shapes(config: RunConfig, world_size: int, sequences: Sequences, num_steps: int, num_kept: int) -> float:
+    """Return how many micro-batches of one rank, in a whole run, have a shape that is not known from one before.
+
+    Args:
+        config: the run.
+        world_size: ranks.
+        sequences: the data; where its lengths are not known, all micro-batches have one shape.
+        num_steps: of the run; the first are drawn, and the others meet new shapes as the later half of these does.
+        num_kept: shapes that stay known, those that came last.
+    """
+    if not sequences.lengths:
+        return 1.0
+    kept: dict[tuple[int, int], None] = {}
+    fresh = []
+    for batch in _drawn(config, sequences, min(num_steps, _MOST_DRAWN)):
+        chunks = [batch[chunk] for chunk in cut(batch, config.batch, world_size)[0] if len(chunk)]
+        shapes = [(len(chunk), int(chunk.max())) for chunk in chunks]
+        fresh.append(0)
+        for shape in shapes:
+            fresh[-1] += shape not in kept
+            kept.pop(shape, None)
+            kept[shape] = None
+            if len(kept) > num_kept:
+                del kept[next(iter(kept))]
+    return sum(fresh) + (num_steps - len(fresh)) * mean(fresh[len(fresh) // 2 :])
+
+
+def _drawn(config: RunConfig, sequences: Sequences, number: int) -> Iterator[NDArray[np.int64]]:
+    """Yield the lengths of some global batches, drawn from the data."""
+    lengths, draw = np.array(sequences.lengths), np.random.default_rng(0)
+    num = round(_num_texts(config, sequences) * sequences.per_text)
+    for _ in range(number):
+        # Of long data some lengths alone are kept: where a global batch has more sequences, they are drawn repeatedly.
+        yield draw.choice(lengths, num, replace=num > len(lengths))
 
 
 def num_steps(config: RunConfig, num_samples: int | None) -> int | None:

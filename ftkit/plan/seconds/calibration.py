@@ -16,7 +16,7 @@ from ftkit.plan.seconds.reach import MEASURED, WHOLE
 from ftkit.plan.seconds.speed import Device, Timed
 
 _CPUINFO = Path("/proc/cpuinfo")
-_LAYOUT = 4
+_LAYOUT = 5
 """Of the file; another one is not read."""
 CALIBRATIONS = "calibration"
 """The folder of the files, in the cache."""
@@ -134,6 +134,7 @@ def _as_tree(calibration: Calibration) -> dict[str, Any]:
         "disk": [calibration.disk_read, calibration.disk_write],
         "link": calibration.link,
         "rates": [device.fp32_flops, device.half_flops, device.bandwidth, device.host_seconds, device.fresh_rate],
+        "compile": device.compile_seconds,
         "operators": [
             [*operator, one.flops, one.moved, one.seconds] for operator, found in device.timed.items() for one in found
         ],
@@ -159,6 +160,7 @@ def _from_tree(tree: dict[str, Any]) -> Calibration:
         host_rate=math.inf if link is None else link,
         reach=WHOLE if link is None else MEASURED,
         fresh_rate=fresh,
+        compile_seconds=tree["compile"],
     )
     read, written = tree["disk"]
     return Calibration(tree["date"], dict(tree["machine"]), device, read, written, link)

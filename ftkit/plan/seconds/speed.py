@@ -15,16 +15,18 @@ takes as long as the nearest of its name did there, scaled to its own arithmetic
 
 import functools
 import math
+import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from ftkit.machine.hardware import Gpu
 from ftkit.machine.heap import LARGEST_IN_HEAP
+from ftkit.machine.process import has_bf16
 from ftkit.observe.operators import dtype_name
 from ftkit.observe.tape import OpKey, Tape
 from ftkit.plan.seconds.reach import WHOLE, Reach, reach_of
@@ -39,6 +41,8 @@ _MATRIX, _COPIED_BYTES, _LAUNCHES, _ROUNDS = 512, 2**24, 200, 6
 """What a CPU is timed with: past the caches of a small core, and a fifth of a second in all."""
 _FRESH_BYTES = LARGEST_IN_HEAP + 2**23
 """Of a tensor that is born to be timed: more than the heap takes."""
+_INNER, _FIRST_ROWS, _FRESH_SHAPES = 376, 97, 21
+"""Of the products of which each has a shape of its own, to see what a new one costs."""
 _ROWS, _COLUMNS, _OPERATOR_ROUNDS = 2**12, 2**8, 3
 """What each operator of `_operators` is timed with, in another fifth of a second."""
 
@@ -89,6 +93,7 @@ class Device:
         host_rate: bytes per second between its memory and that of the host, in one direction.
         reach: the part of the first three that kernels reach; all of figures that were measured.
         fresh_rate: bytes per second of pages that the system gives anew, beside what is done with them.
+        compile_seconds: that a product in half precision takes more where its shape is new, since a kernel is compiled.
     """
 
     fp32_flops: float
@@ -102,6 +107,7 @@ class Device:
     host_rate: float = math.inf
     reach: Reach = WHOLE
     fresh_rate: float = math.inf
+    compile_seconds: float = 0.0
 
     def flops(self, precision: str) -> float:
         """Return the dense FLOP/s in a precision."""
@@ -171,6 +177,7 @@ def cpu_device(num_threads: int) -> Device:
         there = torch.ones(_FRESH_BYTES, dtype=torch.uint8)
         bandwidth = 2 * _COPIED_BYTES / _best_seconds(lambda: target.copy_(source))
         launch = _best_seconds(lambda: [small.add(1.0) for _ in range(_LAUNCHES)]) / _LAUNCHES
+        compiling = _compile_seconds() if has_bf16(torch.device("cpu")) else 0.0
         fresh = _best_seconds(lambda: torch.empty(_FRESH_BYTES, dtype=torch.uint8).fill_(1), _OPERATOR_ROUNDS)
         again = _best_seconds(lambda: there.fill_(1), _OPERATOR_ROUNDS)
         rates = {
@@ -181,7 +188,19 @@ def cpu_device(num_threads: int) -> Device:
     finally:
         torch.set_num_threads(before)
     fresh_rate = _FRESH_BYTES / max(fresh - again, 1e-9)
-    return Device(fp32, half, bandwidth, launch, False, rates, source=MEASURED_NOW, fresh_rate=fresh_rate)
+    measured = Device(fp32, half, bandwidth, launch, False, rates, source=MEASURED_NOW, fresh_rate=fresh_rate)
+    return replace(measured, compile_seconds=compiling)
+
+
+def _compile_seconds() -> float:
+    """Return what a product in bf16 takes more at first than later, in shapes that a run is unlikely to have had."""
+    right = torch.ones(_INNER, _INNER, dtype=torch.bfloat16)
+    more = []
+    for rows in range(_FIRST_ROWS, _FIRST_ROWS + 2 * _FRESH_SHAPES, 2):
+        left = torch.ones(rows, _INNER, dtype=torch.bfloat16)
+        first = _best_seconds(lambda: left @ right, 1)  # noqa: B023  # called here and now
+        more.append(first - _best_seconds(lambda: left @ right, _OPERATOR_ROUNDS))  # noqa: B023
+    return max(0.0, statistics.median(more))
 
 
 def _matmul_flops(dtype: torch.dtype) -> float:

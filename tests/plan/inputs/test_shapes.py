@@ -5,7 +5,7 @@ import pytest
 
 from ftkit.config.tree import BatchConfig, RunConfig
 from ftkit.data.batching import cut
-from ftkit.plan.inputs.shapes import Sequences, Usual, plan_shape, usual_step
+from ftkit.plan.inputs.shapes import Sequences, Usual, fresh_shapes, plan_shape, usual_step
 
 CONFIG = RunConfig(batch=BatchConfig(global_batch_size=32, micro_batch_tokens=512))
 
@@ -37,3 +37,19 @@ def test_a_usual_step_has_a_whole_global_batch_where_fewer_lengths_than_that_are
     config = RunConfig(batch=BatchConfig(global_batch_size=4096, micro_batch_tokens=512))
     kept = Sequences(4097, 128, are_equal=False, lengths=(32,) * 2049)
     assert usual_step(config, 1, kept) == Usual(num_micro_batches=4096 * 32 / 512, sequences=16, tokens=512)
+
+
+def test_a_shape_is_new_once_while_it_stays_known_and_each_time_where_none_does():
+    alike, ragged = data([32] * 100), data(np.random.default_rng(1).integers(5, 63, 400).tolist())
+    assert fresh_shapes(CONFIG, 1, alike, num_steps=1000, num_kept=1) == 1
+    met = usual_step(CONFIG, 1, ragged).num_micro_batches * 1000
+    kept, forgotten = (fresh_shapes(CONFIG, 1, ragged, num_steps=1000, num_kept=number) for number in (10_000, 1))
+    assert 1 < kept < met / 2
+    assert forgotten == pytest.approx(met, rel=0.1)  # on average two micro-batches of a step differ
+    assert fresh_shapes(CONFIG, 1, Sequences.unseen(CONFIG, 1000), num_steps=1000, num_kept=1) == 1
+
+
+def test_the_first_steps_meet_more_new_shapes_than_later_ones():
+    ragged = data(np.random.default_rng(1).integers(5, 63, 400).tolist())
+    few, more = (fresh_shapes(CONFIG, 1, ragged, num_steps=number, num_kept=10_000) for number in (10, 20))
+    assert few < more < 2 * few

@@ -22,7 +22,17 @@ from ftkit.plan.seconds.gpu_rates import Sizes, calibrate_gpu
 from ftkit.plan.seconds.speed import FROM_TABLE, Device, Timed
 
 TIMED = {("mm", "float32"): [Timed(1000, 100, 1e-3), Timed(10**6, 10**4, 0.5)]}
-DEVICE = Device(1e9, 1e9, 1e9, 1e-6, False, timed=TIMED, source=kept.source_words("2026-11-26"), fresh_rate=4e9)
+DEVICE = Device(
+    1e9,
+    1e9,
+    1e9,
+    1e-6,
+    False,
+    timed=TIMED,
+    source=kept.source_words("2026-11-26"),
+    fresh_rate=4e9,
+    compile_seconds=1e-3,
+)
 
 
 @pytest.fixture(autouse=True)

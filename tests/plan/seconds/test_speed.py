@@ -1,17 +1,22 @@
 """How long a phase takes: the slower of host and GPU, or both on a CPU."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
+import torch
 
 from ftkit.config.tree import DataConfig, ModelConfig, RunConfig
 from ftkit.machine.heap import LARGEST_IN_HEAP
+from ftkit.machine.process import has_bf16
 from ftkit.models.methods.lora import Lora, Qlora
 from ftkit.observe.tape import Birth, OpKey, Tape
-from ftkit.plan.inputs.target import find_target
+from ftkit.plan.inputs.shapes import Sequences
+from ftkit.plan.inputs.target import Target, find_target
 from ftkit.plan.predict import predict
 from ftkit.plan.seconds.speed import Device, cpu_device, step_time
 from ftkit.step.observer import Phase
+from tests.plan.models import architecture, run_config
 
 GPU = Device(fp32_flops=1e12, half_flops=1e13, bandwidth=1e11, host_seconds=1e-5, is_asynchronous=True)
 SMALL: OpKey = ("add", 0, 1000, "bfloat16")
@@ -105,3 +110,24 @@ def test_four_bits_compute_as_much_as_sixteen_and_take_longer():
     plain_flops = plain.model_flops_utilization * plain.step_seconds
     assert unpacking.model_flops_utilization * unpacking.step_seconds == pytest.approx(plain_flops, rel=0.01)
     assert unpacking.step_seconds > plain.step_seconds
+
+
+@pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="oneDNN compiles for processors that multiply bf16")
+def test_a_product_of_a_new_shape_costs_this_cpu_something():
+    assert 1e-5 < cpu_device(1).compile_seconds < 0.1
+
+
+def test_products_of_new_shapes_are_compiled_on_a_cpu_and_a_run_of_ragged_texts_pays_for_it(monkeypatch):
+    config = run_config("bert", Lora(), batch={"global_batch_size": 8})
+    config = config.model_copy(update={"model": config.model.model_copy(update={"precision": "bf16"})})
+    lengths = tuple(range(8, 72))
+    ragged = Sequences(64, 71, are_equal=False, lengths=lengths)
+    quick = replace(cpu_device(1), compile_seconds=0.0)
+
+    def seconds(device):
+        monkeypatch.setattr(Target, "device", lambda *_: device)
+        return predict(config, find_target("cpu"), architecture("bert"), sequences=ragged).total_seconds
+
+    slower = [seconds(replace(quick, compile_seconds=one)) - seconds(quick) for one in (1.0, 2.0)]
+    assert slower[0] > 10  # kernels: some products, in a shape or more
+    assert slower[1] == pytest.approx(2 * slower[0])
