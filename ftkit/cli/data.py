@@ -55,7 +55,7 @@ def data(  # one parameter is one flag
             )
         is_guessed = not (flags["task"] or flags["file"] or flags["preset"])
         is_guessed = is_guessed and not any(setting.partition("=")[0] == "task" for setting in flags["settings"])
-        flags["data__dataset"] = dataset or flags["data__dataset"]
+        flags["data__dataset"] = flags["data__dataset"] if dataset is None else dataset
         config = read_config(flags)
         work_offline_if_unreachable((config.model.name, config.data.dataset))
         from ftkit.data.reading.sources import load_source

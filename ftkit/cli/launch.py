@@ -1,6 +1,7 @@
 """Start one process for each device, as torchrun does, and start them again when one is lost."""
 
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -53,7 +54,7 @@ def launch(config: RunConfig, num_devices: int, restarts: int) -> NoReturn:
     cores = len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // num_devices)))
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_devices}",
+        sys.executable, "-m", "ftkit.cli.launch", "--standalone", f"--nproc-per-node={num_devices}",
         f"--max-restarts={restarts}", "-m", "ftkit", "train", *arguments,
     ]  # fmt: skip
     os.execv(sys.executable, command)
@@ -71,3 +72,30 @@ def _without_own(arguments: list[str]) -> list[str]:
         elif not argument.startswith(tuple(f"{flag}=" for flag in _OWN)):
             kept.append(argument)
     return kept
+
+
+def as_torchrun() -> None:
+    """Start the processes that torchrun's arguments ask for, and exit as they do, in a sentence where torchrun traces.
+
+    Exits with 128 and the number of the signal that has stopped it, as a shell tells it; else with the code of the
+    process that failed first, which has said why. That of one that was killed is 128 and the signal's number too.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
+    try:
+        torchrun(sys.argv[1:])
+    except SignalException as stopped:
+        sys.exit(128 + stopped.sigval)
+    except ChildFailedError as failed:
+        rank, first = failed.get_first_failure()
+        if first.exitcode > 0:
+            sys.exit(first.exitcode)
+        ended_by = signal.Signals(-first.exitcode)
+        click.echo(f"error: process {rank} was ended by {ended_by.name}, and the others with it", err=True)
+        sys.exit(128 + ended_by)
+
+
+if __name__ == "__main__":
+    as_torchrun()

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from ftkit.cli.options import user_errors
-from ftkit.errors import ConfigError, nearest
-from ftkit.report.collect import Run, collect_runs
+from ftkit.errors import ConfigError, DataError, nearest
+from ftkit.report.collect import RECORD_FILE, Run, collect_runs
 from ftkit.report.columns import COLUMNS
 from ftkit.units import parse_bytes
 
@@ -17,7 +17,7 @@ _FORMATS = {".html": "html", ".md": "markdown", ".tex": "latex", ".csv": "csv", 
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("runs", nargs=-1, type=click.Path(path_type=Path), metavar="[RUN]...")
+@click.argument("runs", nargs=-1, metavar="[RUN]...")
 @click.option(
     "--output",
     "outputs",
@@ -43,7 +43,7 @@ _FORMATS = {".html": "html", ".md": "markdown", ".tex": "latex", ".csv": "csv", 
 @click.option("--sort", metavar="COLUMN", help="Order by a column of the CSV; -COLUMN: the largest first.")
 @click.option("--title", default="ftkit report", show_default=True, help="The page's heading.")
 def report(
-    runs: tuple[Path, ...], outputs: tuple[Path, ...], form: str, budget: str | None, sort: str | None, title: str
+    runs: tuple[str, ...], outputs: tuple[Path, ...], form: str, budget: str | None, sort: str | None, title: str
 ) -> None:
     """Show runs side by side: memory, speed and scores, each prediction beside its measurement.
 
@@ -52,7 +52,7 @@ def report(
     with user_errors():
         forms = [_form_of(path) for path in outputs]
         budget_bytes = parse_bytes(budget) if budget else None
-        found = _sorted(_collect(runs or (Path("runs"),)), sort)
+        found = _sorted(_collect(_places(runs or ("runs",))), sort)
         for path, wanted in zip(outputs, forms, strict=True):
             write_whole(path, _render(found, wanted, title, budget_bytes))
             click.echo(f"{path}: {len(found)} runs", err=True)
@@ -98,6 +98,12 @@ def write_page(paths: Sequence[Path], page: Path, title: str) -> Path:
 def print_runs(paths: Sequence[Path]) -> None:
     """Print the table of the runs at or below some folders; raises as `write_page`."""
     _print(_collect(paths), "table")
+
+
+def _places(runs: Sequence[str]) -> list[Path]:
+    if not all(runs):  # as a path it would be the folder where the command runs
+        raise DataError(f"a RUN is empty; give a result folder, a folder of them, or a {RECORD_FILE}")
+    return [Path(run) for run in runs]
 
 
 def _collect(paths: Sequence[Path]) -> list[Run]:

@@ -7,7 +7,7 @@ the method's own file. `files` fills the tree from YAML and flags.
 from datetime import date
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ftkit.config import rules
 from ftkit.config.cache import CacheConfig
@@ -31,10 +31,19 @@ DEMO = "demo"
 """The name of the embedded default, as a model and as a dataset."""
 
 
+def _not_empty(name: str) -> str:
+    if not name:  # as a path it would be the folder where the command runs
+        raise ValueError("it is empty; give a name of the hub, a file or a folder")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_not_empty)]
+
+
 class ModelConfig(Section):
     """The model, and how it computes."""
 
-    name: str = DEMO
+    name: Name = DEMO
     """Hub name, local folder, or `demo` for the embedded MiniLM."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
@@ -77,7 +86,7 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """The texts: their source, columns, splits and labels."""
 
-    dataset: str = DEMO
+    dataset: Name = DEMO
     """Hub name, file, folder, or `demo` for the embedded movie reviews."""
     subset: str | None = None
     """The configuration of a hub dataset, such as `sst2` of `glue`; the sheet of an Excel workbook; `all` of the

@@ -13,7 +13,7 @@ from pathlib import Path
 
 _NAMES = {
     "deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run", "torch.distributed.launch",
-    "accelerate", "ftkit",
+    "ftkit.cli.launch", "accelerate", "ftkit",
 }  # fmt: skip
 _EVERY_SECONDS = 1.0
 """Between two looks, each of which reads two small files of the system."""

@@ -98,7 +98,9 @@ class Tuning:
 
     def tried(self) -> list[Tried]:
         """Return all trials, in the order in which they were chosen."""
-        return [_tried(one, self.folder) for one in self._study.trials if one.state.name != "WAITING"]
+        trials = self._study.trials
+        again = {one.user_attrs["before"]: one.number for one in trials if "before" in one.user_attrs}
+        return [_tried(one, self.folder, again.get(one.number)) for one in trials if one.state.name != "WAITING"]
 
     def best(self) -> Tried | None:
         """Return the trial with the best validation; None where none has come to its end."""
@@ -235,7 +237,8 @@ class Tuning:
             if one.state == states.RUNNING:
                 self._study.tell(one.number, state=states.FAIL)
                 known = {name: place for name, place in one.user_attrs.items() if name == "folder"}
-                self._study.enqueue_trial(one.params, user_attrs=known)
+                self._study.enqueue_trial(one.params, user_attrs=known | {"before": one.number})
+                self.tell(self.tried()[one.number])
         if not self._study.trials:
             self._study.enqueue_trial(self.space.first())
 
@@ -248,8 +251,8 @@ def _state(ended: Attended) -> str:
     return "stopped" if ended.stopped else "failed" if ended.failure else "complete"
 
 
-def _tried(frozen: Any, folder: Path) -> Tried:
-    """Return what is known of an Optuna trial."""
+def _tried(frozen: Any, folder: Path, again: int | None = None) -> Tried:
+    """Return what is known of an Optuna trial; `again` is the number of the one that it became when it was killed."""
     known = frozen.user_attrs
     place = known.get("folder")
     return Tried(
@@ -258,7 +261,7 @@ def _tried(frozen: Any, folder: Path) -> Tried:
         state=known.get("state", "running" if frozen.state.name == "RUNNING" else "killed"),
         value=known.get("value"),
         seconds=known.get("seconds"),
-        reason=known.get("reason"),
+        reason=known.get("reason") if again is None else f"tried again as trial {again}",
         folder=None if place is None else folder / place,
     )
 

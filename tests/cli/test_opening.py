@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from ftkit.cli import main
+from ftkit.errors import ConfigError, DataError
 from ftkit.machine.hub import is_cached
 from ftkit.models.sources.adapters import asked_names
 
@@ -102,3 +103,10 @@ for name in ("train", "plan.command", "tune.command", "study", "predict"):
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("words", [["report", ""], ["data", ""], ["train", "--dataset", ""], ["plan", "--model", ""]])
+def test_an_empty_name_is_not_the_folder_where_the_command_runs(words):
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code in (ConfigError.exit_code, DataError.exit_code), done.output
+    assert "is empty; give a" in done.output

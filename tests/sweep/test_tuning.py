@@ -84,12 +84,19 @@ def test_a_search_goes_on_where_it_was_killed_and_stops_what_is_worse_at_a_valid
 
     with pytest.raises(SystemExit):
         Tuning(space, tmp_path / "tune", lambda *_: (None, None), start_trial, killed).run(Budget(1))
-    again = Tuning(space, tmp_path / "tune", lambda *_: (None, None), start_trial)
+    told: list[tuple[int, str, str | None]] = []
+
+    def tell(trial):
+        told.append((trial.number, trial.state, trial.reason))
+
+    again = Tuning(space, tmp_path / "tune", lambda *_: (None, None), start_trial, tell)
+    assert told == [(0, "killed", "tried again as trial 1")]
     # It learns nothing, and would for 4,000 steps.
     again._study.enqueue_trial({"optimizer.learning_rate": "1e-09", "training.max_steps": "4000"})
     again.run(Budget(2))  # what was killed and tried again counts once
     first, second, third = again.tried()
     assert (first.state, second.state) == ("killed", "complete"), second.reason
+    assert first.reason == "tried again as trial 1"
     assert (second.folder, second.settings) == (first.folder, first.settings)
     assert third.state == "stopped"
     assert third.reason.startswith("worse than others at validation")

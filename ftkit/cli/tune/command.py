@@ -112,7 +112,7 @@ class _Lines:
         self._metric, self._best = METRICS[metric], None
 
     def __call__(self, trial: Tried) -> None:
-        """Show a trial that begins or has ended."""
+        """Show a trial that begins, has ended, or had been killed."""
         settings = " ".join(f"{short(key).replace(' ', '_')}={value}" for key, value in trial.settings.items())
         if trial.state == "running":
             click.echo(f"{trial.number:>3}  {settings}")
@@ -120,7 +120,7 @@ class _Lines:
         figure = "" if trial.value is None else f"{self._metric.heading} {format(trial.value, self._metric.form)}"
         took = "" if trial.seconds is None else f", {format_seconds(trial.seconds)}"
         why = f" ({trial.reason})" if trial.reason else ""
-        begun = f"{trial.number:>3}  {settings}\n" if trial.state == "never started" else ""
+        begun = f"{trial.number:>3}  {settings}\n" if trial.state in ("never started", "killed") else ""
         click.echo(f"{begun}     {click.style(trial.state, bold=True)}{': ' if figure else ''}{figure}{took}{why}")
 
 

@@ -30,7 +30,7 @@ class Tried:
             `killed` with the whole search, which tries it again.
         value: the best figure of its validations; None where there was none.
         seconds: that its process took.
-        reason: why it never started, was stopped or failed.
+        reason: why it never started, was stopped or failed; of one that was killed, which it is now.
         folder: of its run; None where it never started.
     """
 
