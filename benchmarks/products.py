@@ -1,39 +1,42 @@
 """The time of a step beside that of its bare matrix products, and where the rest of the step goes; on one thread.
 
-    python -m benchmarks.products minilm [--rounds 3]
+    python -m benchmarks.products minilm [--rounds 3] [--precision bf16]
     python -m benchmarks.products llama
 
-The steps are those of `benchmarks/lean_step.py`, cut as training cuts them on a CPU: LoRA (r = 8, dropout 0.05) over
-random weights in fp32. `minilm` classifies 128 sequences of 32 tokens in micro-batches of 512, `llama` models language
-with SmolLM2-135M's shape at its whole depth, 4 x 256 tokens in micro-batches of 512. The products of a step are
-those that torch's dispatcher saw; each is run again in the same order on operands of its own shape and strides, and
-nothing else is. A product of rank 8 is one with a side that is no longer. Fused attention is not counted as a product.
-The shares are those of torch's profiler, whose own cost is in them.
+The steps are those of `benchmarks/cuts.py`, in one cut: LoRA (r = 8, dropout 0.05) over random weights. `minilm`
+classifies 128 sequences of 32 tokens in micro-batches of 512, `llama` models language with SmolLM2-135M's shape at its
+whole depth, 4 x 256 tokens in micro-batches of 512. The products of a step are those that torch's dispatcher saw; each
+is run again in the same order on operands of its own shape and strides, and nothing else is. A product of rank 8 is one
+with a side that is no longer. Fused attention is not counted as a product. The shares are those of torch's profiler,
+whose own cost is in them.
 """
 
 import argparse
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map
 
 from benchmarks.beside import spread
+from benchmarks.cuts import make_engine
 from benchmarks.job import RANK
-from benchmarks.lean_step import make_engine
 from ftkit.data.batching import MicroBatch, Shape
 from ftkit.engine.protocol import Engine
 from ftkit.machine.heap import keep_heap_whole
+from ftkit.machine.process import ProcessContext, joined
 from ftkit.models.kernels.foreign import DispatchMode
 from ftkit.observe.recorded import make_batches
 from ftkit.step.step import train_step
 
 SHAPES = {"minilm": Shape(16, 32, num_micro_batches=8, is_padded=True), "llama": Shape(2, 256, num_micro_batches=2)}
 PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_"}
-NUM_LAYERS, NUM_PROFILED, NUM_LINES = 30, 3, 14
+NUM_PROFILED, NUM_LINES = 3, 14
 Product = Callable[[], Any]
 
 
@@ -115,26 +118,40 @@ def take_step(engine: Engine, batches: Sequence[MicroBatch]) -> None:
     train_step(engine, batches, 100.0, 1e-4)
 
 
-def main() -> None:
-    """Time step and products in turns, print both and their ratio, then the shares."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=list(SHAPES))
-    parser.add_argument("--rounds", type=int, default=3)
-    asked = parser.parse_args()
-    keep_heap_whole()  # as `ftkit train` does
-    torch.set_num_threads(1)
-    engine, shape = make_engine(asked.model, num_layers=NUM_LAYERS), SHAPES[asked.model]
+def compare(name: str, engine: Engine, shape: Shape, num_rounds: int) -> None:
+    """Time step and products in turns, print both and their ratio, then the shares.
+
+    Args:
+        name: of what is compared.
+        engine: takes the steps.
+        shape: of the micro-batches of a step.
+        num_rounds: turns of both.
+    """
     step = partial(take_step, engine, make_batches(engine.objective, shape))
     with Products() as products:
         step()
     run_all(products.found)
-    times = [(seconds(step), seconds(partial(run_all, products.found))) for _ in range(asked.rounds)]
+    times = [(seconds(step), seconds(partial(run_all, products.found))) for _ in range(num_rounds)]
     whole, bare = ([pair[number] for pair in times] for number in (0, 1))
-    print(f"{asked.model}: a step takes {spread(whole)} s, its {len(products.found)} bare products {spread(bare)} s")
+    print(f"{name}: a step takes {spread(whole)} s, its {len(products.found)} bare products {spread(bare)} s")
     print(f"ratio within a round: {spread([one / other for one, other in times])}\n")
     print("| operator | share of the step |\n|---|---:|")
-    for name, share in list(shares(step).items())[:NUM_LINES]:
-        print(f"| {name} | {share:.1%} |")
+    for operator, share in list(shares(step).items())[:NUM_LINES]:
+        print(f"| {operator} | {share:.1%} |")
+
+
+def main() -> None:
+    """Read the command line, make the engine and compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=list(SHAPES))
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--rounds", type=int, default=3)
+    asked = parser.parse_args()
+    keep_heap_whole()  # as `ftkit train` does
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder, joined(ProcessContext()):
+        engine = make_engine(asked.model, "lora", asked.precision, 0, Path(folder))
+        compare(f"{asked.model}, {asked.precision}", engine, SHAPES[asked.model], asked.rounds)
 
 
 if __name__ == "__main__":
