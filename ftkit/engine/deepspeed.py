@@ -122,7 +122,7 @@ class DeepSpeedEngine:
         distributed.all_reduce(value)
         return value
 
-    def trainable_state(self) -> Tensors:
+    def trainable_state(self, *, copy: bool = True) -> Tensors:  # noqa: ARG002  # what is gathered is a copy
         """Return the fp32 masters, gathered one by one."""
         return {name: self._gathered_master(one) for name, one in self._parameters.items()}
 
@@ -131,7 +131,7 @@ class DeepSpeedEngine:
         for name, parameter in self._parameters.items():
             self._load(parameter, state[name])
 
-    def optimizer_state(self) -> Tensors:
+    def optimizer_state(self, *, copy: bool = True) -> Tensors:  # noqa: ARG002  # what is gathered is a copy
         """Return the moments, gathered one by one."""
         from deepspeed.utils import safe_get_full_optimizer_state
 

@@ -117,9 +117,9 @@ class PlainEngine:
             distributed.all_reduce(value)
         return value
 
-    def trainable_state(self) -> Tensors:
+    def trainable_state(self, *, copy: bool = True) -> Tensors:
         """Return the masters."""
-        return {name: master.detach().to("cpu", copy=True) for name, master in self._masters.items()}
+        return {name: master.detach().to("cpu", copy=copy) for name, master in self._masters.items()}
 
     def load_trainable_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Set the masters, and the weights from them."""
@@ -128,13 +128,13 @@ class PlainEngine:
                 master.copy_(state[name])
         self._publish()
 
-    def optimizer_state(self) -> Tensors:
+    def optimizer_state(self, *, copy: bool = True) -> Tensors:
         """Return the moments, as `parameter name/moment`."""
         tensors = {}
         for name, master in self._masters.items():
             for key, value in self._optimizer.state[master].items():
                 if value is not None:
-                    tensors[f"{name}/{key}"] = torch.as_tensor(value).detach().to("cpu", copy=True)
+                    tensors[f"{name}/{key}"] = torch.as_tensor(value).detach().to("cpu", copy=copy)
         if self._scaler.is_enabled():
             tensors["loss_scale/"] = torch.tensor(self._scaler.get_scale())
             tensors["loss_scale/clean_steps"] = torch.tensor(float(self._scaler.state_dict()["_growth_tracker"]))

@@ -142,14 +142,22 @@ class Engine(Scorer, Protocol):
     def reset_optimizer(self) -> None:
         """Return moments, step counts and loss scale to what they were before the first step."""
 
-    def trainable_state(self) -> Tensors:
-        """Return what trains in fp32, whole, on the CPU of every rank, by name in the model."""
+    def trainable_state(self, *, copy: bool = True) -> Tensors:
+        """Return what trains in fp32, whole, on the CPU of every rank, by name in the model.
+
+        Args:
+            copy: False where they may be the engine's own, if it has them there; the next step changes them.
+        """
 
     def load_trainable_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take back what `trainable_state` returned, perhaps on another engine or number of ranks."""
 
-    def optimizer_state(self) -> Tensors:
-        """Return the optimizer's tensors, whole, on the CPU of every rank, as `parameter name/moment`."""
+    def optimizer_state(self, *, copy: bool = True) -> Tensors:
+        """Return the optimizer's tensors, whole, on the CPU of every rank, as `parameter name/moment`.
+
+        Args:
+            copy: as in `trainable_state`.
+        """
 
     def load_optimizer_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take back what `optimizer_state` returned."""

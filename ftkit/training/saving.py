@@ -14,7 +14,7 @@ from ftkit.machine.disk import written_patiently
 from ftkit.machine.versions import versions
 from ftkit.models.build import trainable_parameters
 from ftkit.models.partitions import whole_shape
-from ftkit.records.files import CHECKPOINTS, CONFIG, resume_flag
+from ftkit.records.files import CHECKPOINT_BYTES, CHECKPOINTS, CONFIG, resume_flag
 from ftkit.records.schema import Scores
 from ftkit.training.checkpoints import checkpoint, same_run
 from ftkit.training.checkpoints.by_ranks import Ranks
@@ -28,6 +28,8 @@ from ftkit.training.state import Progress, best_step, best_steps
 Note = Callable[[str], None]
 Shapes = dict[str, tuple[int, ...]]
 """By the names of the weights."""
+_MOST_COPIED = 64 * 2**20
+"""Bytes of a checkpoint that are copied beside the originals, on a CPU, so that the steps go on."""
 
 
 def judge(job: Job, progress: Progress, scores: Scores) -> bool:
@@ -48,6 +50,8 @@ def judge(job: Job, progress: Progress, scores: Scores) -> bool:
 def save(job: Job, progress: Progress, note: Note, *, is_best: bool = False, is_due: bool = True) -> None:
     """Copy what trains into host memory and write it from there in a thread; every rank calls this, the first writes.
 
+    On a CPU a copy lies beside what is copied, in the memory that steps need; a large one is not made, and steps wait.
+
     Args:
         job: the run.
         progress: where it stands.
@@ -61,8 +65,10 @@ def save(job: Job, progress: Progress, note: Note, *, is_best: bool = False, is_
     if job.is_sharded:
         _save_shards(job, progress, note, is_best=is_best, is_due=is_due)
         return
-    weights = job.engine.trainable_state()
-    moments = job.engine.optimizer_state() if is_due else {}
+    is_large = job.counts.trainable * CHECKPOINT_BYTES > _MOST_COPIED
+    waits = is_large and job.process.device.type == "cpu" and job.process.world_size == 1  # others would wait too
+    weights = job.engine.trainable_state(copy=not waits)
+    moments = job.engine.optimizer_state(copy=not waits) if is_due else {}
     check_tensors(weights, "weight", progress.step)
     check_tensors(moments, "moment", progress.step)
     if job.process.is_main:
@@ -77,6 +83,8 @@ def save(job: Job, progress: Progress, note: Note, *, is_best: bool = False, is_
                 checkpoint.save_checkpoint(folder, state, weights, moments, keep)
 
         job.writer.start(lambda: written_patiently(write, folder, patience, note))
+        if waits:
+            job.writer.wait()
 
 
 def _check_disk(folder: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from ftkit.errors import DeviceError, InterruptedRunError
 from ftkit.records.files import CHECKPOINTS
-from ftkit.training import loop
+from ftkit.training import loop, saving
 from ftkit.training.checkpoints import checkpoint
 from ftkit.training.evaluate import evaluate
 from ftkit.training.recovery.signals import StopNow
@@ -71,6 +71,30 @@ def test_steps_are_taken_while_a_checkpoint_is_written(work, tmp_path, monkeypat
     train(work, tmp_path, "training.checkpoint_every=1", "training.max_steps=2")
     assert seen == [True]
     assert len(checkpoint.list_checkpoints(tmp_path / CHECKPOINTS)) == 2
+
+
+def test_of_a_large_checkpoint_no_copy_is_made_on_a_cpu_and_the_steps_wait(work, tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "_MOST_COPIED", 0)
+    own: set[int] = set()
+    shared, done, write = [], [], checkpoint.save_checkpoint
+
+    def places(tensors):
+        return {tensor.data_ptr() for tensor in tensors.values() if tensor.dim()}
+
+    def noted(folder, state, weights, moments, keep):
+        shared.append((places(weights) | places(moments)) <= own)
+        done.append(write(folder, state, weights, moments, keep).is_dir())
+
+    def stepped(job, batch, *arguments):
+        assert len(done) == batch.step - 1
+        result = take_step(job, batch, *arguments)
+        own.update(places(job.engine.trainable_state(copy=False)) | places(job.engine.optimizer_state(copy=False)))
+        return result
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", noted)
+    monkeypatch.setattr(loop, "take_step", stepped)
+    train(work, tmp_path, "training.checkpoint_every=1", "training.max_steps=2")
+    assert (shared, done) == ([True, True], [True, True])
 
 
 @pytest.mark.parametrize("bad", [1, 2])

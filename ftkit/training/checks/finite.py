@@ -15,6 +15,8 @@ from ftkit.step.step import StepResult
 
 MOST_SKIPPED = 32
 """Steps in a row that a loss scale may skip: it halves each time, and no scale is left after so many."""
+_AT_A_TIME = 2**20
+"""Numbers that are looked at together, for which a CPU makes four tensors of their size."""
 
 
 class FiniteSteps:
@@ -78,7 +80,8 @@ def check_tensors(tensors: Mapping[str, torch.Tensor], what: str, step: int) -> 
         DivergedError: naming the first tensor.
     """
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        parts = tensor.reshape(-1).split(_AT_A_TIME) if tensor.is_floating_point() else ()
+        if not all(bool(part.isfinite().all()) for part in parts):
             raise DivergedError(f"the {what} {name} is not finite after step {step}")
 
 

@@ -70,7 +70,7 @@ class FirstSteps:
     def _samples(self) -> tuple[Samples, Samples]:
         """Return some numbers of what trains, as masters in fp32, and of what is frozen."""
         parameters = dict(self._engine.model.named_parameters())
-        state = self._engine.trainable_state() if self._is_looked_at else {}
+        state = self._engine.trainable_state(copy=False) if self._is_looked_at else {}
         # What is streamed is read anew each time, so that nothing can change it.
         frozen = {name: one for name, one in parameters.items() if not (one.requires_grad or is_streamed(one))}
         return ({name: _sample(tensor) for name, tensor in state.items()},

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from benchmarks.live_bytes import LiveBytes
 from ftkit.errors import DivergedError
 from ftkit.step.step import StepResult
 from ftkit.training.checks.finite import MOST_SKIPPED, FiniteSteps, check_loss, check_tensors
@@ -64,6 +65,11 @@ def test_tensors_and_scores_that_are_not_finite_are_named():
     check_tensors({"a": torch.ones(2), "packed": torch.zeros(2, dtype=torch.uint8)}, "weight", 7)
     with pytest.raises(DivergedError, match="the moment b is not finite after step 7"):
         check_tensors({"a": torch.ones(2), "b": torch.tensor([1.0, math.inf])}, "moment", 7)
+    long = torch.ones(2**21)
+    long[-1] = math.nan
+    with LiveBytes() as counter, pytest.raises(DivergedError, match="the weight long"):
+        check_tensors({"long": long}, "weight", 7)
+    assert counter.peak < 2 * long.nbytes, "a part is looked at after the other"
     check_loss(0.5, "validation", 7)
     with pytest.raises(DivergedError, match="the validation loss after step 7 is nan"):
         check_loss(math.nan, "validation", 7)
