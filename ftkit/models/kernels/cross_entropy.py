@@ -16,8 +16,9 @@ from torch import nn
 
 from ftkit.models import bnb
 
-_FEWEST_ROWS = 128
-"""Rows of a chunk: with fewer, reading the head's weight takes longer than multiplying by it, on any processor."""
+_FEWEST_ROWS, _FEWEST_ROWS_OF_TRAINED = 128, 512
+"""Rows of a chunk: with fewer, reading the head's weight takes longer than multiplying by it, on any processor. For a
+head that trains each chunk reads and writes its gradient too, in fp32 and with a product to add in half precision."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,16 @@ def cross_entropy(rows_ND: torch.Tensor, head: nn.Module, labels_N: torch.Tensor
     return result
 
 
-def num_chunk_rows(num_rows: int, width: int, vocabulary: int) -> int:
-    """Return the rows of a chunk: so many that its logits are as large as all hidden states, but not too few."""
-    return max(_FEWEST_ROWS, num_rows * width // vocabulary)
+def num_chunk_rows(num_rows: int, width: int, vocabulary: int, *, trains: bool) -> int:
+    """Return the rows of a chunk: so many that its logits are as large as all hidden states, but not too few.
+
+    Args:
+        num_rows: of all hidden states.
+        width: of one.
+        vocabulary: logits of a row.
+        trains: whether the head does.
+    """
+    return max(_FEWEST_ROWS_OF_TRAINED if trains else _FEWEST_ROWS, num_rows * width // vocabulary)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -80,7 +88,7 @@ class _CrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=wide) if needs[1] else None
         grad_bias = torch.zeros_like(cast(torch.Tensor, bias), dtype=wide) if needs[2] else None
         matrix_VD = bnb.matrix_of(head)
-        size = num_chunk_rows(len(rows_ND), *reversed(matrix_VD.shape))
+        size = num_chunk_rows(len(rows_ND), *reversed(matrix_VD.shape), trains=needs[1])
         loss = torch.zeros((), dtype=wide, device=rows_ND.device)
         for start in range(0, len(rows_ND), size):
             rows_CD, labels_C = rows_ND[start : start + size], labels_N[start : start + size]

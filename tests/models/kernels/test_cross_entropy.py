@@ -18,6 +18,7 @@ TAILS = [Tail(), Tail(scale=0.25), Tail(cap=5.0), Tail(2.0, 5.0)]
 def _small_chunks(monkeypatch):
     """Chunks of 4 rows at these sizes, so that there are several and the last one is smaller."""
     monkeypatch.setattr(kernel, "_FEWEST_ROWS", 4)
+    monkeypatch.setattr(kernel, "_FEWEST_ROWS_OF_TRAINED", 4)
 
 
 def make_head(kind: str, dtype: torch.dtype, bias: bool = True) -> nn.Module:
