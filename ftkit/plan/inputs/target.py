@@ -149,8 +149,8 @@ def _named(gpu: str | None, number: int, given: str | None, budget: int | None, 
         return target if budget is None else replace(target, memory_bytes=budget)
     if gpu is None and budget is None:
         return _here(number, ram)
-    row = find_gpu(gpu or TYPICAL_GPU)
-    name = row.name if gpu else f"a GPU with {given}"
+    row = find_gpu(TYPICAL_GPU if gpu is None else gpu)
+    name = f"a GPU with {given}" if gpu is None else row.name
     return Target(name, "cuda", row, budget or row.memory_bytes, number, ram)
 
 

@@ -17,6 +17,11 @@ def test_two_numbers_of_cards_that_differ_are_refused():
         find_target("2x3090", 3)
 
 
+def test_an_empty_name_is_not_a_card_that_nobody_named():
+    with pytest.raises(ConfigError, match="unknown GPU ''"):
+        find_target("")
+
+
 def test_the_processor_of_this_machine_is_a_card_too():
     target = find_target("cpu", memory_budget="2GiB")
     assert (target.device_type, target.memory_bytes) == ("cpu", 2**31)
