@@ -130,7 +130,7 @@ def _answer(opened: "Opened", asked: "Asked", output: Path | None, form: str, sa
         click.progressbar(length=len(asked.examples), label="texts", file=sys.stderr, hidden=is_quiet) as bar,
     ):
         if opened.labels is None:
-            for row in written(opened, asked, sampling):
+            for row in written(opened, asked, sampling, _note):
                 writer.write([row])
                 bar.update(1)
         else:

@@ -231,14 +231,26 @@ def load_yaml(file: Path) -> object:
         ConfigError: no such file, or no valid YAML.
     """
     try:
-        return cast(object, yaml.safe_load(file.read_text(encoding="utf-8")))
+        return parse_yaml(file.read_text(encoding="utf-8"), file)
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}; give the path of a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def parse_yaml(text: str, file: Path) -> object:
+    """Read YAML of any form, which is from a file, safely.
+
+    Raises:
+        ConfigError: it is not valid.
+    """
+    try:
+        return cast(object, yaml.safe_load(text))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{file} is not valid YAML{where}: {error.problem or error.context}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
 
 

@@ -99,6 +99,8 @@ def export(  # noqa: PLR0913  # one parameter is one flag
         _write_card(name, form, source, folder, aside, hub_name, note)
         if form in ("adapter", "merged"):  # the others are for other programs
             _write_origin(name, source, aside)
+    if compares and form != "adapter" and config.method.name == "qlora":
+        note("frozen weights were in 4 bits when the run was scored; these are as they were before, so logits differ")
     num_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     place = next((file for file in folder.iterdir() if file.suffix in (".gguf", ".onnx")), folder)
     return Exported(form, place, num_bytes, difference(name, place, note) if compares else None)

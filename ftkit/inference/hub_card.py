@@ -1,17 +1,20 @@
 """The model card of an exported model: the card of its run, with a program for its new form and what the hub reads."""
 
 import json
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from ftkit.config.files import parse_yaml
 from ftkit.config.paths import from_root
-from ftkit.errors import ModelError
+from ftkit.config.tree import ModelConfig
+from ftkit.errors import DependencyError, ModelError
 from ftkit.inference.opened import labels_of
 from ftkit.models.card import Card
-from ftkit.models.sources.source import Source, load_tokenizer
+from ftkit.models.sources.source import Source, load_tokenizer, resolve_source
 from ftkit.records.files import CARD, MODEL, read_record
 from ftkit.records.schema import RunLine
 from ftkit.report.words import place
@@ -29,6 +32,8 @@ inputs = tokenizer(["A text.", "Another one."], padding=True, return_token_type_
 logits = session.run(["logits"], {{name: inputs[name] for name in ("input_ids", "attention_mask")}})[0]
 print(logits)
 """
+_HEAD = re.compile(r"\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|$)", re.DOTALL)
+"""The YAML at the beginning of a card."""
 _PIPELINES = {"sequence-classification": "text-classification", "causal-lm": "text-generation"}
 """As the hub calls what a model is for."""
 
@@ -62,7 +67,15 @@ def hub_card(
     if hub_name is not None:
         for name in (line.config["model"]["name"], line.config["data"]["dataset"]):
             text = text.replace(place(name), Path(name).name if Path(name).is_absolute() else name)
-    return f"---\n{_metadata(form, source, line, note)}\n---\n\n{text}"
+    return f"---\n{_metadata(form, line, note)}\n---\n\n{text}"
+
+
+def _base(line: RunLine) -> Source | None:
+    """Return the model that a run began with, whose licence holds for what it made; None: it is gone."""
+    try:
+        return resolve_source(ModelConfig(**line.config["model"]), line.config["task"])
+    except (ModelError, DependencyError):
+        return None
 
 
 def _use(form: Form, card: Card) -> str:
@@ -97,17 +110,17 @@ def _card(run: Path, line: RunLine, source: Source, folder: Path, hub_name: str 
     )
 
 
-def _metadata(form: Form, source: Source, line: RunLine, note: Callable[[str], None]) -> str:
+def _metadata(form: Form, line: RunLine, note: Callable[[str], None]) -> str:
     """Return what the hub reads: base model, licence, task."""
     from huggingface_hub import ModelCardData
 
-    base = line.config["model"]["name"]
-    is_of_hub = not Path(source.name).is_dir()
-    license_ = _license(source)
+    base = _base(line)
+    license_ = None if base is None else _license(base)
     if license_ is None:
-        note(f"nothing says under which licence {base} may be used; write it into {CARD} before you share the model")
+        name = line.config["model"]["name"]
+        note(f"nothing says under which licence {name} may be used; write it into {CARD} before you share the model")
     data = ModelCardData(
-        base_model=source.name if is_of_hub else None,
+        base_model=None if base is None or Path(base.name).is_dir() else base.name,
         license=license_,
         library_name={"adapter": "peft", "merged": "transformers", "gguf": "gguf", "onnx": "onnx"}[form],
         pipeline_tag=_PIPELINES[line.config["task"]],
@@ -118,17 +131,21 @@ def _metadata(form: Form, source: Source, line: RunLine, note: Callable[[str], N
 
 def _license(source: Source) -> str | None:
     """Return the licence on the card of the base model, None where it has no card or the card does not say it."""
-    from huggingface_hub import ModelCard
     from transformers.utils.hub import cached_file
 
-    path = cached_file(source.name, CARD, revision=source.revision, _raise_exceptions_for_missing_entries=False)
+    path = cached_file(
+        source.name,
+        CARD,
+        revision=source.revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
     if path is None:
         return None
-    try:
-        found: Any = ModelCard.load(path, ignore_metadata_errors=True).data.license
-    except (ValueError, OSError) as error:
-        raise ModelError(f"{path} is not a model card ({error}); mend it or take it away") from error
-    return None if found is None else str(found)
+    head = _HEAD.match(Path(path).read_text(encoding="utf-8", errors="replace"))
+    found = None if head is None else parse_yaml(head[1], Path(path))
+    license_ = found.get("license") if isinstance(found, dict) else None
+    return None if license_ is None else str(license_)
 
 
 def _written(folder: Path) -> str:

@@ -221,5 +221,7 @@ def _task_of(name: str) -> Task:
     if adapter is not None:
         return "sequence-classification" if classifies(adapter) else "causal-lm"
     source = resolve_source(load_config(settings=[f"model.name={name}"]).model, "sequence-classification")
+    if source.gguf_file is not None:
+        return "causal-lm"
     kinds = own_config(source).architectures or ()
     return "sequence-classification" if any("ForSequenceClassification" in kind for kind in kinds) else "causal-lm"

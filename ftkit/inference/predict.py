@@ -102,18 +102,31 @@ def _named(opened: Opened, answers: NDArray[Any]) -> list[Any]:
     return [names[number] for number in answers.tolist()]
 
 
-def written(opened: Opened, asked: Asked, sampling: Sampling) -> Iterator[dict[str, Any]]:
+def written(opened: Opened, asked: Asked, sampling: Sampling, note: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """Let a language model write behind each text.
 
     Args:
         opened: the model.
         asked: N prompts.
         sampling: how the next token is chosen.
+        note: told of answers that were cut.
 
     Yields:
         Where the prompt stood, the prompt, and what was written.
+
+    Raises:
+        ConfigError: a prompt, which is named, leaves the model no position to write at.
     """
+    num_cut = 0
     for place in range(len(asked.examples)):
         (prompt, *_) = asked.examples.texts(place)
-        answer = write(opened, [{"role": "user", "content": prompt}], sampling)
-        yield {"row": asked.examples.where(place), "prompt": prompt, "answer": answer}
+        where = asked.examples.where(place)
+        try:
+            answer = write(opened, [{"role": "user", "content": prompt}], sampling)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        num_cut += answer.cut_at is not None
+        yield {"row": where, "prompt": prompt, "answer": answer.text}
+    if num_cut:
+        cut = f"{num_cut:,} of {counted(len(asked.examples), 'answer')} {'is' if num_cut == 1 else 'are'} cut"
+        note(f"warning: {cut}, at --max-new-tokens {sampling.max_new_tokens} or where the model's positions end")

@@ -226,15 +226,25 @@ def check_positions(model: nn.Module, longest: int) -> None:
     Raises:
         ConfigError: naming the most that the model takes.
     """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and name.rsplit(".", 1)[-1] in _POSITION_TABLES:
-            # RoBERTa and OPT count from behind the padding token.
-            first = module.padding_idx + 1 if module.padding_idx is not None else getattr(module, "offset", 0)
-            if longest > module.num_embeddings - first:
-                raise ConfigError(
-                    f"the longest sequence has {longest} tokens, and the model has {module.num_embeddings - first} "
-                    f"positions; try --max-length {module.num_embeddings - first}"
-                )
+    most = num_positions(model)
+    if most is not None and longest > most:
+        raise ConfigError(
+            f"the longest sequence has {longest} tokens, and the model has {most} positions; try --max-length {most}"
+        )
+
+
+def num_positions(model: nn.Module) -> int | None:
+    """Return how many tokens a model's table of positions is for; None: rotary and relative positions have no end."""
+    tables = (
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and name.rsplit(".", 1)[-1] in _POSITION_TABLES
+    )
+    # RoBERTa and OPT count from behind the padding token.
+    firsts = (
+        (one, one.padding_idx + 1 if one.padding_idx is not None else getattr(one, "offset", 0)) for one in tables
+    )
+    return min((one.num_embeddings - first for one, first in firsts), default=None)
 
 
 def check_tokens(model: nn.Module, highest: int) -> None:

@@ -129,7 +129,9 @@ class ConsoleReporter:
 def _next(record: RunRecord, folder: Path) -> list[str]:
     """Return what may be done with a run that is over, and how to go on where it was still getting better."""
     run = shlex.quote(str(folder))
-    lines = [f"ftkit predict {run} 'a text' answers; ftkit report {run} OTHER sets it beside another run"]
+    is_language_model = record.run.config["task"] == "causal-lm"
+    ask = f"ftkit chat {run} talks to it" if is_language_model else f"ftkit predict {run} 'a text' answers"
+    lines = [f"{ask}; ftkit report {run} OTHER sets it beside another run"]
     validated = [line.step for line in record.evaluations if line.split == "validation"]
     training = record.run.config["training"]
     if len(validated) > 1 and record.result is not None and record.result.best_step == validated[-1]:

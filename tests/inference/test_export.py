@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import onnxruntime
 import pytest
@@ -36,6 +37,7 @@ def run(request, work, tmp_path_factory):
 def test_a_merged_model_answers_as_the_run_was_scored(run):
     done = ftkit("export", run, "--to", "merged", "--json")
     assert done.exit_code == 0, done.output
+    assert ("were in 4 bits when the run was scored" in done.stderr) == (run.name == "qlora")
     told = json.loads(done.stdout)
     difference = told["difference"]
     # Weights in 4 bits are merged as they were before; others differ by the rounding of a sum of r products.
@@ -77,6 +79,25 @@ def test_an_onnx_file_answers_padded_texts_as_the_run_does(run, tmp_path):
     expected = session.run(["logits"], {name: alone[name] for name in ("input_ids", "attention_mask")})[0]
     assert found[0] == pytest.approx(expected[0], rel=1e-5)
     assert found[1] != pytest.approx(expected[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("run", ["feature-extraction"], indirect=True)
+def test_the_card_of_a_whole_model_names_the_licence_of_the_model_that_its_run_began_with(run, tmp_path, capfd):
+    base = Path(read_record(run).run.config["model"]["name"])
+    assert (
+        "nothing says under which licence" in ftkit("export", run, "--to", "merged", "--output", tmp_path / "a").stderr
+    )
+    try:
+        (base / "README.md").write_text("---\nlicense: mit\n---\n\n# A model\n")
+        done = ftkit("export", run, "--to", "merged", "--output", tmp_path / "b")
+        assert "licence" not in done.stderr
+        assert "\nlicense: mit\n" in (tmp_path / "b" / "README.md").read_text()
+        (base / "README.md").write_text("---\nlicense: [mit\n---\n")
+        broken = ftkit("export", run, "--to", "merged", "--output", tmp_path / "c")
+        assert (broken.exit_code, "README.md is not valid YAML" in broken.stderr) == (2, True)
+    finally:
+        (base / "README.md").unlink()
+    assert "Repo card metadata" not in capfd.readouterr().err  # a line of the hub's client, which frightens for nothing
 
 
 def test_what_cannot_be_exported_so_is_one_sentence_and_leaves_nothing(run, tmp_path):

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -75,6 +78,70 @@ def test_a_language_model_writes_and_chats(trained):
     assert set(row["answer"].split()) <= {*WORDS, ""}
     talk = ftkit("chat", folder, "--max-new-tokens", 3, given="good film\n/new\n/bye\n")
     assert talk.exit_code == 0
+
+
+def test_what_is_written_ends_where_the_models_positions_end_and_that_is_told(trained):
+    folder, _ = trained("causal-lm", "lora")  # of 64 positions
+    flags = ("--max-new-tokens", 5, "--temperature", 100)  # at which it does not end by itself
+    asked = ftkit("predict", folder, "good " * 62, "the film", *flags)
+    assert asked.exit_code == 0
+    assert "answers are cut, at --max-new-tokens 5 or where the model's positions end" in asked.stderr
+    too_long = ftkit("predict", folder, "film", "good " * 64, *flags)
+    assert too_long.exit_code == 2
+    assert "line 2: the prompt has 64 tokens, and the model has 64 positions" in too_long.stderr
+    lines = "good " * 64 + "\n/help\n" + "good " * 62 + "\n"
+    talk = ftkit("chat", folder, *flags, "--top-p", 1, given=lines)
+    assert talk.exit_code == 0
+    assert "the model has 64 positions" in talk.stderr
+    assert "there is no /help: /new begins anew" in talk.stderr
+    assert "(cut after 2 tokens" in talk.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals here")
+def test_a_line_of_a_terminal_can_be_edited_and_ctrl_c_stops_an_answer_and_not_the_chat(trained):
+    folder, _ = trained("causal-lm", "lora")
+    end, terminal = os.openpty()
+    words = ["chat", str(folder), "--max-new-tokens", "40"]
+    code = f"{STOPPED_ONCE}\nmain({words})"
+    ran = subprocess.Popen([sys.executable, "-c", code], stdin=terminal, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    said = b""
+    for typed in (b"filn\x1b[D\x1b[3~m\n", b"the plot\n", b"/bye\n"):
+        said += until(end, b"> ", typed)
+    said += until(end, None, b"")
+    assert ran.wait(60) == 0, said
+    os.close(end)
+    assert b"asked 'film'" in said
+    assert b"stopped; this turn is left out" in said
+    assert b"asked 'the plot'" in said
+
+
+STOPPED_ONCE = """
+import signal
+import ftkit.inference.generate as generate
+from ftkit.cli import main
+write, asked = generate.write, []
+def first_stopped(opened, messages, sampling, streamer):
+    print("asked", repr(messages[-1]["content"]), flush=True)
+    asked.append(messages)
+    if len(asked) == 1:
+        signal.raise_signal(signal.SIGINT)
+    return write(opened, messages, sampling, streamer)
+generate.write = first_stopped
+"""
+
+
+def until(terminal, prompt, typed):
+    """Return what a terminal shows until a prompt comes, and then type; None: until the program ends."""
+    said = b""
+    while prompt is None or prompt not in said:
+        try:
+            said += os.read(terminal, 4096)
+        except OSError:  # Linux says so where the other end is closed
+            break
+    if typed:
+        os.write(terminal, typed)
+    return said
 
 
 class Heard:

@@ -60,6 +60,13 @@ def test_the_end_says_where_things_are_and_what_to_do_next(shown, tmp_path):
     for name in ("model", "record.jsonl", "README.md"):
         assert str(tmp_path / name) in text
     assert f"ftkit report {tmp_path}" in text
+    assert f"ftkit predict {tmp_path} 'a text' answers" in text
+
+
+def test_a_language_model_is_to_be_talked_to(record, tmp_path):
+    out, run = io.StringIO(), record.run.model_copy(update={"config": record.run.config | {"task": "causal-lm"}})
+    ConsoleReporter(Console(file=out, width=200)).finish(record.model_copy(update={"run": run}), tmp_path)
+    assert f"next: ftkit chat {tmp_path} talks to it" in out.getvalue()
 
 
 def test_the_total_time_says_what_went_before_the_steps_and_beside_them(record):

@@ -85,9 +85,20 @@ def resolve_source(config: ModelConfig, task: Task) -> Source:
             f"no model at {path}; give a folder with config.json and .safetensors, a .gguf file or a hub name"
         )
     path = model_folder(path)
-    if not (path / "config.json").is_file() and not config.gguf_file:
-        raise ModelError(f"{path} has no config.json; give the folder that a model was saved in")
-    return Source(str(path), config.gguf_file, config.revision, config.trust_remote_code)
+    gguf_file = config.gguf_file
+    if not (path / "config.json").is_file() and not gguf_file:
+        gguf_file = _only_gguf(path)
+    return Source(str(path), gguf_file, config.revision, config.trust_remote_code)
+
+
+def _only_gguf(folder: Path) -> str:
+    """Return the one GGUF file of a folder, such as `ftkit export --to gguf` makes."""
+    files = sorted(file.name for file in folder.glob("*.gguf"))
+    if len(files) > 1:
+        raise ModelError(f"{folder} has {len(files)} GGUF files; name one of them: {', '.join(files)}")
+    if not files:
+        raise ModelError(f"{folder} has no config.json; give the folder that a model was saved in")
+    return files[0]
 
 
 def weight_files(source: Source) -> list[Path]:

@@ -12,9 +12,10 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from ftkit.config.files import load_config
 from ftkit.errors import ModelError
+from ftkit.inference.opened import open_config
 from ftkit.models.export.to_gguf import write_gguf
 from ftkit.models.sources.gguf import as_safetensors
-from ftkit.models.sources.source import Source
+from ftkit.models.sources.source import Source, resolve_source
 from tests.helpers import logits_of, ragged_split, save_tiny_model, tiny_config
 
 CONFIG = load_config(settings=["task=causal-lm"])
@@ -71,6 +72,19 @@ def test_the_tokenizer_and_its_template_are_in_the_file(tmp_path):
     assert (
         written("go good")["input_ids"] == transformers.AutoTokenizer.from_pretrained(tmp_path)("go good")["input_ids"]
     )
+
+
+def test_a_folder_with_one_gguf_file_is_that_model_and_one_of_several_is_to_be_named(tmp_path):
+    save_model(tmp_path / "saved", "llama")
+    folder = tmp_path / "gguf"
+    folder.mkdir()
+    write_gguf(CONFIG, Source(str(tmp_path / "saved")), folder / "one.gguf", "fp16", "tiny")
+    config = open_config(str(folder))
+    assert config.task == "causal-lm"
+    assert resolve_source(config.model, config.task) == Source(str(folder), "one.gguf")
+    (folder / "two.gguf").write_bytes((folder / "one.gguf").read_bytes())
+    with pytest.raises(ModelError, match=r"has 2 GGUF files; name one of them: one\.gguf, two\.gguf"):
+        open_config(str(folder))
 
 
 def test_what_is_not_written_right_is_refused_with_the_program_that_can(tmp_path):
