@@ -3,6 +3,7 @@
 import re
 import shlex
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -108,7 +109,8 @@ def _next_line() -> str | None:
 
 def _typed() -> str:
     """Return a line of a terminal, which can be edited, and be longer than the 4,095 bytes that a terminal keeps."""
-    import readline  # noqa: F401  # `input` takes it for that
+    with suppress(ImportError):  # some builds of Python are without it
+        import readline  # noqa: F401  # `input` takes it for that
 
     line = input("> ")
     line.encode()  # what is not UTF-8 comes as surrogates under the locale C

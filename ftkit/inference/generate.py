@@ -86,7 +86,8 @@ def write(opened: Opened, messages: Sequence[Message], sampling: Sampling, strea
             **chosen,
         )[0]
     answer = tokens[num_asked:]
-    ends = torch.tensor(model.generation_config.eos_token_id or [], device=answer.device)
+    end = model.generation_config.eos_token_id  # a number, several, or None
+    ends = torch.tensor([] if end is None else end, dtype=torch.int64, device=answer.device)
     is_cut = len(answer) == most and not torch.isin(answer[-1], ends)
     return Written(str(tokenizer.decode(answer, skip_special_tokens=True)), most if is_cut else None)
 
