@@ -62,6 +62,8 @@ class Figures(Record):
     """Host memory of all ranks of one node."""
     disk_bytes: int | None = None
     """What a run keeps in its folder: checkpoints and the result."""
+    result_bytes: int | None = None
+    source_bytes: int | None = None
     num_parameters: int | None = None
     num_trainable_parameters: int | None = None
     step_seconds: float | None = None

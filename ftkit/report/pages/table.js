@@ -115,7 +115,7 @@ page.shown = new Set(page.runs.keys());
         document.execCommand("copy");
       }
       button.textContent = "Copied";
-      setTimeout(() => { button.textContent = label; }, 1200);
+      setTimeout(() => { button.textContent = label; }, 3000);
     });
   }
 
