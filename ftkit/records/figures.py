@@ -63,7 +63,9 @@ class Figures(Record):
     disk_bytes: int | None = None
     """What a run keeps in its folder: checkpoints and the result."""
     result_bytes: int | None = None
+    """Of a plan: the trained model or its adapter, a part of `disk_bytes`."""
     source_bytes: int | None = None
+    """Of a plan: the files that the model is read from."""
     num_parameters: int | None = None
     num_trainable_parameters: int | None = None
     step_seconds: float | None = None

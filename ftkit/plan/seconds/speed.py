@@ -19,7 +19,7 @@ import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -188,8 +188,10 @@ def cpu_device(num_threads: int) -> Device:
     finally:
         torch.set_num_threads(before)
     fresh_rate = _FRESH_BYTES / max(fresh - again, 1e-9)
-    measured = Device(fp32, half, bandwidth, launch, False, rates, source=MEASURED_NOW, fresh_rate=fresh_rate)
-    return replace(measured, compile_seconds=compiling)
+    return Device(
+        fp32, half, bandwidth, launch, False, rates,
+        source=MEASURED_NOW, fresh_rate=fresh_rate, compile_seconds=compiling,
+    )  # fmt: skip
 
 
 def _compile_seconds() -> float:
