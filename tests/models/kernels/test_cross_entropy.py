@@ -60,6 +60,22 @@ def test_gradients_are_those_of_finite_differences_in_fp64(kind, tail):
     assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
 
 
+@pytest.mark.parametrize(("trains", "wanted"), [(True, [8, 3]), (False, [7, 4])])
+def test_a_head_that_trains_has_larger_chunks_so_that_its_gradient_is_added_up_less_often(trains, wanted, monkeypatch):
+    monkeypatch.setattr(kernel, "_FEWEST_ROWS_OF_TRAINED", 8)
+    seen: list[int] = []
+    score = kernel._score
+
+    def noted(logits, *rest):
+        seen.append(len(logits))
+        return score(logits, *rest)
+
+    monkeypatch.setattr(kernel, "_score", noted)
+    head, (rows, labels) = make_head("Linear", torch.float32), make_rows(11, torch.float32)
+    cross_entropy(rows, head.requires_grad_(trains), labels)
+    assert seen == wanted
+
+
 @pytest.mark.parametrize("kind", ["Linear", "Conv1D", "4-bit"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_rows", [1, 4, 11])
