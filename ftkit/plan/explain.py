@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from ftkit.config.files import flat
 from ftkit.machine.hardware import Gpu
+from ftkit.machine.heap import is_whole
 from ftkit.machine.versions import versions
 from ftkit.observe.allocator import round_size
 from ftkit.observe.live_groups import live_groups, own_path, part_types, widest_results
@@ -15,11 +16,14 @@ from ftkit.plan.choices.candidates import Candidate
 from ftkit.plan.choices.changes import STREAM, as_flags, steps_down
 from ftkit.plan.choices.search import options_at
 from ftkit.plan.inputs.case import Case
-from ftkit.plan.needs.memory import allocator_words, context_words
+from ftkit.plan.inputs.target import Target
+from ftkit.plan.needs.heap import HEAP_BYTES, HEAP_SHARE
+from ftkit.plan.needs.memory import RESERVED_NOISE
 from ftkit.plan.predict import Grounds, Tapes
 from ftkit.plan.tracing.attention_choice import AttentionCall, choose, order, refusals
 from ftkit.records.explained import Attention, Explanation, Knob, Logits
 from ftkit.step.observer import Phase
+from ftkit.units import format_bytes
 
 _LIBRARIES = ("python", "ftkit", "torch", "transformers", "peft", "bitsandbytes", "deepspeed")
 
@@ -47,10 +51,10 @@ def explain(grounds: Grounds, changes: Sequence[Candidate] = ()) -> Explanation:
         peak=_moment(grounds),
         peak_active_bytes=prediction.peak_active_bytes,
         live=live_groups(tape, peak_place(tape, rounding), rounding),
-        context=context_words(case.target),
+        context=_context_words(case.target),
         context_low_bytes=low,
         context_high_bytes=high,
-        allocator=allocator_words(case),
+        allocator=_allocator_words(case),
         reserved_bytes=prediction.peak_reserved_bytes,
         knobs=tuple(_knobs(grounds.prediction.peak_process_bytes, changes)),
         versions={name: known[name] for name in _LIBRARIES if name in known},
@@ -69,6 +73,25 @@ def priced_changes(grounds: Grounds, tapes: Tapes) -> list[Candidate]:
     options = options_at(config, case.target, case.architecture, case.sequences, tapes)
     priced, _ = options.price_each(config, steps_down(config, case.target, case.sequences))
     return priced
+
+
+def _context_words(target: Target) -> str:
+    """Return which end of the range of a context is counted, and where the range is from; nothing on a CPU."""
+    if target.gpu is None:
+        return ""
+    known = target.gpu.context
+    low, high = format_bytes(known.low_bytes), format_bytes(known.high_bytes)
+    return f"{high}{'' if low == high else f', the high end; the low one is {low}'} ({known.source})"
+
+
+def _allocator_words(case: Case) -> str:
+    """Return how memory is reserved."""
+    if case.target.gpu is None:
+        share = f"{HEAP_SHARE:.0%} of what comes and goes in a step, and " if is_whole() else ""
+        return f"what the C library keeps of freed blocks: {share}{format_bytes(HEAP_BYTES)} at most"
+    if case.run.config.engine.expandable_segments:
+        return f"growing segments (engine.expandable_segments), each request replayed; {RESERVED_NOISE:.1%} is noise"
+    return f"segments of fixed size, each request replayed; up to {RESERVED_NOISE:.1%} more is noise"
 
 
 def _batch(case: Case) -> str:

@@ -274,6 +274,7 @@ def _memory_prediction(
         context_bytes=target.context_bytes,
         peak_active_bytes=peak.active_bytes,
         peak_reserved_bytes=memory.reserved_bytes,
+        returned_bytes=memory.returned_bytes or None,
         peak_process_bytes=memory.process_bytes,
         peak_breakdown=peak.breakdown,
         peak_phase=peak.phase,

@@ -18,7 +18,7 @@ from ftkit.errors import DoesNotFitError, FtkitError, PlannerError
 from ftkit.machine.memory import available_bytes, resident_bytes
 from ftkit.machine.process import ProcessContext, first_decides
 from ftkit.plan.choices.candidates import Candidate
-from ftkit.plan.choices.changes import as_flags, changed
+from ftkit.plan.choices.changes import as_flags, changed, takes_fewer_bits
 from ftkit.plan.choices.cut import settle_cut
 from ftkit.plan.choices.fit import fit, ways
 from ftkit.plan.choices.search import Options, cures, options_at
@@ -201,9 +201,14 @@ def _has_way(config: RunConfig, target: Target, architecture: Any) -> bool:
 
 def _refusal(reason: str, found: Sequence[Candidate]) -> DoesNotFitError:
     """Return the error of a run that does not fit, with the changes that would make it fit."""
-    ways = "; ".join(f"{as_flags(one.changes)} ({format_bytes(one.needed_bytes)})" for one in found)
+    ways = "; ".join(map(_way, found))
     cure = f"what would fit: {ways}" if found else "nothing that ftkit can change makes it fit: take a smaller model"
     return DoesNotFitError(f"{reason}; {cure}. To run it all the same: --no-plan")
+
+
+def _way(one: Candidate) -> str:
+    rounding = ", which rounds to fewer bits" if takes_fewer_bits(one.changes) else ""
+    return f"{as_flags(one.changes)} ({format_bytes(one.needed_bytes)}{rounding})"
 
 
 def _line(prediction: AnyPrediction) -> str:
@@ -211,7 +216,8 @@ def _line(prediction: AnyPrediction) -> str:
     peak, budget = format_bytes(prediction.peak_process_bytes), format_bytes(prediction.budget_bytes)
     how = "" if isinstance(prediction, TracedPrediction) else f", {prediction.found}"
     cut = f"micro-batches of {prediction.micro_batch_size}"
-    return f"plan: {verdict}; {peak} of the {budget} that it can have now, in {cut}{how}"
+    full = "; the allocator gives back cached blocks to stay within it" if prediction.returned_bytes else ""
+    return f"plan: {verdict}; {peak} of the {budget} that it can have now, in {cut}{how}{full}"
 
 
 def _with_number(config: RunConfig, target: Target) -> RunConfig:

@@ -5,11 +5,11 @@ from dataclasses import replace
 from ftkit.data.batching import Shape
 from ftkit.observe.tape import Tape
 from ftkit.plan.inputs.case import Case
-from ftkit.plan.inputs.shapes import fresh_shapes, usual_step
-from ftkit.plan.needs.memory import MOST_COMPILED
+from ftkit.plan.inputs.shapes import usual_step
+from ftkit.plan.needs import compiling
 from ftkit.plan.needs.streamed import coming_usually, seconds_beside
 from ftkit.plan.predicted import Speed
-from ftkit.plan.seconds.speed import Device, step_time
+from ftkit.plan.seconds.speed import step_time
 from ftkit.plan.zero.share import RankShare
 from ftkit.records.streamed import StreamPlan
 
@@ -27,7 +27,7 @@ def speed_of(case: Case, shape: Shape, tape: Tape, share: RankShare, streamed: S
     run, device = case.run, case.target.device(case.run.precision)
     tape = replace(tape, costs=share.tape.costs, births=share.tape.births)
     beside = share.wire_bytes / case.target.link + share.offload_seconds(device.host_rate)
-    beside += _compiling_seconds(case, tape, device)
+    beside += compiling.in_a_step(case, tape, device)
     traced = shape.traced.num_micro_batches
     time = step_time(tape, device, shape.num_micro_batches, traced)
     seconds = seconds_beside(time, streamed, device.host_rate) + beside
@@ -36,6 +36,7 @@ def speed_of(case: Case, shape: Shape, tape: Tape, share: RankShare, streamed: S
     usual = seconds_beside(usual_time, coming_usually(streamed, shape, num_usual), device.host_rate) + beside
     # Of what is streamed in a step, half comes for the forwards and half for the backwards.
     forward = max(time.forward_seconds, streamed.step_seconds / 2 / shape.num_micro_batches if streamed else 0.0)
+    forward += compiling.in_a_forward(case, tape, device)
     flops, sequences = device.flops(run.precision), run.config.batch.global_batch_size
     return Speed(
         step_seconds=seconds,
@@ -48,19 +49,6 @@ def speed_of(case: Case, shape: Shape, tape: Tape, share: RankShare, streamed: S
         evaluation_tokens_per_second=run.devices.world_size * shape.batch * case.shape.length / forward,
         streamed=streamed,
     )
-
-
-def _compiling_seconds(case: Case, tape: Tape, device: Device) -> float:
-    """Return what compiling kernels for products of new shapes takes of a step, on average of the run."""
-    if not device.compile_seconds or not case.num_steps:
-        return 0.0
-    # The two steps of a tape are alike; each size is one that a layer or more has in each micro-batch.
-    products = {key for costs in tape.costs.values() for key in costs if key[1] and key[3] in ("bfloat16", "float16")}
-    if not products:
-        return 0.0
-    num_kept = max(1, MOST_COMPILED // len(products))
-    fresh = fresh_shapes(case.run.config, case.target.num_devices, case.sequences, case.num_steps, num_kept)
-    return len(products) * fresh * device.compile_seconds / case.num_steps
 
 
 def _usual(case: Case, shape: Shape) -> tuple[float, float]:

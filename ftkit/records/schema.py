@@ -63,8 +63,7 @@ class Prediction(Figures):
     """The dense FLOP/s of the device in the precision: of the table, or as this machine's CPU was timed."""
     speed_source: str | None = None
     """Where the figures are from that the time is made of: this machine as it was measured, or the table of cards."""
-    context_bytes: int | None = None
-    """What the driver takes of it for one process."""
+    context_bytes: int | None = None  # what the driver takes of it for one process
     fits: bool | None = None
     """Whether every request for memory is met, on the device and on the host, if what is not known turns out well."""
     verdict: Verdict | None = None  # how sure that is
@@ -76,6 +75,7 @@ class Prediction(Figures):
     """The least that the process may show at its peak: live tensors, and the smallest context."""
     process_high_bytes: int | None = None
     """The most: what the allocator reserves with the noise of it, and the largest context."""
+    returned_bytes: int | None = None  # what the allocator would reserve besides, if the device had no end
     peak_module: str | None = None
     """The module at work at the peak."""
     peak_layer: int | None = None

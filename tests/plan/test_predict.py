@@ -103,19 +103,35 @@ def test_what_does_not_fit_comes_with_changes_that_do():
     assert all(predict(candidate.config, target).fits for candidate in found)
 
 
-def test_where_pieces_alone_are_in_the_way_segments_that_grow_are_offered():
-    run = config("bert-base", Full()).model_copy(
+def in_pieces():
+    """Return a run whose allocator caches much more than lives."""
+    return config("bert-base", Full()).model_copy(
         update={"data": DataConfig(max_length=512), "batch": BatchConfig(global_batch_size=16, micro_batch_size=16)}
     )
-    room = predict(run, find_target("t4")).peak_active_bytes + 100 * 2**20
+
+
+def test_where_pieces_alone_are_in_the_way_segments_that_grow_are_offered():
+    run = in_pieces()
+    room = predict(run, find_target("t4"), tapes=TAPES).peak_active_bytes + 100 * 2**20
     target = find_target("t4", memory_budget=str(room + find_target("t4").context_bytes))
 
-    prediction = predict(run, target)
+    prediction = predict(run, target, tapes=TAPES)
     assert not prediction.fits
     assert prediction.reason.endswith("with growing segments it fits (engine.expandable_segments=true)")
     (grown,) = [one for one in cures(run, target) if one.changes == {"engine.expandable_segments": True}]
     assert grown.prediction.fits
     assert grown.prediction.step_seconds == prediction.step_seconds
+
+
+def test_what_fits_since_cached_blocks_are_given_back_shows_no_more_than_the_card_has():
+    endless = predict(in_pieces(), find_target("t4"), tapes=TAPES)
+    have = endless.peak_process_bytes - 2**20
+    tight = predict(in_pieces(), find_target("t4", memory_budget=str(have)), tapes=TAPES)
+
+    assert (endless.verdict, tight.verdict) == (Verdict.FITS, Verdict.FITS)
+    assert tight.peak_process_bytes <= tight.process_high_bytes <= have
+    assert tight.returned_bytes == endless.peak_reserved_bytes - tight.peak_reserved_bytes > 0
+    assert endless.returned_bytes is None
 
 
 def test_a_verdict_has_three_words_and_a_range():

@@ -158,6 +158,9 @@ def _part_rows(prediction: "AnyPrediction") -> list[tuple[str, str]]:
     rows = [(f"  {name.removesuffix('_bytes')}", format_bytes(size)) for name, size in parts.items()]
     if prediction.peak_reserved_bytes is not None:
         rows.append(("  fragmentation", format_bytes(prediction.peak_reserved_bytes - prediction.peak_active_bytes)))
+    if prediction.returned_bytes:
+        given_back = format_bytes(prediction.returned_bytes)
+        rows.append(("  given back", f"{given_back} that the allocator would cache besides, if the card had no end"))
     return [*rows, ("  context", format_bytes(prediction.context_bytes))]
 
 
@@ -192,7 +195,7 @@ def show_cures(asked: "Asked", step_seconds: float | None) -> None:
         asked: what does not fit.
         step_seconds: of it, if it did; None: not known.
     """
-    from ftkit.plan.choices.changes import as_flags
+    from ftkit.plan.choices.changes import as_flags, takes_fewer_bits
     from ftkit.plan.choices.search import cures
 
     found = cures(asked.config, asked.target, asked.architecture, asked.sequences, asked.tapes)
@@ -200,7 +203,8 @@ def show_cures(asked: "Asked", step_seconds: float | None) -> None:
         "what would fit:" if found else "nothing that ftkit can change makes it fit; choose a smaller model or length"
     )
     for candidate in found:
-        click.echo(f"  {as_flags(candidate.changes)}: {_cost(candidate, step_seconds)}")
+        rounding = "; rounds to fewer bits" if takes_fewer_bits(candidate.changes) else ""
+        click.echo(f"  {as_flags(candidate.changes)}: {_cost(candidate, step_seconds)}{rounding}")
 
 
 def _cost(candidate: "Candidate", step_seconds: float | None) -> str:

@@ -105,6 +105,11 @@ def steps_down(config: RunConfig, target: Target, sequences: Sequences | None) -
     return [*steps, *stream_choices(config, target), *method_of(config).cheaper(), *zero_choices()]
 
 
+def takes_fewer_bits(changes: Changes) -> bool:
+    """Return whether some steps down round frozen weights or moments, while all others leave the mathematics alone."""
+    return bool(changes.keys() & {METHOD, OPTIMIZER})
+
+
 def grid(config: RunConfig, target: Target, sequences: Sequences | None) -> list[Changes]:
     """Return combinations of changes, those that change least first.
 

@@ -68,6 +68,7 @@ def _figures(small: AnyPrediction, large: AnyPrediction, share: float) -> dict[s
         "basis": Basis.INTERPOLATED,
         "peak_active_bytes": _mix(small.peak_active_bytes, large.peak_active_bytes, share),
         "peak_reserved_bytes": _reserved(small, large, share),
+        "returned_bytes": _mix(small.returned_bytes or 0, large.returned_bytes or 0, share) or None,
         "peak_process_bytes": _mix(small.peak_process_bytes, large.peak_process_bytes, share),
         "peak_breakdown": _parts(small.peak_breakdown, large.peak_breakdown, share),
         "host_bytes": _mix(small.host_bytes, large.host_bytes, share),

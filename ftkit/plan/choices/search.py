@@ -17,14 +17,18 @@ from ftkit.config.tree import RunConfig
 from ftkit.data.batching import Shape
 from ftkit.engine.resolve import resolve
 from ftkit.errors import FtkitError, ModelError
+from ftkit.models.methods import method_of
 from ftkit.plan.choices.candidates import SHARING, Candidate, RefusedChange, best_of_each_kind, ranked
 from ftkit.plan.choices.changes import (
     CUTS,
     LENGTH,
+    METHOD,
+    RECOMPUTE,
     Changes,
     changed,
     grid,
     steps_down,
+    takes_fewer_bits,
     value_of,
 )
 from ftkit.plan.choices.interpolate import between
@@ -32,9 +36,13 @@ from ftkit.plan.choices.recompute import mixes
 from ftkit.plan.inputs.architectures import find_architecture
 from ftkit.plan.inputs.shapes import Sequences, plan_shape
 from ftkit.plan.inputs.target import Target
+from ftkit.plan.needs.weights import least_weight_bytes, weights_reason
 from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.predicted import AnyPrediction
 from ftkit.records.schema import Verdict
+
+_PAIRS = 24
+"""Pairs of changes that are predicted at most where none makes a run fit alone."""
 
 
 def search(
@@ -108,18 +116,24 @@ def cures(
         tapes: what was traced of this model before.
 
     Returns:
-        At most three candidates; none where nothing helps.
+        At most three candidates that leave the mathematics as it is, and behind them those in fewer bits; none where
+        nothing helps.
     """
     singles = steps_down(config, target, sequences)
     pairs = [first | second for first, second in itertools.combinations(singles, 2) if not first.keys() & second.keys()]
     options = options_at(config, target, architecture, sequences, tapes)
     fits = attrgetter("fits")
-    for changes in ([{}, *singles], pairs):
-        priced = options.price(config, changes, 24)
+    exact, rounding = list[Candidate](), list[Candidate]()
+    for changes, limit in (([{}, *singles], 1 + len(singles)), (pairs, _PAIRS)):
+        priced = options.price(config, changes, limit)
         if any(map(fits, priced)):
-            mixed = mixes(priced, options.num_layers, fits)
-            return best_of_each_kind([*filter(fits, priced), *mixed], options.confirm, fits)
-    return []
+            found = [*filter(fits, priced), *mixes(priced, options.num_layers, fits)]
+            exact = [one for one in found if not takes_fewer_bits(one.changes)]
+            rounding = [one for one in found if takes_fewer_bits(one.changes)]
+            break
+    if not any(METHOD in one.changes for one in rounding):
+        rounding += options.in_fewer_bits(config, singles)
+    return [one for kind in (exact, rounding) for one in best_of_each_kind(kind, options.confirm, fits)]
 
 
 def options_at(
@@ -177,6 +191,27 @@ class Options:
             if not found or not found[0].is_between:
                 return found
             found[0] = self.confirm(found[0])
+
+    def in_fewer_bits(self, config: RunConfig, singles: Sequence[Changes]) -> list[Candidate]:
+        """Return the ways in which a run fits whose frozen weights are in 4 bits, with the least recomputing that does.
+
+        Args:
+            config: the run.
+            singles: the single changes that save memory, of which the cut and the recomputing go with it.
+        """
+        cuts = [{}, *(one for one in singles if one.keys() <= {*CUTS})]
+        levels = [{}, *(one for one in singles if one.keys() == {RECOMPUTE})]
+        for method, level in itertools.product(method_of(config).cheaper(), levels):
+            try:
+                run = resolve(changed(config, method), self.target.devices)
+                if weights_reason(self.target, least_weight_bytes(run, self.architecture)) is not None:
+                    continue
+                priced = self.price(config, [method | level | cut for cut in cuts], len(cuts))
+            except FtkitError:  # the run, or its model, does not go with 4 bits
+                continue
+            if fitting := [one for one in priced if one.fits]:
+                return fitting
+        return []
 
     def price(self, config: RunConfig, options: Iterable[Changes], limit: int) -> list[Candidate]:
         """Predict the sound ones of some changes, `limit` at most.

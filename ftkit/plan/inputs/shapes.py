@@ -16,6 +16,8 @@ from ftkit.data.batching import Shape, count_steps, cut
 _KEPT_LENGTHS, _DRAWN_BATCHES, _MOST_DRAWN = 4096, 8, 64
 """Of training sequences, and the global batches that are drawn from them to see how the data is usually cut, and which
 shapes come again."""
+_SORTED_TOGETHER = 1024
+"""Sequences that an evaluation sorts together (`ftkit/training/evaluate.py`), much as a trunk's pass does."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,25 @@ def fresh_shapes(config: RunConfig, world_size: int, sequences: Sequences, num_s
             if len(kept) > num_kept:
                 del kept[next(iter(kept))]
     return sum(fresh) + (num_steps - len(fresh)) * mean(fresh[len(fresh) // 2 :])
+
+
+def fresh_share(config: RunConfig, world_size: int, sequences: Sequences) -> float:
+    """Return the share of the micro-batches of an evaluation whose shape is not known from one before it.
+
+    Those of the steps between two evaluations have others, and more than are kept.
+
+    Args:
+        config: the run.
+        world_size: ranks.
+        sequences: the data, whose texts are all about as long as those that train; where its lengths are not known, all
+            micro-batches have one shape, which the steps have too.
+    """
+    if not sequences.lengths:
+        return 0.0
+    lengths = np.array(sequences.lengths)
+    drawn = np.random.default_rng(0).choice(lengths, _SORTED_TOGETHER, replace=len(lengths) < _SORTED_TOGETHER)
+    shapes = [(len(chunk), int(drawn[chunk].max())) for chunk in cut(drawn, config.batch, world_size)[0] if len(chunk)]
+    return len(set(shapes)) / len(shapes)
 
 
 def _drawn(config: RunConfig, sequences: Sequences, number: int) -> Iterator[NDArray[np.int64]]:

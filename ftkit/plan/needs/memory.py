@@ -4,7 +4,7 @@ A GPU and a CPU differ in all of it. On a GPU an allocator keeps more than lives
 loads the weights; on a CPU the process itself is what is measured, with its code and with what the C library keeps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -12,14 +12,13 @@ from typing import NamedTuple, Protocol
 import torch
 
 from ftkit.engine.resolve import EngineKind
-from ftkit.machine.heap import is_whole
 from ftkit.observe.allocator import replay
 from ftkit.observe.peaks import Peak, allocator_events, find_peak
 from ftkit.observe.tape import Role, Tape
 from ftkit.plan.inputs.case import Case, Counts
 from ftkit.plan.inputs.target import Target
 from ftkit.plan.needs.fallback import Elsewhere
-from ftkit.plan.needs.heap import HEAP_BYTES, HEAP_SHARE, free_in_heap
+from ftkit.plan.needs.heap import free_in_heap
 from ftkit.plan.needs.loading import loading_bytes
 from ftkit.plan.needs.mixture import uneven_bytes
 from ftkit.plan.needs.weights import weights_reason
@@ -75,6 +74,7 @@ class Memory:
         reason: why it does not fit, or may not; None where it does.
         verdict_by: the ends of what is not known by which the verdict was found; None on a CPU, and where the host
             decides.
+        returned_bytes: what the allocator would reserve beyond that of a device without an end, and gives back.
     """
 
     peak: Peak
@@ -87,6 +87,7 @@ class Memory:
     verdict: Verdict
     reason: str | None
     verdict_by: str | None = None
+    returned_bytes: int = 0
 
 
 class Device(Protocol):
@@ -119,6 +120,13 @@ class _Judged(NamedTuple):
     by: str
 
 
+class _Held(NamedTuple):
+    """The segments of the allocator at their most, and what it gave back because there was no room for more."""
+
+    reserved: int
+    returned: int = 0
+
+
 @dataclass(frozen=True)
 class CudaDevice:
     """A GPU with torch's caching allocator, and a host beside it."""
@@ -139,12 +147,32 @@ class CudaDevice:
             return replay(events, room, expandable=expandable).fits
 
         judged = self._judge(partial(fits, expandable=grows), 0.0 if grows else REPLAY_NOISE)
+        held = self._held(events, reserved, judged.verdict)
         if judged.verdict is Verdict.FITS:
-            return self._memory(peak, reserved, share, judged, None)
-        reason = _too_large(self.case.target, peak, max(reserved, peak.active_bytes))
+            return self._memory(peak, held, share, judged, None)
+        reason = _too_large(self.case.target, peak, max(held.reserved, peak.active_bytes))
+        if held.returned:
+            reason += f", once the allocator gives back {format_bytes(held.returned)} of cached blocks"
         if not grows and self._judge(partial(fits, expandable=True), 0.0).verdict is Verdict.FITS:
             reason += ", with segments of fixed size; with growing segments it fits (engine.expandable_segments=true)"
-        return self._memory(peak, reserved, share, judged, reason)
+        return self._memory(peak, held, share, judged, reason)
+
+    def _held(self, events: Sequence[tuple[int, int]], reserved: int, verdict: Verdict) -> _Held:
+        """Return what the allocator holds on this card, after it has given back what it caches where that fills it.
+
+        Args:
+            events: of a step.
+            reserved: what they reserve of a device without an end.
+            verdict: whether the step fits.
+        """
+        target = self.case.target
+        room = target.memory_bytes - target.context_bytes
+        if reserved <= room or verdict is Verdict.DOES_NOT_FIT:
+            return _Held(reserved)
+        within = replay(events, room, expandable=self.case.run.config.engine.expandable_segments)
+        if not within.fits and verdict is Verdict.MAY_NOT_FIT:  # it fits beside a smaller context alone
+            return _Held(reserved)
+        return _Held(within.peak_reserved_bytes, reserved - within.peak_reserved_bytes)
 
     def of_parts(self, parts: MemoryBreakdown, elsewhere: Elsewhere) -> Memory:
         """Return the worst moment: without a trace nothing is known of fragmentation."""
@@ -152,7 +180,7 @@ class CudaDevice:
         judged = self._judge(lambda room: peak.active_bytes <= room, REPLAY_NOISE, uneven)
         needed = peak.active_bytes + uneven
         reason = None if judged.verdict is Verdict.FITS else _too_large(self.case.target, peak, needed)
-        memory = self._memory(peak, peak.active_bytes, elsewhere, judged, reason)
+        memory = self._memory(peak, _Held(peak.active_bytes), elsewhere, judged, reason)
         least, most = memory.process_range
         return replace(memory, process_range=(least, most + uneven))
 
@@ -169,14 +197,18 @@ class CudaDevice:
         return _Judged(Verdict.DOES_NOT_FIT, f"even {better}")
 
     def _memory(
-        self, peak: Peak, reserved: int, share: RankShare | Elsewhere, judged: _Judged, reason: str | None
+        self, peak: Peak, held: _Held, share: RankShare | Elsewhere, judged: _Judged, reason: str | None
     ) -> Memory:
         low, high = self.case.target.context_range
-        process = reserved + high
-        ends = peak.active_bytes + low, int(reserved * (1 + RESERVED_NOISE)) + high
+        process, most = held.reserved + high, int(held.reserved * (1 + RESERVED_NOISE)) + high
+        # What fits never shows more than the card has: a full card's allocator gives back what it caches.
+        most = min(most, self.case.target.memory_bytes) if judged.verdict is Verdict.FITS else most
         loading = loading_bytes(self.case, self.counts, peak.breakdown.parameter_bytes)
         host = CUDA_HOST_BYTES + loading + share.host_bytes
-        memory = Memory(peak, reserved, process, ends, host, 0, 0, judged.verdict, reason, judged.by)
+        ends = peak.active_bytes + low, most
+        memory = Memory(
+            peak, held.reserved, process, ends, host, 0, 0, judged.verdict, reason, judged.by, held.returned
+        )
         return _on_node(self.case.target, memory, share)
 
 
@@ -234,33 +266,6 @@ class CpuDevice:
         reason = None if fits else _too_large(target, peak, peak.active_bytes)
         verdict = Verdict.FITS if fits else Verdict.DOES_NOT_FIT
         return _on_node(target, Memory(peak, None, process, (least, process), process, 0, 0, verdict, reason), share)
-
-
-def context_words(target: Target) -> str:
-    """Return which end of the range of a context is counted, and where the range is from; nothing on a CPU.
-
-    Args:
-        target: the device.
-    """
-    if target.gpu is None:
-        return ""
-    known = target.gpu.context
-    low, high = format_bytes(known.low_bytes), format_bytes(known.high_bytes)
-    return f"{high}{'' if low == high else f', the high end; the low one is {low}'} ({known.source})"
-
-
-def allocator_words(case: Case) -> str:
-    """Return how memory is reserved.
-
-    Args:
-        case: the run at its target.
-    """
-    if case.target.gpu is None:
-        share = f"{HEAP_SHARE:.0%} of what comes and goes in a step, and " if is_whole() else ""
-        return f"what the C library keeps of freed blocks: {share}{format_bytes(HEAP_BYTES)} at most"
-    if case.run.config.engine.expandable_segments:
-        return f"growing segments (engine.expandable_segments), each request replayed; {RESERVED_NOISE:.1%} is noise"
-    return f"segments of fixed size, each request replayed; up to {RESERVED_NOISE:.1%} more is noise"
 
 
 def _peak(parts: MemoryBreakdown) -> Peak:

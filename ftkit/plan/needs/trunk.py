@@ -16,6 +16,7 @@ from ftkit.observe.recorded import Given
 from ftkit.observe.tape import Tape
 from ftkit.plan.inputs.case import Case, Counts
 from ftkit.plan.inputs.shapes import Sequences, epoch_steps, num_micro_batches, rank_share
+from ftkit.plan.needs.compiling import in_a_forward
 from ftkit.plan.needs.memory import Memory, device_of
 from ftkit.plan.needs.streamed import Streamed
 from ftkit.plan.seconds.speed import step_time
@@ -134,7 +135,7 @@ def trunk_plan(  # all that a pass is weighed against
     shape, sequences = case.shape, case.sequences
     device = case.target.device(case.run.precision)
     waits = 0.0 if streamed is None else streamed.pass_seconds(case.target)
-    seconds = max(step_time(once.tape, device, 1, 1).seconds, waits)
+    seconds = max(step_time(once.tape, device, 1, 1).seconds, waits) + in_a_forward(case, once.tape, device)
     per_step = seconds * shape.num_micro_batches
     per_token = seconds / (shape.batch * shape.length * case.target.num_devices)
     saved = None if whole_seconds is None else whole_seconds - step_seconds

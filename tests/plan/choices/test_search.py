@@ -11,6 +11,7 @@ from ftkit.config.files import load_config
 from ftkit.errors import ModelError
 from ftkit.plan.choices import search as searching
 from ftkit.plan.choices.candidates import Candidate, ranked
+from ftkit.plan.choices.changes import takes_fewer_bits
 from ftkit.plan.choices.search import confirmed, cures, options_at, search
 from ftkit.plan.inputs.target import find_target
 from ftkit.plan.predict import Tapes, predict
@@ -154,6 +155,18 @@ def test_the_changes_that_would_make_it_fit_are_of_different_kinds_and_name_the_
     assert offers
     assert all("of host memory" in line for line in offers)
     assert len({"".join(word for word in kind.split() if not word.isdigit()) for kind in kinds}) == len(offers)
+
+
+def test_what_rounds_to_fewer_bits_is_offered_behind_what_leaves_the_mathematics_as_it_is():
+    lora = config("method.name=lora", "batch.micro_batch_size=32")
+    needed = predict(lora, find_target("t4"), tapes=TAPES).peak_process_bytes
+    found = cures(lora, find_target("t4", memory_budget=str(needed - 64 * 2**20)), tapes=TAPES)
+    rounding = [takes_fewer_bits(one.changes) for one in found]
+    assert rounding == sorted(rounding)
+    assert rounding.count(False) == 3, "there was room for no more"
+    (packed,) = [one for one in found if "method.name" in one.changes]
+    assert packed.fits
+    assert packed.needed_bytes == predict(packed.config, find_target("t4"), tapes=TAPES).peak_process_bytes
 
 
 def test_changes_that_the_model_does_not_go_with_are_refused_whatever_they_change():

@@ -5,7 +5,7 @@ import pytest
 
 from ftkit.config.tree import BatchConfig, RunConfig
 from ftkit.data.batching import cut
-from ftkit.plan.inputs.shapes import Sequences, Usual, fresh_shapes, plan_shape, usual_step
+from ftkit.plan.inputs.shapes import Sequences, Usual, fresh_shapes, fresh_share, plan_shape, usual_step
 
 CONFIG = RunConfig(batch=BatchConfig(global_batch_size=32, micro_batch_tokens=512))
 
@@ -53,3 +53,10 @@ def test_the_first_steps_meet_more_new_shapes_than_later_ones():
     ragged = data(np.random.default_rng(1).integers(5, 63, 400).tolist())
     few, more = (fresh_shapes(CONFIG, 1, ragged, num_steps=number, num_kept=10_000) for number in (10, 20))
     assert few < more < 2 * few
+
+
+def test_texts_of_an_evaluation_that_are_alike_have_one_shape_and_ragged_ones_many():
+    ragged = data(np.random.default_rng(1).integers(5, 63, 4096).tolist())
+    assert fresh_share(CONFIG, 1, Sequences.unseen(CONFIG, 1000)) == 0
+    assert fresh_share(CONFIG, 1, data([32] * 100)) == 1 / (1024 * 32 / 512)  # 16 sequences in each micro-batch
+    assert 0.5 < fresh_share(CONFIG, 1, ragged) <= 1

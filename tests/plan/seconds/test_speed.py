@@ -9,6 +9,7 @@ import torch
 from ftkit.config.tree import DataConfig, ModelConfig, RunConfig
 from ftkit.machine.heap import LARGEST_IN_HEAP
 from ftkit.machine.process import has_bf16
+from ftkit.models.methods.head import FeatureExtraction
 from ftkit.models.methods.lora import Lora, Qlora
 from ftkit.observe.tape import Birth, OpKey, Tape
 from ftkit.plan.inputs.shapes import Sequences
@@ -124,10 +125,17 @@ def test_products_of_new_shapes_are_compiled_on_a_cpu_and_a_run_of_ragged_texts_
     ragged = Sequences(64, 71, are_equal=False, lengths=lengths)
     quick = replace(cpu_device(1), compile_seconds=0.0)
 
-    def seconds(device):
+    def planned(compile_seconds, run=config):
+        device = replace(quick, compile_seconds=compile_seconds)
         monkeypatch.setattr(Target, "device", lambda *_: device)
-        return predict(config, find_target("cpu"), architecture("bert"), sequences=ragged).total_seconds
+        return predict(run, find_target("cpu"), architecture("bert"), sequences=ragged)
 
-    slower = [seconds(replace(quick, compile_seconds=one)) - seconds(quick) for one in (1.0, 2.0)]
+    usual, dear, twice = map(planned, (0.0, 1.0, 2.0))
+    slower = [one.total_seconds - usual.total_seconds for one in (dear, twice)]
     assert slower[0] > 10  # kernels: some products, in a shape or more
     assert slower[1] == pytest.approx(2 * slower[0])
+    # So do the forwards of a validation, in nearly as many shapes as there are micro-batches, and those of a trunk.
+    a_micro_batch = [71 * 8 / one.evaluation_tokens_per_second for one in (usual, dear)]
+    assert a_micro_batch[1] - a_micro_batch[0] > 2  # products of a forward
+    frozen = config.model_copy(update={"method": FeatureExtraction()})
+    assert planned(1.0, frozen).trunk.seconds_per_step > planned(0.0, frozen).trunk.seconds_per_step + 2
