@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ftkit.cli.names import Name
 from ftkit.cli.options import user_errors
 from ftkit.errors import ConfigError, DeviceError
 from ftkit.machine.kept_files import KeptFiles
@@ -42,7 +43,7 @@ def list_(*, as_json: bool) -> None:
 
 
 @cache.command()
-@click.argument("names", nargs=-1)
+@click.argument("names", nargs=-1, type=Name())
 def verify(names: tuple[str, ...]) -> None:
     """Compare every file with its checksum; exits with 7 where one is damaged. NAMES: all entries when not named."""
     with user_errors():
@@ -59,7 +60,7 @@ def verify(names: tuple[str, ...]) -> None:
 
 
 @cache.command()
-@click.argument("names", nargs=-1)
+@click.argument("names", nargs=-1, type=Name())
 @click.option("--all", "takes_all", is_flag=True, help="Remove every entry, and all that has no entry.")
 def remove(names: tuple[str, ...], *, takes_all: bool) -> None:
     """Remove entries by the first letters of their NAMES; a run that has one open goes on."""

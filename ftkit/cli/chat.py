@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ftkit.cli.names import Name
 from ftkit.cli.opening import begin_with
 from ftkit.cli.options import quieten, user_errors
 from ftkit.errors import ConfigError
@@ -21,7 +22,7 @@ _COMMANDS = "/new begins anew, /bye or Ctrl-D ends, Ctrl-C stops an answer"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("run")
+@click.argument("run", type=Name())
 @click.option("--system", metavar="TEXT", help="A system message at the beginning.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Of one answer.")
 @click.option(

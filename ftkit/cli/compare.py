@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from ftkit.cli.grouped_help import GroupedHelp
+from ftkit.cli.names import Name
 from ftkit.cli.options import config_options, read_config, user_errors
 from ftkit.cli.series import train_series
 from ftkit.config.methods import methods
@@ -16,7 +17,9 @@ _USUAL = "feature-extraction,lora,qlora"
 
 @click.command(cls=GroupedHelp, context_settings={"help_option_names": ["-h", "--help"]})
 @config_options
-@click.option("--methods", "names", default=_USUAL, show_default=True, metavar="A,B,...", help="What is compared.")
+@click.option(
+    "--methods", "names", type=Name(), default=_USUAL, show_default=True, metavar="A,B,...", help="What is compared."
+)
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings of each method.")
 @click.option(
     "--baselines/--no-baselines",

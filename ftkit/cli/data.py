@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ftkit.cli.names import Name, Place
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
 from ftkit.errors import ConfigError, DataError
 from ftkit.machine.hub import work_offline_if_unreachable
@@ -28,7 +29,7 @@ _CONTEXT, _TARGET = 300, 600  # characters of a text that are shown
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("dataset", required=False, metavar="[FILE|FOLDER|NAME]")
+@click.argument("dataset", required=False, type=Name(), metavar="[FILE|FOLDER|NAME]")
 @config_options
 @click.option("--rows", type=click.IntRange(min=0), default=3, show_default=True, help="Sequences that are shown.")
 @click.option("--strict", is_flag=True, help="Exit with 3 where there is a warning, for continuous integration.")
@@ -36,7 +37,7 @@ _CONTEXT, _TARGET = 300, 600  # characters of a text that are shown
 @click.option(
     "--html",
     "page",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=Place(dir_okay=False),
     metavar="FILE.html",
     help="Write the same as a page, too.",
 )

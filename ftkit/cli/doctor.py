@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ftkit.cli.names import Place
 from ftkit.cli.options import quieten, user_errors
 from ftkit.errors import DeviceError
 from ftkit.machine.disk import cache_folder, explained_writing
@@ -27,9 +28,7 @@ _NAME = 26
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--output", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where runs would go."
-)
+@click.option("--output", type=Place(), default=Path("runs"), show_default=True, help="Where runs would go.")
 @click.option(
     "--try",
     "tries",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ftkit.cli.names import Name, Place
 from ftkit.cli.opening import begin_with
 from ftkit.cli.options import named_columns, quieten, user_errors
 from ftkit.units import counted
@@ -15,8 +16,10 @@ if TYPE_CHECKING:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("run")
-@click.option("--dataset", metavar="FILE|FOLDER|NAME", help="Other data with labels; that of the run when not named.")
+@click.argument("run", type=Name())
+@click.option(
+    "--dataset", type=Name(), metavar="FILE|FOLDER|NAME", help="Other data with labels; that of the run when not named."
+)
 @click.option(
     "--split",
     type=click.Choice(["train", "validation", "test"]),
@@ -24,13 +27,17 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=Place(dir_okay=False),
     metavar="FILE",
     help="Keep what each example was answered, as the answers of a run.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
-@click.option("--text-column", metavar="NAME", help="Of the texts in --dataset; found where its name is usual.")
-@click.option("--label-column", metavar="NAME", help="Of the labels in --dataset; found where its name is usual.")
+@click.option(
+    "--text-column", type=Name(), metavar="NAME", help="Of the texts in --dataset; found where its name is usual."
+)
+@click.option(
+    "--label-column", type=Name(), metavar="NAME", help="Of the labels in --dataset; found where its name is usual."
+)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A key, such as data.encoding=cp1252.")
 def evaluate(  # noqa: PLR0913  # one parameter is one flag
     run: str,

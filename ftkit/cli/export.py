@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ftkit.cli.names import Name, Place
 from ftkit.cli.opening import begin_with
 from ftkit.cli.options import quieten, user_errors
 from ftkit.machine.hub import check_login, upload
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("run")
+@click.argument("run", type=Name())
 @click.option(
     "--to",
     "form",
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Place(file_okay=False),
     metavar="FOLDER",
     help="Where to; in the run's folder, named for the form, when not named.",
 )
@@ -40,7 +41,12 @@ if TYPE_CHECKING:
     help="Of the weights; when not named that of the base model, in GGUF fp16, in ONNX fp32. q8_0: GGUF alone.",
 )
 @click.option("--compare/--no-compare", "compares", default=True, help="Compare the logits with the run's.  [compare]")
-@click.option("--push", metavar="NAME", help="Upload the result to the hub under this name; private until you open it.")
+@click.option(
+    "--push",
+    type=Name(),
+    metavar="NAME",
+    help="Upload the result to the hub under this name; private until you open it.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON.")
 def export(run: str, output: Path | None, push: str | None, *, as_json: bool, compares: bool, **how: Any) -> None:
     """Export a trained model, and say how far its logits are from those that were scored.

@@ -19,10 +19,8 @@ def begin_with(run: str) -> None:
         run: the folder of a run or of a model, or a name of the hub.
 
     Raises:
-        ModelError: it is empty, or the path of nothing.
+        ModelError: it is the path of nothing.
     """
-    if not run.strip():
-        raise ModelError("RUN is empty; give a run's folder, a folder that a model was saved in, or a hub name")
     is_here = is_there(run)
     if not is_here and looks_like_path(run):
         raise _not_there(run)

@@ -7,12 +7,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import click
 from pydantic.fields import FieldInfo
 
+from ftkit.cli.names import Name, Place
 from ftkit.config.files import load_config, preset_names
 from ftkit.config.flags import KEYS, method_flags
 from ftkit.config.methods import default_method, methods
@@ -45,7 +45,7 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--method", type=click.Choice(list(methods())), help=f"What trains; {usual} when not named."),
         click.option("--task", type=click.Choice(get_args(Task)), help=_help(_field("task"))),
         click.option("--preset", type=click.Choice(preset_names()), help="Start from settings that ship with ftkit."),
-        click.option("--config", "file", type=click.Path(path_type=Path), help="Start from a YAML file."),
+        click.option("--config", "file", type=Place(), help="Start from a YAML file."),
         click.option(
             "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key, such as method.layers=[4,5]."
         ),
@@ -58,6 +58,7 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--tracker",
             _variable("output.trackers"),
             multiple=True,
+            type=Name(),
             metavar="NAME",
             callback=lambda _, __, names: tuple(name for one in names for name in one.split(",")),
             help=_help(_field("output.trackers")),
@@ -208,8 +209,8 @@ def _type(field: FieldInfo) -> Any:
     kinds = [leaf for leaf in leaves if leaf in (int, float)]
     literals = [leaf for leaf in leaves if not isinstance(leaf, type)]
     if literals:
-        return str if kinds else click.Choice(literals)
-    return kinds[0] if kinds else str
+        return Name() if kinds else click.Choice(literals)
+    return kinds[0] if kinds else Name()
 
 
 def _leaves(annotation: Any) -> list[Any]:

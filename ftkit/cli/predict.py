@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ftkit.cli.names import Name, Place
 from ftkit.cli.opening import begin_with
 from ftkit.cli.options import named_columns, quieten, user_errors
 from ftkit.config.tree import DataConfig
@@ -23,17 +24,18 @@ _FORMATS = ("csv", "jsonl", "parquet")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("run")
+@click.argument("run", type=Name())
 @click.argument("texts", nargs=-1, metavar="[TEXT]...")
 @click.option(
     "--dataset",
+    type=Name(),
     metavar="FILE|FOLDER|NAME",
     help="Answer the texts of data as train reads it; labels are not needed.",
 )
-@click.option("--text-column", metavar="NAME", help="Of the texts in --dataset; found where its name is usual.")
 @click.option(
-    "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write .csv, .jsonl or .parquet."
+    "--text-column", type=Name(), metavar="NAME", help="Of the texts in --dataset; found where its name is usual."
 )
+@click.option("--output", type=Place(dir_okay=False), metavar="FILE", help="Write .csv, .jsonl or .parquet.")
 @click.option(
     "--format", "form", type=click.Choice(_FORMATS), help="What is written; by the ending of --output, else csv."
 )

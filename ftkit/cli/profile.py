@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ftkit.cli.grouped_help import GroupedHelp
+from ftkit.cli.names import Name, Place
 from ftkit.cli.options import config_options, quieten, user_errors
 from ftkit.cli.sweep_progress import SweepProgress
 from ftkit.config.files import load_config, load_yaml
@@ -37,6 +38,7 @@ _NOTHING_MEASURED = 1
     "--sweep",
     "sweeps",
     multiple=True,
+    type=Name(),
     metavar="KEY=A,B,C",
     help="An axis, such as method=lora,qlora or rank=4,8; the sweep is the product of all axes. Any key of the "
     "configuration, or the name of its flag. Keys joined by ':' move together: zero-stage:world_size=null:1,2:2. "
@@ -44,7 +46,7 @@ _NOTHING_MEASURED = 1
 )
 @click.option(
     "--sweep-file",
-    type=click.Path(path_type=Path),
+    type=Place(),
     help="Axes from YAML: each key with a list, or a list of configurations.",
 )
 @click.option(
@@ -58,7 +60,9 @@ _NOTHING_MEASURED = 1
     type=click.FloatRange(0, min_open=True),
     help="Seconds after which a configuration is ended.",
 )
-@click.option("--memory-limit", metavar="SIZE", help="Host memory that each process may allocate, such as 4GiB.")
+@click.option(
+    "--memory-limit", type=Name(), metavar="SIZE", help="Host memory that each process may allocate, such as 4GiB."
+)
 @click.option("--memory-snapshot", is_flag=True, help="CUDA: write torch's own snapshot of each, for its viewer.")
 @click.option("--no-plan", is_flag=True, help="Leave the prediction out.")
 @click.option("--retry", is_flag=True, help="Run again what failed before.")

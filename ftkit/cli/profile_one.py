@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from ftkit.cli.names import Place
 from ftkit.cli.options import quieten, user_errors
 from ftkit.config.files import load_config
 from ftkit.machine.memory import grow_segments
@@ -14,7 +15,7 @@ from ftkit.sweep.sweep import CONFIG, PREDICTION
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=Place())
 @click.option("--warmup", type=int, required=True)
 @click.option("--steps", type=int, required=True)
 @click.option("--memory-limit", type=int, help="Bytes that this process may allocate on the host.")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import click
 
+from ftkit.cli.names import Name, Place
 from ftkit.cli.options import user_errors
-from ftkit.errors import ConfigError, DataError, nearest
-from ftkit.report.collect import RECORD_FILE, Run, collect_runs
+from ftkit.errors import ConfigError, nearest
+from ftkit.report.collect import Run, collect_runs
 from ftkit.report.columns import COLUMNS
 from ftkit.units import parse_bytes
 
@@ -17,12 +18,12 @@ _FORMATS = {".html": "html", ".md": "markdown", ".tex": "latex", ".csv": "csv", 
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("runs", nargs=-1, metavar="[RUN]...")
+@click.argument("runs", nargs=-1, type=Name(), metavar="[RUN]...")
 @click.option(
     "--output",
     "outputs",
     multiple=True,
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=Place(dir_okay=False),
     metavar="FILE",
     help="Write a file instead of printing: .html, .md, .tex, .csv or .json, by its ending; several may be given.",
 )
@@ -37,10 +38,11 @@ _FORMATS = {".html": "html", ".md": "markdown", ".tex": "latex", ".csv": "csv", 
 @click.option("--json", "form", flag_value="json", help="The same as --format json.")
 @click.option(
     "--budget",
+    type=Name(),
     metavar="SIZE",
     help="The memory that there is, such as 8GiB, for the page's plot; that of the plans when not named.",
 )
-@click.option("--sort", metavar="COLUMN", help="Order by a column of the CSV; -COLUMN: the largest first.")
+@click.option("--sort", type=Name(), metavar="COLUMN", help="Order by a column of the CSV; -COLUMN: the largest first.")
 @click.option("--title", default="ftkit report", show_default=True, help="The page's heading.")
 def report(
     runs: tuple[str, ...], outputs: tuple[Path, ...], form: str, budget: str | None, sort: str | None, title: str
@@ -52,7 +54,7 @@ def report(
     with user_errors():
         forms = [_form_of(path) for path in outputs]
         budget_bytes = parse_bytes(budget) if budget else None
-        found = _sorted(_collect(_places(runs or ("runs",))), sort)
+        found = _sorted(_collect(list(map(Path, runs or ("runs",)))), sort)
         for path, wanted in zip(outputs, forms, strict=True):
             write_whole(path, _render(found, wanted, title, budget_bytes))
             click.echo(f"{path}: {len(found)} runs", err=True)
@@ -98,12 +100,6 @@ def write_page(paths: Sequence[Path], page: Path, title: str) -> Path:
 def print_runs(paths: Sequence[Path]) -> None:
     """Print the table of the runs at or below some folders; raises as `write_page`."""
     _print(_collect(paths), "table")
-
-
-def _places(runs: Sequence[str]) -> list[Path]:
-    if not all(runs):  # as a path it would be the folder where the command runs
-        raise DataError(f"a RUN is empty; give a result folder, a folder of them, or a {RECORD_FILE}")
-    return [Path(run) for run in runs]
 
 
 def _collect(paths: Sequence[Path]) -> list[Run]:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ftkit.cli.grouped_help import GroupedHelp
 from ftkit.cli.launch import NumDevices, launch
+from ftkit.cli.names import Name, Place
 from ftkit.cli.opening import say_begun
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
 from ftkit.config.engine import EngineConfig
@@ -37,14 +38,16 @@ _FREED_OF_ZERO = ("engine.zero_stage=null", "engine.offload_optimizer=none", "en
 @config_options
 @click.option(
     "--resume",
-    type=click.Path(path_type=Path),
+    type=Place(),
     metavar="FOLDER|auto",
     help="Go on with the run in this folder; with a later end, such as --epochs 6, also with one that is finished. "
     "auto: go on with what --output holds, or start it.",
 )
 @click.option("--overwrite", is_flag=True, help="Empty an output folder that another run has filled.")
 @click.option("--fit", is_flag=True, help="Choose the fastest exact configuration that fits (engine.fit=true).")
-@click.option("--memory-budget", metavar="SIZE", help="What the run may take of each device (engine.memory_budget).")
+@click.option(
+    "--memory-budget", type=Name(), metavar="SIZE", help="What the run may take of each device (engine.memory_budget)."
+)
 @click.option("--no-plan", is_flag=True, help="Train without predicting memory first (training.plan_first=false).")
 @click.option("--memory-timeline", is_flag=True, help="Record the live bytes by kind through one step, the second.")
 @click.option("--memory-snapshot", is_flag=True, help="CUDA: write torch's own snapshot of two steps for its viewer.")

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from ftkit.config import rules
-from ftkit.config.section import Section
+from ftkit.config.section import Name, Section
 from ftkit.errors import ConfigError
 from ftkit.units import parse_bytes
 
@@ -31,9 +31,9 @@ class EngineConfig(Section):
     come as often less, and the inputs of all layers stay for as many micro-batches."""
     stream_head: bool = False
     """Let the head of a language model come too, in the place of the two layers, when all layers have run."""
-    nvme_path: str | None = None
+    nvme_path: Name | None = None
     """The folder on the disk that takes what is offloaded to `nvme`."""
-    ds_config: str | None = None
+    ds_config: Name | None = None
     """A DeepSpeed template of your own (JSON), in the place of the one in ds_configs/."""
     peer_timeout: float = Field(default=600.0, gt=0.0)
     """Seconds after which a rank that does not answer counts as lost, and the others end."""

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from ftkit.config.section import Section
+from ftkit.config.section import Name, Section
 
 Tracker = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"]
 
@@ -12,7 +12,7 @@ Tracker = Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", 
 class OutputConfig(Section):
     """The folder of the results, and what goes into it."""
 
-    folder: str | None = None
+    folder: Name | None = None
     """The result folder; a new one below `runs/` when not named."""
     resume: Literal["never", "auto"] = "never"
     """`auto`: go on with the run that the folder holds, or start it; so the same command can be given again."""

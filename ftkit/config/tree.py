@@ -7,7 +7,7 @@ the method's own file. `files` fills the tree from YAML and flags.
 from datetime import date
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ftkit.config import rules
 from ftkit.config.cache import CacheConfig
@@ -16,7 +16,7 @@ from ftkit.config.methods import AnyMethod, default_method
 from ftkit.config.output import OutputConfig
 from ftkit.config.precision import Precision
 from ftkit.config.recompute import Recompute, with_share
-from ftkit.config.section import Section
+from ftkit.config.section import Name, Section
 from ftkit.config.training import OptimizerConfig, ScheduleConfig, TrainingConfig
 
 Task = Literal["sequence-classification", "causal-lm"]
@@ -31,23 +31,14 @@ DEMO = "demo"
 """The name of the embedded default, as a model and as a dataset."""
 
 
-def _not_empty(name: str) -> str:
-    if not name:  # as a path it would be the folder where the command runs
-        raise ValueError("it is empty; give a name of the hub, a file or a folder")
-    return name
-
-
-Name = Annotated[str, AfterValidator(_not_empty)]
-
-
 class ModelConfig(Section):
     """The model, and how it computes."""
 
     name: Name = DEMO
     """Hub name, local folder, or `demo` for the embedded MiniLM."""
-    revision: str | None = None
+    revision: Name | None = None
     """Branch, tag or commit on the hub."""
-    gguf_file: str | None = None
+    gguf_file: Name | None = None
     """The GGUF file inside the folder or repository, where the weights are one."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
@@ -88,7 +79,7 @@ class DataConfig(Section):
 
     dataset: Name = DEMO
     """Hub name, file, folder, or `demo` for the embedded movie reviews."""
-    subset: str | None = None
+    subset: Name | None = None
     """The configuration of a hub dataset, such as `sst2` of `glue`; the sheet of an Excel workbook; `all` of the
     demo's reviews."""
     encoding: str = "utf-8"
@@ -98,11 +89,11 @@ class DataConfig(Section):
     quotes: Literal["auto", "doubled", "backslash", "none"] = "auto"
     """CSV, TSV: how a double quote inside a quoted text is written, twice or behind a backslash; `none`: quotes are
     plain characters. `auto` reads those written twice, and refuses a file that could be meant in another way."""
-    train_split: str = "train"
+    train_split: Name = "train"
     """The split that trains."""
-    validation_split: str | None = None
+    validation_split: Name | None = None
     """The split that validates; found, or made from the training split, when not named."""
-    test_split: str | None = None
+    test_split: Name | None = None
     """The split of the final scores; found, or made from the training split, when not named."""
     validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
     """The share of the training split that validates where there is no such split."""
@@ -111,16 +102,16 @@ class DataConfig(Section):
     split_seed: int | None = Field(default=None, ge=0)
     """The seed of the splits that are made and of the rows that are drawn; `training.seed` when not named. Runs that
     share it are trained and scored on the same rows, whatever else their seeds decide."""
-    text_column: str | None = None
+    text_column: Name | None = None
     """The column of texts, found when not named."""
-    text_pair_column: str | None = None
+    text_pair_column: Name | None = None
     """The column of second texts, for tasks on pairs."""
-    label_column: str | None = None
+    label_column: Name | None = None
     """The column of labels, found when not named."""
     label_kind: LabelKind | Literal["auto"] = "auto"
     """What a label is: `single`, one class of a text; `multi`, any number of labels; `regression`, a number. `auto`:
     lists are several labels, numbers with decimals are numbers to predict, all else is one class; the report says."""
-    label_columns: tuple[str, ...] | None = None
+    label_columns: tuple[Name, ...] | None = None
     """Several labels as columns of 0 and 1, one column for each label."""
     label_separator: str | None = Field(default=None, min_length=1)
     """What stands between several labels in one text, such as `;`; without it a text is one label."""
@@ -129,23 +120,23 @@ class DataConfig(Section):
     several labels, taken as one that has none of them."""
     standardize_targets: bool = False
     """regression: train on (number - mean) / deviation of the training split; scores stay in the data's units."""
-    prompt_column: str | None = None
+    prompt_column: Name | None = None
     """causal-lm: the column of prompts, which carry no loss."""
-    completion_column: str | None = None
+    completion_column: Name | None = None
     """causal-lm: the column of completions, which carry the loss."""
-    messages_column: str | None = None
+    messages_column: Name | None = None
     """causal-lm: the column of chat messages; the loss is on the assistant's turns."""
-    system_column: str | None = None
+    system_column: Name | None = None
     """causal-lm: the column of system messages that begin a chat, found when not named."""
-    tools_column: str | None = None
+    tools_column: Name | None = None
     """causal-lm: the column of the tools that a chat may call, found when not named."""
-    prompt_template: str | None = None
+    prompt_template: str | None = Field(default=None, min_length=1)
     """causal-lm: the prompt as a text with columns in braces, such as `{instruction}` and `{input}`; a paragraph whose
     columns are all empty is left out of that row."""
     prompt_format: PromptFormat = "auto"
     """causal-lm: prompt and completion as they are (`plain`) or as a chat of two turns (`chat`); `auto` makes a chat of
     instructions that ftkit finds by itself, where the tokenizer has a chat template."""
-    chat_template: str | None = None
+    chat_template: Name | None = None
     """causal-lm: a file with a Jinja chat template, in the place of the tokenizer's own; it is saved with the model."""
     chat_date: date = date(2024, 7, 26)
     """causal-lm: the date for chat templates that write today's, so that the data is the same tomorrow."""
@@ -155,7 +146,7 @@ class DataConfig(Section):
     """causal-lm: whether a chat template may leave out what a message says."""
     special_tokens_in_text: Literal["characters", "tokens"] = "characters"
     """What a special token that a text spells out, such as `</s>`, becomes: plain characters, or that token."""
-    group_column: str | None = None
+    group_column: Name | None = None
     """Rows that share this column's value never fall into different splits."""
     label_names: tuple[str, ...] | None = None
     """The names of the labels in the order of their numbers, where labels are integers."""
@@ -171,6 +162,15 @@ class DataConfig(Section):
     near_duplicate_similarity: float | None = Field(default=0.8, ge=0.5, le=1.0)
     """The share of their pairs of neighbouring words from which two texts are told as nearly the same, above all where
     two splits have one each; null: nothing is told of them."""
+    near_duplicates: Literal["keep", "drop"] = "keep"
+    """What becomes of a row whose text is nearly that of an earlier one, where splits are made: it stays, and is told,
+    or is left out first and counted, so that no two splits share it."""
+
+    @model_validator(mode="after")
+    def _has_similarity(self) -> Self:
+        if self.near_duplicates == "drop" and self.near_duplicate_similarity is None:
+            raise ValueError("near_duplicates=drop needs a near_duplicate_similarity of 0.5 to 1, and that is null")
+        return self
 
     @field_validator("encoding")
     @classmethod

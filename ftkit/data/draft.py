@@ -8,7 +8,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ftkit.config.tree import DataConfig, LabelKind
-from ftkit.data.findings import Finding, warning
+from ftkit.data.findings import Finding, note, warning
+from ftkit.data.near.apart import apart
 from ftkit.data.reading.sources import Source
 from ftkit.data.reading.splits import (
     TEST,
@@ -44,9 +45,11 @@ class Draft:
         names: the names of the labels, or None.
         num_empty: rows without text.
         num_duplicates: rows with the text of an earlier one.
+        num_near: rows with nearly the text of an earlier one that were left out.
         num_unlabelled: rows without a label that were left out.
         num_line_ends: carriage returns taken out before line feeds.
         findings: what else a user should know.
+        made: the splits that were made of the training split, and that one.
         may_lack_labels: the labels are those of a model that is scored, and the data need not have all of them.
     """
 
@@ -58,9 +61,11 @@ class Draft:
     names: tuple[str, ...] | None = None
     num_empty: int = 0
     num_duplicates: int = 0
+    num_near: int = 0
     num_unlabelled: int = 0
     num_line_ends: int = 0
     findings: list[Finding] = field(default_factory=list)
+    made: set[str] = field(default_factory=set)
     may_lack_labels: bool = False
     _hashes: dict[str, NDArray[np.uint64]] = field(default_factory=dict)  # of texts that were hashed already
 
@@ -127,13 +132,14 @@ def select(source: Source, columns: Columns) -> Draft:
 def make_splits(draft: Draft, columns: Columns, config: DataConfig, seed: int) -> None:
     """Make validation and test of the training split where they were not found.
 
-    Rows with the text of an earlier row are left out first: no text shall be in two of these splits. Classes that no
-    two rows share are refused, and where all splits were found there is a warning.
+    Rows with the text of an earlier row are left out first, and those that nearly have it where the configuration says
+    so: no text shall be in two of these splits. Classes that no two rows share are refused, and where all splits were
+    found there is a warning.
 
     Args:
         draft: gets the splits.
         columns: whose group, if any, keeps rows together; the lines of one text are split in whole pieces.
-        config: `validation_share` and `test_share`.
+        config: `validation_share`, `test_share` and what becomes of texts that are nearly the same.
         seed: the only source of chance.
 
     Raises:
@@ -147,17 +153,20 @@ def make_splits(draft: Draft, columns: Columns, config: DataConfig, seed: int) -
         return
     if columns.kind != "lines":
         _drop_duplicates(draft)
+        _drop_near(draft, config)
     labels = draft.labels["train"]
     try:
         _assign(draft, shares, columns, seed)
         _check_labels(draft, labels, shares)
     except DataError as error:
-        if not draft.num_duplicates:
+        repeating = {
+            ("row repeats an earlier text", "rows repeat an earlier text"): draft.num_duplicates,
+            ("row nearly repeats one", "rows nearly repeat one"): draft.num_near,
+        }
+        left_out = ", ".join(counted(count, *words) for words, count in repeating.items() if count)
+        if not left_out:
             raise
-        repeated = counted(
-            draft.num_duplicates, "row repeats an earlier text and was", "rows repeat an earlier text and were"
-        )
-        raise DataError(f"{error} ({repeated} left out)") from None
+        raise DataError(f"{error} (left out: {left_out})") from None
 
 
 def draw(draft: Draft, config: DataConfig, seed: int) -> None:
@@ -204,6 +213,7 @@ def _assign(draft: Draft, shares: Shares, columns: Columns, seed: int) -> None:
     for split, part in (("validation", VALIDATION), ("test", TEST), ("train", TRAIN)):
         if part == TRAIN or (parts == part).any():
             draft.put(split, "train", np.flatnonzero(parts == part), how)
+            draft.made.add(split)
 
 
 def _drop_duplicates(draft: Draft) -> None:
@@ -212,6 +222,18 @@ def _drop_duplicates(draft: Draft) -> None:
     draft.num_duplicates = len(hashes) - len(first)
     if draft.num_duplicates:
         draft.keep("train", np.sort(first))
+
+
+def _drop_near(draft: Draft, config: DataConfig) -> None:
+    if config.near_duplicates == "keep":
+        return
+    assert config.near_duplicate_similarity is not None, "refused with the configuration"
+    places, is_whole = apart(draft.rows["train"], config.near_duplicate_similarity)
+    draft.num_near = draft.rows["train"].num_rows - len(places)
+    draft.keep("train", places)
+    if not is_whole:
+        told = "many texts share the same rare pairs of words, and not all of them were compared"
+        draft.findings.append(note(f"{told}: some that are nearly the same may be in two splits"))
 
 
 def _labels_of_their_own(draft: Draft) -> tuple[str, str] | None:

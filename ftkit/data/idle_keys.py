@@ -35,6 +35,7 @@ def idle_keys(config: DataConfig, columns: Columns) -> list[Finding]:
         ("prompt_format",): columns.kind == "completion",
         ("messages_column",): columns.kind == "chat",
         ("system_column", "tools_column", "chat_template", "chat_date", "template_omissions"): is_chat,
+        ("near_duplicates",): columns.kind != "lines",
         ("loss_on",): columns.kind in ("completion", "chat"),
     }
     kind = _KINDS[columns.kind]
@@ -67,6 +68,7 @@ def idle_for_source(config: DataConfig, source: Source) -> list[Finding]:
         "validation_share": ("validation" not in source.splits, "beside the validation split that the dataset has"),
         "test_share": ("test" not in source.splits, "beside the test split that the dataset has"),
         "group_column": (makes_splits, "where no split is made"),
+        "near_duplicates": (makes_splits, "where no split is made"),
     }
     changed = _changed(config, [key for key, (has_effect, _) in works.items() if not has_effect])
     return [warning(f"data.{key} has no effect {works[key][1]}", "leave it out") for key in changed]

@@ -95,7 +95,9 @@ def prepare_data(  # noqa: PLR0913  # each is decided by one caller alone
     report = _report(draft, encoded, source, columns, ignored, findings)
     if tells_near and config.near_duplicate_similarity is not None and columns.kind != "lines":
         hashes = {split: draft.hashes(split) for split in draft.rows}
-        report = replace(report, near=near_texts(draft.rows, hashes, config.near_duplicate_similarity))
+        parted = draft.made if config.near_duplicates == "keep" else set()
+        near = near_texts(draft.rows, hashes, config.near_duplicate_similarity, parted)
+        report = replace(report, near=near)
     splits = {split: _learned(result.split, standard) for split, result in encoded.items()}
     ordered = (splits["train"], splits.get("validation"), splits.get("test"))
     labels = None if draft.kind is None or draft.names is None else Labels(draft.kind, draft.names, standard)
@@ -256,6 +258,7 @@ def _report(
         label_counts=counts,
         numbers={split: _spread(draft.labels[split]) for split in splits if draft.kind == "regression"},
         dropped_duplicates=draft.num_duplicates,
+        dropped_near=draft.num_near,
         dropped_empty=draft.num_empty,
         dropped_unlabelled=draft.num_unlabelled,
         dropped_without_targets=sum(result.losses.num_dropped for result in encoded.values()),

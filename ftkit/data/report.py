@@ -34,6 +34,7 @@ class DataReport:
         label_counts: rows per label, in the order of `label_names`; empty for causal-lm and for numbers.
         numbers: of numbers to predict their least, greatest, mean and standard deviation.
         dropped_duplicates: rows left out because an earlier one has the same text (only where splits are made).
+        dropped_near: rows left out because an earlier one has nearly the same text (`data.near_duplicates`).
         dropped_empty: rows left out because they have no text.
         dropped_unlabelled: rows left out because they have no label.
         dropped_without_targets: causal-lm sequences left out because no target lies within max_length.
@@ -68,6 +69,7 @@ class DataReport:
     dropped_without_targets: int
     truncated_share: Mapping[str, float]
     length_quantiles: Mapping[str, tuple[int, ...]]
+    dropped_near: int = 0
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
     ignored_columns: tuple[str, ...] = ()
@@ -175,6 +177,7 @@ class DataReport:
     def _dropped_lines(self) -> list[str]:
         reasons = {
             "with the text of an earlier row": self.dropped_duplicates,
+            "with nearly the text of an earlier row": self.dropped_near,
             "without text": self.dropped_empty,
             "without a label": self.dropped_unlabelled,
             "without a target within max_length": self.dropped_without_targets,

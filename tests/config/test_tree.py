@@ -98,12 +98,15 @@ def test_warmup_steps_win_over_the_share():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"name": "plain", "zero_stage": 2}, "choose engine.name=deepspeed"),
-        ({"name": "plain", "offload_optimizer": "cpu"}, "choose engine.name=deepspeed"),
-        ({"zero_stage": 2, "offload_parameters": "cpu"}, "needs zero_stage=3"),
-        ({"zero_stage": 0, "offload_optimizer": "cpu"}, "needs a zero_stage of 1, 2 or 3"),
-        ({"zero_stage": 2, "offload_optimizer": "nvme", "nvme_path": "/scratch"}, "nvme needs zero_stage=3"),
-        ({"zero_stage": 3, "offload_optimizer": "nvme"}, "needs nvme_path"),
+        ({"name": "plain", "zero_stage": 2}, "give --engine deepspeed"),
+        ({"name": "plain", "offload_optimizer": "cpu"}, "give --engine deepspeed"),
+        ({"zero_stage": 2, "offload_parameters": "cpu"}, "give --zero-stage 3, or --offload-parameters none"),
+        ({"zero_stage": 0, "offload_optimizer": "cpu"}, "give --zero-stage 1, 2 or 3"),
+        (
+            {"zero_stage": 2, "offload_optimizer": "nvme", "nvme_path": "/scratch"},
+            "offload to a disk without ZeRO-3.*give --zero-stage 3",
+        ),
+        ({"zero_stage": 3, "offload_optimizer": "nvme"}, "--set engine.nvme_path=FOLDER"),
     ],
 )
 def test_an_engine_that_cannot_be_says_what_would(fields, sentence):

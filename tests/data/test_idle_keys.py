@@ -35,6 +35,7 @@ def told(path, **settings):
         {"validation_share": 0.3},
         {"test_share": 0.3},
         {"group_column": "by"},
+        {"near_duplicates": "drop"},
     ],
     ids=lambda settings: next(iter(settings)),
 )

@@ -78,10 +78,10 @@ def test_the_configuration_has_the_learning_rate_and_the_cut_that_are_used():
 @pytest.mark.parametrize(
     ("settings", "devices", "error", "words"),
     [
-        (["engine.zero_stage=2", "optimizer.name=adamw_8bit"], ONE, ConfigError, "choose adamw"),
-        (["optimizer.name=paged_adamw"], TWO, ConfigError, "choose adamw"),
-        (["model.precision=bf16"], replace(ONE, has_bf16=False), DeviceError, "choose fp16 or auto"),
-        (["model.precision=fp16"], Devices("cpu", has_bf16=True), DeviceError, "choose bf16"),
+        (["engine.zero_stage=2", "optimizer.name=adamw_8bit"], ONE, ConfigError, "give --optimizer adamw"),
+        (["optimizer.name=paged_adamw"], TWO, ConfigError, "give --optimizer adamw"),
+        (["model.precision=bf16"], replace(ONE, has_bf16=False), DeviceError, "give --precision fp16 or auto"),
+        (["model.precision=fp16"], Devices("cpu", has_bf16=True), DeviceError, "give --precision auto"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_anything_is_built(settings, devices, error, words):

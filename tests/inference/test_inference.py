@@ -194,7 +194,7 @@ def test_a_line_of_standard_input_is_a_text_whatever_breaks_it_holds(trained):
     ("arguments", "code", "said"),
     [
         (["predict", "nowhere/at/all", "a"], 4, "there is no folder"),
-        (["predict", "", "a"], 4, "RUN is empty"),
+        (["predict", "", "a"], 2, "'RUN': it is empty"),
         (["predict", "RUN", "a", "--output", f"{__file__}/out.csv"], 2, "cannot write"),
         (["predict", "RUN", "a", "--dataset", "b.csv"], 2, "give one of them"),
         (["predict", "RUN", "a", "--output", "out.txt"], 2, "end the name in .csv"),

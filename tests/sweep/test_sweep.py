@@ -107,5 +107,5 @@ def test_a_configuration_that_cannot_be_is_a_row_with_its_reason(tmp_path):
     trials = make_trials([parse_axis("engine.name=plain"), parse_axis("engine.zero_stage=3")], build)
     ((_, record, _),) = rows(trials, tmp_path)
     assert record.result.failure == "refused"
-    assert "choose engine.name=deepspeed" in record.result.reason
+    assert "give --engine deepspeed" in record.result.reason
     assert [was_done for _, _, was_done in rows(trials, tmp_path)] == [True]

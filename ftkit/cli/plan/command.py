@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from ftkit.cli.grouped_help import GroupedHelp
+from ftkit.cli.names import Name, Place
 from ftkit.cli.opening import say_begun
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
 from ftkit.cli.plan.advise import show_advice
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
 
 @click.command(cls=GroupedHelp, context_settings={"help_option_names": ["-h", "--help"]})
 @config_options
-@click.option("--gpu", help="Where to run: t4, rtx3060, 2x3090, cpu, ...; this machine when not named.")
+@click.option("--gpu", type=Name(), help="Where to run: t4, rtx3060, 2x3090, cpu, ...; this machine when not named.")
 @click.option("--gpus", type=click.IntRange(min=1), help="How many of them; 1 when not named.")
-@click.option("--memory-budget", metavar="SIZE", help="What one device has, such as 8GiB.")
-@click.option("--memory-used", metavar="SIZE", help="What other programs have of one device, such as 2GiB.")
-@click.option("--ram-budget", metavar="SIZE", help="What the host has.")
+@click.option("--memory-budget", type=Name(), metavar="SIZE", help="What one device has, such as 8GiB.")
+@click.option(
+    "--memory-used", type=Name(), metavar="SIZE", help="What other programs have of one device, such as 2GiB."
+)
+@click.option("--ram-budget", type=Name(), metavar="SIZE", help="What the host has.")
 @click.option("--samples", type=click.IntRange(min=1), help="Training sequences, for the number of steps.")
 @click.option("--search", "is_search", is_flag=True, help="Rank what fits by speed.")
 @click.option("--advise", is_flag=True, help="Say what each knob costs and saves, and the largest values that fit.")
@@ -41,10 +44,10 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Find the longest text of each known model with each method on one card or several, t4,l4; minutes at first.",
 )
-@click.option("--html", "page", type=click.Path(path_type=Path), help="With --what-fits: write the table as a page.")
+@click.option("--html", "page", type=Place(), help="With --what-fits: write the table as a page.")
 @click.option(
     "--write",
-    type=click.Path(path_type=Path),
+    type=Place(),
     help="Write the configuration, if it fits, as YAML for train: the one asked for, or that of --search or --solve.",
 )
 @click.option("--exact", is_flag=True, help="Trace every layer instead of unrolling the layers that are alike.")

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from ftkit.cli.grouped_help import GroupedHelp
+from ftkit.cli.names import Name, Place
 from ftkit.cli.opening import check_named, say_begun
 from ftkit.cli.options import config_options, quieten, read_config, user_errors
 from ftkit.cli.tune.trial import start_trial
@@ -30,17 +31,26 @@ _PAGE = "tuning.html"
 
 @click.command(cls=GroupedHelp, context_settings={"help_option_names": ["-h", "--help"]})
 @config_options
-@click.option("--methods", "names", metavar="A,B,...", help="Methods to choose from; that of the run when not named.")
+@click.option(
+    "--methods", "names", type=Name(), metavar="A,B,...", help="Methods to choose from; that of the run when not named."
+)
 @click.option(
     "--space",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=Place(dir_okay=False),
     metavar="FILE",
     help="YAML: keys with lists of values, or with low and high; learning rate, warm-up, epochs, rank and targets when "
     "not named.",
 )
 @click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="Configurations to try.")
-@click.option("--time-budget", metavar="TIME", help="What all trials of this call may take, such as 90m or 2h.")
-@click.option("--memory-budget", metavar="SIZE", help="What one device may hold, such as 6GiB; its own when not named.")
+@click.option(
+    "--time-budget", type=Name(), metavar="TIME", help="What all trials of this call may take, such as 90m or 2h."
+)
+@click.option(
+    "--memory-budget",
+    type=Name(),
+    metavar="SIZE",
+    help="What one device may hold, such as 6GiB; its own when not named.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print each trial that ended as a line of JSON.")
 def tune(  # one parameter is one flag
     names: str | None,

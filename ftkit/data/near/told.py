@@ -1,6 +1,6 @@
 """What is told of texts that are nearly the same: how many rows, which, and a few of them side by side."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +15,9 @@ from ftkit.units import counted
 
 _SHOWN_CHARACTERS, _SHOWN_BEFORE = 240, 60
 """Of a text that is shown, and of those before the first difference."""
-_CURE = (
-    "leave these rows out of one of the splits (`ftkit data --json` names them all), or name what belongs together "
-    "with data.group_column"
+_CURE = "leave these rows out of one of the splits (`ftkit data --json` names them all)"
+_CURE_WHERE_MADE = (
+    "to leave the later ones out: --set data.near_duplicates=drop; or name what belongs together with --group-column"
 )
 
 
@@ -64,6 +64,7 @@ class NearTexts:
         num_rows: of the later split, near or not.
         pairs: each row that is near, with an earlier one.
         examples: the pairs that are least, middling and most alike.
+        are_made: both splits were made of one, so that `data.near_duplicates` keeps such rows out of it.
         is_whole: False: there may be more, since many texts share the same rare pairs of words.
     """
 
@@ -72,6 +73,7 @@ class NearTexts:
     num_rows: int
     pairs: tuple[NearPair, ...]
     examples: tuple[NearExample, ...]
+    are_made: bool
     is_whole: bool
 
     def finding(self) -> Finding:
@@ -83,11 +85,12 @@ class NearTexts:
             return note(f"{self.later}: {least}{rows} nearly the same as an earlier one, {such}")
         earlier = "training" if self.earlier == "train" else self.earlier
         share = f"{least}{len(self.pairs) / self.num_rows:.1%} of the {self.later} texts"
-        return warning(f"{share} are nearly those of the {earlier} split ({rows}), {such}; scores will flatter", _CURE)
+        told = f"{share} are nearly those of the {earlier} split ({rows}), {such}; scores will flatter"
+        return warning(told, _CURE_WHERE_MADE if self.are_made else _CURE)
 
 
 def near_texts(
-    rows: Mapping[str, pa.Table], keys: Mapping[str, NDArray[np.uint64]], least: float
+    rows: Mapping[str, pa.Table], keys: Mapping[str, NDArray[np.uint64]], least: float, made: Set[str]
 ) -> tuple[NearTexts, ...]:
     """Find the texts that are nearly the same.
 
@@ -95,6 +98,7 @@ def near_texts(
         rows: split to a table that `select_rows` gave.
         keys: split to a number for the texts of each row; equal texts, equal numbers.
         least: the least similarity of two near texts.
+        made: the splits that were made of one, and that one, where near texts may still be left out before that.
 
     Returns:
         For each split and itself or an earlier one where there are any.
@@ -117,7 +121,8 @@ def near_texts(
                 alike = found.similarity[one, own][places]
                 pairs = _pairs(rows[later], places, rows[earlier], others, alike)
                 shown = [_example(pairs[n], rows[later], places[n], rows[earlier], others[n]) for n in _shown(alike)]
-                told.append(NearTexts(later, earlier, len(is_equal), pairs, tuple(shown), bool(found.is_whole[one])))
+                are_made, is_whole = {later, earlier} <= made, bool(found.is_whole[one])
+                told.append(NearTexts(later, earlier, len(is_equal), pairs, tuple(shown), are_made, is_whole))
     return tuple(told)
 
 

@@ -165,7 +165,7 @@ def test_a_layer_that_comes_in_the_midst_of_a_backward_is_found(deep):
         pytest.param(
             ("engine.stream_layers=ram",),
             DeviceError,
-            "choose engine.stream_layers=disk",
+            "give --set engine.stream_layers=disk",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU takes layers from the host's memory"),
         ),
     ],
