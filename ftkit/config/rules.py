@@ -153,7 +153,7 @@ RULES = (
     Rule(
         "weights offloaded without ZeRO-3",
         "only stage 3 partitions weights, and only partitioned weights are offloaded",
-        "give --zero-stage 3, or --offload-parameters none",
+        "give --zero-stage 3 (in a template stage 3), or --offload-parameters none",
         lambda facts: facts.offload_parameters != "none" and facts.is_below_stage_3,
     ),
     Rule(
@@ -165,7 +165,7 @@ RULES = (
     Rule(
         "offload to a disk without ZeRO-3",
         "only stage 3 reads and writes a disk",
-        "give --zero-stage 3, or offload to cpu: --offload-optimizer cpu",
+        "give --zero-stage 3 (in a template stage 3), or offload to cpu: --offload-optimizer cpu",
         lambda facts: "nvme" in facts.offloads and facts.is_below_stage_3,
     ),
     Rule(

@@ -100,7 +100,7 @@ def test_warmup_steps_win_over_the_share():
     [
         ({"name": "plain", "zero_stage": 2}, "give --engine deepspeed"),
         ({"name": "plain", "offload_optimizer": "cpu"}, "give --engine deepspeed"),
-        ({"zero_stage": 2, "offload_parameters": "cpu"}, "give --zero-stage 3, or --offload-parameters none"),
+        ({"zero_stage": 2, "offload_parameters": "cpu"}, "give --zero-stage 3 .*or --offload-parameters none"),
         ({"zero_stage": 0, "offload_optimizer": "cpu"}, "give --zero-stage 1, 2 or 3"),
         (
             {"zero_stage": 2, "offload_optimizer": "nvme", "nvme_path": "/scratch"},

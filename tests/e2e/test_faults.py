@@ -153,7 +153,7 @@ FAULTS = {
     "weights off without ZeRO-3": (
         given("--zero-stage", "2", "--offload-parameters", "cpu"),
         CONFIG,
-        ["offload_parameters", "give --zero-stage 3"],
+        ["--offload-parameters", "give --zero-stage 3"],
     ),
     "a disk without a path": (
         given("--zero-stage", "3", "--offload-optimizer", "nvme"),

@@ -89,7 +89,7 @@ def test_what_does_not_go_together_is_refused_before_anything_is_built(settings,
         resolved(*settings, devices=devices)
 
 
-@pytest.mark.parametrize(("stage", "words"), [(1, "zero_stage=3"), (2, "zero_stage=3")])
+@pytest.mark.parametrize(("stage", "words"), [(1, "in a template stage 3"), (2, "in a template stage 3")])
 def test_a_template_of_the_users_own_keeps_to_the_rulebook(stage, words, tmp_path):
     zero = {"stage": stage, "offload_param": {"device": "cpu"}}
     (tmp_path / "mine.json").write_text(json.dumps({"zero_optimization": zero}))
