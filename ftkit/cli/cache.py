@@ -7,8 +7,7 @@ from pathlib import Path
 
 import click
 
-from ftkit.cli.names import Name
-from ftkit.cli.options import user_errors
+from ftkit.cli.options import Name, user_errors
 from ftkit.errors import ConfigError, DeviceError
 from ftkit.machine.kept_files import KeptFiles
 from ftkit.machine.sealed import is_sound

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ftkit.cli.names import Name
 from ftkit.cli.opening import begin_with
-from ftkit.cli.options import quieten, user_errors
+from ftkit.cli.options import Name, quieten, user_errors
 from ftkit.errors import ConfigError
 from ftkit.units import counted
 

@@ -6,8 +6,7 @@ from typing import Any
 import click
 
 from ftkit.cli.grouped_help import GroupedHelp
-from ftkit.cli.names import Name
-from ftkit.cli.options import config_options, read_config, user_errors
+from ftkit.cli.options import Name, config_options, read_config, user_errors
 from ftkit.cli.series import train_series
 from ftkit.config.methods import methods
 from ftkit.errors import ConfigError, nearest

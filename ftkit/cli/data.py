@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ftkit.cli.names import Name, Place
-from ftkit.cli.options import config_options, quieten, read_config, user_errors
+from ftkit.cli.options import Name, Place, config_options, quieten, read_config, user_errors
 from ftkit.errors import ConfigError, DataError
 from ftkit.machine.hub import work_offline_if_unreachable
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ftkit.cli.names import Place
-from ftkit.cli.options import quieten, user_errors
+from ftkit.cli.options import Place, quieten, user_errors
 from ftkit.errors import DeviceError
 from ftkit.machine.disk import cache_folder, explained_writing
 from ftkit.machine.doctor.examine import examine

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ftkit.cli.names import Name, Place
 from ftkit.cli.opening import begin_with
-from ftkit.cli.options import named_columns, quieten, user_errors
+from ftkit.cli.options import Name, Place, named_columns, quieten, user_errors
 from ftkit.units import counted
 
 if TYPE_CHECKING:

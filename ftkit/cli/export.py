@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ftkit.cli.names import Name, Place
 from ftkit.cli.opening import begin_with
-from ftkit.cli.options import quieten, user_errors
+from ftkit.cli.options import Name, Place, quieten, user_errors
 from ftkit.machine.hub import check_login, upload
 from ftkit.units import format_bytes
 

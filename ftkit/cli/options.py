@@ -1,4 +1,4 @@
-"""Flags that fill a RunConfig; each is one key of the configuration and takes its help from there."""
+"""Flags that fill a RunConfig, each one key of the configuration, whose help it takes; and the types of all flags."""
 
 import json
 import os
@@ -7,16 +7,18 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import click
+from click.types import StringParamType
 from pydantic.fields import FieldInfo
 
-from ftkit.cli.names import Name, Place
 from ftkit.config.files import load_config, preset_names
 from ftkit.config.flags import KEYS, method_flags
 from ftkit.config.methods import default_method, methods
 from ftkit.config.recompute import LEVELS, OLD_SHARE
+from ftkit.config.section import EMPTY
 from ftkit.config.tree import RunConfig, Task
 from ftkit.errors import ConfigError, DeviceError, FtkitError, PeerLostError
 from ftkit.machine.disk import is_full
@@ -36,6 +38,34 @@ class Share(click.ParamType[float]):
             return words[value] if value in words else float(value)
         except ValueError:
             self.fail(f"{value!r} is not a share of the layers; write none, all, or a number from 0 to 1", param, ctx)
+
+
+class Name(StringParamType):
+    """A text that names something and is not empty, as `"$UNSET"` is in a shell: that would stand for no flag."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the text.
+
+        Raises:
+            click.BadParameter: it is empty.
+        """
+        return super().convert(_filled(self, value, param, ctx), param, ctx)
+
+
+class Place(click.Path):
+    """The path of a file or a folder, and not empty: an empty path would be the folder where the command runs."""
+
+    def __init__(self, *, file_okay: bool = True, dir_okay: bool = True) -> None:
+        """Say whether it may be a file that is there, and whether a folder."""
+        super().__init__(path_type=Path, file_okay=file_okay, dir_okay=dir_okay)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path.
+
+        Raises:
+            click.BadParameter: it is empty, or of a file or folder where it may not be.
+        """
+        return super().convert(_filled(self, value, param, ctx), param, ctx)
 
 
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -221,3 +251,9 @@ def _leaves(annotation: Any) -> list[Any]:
     if get_origin(annotation) is Annotated:
         return _leaves(inner[0])
     return [leaf for one in inner for leaf in _leaves(one)] if inner else [annotation]
+
+
+def _filled(kind: click.ParamType[Any], value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    if value == "":
+        kind.fail(EMPTY, param, ctx)
+    return value

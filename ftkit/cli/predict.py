@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ftkit.cli.names import Name, Place
 from ftkit.cli.opening import begin_with
-from ftkit.cli.options import named_columns, quieten, user_errors
+from ftkit.cli.options import Name, Place, named_columns, quieten, user_errors
 from ftkit.config.tree import DataConfig
 from ftkit.errors import ConfigError
 from ftkit.units import counted

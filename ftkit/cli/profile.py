@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ftkit.cli.grouped_help import GroupedHelp
-from ftkit.cli.names import Name, Place
-from ftkit.cli.options import config_options, quieten, user_errors
+from ftkit.cli.options import Name, Place, config_options, quieten, user_errors
 from ftkit.cli.sweep_progress import SweepProgress
 from ftkit.config.files import load_config, load_yaml
 from ftkit.config.flags import short_names

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import click
 
-from ftkit.cli.names import Place
-from ftkit.cli.options import quieten, user_errors
+from ftkit.cli.options import Place, quieten, user_errors
 from ftkit.config.files import load_config
 from ftkit.machine.memory import grow_segments
 from ftkit.machine.process import ProcessContext, end_if_launched

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import click
 
-from ftkit.cli.names import Name, Place
-from ftkit.cli.options import user_errors
+from ftkit.cli.options import Name, Place, user_errors
 from ftkit.errors import ConfigError, nearest
 from ftkit.report.collect import Run, collect_runs
 from ftkit.report.columns import COLUMNS

@@ -9,9 +9,8 @@ from rich.console import Console
 
 from ftkit.cli.grouped_help import GroupedHelp
 from ftkit.cli.launch import NumDevices, launch
-from ftkit.cli.names import Name, Place
 from ftkit.cli.opening import say_begun
-from ftkit.cli.options import config_options, quieten, read_config, user_errors
+from ftkit.cli.options import Name, Place, config_options, quieten, read_config, user_errors
 from ftkit.config.engine import EngineConfig
 from ftkit.config.files import UnsoundConfigError, load_config
 from ftkit.config.tree import RunConfig

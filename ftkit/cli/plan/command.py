@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from ftkit.cli.grouped_help import GroupedHelp
-from ftkit.cli.names import Name, Place
 from ftkit.cli.opening import say_begun
-from ftkit.cli.options import config_options, quieten, read_config, user_errors
+from ftkit.cli.options import Name, Place, config_options, quieten, read_config, user_errors
 from ftkit.cli.plan.advise import show_advice
 from ftkit.cli.plan.asked import Asked, check_questions
 from ftkit.cli.plan.known import known_lines

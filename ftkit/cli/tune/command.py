@@ -11,9 +11,8 @@ from typing import Any
 import click
 
 from ftkit.cli.grouped_help import GroupedHelp
-from ftkit.cli.names import Name, Place
 from ftkit.cli.opening import check_named, say_begun
-from ftkit.cli.options import config_options, quieten, read_config, user_errors
+from ftkit.cli.options import Name, Place, config_options, quieten, read_config, user_errors
 from ftkit.cli.tune.trial import start_trial
 from ftkit.config.files import dump_config, load_yaml
 from ftkit.config.methods import methods
