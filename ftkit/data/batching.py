@@ -147,7 +147,7 @@ def check_cut(config: BatchConfig, longest: int) -> None:
     if limit is not None and longest > limit:
         raise ConfigError(
             f"batch.micro_batch_tokens={limit} is below the longest sequence, of {longest} tokens; "
-            f"raise it to at least {longest}, or cut texts shorter with data.max_length"
+            f"give --micro-batch-tokens {longest} or more, or cut texts shorter with --max-length"
         )
 
 

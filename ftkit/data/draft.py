@@ -263,7 +263,7 @@ def _check_labels(draft: Draft, labels: NDArray[Any], shares: Shares) -> None:
         if size < num_labels:
             raise DataError(
                 f"data.{split}_share={share} of {len(labels)} rows is {size} for {num_labels} labels, too few to score "
-                "them; raise it, give more rows, or set it to 0"
+                f"them; raise it, give more rows, or make no such split with --set data.{split}_share=0"
             )
     lost = np.flatnonzero((counts > 0) & (count_labels(draft.labels["train"], len(draft.names)) == 0))
     if len(lost):

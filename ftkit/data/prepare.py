@@ -90,7 +90,7 @@ def prepare_data(  # noqa: PLR0913  # each is decided by one caller alone
     train = source.splits["train"]
     ignored = tuple(name for name in train.column_names if not any(_is_of(used, name) for used in columns.used))
     if task == "causal-lm" and (names := forgotten(columns, train.column_names)):
-        cure = "leave the names of columns out, or give data.prompt_template"
+        cure = "leave the names of columns out, or write both into --prompt-template, such as '{instruction} {input}'"
         findings.append(warning(f"{listed(names)} belongs to what is asked, and is not read", cure))
     report = _report(draft, encoded, source, columns, ignored, findings)
     if tells_near and config.near_duplicate_similarity is not None and columns.kind != "lines":

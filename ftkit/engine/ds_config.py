@@ -225,4 +225,4 @@ def _agree(engine: EngineConfig, zero: dict[str, Any], path: Path) -> None:
         if asked not in ("none", device):
             raise ConfigError(f"{path} sets {section} to {device!r}, but engine.{field}={asked}; give one of them")
         if device == "nvme" and engine.nvme_path is None:
-            raise ConfigError(f"{path} offloads to nvme; name a folder on a fast disk with engine.nvme_path")
+            raise ConfigError(f"{path} offloads to nvme; name a folder on a fast disk: --set engine.nvme_path=FOLDER")

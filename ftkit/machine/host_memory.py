@@ -115,5 +115,5 @@ def _refused_in_a_sentence() -> Iterator[None]:
     except OSError as error:
         raise DeviceError(
             f"the ranks on this machine cannot share memory ({error}); start them in one container and as one user, "
-            "or choose engine.stream_layers=disk"
+            "or give --set engine.stream_layers=disk"
         ) from error

@@ -129,7 +129,7 @@ def _agreed(engine: Scorer, reason: str | None, rows: Indices, score: Callable[[
         outcome = largest_of_ranks(engine.process, outcome)
     if outcome == _TOO_LARGE:
         raise DoesNotFitError(
-            f"out of memory in an evaluation with one sequence at a time: {reason or 'on another rank'}; try a shorter "
-            "data.max_length, method qlora, a higher engine.zero_stage or offload"
+            f"out of memory in an evaluation with one sequence at a time: {reason or 'on another rank'}; try a smaller "
+            "--max-length, --method qlora, a higher --zero-stage or offload"
         )
     return outcome

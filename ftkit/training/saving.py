@@ -233,9 +233,9 @@ def _cure(job: Job, error: DivergedError) -> str:
     is_full = job.run.precision == "fp32"
     if error.is_before_updates:
         weights = f"the weights of {job.config.model.name} or their activations are not finite as they came"
-        return f"{weights}, so take other weights" + ("" if is_full else ", or compute in fp32")
-    rate = f"lower optimizer.learning_rate={job.config.learning_rate:g}"
-    return f"{rate} or warm up longer" if is_full else f"{rate}, warm up longer, or compute in fp32"
+        return f"{weights}, so take other weights" + ("" if is_full else ", or give --precision fp32")
+    rate = f"give a --learning-rate below {job.config.learning_rate:g}"
+    return f"{rate}, or more --warmup-steps" if is_full else f"{rate}, more --warmup-steps, or --precision fp32"
 
 
 @contextmanager

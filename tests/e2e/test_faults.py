@@ -133,7 +133,11 @@ FAULTS = {
         CONFIG,
         ["both cut the batch", "give --micro-batch-size"],
     ),
-    "a cut below the longest": (given("--micro-batch-tokens", "4"), CONFIG, ["micro_batch_tokens=4", "raise it"]),
+    "a cut below the longest": (
+        given("--micro-batch-tokens", "4"),
+        CONFIG,
+        ["micro_batch_tokens=4", "give --micro-batch-tokens"],
+    ),
     "fp16 on a CPU": (given("--precision", "fp16"), DEVICE, ["fp16 on a CPU", "give --precision auto"]),
     "DoRA over weights in 4 bits under ZeRO-3 on a CPU": (
         given("--method", "qlora", "--set", "method.use_dora=true", "--engine", "deepspeed", "--zero-stage", "3"),

@@ -333,4 +333,4 @@ def test_a_warm_up_above_a_third_of_the_steps_and_a_setting_that_does_nothing_ar
 def test_a_loss_that_is_no_number_stops_the_run_with_a_sentence(work):
     done = run(*flags(work, work / "nan", "--method", "full", "--learning-rate", 1e30))
     assert done.exit_code == 9
-    assert "lower optimizer.learning_rate" in done.output
+    assert "give a --learning-rate below" in done.output

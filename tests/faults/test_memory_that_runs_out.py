@@ -228,7 +228,7 @@ def test_a_process_that_really_has_no_more_memory_goes_on_in_smaller_micro_batch
 
 def test_one_sequence_that_does_not_fit_ends_the_run_with_what_to_try(work, tmp_path, monkeypatch):
     failing(monkeypatch, "loss", above=0)
-    with pytest.raises(DoesNotFitError, match=r"one sequence of up to \d+ tokens .*; try a shorter data.max_length"):
+    with pytest.raises(DoesNotFitError, match=r"one sequence of up to \d+ tokens .*; try a smaller --max-length"):
         train(work, tmp_path / "run")
 
 

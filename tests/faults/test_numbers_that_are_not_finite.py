@@ -105,7 +105,7 @@ def test_a_learning_rate_far_too_high_leaves_nothing_that_is_not_finite(work, tm
     every = ["--set", "training.log_every=1000", "--set", "training.checkpoint_every=1"]
     done = run(*flags(work, tmp_path / "out", *rate, *every))
     assert done.exit_code == 9, done.output
-    assert "lower optimizer.learning_rate=1e+10" in done.output
+    assert "give a --learning-rate below 1e+10" in done.output
     assert all(step in done.output for step in kept(tmp_path / "out")[-1:])
 
 

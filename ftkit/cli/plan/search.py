@@ -69,7 +69,7 @@ def _nothing_fits(asked: "Asked") -> str:
                 f"nothing fits in {have} memory; on {target.name} {as_flags(least.changes) or 'it'} would fit, with "
                 f"{format_bytes(least.prediction.host_bytes)} of host memory (--ram-budget)"
             )
-    return f"nothing fits on {target.name}; choose a smaller model, a shorter data.max_length or 4 bits"
+    return f"nothing fits on {target.name}; choose a smaller model, a smaller --max-length or --method qlora"
 
 
 def search_lines(found: "Sequence[Candidate]") -> list[str]:

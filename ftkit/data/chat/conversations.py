@@ -150,8 +150,8 @@ _BOOKKEEPING = ("id", "name", "tool_call_id")
 """Keys that say which call a turn answers, or who speaks; most templates do without."""
 _NO_TEMPLATE = (
     "the model's tokenizer has no chat template, so it is not known how it writes a conversation; choose a model that "
-    "was trained to chat, give a template with data.chat_template, or give prompt and completion columns with "
-    "data.prompt_format=plain"
+    "was trained to chat, give a template with --set data.chat_template=FILE, or give prompt and completion columns "
+    "with --set data.prompt_format=plain"
 )
 _OMISSIONS_CURE = (
     "give a template that writes it with --set data.chat_template=FILE, correct the data, or train without it with "

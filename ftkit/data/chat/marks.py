@@ -94,7 +94,7 @@ class MarksSeen:
         told |= {"hold more than the answers, and it is learned": self.beyond}
         for words, counted in told.items():
             if counted.num_conversations:
-                cure = "give another template with data.chat_template where that is not meant"
+                cure = "give another template with --set data.chat_template=FILE where that is not meant"
                 found.append(warning(f"the template's marks {words}: {counted}", cure))
         return found
 

@@ -181,7 +181,7 @@ class ChatTemplate:
         except (TemplateError, TypeError, KeyError, ValueError) as error:
             raise DataError(
                 f"{where}: the tokenizer's chat template refuses the messages ({error}); correct them, or give "
-                "another template with data.chat_template"
+                "another template with --set data.chat_template=FILE"
             ) from None
 
 

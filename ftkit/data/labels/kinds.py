@@ -50,7 +50,7 @@ def choose_kind(config: DataConfig, rows: pa.Table, name: str, *, has_names: boo
         if is_list and config.label_kind != "multi":
             raise DataError(
                 f"column {name!r} holds lists of labels, and data.label_kind={config.label_kind} wants one value a "
-                "text; choose multi, or name another column with data.label_column"
+                "text; give --set data.label_kind=multi, or name another column with --label-column"
             )
         return Choice(config.label_kind, "as data.label_kind says")
     if config.label_columns is not None:

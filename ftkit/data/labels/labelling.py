@@ -202,6 +202,6 @@ def _contradictions(draft: Draft) -> list[Finding]:
 
 def _other_cure(draft: Draft) -> str:
     return {
-        "single": "; where -1 is a class, name all classes with data.label_names",
+        "single": "; where -1 is a class, name all classes: --set 'data.label_names=[...]'",
         "multi": "; where it means that none of the labels applies, --set data.unlabelled=no_label",
     }.get(draft.kind or "", "")

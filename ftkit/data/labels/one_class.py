@@ -180,7 +180,7 @@ def match_model(coder: LabelCoder, model: tuple[str, ...] | None, *, may_lack: b
         )
         raise DataError(
             f"the data's labels are {_listed(coder.names)}, the model's are {_listed(model)}; name them alike with "
-            f"data.label_names, or {cure}"
+            f"--set 'data.label_names=[...]', or {cure}"
         )
     return LabelCoder(model, {label: model.index(coder.names[number]) for label, number in coder.numbers.items()})
 
@@ -234,7 +234,7 @@ def _too_many(name: str, values: Sequence[Label]) -> str:
     cure = as_numbers if numbers else ""
     return (
         f"column {name!r} has {len(values):,} different values such as {str(values[0])!r}: that looks like {guess}, "
-        f"not like labels; name the right one with data.label_column{cure}"
+        f"not like labels; name the right one with --label-column{cure}"
     )
 
 

@@ -52,7 +52,7 @@ class Shares:
             if size == 0:
                 raise DataError(
                     f"data.{name}_share={share} of {counted(num_rows, 'row')} is less than a row; raise it, give more "
-                    "rows, or set it to 0"
+                    f"rows, or make no such split with --set data.{name}_share=0"
                 )
         if sum(sizes.values()) >= num_rows:
             raise DataError(
@@ -83,7 +83,8 @@ def find_splits(config: DataConfig, names: Sequence[str], others: Sequence[str] 
     """
     train = _find(config.train_split, "train", names, others)
     if train is None:
-        raise DataError(f"no split {config.train_split!r}; name one with data.train_split; splits: {', '.join(names)}")
+        named = f"name one with --set data.train_split=NAME; splits: {', '.join(names)}"
+        raise DataError(f"no split {config.train_split!r}; {named}")
     found = {"train": train}
     for role, given in (("validation", config.validation_split), ("test", config.test_split)):
         if given is not None and given in found.values():
@@ -104,7 +105,7 @@ def _find(given: str | None, role: str, names: Sequence[str], others: Sequence[s
     found = found or [name for name in names if name.lower().startswith(f"{role}_")]
     if len(found) > 1:
         raise DataError(
-            f"several splits could be the {role} split: {', '.join(found)}; name one with data.{role}_split"
+            f"several splits could be the {role} split: {', '.join(found)}; name one with --set data.{role}_split=NAME"
         )
     return found[0] if found else None
 
@@ -179,7 +180,7 @@ def assign_grouped(groups: NDArray[np.int64], shares: Shares, seed: int) -> NDAr
     if len(counts) <= len(sizes):
         raise DataError(
             f"data.group_column has {len(counts)} group{'s' * (len(counts) > 1)} for {len(sizes) + 1} splits; name a "
-            "column with more groups, or set data.validation_share or data.test_share to 0"
+            "column with more groups, or give --set data.validation_share=0 or --set data.test_share=0"
         )
     order = np.random.default_rng([seed, 0]).permutation(len(counts))
     part_of_group = np.full(len(counts), TRAIN, dtype=np.int8)

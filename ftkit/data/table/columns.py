@@ -164,7 +164,7 @@ def _labelled(config: DataConfig, names: Sequence[str], group: str | None) -> Co
     if first is None:
         if second is not None:
             raise DataError(
-                f"data.text_pair_column={second!r} is named without its first text; name data.text_column too"
+                f"data.text_pair_column={second!r} is named without its first text; name that with --text-column"
             )
         first, second = _find_text(config, names, (label, group, *(several or ())))
     if len({first, second, label}) < 3 or {first, second} & set(several or ()):
@@ -175,7 +175,7 @@ def _labelled(config: DataConfig, names: Sequence[str], group: str | None) -> Co
 def _find_label(config: DataConfig, names: Sequence[str]) -> str:
     """Find the column of labels; a column of scores only where no other is there."""
     found = _found(names, LABELS) or _found(names, SCORES)
-    return _one(config, "label", "label_column", found, names)
+    return _one(config, "label", "--label-column", found, names)
 
 
 def _find_text(config: DataConfig, names: Sequence[str], others: tuple[str | None, ...]) -> tuple[str, str | None]:
@@ -187,7 +187,7 @@ def _find_text(config: DataConfig, names: Sequence[str], others: tuple[str | Non
     found = [*pairs, *texts]
     if len(found) == 1:
         return found[0]
-    raise _unclear(config, "text", "text_column", [" + ".join(filter(None, pair)) for pair in found], names)
+    raise _unclear(config, "text", "--text-column", [" + ".join(filter(None, pair)) for pair in found], names)
 
 
 def _causal(config: DataConfig, names: Sequence[str], *, has_template: bool) -> Columns:
@@ -199,8 +199,8 @@ def _causal(config: DataConfig, names: Sequence[str], *, has_template: bool) -> 
         )
     found = named or _found_causal(config, names, has_template=has_template)
     if len(found) != 1:
-        keys = "messages_column, data.prompt_column and data.completion_column, or data.text_column"
-        raise _unclear(config, "text", keys, [" + ".join(one.roles.values()) for one in found], names)
+        flags = "--set data.messages_column=NAME, with --prompt-column and --completion-column, or with --text-column"
+        raise _unclear(config, "text", flags, [" + ".join(one.roles.values()) for one in found], names)
     return found[0]
 
 
@@ -215,8 +215,8 @@ def _with_others(columns: Columns, config: DataConfig, names: Sequence[str]) -> 
     for field in ("system_column", "tools_column"):
         if getattr(config, field) is not None:
             raise DataError(
-                f"data.{field} is named, but only a chat has a place for it; name data.messages_column, or write "
-                "prompts as a chat with --set data.prompt_format=chat"
+                f"data.{field} is named, but only a chat has a place for it; name the chats with "
+                "--set data.messages_column=NAME, or write prompts as a chat with --set data.prompt_format=chat"
             )
     return columns
 
@@ -238,7 +238,7 @@ def _named_completion(config: DataConfig, names: Sequence[str]) -> list[Columns]
         return []
     if completion is None and config.prompt_template is not None:
         answers = [pair[-1] for pair in (*INSTRUCTIONS, *COMPLETIONS)]
-        completion = _one(config, "completion", "completion_column", _found(names, answers), names)
+        completion = _one(config, "completion", "--completion-column", _found(names, answers), names)
     if completion is None or (prompt or config.prompt_template) is None:
         given, wanted = ("prompt", "completion") if completion is None else ("completion", "prompt")
         raise DataError(f"data.{given}_column is named without data.{wanted}_column; name both, or text_column alone")
@@ -290,18 +290,16 @@ def _found_sets(names: Sequence[str], known: Sequence[tuple[str, ...]]) -> list[
     return [tuple(actual[name] for name in wanted) for wanted in whole]
 
 
-def _one(config: DataConfig, what: str, field: str, found: list[str], names: Sequence[str]) -> str:
+def _one(config: DataConfig, what: str, flag: str, found: list[str], names: Sequence[str]) -> str:
     if len(found) != 1:
-        raise _unclear(config, what, field, found, names)
+        raise _unclear(config, what, flag, found, names)
     return found[0]
 
 
-def _unclear(config: DataConfig, what: str, field: str, found: list[str], names: Sequence[str]) -> DataError:
+def _unclear(config: DataConfig, what: str, flags: str, found: list[str], names: Sequence[str]) -> DataError:
     problem = f"several could be the {what} column ({', '.join(found)})" if found else f"no {what} column is found"
-    flags = {"text_column": "--text-column", "label_column": "--label-column"}
-    given = f"{flags[field]} (data.{field})" if field in flags else f"--set data.{field}=..."
     return (NoLabelError if what == "label" else DataError)(
-        f"{config.dataset}: {problem}; name it with {given}; {_listed(names)}{_doubt(config, found, names)}"
+        f"{config.dataset}: {problem}; name it with {flags}; {_listed(names)}{_doubt(config, found, names)}"
     )
 
 

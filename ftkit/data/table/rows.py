@@ -239,7 +239,7 @@ def _texts(rows: pa.Table, role: str, name: str, *, allows_numbers: bool) -> pa.
     if not allows_numbers and len(head) and pc.all(pc.match_substring_regex(head, _NUMBER)).as_py():
         raise DataError(
             f"{where(rows, 0)}: column {name!r} holds numbers such as {head[0].as_py()!r}, not text; name a column of "
-            "texts, or this one with data.text_column"
+            "texts, or this one with --text-column"
         )
     return texts
 
@@ -255,7 +255,9 @@ def _mixed_sentence(rows: pa.Table, role: str, name: str) -> str:
         return f"column {name!r} holds lists with {' and '.join(inner[:2])}; {cure}"
     if len(told) > 1:
         return f"column {name!r} holds {told[0]}, and {told[1]}; write the same kind of value in every row"
-    return f"column {name!r} holds {told[0]}; name a column of plain values{_whole_table(rows)}"
+    filled = (value for value in values_of(rows[role]) if isinstance(value, dict) and value)
+    inside = next((f" or a field inside this one, such as {f'{name}.{next(iter(value))}'!r}" for value in filled), "")
+    return f"column {name!r} holds {told[0]}; name a column of plain values{inside}{_whole_table(rows)}"
 
 
 def _first_places(rows: pa.Table, kinds: Sequence[tuple[str, int]]) -> list[str]:

@@ -168,7 +168,9 @@ def _check_room(tokenizer: TextTokenizer, max_length: int) -> None:
             "have; leave it out, or save one with transformers"
         )
     if tokenizer.room(max_length) < 1:
-        raise DataError(f"data.max_length={max_length} leaves no room for text beside the special tokens; raise it")
+        raise DataError(
+            f"data.max_length={max_length} leaves no room for text beside special tokens; give a greater --max-length"
+        )
 
 
 def encode_documents(texts: Iterable[str], tokenizer: TextTokenizer, max_length: int, *, is_lines: bool) -> Encoded:
@@ -265,8 +267,8 @@ def encode_pieces(
         )
     if not ragged.lengths:
         raise DataError(
-            f"no sequence has a target within data.max_length={max_length} tokens: the prompts fill it; raise "
-            "data.max_length, shorten the prompts, or give completions that are not empty"
+            f"no sequence has a target within data.max_length={max_length} tokens: the prompts fill it; give "
+            "a greater --max-length, shorten the prompts, or give completions that are not empty"
         )
     split = TokenSplit(*ragged.arrays(), ragged.extra.array())
     return Encoded(split, np.asarray(ragged.whole_lengths, np.int32), losses)

@@ -26,13 +26,13 @@ def check_windows(config: DataConfig, *, is_labelled: bool, has_pairs: bool) -> 
         return
     if not is_labelled:
         raise DataError(
-            "data.long_texts=windows is for texts with labels; running text is read in blocks of data.max_length, and "
-            "an answer belongs to all of its prompt: leave it out, or raise data.max_length"
+            "data.long_texts=windows is for texts with labels; running text is read in blocks of --max-length, and "
+            "an answer belongs to all of its prompt: leave it out, or give a greater --max-length"
         )
     if has_pairs:
         raise DataError(
             "data.long_texts=windows is for single texts: the windows of two texts would have to meet each other; "
-            "leave it out, and the longer text of a pair is cut first, or raise data.max_length"
+            "leave it out, and the longer text of a pair is cut first, or give a greater --max-length"
         )
 
 

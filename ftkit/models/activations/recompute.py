@@ -27,7 +27,7 @@ def set_recompute(model: nn.Module, recompute: Recompute) -> None:
     """
     layers = foreign.checkpointing_layers(model)
     if recompute != Recompute() and not layers:
-        raise ModelError(f"{type(model).__name__} cannot recompute its layers; set model.recompute to none")
+        raise ModelError(f"{type(model).__name__} cannot recompute its layers; give --recompute none")
     for layer, level in zip(layers, recompute.levels(len(layers)), strict=True):
         set_level(layer, level)
 

@@ -46,7 +46,7 @@ def top_layers(model: nn.Module, count: int) -> tuple[int, ...]:
     if getattr(cast(Any, model).config, "is_encoder_decoder", False):
         raise ModelError(
             f"{type(model).__name__} has layers that encode and layers that decode, so method.top_layers does not say "
-            "which ones train; choose method.targets or another model"
+            "which ones train; leave it out and name modules with --target, or choose another model"
         )
     if count > num_layers:
         raise ModelError(f"method.top_layers={count}, and the model has {num_layers} layers; give at most {num_layers}")

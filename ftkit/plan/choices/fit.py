@@ -227,7 +227,7 @@ def _nothing_fits(config: RunConfig, options: Options, least: Candidate) -> str:
     cure = (
         f"what would, and changes it: {' or '.join(ways)}"
         if ways
-        else "nor does anything else that ftkit can change: take a smaller model or a shorter data.max_length"
+        else "nor does anything else that ftkit can change: take a smaller model or a smaller --max-length"
     )
     place = least.config.engine.stream_layers
     keeping = f"model.recompute={least.config.model.recompute}" if place == "none" else f"{STREAM}={place}"

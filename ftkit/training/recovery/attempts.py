@@ -187,7 +187,7 @@ class Attempts:
             raise DoesNotFitError(
                 f"out of memory with one sequence of up to {self.longest} tokens at a time and every layer recomputed: "
                 f"{reason}{had(available, self.engine.device.type)}; try "
-                f"{_one_by_one(self.groups)}a shorter data.max_length, method qlora, a higher engine.zero_stage or "
+                f"{_one_by_one(self.groups)}a smaller --max-length, --method qlora, a higher --zero-stage or "
                 "offload"
             )
         if smaller.recompute != before.recompute:
