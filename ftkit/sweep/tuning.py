@@ -18,7 +18,7 @@ from ftkit.config.tree import RunConfig
 from ftkit.errors import ConfigError, DependencyError, FtkitError
 from ftkit.records.schema import RunRecord
 from ftkit.report.metrics import METRICS
-from ftkit.report.pages.tuned import Tried
+from ftkit.report.pages.tuned import Tried, best_first
 from ftkit.sweep.attend import Attended, Start, attend, record_of
 from ftkit.sweep.space import Space
 
@@ -103,9 +103,9 @@ class Tuning:
         return [_tried(one, self.folder, again.get(one.number)) for one in trials if one.state.name != "WAITING"]
 
     def best(self) -> Tried | None:
-        """Return the trial with the best validation; None where none has come to its end."""
-        done = [one for one in self.tried() if one.state == "complete"]
-        return min(done, key=lambda one: self._key(one.value)) if done else None
+        """Return the trial with the best validation, at its end or when it was stopped; None where there was none."""
+        ordered = best_first(self.tried(), self.metric)
+        return ordered[0] if ordered and ordered[0].may_win else None
 
     def importances(self) -> dict[str, float]:
         """Return the share of each key in how the figure varies; empty where there are too few trials to tell."""
@@ -241,10 +241,6 @@ class Tuning:
                 self.tell(self.tried()[one.number])
         if not self._study.trials:
             self._study.enqueue_trial(self.space.first())
-
-    def _key(self, value: float | None) -> float:
-        assert value is not None
-        return value if METRICS[self.metric].best is min else -value
 
 
 def _state(ended: Attended) -> str:

@@ -10,6 +10,7 @@ import pytest
 from ftkit.records.figures import Kind
 from ftkit.report.collect import collect_runs
 from ftkit.report.pages.page import html_page
+from ftkit.report.pages.tuned import Tried, tuned_page
 from tests.made_records import write_baseline, write_run, write_runs
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'ftkit[test]'")
@@ -317,4 +318,14 @@ def test_five_hundred_runs_open_in_a_few_seconds(browser, tmp_path):
         page.evaluate("new Promise(requestAnimationFrame)")  # painted
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 6.0  # two on a quiet core; a page whose work grows with the square of its runs takes minutes
+    page.context.close()
+
+
+def test_the_page_of_a_search_fits_a_phone(browser, tmp_path):
+    trials = [Tried(n, {"optimizer.learning_rate": f"{n + 1}e-4"}, "complete", 0.5 + n / 9, 1.0) for n in range(3)]
+    (tmp_path / "tuning.html").write_text(tuned_page(trials, {}, "loss", "a search"), encoding="utf-8")
+    page = browser.new_context(viewport={"width": 390, "height": 844}, is_mobile=True).new_page()
+    page.goto((tmp_path / "tuning.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth + 1"), "no scrolling sideways"
+    assert page.locator("#trials tbody th").first.bounding_box()["width"] < 60, "a number takes the room of a number"
     page.context.close()

@@ -8,6 +8,7 @@ import random
 import time
 from pathlib import Path
 
+import optuna
 import pytest
 from click.testing import CliRunner
 
@@ -16,6 +17,7 @@ from ftkit.cli.tune.trial import start_trial
 from ftkit.config.files import load_config
 from ftkit.errors import ConfigError, DeviceError
 from ftkit.records.files import read_record
+from ftkit.report.pages.tuned import best_first
 from ftkit.sweep.attend import attend
 from ftkit.sweep.space import Axis, Space, read_space
 from ftkit.sweep.tuning import Budget, Tuning
@@ -66,7 +68,7 @@ def test_the_winner_is_written_and_what_does_not_fit_is_never_started(work, tmp_
         assert "a GPU with" not in (one["reason"] or ""), "the budget is of this machine, where the trials run"
         assert one["folder"] is None or read_record(Path(one["folder"])).last_evaluation("test") is None
     assert any(one["state"] == "never started" for one in tried)
-    best = min((one for one in tried if one["state"] == "complete"), key=lambda one: one["value"])
+    best = min((one for one in tried if one["value"] is not None), key=lambda one: one["value"])
     config = load_config(tmp_path / "tune" / "best.yaml")
     assert f"{config.optimizer.learning_rate:.4g}" == best["settings"]["optimizer.learning_rate"]
     page = (tmp_path / "tune" / "tuning.html").read_text()
@@ -162,3 +164,15 @@ def test_a_trial_is_compared_with_others_by_its_best_validation_so_far(work, tmp
     tuning = Tuning(space, tmp_path, lambda *_: (None, None), start_trial)
     assert tuning._watch(tuning._study.ask(), None, [0.9, 0.3, 0.8]) is None
     assert tuning._study.trials[0].intermediate_values == {1: 0.9, 2: 0.3, 3: 0.3}
+
+
+def test_a_trial_that_was_stopped_with_the_best_figure_of_all_wins(work, tmp_path):
+    space = read_space(base(work), {"optimizer.learning_rate": [0.001]})
+    tuning = Tuning(space, tmp_path, lambda *_: (None, None), start_trial)
+    assert tuning.best() is None
+    ended = [("complete", 0.5), ("stopped", 0.4), ("stopped", None), ("failed", 0.1), ("never started", None)]
+    for state, value in ended:
+        told = {"state": state, "value": value, "settings": {}}
+        tuning._study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.PRUNED, user_attrs=told))
+    assert (tuning.best().state, tuning.best().value) == ("stopped", 0.4)
+    assert [one.value for one in best_first(tuning.tried(), "loss")] == [0.4, 0.5, 0.1, None, None]

@@ -145,7 +145,7 @@ def _finish(tuning: Tuning, folder: Path, *, as_json: bool) -> None:
     (folder / _PAGE).write_text(tuned_page(trials, tuning.importances(), tuning.metric, folder.name), encoding="utf-8")
     if best is None:
         raise ConfigError(
-            f"none of {len(trials)} trials came to its end; {folder / _PAGE} has the reasons, the last: "
+            f"none of {len(trials)} trials came to a validation; {folder / _PAGE} has the reasons, the last: "
             f"{trials[-1].reason if trials else 'no time'}"
         )
     config = tuning.space.config(best.settings)

@@ -15,6 +15,8 @@ from ftkit.units import counted, format_seconds
 _WIDTH, _HEIGHT, _TOP, _BOTTOM = 150, 300, 34, 26
 """Pixels of the parallel coordinates: between two axes, along an axis, above and below it."""
 _MOST_MARKS = 4
+_LINE = 13
+"""Pixels between two marks below which one would be written over the other."""
 _FACTORS = 20
 """Numbers that differ by more than this factor are drawn by factors."""
 
@@ -41,6 +43,11 @@ class Tried:
     seconds: float | None = None
     reason: str | None = None
     folder: Path | None = None
+
+    @property
+    def may_win(self) -> bool:
+        """Whether its settings reach its figure: at its end, what was stopped would not have had a worse one."""
+        return self.value is not None and self.state in ("complete", "stopped")
 
 
 @dataclass(frozen=True)
@@ -106,11 +113,11 @@ def lead(tried: Sequence[Tried]) -> str:
 
 
 def best_first(tried: Sequence[Tried], metric: str) -> list[Tried]:
-    """Return the trials with the best figure first: those that came to their end, then others, then those without."""
+    """Return the trials with the best figure first: those that may win, then others, then those without."""
     sign = 1 if METRICS[metric].best is min else -1
 
     def order(one: Tried) -> tuple[bool, bool, float]:
-        return one.value is None, one.state != "complete", math.inf if one.value is None else sign * one.value
+        return one.value is None, not one.may_win, math.inf if one.value is None else sign * one.value
 
     return sorted(tried, key=order)
 
@@ -166,14 +173,16 @@ def _heights(column: Sequence[str | None]) -> list[float | None]:
 
 
 def _marks(column: Sequence[str | None], heights: Sequence[float | None]) -> list[tuple[str, float]]:
-    """Return what is written at an axis: all values where they are few, else the least and the largest."""
+    """Return what is written at an axis: its least and largest value, and a few between them that have room."""
     marks = {
         value: height for value, height in zip(column, heights, strict=True) if value is not None and height is not None
     }
-    if len(marks) > _MOST_MARKS:
-        ends = sorted(marks.items(), key=lambda item: item[1])
-        marks = dict([ends[0], ends[-1]])
-    return [(f"{number:.4g}" if (number := _number(text)) is not None else text, at) for text, at in marks.items()]
+    ordered = sorted(marks.items(), key=lambda item: item[1])
+    written = dict([ordered[0], ordered[-1]])
+    for text, at in ordered[1:-1] if len(ordered) <= _MOST_MARKS else ():
+        if all(abs(at - other) >= _LINE for other in written.values()):
+            written[text] = at
+    return [(f"{number:.4g}" if (number := _number(text)) is not None else text, at) for text, at in written.items()]
 
 
 def _number(text: str | None) -> float | None:
