@@ -46,7 +46,12 @@ CLASSIFICATION = {
     "a file without a suffix": ("d", "x", {}, ["files without a suffix are not read", ".csv"]),
     "a compressed file of no kind": ("d.gz", "x", {}, ["'.gz'", "reviews.csv.gz"]),
     "a pickle": ("d.pkl", "x", {}, [".pkl", "are not read"]),
-    "a missing text column": ("d.csv", GOOD, {"text_column": "txt"}, ["data.text_column='txt'", "did you mean 'text'"]),
+    "a missing text column": (
+        "d.csv",
+        GOOD,
+        {"text_column": "txt"},
+        ["data.text_column='txt'", "name one with --text-column NAME; did you mean 'text'"],
+    ),
     "a missing label column": ("d.csv", GOOD, {"label_column": "lable"}, ["'lable'", "did you mean 'label'"]),
     "a missing group column": (
         "d.csv",

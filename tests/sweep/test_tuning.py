@@ -172,7 +172,7 @@ def test_a_trial_that_was_stopped_with_the_best_figure_of_all_wins(work, tmp_pat
     assert tuning.best() is None
     ended = [("complete", 0.5), ("stopped", 0.4), ("stopped", None), ("failed", 0.1), ("never started", None)]
     for state, value in ended:
-        told = {"state": state, "value": value, "settings": {}}
+        told: dict[str, object] = {"state": state, "value": value, "settings": {}}
         tuning._study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.PRUNED, user_attrs=told))
     assert (tuning.best().state, tuning.best().value) == ("stopped", 0.4)
     assert [one.value for one in best_first(tuning.tried(), "loss")] == [0.4, 0.5, 0.1, None, None]

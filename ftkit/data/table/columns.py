@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ftkit.config.flags import as_flag
 from ftkit.config.tree import DataConfig, Task
 from ftkit.data.table.prompts import PromptTemplate, headed, joined
 from ftkit.errors import DataError, NoLabelError, nearest
@@ -154,7 +155,10 @@ def _check_named(config: DataConfig, field: str, names: Sequence[str]) -> None:
     given = getattr(config, field)
     for name in given if isinstance(given, tuple) else (given,):
         if name is not None and name not in names:
-            raise DataError(f"data.{field}={name!r} is not a column of {config.dataset}; {nearest(name, names)}")
+            other = f"name one with {as_flag(f'data.{field}', 'NAME')}"  # also of data with other names than a run had
+            raise DataError(
+                f"data.{field}={name!r} is not a column of {config.dataset}; {other}; {nearest(name, names)}"
+            )
 
 
 def _labelled(config: DataConfig, names: Sequence[str], group: str | None) -> Columns:
