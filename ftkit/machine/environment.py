@@ -1,6 +1,4 @@
-"""Environment variables that torch, oneDNN and the hub's client read once, when they are imported."""
-
-import os
+"""Environment variables that torch and the hub's client read once, when they are imported."""
 
 from ftkit.config.tree import RunConfig
 from ftkit.machine.hub import work_offline_if_unreachable
@@ -15,6 +13,4 @@ def prepare_environment(config: RunConfig) -> None:
     """
     if config.engine.expandable_segments:
         grow_segments()
-    # oneDNN keeps a compiled kernel for each shape, and micro-batches come in many shapes.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     work_offline_if_unreachable((config.model.name, config.data.dataset))

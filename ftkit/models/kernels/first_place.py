@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ftkit.models import foreign
+from ftkit.models.kernels.unpadded import ARGUMENT
 from ftkit.models.structure.heads import classifies
 from ftkit.models.structure.layers import transformer_layers
 
@@ -55,7 +56,7 @@ class _FirstPlace:
     def __call__(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **settings: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return [B, 1, D], and what the attention returns beside its result."""
+        """Return [B, 1, D], and what the attention returns beside its result; `Rows` in the settings say what is given."""
         attention: Any = self._attention
         inner = attention.self
         attend = foreign.sdpa_kin(inner.config)
@@ -65,9 +66,12 @@ class _FirstPlace:
                 attention, hidden_states, attention_mask, **settings
             )
             return whole
-        firsts_BD = hidden_states[:, :1]  # [B, 1, D], as the modules want it
+        rows = settings.pop(ARGUMENT, None)
+        # [B, 1, D], as the modules want it
+        firsts_BD = hidden_states[:, :1] if rows is None else hidden_states[0, rows.firsts][:, None]
         query = _heads(inner.query(firsts_BD), inner)
-        key, value = (_heads(projection(hidden_states), inner) for projection in (inner.key, inner.value))
+        seen = (projection(hidden_states) for projection in (inner.key, inner.value))
+        key, value = (_heads(one if rows is None else rows.padded(one), inner) for one in seen)
         given = {name: value for name, value in settings.items() if name not in _OF_DECODERS}
         mask = None if attention_mask is None else attention_mask[:, :, :1]
         rate = inner.dropout.p if inner.training else 0.0

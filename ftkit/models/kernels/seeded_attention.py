@@ -15,6 +15,7 @@ from torch import nn
 from ftkit.models import foreign
 from ftkit.models.kernels import dropout as seeded
 from ftkit.models.kernels import foreign as foreign_torch
+from ftkit.models.kernels import unpadded
 from ftkit.models.kernels.kept_products import keep_whole
 
 NAME = "sdpa_seeded"
@@ -63,11 +64,31 @@ def attend(
         key: as the query, but perhaps of fewer heads or other tokens.
         value: as the key.
         attention_mask: what transformers made of the padding: bool, True where a token is seen, or added to scores.
-        **settings: what else transformers says of the call.
+        **settings: what else transformers says of the call, and `Rows` where query, key and value have no padding:
+            they are [1, heads, rows, width] then.
 
     Returns:
-        [batch, tokens, heads, width], and no weights.
+        [batch, tokens, heads, width], or [1, rows, heads, width], and no weights.
     """
+    rows = settings.pop(unpadded.ARGUMENT, None)
+    if rows is None:
+        return _attend(module, query, key, value, attention_mask, **settings)
+    heads = query.shape[1]
+    padded = (rows.padded(one.transpose(1, 2).flatten(2)) for one in (query, key, value))
+    query, key, value = (one.unflatten(-1, (heads, -1)).transpose(1, 2) for one in padded)
+    result, _ = _attend(module, query, key, value, attention_mask, **settings)
+    return rows.packed(result.flatten(2)).unflatten(-1, (heads, -1)), None
+
+
+def _attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **settings: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend to padded sequences."""
     rate = settings.get("dropout", 0.0)
     is_special = any(settings.get(name) is not None for name in ("position_bias", "softcap", "cache"))
     learns_mask = attention_mask is not None and attention_mask.requires_grad
