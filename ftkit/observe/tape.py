@@ -98,6 +98,7 @@ class Tape:
         weights: layer, or None for outside the layers, to (all weights, those that train).
         on_host: layer to the bytes of each storage that waits on the host between a forward and its backward.
         choices: layer to the facts by which a kernel was chosen for it, each once, such as those of an attention.
+        unpadded: whether the layers run over tokens alone, and not over padding.
         window: (position in `events`, layers): the layers that the window of a streamed model holds from there on.
     """
 
@@ -109,6 +110,7 @@ class Tape:
     weights: dict[int | None, tuple[int, int]] = field(default_factory=dict)
     on_host: dict[int | None, list[int]] = field(default_factory=dict)
     choices: dict[int | None, list[Hashable]] = field(default_factory=dict)
+    unpadded: bool = False
     window: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
 
     def add(self, birth: Birth) -> int:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from ftkit.data.batching import Shape
 from ftkit.observe.tape import Tape
 from ftkit.plan.inputs.case import Case
-from ftkit.plan.inputs.shapes import usual_step
+from ftkit.plan.inputs.shapes import row_count, usual_step
 from ftkit.plan.needs import compiling
 from ftkit.plan.needs.streamed import coming_usually, seconds_beside
 from ftkit.plan.predicted import Speed
@@ -31,7 +31,7 @@ def speed_of(case: Case, shape: Shape, tape: Tape, share: RankShare, streamed: S
     traced = shape.traced.num_micro_batches
     time = step_time(tape, device, shape.num_micro_batches, traced)
     seconds = seconds_beside(time, streamed, device.host_rate) + beside
-    num_usual, size = _usual(case, shape)
+    num_usual, size = _usual(case, shape, tape)
     usual_time = step_time(tape, device, num_usual, traced, size)
     usual = seconds_beside(usual_time, coming_usually(streamed, shape, num_usual), device.host_rate) + beside
     # Of what is streamed in a step, half comes for the forwards and half for the backwards.
@@ -51,9 +51,10 @@ def speed_of(case: Case, shape: Shape, tape: Tape, share: RankShare, streamed: S
     )
 
 
-def _usual(case: Case, shape: Shape) -> tuple[float, float]:
+def _usual(case: Case, shape: Shape, tape: Tape) -> tuple[float, float]:
     """Return the micro-batches of a usual step, and the size of one as a share of those that were traced."""
-    usual = usual_step(case.run.config, case.target.num_devices, case.sequences)
+    rows = row_count(case.run.dtype, unpadded=tape.unpadded)
+    usual = usual_step(case.run.config, case.target.num_devices, case.sequences, rows)
     is_pooled = shape.length != case.shape.length  # one vector stands for a sequence, however long it is
     size = usual.sequences / shape.batch if is_pooled else usual.tokens / (shape.batch * shape.length)
     return usual.num_micro_batches, size

@@ -48,16 +48,15 @@ class Rows:
         Args:
             hidden: [B, T, D].
             mask: [B, 1, ..., T] bool, True where a token is seen; None: nothing is padded. Of a tensor without values
-                every place is a token, as in the largest micro-batch.
+                every place is taken for a token, as in the largest micro-batch.
         """
         batch, length = hidden.shape[:2]
         places = None
-        if mask is not None and foreign.has_values(mask):
-            places = mask[:, 0, 0].flatten().nonzero().flatten()
-            places = None if len(places) == batch * length else places
+        if mask is not None:
+            seen = mask[:, 0, 0].flatten()
+            places = seen.nonzero().flatten() if foreign.has_values(seen) else torch.arange(len(seen))
         tokens = batch * length if places is None else len(places)
-        step = max(1, 2 ** (tokens.bit_length() - 1) // _MOST_EXACT) if hidden.dtype.itemsize == 2 else 1
-        return cls((batch, length), places, -(-tokens // step) * step)
+        return cls((batch, length), places, num_rows(tokens, hidden.dtype))
 
     @cached_property
     def firsts(self) -> torch.Tensor:
@@ -93,6 +92,17 @@ class Rows:
             return rows_ND[: batch * length]
         padded = rows_ND.new_zeros(batch * length, rows_ND.shape[1])
         return padded.index_copy_(0, self.places, rows_ND[: len(self.places)])
+
+
+def num_rows(tokens: int, dtype: torch.dtype) -> int:
+    """Return how many rows so many tokens become.
+
+    Args:
+        tokens: of a micro-batch, without padding.
+        dtype: of the hidden states.
+    """
+    step = max(1, 2 ** (tokens.bit_length() - 1) // _MOST_EXACT) if dtype.itemsize == 2 else 1
+    return -(-tokens // step) * step
 
 
 class _Packed(torch.autograd.Function):
@@ -138,20 +148,30 @@ def unpad(model: nn.Module, attention: str) -> None:
         vars(encoder)["forward"] = _Unpadded(encoder, attention)
 
 
+def is_unpadded(model: nn.Module) -> bool:
+    """Return whether the layers of a model run without padding, as long as it is on a CPU."""
+    forwards = (vars(module).get("forward") for module in model.modules())
+    return any(forward.attends for forward in forwards if isinstance(forward, _Unpadded))
+
+
 class _Unpadded:
     """The forward of an encoder, over rows."""
 
     def __init__(self, encoder: nn.Module, attention: str) -> None:
         self._encoder, self._attention = encoder, attention
 
+    @property
+    def attends(self) -> bool:
+        """Whether the encoder's attention is the one that reads `Rows`."""
+        config = cast(Any, self._encoder).config
+        return bool(config._attn_implementation == self._attention and not config.is_decoder)
+
     def __call__(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *args: Any, **settings: Any
     ) -> Any:
         encoder: Any = self._encoder
         forward = type(encoder).forward
-        is_told = attention_mask is None or (attention_mask.dim() == 4 and attention_mask.dtype == torch.bool)  # [B, 1, T, T]
-        attends = encoder.config._attn_implementation == self._attention and not encoder.config.is_decoder
-        if not (is_told and attends and hidden_states.device.type == "cpu"):
+        if not (self.attends and hidden_states.device.type == "cpu" and _is_told(attention_mask)):
             return forward(encoder, hidden_states, attention_mask, *args, **settings)
         rows = Rows.of(hidden_states, attention_mask)
         result = forward(
@@ -160,3 +180,10 @@ class _Unpadded:
         if result.last_hidden_state.shape[:2] == (1, rows.number):  # the last layer has not taken the first places
             result.last_hidden_state = rows.padded(result.last_hidden_state)
         return result
+
+
+def _is_told(mask: torch.Tensor | None) -> bool:
+    """Return whether a mask, [B, 1, T, T], says of each place whether it is padding, and no sequence begins with it."""
+    if mask is None:
+        return True
+    return mask.dim() == 4 and mask.dtype == torch.bool and (not foreign.has_values(mask) or bool(mask[:, 0, 0, 0].all()))

@@ -2,17 +2,20 @@
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import mean
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ftkit.config.tree import DataConfig, RunConfig
 from ftkit.data.arrays import PreparedData
 from ftkit.data.batching import Shape, count_steps, cut
+from ftkit.models.kernels.unpadded import num_rows
 
+CountRows = Callable[[NDArray[np.int64]], int]
 _KEPT_LENGTHS, _DRAWN_BATCHES, _MOST_DRAWN = 4096, 8, 64
 """Of training sequences, and the global batches that are drawn from them to see how the data is usually cut, and which
 shapes come again."""
@@ -107,7 +110,7 @@ class Usual:
     Attributes:
         num_micro_batches: of a step.
         sequences: of a micro-batch.
-        tokens: of a micro-batch, padding included.
+        tokens: of a micro-batch, padding included where layers run over it.
     """
 
     num_micro_batches: float
@@ -158,13 +161,33 @@ def plan_shape(config: RunConfig, world_size: int, sequences: Sequences | None =
     return Shape(batch, sequences.longest, micro_batches, is_padded, group_size)
 
 
-def usual_step(config: RunConfig, world_size: int, sequences: Sequences) -> Usual:
+def padded_rows(lengths: NDArray[np.int64]) -> int:
+    """Return the places that sequences take which are padded to the longest of them.
+
+    Args:
+        lengths: [B] their tokens, of one sequence or more.
+    """
+    return len(lengths) * int(lengths.max())
+
+
+def row_count(dtype: torch.dtype, *, unpadded: bool) -> CountRows:
+    """Return what counts the rows over which layers compute, by the lengths of a micro-batch.
+
+    Args:
+        dtype: that they compute in.
+        unpadded: whether they run over tokens alone.
+    """
+    return (lambda lengths: num_rows(int(lengths.sum()), dtype)) if unpadded else padded_rows
+
+
+def usual_step(config: RunConfig, world_size: int, sequences: Sequences, rows: CountRows = padded_rows) -> Usual:
     """Return how the data is usually cut: as some global batches are that are drawn from it.
 
     Args:
         config: the run.
         world_size: ranks.
         sequences: the data; where its lengths are not known, all are as long as the longest.
+        rows: counts what the layers compute of a micro-batch, by its lengths.
     """
     if not sequences.lengths:
         shape = plan_shape(config, world_size, sequences)
@@ -172,11 +195,18 @@ def usual_step(config: RunConfig, world_size: int, sequences: Sequences) -> Usua
     batches = list(_drawn(config, sequences, _DRAWN_BATCHES))
     num_sequences = sum(map(len, batches))
     chunks = [batch[chunk] for batch in batches for rank in cut(batch, config.batch, world_size) for chunk in rank]
-    tokens = sum(len(chunk) * int(chunk.max()) for chunk in chunks if len(chunk))
+    tokens = sum(rows(chunk) for chunk in chunks if len(chunk))
     return Usual(len(chunks) / _DRAWN_BATCHES / world_size, num_sequences / len(chunks), tokens / len(chunks))
 
 
-def fresh_shapes(config: RunConfig, world_size: int, sequences: Sequences, num_steps: int, num_kept: int) -> float:
+def fresh_shapes(  # noqa: PLR0913  # a run, its data, and how shapes come again
+    config: RunConfig,
+    world_size: int,
+    sequences: Sequences,
+    num_steps: int,
+    num_kept: int,
+    rows: CountRows = padded_rows,
+) -> float:
     """Return how many micro-batches of one rank, in a whole run, have a shape that is not known from one before.
 
     Args:
@@ -185,14 +215,15 @@ def fresh_shapes(config: RunConfig, world_size: int, sequences: Sequences, num_s
         sequences: the data; where its lengths are not known, all micro-batches have one shape.
         num_steps: of the run; the first are drawn, and the others meet new shapes as the later half of these does.
         num_kept: shapes that stay known, those that came last.
+        rows: as of `usual_step`; products of as many rows have one shape.
     """
     if not sequences.lengths:
         return 1.0
-    kept: dict[tuple[int, int], None] = {}
+    kept: dict[int, None] = {}
     fresh = []
     for batch in _drawn(config, sequences, min(num_steps, _MOST_DRAWN)):
         chunks = [batch[chunk] for chunk in cut(batch, config.batch, world_size)[0] if len(chunk)]
-        shapes = [(len(chunk), int(chunk.max())) for chunk in chunks]
+        shapes = map(rows, chunks)
         fresh.append(0)
         for shape in shapes:
             fresh[-1] += shape not in kept
@@ -203,7 +234,7 @@ def fresh_shapes(config: RunConfig, world_size: int, sequences: Sequences, num_s
     return sum(fresh) + (num_steps - len(fresh)) * mean(fresh[len(fresh) // 2 :])
 
 
-def fresh_share(config: RunConfig, world_size: int, sequences: Sequences) -> float:
+def fresh_share(config: RunConfig, world_size: int, sequences: Sequences, rows: CountRows = padded_rows) -> float:
     """Return the share of the micro-batches of an evaluation whose shape is not known from one before it.
 
     Those of the steps between two evaluations have others, and more than are kept.
@@ -213,12 +244,13 @@ def fresh_share(config: RunConfig, world_size: int, sequences: Sequences) -> flo
         world_size: ranks.
         sequences: the data, whose texts are all about as long as those that train; where its lengths are not known, all
             micro-batches have one shape, which the steps have too.
+        rows: as of `usual_step`.
     """
     if not sequences.lengths:
         return 0.0
     lengths = np.array(sequences.lengths)
     drawn = np.random.default_rng(0).choice(lengths, _SORTED_TOGETHER, replace=len(lengths) < _SORTED_TOGETHER)
-    shapes = [(len(chunk), int(drawn[chunk].max())) for chunk in cut(drawn, config.batch, world_size)[0] if len(chunk)]
+    shapes = [rows(drawn[chunk]) for chunk in cut(drawn, config.batch, world_size)[0] if len(chunk)]
     return len(set(shapes)) / len(shapes)
 
 

@@ -1,13 +1,13 @@
 """What compiling takes: on a CPU, a kernel for each product in half precision and each new shape of a micro-batch.
 
-oneDNN keeps as many as it was told to; those that were used last stay.
+oneDNN keeps 1,024 of them; those that were used last stay.
 """
 
 from collections.abc import Set
 
 from ftkit.observe.tape import OpKey, Tape
 from ftkit.plan.inputs.case import Case
-from ftkit.plan.inputs.shapes import fresh_shapes, fresh_share
+from ftkit.plan.inputs.shapes import fresh_shapes, fresh_share, row_count
 from ftkit.plan.needs.memory import MOST_COMPILED
 from ftkit.plan.seconds.speed import Device
 from ftkit.step.observer import Phase
@@ -28,7 +28,8 @@ def in_a_step(case: Case, tape: Tape, device: Device) -> float:
     if not device.compile_seconds or not case.num_steps or not products:
         return 0.0
     num_kept = max(1, MOST_COMPILED // len(products))
-    fresh = fresh_shapes(case.run.config, case.target.num_devices, case.sequences, case.num_steps, num_kept)
+    rows = row_count(case.run.dtype, unpadded=tape.unpadded)
+    fresh = fresh_shapes(case.run.config, case.target.num_devices, case.sequences, case.num_steps, num_kept, rows)
     return len(products) * fresh * device.compile_seconds / case.num_steps
 
 
@@ -42,7 +43,8 @@ def in_a_forward(case: Case, tape: Tape, device: Device) -> float:
     """
     if not device.compile_seconds:
         return 0.0
-    share = fresh_share(case.run.config, case.target.num_devices, case.sequences)
+    rows = row_count(case.run.dtype, unpadded=tape.unpadded)
+    share = fresh_share(case.run.config, case.target.num_devices, case.sequences, rows)
     return len(_products(tape, _FORWARDS)) * share * device.compile_seconds
 
 

@@ -31,6 +31,7 @@ from ftkit.models.build import build_empty_model, check_positions, num_weights, 
 from ftkit.models.kernels.dropout import keep_masks
 from ftkit.models.kernels.lora_linear import make_plain
 from ftkit.models.kernels.seeded_attention import keep_scores
+from ftkit.models.kernels.unpadded import is_unpadded
 from ftkit.models.methods import lora
 from ftkit.models.methods.lora import unwrapped
 from ftkit.models.objective import objective_of
@@ -277,6 +278,7 @@ class _Step:
         if self.on_cuda:
             keep_masks(model)  # fake tensors say that they are on a CPU
             keep_scores(unwrapped(model))
+        recorder.tape.unpadded = is_unpadded(model)
         return model, layers, recorder
 
     def _recorder(self, tensors: ValuelessTensors) -> Recorder:
