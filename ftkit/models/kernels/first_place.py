@@ -56,7 +56,7 @@ class _FirstPlace:
     def __call__(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **settings: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return [B, 1, D], and what the attention returns beside its result; `Rows` in the settings say what is given."""
+        """Return [B, 1, D], and what the attention returns beside it; `Rows` among the settings say what is given."""
         attention: Any = self._attention
         inner = attention.self
         attend = foreign.sdpa_kin(inner.config)

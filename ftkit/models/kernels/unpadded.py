@@ -1,4 +1,4 @@
-"""An encoder's layers without padding: tokens of all sequences stand one behind the other, and attention alone parts them.
+"""An encoder's layers without padding: tokens stand one behind the other, and attention alone tells sequences apart.
 
 Sequences of a micro-batch differ in length, so a part of it is padding that no head reads: a third of the places in
 2,048 tokens of movie reviews. All that a layer does to a token by itself (products, norms, activations, dropout) runs
@@ -73,7 +73,7 @@ class Rows:
     def padded(self, packed: torch.Tensor) -> torch.Tensor:
         """Return tokens that stand one behind the other, [1, N, D], as [B, T, D], with zeros at padding."""
         rows: torch.Tensor = _Padded.apply(packed[0], self)  # type: ignore[no-untyped-call]  # as above
-        return rows.unflatten(0, self.shape)
+        return rows.view(*self.shape, rows.shape[-1])
 
     def pack(self, padded_ND: torch.Tensor) -> torch.Tensor:
         """Return the rows of a padded matrix that are tokens, and zeros behind them."""
@@ -174,9 +174,7 @@ class _Unpadded:
         if not (self.attends and hidden_states.device.type == "cpu" and _is_told(attention_mask)):
             return forward(encoder, hidden_states, attention_mask, *args, **settings)
         rows = Rows.of(hidden_states, attention_mask)
-        result = forward(
-            encoder, rows.packed(hidden_states), attention_mask, *args, **settings, **{ARGUMENT: rows}
-        )
+        result = forward(encoder, rows.packed(hidden_states), attention_mask, *args, **settings, **{ARGUMENT: rows})
         if result.last_hidden_state.shape[:2] == (1, rows.number):  # the last layer has not taken the first places
             result.last_hidden_state = rows.padded(result.last_hidden_state)
         return result
@@ -186,4 +184,6 @@ def _is_told(mask: torch.Tensor | None) -> bool:
     """Return whether a mask, [B, 1, T, T], says of each place whether it is padding, and no sequence begins with it."""
     if mask is None:
         return True
-    return mask.dim() == 4 and mask.dtype == torch.bool and (not foreign.has_values(mask) or bool(mask[:, 0, 0, 0].all()))
+    return (
+        mask.dim() == 4 and mask.dtype == torch.bool and (not foreign.has_values(mask) or bool(mask[:, 0, 0, 0].all()))
+    )

@@ -199,7 +199,7 @@ def usual_step(config: RunConfig, world_size: int, sequences: Sequences, rows: C
     return Usual(len(chunks) / _DRAWN_BATCHES / world_size, num_sequences / len(chunks), tokens / len(chunks))
 
 
-def fresh_shapes(  # noqa: PLR0913  # a run, its data, and how shapes come again
+def fresh_shapes(  # a run, its data, and how shapes come again
     config: RunConfig,
     world_size: int,
     sequences: Sequences,
