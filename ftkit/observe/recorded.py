@@ -120,7 +120,7 @@ def make_batches(objective: Objective, shape: Shape, given: Given | None = None)
         mask_BT = None
         if shape.is_padded:
             mask_BT = torch.ones_like(ids_BT)
-            mask_BT[:, -1] = 0
+            mask_BT[-1, -1] = 0  # the least padding that a mask is made for
         labels = objective.blank_labels(ids_BT)
         places = _all_targets(shape) if labels.shape == ids_BT.shape else None
         hidden = None if given is None else given.hidden(shape)

@@ -47,14 +47,14 @@ class Rows:
 
         Args:
             hidden: [B, T, D].
-            mask: [B, 1, ..., T] bool, True where a token is seen; None: nothing is padded. Of a tensor without values
-                every place is taken for a token, as in the largest micro-batch.
+            mask: [B, 1, ..., T] bool, True where a token is seen; None: nothing is padded. Where it has no values all
+                places but one are tokens, as in the largest micro-batch that has padding.
         """
         batch, length = hidden.shape[:2]
         places = None
         if mask is not None:
             seen = mask[:, 0, 0].flatten()
-            places = seen.nonzero().flatten() if foreign.has_values(seen) else torch.arange(len(seen))
+            places = seen.nonzero().flatten() if foreign.has_values(seen) else torch.arange(len(seen) - 1)
         tokens = batch * length if places is None else len(places)
         return cls((batch, length), places, num_rows(tokens, hidden.dtype))
 
