@@ -226,8 +226,7 @@ class _Step:
         """Run the trunk over a micro-batch on a kind of tensors."""
         model, layers, recorder = self._built(tensors)
         objective = objective_of(self.config, self.architecture, model)
-        name = type(lora.unwrapped(model)).__name__
-        with self._without_values(tensors, model, recorder), _explained(name, self.dtype):
+        with self._without_values(tensors, model, recorder), _explained(type(unwrapped(model)).__name__, self.dtype):
             (micro_batch,) = make_batches(objective, replace(self.shape, num_micro_batches=1))
             place(model, tensors.process.device)  # streamed layers run below the cut, too
             cut = find_cut(model, micro_batch, has_values=False)
@@ -245,10 +244,9 @@ class _Step:
             place(model, tensors.process.device)
             see_model(recorder, model, layers)
             held = workspaces(self.gpu) if self.on_cuda else []
-            visits = None
             if self.sees_modules:
                 make_plain(model)  # as the lean layers themselves do where weights are partitioned
-                visits = Visits(recorder, model, layers)
+            visits = Visits(recorder, model, layers) if self.sees_modules else None
             recorder.see(held, Role.BUFFER)
             # Not what `assemble` builds: DeepSpeed computes with values, so its runs are traced on this engine too, and
             # `plan.zero` rewrites the tape; and the model is here already, empty and watched.
@@ -261,7 +259,7 @@ class _Step:
             recorder.mark(Phase.LOAD)
             micro_batches = make_batches(engine.objective, self.shape, self.given)
             recorder.see(batch_tensors(micro_batches), Role.INPUT)
-            with _explained(type(lora.unwrapped(model)).__name__, self.dtype):
+            with _explained(type(unwrapped(model)).__name__, self.dtype):
                 return record_steps(engine, micro_batches, recorder)
 
     def _built(self, tensors: ValuelessTensors) -> tuple[nn.Module, dict[str, int], Recorder]:
@@ -327,6 +325,6 @@ def workspaces(gpu: Gpu | None) -> list[tuple[str, torch.Tensor]]:
 
 def _explain(name: str, error: BaseException) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/torch/" not in frame.filename]
-    own = [frame for frame in frames if "/ftkit/" not in frame.filename] or frames
-    place = f"{own[-1].filename}:{own[-1].lineno} ({own[-1].line})"
+    last = ([frame for frame in frames if "/ftkit/" not in frame.filename] or frames)[-1]
+    place = f"{last.filename}:{last.lineno} ({last.line})"
     return f"{name} reads values back in its forward at {place}, so its step cannot be traced without them"
