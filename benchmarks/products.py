@@ -3,12 +3,12 @@
     python -m benchmarks.products minilm [--rounds 3] [--precision bf16]
     python -m benchmarks.products llama
 
-The steps are those of `benchmarks/cuts.py`, in the cut that ftkit takes by default, 512 tokens in fp32 and 2,048 in bf16:
-LoRA (r = 8, dropout 0.05) over random weights. `minilm` classifies 128 sequences of 32 tokens, `llama` models language
-with SmolLM2-135M's shape at its whole depth, 4 x 256 tokens. The products of a step are those that torch's dispatcher saw; each
-is run again in the same order on operands of its own shape and strides, and nothing else is. A product of rank 8 is one
-with a side that is no longer. Fused attention is not counted as a product. The shares are those of torch's profiler,
-whose own cost is in them.
+The steps are those of `benchmarks/cuts.py`, in the cut that ftkit takes by default, 512 tokens in fp32 and 2,048 in
+bf16: LoRA (r = 8, dropout 0.05) over random weights. `minilm` classifies 128 sequences of 32 tokens, `llama` models
+language with SmolLM2-135M's shape at its whole depth, 4 x 256 tokens. The products of a step are those that torch's
+dispatcher saw; each is run again in the same order on operands of its own shape and strides, and nothing else is. A
+product of rank 8 is one with a side that is no longer. Fused attention is not counted as a product. The shares are
+those of torch's profiler, whose own cost is in them.
 """
 
 import argparse
