@@ -132,19 +132,19 @@ class _Padded(torch.autograd.Function):
 
 
 def unpad(model: nn.Module, attention: str) -> None:
-    """Let the layers of an encoder of BERT's kin run without padding on a CPU, where the lowest of them trains.
+    """Let the layers of an encoder of BERT's kin run without padding on a CPU, where all of them train or none does.
 
-    Where it is frozen, what passes from layer to layer may be kept in the trunk cache, as [B, T, D].
+    Where the lower ones alone are frozen, what passes between two layers may be kept in the trunk cache, as [B, T, D].
 
     Args:
         model: a transformers model, without an adapter around it; changed in place.
         attention: the name of the attention that reads `Rows`; a model with another one is left as it is.
     """
-    found = transformer_layers(model)
-    first = found[1][0] if found else None
-    is_kin = type(getattr(first, "attention", None)).__name__ in foreign.POOLED_BY_FIRST
-    if found and first is not None and is_kin and any(one.requires_grad for one in first.parameters()):
-        encoder = model.get_submodule(found[0].rpartition(".")[0])
+    path, layers = transformer_layers(model) or ("", ())
+    kinds = {type(getattr(layer, "attention", None)).__name__ for layer in layers}
+    trains = [any(one.requires_grad for one in layer.parameters()) for layer in layers]
+    if layers and kinds <= foreign.POOLED_BY_FIRST.keys() and trains[0] == any(trains):
+        encoder = model.get_submodule(path.rpartition(".")[0])
         vars(encoder)["forward"] = _Unpadded(encoder, attention)
 
 

@@ -121,10 +121,20 @@ def test_rows_go_there_and_back():
     torch.testing.assert_close(packed[0, rows.firsts], hidden[:, 0])
 
 
-def test_a_frozen_lowest_layer_keeps_the_padded_form_that_the_trunk_cache_holds():
+def test_frozen_layers_below_others_keep_the_padded_form_that_the_trunk_cache_holds():
     model = classifier("bert")
     transformer_layers(model)[1][0].requires_grad_(False)
     assert not is_unpadded(made_unpadded(model))
+
+
+def test_layers_that_are_all_frozen_run_without_padding_and_hand_on_the_padded_form():
+    model = classifier("bert", torch.float64)
+    model.bert.encoder.requires_grad_(False)
+    changed = made_unpadded(model)
+    assert is_unpadded(changed)
+    assert_same(model, changed, batch(), 1e-10)
+    hidden = changed.bert(**batch()).last_hidden_state
+    assert hidden.shape[:2] == (len(LENGTHS), max(LENGTHS))
 
 
 def test_another_attention_keeps_the_padded_form():
