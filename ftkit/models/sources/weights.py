@@ -1,9 +1,10 @@
 """Load a model's weights, and refuse what is not whole: only a head may be new, and a table may grow on request."""
 
 import itertools
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -55,7 +56,7 @@ def load_weights(
     torch.manual_seed(config.training.seed)
     placed = {"device_map": {"": "cpu"} | dict.fromkeys(without, "meta")} if without else {}
     reading = reading_what_stays() if without else nullcontext()
-    with explained_loading(source, f"weights for {config.task}"), foreign.without_hooks(), reading:
+    with explained_loading(source, f"weights for {config.task}"), foreign.without_hooks(), reading, _told_here():
         model, info = auto_class(config.task).from_pretrained(
             source.name,
             config=architecture,
@@ -82,6 +83,20 @@ def load_weights(
     if unused := sorted(info["unexpected_keys"]):
         note(f"weights that this model has no place for, and does not use: {_listed(unused)}")
     return model.eval(), start
+
+
+@contextmanager
+def _told_here() -> Iterator[None]:
+    """Keep transformers from warning of weights that are new or unused: they are told, or refused, in our words."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    if not os.environ.get("FTKIT_VERBOSE"):
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def grow_tables(model: nn.Module, config: ModelConfig) -> range:

@@ -1,6 +1,7 @@
 """Only a head may be new: all else that the weights lack is refused by its name, and what is new is said."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +200,22 @@ def test_a_disk_that_is_full_is_not_told_as_a_model_that_cannot_be_loaded():
         Path("/dev/full").write_bytes(b"merged")
     with pytest.raises(ModelError, match="cannot load weights"), ftkit_source.explained_loading(Source("m"), "weights"):
         Path("nowhere/at/all").read_bytes()
+
+
+def test_a_new_head_is_told_once_and_not_warned_of(tmp_path, monkeypatch):
+    monkeypatch.delenv("FTKIT_VERBOSE", raising=False)
+    save_tiny_model(tmp_path, "bert")
+    told: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())
+    transformers.utils.logging.add_handler(handler)
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_warning()  # as it is in a notebook
+    try:
+        _, notes = built(tmp_path)
+        assert transformers.utils.logging.get_verbosity() == logging.WARNING, "it is left as it was"
+    finally:
+        transformers.utils.logging.set_verbosity(before)
+        transformers.utils.logging.remove_handler(handler)
+    assert notes == ["new, drawn by the seed: classifier"]
+    assert told == []
