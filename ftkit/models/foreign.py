@@ -215,6 +215,13 @@ transformers 5.23, models/*/modeling_*.py.
 """
 
 
+HANDS_SETTINGS_ON = POOLED_BY_FIRST | {"DistilBertSelfAttention": "distilbert"}
+"""Attentions of encoders whose layers hand any keyword on to the function that attends, and do all else token by token.
+
+transformers 5.23, models/*/modeling_*.py.
+"""
+
+
 def hands_groups_over(mask: torch.Tensor | None, key: torch.Tensor, value: torch.Tensor) -> bool:
     """Return whether `sdpa` leaves grouped heads to torch: `use_gqa_in_sdpa` (transformers 5.23, the same file)."""
     from transformers.integrations import sdpa_attention

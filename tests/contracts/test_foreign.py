@@ -57,6 +57,7 @@ def coordinator_names(*names):
     return [Written(pace.Pace.rewind, "deepspeed", file, name) for name in names]
 
 
+DISTILBERT = "models/distilbert/modeling_distilbert.py"
 MOVED = "utils/transformers_weight_conversion.py"
 PARTITIONED = "runtime/zero/partition_parameters.py"
 WRITTEN = [
@@ -90,6 +91,8 @@ WRITTEN = [
         for name, folder in models.POOLED_BY_FIRST.items()
         for text in (f"class {name}(", "attention_output = self.output(attention_output, hidden_states)")
     ),
+    Written(models.HANDS_SETTINGS_ON, "transformers", DISTILBERT, "class DistilBertSelfAttention("),
+    Written(models.HANDS_SETTINGS_ON, "transformers", DISTILBERT, f"attention_mask,\n{' ' * 16}**kwargs,"),
     Written(models.LINEAR, "transformers", "models/falcon/modeling_falcon.py", "class FalconLinear("),
     Written(models.LINEAR, "bitsandbytes", "nn/modules.py", "class Linear4bit("),
     Written(

@@ -132,7 +132,7 @@ class _Padded(torch.autograd.Function):
 
 
 def unpad(model: nn.Module, attention: str) -> None:
-    """Let the layers of an encoder of BERT's kin run without padding on a CPU, where all of them train or none does.
+    """Let the layers of BERT, its kin and DistilBERT run without padding on a CPU, where all train or none does.
 
     Where the lower ones alone are frozen, what passes between two layers may be kept in the trunk cache, as [B, T, D].
 
@@ -143,9 +143,9 @@ def unpad(model: nn.Module, attention: str) -> None:
     path, layers = transformer_layers(model) or ("", ())
     kinds = {type(getattr(layer, "attention", None)).__name__ for layer in layers}
     trains = [any(one.requires_grad for one in layer.parameters()) for layer in layers]
-    if layers and kinds <= foreign.POOLED_BY_FIRST.keys() and trains[0] == any(trains):
+    if layers and kinds <= foreign.HANDS_SETTINGS_ON.keys() and trains[0] == any(trains):
         encoder = model.get_submodule(path.rpartition(".")[0])
-        vars(encoder)["forward"] = _Unpadded(encoder, attention)
+        vars(encoder)["forward"] = _Unpadded(encoder, cast(Any, model).config, attention)
 
 
 def is_unpadded(model: nn.Module) -> bool:
@@ -157,14 +157,14 @@ def is_unpadded(model: nn.Module) -> bool:
 class _Unpadded:
     """The forward of an encoder, over rows."""
 
-    def __init__(self, encoder: nn.Module, attention: str) -> None:
-        self._encoder, self._attention = encoder, attention
+    def __init__(self, encoder: nn.Module, config: Any, attention: str) -> None:
+        self._encoder, self._config, self._attention = encoder, config, attention
 
     @property
     def attends(self) -> bool:
         """Whether the encoder's attention is the one that reads `Rows`."""
-        config = cast(Any, self._encoder).config
-        return bool(config._attn_implementation == self._attention and not config.is_decoder)
+        is_decoder = getattr(self._config, "is_decoder", False)
+        return bool(self._config._attn_implementation == self._attention and not is_decoder)
 
     def __call__(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *args: Any, **settings: Any
