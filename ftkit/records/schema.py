@@ -11,6 +11,7 @@ from pydantic import Field, TypeAdapter, model_validator
 
 from ftkit.records.figures import Figures, LiveTensor, MemoryBreakdown, Record
 from ftkit.records.job import JobPlan
+from ftkit.records.scores import Scores
 from ftkit.records.streamed import StreamPlan
 from ftkit.records.trunk import TrunkPlan
 
@@ -205,48 +206,8 @@ class StepLine(Record):
     """Before clipping."""
     step_seconds: float
     tokens_per_second: float
-
-
-class LabelScores(Record):
-    """The scores of one class or label."""
-
-    name: str
-    precision: float
-    """Of the texts that were given it, the share that has it; 0 where none was."""
-    recall: float
-    """Of the texts that have it, the share that was given it; 0 where none has."""
-    f1: float
-    support: int
-    """Texts that have it."""
-    num_predicted: int
-    """Texts that were given it."""
-
-
-class Scores(Record):
-    """The scores of an evaluation; a figure that is not defined for this kind of labels is None."""
-
-    loss: float
-    """The mean over all targets, each of which counts the same."""
-    accuracy: float | None = None
-    exact_match: float | None = None
-    """Of several labels: the share of texts all of whose labels are answered, and no other."""
-    f1_macro: float | None = None
-    f1_micro: float | None = None
-    f1_weighted: float | None = None
-    pearson: float | None = None
-    spearman: float | None = None
-    mae: float | None = None
-    """In the data's units."""
-    rmse: float | None = None
-    """In the data's units."""
-    perplexity: float | None = None
-    baseline: float | None = None
-    """The accuracy of the largest class, the exact match of the most frequent set of labels, the RMSE of the mean."""
-    confusion: list[list[int]] | None = None
-    """Row: the true label; column: the predicted one."""
-    per_label: tuple[LabelScores, ...] | None = None
-    num_samples: int
-    seconds: float
+    seconds_left: float | None = None
+    """Of the run, from here to its end, as far as can be told."""
 
 
 class EvaluationLine(Scores):

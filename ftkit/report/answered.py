@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ftkit.records.answers import Answers
-from ftkit.records.schema import LabelScores
+from ftkit.records.scores import LabelScores
 from ftkit.report import words
 from ftkit.report.calibration import (
     Bin,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from ftkit.records.schema import Scores
+from ftkit.records.scores import Scores
 
 Best = Callable[[Iterable[float]], float]
 

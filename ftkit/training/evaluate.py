@@ -16,7 +16,7 @@ from ftkit.errors import DoesNotFitError
 from ftkit.machine.memory import is_out_of_memory, release_memory
 from ftkit.machine.ranks import largest_of_ranks
 from ftkit.models.build import set_training
-from ftkit.records.schema import Scores
+from ftkit.records.scores import Scores
 from ftkit.step.observer import NOTHING, Observer, Phase
 from ftkit.training.results.metrics import figures_of
 

@@ -65,6 +65,7 @@ from ftkit.training.saving import (
 from ftkit.training.setup import Job, prepare
 from ftkit.training.state import Progress, Window, best_step, num_without_improvement
 from ftkit.training.steps import shortest_micro_batch, take_step, try_worst, wants_trial
+from ftkit.training.time_left import seconds_left
 from ftkit.training.timeline import Watch
 
 Status = Literal["completed", "stopped early"]
@@ -280,20 +281,19 @@ def _validate(job: Job, progress: Progress, record: _Recorder, stop: StopRequest
 def _log_step(job: Job, progress: Progress, record: _Recorder, result: StepResult, window: Window) -> None:
     loss, norm = float(result.loss), float(result.grad_norm)  # reading waits for the device, so the clock is right
     step_seconds, tokens_per_second = window.close(progress)
-    config = job.config
     line = StepLine(
         step=progress.step,
         epoch=progress.epoch,
         loss=loss,
-        learning_rate=learning_rate_at(progress.step, job.num_steps, config.schedule, config.learning_rate),
+        learning_rate=learning_rate_at(progress.step, job.num_steps, job.config.schedule, job.config.learning_rate),
         grad_norm=norm if math.isfinite(norm) else None,  # fp16: the step was skipped and the loss scale halved
         step_seconds=step_seconds,
         tokens_per_second=tokens_per_second,
+        seconds_left=seconds_left(progress, job.num_steps, job.prediction),
     )
     record.write(line)
     reached = job.meter.overall()
-    active, process = reached.active_bytes, reached.process_bytes
-    record.reporter.step(line, active if active is not None else process)
+    record.reporter.step(line, reached.process_bytes if reached.active_bytes is None else reached.active_bytes)
 
 
 def _score(

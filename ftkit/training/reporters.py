@@ -1,14 +1,17 @@
 """Show a training run: a live line on a terminal, plain lines elsewhere, a summary at the end."""
 
 import shlex
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from ftkit.records.files import CARD, MODEL, RECORD, resume_flag
 from ftkit.records.schema import EvaluationLine, RunLine, RunRecord, StepLine
@@ -38,6 +41,18 @@ class Reporter(Protocol):
 
     def finish(self, record: RunRecord, folder: Path) -> None:
         """The run is over."""
+
+
+class _TimeLeft(TimeRemainingColumn):
+    """Counts down to the end that the last logged step told; before it, goes by the steps alone."""
+
+    def render(self, task: Task) -> Text:
+        """Return the time left."""
+        ends = task.fields["ends"]
+        if ends is None:
+            return super().render(task)
+        left = timedelta(seconds=max(0, round(ends - time.monotonic())))
+        return Text(str(left), style="progress.remaining")
 
 
 class ConsoleReporter:
@@ -72,10 +87,10 @@ class ConsoleReporter:
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[figures]}"),
-                TimeRemainingColumn(),
+                _TimeLeft(),
             )
             self._bar = Progress(*columns, console=self._console, transient=True)
-            self._task = self._bar.add_task("", total=run.num_steps, figures="starting")
+            self._task = self._bar.add_task("", total=run.num_steps, figures="starting", ends=None)
             self._bar.start()
 
     def advance(self, step: int) -> None:
@@ -89,12 +104,14 @@ class ConsoleReporter:
             f"loss {line.loss:.4f}  lr {line.learning_rate:.2e}  {format_count(line.tokens_per_second)} tokens/s  "
             f"{'' if peak_bytes is None else f'peak {format_bytes(peak_bytes)}'}"
         )
+        left = line.seconds_left or 0.0
         if self._bar is not None:
-            self._bar.update(self._task, completed=line.step, figures=figures)
+            self._bar.update(self._task, completed=line.step, figures=figures, ends=time.monotonic() + left)
             return
-        left = format_seconds((self._num_steps - line.step) * line.step_seconds)
         self._console.print(
-            f"step {line.step}/{self._num_steps}  {figures}  {left} left", highlight=False, soft_wrap=True
+            f"step {line.step}/{self._num_steps}  {figures}  {format_seconds(left)} left",
+            highlight=False,
+            soft_wrap=True,
         )
 
     def evaluation(self, line: EvaluationLine) -> None:

@@ -15,7 +15,7 @@ from ftkit.machine.versions import versions
 from ftkit.models.build import trainable_parameters
 from ftkit.models.partitions import whole_shape
 from ftkit.records.files import CHECKPOINT_BYTES, CHECKPOINTS, CONFIG, resume_flag
-from ftkit.records.schema import Scores
+from ftkit.records.scores import Scores
 from ftkit.training.checkpoints import checkpoint, same_run
 from ftkit.training.checkpoints.by_ranks import Ranks
 from ftkit.training.checkpoints.shards import shapes_of

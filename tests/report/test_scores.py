@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from ftkit.records.schema import EvaluationLine, LabelScores, Measurement, ResultLine, RunLine, RunRecord
+from ftkit.records.schema import EvaluationLine, Measurement, ResultLine, RunLine, RunRecord
+from ftkit.records.scores import LabelScores
 from ftkit.report import text
 from ftkit.report.collect import Run
 from ftkit.report.columns import filled_columns

@@ -50,6 +50,16 @@ def test_the_live_line_moves_on_between_steps_that_are_logged(record, tmp_path):
     reporter.close()
 
 
+@pytest.mark.parametrize(("is_terminal", "words"), [(True, "1:01:"), (False, "1 h 01 min left")])
+def test_the_time_left_is_that_of_the_step(record, tmp_path, is_terminal, words):
+    out = io.StringIO()
+    reporter = ConsoleReporter(Console(file=out, force_terminal=is_terminal, width=200))
+    reporter.start(record.run, tmp_path)
+    reporter.step(record.steps[0].model_copy(update={"seconds_left": 3680.0}), None)
+    reporter.close()
+    assert words in out.getvalue()
+
+
 def test_only_a_terminal_is_sent_control_sequences(shown):
     is_terminal, text = shown
     assert ("\x1b[" in text) == is_terminal

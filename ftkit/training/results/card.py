@@ -14,7 +14,8 @@ from ftkit.models.card import Card
 from ftkit.models.experts import packed_experts
 from ftkit.models.methods import method_of
 from ftkit.records.files import CARD, MODEL
-from ftkit.records.schema import RunRecord, Scores
+from ftkit.records.schema import RunRecord
+from ftkit.records.scores import Scores
 from ftkit.report.metrics import BASELINES, METRICS, taken
 from ftkit.report.text import escape_markdown
 from ftkit.report.words import place

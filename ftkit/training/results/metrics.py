@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ftkit.data.arrays import Labels
-from ftkit.records.schema import LabelScores, LabelsLine, Scores
+from ftkit.records.schema import LabelsLine
+from ftkit.records.scores import LabelScores, Scores
 
 Array = NDArray[Any]
 

@@ -12,7 +12,7 @@ from sklearn import metrics
 
 from ftkit.data.arrays import Labels
 from ftkit.data.standard import Standard
-from ftkit.records.schema import Scores
+from ftkit.records.scores import Scores
 from ftkit.training.results.metrics import class_figures, figures_of, number_figures, remarks
 from tests.helpers import ragged_split
 

@@ -1,0 +1,47 @@
+"""The time that a run still takes, by its steps so far and by its plan."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from ftkit.records.job import JobPlan
+from ftkit.training.state import Progress
+from ftkit.training.time_left import seconds_left
+
+
+def progress(step, taken, validations=()):
+    made = Progress(started=0.0, step=step, step_seconds=list(taken))
+    made.validations.update(dict.fromkeys(validations, 0.5))
+    return made
+
+
+def planned(steps, evaluations, saves, num_validations):
+    job = JobPlan(
+        start_seconds=5, steps_seconds=steps, evaluation_seconds=evaluations, save_seconds=saves,
+        num_validations=num_validations, checkpoint_bytes=0, result_bytes=0,
+    )  # fmt: skip
+    return SimpleNamespace(job=job)
+
+
+def test_without_a_plan_it_is_the_steps_that_are_left():
+    assert seconds_left(progress(10, [2.0] * 10), 30, None) == pytest.approx(20 * 2.0)
+
+
+def test_the_first_tenth_of_the_steps_says_nothing_of_the_later_ones():
+    assert seconds_left(progress(20, [60.0] * 2 + [1.0] * 18), 30, None) == pytest.approx(10 * 1.0)
+
+
+def test_what_is_around_the_steps_takes_as_much_longer_than_planned_as_they_do():
+    # Planned at 1 s a step, taken at 2: so 12 s of scores and saves become 24, of which a third is behind.
+    plan = planned(steps=30, evaluations=9, saves=3, num_validations=2)
+    assert seconds_left(progress(10, [2.0] * 10, validations=[10]), 30, plan) == pytest.approx(40 + 24 * 2 / 3)
+
+
+def test_at_the_last_step_what_comes_at_the_end_is_left():
+    plan = planned(steps=30, evaluations=9, saves=3, num_validations=2)
+    assert seconds_left(progress(30, [1.0] * 30, validations=[10, 20]), 30, plan) == pytest.approx(4)
+
+
+def test_more_validations_than_were_planned_take_nothing_away():
+    plan = planned(steps=30, evaluations=9, saves=3, num_validations=1)
+    assert seconds_left(progress(30, [1.0] * 30, validations=[5, 10, 20, 30]), 30, plan) == 0
