@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ftkit.config.tree import LabelKind, Task
-from ftkit.data.examples import Examples
-from ftkit.data.report import DataReport
 from ftkit.data.standard import AS_THEY_ARE, Standard
 
 if TYPE_CHECKING:
     import torch
+
+    from ftkit.data.examples import Examples  # with Arrow, whose import would be a fortieth of a plan
+    from ftkit.data.report import DataReport
 
 
 class Hidden(Protocol):
@@ -135,8 +136,8 @@ class PreparedData:
     test: TokenSplit | None
     labels: Labels | None
     fingerprint: str
-    report: DataReport
-    examples: Mapping[str, Examples] = field(default_factory=dict)
+    report: "DataReport"
+    examples: Mapping[str, "Examples"] = field(default_factory=dict)
 
     @property
     def label_names(self) -> tuple[str, ...] | None:

@@ -40,12 +40,14 @@ class Tapes:
         shallow: what decides the layers that are traced, to the model that has them alone.
         passes: what decides the pass that runs a frozen trunk once, to its tape; None: the model allows none.
         streams: what decides the layers that are streamed, to what they are; None: none.
+        grounds: a run and all that is known of it, to its prediction; of one device, whose tape is among the known.
     """
 
     known: dict[tuple[Any, ...], tuple[Tape, Basis]] = field(default_factory=dict)
     shallow: dict[tuple[Any, ...], ShallowModel] = field(default_factory=dict)
     passes: dict[tuple[Any, ...], Pass | None] = field(default_factory=dict)
     streams: dict[tuple[Any, ...], Streamed | None] = field(default_factory=dict)
+    grounds: "dict[tuple[Any, ...], Grounds]" = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class Beforehand(TypedDict, total=False):
     """What was traced before and is looked up here first; the prediction's tape is put in."""
     is_cached: bool
     """Whether the cache of hidden states has all that a frozen trunk would make of the data."""
+    weighs_trunk: bool
+    """Whether to say from how many epochs on it pays to run a frozen trunk once, which takes a trace; usually True."""
 
 
 def predict(config: RunConfig, target: Target, architecture: Any = None, **known: Unpack[Beforehand]) -> AnyPrediction:
@@ -102,16 +106,28 @@ def predict_with_grounds(
     config: RunConfig, target: Target, architecture: Any = None, **known: Unpack[Beforehand]
 ) -> Grounds:
     """Predict as `predict` does, and return what the prediction was made of too."""
+    tapes, exact, is_cached = known.get("tapes") or Tapes(), known.get("exact", False), known.get("is_cached", False)
+    sequences = known.get("sequences") or Sequences.unseen(config)
+    weighs_trunk = known.get("weighs_trunk", True)
+    key = config.model_dump_json(), target, sequences, exact, is_cached, weighs_trunk
+    if key in tapes.grounds:
+        return tapes.grounds[key]
     run = resolve(config, target.devices)
-    tapes, exact = known.get("tapes") or Tapes(), known.get("exact", False)
     with _quiet():
         architecture = find_architecture(run.config) if architecture is None else architecture
-        case = Case.of(run, target, architecture, known.get("sequences"))
+        case = Case.of(run, target, architecture, sequences)
         try:
-            once = _known_pass(case, tapes, known.get("is_cached", False)) if wants_pass(case) else None
-            return _predict_whole(case, exact, tapes) if once is None else _predict_once(case, once, exact, tapes)
+            once = _known_pass(case, tapes, is_cached) if wants_pass(case) else None
+            grounds = (
+                _predict_whole(case, exact, tapes)
+                if once is None
+                else _predict_once(case, once, exact, tapes, weighs_trunk=weighs_trunk)
+            )
         except UntraceableModelError as error:
-            return Grounds(_by_formula(case, error), case, None)
+            grounds = Grounds(_by_formula(case, error), case, None)
+    if any(grounds.tape is tape for tape, _ in tapes.known.values()):  # one that is its own would only fill the memory
+        tapes.grounds[key] = grounds
+    return grounds
 
 
 def _predict_whole(case: Case, exact: bool, tapes: Tapes) -> Grounds:
@@ -129,7 +145,7 @@ def _whole_step(case: Case, exact: bool, tapes: Tapes) -> tuple[RankShare, Trace
     return share, traced(memory, speed_of(case, case.shape, tape, share, coming))
 
 
-def _predict_once(case: Case, once: Pass, exact: bool, tapes: Tapes) -> Grounds:
+def _predict_once(case: Case, once: Pass, exact: bool, tapes: Tapes, *, weighs_trunk: bool) -> Grounds:
     """Predict a run whose frozen trunk runs once, before the steps, which do without."""
     shape = head_shape(case, once)
     tape, basis = _known_tape(replace(case, shape=shape), exact, tapes, once.given)
@@ -138,7 +154,7 @@ def _predict_once(case: Case, once: Pass, exact: bool, tapes: Tapes) -> Grounds:
     coming = streamed.plan(case.target, shape, is_closed=True) if streamed else None
     memory = with_pass(device_of(case, counts).of_step(share), case, counts, once)
     speed = speed_of(case, shape, tape, share, coming)
-    whole = None if once.is_done else _whole_step(case, exact, tapes)[1].step_seconds
+    whole = None if once.is_done or not weighs_trunk else _whole_step(case, exact, tapes)[1].step_seconds
     planned = trunk_plan(case, once, share.tape.peak_bytes(), speed.step_seconds, whole, streamed)
     prediction = traced(_memory_prediction(case, counts, memory, basis, trunk=planned), speed)
     return Grounds(prediction, case, once.tape if memory.peak.phase is Phase.TRUNK else share.tape)

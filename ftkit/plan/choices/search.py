@@ -41,6 +41,8 @@ from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.predicted import AnyPrediction
 from ftkit.records.schema import Verdict
 
+_TOGETHER = 8
+"""Micro-batches through a streamed layer together that are traced to tell of a family, where there are as few."""
 _PAIRS = 24
 """Pairs of changes that are predicted at most where none makes a run fit alone."""
 
@@ -318,7 +320,11 @@ class Options:
 
     def _family(self, family: list[tuple[Shape, RunConfig, Changes]]) -> Iterator[Candidate]:
         family.sort(key=lambda member: member[0].batch)
-        ends = {shape.batch: self.predict(new) for shape, new, _ in (family[0], family[-1])}
-        small, large = ends[family[0][0].batch], ends[family[-1][0].batch]
+        large_shape, large_run, _ = family[-1]
+        # Those that go through a layer together are traced one by one, and many are dear: fewer tell of the line too.
+        few = [one for one in family[:-1] if one[0].group_size <= _TOGETHER] or family
+        small_shape, small_run, _ = few[0]
+        small, large = self.predict(small_run), self.predict(large_run)
+        ends = {small_shape.batch: small, large_shape.batch: large}
         for shape, new, changes in family:
             yield Candidate(new, ends.get(shape.batch) or between(small, large, shape), changes)

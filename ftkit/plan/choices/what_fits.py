@@ -1,8 +1,8 @@
 """The longest text that fits on a device, for many models and methods: a few traces each, and lines between them.
 
-The bytes of a step grow with the length of a text almost along a line, so two lengths tell where the device's end is,
-and the length there is traced next. Lengths are tried in steps of an eighth or less, so that cards whose kernels are
-the same ask about the same ones, and each is traced once.
+The bytes of a step grow with the length of a text almost along a line, from what a step takes whatever the length, so
+one length tells where the device's end is, and the lengths there are traced next. Lengths are tried in steps of an
+eighth or less, so that cards whose kernels are the same ask about the same ones, and each is traced once.
 """
 
 from bisect import bisect_right
@@ -23,12 +23,14 @@ from ftkit.plan.inputs.architectures import find_architecture
 from ftkit.plan.inputs.shapes import Sequences
 from ftkit.plan.inputs.target import Target
 from ftkit.plan.needs.memory import REPLAY_NOISE
-from ftkit.plan.needs.weights import least_weight_bytes, weights_reason
+from ftkit.plan.needs.weights import least_weight_bytes, states_reason, weights_reason
 from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.predicted import AnyPrediction, FormulaPrediction
 from ftkit.records.fits import Fit
 from ftkit.records.schema import Verdict
 
+_GUESSES = 4
+"""By the line through two points; a text's bytes are no line where an allocator's segments are coarse."""
 _SHORT = 1024
 """Models that read no more than this are first asked about their whole length with all kept: most have the room."""
 
@@ -97,7 +99,9 @@ class _Lengths:
             changes = {LENGTH: length, RECOMPUTE: level}
             new = changed(self.config, changes)
             sequences = Sequences.unseen(new)
-            prediction = predict(new, self.target, self.architecture, sequences=sequences, tapes=self.tapes)
+            prediction = predict(
+                new, self.target, self.architecture, sequences=sequences, tapes=self.tapes, weighs_trunk=False
+            )
             self.known[length, level] = Candidate(new, prediction, changes)
         return self.known[length, level]
 
@@ -118,8 +122,11 @@ def _fit(lengths: _Lengths) -> Fit:
     config, target = lengths.config, lengths.target
     if config.task == "causal-lm" and lengths.architecture.model_type in ENCODERS:
         return _none(lengths, "reads a text whole, and does not write one", is_told=False)
-    weights = least_weight_bytes(resolve(config, target.devices), lengths.architecture)
-    if (reason := weights_reason(target, weights)) is not None:
+    run = resolve(config, target.devices)
+    reason = weights_reason(target, least_weight_bytes(run, lengths.architecture))
+    if reason is None and config.method.trains_all:
+        reason = states_reason(target, run, lengths.architecture)
+    if reason is not None:
         return _none(lengths, reason)
     best, reason = _longest(lengths)
     return _none(lengths, reason) if best is None else _cell(lengths, best, reason)
@@ -132,46 +139,63 @@ def _longest(lengths: _Lengths) -> tuple[Candidate | None, str | None]:
         return one, None
     if _fits(lengths.tried(longest, levels[-1])):
         return next(one for level in levels if _fits(one := lengths.tried(longest, level))), None
-    shortest = lengths.tried(min(LENGTH_STEP, longest), levels[-1])
-    if not _fits(shortest):
-        return None, shortest.prediction.reason
-    return _between(lambda length: lengths.tried(length, levels[-1]), _grid(longest))
+    return _border(lambda length: lengths.tried(length, levels[-1]), _grid(longest))
 
 
-def _between(tried: Callable[[int], Candidate], lengths: Sequence[int]) -> tuple[Candidate, str | None]:
-    """Return the last of some lengths that fits, and why the next does not; the first is known to fit, the last not to.
+def _border(tried: Callable[[int], Candidate], lengths: Sequence[int]) -> tuple[Candidate | None, str | None]:
+    """Return the last of some lengths that fits, and why the next does not; the last of all is known not to fit.
 
-    The first guess is where live bytes meet the device's end, the second where all that the allocator keeps does, which
-    is less; what lies between them is halved.
+    A guess is where the line through the two nearest points meets the device's end. One that fits is mostly the border,
+    so the next length is tried then. After a few guesses what is left is halved.
     """
-    low, high, num_guesses = 0, len(lengths) - 1, 0
+    low, high, num_guesses = -1, len(lengths) - 1, 0
+    longest = tried(lengths[high]).prediction
+    points = [(0.0, _fixed(longest)), (float(lengths[high]), _needed(longest))]
+    budget = longest.budget_bytes
+
+    def fits(place: int) -> bool:
+        one = tried(lengths[place])
+        points.append((float(lengths[place]), _needed(one.prediction)))
+        return _fits(one)
+
     while high - low > 1:
-        ends = tried(lengths[low]), tried(lengths[high])
-        guess = (low + high) // 2
-        if num_guesses < 2:
-            meeting = _meeting(*ends, _live if num_guesses == 0 else _kept)
-            guess = max(low + 1, min(high - 1, bisect_right(lengths, meeting) - 1))
-        num_guesses += 1
-        low, high = (guess, high) if _fits(tried(lengths[guess])) else (low, guess)
-    return tried(lengths[low]), tried(lengths[high]).prediction.reason
+        points = sorted(points, key=lambda point: abs(point[1] - budget))[:2]
+        meeting = _meeting(points[0], points[1], budget) if num_guesses < _GUESSES else None
+        guess = (low + high) // 2 if meeting is None else bisect_right(lengths, meeting) - 1
+        guess, num_guesses = max(low + 1, min(high - 1, guess)), num_guesses + 1
+        if not fits(guess):
+            high = guess
+        elif guess + 1 == high or not fits(guess + 1):
+            low, high = guess, guess + 1
+        else:
+            low = guess + 1
+    return None if low < 0 else tried(lengths[low]), tried(lengths[high]).prediction.reason
 
 
-def _live(prediction: AnyPrediction) -> float:
-    """Return the least that a device must have for a step: the noise of the allocator and the context are added."""
-    return prediction.peak_active_bytes * (1 + REPLAY_NOISE) + prediction.context_bytes
+def _needed(prediction: AnyPrediction) -> float:
+    """Return what a device must have for a step to fit whatever is not known."""
+    reserved = prediction.peak_process_bytes - prediction.context_bytes
+    return reserved * (1 + REPLAY_NOISE) + prediction.context_bytes
 
 
-def _kept(prediction: AnyPrediction) -> float:
-    return prediction.peak_process_bytes
+def _meeting(first: tuple[float, float], second: tuple[float, float], budget: int) -> float | None:
+    """Return the length at which the line through two points meets a budget; None where it does not rise.
+
+    Args:
+        first: a length, and the bytes that it needs.
+        second: another one.
+        budget: bytes.
+    """
+    (near, needed), (far, others) = first, second
+    if (others - needed) * (far - near) <= 0:
+        return None
+    return near + (budget - needed) * (far - near) / (others - needed)
 
 
-def _meeting(low: Candidate, high: Candidate, needed: Callable[[AnyPrediction], float]) -> float:
-    """Return the length at which the line through two lengths meets what a device has."""
-    first, last = needed(low.prediction), needed(high.prediction)
-    if last <= first:
-        return _length(high)
-    share = (low.prediction.budget_bytes - first) / (last - first)
-    return _length(low) + share * (_length(high) - _length(low))
+def _fixed(prediction: AnyPrediction) -> float:
+    """Return what a step takes whatever the length: weights, gradients, masters and moments, and the context."""
+    parts = prediction.peak_breakdown
+    return parts.parameter_bytes + parts.gradient_bytes + parts.optimizer_bytes + prediction.context_bytes
 
 
 def _grid(longest: int) -> list[int]:

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from ftkit.engine.resolve import ResolvedRun
+import torch
+
+from ftkit.engine.resolve import EngineKind, ResolvedRun
 from ftkit.models.bnb import least_bytes
 from ftkit.models.build import build_empty_model
 from ftkit.models.streaming.stream import resident_bytes
@@ -33,6 +35,26 @@ def least_weight_bytes(run: ResolvedRun, architecture: Any) -> int:
     # `parameters` yields tied weights once.
     whole = sum(map(least_bytes, model.parameters()))
     return whole // run.devices.world_size if run.partitions_weights else whole
+
+
+def states_reason(target: Target, run: ResolvedRun, architecture: Any) -> str | None:
+    """Return why weights with masters and moments alone do not fit on a device; None where they may.
+
+    Args:
+        target: the devices.
+        run: the run; of the plain engine, which keeps all of them on each device.
+        architecture: of its model.
+    """
+    if run.engine is not EngineKind.PLAIN or run.config.optimizer.name != "adamw":
+        return None
+    model = build_empty_model(run.config, architecture, run.dtype)
+    trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    masters = 0 if run.dtype is torch.float32 else 4
+    least = sum(map(least_bytes, model.parameters())) + trained * (masters + 8)
+    if least <= target.memory_bytes - target.context_bytes:
+        return None
+    have = f"the {format_bytes(target.memory_bytes)} of {target.name}"
+    return f"its weights, their masters and moments alone are {format_bytes(least)}, more than {have}"
 
 
 def weights_reason(target: Target, weight_bytes: int) -> str | None:

@@ -52,15 +52,39 @@ def test_what_cannot_be_told_comes_with_its_reason():
     assert "no model 'nosuch'" in str(found[1].reason)
 
 
-def test_cards_share_what_is_traced_find_what_each_finds_alone_and_are_asked_about_once(monkeypatch, tmp_path):
-    traced = []
-    monkeypatch.setenv("FTKIT_CACHE", str(tmp_path))
+@pytest.fixture
+def traced(monkeypatch):
+    """Return the runs whose steps are traced from here on."""
+    runs = []
 
     def counted(*given, **more):
-        traced.append(given[0])
+        runs.append(given[0])
         return trace(*given, **more)
 
     monkeypatch.setattr(predictor, "trace", counted)
+    return runs
+
+
+def test_a_border_takes_few_traces_and_a_text_that_is_an_eighth_longer_does_not_fit(traced):
+    target = find_target("t4")
+    (fit,) = what_fits(load_config(), [target], ["llama-3.2-1b"], ["lora"])
+    assert fit.length is not None
+    assert fit.length < fit.longest
+    assert len(traced) <= 4, "all that the model reads, and few about the border"
+    assert fit.length in [run.data.max_length for run in traced]
+    assert verdict(target, fit, fit.length * 9 // 8) is not Verdict.FITS
+
+
+def test_what_weights_that_train_keep_beside_them_rules_a_model_out_before_it_is_traced(traced):
+    (fit,) = what_fits(load_config(), [find_target("t4")], ["qwen2.5-1.5b"], ["full"])
+    assert "its weights, their masters and moments alone are 20.13 GiB, more than the 14.56" in str(
+        fit.reason
+    )
+    assert not traced
+
+
+def test_cards_share_what_is_traced_find_what_each_finds_alone_and_are_asked_about_once(monkeypatch, tmp_path, traced):
+    monkeypatch.setenv("FTKIT_CACHE", str(tmp_path))
     cards = [find_target("t4"), find_target("rtx2080ti")]
     both = list(what_fits(load_config(), cards, ["distilgpt2"], ["lora"], KeptFits()))
     assert [fit.device for fit in both] == [find_target("t4").name, find_target("rtx2080ti").name]
