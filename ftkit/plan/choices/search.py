@@ -321,7 +321,7 @@ class Options:
     def _family(self, family: list[tuple[Shape, RunConfig, Changes]]) -> Iterator[Candidate]:
         family.sort(key=lambda member: member[0].batch)
         large_shape, large_run, _ = family[-1]
-        # Those that go through a layer together are traced one by one, and many are dear: fewer tell of the line too.
+        # Many micro-batches through a layer together are dear to trace: few tell of the line that more lie on beyond.
         few = [one for one in family[:-1] if one[0].group_size <= _TOGETHER] or family
         small_shape, small_run, _ = few[0]
         small, large = self.predict(small_run), self.predict(large_run)

@@ -77,9 +77,7 @@ def test_a_border_takes_few_traces_and_a_text_that_is_an_eighth_longer_does_not_
 
 def test_what_weights_that_train_keep_beside_them_rules_a_model_out_before_it_is_traced(traced):
     (fit,) = what_fits(load_config(), [find_target("t4")], ["qwen2.5-1.5b"], ["full"])
-    assert "its weights, their masters and moments alone are 20.13 GiB, more than the 14.56" in str(
-        fit.reason
-    )
+    assert "its weights, their masters and moments alone are 20.13 GiB, more than the 14.56" in str(fit.reason)
     assert not traced
 
 
