@@ -1,5 +1,6 @@
 """From a source to a module that is ready to train: load or build empty, quantize, adapt, checkpoint activations."""
 
+import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator
 from copy import deepcopy
@@ -179,7 +180,10 @@ def prepare_model(config: RunConfig, model: nn.Module, dtype: torch.dtype, start
     if config.model.lean:
         make_grouped(model)
         seed_attention(model)
-    prepared = method_of(config).prepare(model, start, dtype)
+    with warnings.catch_warnings():
+        # PEFT 0.21 asks for it (peft_model.py); nobody who calls ftkit could mend that.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        prepared = method_of(config).prepare(model, start, dtype)
     if config.model.lean:
         _make_lean(config, prepared)
     return prepared

@@ -1,6 +1,7 @@
 """What trains is what the method says, on every family; pads and pooled positions change no logit."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -59,6 +60,12 @@ def test_presets_of_targets_mean_the_linear_layers_of_each_architecture(family, 
         names = choose_targets(base, (preset,), None, heads.find_head(base, ()))
         assert {name.split(".", name.split(".").index("0") + 1)[-1] for name in names if ".0." in name} == expected
         assert len(names) == 2 * len(expected)
+
+
+def test_an_adapted_model_is_made_without_a_warning(folders):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        built(folders["bert"], "method.name=lora")
 
 
 def test_targets_by_name_adapt_the_conv1d_of_gpt2_and_nothing_else(folders):
