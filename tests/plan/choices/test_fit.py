@@ -15,13 +15,16 @@ from ftkit.machine.memory import resident_bytes
 from ftkit.machine.process import ProcessContext
 from ftkit.models.methods.full import Full
 from ftkit.models.methods.lora import Lora
+from ftkit.plan import predict as predictor
 from ftkit.plan import preflight
 from ftkit.plan.choices.candidates import TIGHT
+from ftkit.plan.choices.changes import GROUP, SIZE, halves
 from ftkit.plan.choices.fit import fit
 from ftkit.plan.choices.search import Options, cures, options_at
 from ftkit.plan.inputs.shapes import Sequences
 from ftkit.plan.inputs.target import find_target
 from ftkit.plan.predict import Tapes, predict
+from ftkit.plan.tracing.trace import trace
 from ftkit.units import format_bytes
 from tests.plan import models
 
@@ -154,3 +157,27 @@ def test_what_was_priced_stays_where_layers_cannot_recompute_more(monkeypatch):
     monkeypatch.setattr(Options, "price", without_whole_layers)
     found = fit(run, options_at(run, target(0.9 * least), architecture, SEQUENCES, tapes))
     assert found.run.config.engine.stream_layers == "ram"
+
+
+def test_many_micro_batches_through_a_streamed_layer_together_are_told_by_few(monkeypatch):
+    traced = []
+
+    def counted(config, architecture, dtype, shape, *given, **more):
+        traced.append(shape.num_micro_batches)
+        return trace(config, architecture, dtype, shape, *given, **more)
+
+    monkeypatch.setattr(predictor, "trace", counted)
+    run = models.run_config("gpt2", Lora(), engine={"stream_layers": "ram"}, batch={"global_batch_size": 10})
+    options = options_at(
+        run, find_target("t4"), models.architecture("gpt2", 2), Sequences(64, 32, are_equal=True), None
+    )
+    cuts = [{SIZE: size, GROUP: "all"} for size in halves(5)]
+    priced = options.price(run, cuts, len(cuts))
+    assert traced == [5, 2], "and not the 10 of one sequence each"
+    assert [one.prediction.num_micro_batches for one in priced] == [10, 5, 2]
+    least = priced[0]
+    assert least.is_between
+    # Each micro-batch has a few small tensors of its own.
+    assert least.prediction.peak_active_bytes == pytest.approx(
+        options.confirm(least).prediction.peak_active_bytes, rel=0.05
+    )
