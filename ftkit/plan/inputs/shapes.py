@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from statistics import mean
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ftkit.config.tree import DataConfig, RunConfig
@@ -170,14 +169,13 @@ def padded_rows(lengths: NDArray[np.int64]) -> int:
     return len(lengths) * int(lengths.max())
 
 
-def row_count(dtype: torch.dtype, *, unpadded: bool) -> CountRows:
-    """Return what counts the rows over which layers compute, by the lengths of a micro-batch.
+def packed_rows(lengths: NDArray[np.int64]) -> int:
+    """Return the rows that the tokens of sequences take where layers run without padding.
 
     Args:
-        dtype: that they compute in.
-        unpadded: whether they run over tokens alone.
+        lengths: [B] their tokens.
     """
-    return (lambda lengths: num_rows(int(lengths.sum()), dtype)) if unpadded else padded_rows
+    return num_rows(int(lengths.sum()))
 
 
 def usual_step(config: RunConfig, world_size: int, sequences: Sequences, rows: CountRows = padded_rows) -> Usual:

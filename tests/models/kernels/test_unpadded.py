@@ -82,27 +82,28 @@ def test_padding_in_the_first_place_which_the_head_reads_keeps_the_padded_form()
     assert_same(model, made_unpadded(model), batch(side="left"), 1e-10)
 
 
-def test_layers_see_tokens_alone():
+def test_layers_see_tokens_and_the_rows_that_fill_up():
     changed = made_unpadded(classifier("bert"))
     shapes = []
     for layer in transformer_layers(changed)[1]:
         layer.attention.self.key.register_forward_hook(lambda *call: shapes.append(call[2].shape))
     changed(**batch())
-    assert shapes == [(1, sum(LENGTHS), 32)] * len(shapes)
+    assert (sum(LENGTHS), num_rows(sum(LENGTHS))) == (23, 24)
+    assert shapes == [(1, 24, 32)] * len(shapes)
 
 
-def test_rows_that_fill_up_in_half_precision_change_nothing():
-    model = classifier("bert", torch.bfloat16)
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_rows_that_fill_up_change_nothing(dtype):
+    model = classifier("bert", dtype)
     inputs = batch([17, 3, 20, 19, 11])  # 70 tokens in 72 rows
-    assert num_rows(70, torch.bfloat16) == 72
-    assert_same(model, made_unpadded(model), inputs, TOLERANCES[torch.bfloat16])
+    assert num_rows(70) == 72
+    assert_same(model, made_unpadded(model), inputs, TOLERANCES[dtype])
 
 
-def test_so_few_numbers_of_rows_come_up_that_kernels_come_again():
-    found = {num_rows(tokens, torch.bfloat16) for tokens in range(1024, 2049)}
+def test_few_numbers_of_rows_come_up():
+    found = {num_rows(tokens) for tokens in range(1024, 2049)}
     assert len(found) == 9
-    assert all(tokens <= num_rows(tokens, torch.bfloat16) <= tokens * 9 / 8 for tokens in range(1, 5000))
-    assert [num_rows(tokens, torch.float32) for tokens in (1, 1025)] == [1, 1025]
+    assert all(tokens <= num_rows(tokens) <= tokens * 9 / 8 for tokens in range(1, 5000))
 
 
 @pytest.mark.parametrize("recompute", [Recompute(layer=1), Recompute(cheap=1)])
@@ -119,8 +120,8 @@ def test_a_layer_that_recomputes_drops_the_same_and_gets_the_same_gradients(reco
 def test_rows_go_there_and_back():
     mask = batch()["attention_mask"][:, None, None].bool()
     hidden = torch.randn(len(LENGTHS), max(LENGTHS), 6)
-    rows = Rows.of(hidden.bfloat16(), mask)
-    assert rows.number == num_rows(sum(LENGTHS), torch.bfloat16)
+    rows = Rows.of(hidden, mask)
+    assert rows.number == num_rows(sum(LENGTHS)) == 24
     packed = rows.packed(hidden)
     assert packed.shape == (1, rows.number, 6)
     torch.testing.assert_close(rows.padded(packed), hidden * mask[:, 0, 0, :, None])

@@ -5,7 +5,16 @@ import pytest
 
 from ftkit.config.tree import BatchConfig, RunConfig
 from ftkit.data.batching import cut
-from ftkit.plan.inputs.shapes import Sequences, Usual, fresh_shapes, fresh_share, plan_shape, usual_step
+from ftkit.plan.inputs.shapes import (
+    Sequences,
+    Usual,
+    fresh_shapes,
+    fresh_share,
+    packed_rows,
+    padded_rows,
+    plan_shape,
+    usual_step,
+)
 
 CONFIG = RunConfig(batch=BatchConfig(global_batch_size=32, micro_batch_tokens=512))
 
@@ -21,6 +30,15 @@ def test_a_usual_step_has_the_micro_batches_that_the_cut_makes_of_the_data():
     assert found.num_micro_batches == len(chunks)
     assert found.sequences == 32 / len(chunks)
     assert found.tokens == pytest.approx(sum(len(one) * one.max() for one in chunks) / len(chunks))
+
+
+def test_without_padding_a_usual_step_has_its_tokens_and_few_shapes():
+    ragged = data(np.random.default_rng(1).integers(5, 63, 4096).tolist())
+    padded, packed = (usual_step(CONFIG, 1, ragged, rows) for rows in (padded_rows, packed_rows))
+    assert packed.num_micro_batches == padded.num_micro_batches
+    assert packed.tokens < padded.tokens
+    many, few = (fresh_shapes(CONFIG, 1, ragged, 1000, 10_000, rows) for rows in (padded_rows, packed_rows))
+    assert few < many / 2
 
 
 def test_ranks_share_the_micro_batches_of_a_usual_step():
@@ -59,4 +77,4 @@ def test_texts_of_an_evaluation_that_are_alike_have_one_shape_and_ragged_ones_ma
     ragged = data(np.random.default_rng(1).integers(5, 63, 4096).tolist())
     assert fresh_share(CONFIG, 1, Sequences.unseen(CONFIG, 1000)) == 0
     assert fresh_share(CONFIG, 1, data([32] * 100)) == 1 / (1024 * 32 / 512)  # 16 sequences in each micro-batch
-    assert 0.5 < fresh_share(CONFIG, 1, ragged) <= 1
+    assert 0.25 < fresh_share(CONFIG, 1, ragged) <= 1
