@@ -97,7 +97,7 @@ class Rows:
 
 def num_rows(tokens: int) -> int:
     """Return how many rows so many tokens become, of a micro-batch without padding."""
-    step = max(1, 2 ** (tokens.bit_length() - 1) // _MOST_EXACT)
+    step = max(1, (1 << tokens.bit_length() - 1) // _MOST_EXACT)
     return -(-tokens // step) * step
 
 
