@@ -2,7 +2,7 @@
 
 It is simpler than the recorder of `ftkit.observe`, and independent of it: a storage counts from the moment at which an
 operator first reads or makes it, until nothing refers to it any longer. So weights count, and so does what a library
-keeps; what no operator ever touches does not, nor what lies on `meta` and takes no memory.
+keeps; what no operator ever touches does not, nor what has no values and takes no memory.
 """
 
 import weakref
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_iter
 
+from ftkit.models.foreign import has_values
 from ftkit.models.kernels.foreign import DispatchMode
 
 
@@ -32,7 +33,7 @@ class LiveBytes(DispatchMode):
         """Run an operator and count what it read and made."""
         out = func(*args, **(kwargs or {}))
         for value in tree_iter((args, kwargs, out)):
-            if isinstance(value, torch.Tensor) and not value.is_meta:
+            if isinstance(value, torch.Tensor) and has_values(value):
                 self._count(value)
         self.peak = max(self.peak, self.live)
         return out

@@ -13,7 +13,6 @@ Dimension letters: B batch, T token, N row, D model, H head, W width of a head.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -35,11 +34,13 @@ class Rows:
     Attributes:
         shape: B and T of the padded form.
         places: [N] int64, the place in [B * T] of each token; None where nothing is padded.
+        firsts: [B] int64, the row of each sequence's first token.
         number: rows, N or more: those beyond it are filled up with zeros.
     """
 
     shape: tuple[int, int]
     places: torch.Tensor | None
+    firsts: torch.Tensor
     number: int
 
     @classmethod
@@ -52,19 +53,13 @@ class Rows:
                 places but one are tokens, as in the largest micro-batch that has padding.
         """
         batch, length = hidden.shape[:2]
-        places = None
+        places, firsts = None, torch.arange(0, batch * length, length)
         if mask is not None:
             seen = mask[:, 0, 0].flatten()
             places = seen.nonzero().flatten() if foreign.has_values(seen) else torch.arange(len(seen) - 1)
+            firsts = torch.searchsorted(places, firsts)
         tokens = batch * length if places is None else len(places)
-        return cls((batch, length), places, num_rows(tokens))
-
-    @cached_property
-    def firsts(self) -> torch.Tensor:
-        """The row of each sequence's first token, [B] int64."""
-        batch, length = self.shape
-        starts = torch.arange(0, batch * length, length)
-        return starts if self.places is None else torch.searchsorted(self.places, starts)
+        return cls((batch, length), places, firsts, num_rows(tokens))
 
     def packed(self, padded: torch.Tensor) -> torch.Tensor:
         """Return the tokens of [B, T, D] one behind the other, [1, N, D]."""
