@@ -194,7 +194,7 @@ FAULTS = {
     "a pickle": (file("d.pkl", b"\x80\x04."), DATA, ["'.pkl'", "save the table as Parquet or CSV"]),
     "a column that is not there": (given("--text-column", "txt"), DATA, ["'txt'", "did you mean 'text'"]),
     "a label column that is not there": (given("--label-column", "lable"), DATA, ["'lable'", "did you mean 'label'"]),
-    "no column that could be text": (file("d.csv", "x,label\na,1\nb,2\n"), DATA, ["no text column", "text_column"]),
+    "no column that could be text": (file("d.csv", "x,label\na,1\nb,2\n"), DATA, ["no text column", "--text-column"]),
     "several separators": (file("d.csv", "text;label,x\na;1,b\n"), DATA, ["could stand between", "data.separator"]),
     "a row too long": (file("d.csv", "text,label\na,1\nb,2,3\n"), DATA, ["line 3", "double quotes"]),
     "broken JSON": (file("d.jsonl", '{"text": "a"}\n{"text": \n'), DATA, ["line 2", "not valid JSON"]),
@@ -295,7 +295,11 @@ FAULTS = {
     ),
     "a tracker that is not installed": (given("--tracker", "clearml"), 6, ["clearml", "pip install clearml"]),
     "a tracker nobody knows": (given("--tracker", "abacus"), CONFIG, ["abacus", "wandb"]),
-    "a rate that explodes": (given("--method", "full", "--learning-rate", "1e30"), 9, ["loss at step", "lower"]),
+    "a rate that explodes": (
+        given("--method", "full", "--learning-rate", "1e30"),
+        9,
+        ["loss at step", "--learning-rate"],
+    ),
     # what goes on
     "nothing to go on with": (given("--resume", "absent"), CONFIG, ["--resume absent", "give the folder"]),
 }

@@ -92,7 +92,10 @@ def test_the_first_bad_step_and_the_last_good_checkpoint_are_named_and_the_run_g
 ):
     with monkeypatch.context() as planted:
         plant(planted, method, change, at_call)
-        with pytest.raises(DivergedError, match=rf"{sentence}; lower .*step-00000004: --resume .* goes on from there"):
+        with pytest.raises(
+            DivergedError,
+            match=rf"{sentence}; give a --learning-rate below .*step-00000004: --resume .* goes on from there",
+        ):
             train(work, tmp_path)
     assert kept(tmp_path) == ["step-00000002", "step-00000004"]
     train(work, tmp_path, resume=True)

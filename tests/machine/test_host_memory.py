@@ -62,5 +62,7 @@ def test_memory_that_the_system_refuses_to_a_rank_is_one_sentence_on_all(module,
 
     process = first_of_two(lambda value: value)
     monkeypatch.setattr(module, name, refuse)
-    with pytest.raises(DeviceError, match=r"cannot share memory .*Cannot allocate.* choose engine\.stream_layers=disk"):
+    with pytest.raises(
+        DeviceError, match=r"cannot share memory .*Cannot allocate.* give --set engine\.stream_layers=disk"
+    ):
         host_memory.host_memory(100, process)

@@ -127,7 +127,9 @@ def test_it_is_offered_to_a_run_that_does_not_fit_and_chosen_where_the_link_is_q
 
 
 def test_on_a_cpu_it_is_refused_and_neither_offered_nor_chosen():
-    with pytest.raises(DeviceError, match=r"activations offloaded on a CPU: .*; leave out model\.offload_activations"):
+    with pytest.raises(
+        DeviceError, match=r"activations offloaded on a CPU: .*; give --set model\.offload_activations=false"
+    ):
         resolve(run_config(), Devices.of(ProcessContext()))
     for target in (find_target(memory_budget="1GiB"), find_target("t4")):
         run = run_config(offloads=False, batch=BATCH)

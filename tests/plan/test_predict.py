@@ -273,11 +273,11 @@ def test_a_process_that_plans_its_own_training_starts_from_what_it_holds():
 
 
 def test_a_heap_that_is_set_is_planned_with_less_of_what_comes_and_goes(monkeypatch):
-    given, tapes = (Target("cpu", "cpu", None, 2**34, num_cpus=2), models.architecture("gpt2")), Tapes()
+    given = Target("cpu", "cpu", None, 2**34, num_cpus=2), models.architecture("gpt2")
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    before = predict(config("gpt2", task="causal-lm", precision="fp32"), *given, tapes=tapes)
+    before = predict(config("gpt2", task="causal-lm", precision="fp32"), *given)
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0")
-    after = predict(config("gpt2", task="causal-lm", precision="fp32"), *given, tapes=tapes)
+    after = predict(config("gpt2", task="causal-lm", precision="fp32"), *given)
 
     assert before.process_low_bytes == RUNTIME_BYTES + _MKL_BYTES + before.peak_active_bytes
     assert before.process_low_bytes == after.process_low_bytes < after.peak_process_bytes < before.peak_process_bytes

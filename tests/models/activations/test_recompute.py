@@ -105,7 +105,7 @@ def test_the_shares_of_the_layers_are_spread_evenly():
 
 
 def test_a_model_without_such_layers_is_refused():
-    with pytest.raises(ModelError, match=r"Linear cannot recompute its layers; set model\.recompute to none"):
+    with pytest.raises(ModelError, match=r"Linear cannot recompute its layers; give --recompute none"):
         set_recompute(torch.nn.Linear(2, 2), Recompute(cheap=1.0))
 
 

@@ -158,7 +158,7 @@ def test_a_layer_that_comes_in_the_midst_of_a_backward_is_found(deep):
         (("method={name: full}", DISK), ConfigError, "every weight trains"),
         ((DISK, "engine.zero_stage=3"), ConfigError, "under DeepSpeed"),
         ((DISK, "method.use_dora=true"), ConfigError, "DoRA"),
-        ((HEAD,), ConfigError, "add engine.stream_layers"),
+        ((HEAD,), ConfigError, "add --set engine.stream_layers=disk"),
         ((DISK, HEAD, "model.lean=false"), ConfigError, "needs the head after it has left"),
         ((DISK, HEAD, "model.resize_embeddings=true"), ModelError, "new rows of the head train"),
         ((DISK, HEAD, "method.targets=[q_proj,lm_head]"), ModelError, r"method\.targets puts an adapter on lm_head"),

@@ -134,8 +134,8 @@ def test_products_of_new_shapes_are_compiled_on_a_cpu_and_a_run_of_ragged_texts_
     slower = [one.total_seconds - usual.total_seconds for one in (dear, twice)]
     assert slower[0] > 10  # kernels: some products, in a shape or more
     assert slower[1] == pytest.approx(2 * slower[0])
-    # So do the forwards of a validation, in nearly as many shapes as there are micro-batches, and those of a trunk.
+    # So do the forwards of a validation and of a trunk; without padding a good part of the shapes come again.
     a_micro_batch = [71 * 8 / one.evaluation_tokens_per_second for one in (usual, dear)]
-    assert a_micro_batch[1] - a_micro_batch[0] > 2  # products of a forward
+    assert a_micro_batch[1] - a_micro_batch[0] > 0.5  # products of a forward
     frozen = config.model_copy(update={"method": FeatureExtraction()})
-    assert planned(1.0, frozen).trunk.seconds_per_step > planned(0.0, frozen).trunk.seconds_per_step + 2
+    assert planned(1.0, frozen).trunk.seconds_per_step > planned(0.0, frozen).trunk.seconds_per_step + 0.5
