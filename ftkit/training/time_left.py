@@ -1,4 +1,4 @@
-"""How long a run still takes: steps as those before, and what is around them as planned, at the pace of the steps."""
+"""How long a run still takes: steps as those before, and what is around them as planned."""
 
 from statistics import mean
 
@@ -21,9 +21,8 @@ def seconds_left(progress: Progress, num_steps: int, planned: AnyPrediction | No
     each = mean(taken[len(taken) // 10 :])
     left = (num_steps - progress.step) * each
     plan = None if planned is None else planned.job
-    if plan is None or not plan.steps_seconds:
+    if plan is None:
         return left
-    pace = each * num_steps / plan.steps_seconds
     validations = plan.num_validations or 0
     share = (validations + 1 - len(progress.validations)) / (validations + 1)  # the end counts as one more
-    return left + max(0.0, share) * pace * ((plan.evaluation_seconds or 0.0) + (plan.save_seconds or 0.0))
+    return left + max(0.0, share) * ((plan.evaluation_seconds or 0.0) + (plan.save_seconds or 0.0))

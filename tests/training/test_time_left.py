@@ -31,10 +31,10 @@ def test_the_first_tenth_of_the_steps_says_nothing_of_the_later_ones():
     assert seconds_left(progress(20, [60.0] * 2 + [1.0] * 18), 30, None) == pytest.approx(10 * 1.0)
 
 
-def test_what_is_around_the_steps_takes_as_much_longer_than_planned_as_they_do():
-    # Planned at 1 s a step, taken at 2: so 12 s of scores and saves become 24, of which a third is behind.
+def test_what_is_around_the_steps_is_added_as_planned():
+    # Of 12 s of scores and saves a third is behind.
     plan = planned(steps=30, evaluations=9, saves=3, num_validations=2)
-    assert seconds_left(progress(10, [2.0] * 10, validations=[10]), 30, plan) == pytest.approx(40 + 24 * 2 / 3)
+    assert seconds_left(progress(10, [2.0] * 10, validations=[10]), 30, plan) == pytest.approx(40 + 12 * 2 / 3)
 
 
 def test_at_the_last_step_what_comes_at_the_end_is_left():
