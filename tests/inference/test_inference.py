@@ -120,6 +120,7 @@ STOPPED_ONCE = """
 import signal
 import ftkit.inference.generate as generate
 from ftkit.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs the tests behind has it ignored
 write, asked = generate.write, []
 def first_stopped(opened, messages, sampling, streamer):
     print("asked", repr(messages[-1]["content"]), flush=True)
