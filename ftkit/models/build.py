@@ -21,7 +21,8 @@ from ftkit.models.kernels.dropout import seed_dropouts
 from ftkit.models.kernels.first_place import pool_early
 from ftkit.models.kernels.grouped_heads import make_grouped
 from ftkit.models.kernels.lora_linear import make_lean
-from ftkit.models.kernels.seeded_attention import NAME, seed_attention
+from ftkit.models.kernels.seeded_attention import NAME as SEEDED_ATTENTION
+from ftkit.models.kernels.seeded_attention import seed_attention
 from ftkit.models.kernels.tiled_mlp import tile_mlps
 from ftkit.models.kernels.unpadded import unpad
 from ftkit.models.methods import method_of
@@ -197,7 +198,7 @@ def _make_lean(config: RunConfig, model: nn.Module) -> None:
         chunk_loss(unwrapped(model))
     else:
         pool_early(unwrapped(model))
-        unpad(unwrapped(model), NAME)
+        unpad(unwrapped(model), SEEDED_ATTENTION)
 
 
 def weight_lines(model: nn.Module) -> Iterator[str]:

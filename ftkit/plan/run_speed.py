@@ -5,7 +5,7 @@ from dataclasses import replace
 from ftkit.data.batching import Shape
 from ftkit.observe.tape import Tape
 from ftkit.plan.inputs.case import Case
-from ftkit.plan.inputs.shapes import packed_rows, padded_rows, usual_step
+from ftkit.plan.inputs.shapes import row_count, usual_step
 from ftkit.plan.needs import compiling
 from ftkit.plan.needs.streamed import coming_usually, seconds_beside
 from ftkit.plan.predicted import Speed
@@ -53,7 +53,7 @@ def speed_of(case: Case, shape: Shape, tape: Tape, share: RankShare, streamed: S
 
 def _usual(case: Case, shape: Shape, tape: Tape) -> tuple[float, float]:
     """Return the micro-batches of a usual step, and the size of one as a share of those that were traced."""
-    rows = packed_rows if tape.unpadded else padded_rows
+    rows = row_count(unpadded=tape.unpadded)
     usual = usual_step(case.run.config, case.target.num_devices, case.sequences, rows)
     is_pooled = shape.length != case.shape.length  # one vector stands for a sequence, however long it is
     size = usual.sequences / shape.batch if is_pooled else usual.tokens / (shape.batch * shape.length)

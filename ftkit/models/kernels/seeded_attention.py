@@ -71,24 +71,12 @@ def attend(
         [batch, tokens, heads, width], or [1, rows, heads, width], and no weights.
     """
     rows = settings.pop(unpadded.ARGUMENT, None)
-    if rows is None:
-        return _attend(module, query, key, value, attention_mask, **settings)
-    heads = query.shape[1]
-    padded = (rows.padded(one.transpose(1, 2).flatten(2)) for one in (query, key, value))
-    query, key, value = (one.unflatten(-1, (heads, -1)).transpose(1, 2) for one in padded)
-    result, _ = _attend(module, query, key, value, attention_mask, **settings)
-    return rows.packed(result.flatten(2)).unflatten(-1, (heads, -1)), None
-
-
-def _attend(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **settings: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attend to padded sequences."""
+    if rows is not None:
+        heads = query.shape[1]
+        padded = (rows.padded(one.transpose(1, 2).flatten(2)) for one in (query, key, value))
+        query, key, value = (one.unflatten(-1, (heads, -1)).transpose(1, 2) for one in padded)
+        attended, _ = attend(module, query, key, value, attention_mask, **settings)
+        return rows.packed(attended.flatten(2)).unflatten(-1, (heads, -1)), None
     rate = settings.get("dropout", 0.0)
     is_special = any(settings.get(name) is not None for name in ("position_bias", "softcap", "cache"))
     learns_mask = attention_mask is not None and attention_mask.requires_grad

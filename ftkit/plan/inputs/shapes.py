@@ -178,6 +178,11 @@ def packed_rows(lengths: NDArray[np.int64]) -> int:
     return num_rows(int(lengths.sum()))
 
 
+def row_count(*, unpadded: bool) -> CountRows:
+    """Return what counts the rows of a micro-batch, where layers run over tokens alone or over padding, too."""
+    return packed_rows if unpadded else padded_rows
+
+
 def usual_step(config: RunConfig, world_size: int, sequences: Sequences, rows: CountRows = padded_rows) -> Usual:
     """Return how the data is usually cut: as some global batches are that are drawn from it.
 
@@ -197,7 +202,7 @@ def usual_step(config: RunConfig, world_size: int, sequences: Sequences, rows: C
     return Usual(len(chunks) / _DRAWN_BATCHES / world_size, num_sequences / len(chunks), tokens / len(chunks))
 
 
-def fresh_shapes(  # a run, its data, and how shapes come again
+def fresh_shapes(
     config: RunConfig,
     world_size: int,
     sequences: Sequences,
@@ -235,7 +240,7 @@ def fresh_shapes(  # a run, its data, and how shapes come again
 def fresh_share(config: RunConfig, world_size: int, sequences: Sequences, rows: CountRows = padded_rows) -> float:
     """Return the share of the micro-batches of an evaluation whose shape is not known from one before it.
 
-    Those of the steps between two evaluations have others, and more than are kept.
+    Those of the steps between two evaluations are taken to have others, and more than are kept.
 
     Args:
         config: the run.

@@ -7,7 +7,7 @@ from collections.abc import Set
 
 from ftkit.observe.tape import OpKey, Tape
 from ftkit.plan.inputs.case import Case
-from ftkit.plan.inputs.shapes import fresh_shapes, fresh_share, packed_rows, padded_rows
+from ftkit.plan.inputs.shapes import fresh_shapes, fresh_share, row_count
 from ftkit.plan.needs.memory import MOST_COMPILED
 from ftkit.plan.seconds.speed import Device
 from ftkit.step.observer import Phase
@@ -28,7 +28,7 @@ def in_a_step(case: Case, tape: Tape, device: Device) -> float:
     if not device.compile_seconds or not case.num_steps or not products:
         return 0.0
     num_kept = max(1, MOST_COMPILED // len(products))
-    rows = packed_rows if tape.unpadded else padded_rows
+    rows = row_count(unpadded=tape.unpadded)
     fresh = fresh_shapes(case.run.config, case.target.num_devices, case.sequences, case.num_steps, num_kept, rows)
     return len(products) * fresh * device.compile_seconds / case.num_steps
 
@@ -43,7 +43,7 @@ def in_a_forward(case: Case, tape: Tape, device: Device) -> float:
     """
     if not device.compile_seconds:
         return 0.0
-    rows = packed_rows if tape.unpadded else padded_rows
+    rows = row_count(unpadded=tape.unpadded)
     share = fresh_share(case.run.config, case.target.num_devices, case.sequences, rows)
     return len(_products(tape, _FORWARDS)) * share * device.compile_seconds
 
