@@ -64,3 +64,27 @@ def test_what_lies_between_two_predictions_is_as_much_as_traced_or_up_to_a_tenth
     assert (middle.micro_batch_size, middle.num_micro_batches) == (4, traced[4].num_micro_batches)
     assert middle.basis is Basis.INTERPOLATED
     assert middle.found == "between micro-batches of 1 and 16"
+
+
+@pytest.mark.parametrize(
+    ("method", "lean", "unpadded"),
+    [
+        (Lora(), True, True),
+        (Full(), True, True),
+        (FeatureExtraction(), True, True),
+        (Lora(layers=(1,)), True, False),
+        (Lora(), False, False),
+    ],
+    ids=["lora", "full", "feature-extraction", "top layers", "plain forms"],
+)
+def test_an_encoder_is_prepared_to_run_without_padding_on_a_cpu(method, lean, unpadded):
+    config = models.run_config("bert", method)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"lean": lean})})
+    given = config, models.architecture("bert", 2), torch.float32, models.shape("bert")
+    assert trace(*given, device_type="cpu").unpadded == unpadded
+    assert not trace(*given).unpadded, "on a GPU"
+
+
+def test_layers_without_padding_are_alike_so_that_a_few_tell_of_all():
+    config, target = models.run_config("bert", Lora()), find_target("cpu")
+    assert predict(config, target, models.architecture("bert", 6)).basis is Basis.TRACED
