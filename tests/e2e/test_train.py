@@ -288,6 +288,9 @@ def test_a_tracker_is_told_the_figures_of_the_record(work):
     told: dict[tuple[str, int], float] = {}
     for file in (work / "tracked" / "tracking").rglob("events*"):
         told |= figures_of(file)
+    left = [line.seconds_left for line in record.steps]
+    assert all(left)
+    assert left[0] > left[-1], "it counts what is still to come"
     for line in record.steps:
         assert told["train/loss", line.step] == pytest.approx(line.loss)
         assert told["train/tokens_per_second", line.step] == pytest.approx(line.tokens_per_second)
