@@ -5,8 +5,8 @@ token by itself (products, norms, activations, dropout) runs over the tokens tha
 [B, T] again. Values and gradients are those of the padded form up to rounding.
 
 The number of rows is rounded up, by an eighth at most, with rows that nothing reads. So blocks of few sizes come again,
-and the heap does not grow with each new one. In half precision so do the kernels that oneDNN compiles for each number of
-rows.
+and the heap does not grow with each new one. In half precision so do the kernels that oneDNN compiles for each number
+of rows.
 
 Dimension letters: B batch, T token, N row, D model, H head, W width of a head.
 """
