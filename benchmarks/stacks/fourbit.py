@@ -108,10 +108,10 @@ class _Gptq(torch.autograd.Function):
         return grad @ torch.empty(ctx.shape, dtype=torch.float16).t(), None, None, None, None, None
 
 
-def quantize_gptq(model: nn.Module, storage: torch.dtype | None, *, group: int, keep: tuple[str, ...] = HEADS) -> None:
+def quantize_gptq(model: nn.Module, storage: torch.dtype | None, *, group: int) -> None:
     """Put GPTQ layers in the place of a model's linear ones, on `meta`; see `GptqLinear`."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] not in keep:
+        if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] not in HEADS:
             _replace(model, name, GptqLinear(module.in_features, module.out_features, group, storage))
 
 

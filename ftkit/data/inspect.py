@@ -27,7 +27,6 @@ class ShownSequence:
     """A sequence of tokens as text.
 
     Attributes:
-        split: `train`, `validation` or `test`.
         number: the place of its text in the split, from 1.
         num_tokens: special tokens included.
         num_targets: the tokens that carry loss, or the label.
@@ -45,29 +44,25 @@ class ShownSequence:
     window: tuple[int, int] | None = None
 
 
-def first_sequences(
-    data: PreparedData, tokenizer: "PreTrainedTokenizerBase", count: int, split: str = "train"
-) -> Iterator[ShownSequence]:
-    """Yield the first sequences of a split as the model will see them.
+def first_sequences(data: PreparedData, tokenizer: "PreTrainedTokenizerBase", count: int) -> Iterator[ShownSequence]:
+    """Yield the first sequences of the training split as the model will see them.
 
     Args:
         data: of `prepare_data`.
         tokenizer: that the data was prepared with.
         count: how many at most.
-        split: `train`, `validation` or `test`.
 
     Yields:
-        The sequences in the order of the split.
+        The sequences in its order.
     """
-    tokens: TokenSplit | None = getattr(data, split)
-    for place in range(min(count, 0 if tokens is None else len(tokens))):
-        assert tokens is not None
+    tokens = data.train
+    for place in range(min(count, len(tokens))):
         part = slice(int(tokens.offsets[place]), int(tokens.offsets[place + 1]))
         ids = tokens.tokens[part].tolist()
         is_target = tokens.labels[part] if tokens.labels.dtype == np.bool_ else np.zeros(len(ids), np.bool_)
         text = _text_of(tokens, place)
         yield ShownSequence(
-            split=split,
+            split="train",
             number=text + 1,
             num_tokens=len(ids),
             num_targets=int(tokens.num_targets[text]),

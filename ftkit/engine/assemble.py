@@ -12,7 +12,6 @@ from ftkit.machine.process import ProcessContext
 from ftkit.models.build import build_model, count_parameters, trainable_parameters
 from ftkit.models.objective import Objective, objective_of
 from ftkit.models.sources.source import Source
-from ftkit.models.sources.weights import Note
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,6 @@ def assemble(
     architecture: Any,
     process: ProcessContext,
     before_engine: Callable[[nn.Module], None] = lambda _: None,
-    note: Note = lambda _: None,
 ) -> Assembled:
     """Load the model of a run and put it onto its device or devices.
 
@@ -64,7 +62,6 @@ def assemble(
         architecture: what `load_config` returned.
         process: the place of this process; its group has been joined.
         before_engine: called with the model on the CPU, before the engine moves or partitions it.
-        note: told what is new in the model.
 
     Returns:
         Model, engine and counts.
@@ -73,7 +70,7 @@ def assemble(
         ModelError: the weights cannot be loaded, or the model is not for this task or method.
         DeviceError: the engine does not run on this machine.
     """
-    model = build_model(run.config, source, architecture, run.dtype, note, process=process)
+    model = build_model(run.config, source, architecture, run.dtype, process=process)
     counts = Counts.of(model)
     before_engine(model)
     objective = objective_of(run.config, architecture, model)

@@ -115,7 +115,7 @@ def _copy_adapter(name: str, source: Source, precision: Precision | None, folder
 def _write_merged(name: str, source: Source, precision: Precision | None, folder: Path, note: Note) -> None:
     config = open_config(name)
     tokenizer = load_tokenizer(source)
-    labels = labels_of(name, source) if config.task == "sequence-classification" else None
+    labels = labels_of(name, source, config.task)
     names, kind = (labels.names, labels.kind) if labels else (None, None)
     architecture = load_config(source, names, tokenizer.pad_token_id, kind)
     dtype = getattr(torch, TORCH_NAMES[precision]) if precision else stored_dtype(source) or torch.float32
@@ -168,5 +168,5 @@ def _write_card(  # noqa: PLR0913  # what a card tells of
 def _write_origin(name: str, source: Source, aside: Path) -> None:
     settings = find_settings(name)
     if settings is not None:
-        labels = labels_of(name, source) if open_config(name).task == "sequence-classification" else None
+        labels = labels_of(name, source, open_config(name).task)
         write_origin(aside, load_settings(settings), labels_line(labels))

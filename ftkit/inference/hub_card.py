@@ -1,7 +1,6 @@
 """The model card of an exported model: the card of its run, with a program for its new form and what the hub reads."""
 
 import json
-import re
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,8 +31,6 @@ inputs = tokenizer(["A text.", "Another one."], padding=True, return_token_type_
 logits = session.run(["logits"], {{name: inputs[name] for name in ("input_ids", "attention_mask")}})[0]
 print(logits)
 """
-_HEAD = re.compile(r"\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|$)", re.DOTALL)
-"""The YAML at the beginning of a card."""
 _PIPELINES = {"sequence-classification": "text-classification", "causal-lm": "text-generation"}
 """As the hub calls what a model is for."""
 
@@ -101,7 +98,7 @@ def _card(run: Path, line: RunLine, source: Source, folder: Path, hub_name: str 
     return Card(
         folder=from_root(folder),
         task=line.config["task"],
-        labels=None if line.labels is None else labels_of(str(run), source),
+        labels=labels_of(str(run), source, line.config["task"]),
         pad_token_id=load_tokenizer(source).pad_token_id,
         precision=line.precision,
         max_length=line.config["data"]["max_length"],
@@ -131,6 +128,7 @@ def _metadata(form: Form, line: RunLine, note: Callable[[str], None]) -> str:
 
 def _license(source: Source) -> str | None:
     """Return the licence on the card of the base model, None where it has no card or the card does not say it."""
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
     from transformers.utils.hub import cached_file
 
     path = cached_file(
@@ -142,8 +140,8 @@ def _license(source: Source) -> str | None:
     )
     if path is None:
         return None
-    head = _HEAD.match(Path(path).read_text(encoding="utf-8", errors="replace"))
-    found = None if head is None else parse_yaml(head[1], Path(path))
+    head = REGEX_YAML_BLOCK.search(Path(path).read_text(encoding="utf-8-sig", errors="replace"))
+    found = None if head is None else parse_yaml(head[2], Path(path))
     license_ = found.get("license") if isinstance(found, dict) else None
     return None if license_ is None else str(license_)
 

@@ -106,16 +106,19 @@ class Opened:
         return self.run.config
 
 
-def labels_of(name: str, source: Source) -> Labels:
-    """Return the labels of a trained classifier: as its run kept them, or else those of the model's configuration.
+def labels_of(name: str, source: Source, task: Task) -> Labels | None:
+    """Return a classifier's labels, as its run kept them or else of the model's configuration; None of other models.
 
     Args:
         name: of the model.
         source: where it is.
+        task: what it is for.
 
     Raises:
-        ModelError: it has no head that classifies.
+        ModelError: it is to classify and has no head for that.
     """
+    if task != "sequence-classification":
+        return None
     line = kept_labels(from_root(name)) if is_there(name) else None
     if line is not None:
         return Labels(line.kind, line.names, Standard(line.mean, line.deviation))
@@ -199,7 +202,7 @@ def open_model(name: str, config: RunConfig, note: Note = lambda _: None) -> Ope
     run = resolve(_streamed_from_here(config, process, note), Devices.of(process))
     source = as_safetensors(resolve_source(config.model, config.task), note)
     tokenizer = load_tokenizer(source)
-    labels = labels_of(name, source) if config.task == "sequence-classification" else None
+    labels = labels_of(name, source, config.task)
     names, kind = (labels.names, labels.kind) if labels else (None, None)
     architecture = load_architecture(source, names, tokenizer.pad_token_id, kind)
     settled = settle_start(run.config, source, tokenizer)

@@ -129,7 +129,7 @@ def join(process: ProcessContext, timeout_seconds: float = TIMEOUT_SECONDS) -> N
         distributed.init_process_group(backend, store=store, rank=0, world_size=1)
 
 
-def _meeting_store(timeout: timedelta, environment: Mapping[str, str] = os.environ) -> "Store":
+def _meeting_store(timeout: timedelta) -> "Store":
     """Return the store through which the ranks find one another, with names of its own for each start of the job.
 
     torchrun keeps one store while it starts the ranks again, and there they would find the addresses of the ranks that
@@ -143,12 +143,12 @@ def _meeting_store(timeout: timedelta, environment: Mapping[str, str] = os.envir
     try:
         store, _, _ = next(meet("env://", timeout=timeout))
     except DistNetworkError as error:
-        address, port = rendezvous(environment)
+        address, port = rendezvous()
         raise DeviceError(
             f"the ranks cannot meet at {address}, port {port}: {str(error).splitlines()[0]}; if another job has the "
             "port, choose another (deepspeed --master_port, torchrun --master-port)"
         ) from error
-    return PrefixStore(f"start-{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def leave() -> None:
@@ -224,18 +224,14 @@ def first_decides(process: ProcessContext, choose: Callable[[], Choice]) -> Choi
     return cast("Choice", choice)
 
 
-def is_one_of_several(environment: Mapping[str, str] = os.environ) -> bool:
+def is_one_of_several() -> bool:
     """Return whether a launcher started this process beside others."""
-    return environment.get("WORLD_SIZE", "1") != "1"
+    return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
-def rendezvous(environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
-    """Return the address and the port where the ranks of this job met.
-
-    Args:
-        environment: variables to values; a launcher of several ranks has set MASTER_ADDR and MASTER_PORT.
-    """
-    return environment["MASTER_ADDR"], environment["MASTER_PORT"]
+def rendezvous() -> tuple[str, str]:
+    """Return the address and the port where the ranks of this job met, which the launcher of several ranks has set."""
+    return os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
 
 
 def end_now(code: int) -> NoReturn:
@@ -253,9 +249,9 @@ def end_now(code: int) -> NoReturn:
     os._exit(code)
 
 
-def end_if_launched(environment: Mapping[str, str] = os.environ) -> None:
+def end_if_launched() -> None:
     """End a launcher's process whose work is done, before the interpreter's clean-up can abort it; see `end_now`."""
-    if "RANK" in environment:
+    if "RANK" in os.environ:
         end_now(0)
 
 

@@ -133,7 +133,7 @@ def _ended(field: str) -> Callable[[Run], Value]:
     return value
 
 
-def _trio(field: str, heading: str, group: Group, shown: Words, note: str, detail: bool = False) -> list[Column]:
+def _trio(field: str, heading: str, group: Group, shown: Words, note: str) -> list[Column]:
     """Return the three columns of a figure: predicted, measured, and the error between them."""
     return [
         Column(
@@ -143,9 +143,8 @@ def _trio(field: str, heading: str, group: Group, shown: Words, note: str, detai
             lambda run: getattr(run.predicted, field),
             shown,
             f"{note} What the plan said.",
-            detail,
         ),
-        Column(field, f"{heading}, measured", group, _measured(field), shown, note, detail),
+        Column(field, f"{heading}, measured", group, _measured(field), shown, note),
         Column(
             f"{field}_error",
             f"{heading}, error",
@@ -153,7 +152,6 @@ def _trio(field: str, heading: str, group: Group, shown: Words, note: str, detai
             lambda run: relative_error(run, field),
             words.signed_percent,
             "Predicted less measured, over measured.",
-            detail,
         ),
     ]
 

@@ -24,9 +24,10 @@ class Metric:
     best: Best
     form: str = ".4f"
 
-    def is_better(self, value: float, than: float) -> bool:
-        """Return whether a value beats another."""
-        return value != than and self.best((value, than)) == value
+    @property
+    def sign(self) -> float:
+        """What a figure is multiplied by, so that the smallest is the best."""
+        return 1.0 if self.best is min else -1.0
 
 
 METRICS = {

@@ -128,12 +128,12 @@ def mcnemar(num_first: int, num_second: int) -> float:
     return min(1.0, 2 * math.fsum(math.exp(log - total * math.log(2)) for log in logs))
 
 
-def sign_flips(differences: Values, seed: int = _SEED) -> float:
+def sign_flips(differences: Values) -> float:
     """Return the two-sided p of the test that flips the signs of paired differences, [N], by chance."""
     differences = differences[differences != 0]
     if not len(differences):
         return 1.0
-    draw, observed = np.random.default_rng(seed), abs(differences.sum()) * (1 - 1e-12)
+    draw, observed = np.random.default_rng(_SEED), abs(differences.sum()) * (1 - 1e-12)
     at_once = max(1, min(_DRAWS_AT_ONCE, 2**22 // len(differences)))
     num_beyond = sum(
         int((np.abs(_signs(draw, min(at_once, NUM_DRAWS - start), len(differences)) @ differences) >= observed).sum())

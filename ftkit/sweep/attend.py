@@ -1,7 +1,6 @@
 """Run a training in a process of its own, and look at its validations while it runs."""
 
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -9,10 +8,9 @@ from pathlib import Path
 
 from ftkit.config.files import dump_config
 from ftkit.config.tree import RunConfig
-from ftkit.errors import ConfigError, DataError, DeviceError
-from ftkit.records.files import read_record
+from ftkit.errors import ConfigError, DeviceError
 from ftkit.records.schema import RunRecord
-from ftkit.sweep.sweep import OUTPUT, explain_failure
+from ftkit.sweep.sweep import OUTPUT, explain_failure, record_of
 
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 60.0
@@ -87,16 +85,6 @@ def attend(config: RunConfig, place: Path, metric: str, start: Start, watch: Wat
     elif stopped is None and not values:
         failure = f"no validation has a {metric}"
     return Attended(values, time.monotonic() - started, stopped, failure, record)
-
-
-def record_of(place: Path) -> RunRecord | None:
-    """Return the record of a run that may still be writing it; None before its first line."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a last line may be half written
-            return read_record(place)
-    except (DataError, OSError):
-        return None
 
 
 def values_of(record: RunRecord | None, metric: str) -> list[float]:

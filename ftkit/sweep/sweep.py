@@ -69,7 +69,7 @@ def run_sweep(trials: Iterable[Trial], folder: Path, runner: Runner) -> Iterator
     """
     for trial in trials:
         place = folder / trial.name
-        earlier = _record(place)
+        earlier = record_of(place)
         if earlier and earlier.result and _is_of(earlier, trial) and not runner.is_stale(earlier):
             yield trial, earlier, True
         else:
@@ -89,7 +89,7 @@ def open_folder(trials: Iterable[Trial], folder: Path, *, overwrite: bool) -> No
         ConfigError: one would and may not, or the folder cannot be made.
     """
     for trial in () if overwrite else trials:
-        earlier = _record(folder / trial.name)
+        earlier = record_of(folder / trial.name)
         if earlier and not _is_of(earlier, trial):
             raise ConfigError(
                 f"{folder / trial.name} holds a measurement of another configuration; name another folder with "
@@ -101,11 +101,11 @@ def open_folder(trials: Iterable[Trial], folder: Path, *, overwrite: bool) -> No
         raise ConfigError(f"cannot make {folder}: {error.strerror}; name another folder with --output") from None
 
 
-def _record(place: Path) -> RunRecord | None:
-    """Return what an earlier run left, however far it came."""
+def record_of(place: Path) -> RunRecord | None:
+    """Return the record of a run, which may still be writing it, however far it came; None before its first line."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what a stopped run cut short is run again
+            warnings.simplefilter("ignore")  # the last line of a run that writes or was stopped may be half of one
             return read_record(place)
     except (DataError, OSError):
         return None

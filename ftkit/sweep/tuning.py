@@ -19,8 +19,9 @@ from ftkit.errors import ConfigError, DependencyError, FtkitError
 from ftkit.records.schema import RunRecord
 from ftkit.report.metrics import METRICS
 from ftkit.report.pages.tuned import Tried, best_first
-from ftkit.sweep.attend import Attended, Start, attend, record_of
+from ftkit.sweep.attend import Attended, Start, attend
 from ftkit.sweep.space import Space
+from ftkit.sweep.sweep import record_of
 
 JOURNAL = "tuning.journal"
 _NAME = "ftkit"

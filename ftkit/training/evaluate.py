@@ -18,6 +18,7 @@ from ftkit.machine.ranks import largest_of_ranks
 from ftkit.models.build import set_training
 from ftkit.records.scores import Scores
 from ftkit.step.observer import NOTHING, Observer, Phase
+from ftkit.training.recovery.limits import BEYOND
 from ftkit.training.results.metrics import figures_of
 
 SORTED_TOGETHER = 1024
@@ -129,7 +130,6 @@ def _agreed(engine: Scorer, reason: str | None, rows: Indices, score: Callable[[
         outcome = largest_of_ranks(engine.process, outcome)
     if outcome == _TOO_LARGE:
         raise DoesNotFitError(
-            f"out of memory in an evaluation with one sequence at a time: {reason or 'on another rank'}; try a smaller "
-            "--max-length, --method qlora, a higher --zero-stage or offload"
+            f"out of memory in an evaluation with one sequence at a time: {reason or 'on another rank'}; try {BEYOND}"
         )
     return outcome

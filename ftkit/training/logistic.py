@@ -114,7 +114,7 @@ def _best(job: Job, problem: Problem, labels: Labels) -> Linear:
     if validation is None:
         return best_in_folds(problem, problem.apart, job.config.training.seed)
     features, unseen = features_of(validation), problem_of(validation, labels)
-    sign = 1.0 if METRICS[metric].is_better(0.0, than=1.0) else -1.0
+    sign = METRICS[metric].sign
 
     def loss_of(layer: Linear) -> float:
         logits = layer.logits(features)

@@ -71,7 +71,7 @@ def best_steps(validations: Mapping[int, float | None], metric: str) -> tuple[in
         metric: the name of the figure.
     """
     values = {step: value for step, value in validations.items() if value is not None}
-    sign = 1.0 if METRICS[metric].is_better(0.0, than=1.0) else -1.0
+    sign = METRICS[metric].sign
     return tuple(sorted(values, key=lambda step: (sign * values[step], step)))
 
 

@@ -28,12 +28,11 @@ def unseen_labels(config: RunConfig) -> tuple[LabelKind, int]:
     return kind, 1 if kind == "regression" else known
 
 
-def find_architecture(config: RunConfig, num_labels: int | None = None) -> Any:
+def find_architecture(config: RunConfig) -> Any:
     """Return the transformers configuration of a run's model.
 
     Args:
-        config: its model section names the model.
-        num_labels: classes, where it classifies; None: as the configuration says, else two.
+        config: its model section names the model; classes are as its data section says, else two.
 
     Returns:
         A configuration, with a pad token and without a cache.
@@ -47,8 +46,7 @@ def find_architecture(config: RunConfig, num_labels: int | None = None) -> Any:
     if getattr(architecture, "pad_token_id", None) is None:
         architecture.pad_token_id = 0
     if config.task == "sequence-classification":
-        kind, known = unseen_labels(config)
-        architecture.num_labels = num_labels or known
+        kind, architecture.num_labels = unseen_labels(config)
         architecture.problem_type = PROBLEM_TYPES[kind]
     return architecture
 

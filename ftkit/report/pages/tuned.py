@@ -114,7 +114,7 @@ def lead(tried: Sequence[Tried]) -> str:
 
 def best_first(tried: Sequence[Tried], metric: str) -> list[Tried]:
     """Return the trials with the best figure first: those that may win, then others, then those without."""
-    sign = 1 if METRICS[metric].best is min else -1
+    sign = METRICS[metric].sign
 
     def order(one: Tried) -> tuple[bool, bool, float]:
         return one.value is None, not one.may_win, math.inf if one.value is None else sign * one.value

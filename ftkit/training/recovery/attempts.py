@@ -26,7 +26,7 @@ from ftkit.models.activations.recompute import set_recompute
 from ftkit.records.schema import RecoveryLine
 from ftkit.step.observer import Phase
 from ftkit.step.step import StepResult
-from ftkit.training.recovery.limits import Limits
+from ftkit.training.recovery.limits import BEYOND, Limits
 from ftkit.training.recovery.signals import StopNow, StopRequest
 from ftkit.units import format_bytes
 
@@ -187,8 +187,7 @@ class Attempts:
             raise DoesNotFitError(
                 f"out of memory with one sequence of up to {self.longest} tokens at a time and every layer recomputed: "
                 f"{reason}{had(available, self.engine.device.type)}; try "
-                f"{_one_by_one(self.groups)}a smaller --max-length, --method qlora, a higher --zero-stage or "
-                "offload"
+                f"{_one_by_one(self.groups)}{BEYOND}"
             )
         if smaller.recompute != before.recompute:
             set_recompute(self.engine.model, smaller.recompute)

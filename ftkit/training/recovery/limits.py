@@ -16,6 +16,8 @@ from ftkit.records.files import CONFIG, LIMITS
 
 _LADDER = (Recompute(cheap=1.0), Recompute(cheap=0.5, layer=0.5), Recompute(layer=1.0))
 """The levels of recomputing that are tried, in this order: each keeps less than the one before it."""
+BEYOND = "a smaller --max-length, --method qlora, a higher --zero-stage or offload"
+"""What is left to try where one sequence at a time is too much."""
 
 
 @dataclass(frozen=True)
