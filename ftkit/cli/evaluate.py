@@ -57,11 +57,14 @@ def evaluate(  # noqa: PLR0913  # one parameter is one flag
     with user_errors():
         begin_with(run)
         quieten()
-        from ftkit.inference.evaluate import keep, score
+        from ftkit.inference.evaluate import check_output, keep, score
         from ftkit.inference.opened import open_config, open_model
 
         columns = named_columns(text=text_column, label=label_column)
-        opened = open_model(run, open_config(run, [*settings, *columns]), _note)
+        config = open_config(run, [*settings, *columns])
+        if output is not None:
+            check_output(output, config.task, dataset, split)
+        opened = open_model(run, config, _note)
         scored = score(opened, dataset, split, (lambda _: None) if as_json else _note)
         if output is not None:
             keep(scored, output)

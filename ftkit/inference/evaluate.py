@@ -1,17 +1,18 @@
 """Score a trained model on data: that of its own run, or another file with the same labels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ftkit.config.tree import DataConfig
+from ftkit.config.tree import DataConfig, Task
 from ftkit.data.arrays import PreparedData, TokenSplit
 from ftkit.data.batching import check_cut
 from ftkit.data.prepare import prepare_data
 from ftkit.data.standard import AS_THEY_ARE
 from ftkit.errors import ConfigError, DataError
 from ftkit.inference.opened import Opened, find_settings
-from ftkit.machine.disk import replace_text
+from ftkit.machine.disk import check_writable, replace_text
 from ftkit.machine.kept_arrays import kept_tokens
 from ftkit.models.build import check_positions
 from ftkit.records.answers import Answers, as_lines
@@ -104,20 +105,45 @@ def _all_of(section: DataConfig, dataset: str, opened: Opened) -> DataConfig:
     return section.model_copy(update=changes)
 
 
+def check_output(path: Path, task: Task, dataset: str | None, split: str | None) -> None:
+    """Refuse to keep answers before anything is scored.
+
+    Args:
+        path: the file for `keep`.
+        task: of the model.
+        dataset: as `score`.
+        split: as `score`.
+
+    Raises:
+        ConfigError: the file cannot be written, or there will be no answers to keep.
+    """
+    if task == "causal-lm":
+        raise ConfigError("--output keeps the answers of a classifier, and this is a language model; leave it out")
+    if dataset is None and split == "train":
+        raise ConfigError("--output keeps no answers to the texts that trained; name their file with --dataset")
+    with _explained(path):
+        check_writable(path.parent)
+
+
 def keep(scored: Scored, path: Path) -> None:
     """Write the answers into a file, as runs keep theirs.
 
     Args:
         scored: what `score` returned.
-        path: the file.
+        path: the file, of which `check_output` found nothing wrong.
 
     Raises:
-        ConfigError: the file cannot be written, or there are no answers to keep.
+        ConfigError: the file cannot be written.
     """
-    if scored.answers is None:
-        raise ConfigError("--output keeps the answers of a classifier, and this is a language model; leave it out")
-    try:
+    assert scored.answers is not None
+    with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, as_lines(scored.answers))
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}; name another file with --output") from None

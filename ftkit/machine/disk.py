@@ -77,6 +77,11 @@ def existing_folder(path: Path) -> Path:
     return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
 
 
+def check_writable(folder: Path) -> None:
+    """Raise OSError where nothing can be written in a folder, or in the nearest one above it that is there."""
+    tempfile.TemporaryFile(dir=existing_folder(folder)).close()
+
+
 def write_rate(folder: Path, num_bytes: int) -> float:
     """Return the bytes per second that a folder's disk takes, flushing included, by writing a file that goes again.
 

@@ -114,10 +114,10 @@ MENDED = {
     "a title.csv": (table(ROWS, before="Reviews of 2026\r\nmade today\r\n"), "remove them", table(ROWS)),
     "a title.xlsx": (
         workbook(("Reviews", [("Reviews of 2026",), (), ("Text", "Label"), *ROWS])),
-        "nothing above it",
+        "must begin with a header line",
         workbook(("Reviews", [("Text", "Label"), *ROWS])),
     ),
-    "no header.csv": (table(ROWS, None), "has the file a header line", table(ROWS)),
+    "no header.csv": (table(ROWS, None), "must begin with a header line", table(ROWS)),
 }
 """Refused, with words of the sentence, and the file as it says that it should be."""
 

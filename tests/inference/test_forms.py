@@ -103,6 +103,22 @@ def test_what_evaluate_keeps_is_what_the_run_kept(trained, tmp_path):
     np.testing.assert_allclose(mine.answers, theirs.answers, rtol=ROUNDING)
 
 
+def test_answers_that_cannot_be_kept_are_refused_before_a_model_is_loaded(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("ftkit.inference.opened.open_model", None)
+    (tmp_path / "file").touch()
+    for run, arguments, words in [
+        (("single", "full"), ["--output", tmp_path / "file" / "answers.jsonl"], "Not a directory; name another file"),
+        (
+            ("single", "full"),
+            ["--output", tmp_path / "new.jsonl", "--split", "train"],
+            "name their file with --dataset",
+        ),
+        (("causal-lm", "lora"), ["--output", tmp_path / "new.jsonl"], "this is a language model; leave it out"),
+    ]:
+        ran = CliRunner().invoke(main, ["evaluate", *map(str, [trained(*run)[0], *arguments])])
+        assert (ran.exit_code, words in ran.stderr) == (2, True), ran.output
+
+
 def test_another_file_is_scored_in_the_units_of_the_run(opened, trained, work):
     _, record = trained("regression", "full")
     file = work / "regression" / "test.jsonl"

@@ -315,7 +315,7 @@ def _doubt(config: DataConfig, found: list[str], names: Sequence[str]) -> str:
         return ""
     if len(names) == 1 and ".xlsx" not in config.dataset.lower():
         return "; if it has several, name the separator between them with --set data.separator=..."
-    return "; has the file a header line with the names of its columns, and nothing above it?"
+    return "; the file must begin with a header line that names its columns"
 
 
 def _preferred(names: Sequence[str]) -> str:

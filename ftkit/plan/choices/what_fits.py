@@ -123,9 +123,8 @@ def _fit(lengths: _Lengths) -> Fit:
     if config.task == "causal-lm" and lengths.architecture.model_type in ENCODERS:
         return _none(lengths, "reads a text whole, and does not write one", is_told=False)
     run = resolve(config, target.devices)
-    reason = weights_reason(target, least_weight_bytes(run, lengths.architecture))
-    if reason is None and config.method.trains_all:
-        reason = states_reason(target, run, lengths.architecture)
+    weight_bytes = least_weight_bytes(run, lengths.architecture)
+    reason = weights_reason(target, weight_bytes) or states_reason(target, run, weight_bytes)
     if reason is not None:
         return _none(lengths, reason)
     best, reason = _longest(lengths)

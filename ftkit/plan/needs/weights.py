@@ -37,20 +37,18 @@ def least_weight_bytes(run: ResolvedRun, architecture: Any) -> int:
     return whole // run.devices.world_size if run.partitions_weights else whole
 
 
-def states_reason(target: Target, run: ResolvedRun, architecture: Any) -> str | None:
-    """Return why weights with masters and moments alone do not fit on a device; None where they may.
+def states_reason(target: Target, run: ResolvedRun, weight_bytes: int) -> str | None:
+    """Return why weights that all train do not fit on a device with masters and moments alone; None where they may.
 
     Args:
         target: the devices.
         run: the run; of the plain engine, which keeps all of them on each device.
-        architecture: of its model.
+        weight_bytes: of one device.
     """
-    if run.engine is not EngineKind.PLAIN or run.config.optimizer.name != "adamw":
+    if not run.config.method.trains_all or run.engine is not EngineKind.PLAIN or run.config.optimizer.name != "adamw":
         return None
-    model = build_empty_model(run.config, architecture, run.dtype)
-    trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
     masters = 0 if run.dtype is torch.float32 else 4
-    least = sum(map(least_bytes, model.parameters())) + trained * (masters + 8)
+    least = weight_bytes + weight_bytes // run.dtype.itemsize * (masters + 8)
     if least <= target.memory_bytes - target.context_bytes:
         return None
     have = f"the {format_bytes(target.memory_bytes)} of {target.name}"

@@ -11,7 +11,6 @@ memory_snapshot_rank0.pickle   where it was asked for, what torch's viewer of a 
 """
 
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -23,7 +22,7 @@ from ftkit.config.paths import named_paths
 from ftkit.config.tree import DEMO, RunConfig
 from ftkit.engine.resolve import ResolvedRun
 from ftkit.errors import CheckpointError, ConfigError, DeviceError
-from ftkit.machine.disk import existing_folder, write_rate
+from ftkit.machine.disk import check_writable, write_rate
 from ftkit.machine.memory import free_host_bytes
 from ftkit.machine.process import ProcessContext
 from ftkit.models.sources.adapters import base_of, find_adapter
@@ -63,7 +62,7 @@ def check_folder(config: RunConfig, *, is_resumed: bool) -> None:
     """
     folder = Path(config.output.folder or "runs")
     with _explained(folder):
-        tempfile.TemporaryFile(dir=existing_folder(folder)).close()
+        check_writable(folder)
     if config.output.folder is not None and not is_resumed:
         _check_inputs(config, folder)
     if config.output.folder is None or not (folder / RECORD).exists():
