@@ -40,9 +40,7 @@ _CONTEXT, _TARGET = 300, 600  # characters of a text that are shown
     metavar="FILE.html",
     help="Write the same as a page, too.",
 )
-def data(  # one parameter is one flag
-    dataset: str | None, rows: int, *, strict: bool, as_json: bool, page: Path | None, **flags: Any
-) -> None:
+def data(dataset: str | None, rows: int, *, strict: bool, as_json: bool, page: Path | None, **flags: Any) -> None:
     """Show what a dataset holds, what is wrong with it, and the first sequences with their targets marked.
 
     Takes all flags of `ftkit train`; those that say nothing of data are not listed here. Only the tokenizer of the

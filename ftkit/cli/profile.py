@@ -21,7 +21,7 @@ from ftkit.machine.hub import work_offline_if_unreachable
 from ftkit.machine.process import ProcessContext, usual_launcher
 from ftkit.sweep.axes import Settings, Trial, make_trials, parse_axis, read_axes
 from ftkit.sweep.sweep import Runner, open_folder, run_sweep
-from ftkit.units import parse_bytes
+from ftkit.units import counted, parse_bytes
 
 if TYPE_CHECKING:
     from ftkit.engine.resolve import ResolvedRun
@@ -156,8 +156,7 @@ def _conclude(places: list[Path], folder: Path, *, as_json: bool) -> int:
         return exit_code(runs)
     text.print_table(runs, Console())
     failed = [run for run in runs if run.reason is not None]
-    what = "1 configuration" if len(runs) == 1 else f"{len(runs)} configurations"
-    click.echo(f"{what}, {len(failed)} failed; the report: {page}")
+    click.echo(f"{counted(len(runs), 'configuration')}, {len(failed)} failed; the report: {page}")
     return exit_code(runs)
 
 

@@ -14,7 +14,7 @@ _KEYS = (
     ("engine", "nvme_path"),
     ("engine", "ds_config"),
 )
-"""What may name a file or a folder; a name that is none, such as a hub's, stays."""
+"""What may name a file or a folder; a name that is not a path, such as a hub's, stays."""
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -196,7 +197,7 @@ def parse_budget(text: str) -> int:
         Bytes.
 
     Raises:
-        ConfigError: no size, or nothing at all.
+        ConfigError: it is not a size above 0.
     """
     count = parse_bytes(text)
     if count <= 0:
@@ -220,7 +221,6 @@ def _cgroup_limits() -> list[int]:
 
 def _resource_limits() -> tuple[int | None, int | None]:
     """Return the limits of the address space and of locked memory in bytes; None: no limit."""
-    import resource  # not on every system, and this is the one place that asks
 
     def soft(which: int) -> int | None:
         value = resource.getrlimit(which)[0]

@@ -211,7 +211,7 @@ class Snapshot:
             device: must be a CUDA device.
 
         Raises:
-            DeviceError: it is none.
+            DeviceError: it is not one.
         """
         check_snapshot(device)
         self._is_open = True

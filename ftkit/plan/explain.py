@@ -23,7 +23,7 @@ from ftkit.plan.predict import Grounds, Tapes
 from ftkit.plan.tracing.attention_choice import AttentionCall, choose, order, refusals
 from ftkit.records.explained import Attention, Explanation, Knob, Logits
 from ftkit.step.observer import Phase
-from ftkit.units import format_bytes
+from ftkit.units import counted, format_bytes
 
 _LIBRARIES = ("python", "ftkit", "torch", "transformers", "peft", "bitsandbytes", "deepspeed")
 
@@ -97,7 +97,7 @@ def _allocator_words(case: Case) -> str:
 def _batch(case: Case) -> str:
     shape = case.shape
     padding = "padded, so that there is a mask" if shape.is_padded else "none of it padding"
-    times = "1 micro-batch" if shape.num_micro_batches == 1 else f"{shape.num_micro_batches} micro-batches"
+    times = counted(shape.num_micro_batches, "micro-batch", "micro-batches")
     return f"{times} of {shape.batch} x {shape.length} tokens, {padding}"
 
 

@@ -120,7 +120,7 @@ class _Recorder:
         self.reporter.note(f"warning: {line.reason}{memory}; going on with {line.after}, where it was {line.before}")
 
 
-def _train(  # what one run is made of
+def _train(
     job: Job, record: _Recorder, started: float, snapshot: Snapshot | None, stop: StopRequest, *, resume: bool
 ) -> RunRecord:
     """Run all steps, restore the best weights, score the test split, save."""

@@ -116,7 +116,7 @@ def measure(config: RunConfig, model_config: Any, dtype: torch.dtype, sizes: Sha
     return measure_model(real_model(config, model_config, dtype), config, model_config, dtype, sizes, given)
 
 
-def measure_model(  # all that decides a step
+def measure_model(
     model: nn.Module,
     config: RunConfig,
     model_config: Any,

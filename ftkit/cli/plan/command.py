@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 @click.option("--explain", "is_explained", is_flag=True, help="Say what the plan rests on, and what lowers the peak.")
 @click.option("--list", "is_list", is_flag=True, help="Print the cards and the models that are known by name.")
 @click.option("--json", "as_json", is_flag=True, help="Print the prediction as JSON.")
-def plan(  # noqa: PLR0913  # one parameter a flag
+def plan(  # noqa: PLR0913  # one parameter is one flag
     gpu: str | None,
     gpus: int | None,
     memory_budget: str | None,
@@ -111,7 +111,7 @@ def plan(  # noqa: PLR0913  # one parameter a flag
         click.get_current_context().exit(8)
 
 
-def _find_target(  # one parameter a flag
+def _find_target(
     config: "RunConfig",
     gpu: str | None,
     gpus: int | None,

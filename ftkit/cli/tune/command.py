@@ -51,7 +51,7 @@ _PAGE = "tuning.html"
     help="What one device may hold, such as 6GiB; its own when not named.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print each trial that ended as a line of JSON.")
-def tune(  # one parameter is one flag
+def tune(
     names: str | None,
     space: Path | None,
     trials: int,

@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ftkit.units import counted
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -37,8 +39,7 @@ class Shard:
 
     def summary(self, name: str) -> str:
         """Return what the report tells of the file, under a shorter name."""
-        num_rows = self.table.num_rows
-        count = f"{num_rows:,} {'file' if self.files else 'row'}{'s' * (num_rows != 1)}"
+        count = counted(self.table.num_rows, "file" if self.files else "row")
         return f"{name} ({'; '.join((count, *self.notes))})"
 
     @property

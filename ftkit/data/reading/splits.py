@@ -179,7 +179,7 @@ def assign_grouped(groups: NDArray[np.int64], shares: Shares, seed: int) -> NDAr
     counts = np.bincount(groups)
     if len(counts) <= len(sizes):
         raise DataError(
-            f"data.group_column has {len(counts)} group{'s' * (len(counts) > 1)} for {len(sizes) + 1} splits; name a "
+            f"data.group_column has {counted(len(counts), 'group')} for {len(sizes) + 1} splits; name a "
             "column with more groups, or give --set data.validation_share=0 or --set data.test_share=0"
         )
     order = np.random.default_rng([seed, 0]).permutation(len(counts))

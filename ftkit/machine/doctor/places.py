@@ -8,7 +8,7 @@ from pathlib import Path
 from ftkit.machine import hub
 from ftkit.machine.disk import cache_folder, existing_folder, write_rate
 from ftkit.machine.doctor.finding import Finding, missing, ok, problem
-from ftkit.units import format_bytes
+from ftkit.units import counted, format_bytes
 
 _TRIAL_BYTES = 2**25
 _LEAST_FREE = 2 * 2**30
@@ -54,7 +54,7 @@ def _port() -> Finding:
 def _hub(*, online: bool) -> Finding:
     folder = hub.hub_cache()
     count = len(list(folder.glob("models--*"))) if folder.is_dir() else 0
-    cache = f"{count} models in its cache {folder}"
+    cache = f"{counted(count, 'model')} in its cache {folder}"
     if os.environ.get("HF_HUB_OFFLINE"):
         return ok("hub", f"not asked, since HF_HUB_OFFLINE is set; {cache}")
     if not online:

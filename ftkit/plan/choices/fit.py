@@ -41,7 +41,7 @@ from ftkit.plan.inputs.target import Target
 from ftkit.plan.predicted import AnyPrediction
 from ftkit.report.planned.streamed import PLACES
 from ftkit.report.words import sharing
-from ftkit.units import format_bytes
+from ftkit.units import counted, format_bytes
 
 _LIMIT = 64
 """Configurations of one level that are predicted at most; the two ends of each family are traced."""
@@ -261,5 +261,5 @@ def _stream_words(config: RunConfig) -> list[str]:
 
 def _cut_words(config: RunConfig) -> str:
     if (size := config.batch.micro_batch_size) is not None:
-        return f"micro-batches of {size} sequence{'' if size == 1 else 's'}"
+        return f"micro-batches of {counted(size, 'sequence')}"
     return f"micro-batches of {config.batch.token_limit:,} tokens"

@@ -101,7 +101,7 @@ class Target:
         return max(1, min(torch.get_num_threads(), self.num_cpus // self.num_devices))
 
 
-def find_target(  # one parameter is one flag
+def find_target(
     gpu: str | None = None,
     num_devices: int | None = None,
     memory_budget: str | None = None,
@@ -123,7 +123,7 @@ def find_target(  # one parameter is one flag
         The target.
 
     Raises:
-        ConfigError: an unknown GPU, a budget that is none, or numbers of devices that contradict each other.
+        ConfigError: an unknown GPU, a budget that is not a size, or numbers of devices that contradict each other.
     """
     number, gpu = _number_and_name(num_devices, gpu)
     ram = parse_budget(ram_budget) if ram_budget else None

@@ -114,7 +114,7 @@ def with_pass(memory: Memory, case: Case, counts: Counts, once: Pass) -> Memory:
     return replace(worse, host_bytes=max(memory.host_bytes, before.host_bytes))
 
 
-def trunk_plan(  # all that a pass is weighed against
+def trunk_plan(
     case: Case,
     once: Pass,
     step_peak: int,

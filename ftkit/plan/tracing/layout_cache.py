@@ -86,7 +86,7 @@ def call_on_fake(mode: Any) -> Call:
     return call
 
 
-def _call(  # what decides the output
+def _call(
     layout: Callable[[Any], _Layout | None],
     empty: Callable[[_Layout], Any],
     func: Any,

@@ -168,7 +168,7 @@ def trace(  # noqa: PLR0913  # what decides a step
     return step.on_tensors(step.trace)
 
 
-def trace_trunk(  # what decides a forward
+def trace_trunk(
     config: RunConfig,
     architecture: Any,
     dtype: torch.dtype,

@@ -21,6 +21,7 @@ from ftkit.report.pages.chart_data import chart_data
 from ftkit.report.pages.templates import fill_page, page_file
 from ftkit.report.significance import compare_groups
 from ftkit.report.text import comparison_latex, comparison_markdown, shared_words
+from ftkit.units import counted
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,8 @@ def lead(runs: Sequence[Run]) -> str:
     good = endings.pop("completed", 0) + endings.pop("stopped early", 0)
     rest = ", ".join(f"{number} {status}" for status, number in endings.most_common())
     devices = " and ".join(sorted({str(words.device(run)) for run in runs if words.device(run)}))
-    what = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
     where = f" on {devices}" if devices else ""
-    return f"{what}{where}: {good} completed" + (f", {rest}." if rest else ".")
+    return f"{counted(len(runs), 'run')}{where}: {good} completed" + (f", {rest}." if rest else ".")
 
 
 def shared_budget(runs: Sequence[Run]) -> int | None:

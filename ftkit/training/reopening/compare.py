@@ -28,7 +28,7 @@ from ftkit.training.reopening.handed_over import Findings, Request, read_answers
 from ftkit.training.results.model import Saved
 from ftkit.training.setup import Job
 from ftkit.training.standby import Standby, open_freshly
-from ftkit.units import format_bytes, format_seconds
+from ftkit.units import counted, format_bytes, format_seconds
 
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """The largest difference of two logits, as a share of the largest one (or of 1, if all are smaller).
@@ -125,8 +125,8 @@ def reopen(job: Job, expected: Remembered, note: Callable[[str], None]) -> float
             f"{job.folder} saves the model anew (with --set output.reopen=false nothing is compared)"
         )
     note(
-        f"opened again in a new process: {len(expected.answers)} sequences have logits that differ by at most "
-        f"{difference:.2g} (the largest is {scale:.3g}), in {format_seconds(time.perf_counter() - started)}"
+        f"opened again in a new process: the logits of {counted(len(expected.answers), 'sequence')} differ by "
+        f"at most {difference:.2g} (the largest is {scale:.3g}), in {format_seconds(time.perf_counter() - started)}"
     )
     return difference
 

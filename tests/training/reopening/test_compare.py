@@ -56,7 +56,7 @@ def test_what_was_saved_is_what_was_in_memory(more, work, tmp_path, request, mon
         monkeypatch.setattr(compare, "open_freshly", None)
         monkeypatch.setattr(threading, "active_count", lambda: 1)  # tests beside each other have a thread for it
     record, said = trained(work, tmp_path / "run", *(one.format(work) for one in more))
-    assert "opened again in a new process: 4 sequences have logits that differ by at most" in said
+    assert "opened again in a new process: the logits of 4 sequences differ by at most" in said
     tolerance = compare.TOLERANCES[torch.float32 if "model.precision=fp32" in more else torch.bfloat16]
     assert record.result.reopened_difference <= tolerance
 
