@@ -1,7 +1,7 @@
 """The errors that a user can cause, each one a sentence: what was given, what was wanted, what to try.
 
     FtkitError                what the command line prints without a traceback
-    ├── ConfigError           a flag, a YAML key or a value that cannot be
+    ├── ConfigError           a flag, a YAML key or a value that is not valid
     ├── DataError             a file, a column, a label or a split that is not there or not usable
     │   └── NoLabelError      no column can be the label
     ├── ModelError            a model that cannot be loaded, or not for this task or method
@@ -33,7 +33,7 @@ class FtkitError(Exception):
 
 
 class ConfigError(FtkitError):
-    """A flag, a key or a value that cannot be."""
+    """A flag, a key or a value is not valid."""
 
 
 class DataError(FtkitError):

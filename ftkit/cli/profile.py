@@ -130,7 +130,7 @@ def _check(trials: list[Trial], folder: Path, *, memory_snapshot: bool, overwrit
     if all(trial.run is None for trial in trials):
         raise ConfigError(str(trials[0].refusal))
     unknown = next((trial for trial in trials if trial.refusal and trial.refusal.startswith("unknown ")), None)
-    if unknown is not None:  # a misspelt name, and not a combination that cannot be
+    if unknown is not None:  # a misspelt name, and not a combination that is refused
         raise ConfigError(f"{unknown.name}: {unknown.refusal}")
     work_offline_if_unreachable({trial.config.model.name for trial in trials if trial.config})
     quieten()

@@ -122,7 +122,7 @@ def train(  # noqa: PLR0913  # one parameter is one flag
 
 
 def _read(flags: dict[str, Any], process: ProcessContext, *, is_resumed: bool) -> RunConfig:
-    """Build the configuration; where it cannot be, tell on the first rank what else is wrong with the run."""
+    """Build the configuration; where it is not valid, tell on the first rank what else is wrong with the run."""
     try:
         return read_config(flags)
     except UnsoundConfigError as error:

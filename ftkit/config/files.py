@@ -23,7 +23,7 @@ _UNICODE_BREAKS = {"\x85", "\u2028", "\u2029"}
 
 
 class UnsoundConfigError(ConfigError):
-    """Sections that cannot be, one line for each problem, and what can be looked at all the same."""
+    """Sections that are not valid, one line for each problem, and what can be looked at all the same."""
 
     def __init__(self, sentences: str, sections: frozenset[str], sound: RunConfig | None) -> None:
         """Keep what is sound.
@@ -56,7 +56,7 @@ def load_config(
         The checked configuration.
 
     Raises:
-        ConfigError: an unknown key, file or preset, or a value that cannot be.
+        ConfigError: an unknown key, file or preset, or a value that is not valid.
     """
     tree: Tree = {}
     if preset is not None:

@@ -70,8 +70,7 @@ def score(opened: Opened, dataset: str | None, split: str | None, note: Callable
     examples, labels = data.examples.get(name), opened.labels
     if logits is None or labels is None or examples is None:
         return Scored(line, None)
-    true = labels.standard.restored(chosen.labels) if labels.kind == "regression" else chosen.labels
-    return Scored(line, answers_to(examples, true, labels, logits, line))
+    return Scored(line, answers_to(examples, chosen.labels, labels, logits, line))
 
 
 def _prepared(opened: Opened, dataset: str | None) -> PreparedData:

@@ -160,7 +160,7 @@ def open_config(name: str, settings: Sequence[str] = ()) -> RunConfig:
         settings: changes, as `key=value`.
 
     Raises:
-        ConfigError: a setting that cannot be.
+        ConfigError: a setting is not valid.
         ModelError: the model is not there.
     """
     file = find_settings(name)

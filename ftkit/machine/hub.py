@@ -72,7 +72,7 @@ def check_login(name: str) -> None:
 
     with _explained(name, lambda error: f"nothing has been made yet: {_cure_before(error)}"):
         HfApi().whoami()
-        HfApi().repo_exists(name)  # refuses names that cannot be, whether there is such a model or not
+        HfApi().repo_exists(name)  # refuses names that are not valid, whether there is such a model or not
 
 
 def upload(folder: Path, name: str, without: Sequence[str] = ()) -> str:

@@ -39,7 +39,7 @@ def plan(  # noqa: PLR0913  # as many as the command has flags for it
         it is a `FormulaPrediction`, which has none.
 
     Raises:
-        FtkitError: an unknown model or GPU, or a configuration that cannot be.
+        FtkitError: an unknown model or GPU, or a configuration that is not valid.
     """
     run = as_config(config)
     if find_row(run.model.name) is None:

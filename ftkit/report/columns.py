@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ftkit.records.schema import EvaluationLine
 from ftkit.report import words
@@ -113,11 +113,13 @@ def _setting(dotted: str) -> Callable[[Run], Value]:
     return lambda run: run.setting(dotted)
 
 
-def _measured(field: str) -> Callable[[Run], Value]:
+def measured(field: str) -> Callable[[Run], Any]:
+    """Return what takes a figure from the measurement of a run; None where it was not taken."""
     return lambda run: getattr(run.measured, field)
 
 
-def _scored(field: str) -> Callable[[Run], Value]:
+def scored(field: str) -> Callable[[Run], Any]:
+    """Return what takes a figure from the scores that a run is judged by; None where it has none."""
     return lambda run: getattr(scores(run), field, None)
 
 
@@ -144,7 +146,7 @@ def _trio(field: str, heading: str, group: Group, shown: Words, note: str) -> li
             shown,
             f"{note} What the plan said.",
         ),
-        Column(field, f"{heading}, measured", group, _measured(field), shown, note),
+        Column(field, f"{heading}, measured", group, measured(field), shown, note),
         Column(
             f"{field}_error",
             f"{heading}, error",
@@ -189,29 +191,29 @@ _MEMORY = [
     for field, (heading, note) in MEMORY_FIGURES.items()
     for column in _trio(field, heading, "memory", words.size, note)
 ] + [
-    Column("peak_phase", "Peak in", "memory", _measured("peak_phase"), words.text, "The phase of the peak."),
-    Column("host_bytes", "Host", "memory", _measured("host_bytes"), words.size, "Host memory of a node.", True),
-    Column("disk_bytes", "Disk", "memory", _measured("disk_bytes"), words.size, "What the run left.", True),
+    Column("peak_phase", "Peak in", "memory", measured("peak_phase"), words.text, "The phase of the peak."),
+    Column("host_bytes", "Host", "memory", measured("host_bytes"), words.size, "Host memory of a node.", True),
+    Column("disk_bytes", "Disk", "memory", measured("disk_bytes"), words.size, "What the run left.", True),
     Column(
-        "active_source", "Live tensors from", "memory", _measured("active_source"), words.text, "How taken.", True
+        "active_source", "Live tensors from", "memory", measured("active_source"), words.text, "How taken.", True
     ),
-    Column("process_source", "Process from", "memory", _measured("process_source"), words.text, "How taken.", True),
+    Column("process_source", "Process from", "memory", measured("process_source"), words.text, "How taken.", True),
 ]  # fmt: skip
 
 _SPEED = [
     *_trio("step_seconds", "Step", "speed", words.duration, "The median step; planned over the lengths that were run."),
     Column(
-        "step_seconds_spread", "Step spread", "speed", _measured("step_seconds_spread"), words.duration,
+        "step_seconds_spread", "Step spread", "speed", measured("step_seconds_spread"), words.duration,
         "The distance between the quartiles of the timed steps.", True,
     ),
-    Column("num_timed_steps", "Timed steps", "speed", _measured("num_timed_steps"), words.whole, "Timed.", True),
+    Column("num_timed_steps", "Timed steps", "speed", measured("num_timed_steps"), words.whole, "Timed.", True),
     Column(
-        "tokens_per_second", "Tokens/s", "speed", _measured("tokens_per_second"), words.rate,
+        "tokens_per_second", "Tokens/s", "speed", measured("tokens_per_second"), words.rate,
         "Real tokens, padding left out, of the whole job.",
     ),
-    Column("samples_per_second", "Samples/s", "speed", _measured("samples_per_second"), words.rate, "Whole job.", True),
+    Column("samples_per_second", "Samples/s", "speed", measured("samples_per_second"), words.rate, "Whole job.", True),
     Column(
-        "model_flops_utilization", "MFU", "speed", _measured("model_flops_utilization"), words.percent,
+        "model_flops_utilization", "MFU", "speed", measured("model_flops_utilization"), words.percent,
         "Model FLOPs utilization: the share of the device's peak arithmetic.",
     ),
     Column("train_seconds", "Training", "speed", _ended("train_seconds"), words.duration, "Training alone."),
@@ -221,30 +223,30 @@ _SPEED = [
 
 _QUALITY = [
     Column(
-        "num_trainable_parameters", "Trainable", "quality", _measured("num_trainable_parameters"), words.count,
+        "num_trainable_parameters", "Trainable", "quality", measured("num_trainable_parameters"), words.count,
         "Trainable parameters.",
     ),
-    Column("num_parameters", "Parameters", "quality", _measured("num_parameters"), words.count, "All of them.", True),
+    Column("num_parameters", "Parameters", "quality", measured("num_parameters"), words.count, "All of them.", True),
     Column("final_loss", "Loss", "quality", final_loss, words.score, "The last logged training loss."),
     Column(
         "validation_loss", "Validation loss", "quality",
         lambda run: getattr(run.record.last_evaluation("validation"), "loss", None), words.score, "The last one.",
     ),
-    Column("scored_on", "Scored on", "quality", _scored("split"), words.text, "The split of the scores.", True),
-    Column("accuracy", "Accuracy", "quality", _scored("accuracy"), words.score, "On the test split, else validation."),
-    Column("exact_match", "Exact match", "quality", _scored("exact_match"), words.score, METRICS["exact_match"].note),
+    Column("scored_on", "Scored on", "quality", scored("split"), words.text, "The split of the scores.", True),
+    Column("accuracy", "Accuracy", "quality", scored("accuracy"), words.score, "On the test split, else validation."),
+    Column("exact_match", "Exact match", "quality", scored("exact_match"), words.score, METRICS["exact_match"].note),
     Column(
-        "baseline", "Baseline", "quality", _scored("baseline"), words.figure,
+        "baseline", "Baseline", "quality", scored("baseline"), words.figure,
         "What the best constant answer would get: accuracy, exact match, or RMSE of numbers.",
     ),
-    Column("f1_macro", "F1 macro", "quality", _scored("f1_macro"), words.score, "The mean over classes."),
-    Column("f1_micro", "F1 micro", "quality", _scored("f1_micro"), words.score, METRICS["f1_micro"].note),
-    Column("f1_weighted", "F1 weighted", "quality", _scored("f1_weighted"), words.score, "By class size.", True),
-    Column("pearson", "Pearson", "quality", _scored("pearson"), words.score, METRICS["pearson"].note),
-    Column("spearman", "Spearman", "quality", _scored("spearman"), words.score, METRICS["spearman"].note),
-    Column("mae", "MAE", "quality", _scored("mae"), words.figure, METRICS["mae"].note),
-    Column("rmse", "RMSE", "quality", _scored("rmse"), words.figure, METRICS["rmse"].note),
-    Column("perplexity", "Perplexity", "quality", _scored("perplexity"), words.rate, "exp of the mean loss."),
+    Column("f1_macro", "F1 macro", "quality", scored("f1_macro"), words.score, "The mean over classes."),
+    Column("f1_micro", "F1 micro", "quality", scored("f1_micro"), words.score, METRICS["f1_micro"].note),
+    Column("f1_weighted", "F1 weighted", "quality", scored("f1_weighted"), words.score, "By class size.", True),
+    Column("pearson", "Pearson", "quality", scored("pearson"), words.score, METRICS["pearson"].note),
+    Column("spearman", "Spearman", "quality", scored("spearman"), words.score, METRICS["spearman"].note),
+    Column("mae", "MAE", "quality", scored("mae"), words.figure, METRICS["mae"].note),
+    Column("rmse", "RMSE", "quality", scored("rmse"), words.figure, METRICS["rmse"].note),
+    Column("perplexity", "Perplexity", "quality", scored("perplexity"), words.rate, "exp of the mean loss."),
     Column("reason", "Reason", "quality", lambda run: run.reason, words.text, "Why it did not complete."),
 ]  # fmt: skip
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ftkit.report import words
 from ftkit.report.collect import Run
-from ftkit.report.columns import COLUMNS, final_loss, scores, split_shared
+from ftkit.report.columns import COLUMNS, MEMORY_FIGURES, final_loss, measured, scored, scores, split_shared
 from ftkit.report.compare import labels
 from ftkit.report.metrics import METRICS
 
@@ -56,33 +56,26 @@ class ContestFigure:
     best: Callable[[Iterable[float]], float] | None
 
 
-def _scored(name: str) -> Callable[[Run], float | None]:
-    return lambda run: getattr(scores(run), name, None)
-
-
+_SHOWN: dict[str, Callable[[float], str]] = {
+    **dict.fromkeys(("accuracy", "f1_macro"), words.score),
+    **dict.fromkeys(("exact_match", "f1_micro", "pearson", "spearman", "mae", "rmse"), words.figure),
+    "perplexity": words.rate,
+    "loss": words.score,
+}
+"""The scores that are compared, and how each is written."""
 CONTEST_FIGURES: dict[str, ContestFigure] = {
-    "accuracy": ContestFigure("Accuracy", lambda run: getattr(scores(run), "accuracy", None), words.score, max),
-    "f1_macro": ContestFigure("F1 macro", lambda run: getattr(scores(run), "f1_macro", None), words.score, max),
     **{
-        name: ContestFigure(METRICS[name].heading, _scored(name), words.figure, METRICS[name].best)
-        for name in ("exact_match", "f1_micro", "pearson", "spearman", "mae", "rmse")
+        name: ContestFigure(METRICS[name].heading, scored(name), shown, METRICS[name].best)
+        for name, shown in _SHOWN.items()
     },
-    "perplexity": ContestFigure("Perplexity", lambda run: getattr(scores(run), "perplexity", None), words.rate, min),
-    "loss": ContestFigure("Loss", lambda run: getattr(scores(run), "loss", None), words.score, min),
     "final_loss": ContestFigure("Final train loss", final_loss, words.score, None),
     "train_seconds": ContestFigure(
         "Time", lambda run: getattr(run.record.result, "train_seconds", None), words.duration, min
     ),
-    "peak_active_bytes": ContestFigure("Peak live", lambda run: run.measured.peak_active_bytes, words.size, min),
-    "peak_reserved_bytes": ContestFigure(
-        "Peak reserved", lambda run: run.measured.peak_reserved_bytes, words.size, min
-    ),
-    "peak_process_bytes": ContestFigure("Peak process", lambda run: run.measured.peak_process_bytes, words.size, min),
-    "processor_joules": ContestFigure("Processor energy", lambda run: run.measured.processor_joules, words.energy, min),
-    "gpu_joules": ContestFigure("GPU energy", lambda run: run.measured.gpu_joules, words.energy, min),
-    "num_trainable_parameters": ContestFigure(
-        "Trainable", lambda run: run.measured.num_trainable_parameters, words.count, None
-    ),
+    **{key: ContestFigure(heading, measured(key), words.size, min) for key, (heading, _) in MEMORY_FIGURES.items()},
+    "processor_joules": ContestFigure("Processor energy", measured("processor_joules"), words.energy, min),
+    "gpu_joules": ContestFigure("GPU energy", measured("gpu_joules"), words.energy, min),
+    "num_trainable_parameters": ContestFigure("Trainable", measured("num_trainable_parameters"), words.count, None),
 }
 
 

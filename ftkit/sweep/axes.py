@@ -32,8 +32,8 @@ class Trial:
         name: its folder's name.
         settings: what the axes say of it.
         world_size: ranks.
-        run: what runs, resolved for this machine; None where it cannot be.
-        refusal: why it cannot be.
+        run: what runs, resolved for this machine; None where it is refused.
+        refusal: why it is refused.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Trial:
 
     @property
     def config(self) -> RunConfig | None:
-        """The configuration, with every `auto` settled; None where it cannot be."""
+        """The configuration, with every `auto` settled; None where it is refused."""
         return self.run.config if self.run else None
 
     def asked(self) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def read_space(base: RunConfig, tree: object) -> Space:
     for axis in axes:
         for value in axis.choices or (str(axis.low), str(axis.high)):
             method = {METHOD: _owner(axis.key, axes, base)} if axis.key != METHOD else {}
-            space.config(method | {axis.key: value})  # raises of a key or a value that cannot be
+            space.config(method | {axis.key: value})  # raises of a key or a value that is not valid
     return space
 
 

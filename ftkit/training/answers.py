@@ -33,10 +33,9 @@ def keep_answers(job: Job, line: EvaluationLine, logits: Logits) -> None:
         return
     split = job.data.validation if line.split == "validation" else job.data.test
     assert split is not None
-    true = labels.standard.restored(split.labels) if labels.kind == "regression" else split.labels
     path = answers_file(job.folder, line.split)
     path.parent.mkdir(exist_ok=True)
-    replace_text(path, as_lines(answers_to(examples, true, labels, logits, line)))
+    replace_text(path, as_lines(answers_to(examples, split.labels, labels, logits, line)))
 
 
 def answers_to(
@@ -46,12 +45,13 @@ def answers_to(
 
     Args:
         examples: the texts.
-        true: the labels, numbers in the data's units.
+        true: the labels as they were trained.
         labels: their kind and names.
         logits: [N, C].
         line: the evaluation.
     """
     answered, shares = answers_of(logits, labels), probabilities_of(logits, labels)
+    true = labels.standard.restored(true) if labels.kind == "regression" else true
     return Answers(
         split=line.split,
         step=line.step,

@@ -246,7 +246,7 @@ def names_to_stream(model: nn.Module, *, table_grows: bool, with_head: bool) -> 
         with_head: whether the head is streamed too.
 
     Raises:
-        ModelError: the head cannot be.
+        ModelError: the head is to be streamed and gets new rows.
     """
     if table_grows and with_head:
         raise ModelError("new rows of the head train; leave engine.stream_head or model.resize_embeddings out")

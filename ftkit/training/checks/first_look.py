@@ -165,7 +165,7 @@ def look_first(
 
 
 def look_beside(error: UnsoundConfigError, *, is_resumed: bool) -> FtkitError:
-    """Look for what is wrong beside a configuration that cannot be, as far as that takes a second.
+    """Look for what is wrong beside a configuration that is not valid, as far as that takes a second.
 
     Args:
         error: the problems of the configuration, and its sound part.
