@@ -9,7 +9,6 @@ import numpy as np
 
 from ftkit.config.tree import DataConfig, Task
 from ftkit.data.arrays import PreparedData, TokenSplit
-from ftkit.data.findings import by_severity
 from ftkit.data.reading.sources import Source
 from ftkit.data.reading.values import kind_words
 from ftkit.data.table.columns import choose_columns
@@ -73,13 +72,10 @@ def first_sequences(data: PreparedData, tokenizer: "PreTrainedTokenizerBase", co
 
 
 def figures(data: PreparedData) -> dict[str, Any]:
-    """Return the report and its findings as plain values, for JSON."""
+    """Return the report as plain values, for JSON; its findings, which data that is refused has too, are told apart."""
     report = asdict(data.report)
+    del report["findings"]
     report["shared"] = {f"{later} with {earlier}": count for (later, earlier), count in data.report.shared.items()}
-    report["findings"] = [
-        {"severity": finding.severity.value, "text": finding.text, "cure": finding.cure}
-        for finding in by_severity(data.report.all_findings())
-    ]
     return {"task": data.task, "fingerprint": data.fingerprint, **report}
 
 

@@ -12,14 +12,14 @@ from ftkit.errors import ConfigError, nearest
 METHOD = "method.name"
 _FACTOR = 10.0
 """By how much a learning rate may lie below and above the default of its method."""
-_RANGE = {"low", "high", "log", "step"}
+_RANGE = {"low", "high", "log"}
 
 
 class Chooser(Protocol):
     """What chooses a value; an Optuna trial does."""
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...  # noqa: D102  # Optuna's
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int: ...  # noqa: D102  # Optuna's
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int: ...  # noqa: D102  # Optuna's
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...  # noqa: D102  # Optuna's
 
 

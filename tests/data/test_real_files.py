@@ -114,7 +114,7 @@ MENDED = {
     "a title.csv": (table(ROWS, before="Reviews of 2026\r\nmade today\r\n"), "remove them", table(ROWS)),
     "a title.xlsx": (
         workbook(("Reviews", [("Reviews of 2026",), (), ("Text", "Label"), *ROWS])),
-        "must begin with a header line",
+        "nothing above it",
         workbook(("Reviews", [("Text", "Label"), *ROWS])),
     ),
     "no header.csv": (table(ROWS, None), "must begin with a header line", table(ROWS)),

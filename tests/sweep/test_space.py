@@ -66,6 +66,7 @@ def test_a_space_of_yaml_has_lists_and_ranges():
     [
         ([], "a space is keys with lists of values"),
         ({"method.rank": 8}, "method.rank must be a list of values, or low and high"),
+        ({"method.rank": {"low": 4, "high": 32, "step": 4}}, "method.rank must be a list of values, or low and high"),
         ({"method.rank": {"low": 8, "high": 8}}, "goes from 8 to 8"),
         ({"optimizer.learning_rate": {"low": 0, "high": 1, "log": True}}, "above 0 for log"),
         ({"optimizer.learning_rate": {"low": "tiny", "high": 1}}, "'tiny', which is not a number"),

@@ -85,7 +85,7 @@ def prediction_lines(prediction: "AnyPrediction", run: "ResolvedRun", target: "T
         ("where", _where(prediction)),
         (
             "host memory",
-            f"{format_bytes(prediction.host_bytes)}, of it pinned {format_bytes(prediction.pinned_bytes)}",
+            f"{format_bytes(prediction.host_bytes)}, {format_bytes(prediction.pinned_bytes)} of it pinned",
         ),
         *_disk_rows(prediction),
         *trunk_rows(prediction.trunk),
@@ -93,8 +93,8 @@ def prediction_lines(prediction: "AnyPrediction", run: "ResolvedRun", target: "T
         ("a save", _saving(prediction.num_trainable_parameters, target)),
         (
             "weights",
-            f"{format_count(prediction.num_parameters)}, of them "
-            f"{format_count(prediction.num_trainable_parameters)} train",
+            f"{format_count(prediction.num_parameters)}, {format_count(prediction.num_trainable_parameters)} of which "
+            "train",
         ),
         *_time_rows(prediction),
         ("found", prediction.found),

@@ -34,11 +34,11 @@ def show_search(asked: "Asked", write: "Path | None", *, as_json: bool) -> None:
     """
     from ftkit.engine.resolve import resolve
     from ftkit.errors import DoesNotFitError
-    from ftkit.plan.choices.search import confirmed, search
+    from ftkit.plan.choices.search import confirmed, options_at, search
 
-    target, architecture, sequences = asked.target, asked.architecture, asked.sequences
-    found = search(asked.config, target, architecture, sequences, asked.tapes)
-    kept, checked = confirmed(found[:SHOWN], target, architecture, sequences)
+    target = asked.target
+    found = search(*asked)
+    kept, checked = confirmed(found[:SHOWN], options_at(*asked))
     if checked is None:
         raise DoesNotFitError(_nothing_fits(asked))
     found = [*kept, *found[SHOWN:]]

@@ -114,19 +114,18 @@ def fit(config: RunConfig, options: Options) -> Fitted:
         ModelError: the model does not go with the run.
         ConfigError: the settings do not go together.
     """
-    target, is_cached = options.target, options.is_cached
     priced = _priced(config, options)
     found, fastest = _fitting(priced, options), min(one.seconds for one in priced)
     if not found or found[0].seconds > ALIKE * fastest:
         streamed = _streamed(config, options)
         priced += streamed
         found = ranked([*found, *_fitting(streamed, options)])
-    kept, checked = confirmed(found, target, options.architecture, options.sequences, is_cached=is_cached)
+    kept, checked = confirmed(found, options)
     if checked is None:
         raise DoesNotFitError(_nothing_fits(config, options, min(priced, key=lambda one: one.needed_bytes)))
     chosen = kept[0]
     engine = chosen.config.engine.model_copy(update={"fit": False})
-    run = resolve(chosen.config.model_copy(update={"engine": engine}), target.devices)
+    run = resolve(chosen.config.model_copy(update={"engine": engine}), options.target.devices)
     return Fitted(run, checked, chosen.seconds / fastest if fastest else None, options.num_layers)
 
 

@@ -74,28 +74,19 @@ def search(
     return options.best(options.price(config, grid(config, target, sequences), limit))
 
 
-def confirmed(
-    found: Sequence[Candidate],
-    target: Target,
-    architecture: Any = None,
-    sequences: Sequences | None = None,
-    *,
-    is_cached: bool = False,
-) -> tuple[list[Candidate], AnyPrediction | None]:
+def confirmed(found: Sequence[Candidate], options: "Options") -> tuple[list[Candidate], AnyPrediction | None]:
     """Trace every layer of what a search found first, and of the next ones until one fits even so.
 
     Args:
         found: candidates, the best first.
-        target: the devices.
-        architecture: of the model; found by its name when None.
-        sequences: the data; None: not at hand.
-        is_cached: whether the cache has all that a frozen trunk would make of the data.
+        options: that they were found among.
 
     Returns:
         The candidates without those that may not fit, and the exact prediction of the first; None where none is left.
     """
     for number, candidate in enumerate(found):
-        checked = predict(candidate.config, target, architecture, sequences=sequences, exact=True, is_cached=is_cached)
+        # Apart from the others, since the tape of all layers is large, and nobody asks for it again.
+        checked = replace(options, tapes=Tapes()).predict(candidate.config, exact=True)
         if checked.verdict is Verdict.FITS:
             return list(found[number:]), checked
     return [], None
@@ -291,10 +282,16 @@ class Options:
         """Return a candidate whose prediction was traced and not read off between two others."""
         return Candidate(candidate.config, self.predict(candidate.config), candidate.changes)
 
-    def predict(self, config: RunConfig) -> AnyPrediction:
-        """Predict a configuration."""
+    def predict(self, config: RunConfig, *, exact: bool = False) -> AnyPrediction:
+        """Predict a configuration; `exact` traces every layer."""
         return predict(
-            config, self.target, self.architecture, sequences=self.sequences, tapes=self.tapes, is_cached=self.is_cached
+            config,
+            self.target,
+            self.architecture,
+            sequences=self.sequences,
+            exact=exact,
+            tapes=self.tapes,
+            is_cached=self.is_cached,
         )
 
     def _sound(

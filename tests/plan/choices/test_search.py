@@ -112,12 +112,13 @@ def test_a_winner_that_does_not_fit_when_every_layer_is_traced_is_not_one(monkey
 
     monkeypatch.setattr(searching, "predict", exact)
     found = search(config(), find_target("t4"), tapes=TAPES, limit=4)
-    kept, checked = confirmed(found, find_target("t4"))
+    options = options_at(config(), find_target("t4"), None, None, None)
+    kept, checked = confirmed(found, options)
     assert checked is not None
     assert checked.fits
     assert kept == found[len(found) - len(kept) :] != found
     assert kept[0].config.batch.micro_batch_size <= 8
-    assert confirmed(found[:1], find_target("t4")) == ([], None)
+    assert confirmed(found[:1], options) == ([], None)
 
 
 def test_what_a_model_does_not_go_with_is_not_offered(monkeypatch):
