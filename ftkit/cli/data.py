@@ -93,11 +93,12 @@ def _look(config: "RunConfig", source: "Source", rows: int) -> _Shown:
     from ftkit.data.inspect import first_sequences
     from ftkit.data.prepare import prepare_data
     from ftkit.machine.kept_arrays import kept_tokens
-    from ftkit.models.sources.source import load_tokenizer, own_label_names, resolve_source
+    from ftkit.models.sources.source import load_tokenizer, resolve_source
+    from ftkit.models.sources.start import kept_label_names
 
     model = resolve_source(config.model, config.task)
     tokenizer = load_tokenizer(model)
-    own_labels = own_label_names(model) if config.task == "sequence-classification" else None
+    own_labels = kept_label_names(config, model)
     store = kept_tokens(config.cache)
     try:
         prepared = prepare_data(

@@ -26,6 +26,7 @@ class ShownSequence:
     """A sequence of tokens as text.
 
     Attributes:
+        split: where it is from.
         number: the place of its text in the split, from 1.
         num_tokens: special tokens included.
         num_targets: the tokens that carry loss, or the label.

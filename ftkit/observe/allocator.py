@@ -105,7 +105,7 @@ class CachingAllocator:
         self.peak_active_bytes = self.peak_reserved_bytes = 0
 
     def allocate(self, size: int, stream: int = 0) -> int:
-        """Target a request.
+        """Place a request.
 
         Args:
             size: bytes, before rounding.

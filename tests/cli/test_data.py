@@ -71,6 +71,16 @@ def test_classes_lengths_and_labels_are_shown(reviews, text_model):
     assert "warning: train: 100.0% of the texts are cut at max_length; --max-length " in done.output
 
 
+def test_labels_of_another_head_are_refused_unless_a_new_one_is_drawn(reviews, tmp_path):
+    word_piece().save_pretrained(tmp_path)
+    names = {0: "left", 1: "right"}
+    kinds = ["BertForSequenceClassification"]
+    transformers.BertConfig(architectures=kinds, id2label=names).save_pretrained(tmp_path)
+    refused = run(reviews, "--model", tmp_path)
+    assert (refused.exit_code, "--set model.new_head=true" in refused.output) == (3, True)
+    assert run(reviews, "--model", tmp_path, "--set", "model.new_head=true").exit_code == 0
+
+
 def test_warnings_fail_where_that_is_wanted(reviews, text_model):
     assert run(reviews, "--model", text_model, "--max-length", "6", "--strict").exit_code == 3
     assert run(reviews, "--model", text_model, "--strict").exit_code == 0

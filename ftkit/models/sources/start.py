@@ -6,7 +6,7 @@ from typing import Any
 
 from ftkit.config.tree import ModelConfig, RunConfig
 from ftkit.errors import ModelError
-from ftkit.models.sources.source import Source, own_config
+from ftkit.models.sources.source import Source, own_config, own_label_names
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,17 @@ def settle_start(config: RunConfig, source: Source, tokenizer: Any) -> RunConfig
         ModelError: the tokenizer has tokens that the model has no rows for.
     """
     return config.model_copy(update={"model": _settle_rows(config.model, source, tokenizer)})
+
+
+def kept_label_names(config: RunConfig, source: Source) -> tuple[str, ...] | None:
+    """Return the label names of the head that a run goes on with; None where it draws one.
+
+    Args:
+        config: the run.
+        source: where its model is.
+    """
+    keeps_head = config.task == "sequence-classification" and not config.model.new_head
+    return own_label_names(source) if keeps_head else None
 
 
 def _settle_rows(config: ModelConfig, source: Source, tokenizer: Any) -> ModelConfig:

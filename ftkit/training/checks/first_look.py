@@ -39,10 +39,9 @@ from ftkit.models.sources.source import (
     load_config,
     load_tokenizer,
     own_label_kind,
-    own_label_names,
     resolve_source,
 )
-from ftkit.models.sources.start import settle_start
+from ftkit.models.sources.start import kept_label_names, settle_start
 from ftkit.plan.preflight import check_weights
 from ftkit.records.job import JobPlan
 from ftkit.report.metrics import KINDS
@@ -191,8 +190,7 @@ def _look_at_data(
 ) -> FirstLook:
     """Check the model's size, then the data, then both against one another."""
     config, pad = run.config, tokenizer.pad_token_id
-    keeps_head = config.task == "sequence-classification" and not config.model.new_head
-    own_labels = own_label_names(source) if keeps_head else None
+    own_labels = kept_label_names(config, source)
     # A model that does not fit is told before its data is read, which may take minutes.
     with quiet_collector(trusts=True):  # which imports the model's code
         mistakes.of(lambda: check_weights(config, process, load_config(source, own_labels, pad)))
@@ -212,7 +210,7 @@ def _look_at_data(
     data = data if config.training.score_test else replace(data, test=None)
     longest = data.longest
     mistakes.of(lambda: _check_best_metric(config.training.best_metric, data.label_kind))
-    if keeps_head:
+    if own_labels is not None:
         mistakes.of(lambda: _check_head(source, data.label_kind))
     if config.batch.micro_batch_tokens != "auto":
         mistakes.of(lambda: check_cut(config.batch, longest))

@@ -26,8 +26,8 @@ from ftkit.machine.disk import replace_text
 from ftkit.machine.kept_arrays import kept_tokens
 from ftkit.machine.versions import versions
 from ftkit.models.logistic import PENALTIES, Linear, Problem, best
-from ftkit.models.sources.source import load_tokenizer, own_label_names, resolve_source
-from ftkit.models.sources.start import settle_start
+from ftkit.models.sources.source import load_tokenizer, resolve_source
+from ftkit.models.sources.start import kept_label_names, settle_start
 from ftkit.records.answers import answers_file, as_lines
 from ftkit.records.files import RECORD
 from ftkit.records.schema import EvaluationLine, LabelsLine, Measurement, ResultLine, RunLine
@@ -103,8 +103,7 @@ def _prepared(config: RunConfig) -> PreparedData:
     source = resolve_source(config.model, config.task)
     tokenizer = load_tokenizer(source)
     config = settle_start(config, source, tokenizer)
-    keeps_head = config.task == "sequence-classification" and not config.model.new_head
-    names = own_label_names(source) if keeps_head else None
+    names = kept_label_names(config, source)
     store = kept_tokens(config.cache)
     return prepare_data(config.data, config.task, tokenizer, config.data_seed, names, may_lack_labels=True, store=store)
 

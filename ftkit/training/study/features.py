@@ -13,7 +13,7 @@ from ftkit.data.prepare import prepare_data
 from ftkit.errors import ConfigError, DataError, ModelError
 from ftkit.machine.kept_arrays import kept_tokens
 from ftkit.machine.process import ProcessContext
-from ftkit.models.sources.source import own_label_names
+from ftkit.models.sources.start import kept_label_names
 from ftkit.records.study import Contestant, CurvePoint, StudyRecord, Suspect
 from ftkit.report.significance import bootstrap
 from ftkit.training.logistic import features_of
@@ -109,14 +109,13 @@ def _pool(job: Job) -> Pool:
     splits = {name: split for name in _SPLITS if (split := getattr(data, name)) is not None}
     if not all(split.hidden is not None and split.hidden.is_pooled for split in splits.values()):
         raise ModelError("this model's head looks at more than one vector of a text; choose another model")
-    keeps = not config.model.new_head
     # A training keeps the texts of validation and test alone.
     again = prepare_data(
         config.data,
         config.task,
         job.tokenizer,
         config.data_seed,
-        own_label_names(job.source) if keeps else None,
+        kept_label_names(config, job.source),
         may_lack_labels=True,
         store=kept_tokens(config.cache),
     )
