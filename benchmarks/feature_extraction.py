@@ -82,7 +82,6 @@ def as_csv(folder: Path) -> Path:
 
 def timed(way: str, asked: argparse.Namespace, settings: list[str], folder: Path, number: int) -> dict[str, Any]:
     """Run a way in a process of its own; return what it found, with its seconds."""
-    environment = os.environ | {"FTKIT_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
     if way in ("cold", "warm", "logistic"):
         seed = number if way == "cold" else number + 1
         command = [sys.executable, "-m", "ftkit", "train", "--output", str(folder / way), "--seed", str(seed)]
@@ -92,14 +91,21 @@ def timed(way: str, asked: argparse.Namespace, settings: list[str], folder: Path
         given = [sys.argv[1], *(["--folder", str(asked.folder)] if asked.folder else [])]
         given += ["--samples", str(asked.samples)] if asked.samples else []
         command = [sys.executable, "-m", "benchmarks.feature_extraction", *given, "--way", way]
+    printed, seconds = finished(command, folder)
+    if way not in ("cold", "warm", "logistic"):
+        return dict(json.loads(printed.splitlines()[-1]), seconds=seconds)
+    return {"seconds": seconds} | of_record(folder / way, printed)
+
+
+def finished(command: list[str], folder: Path) -> tuple[str, float]:
+    """Run a command, with a cache in a folder; return what it printed, and its seconds."""
+    environment = os.environ | {"FTKIT_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
     started = time.perf_counter()
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     seconds = time.perf_counter() - started
     if done.returncode:
         raise SystemExit(done.stdout[-2000:] + done.stderr[-3000:])
-    if way not in ("cold", "warm", "logistic"):
-        return dict(json.loads(done.stdout.splitlines()[-1]), seconds=seconds)
-    return {"seconds": seconds} | of_record(folder / way, done.stdout)
+    return done.stdout, seconds
 
 
 def of_record(folder: Path, said: str) -> dict[str, Any]:

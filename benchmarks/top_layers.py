@@ -10,15 +10,12 @@ micro-batches of 512 tokens as it chooses them, and again with all 32 sequences 
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.feature_extraction import loaded, trained
+from benchmarks.feature_extraction import finished, loaded, of_record, trained
 
 EPOCHS, STEP, RANK, TOP = 5, 32, 8, 3
 SETTINGS = ["method.name=lora", f"method.rank={RANK}", f"method.top_layers={TOP}", f"training.epochs={EPOCHS}"]
@@ -45,20 +42,13 @@ def main() -> None:
 
 def timed(way: str, settings: list[str], samples: int, folder: Path) -> dict[str, Any]:
     """Run a way in a process of its own; return its seconds, and the accuracy that it reached."""
-    environment = os.environ | {"FTKIT_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
     own = [sys.executable, "-m", "benchmarks.top_layers", "--samples", str(samples), "--way", way]
     ours = [sys.executable, "-m", "ftkit", "train", "--output", str(folder / way)]
     ours += ["--set", "data.split_seed=0", *(f"--set={setting}" for setting in settings)]
-    started = time.perf_counter()
-    done = subprocess.run(own if way == "trainer" else ours, env=environment, capture_output=True, text=True)
-    seconds = time.perf_counter() - started
-    if done.returncode:
-        raise SystemExit(done.stdout[-2000:] + done.stderr[-3000:])
+    printed, seconds = finished(own if way == "trainer" else ours, folder)
     if way == "trainer":
-        return dict(json.loads(done.stdout.splitlines()[-1]), seconds=seconds)
-    lines = [json.loads(line) for line in (folder / way / "record.jsonl").read_text().splitlines()]
-    test = next(line for line in lines if line["kind"] == "evaluation" and line["split"] == "test")
-    return {"accuracy": test["accuracy"], "steps": lines[-1]["train_seconds"], "seconds": seconds}
+        return dict(json.loads(printed.splitlines()[-1]), seconds=seconds)
+    return of_record(folder / way, printed) | {"seconds": seconds}
 
 
 def adapted(settings: list[str]) -> tuple[Any, Any, Any]:

@@ -6,10 +6,10 @@ from typing import Any
 import click
 
 from ftkit.cli.grouped_help import GroupedHelp
-from ftkit.cli.options import Name, config_options, read_config, user_errors
+from ftkit.cli.options import Name, config_options, named_methods, read_config, user_errors
 from ftkit.cli.series import train_series
 from ftkit.config.methods import methods
-from ftkit.errors import ConfigError, nearest
+from ftkit.errors import ConfigError
 
 _USUAL = "feature-extraction,lora,qlora"
 
@@ -34,10 +34,7 @@ def compare(names: str, seeds: int, *, baselines: bool, **flags: Any) -> None:
     with what was stopped, and trains nothing twice. Exits with the code of the first run that failed.
     """
     with user_errors():
-        wanted = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
-        for name in wanted:
-            if name not in methods():
-                raise ConfigError(f"--methods: no method {name!r}; {nearest(name, methods())}")
+        wanted = named_methods(names)
         if len(wanted) < 2:
             raise ConfigError(f"--methods {names}: give two methods or more; known: {', '.join(methods())}")
         configs = [read_config(_flags_of(name, flags)) for name in wanted]

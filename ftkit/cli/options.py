@@ -20,7 +20,7 @@ from ftkit.config.methods import default_method, methods
 from ftkit.config.recompute import LEVELS, OLD_SHARE
 from ftkit.config.section import EMPTY
 from ftkit.config.tree import RunConfig, Task
-from ftkit.errors import ConfigError, DeviceError, FtkitError, PeerLostError
+from ftkit.errors import ConfigError, DeviceError, FtkitError, PeerLostError, nearest
 from ftkit.machine.disk import is_full
 from ftkit.machine.memory import quiet_collector
 from ftkit.machine.process import end_now, is_one_of_several
@@ -133,6 +133,19 @@ def named_columns(**names: str | None) -> list[str]:
     """
     given = {role: json.dumps(name, ensure_ascii=False) for role, name in names.items() if name is not None}
     return [f"data.{role}_column={name}" for role, name in given.items()]
+
+
+def named_methods(names: str) -> list[str]:
+    """Return the methods that `--methods A,B` names, each once.
+
+    Raises:
+        ConfigError: it names none, or one that there is not.
+    """
+    wanted = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    for name in wanted or [names]:
+        if name not in methods():
+            raise ConfigError(f"--methods: no method {name!r}; {nearest(name, methods())}")
+    return wanted
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from ftkit.engine.protocol import Engine
 from ftkit.models.bnb import hidden_tensors
 from ftkit.models.objective import Objective
 from ftkit.models.streaming.stream import stream_of
+from ftkit.models.structure.layers import transformer_layers
 from ftkit.models.trunk.cut import Cut, arriving
 from ftkit.models.trunk.rows import read_dtype
 from ftkit.observe.recorder import Recorder
@@ -20,12 +21,9 @@ from ftkit.step.observer import Phase
 
 
 def layer_names(model: nn.Module) -> dict[str, int]:
-    """Return the modules that follow one another as layers, with their numbers: the longest list of modules."""
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
-        return {}
-    name, longest = max(lists, key=lambda entry: len(entry[1]))
-    return {f"{name}.{number}": number for number in range(len(longest))}
+    """Return the names of a model's layers, with their numbers; none where it has no layers."""
+    name, layers = transformer_layers(model) or ("", ())
+    return {f"{name}.{number}": number for number in range(len(layers))}
 
 
 def record_steps(engine: Engine, micro_batches: Sequence[MicroBatch], recorder: Recorder, num_steps: int = 2) -> Tape:

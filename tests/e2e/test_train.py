@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -11,10 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from sklearn.metrics import accuracy_score, f1_score
 
+from ftkit.config.files import load_config
 from ftkit.machine import hardware
+from ftkit.models.build import build_empty_model
+from ftkit.models.kernels.unpadded import is_unpadded
+from ftkit.plan.inputs.architectures import find_architecture
 from ftkit.plan.needs.memory import RUNTIME_BYTES
 from ftkit.records.files import read_record
 from ftkit.records.schema import Basis
@@ -31,7 +37,11 @@ def losses(folder):
 
 @pytest.fixture(scope="module")
 def trained(work):
-    done = run(*flags(work, work / "out", "--learning-rate", 0.01))
+    """A run of a model that drops out in its attention, as most encoders do."""
+    model = shutil.copytree(work / "bert", work / "bert-with-dropout")
+    fields = json.loads((model / "config.json").read_text()) | {"attention_probs_dropout_prob": 0.1}
+    (model / "config.json").write_text(json.dumps(fields))
+    done = run(*flags(work, work / "out", "--model", model, "--learning-rate", 0.01))
     assert done.exit_code == 0, done.output
     return work / "out", done
 
@@ -46,6 +56,11 @@ def test_a_run_learns_scores_and_leaves_a_whole_result_folder(trained):
     assert names >= {"config.yaml", "record.jsonl", "checkpoints", "model", "README.md"}
     assert "Labels: no, yes." in (folder / "README.md").read_text()
     assert str(folder / "model") in done.output
+
+
+def test_its_layers_ran_without_padding(trained):
+    config = load_config(trained[0] / "config.yaml")
+    assert is_unpadded(build_empty_model(config, find_architecture(config), torch.float32))
 
 
 def test_the_saved_model_predicts_with_plain_peft_what_the_record_says(trained, work):

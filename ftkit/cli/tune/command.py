@@ -12,12 +12,11 @@ import click
 
 from ftkit.cli.grouped_help import GroupedHelp
 from ftkit.cli.opening import check_named, say_begun
-from ftkit.cli.options import Name, Place, config_options, quieten, read_config, user_errors
+from ftkit.cli.options import Name, Place, config_options, named_methods, quieten, read_config, user_errors
 from ftkit.cli.tune.trial import start_trial
 from ftkit.config.files import dump_config, load_yaml
-from ftkit.config.methods import methods
 from ftkit.config.tree import RunConfig
-from ftkit.errors import ConfigError, nearest
+from ftkit.errors import ConfigError
 from ftkit.report.metrics import METRICS
 from ftkit.report.pages.tuned import Tried, short, tuned_page
 from ftkit.sweep.space import Space, read_space, usual_space
@@ -71,7 +70,7 @@ def tune(
     with user_errors():
         base = read_config(flags)
         folder = Path(base.output.folder or "runs/tune")
-        wanted = _methods(names, base)
+        wanted = named_methods(names) if names else [base.method.name]
         found = _space(space, base, wanted)
         budget = Budget(trials, None if time_budget is None else parse_seconds(time_budget))
         say_begun("searching settings of", base, is_quiet=as_json)
@@ -81,14 +80,6 @@ def tune(
         tuning = Tuning(found, folder, _planner(memory_budget), start_trial, shown)
         tuning.run(budget)
         _finish(tuning, folder, as_json=as_json)
-
-
-def _methods(names: str | None, base: RunConfig) -> list[str]:
-    wanted = [name.strip() for name in names.split(",")] if names else [base.method.name]
-    for name in wanted:
-        if name not in methods():
-            raise ConfigError(f"--methods: no method {name!r}; {nearest(name, methods())}")
-    return wanted
 
 
 def _space(file: Path | None, base: RunConfig, names: list[str]) -> Space:
