@@ -153,7 +153,8 @@ def _attend(trial: Trial, command: list[str], place: Path, time_limit: float) ->
             return "time limit", f"not done after {time_limit:g} s; ended"
         finally:
             _end_group(process)
-    if code == 0 and _has_result(place):
+    left = record_of(place)
+    if code == 0 and left and left.result:
         return None
     return explain_failure(code, (place / OUTPUT).read_text(encoding="utf-8", errors="replace"))
 
@@ -163,13 +164,6 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def _has_result(place: Path) -> bool:
-    try:
-        return read_record(place).result is not None
-    except DataError:
-        return False
 
 
 def explain_failure(code: int, output: str) -> tuple[Failure, str]:
@@ -205,11 +199,7 @@ def _causes(lines: Iterable[str]) -> list[str]:
 
 def _write_failure(trial: Trial, place: Path, prediction: Prediction | None, failure: Failure, reason: str) -> None:
     """End the record of a trial that could not end it itself."""
-    try:
-        read_record(place)
-        is_begun = True
-    except DataError:
-        is_begun = False
+    is_begun = record_of(place) is not None
     end = ResultLine(
         status="failed", failure=failure, reason=reason, num_steps=0, train_seconds=0.0, total_seconds=0.0,
         measurement=Measurement(),
