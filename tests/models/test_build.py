@@ -34,10 +34,6 @@ def built(folder, *settings, dtype=torch.float32, empty=False):
     return model.build_model(config, source, architecture, dtype)
 
 
-def suffixes(module):
-    return sorted(module.peft_config["default"].target_modules)
-
-
 @pytest.mark.parametrize(
     ("family", "attention", "mlp"),
     [

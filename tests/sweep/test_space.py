@@ -23,7 +23,7 @@ class First:
         self.asked.append(name)
         return (low * high) ** 0.5 if log else (low + high) / 2
 
-    def suggest_int(self, name, low, high, *, step=1, log=False):
+    def suggest_int(self, name, low, high, *, log=False):
         self.asked.append(name)
         return low
 
