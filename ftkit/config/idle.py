@@ -11,6 +11,7 @@ from math import ceil
 from typing import Any
 
 from ftkit.config.tree import RunConfig
+from ftkit.units import counted
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Idle:
     Attributes:
         keys: of the settings, dotted.
         applies: whether it is so.
-        words: what becomes of each and why, after `key=value`; with attributes of `known` in braces.
+        words: what becomes of each and why, after `key=value`; with attributes of `known`, and `steps`, in braces.
     """
 
     keys: tuple[str, ...]
@@ -98,7 +99,7 @@ IDLE = (
             and known.epochs_end is not None
             and (known.config.training.max_steps or 0) > known.epochs_end
         ),
-        "has no effect: the epochs end after {known.epochs_end} steps",
+        "has no effect: the epochs end at step {known.epochs_end}",
     ),
     Idle(
         ("training.epochs",),
@@ -113,17 +114,17 @@ IDLE = (
     Idle(
         ("training.log_every",),
         lambda known: known.ends_before(known.config.training.log_every),
-        "is never reached: the run has {known.num_steps} steps",
+        "is never reached: the run has {steps}",
     ),
     Idle(
         ("training.eval_every",),
         lambda known: known.ends_before(known.config.training.eval_every),
-        "is never reached: the run has {known.num_steps} steps, and validates at its end alone",
+        "is never reached: the run has {steps}, and validates at its end alone",
     ),
     Idle(
         ("training.checkpoint_every",),
         lambda known: known.ends_before(known.config.training.checkpoint_every),
-        "is never reached: the run has {known.num_steps} steps, and writes a checkpoint at its end alone",
+        "is never reached: the run has {steps}, and writes a checkpoint at its end alone",
     ),
     Idle(
         ("training.early_stopping_patience",),
@@ -195,11 +196,12 @@ def idle_settings(known: KnownOfRun) -> list[str]:
         known: the run.
     """
     usual, told = RunConfig(), dict[str, str]()
+    steps = counted(known.num_steps or 0, "step")
     for idle in IDLE:
         for key in idle.keys:
             value = _value(known.config, key)
             if value != _value(usual, key) and idle.applies(known):
-                told.setdefault(key, f"{key}={value} {idle.words.format(known=known)}")
+                told.setdefault(key, f"{key}={value} {idle.words.format(known=known, steps=steps)}")
     return list(told.values())
 
 

@@ -27,7 +27,7 @@ def told(*settings, **known):
 CASES = {
     ("batch.micro_batch_size=64", "batch.global_batch_size=16"): "does what 16 would",
     ("schedule.warmup_ratio=0.1", "schedule.warmup_steps=5"): "has no effect: schedule.warmup_steps says",
-    ("training.max_steps=1000",): "the epochs end after 300 steps",
+    ("training.max_steps=1000",): "the epochs end at step 300",
     ("training.epochs=9", "training.max_steps=20"): "ends the run before they do, after 20",
     ("training.log_every=301",): "is never reached: the run has 300 steps",
     ("training.eval_every=301",): "validates at its end alone",

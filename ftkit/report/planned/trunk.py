@@ -42,4 +42,4 @@ def trunk_line(trunk: TrunkPlan) -> str:
 def _pays(trunk: TrunkPlan) -> str:
     if trunk.pays_from_epochs is None:
         return "which saves no time"
-    return f"which pays from {trunk.pays_from_epochs:.2g} epochs on"
+    return f"which pays off with {trunk.pays_from_epochs:.2g} or more epochs"
