@@ -9,6 +9,8 @@ from pathlib import Path
 
 from ftkit.machine.doctor.finding import Finding, missing, ok
 
+PACKAGES = {"g++": "g++", "ninja": "ninja-build", "Python.h": "python3-dev"}
+"""Of Debian, by what they bring."""
 _VERSION = re.compile(r"\d+\.\d+(?:\.\d+)?")
 _INCLUDES = (Path("/usr/include"), Path("/usr/local/include"))
 _SECONDS = 5.0
@@ -19,18 +21,26 @@ def look_at_tools() -> list[Finding]:
     return [_compiler(), *_cuda_compiler(), _aio()]
 
 
+def missing_compilers() -> list[str]:
+    """Return what is missing of what compiles DeepSpeed's extensions at their first use, by the names of `PACKAGES`."""
+    found = [name for name, path in _programs().items() if path is not None]
+    if Path(sysconfig.get_path("include"), "Python.h").is_file():
+        found.append("Python.h")
+    return [name for name in PACKAGES if name not in found]
+
+
+def _programs() -> dict[str, str | None]:
+    return {"g++": shutil.which("g++") or shutil.which("c++"), "ninja": shutil.which("ninja")}
+
+
 def _compiler() -> Finding:
     """Return what compiles DeepSpeed's operations: all three are needed together."""
-    python = Path(sysconfig.get_path("include"), "Python.h")
-    parts = {"g++": shutil.which("g++") or shutil.which("c++"), "ninja": shutil.which("ninja")}
-    absent = [name for name, path in parts.items() if path is None]
-    packages = [{"g++": "g++", "ninja": "ninja-build"}[name] for name in absent]
-    if not python.is_file():
-        absent, packages = [*absent, "Python.h"], [*packages, "python3-dev"]
+    absent = missing_compilers()
     if absent:
-        cure = f"apt-get install {' '.join(packages)}; ZeRO on CPUs, offload and torch.compile build with it"
+        packages = " ".join(PACKAGES[name] for name in absent)
+        cure = f"apt-get install {packages}; ZeRO on CPUs, offload and torch.compile build with it"
         return missing("compiler", f"no {' and no '.join(absent)}", cure)
-    return ok("compiler", ", ".join(f"{name} {_version(path)}" for name, path in parts.items() if path))
+    return ok("compiler", ", ".join(f"{name} {_version(path)}" for name, path in _programs().items() if path))
 
 
 def _cuda_compiler() -> list[Finding]:

@@ -18,7 +18,7 @@ from ftkit.config.recompute import LEVELS, Level, Recompute
 from ftkit.config.tree import RunConfig
 from ftkit.engine.resolve import EngineKind, ResolvedRun, resolve
 from ftkit.errors import DoesNotFitError, ModelError
-from ftkit.machine.compilers import missing_compilers
+from ftkit.machine.doctor.tools import missing_compilers
 from ftkit.models.methods import method_of
 from ftkit.plan.choices.candidates import ALIKE, Candidate, ranked
 from ftkit.plan.choices.changes import (

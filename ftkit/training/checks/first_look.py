@@ -26,8 +26,8 @@ from ftkit.errors import (
     ModelError,
     SeveralMistakesError,
 )
-from ftkit.machine.compilers import missing_compilers
 from ftkit.machine.disk import cache_folder, existing_folder
+from ftkit.machine.doctor.tools import missing_compilers
 from ftkit.machine.kept_arrays import kept_tokens
 from ftkit.machine.memory import quiet_collector
 from ftkit.machine.process import ProcessContext, first_decides
