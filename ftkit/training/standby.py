@@ -143,11 +143,18 @@ def open_freshly(talk: Path, timeout_seconds: float) -> Ended:
 def _read_to_end(printed: BinaryIO, deadline: float) -> str:
     """Return all that a process writes until it ends, which closes its side."""
     blocks: list[bytes] = []
-    while select.select([printed], [], [], max(0.0, deadline - time.monotonic()))[0]:
+    while _has_word(printed.fileno(), max(0.0, deadline - time.monotonic())):
         blocks.append(os.read(printed.fileno(), _BLOCK))
         if not blocks[-1]:
             return b"".join(blocks).decode(errors="replace")
     raise TimeoutError
+
+
+def _has_word(pipe: int, seconds: float) -> bool:
+    """Wait for something in a pipe, or for its end; `select` would refuse one that is opened behind 1,023 files."""
+    waiting = select.poll()
+    waiting.register(pipe, select.POLLIN)
+    return bool(waiting.poll(1000 * seconds))
 
 
 def _forget(pid: int, asks: BinaryIO, printed: BinaryIO) -> None:
@@ -185,7 +192,7 @@ def _wait(asked: int, parent: int) -> str:
 
     A second copy holds the pipe of the first one open too, so that its end alone does not tell.
     """
-    while not select.select([asked], [], [], _EVERY_SECONDS)[0]:
+    while not _has_word(asked, _EVERY_SECONDS):
         if os.getppid() != parent:
             return ""
     return os.fsdecode(os.read(asked, select.PIPE_BUF))

@@ -1,10 +1,12 @@
 """What a run has saved is opened by a copy of it that was made early, or else by a fresh process."""
 
 import os
+import resource
 import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -60,9 +62,15 @@ def test_a_copy_answers_as_a_fresh_process_does_though_openmp_has_threads_that_i
         (program / "answer").unlink()
 
 
-def test_what_a_copy_ends_with_and_writes_is_told(program):
+@pytest.mark.parametrize("num_files", [0, 1024], ids=["few files are open", "more files are open than `select` takes"])
+def test_what_a_copy_ends_with_and_writes_is_told(num_files, program):
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 2 * num_files:
+        pytest.skip("the system allows too few open files")
     (program / "fail").touch()
-    ended = Standby().open(program, 60.0)
+    with ExitStack() as opened:
+        for _ in range(num_files):
+            opened.enter_context(Path(os.devnull).open())
+        ended = Standby().open(program, 60.0)
     assert (ended.code, ended.printed) == (3, "error: as asked")
 
 

@@ -50,6 +50,7 @@ def trained(work, folder, *more, resume=False):
     ids=["dora in 4 bits", "a language model above its trunk", "a head above its trunk"],
 )  # fmt: skip
 def test_what_was_saved_is_what_was_in_memory(more, work, tmp_path, request, monkeypatch):
+    monkeypatch.setattr(compare, "free_host_bytes", lambda: None)  # other programs may have it for a moment
     if "qlora" not in more[1]:
         request.getfixturevalue("in_this_process")
     elif sys.platform == "linux":  # a copy of this process is asked
