@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ftkit.observe.tape import OpKey
+from ftkit.observe.tape import OpKey, Product
 
 
 @cache
@@ -51,12 +51,32 @@ def op_key(name: str, args: tuple[Any, ...], out: Any) -> OpKey:
     return name, _flops(name, args), moved, dtype
 
 
+def half_product(name: str, args: tuple[Any, ...]) -> Product | None:
+    """Return the product of matrices that an operator is, where that is in half precision; else None.
+
+    Args:
+        name: of the operator.
+        args: its arguments.
+    """
+    sides = _sides(name.partition(".")[0].removesuffix("_"), args)
+    if sides is None or sides[0].dtype not in (torch.bfloat16, torch.float16):
+        return None
+    left, right = sides
+    return name, tuple(left.shape), left.stride(), tuple(right.shape), right.stride()
+
+
+def _sides(name: str, args: tuple[Any, ...]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return what a product multiplies; None where an operator is not a product."""
+    if name in ("mm", "bmm"):
+        return args[0], args[1]
+    return (args[1], args[2]) if name in ("addmm", "baddbmm") else None
+
+
 def _flops(name: str, args: tuple[Any, ...]) -> int:
     """Return the FLOPs of an operator, a multiplication and an addition counting two; 0 for what only moves bytes."""
     name = name.partition(".")[0].removesuffix("_")  # what is added in place, as an adapter's part, was multiplied too
-    if name in ("mm", "bmm", "addmm", "baddbmm"):
-        left, right = (args[0], args[1]) if name in ("mm", "bmm") else (args[1], args[2])
-        return 2 * int(left.numel()) * int(right.shape[-1])
+    if (sides := _sides(name, args)) is not None:
+        return 2 * int(sides[0].numel()) * int(sides[1].shape[-1])
     if name == "_grouped_mm":  # of experts: each row, or column of the right side, is multiplied by its group alone
         left, right = args[0], args[1]
         rows = left[0] if left.ndim > right.ndim else left

@@ -43,7 +43,7 @@ from ftkit.observe import foreign
 from ftkit.observe.attribution import Attribution, layer_named
 from ftkit.observe.inplace_sums import ADD, autograd_adds_in_place, references_of_the_last
 from ftkit.observe.liveness import Liveness
-from ftkit.observe.operators import Work, op_key, work_of
+from ftkit.observe.operators import Work, half_product, op_key, work_of
 from ftkit.observe.tape import OpKey, Role, Tape
 from ftkit.records.figures import Kind
 from ftkit.step.observer import Phase
@@ -211,6 +211,8 @@ class Recorder(DispatchMode):
         if self.at.is_positional:
             key = op_key(func.__name__, args, out)
             self._add_cost(self.at.layer, key)
+            if (product := half_product(func.__name__, args)) is not None:
+                self.tape.products.setdefault(self.at.phase, set()).add(product)
             if self.at.is_recomputing:
                 self.tape.recomputed_flops[self.at.step, self.at.layer] += key[1]
             return

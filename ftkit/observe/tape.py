@@ -15,6 +15,11 @@ OpKey = tuple[str, int, int, str]
 """An operator's name, its FLOPs, the bytes that it reads and writes, and the dtype it computes in."""
 
 
+Product = tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""A product of matrices in half precision as a kernel is compiled for it: the operator's name, and the sizes and the
+strides of its left and of its right side."""
+
+
 class Role(StrEnum):
     """What a storage is, where a recorder was told; what others are is judged by when they were born and died."""
 
@@ -94,6 +99,7 @@ class Tape:
             by `begin` and `end`.
         marks: (position in `events`, name): the ends of phases.
         costs: (phase, step, layer) to how often each operator ran.
+        products: phase to the products in half precision, one of each kind.
         recomputed_flops: (step, layer) to the FLOPs of forwards that ran again during the step's backward.
         weights: layer, or None for outside the layers, to (all weights, those that train).
         on_host: layer to the bytes of each storage that waits on the host between a forward and its backward.
@@ -106,6 +112,7 @@ class Tape:
     events: list[tuple[int, int | None]] = field(default_factory=list)
     marks: list[tuple[int, Phase]] = field(default_factory=list)
     costs: dict[tuple[Phase, int, int | None], Counter[OpKey]] = field(default_factory=dict)
+    products: dict[Phase, set[Product]] = field(default_factory=dict)
     recomputed_flops: Counter[tuple[int, int | None]] = field(default_factory=Counter)
     weights: dict[int | None, tuple[int, int]] = field(default_factory=dict)
     on_host: dict[int | None, list[int]] = field(default_factory=dict)

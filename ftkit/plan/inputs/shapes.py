@@ -2,20 +2,22 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import mean
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ftkit.config.tree import DataConfig, RunConfig
+from ftkit.config.tree import BatchConfig, DataConfig, RunConfig
 from ftkit.data.arrays import PreparedData
 from ftkit.data.batching import Shape, count_steps, cut
 from ftkit.models.kernels.unpadded import num_rows
 
 CountRows = Callable[[NDArray[np.int64]], int]
-_KEPT_LENGTHS, _DRAWN_BATCHES, _MOST_DRAWN = 4096, 8, 64
+ShapeOf = Callable[[NDArray[np.int64]], Hashable]
+_KEPT_LENGTHS, _DRAWN_BATCHES, _MOST_DRAWN = 4096, 8, 256
 """Of training sequences, and the global batches that are drawn from them to see how the data is usually cut, and which
 shapes come again."""
 _SORTED_TOGETHER = 1024
@@ -127,16 +129,16 @@ def _shares(data: DataConfig, num: int) -> tuple[int, int]:
 
 def rank_share(config: RunConfig, world_size: int, sequences: Sequences) -> int:
     """Return the most sequences of a global batch that one rank gets."""
-    return math.ceil(_num_texts(config, sequences) * sequences.most_per_text / world_size)
+    return math.ceil(_num_texts(config.batch, sequences) * sequences.most_per_text / world_size)
 
 
 def num_micro_batches(config: RunConfig, world_size: int, sequences: Sequences, batch: int) -> int:
     """Return the micro-batches of `batch` sequences that one rank runs in a step of texts with usual windows."""
-    return math.ceil(_num_texts(config, sequences) * sequences.per_text / world_size / batch)
+    return math.ceil(_num_texts(config.batch, sequences) * sequences.per_text / world_size / batch)
 
 
-def _num_texts(config: RunConfig, sequences: Sequences) -> int:
-    return min(config.batch.global_batch_size, sequences.num or sys.maxsize)
+def _num_texts(batch: BatchConfig, sequences: Sequences) -> int:
+    return min(batch.global_batch_size, sequences.num or sys.maxsize)
 
 
 def plan_shape(config: RunConfig, world_size: int, sequences: Sequences | None = None) -> Shape:
@@ -169,6 +171,15 @@ def padded_rows(lengths: NDArray[np.int64]) -> int:
     return len(lengths) * int(lengths.max())
 
 
+def padded_shape(lengths: NDArray[np.int64]) -> tuple[int, int]:
+    """Return how many sequences there are, and the tokens of the longest, to which attention lays them all out.
+
+    Args:
+        lengths: [B] their tokens, of one sequence or more.
+    """
+    return len(lengths), int(lengths.max())
+
+
 def packed_rows(lengths: NDArray[np.int64]) -> int:
     """Return the rows that the tokens of sequences take where layers run without padding.
 
@@ -195,7 +206,7 @@ def usual_step(config: RunConfig, world_size: int, sequences: Sequences, rows: C
     if not sequences.lengths:
         shape = plan_shape(config, world_size, sequences)
         return Usual(shape.num_micro_batches, shape.batch, shape.batch * shape.length)
-    batches = list(_drawn(config, sequences, _DRAWN_BATCHES))
+    batches = list(_drawn(config.batch, sequences, _DRAWN_BATCHES))
     num_sequences = sum(map(len, batches))
     chunks = [batch[chunk] for batch in batches for rank in cut(batch, config.batch, world_size) for chunk in rank]
     tokens = sum(rows(chunk) for chunk in chunks if len(chunk))
@@ -208,7 +219,7 @@ def fresh_shapes(
     sequences: Sequences,
     num_steps: int,
     num_kept: int,
-    rows: CountRows = padded_rows,
+    shape_of: ShapeOf = padded_rows,
 ) -> float:
     """Return how many micro-batches of one rank, in a whole run, have a shape that is not known from one before.
 
@@ -218,17 +229,15 @@ def fresh_shapes(
         sequences: the data; where its lengths are not known, all micro-batches have one shape.
         num_steps: of the run; the first are drawn, and the others meet new shapes as the later half of these does.
         num_kept: shapes that stay known, those that came last.
-        rows: as of `usual_step`; products of as many rows have one shape.
+        shape_of: what tells the shape of a micro-batch, by its lengths.
     """
     if not sequences.lengths:
         return 1.0
-    kept: dict[int, None] = {}
+    kept: dict[Hashable, None] = {}
     fresh = []
-    for batch in _drawn(config, sequences, min(num_steps, _MOST_DRAWN)):
-        chunks = [batch[chunk] for chunk in cut(batch, config.batch, world_size)[0] if len(chunk)]
-        shapes = map(rows, chunks)
+    for chunks in _cuts(config.batch, world_size, sequences)[:num_steps]:
         fresh.append(0)
-        for shape in shapes:
+        for shape in map(shape_of, chunks):
             fresh[-1] += shape not in kept
             kept.pop(shape, None)
             kept[shape] = None
@@ -237,7 +246,7 @@ def fresh_shapes(
     return sum(fresh) + (num_steps - len(fresh)) * mean(fresh[len(fresh) // 2 :])
 
 
-def fresh_share(config: RunConfig, world_size: int, sequences: Sequences, rows: CountRows = padded_rows) -> float:
+def fresh_share(config: RunConfig, world_size: int, sequences: Sequences, shape_of: ShapeOf = padded_rows) -> float:
     """Return the share of the micro-batches of an evaluation whose shape is not known from one before it.
 
     Those of the steps between two evaluations are taken to have others, and more than are kept.
@@ -247,20 +256,27 @@ def fresh_share(config: RunConfig, world_size: int, sequences: Sequences, rows: 
         world_size: ranks.
         sequences: the data, whose texts are all about as long as those that train; where its lengths are not known, all
             micro-batches have one shape, which the steps have too.
-        rows: as of `usual_step`.
+        shape_of: as of `fresh_shapes`.
     """
     if not sequences.lengths:
         return 0.0
     lengths = np.array(sequences.lengths)
     drawn = np.random.default_rng(0).choice(lengths, _SORTED_TOGETHER, replace=len(lengths) < _SORTED_TOGETHER)
-    shapes = [rows(drawn[chunk]) for chunk in cut(drawn, config.batch, world_size)[0] if len(chunk)]
+    shapes = [shape_of(drawn[chunk]) for chunk in cut(drawn, config.batch, world_size)[0] if len(chunk)]
     return len(set(shapes)) / len(shapes)
 
 
-def _drawn(config: RunConfig, sequences: Sequences, number: int) -> Iterator[NDArray[np.int64]]:
+@lru_cache(maxsize=4)
+def _cuts(batch: BatchConfig, world_size: int, sequences: Sequences) -> list[list[NDArray[np.int64]]]:
+    """Return the lengths in each micro-batch of one rank, of many steps that are drawn from the data."""
+    drawn = _drawn(batch, sequences, _MOST_DRAWN)
+    return [[lengths[chunk] for chunk in cut(lengths, batch, world_size)[0] if len(chunk)] for lengths in drawn]
+
+
+def _drawn(batch: BatchConfig, sequences: Sequences, number: int) -> Iterator[NDArray[np.int64]]:
     """Yield the lengths of some global batches, drawn from the data."""
     lengths, draw = np.array(sequences.lengths), np.random.default_rng(0)
-    num = round(_num_texts(config, sequences) * sequences.per_text)
+    num = round(_num_texts(batch, sequences) * sequences.per_text)
     for _ in range(number):
         # Of long data some lengths alone are kept: where a global batch has more sequences, they are drawn repeatedly.
         yield draw.choice(lengths, num, replace=num > len(lengths))

@@ -17,6 +17,7 @@ from ftkit.observe.peaks import Peak, allocator_events, find_peak
 from ftkit.observe.tape import Role, Tape
 from ftkit.plan.inputs.case import Case, Counts
 from ftkit.plan.inputs.target import Target
+from ftkit.plan.needs import compiling
 from ftkit.plan.needs.fallback import Elsewhere
 from ftkit.plan.needs.heap import free_in_heap
 from ftkit.plan.needs.loading import loading_bytes
@@ -42,9 +43,6 @@ MKL_BYTES = 58 * 10**6
 a vocabulary of 8,000 (Llama in fp32, with and without `MKL_DISABLE_FAST_MM`); less than `LATER_BYTES` has without."""
 HALF_RUNTIME_BYTES = 45 * 10**6
 """What a process on a CPU touches for products in bf16 that it does not for fp32 (a Xeon with AMX, MiniLM)."""
-COMPILED_BYTES, MOST_COMPILED = 360 * 1024, 1024
-"""Of a kernel that oneDNN compiles for a product of one shape in half precision, and as many as it keeps: 363 MiB of
-1,024 in a run of ragged texts (the same Xeon and model)."""
 CUDA_HOST_BYTES = 15 * 10**8
 """Host memory of one process with CUDA's libraries: 1.6 and 1.7 GB with the 0.25 GB of GPT-2 in them, and 1.3 to 1.9 of
 larger models without the file that passed (an H200, torch 2.11; benchmarks/on_a_gpu.jsonl)."""
@@ -245,17 +243,11 @@ class CpuDevice:
         return packed * PACKED_RUNTIME_BYTES + (is_wide and has_mkl) * MKL_BYTES
 
     def _compiled_bytes(self, tape: Tape) -> int:
-        """Return what is kept of the kernels that are compiled for products in half precision, one for each shape.
-
-        Where texts are known to differ in length, no micro-batch has the shape of another.
-        """
-        run, lengths = self.case.run, set(self.case.sequences.lengths)
+        """Return what products in half precision take beside their tensors, where the processor multiplies these."""
+        run = self.case.run
         if run.dtype is torch.float32 or not run.devices.has_bf16:
             return 0
-        products = {key for costs in tape.costs.values() for key in costs if key[1]}  # that have FLOPs
-        steps = MOST_COMPILED if self.case.num_steps is None else self.case.num_steps
-        shapes = steps * self.case.shape.num_micro_batches if len(lengths) > 1 else 1
-        return HALF_RUNTIME_BYTES + min(MOST_COMPILED, len(products) * shapes) * COMPILED_BYTES
+        return HALF_RUNTIME_BYTES + compiling.kept_bytes(self.case, tape)
 
     def _memory(self, peak: Peak, held: int, kept: int, share: RankShare | Elsewhere) -> Memory:
         target, run = self.case.target, self.case.run

@@ -194,7 +194,7 @@ def unroll(tape: Tape, kept: Sequence[int], kinds: Sequence[Hashable]) -> Tape:
     deep.tape.recomputed_flops = Counter(
         {(step, to): flops for (step, of), flops in tape.recomputed_flops.items() for to in copies[of]}
     )
-    deep.tape.unpadded = tape.unpadded
+    deep.tape.unpadded, deep.tape.products = tape.unpadded, tape.products
     deep.tape.weights = {to: weights for of, weights in tape.weights.items() for to in copies[of]}
     deep.tape.on_host = {to: sizes for of, sizes in tape.on_host.items() for to in copies[of]}
     deep.tape.choices = {to: choices for of, choices in tape.choices.items() for to in copies[of]}

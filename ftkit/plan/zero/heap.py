@@ -26,7 +26,10 @@ class Heap:
             plain: the tape of the plain engine, whose storages are copied one by one.
         """
         costs = dict(plain.costs)  # a stage replaces some of the counters, and changes none
-        self.tape = Tape(costs=costs, recomputed_flops=plain.recomputed_flops, choices=plain.choices)
+        self.tape = Tape(
+            costs=costs, recomputed_flops=plain.recomputed_flops, choices=plain.choices,
+            products=plain.products, unpadded=plain.unpadded,
+        )  # fmt: skip
         self.phase, self.step = Phase.LOAD, 0
         self._plain = plain
         self._numbers: dict[int, int] = {}  # of a plain storage that lives, to its number on the new tape
