@@ -15,6 +15,7 @@ from typing import Any
 from ftkit.config.tree import RunConfig
 from ftkit.engine.resolve import resolve
 from ftkit.errors import DoesNotFitError, FtkitError, PlannerError
+from ftkit.machine.copied import CopyLostError, can_be_copied, in_a_copy
 from ftkit.machine.memory import available_bytes, resident_bytes
 from ftkit.machine.process import ProcessContext, first_decides
 from ftkit.plan.choices.candidates import Candidate
@@ -34,6 +35,8 @@ from ftkit.report.planned.streamed import stream_line
 from ftkit.report.planned.trunk import trunk_line
 from ftkit.units import format_bytes
 
+_LEFT_BY_PLAN, _LEFT_BY_FIT = 38 * 10**6, 92 * 10**6
+"""What stays of a plan, or of a search, in a process that makes it itself (LoRA on MiniLM in fp32)."""
 FAULT = "planner_fault.txt"
 """The file in the result folder that keeps the traceback of a fault of the planner's."""
 
@@ -85,20 +88,29 @@ def plan_first(  # noqa: PLR0913  # a run, where it runs, and what is known of i
     """
     if not config.training.plan_first and config.batch.micro_batch_tokens != "auto":
         return config, None
-    plan = partial(_plan, config, process, architecture, sequences, note, is_cached, is_cut_named)
+
+    def plan() -> tuple[RunConfig, AnyPrediction | None]:
+        target = _target(config, process)
+        work = partial(_plan, config, target, architecture, sequences, is_cached, is_cut_named)
+        if not can_be_copied(process):
+            return work(note)
+        try:
+            return in_a_copy(work, note)
+        except CopyLostError as error:
+            raise PlannerError(f"the planner failed ({error}). To train without a plan: --no-plan") from error
+
     return first_decides(process, plan)
 
 
 def _plan(  # noqa: PLR0913  # as above
     config: RunConfig,
-    process: ProcessContext,
+    target: Target,
     architecture: Any,
     sequences: Sequences,
-    note: Callable[[str], None],
     is_cached: bool,
     is_cut_named: bool,
+    note: Callable[[str], None],
 ) -> tuple[RunConfig, AnyPrediction | None]:
-    target = _target(config, process)
     with _faults_kept(config, target):
         try:
             options = options_at(config, target, architecture, sequences, Tapes(), is_cached=is_cached)
@@ -171,7 +183,9 @@ def _target(config: RunConfig, process: ProcessContext) -> Target:
     ranks of a CPU share that.
     """
     target = find_target(num_devices=process.world_size, launcher=process.launcher)
-    target = replace(target, held_bytes=resident_bytes())
+    left = 0 if can_be_copied(process) else _LEFT_BY_FIT if config.engine.fit else _LEFT_BY_PLAN
+    held = resident_bytes()
+    target = replace(target, held_bytes=None if held is None else held + left)
     if process.local_world_size != process.world_size:
         target = replace(target, ram_bytes=None, locked_bytes=None)
     budget = config.engine.budget_bytes

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from ftkit.config.tree import RunConfig
+from ftkit.machine.copied import can_be_copied
 from ftkit.machine.process import ProcessContext
 
 _PROGRAM = "ftkit.inference.reopen"
@@ -52,16 +53,11 @@ class Ended:
 def stand_by(config: RunConfig, process: ProcessContext) -> "Standby | None":
     """Return a copy of this process, None where a fresh one has to do.
 
-    Linux alone copies a process that has native threads without trouble; a driver of a GPU cannot be copied, nor a
-    launcher's connections. Beside other threads of Python's, as in a notebook, one of them may hold a lock that nobody
-    would let go of in the copy.
-
     Args:
         config: the run, which may not want to open anything.
         process: the place of this process.
     """
-    is_alone = process.launcher == "none" and process.world_size == 1 and threading.active_count() == 1
-    if not (config.output.reopen and is_alone and sys.platform == "linux" and process.device.type == "cpu"):
+    if not (config.output.reopen and can_be_copied(process)):
         return None
     try:
         return Standby()

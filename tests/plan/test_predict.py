@@ -22,12 +22,11 @@ from ftkit.models.methods.lora import Lora, Qlora
 from ftkit.plan.choices.search import cures, search
 from ftkit.plan.inputs.shapes import Sequences
 from ftkit.plan.inputs.target import Target, find_target
+from ftkit.plan.needs.compiling import KERNEL_BYTES, MOST_COMPILED
 from ftkit.plan.needs.memory import (
-    COMPILED_BYTES,
     HALF_RUNTIME_BYTES,
     LATER_BYTES,
     MKL_BYTES,
-    MOST_COMPILED,
     RUNTIME_BYTES,
 )
 from ftkit.plan.predict import Tapes, predict
@@ -308,11 +307,15 @@ def test_kernels_that_are_compiled_for_each_shape_are_planned_where_a_processor_
             bytes_of.append(predict(asked, target, given, sequences=sequences).peak_process_bytes)
         return bytes_of[0] - bytes_of[1]
 
-    kernels, rest = divmod(more((16, 16, 16)) - HALF_RUNTIME_BYTES, COMPILED_BYTES)
-    assert rest == 0
-    assert 10 < kernels < 50, "of one shape"
-    assert more((4, 9, 16)) == HALF_RUNTIME_BYTES + MOST_COMPILED * COMPILED_BYTES
-    assert more((4, 9, 16), "fp32") == 0
+    def kernels(lengths):
+        number, rest = divmod(more(lengths) - HALF_RUNTIME_BYTES, KERNEL_BYTES)
+        assert rest == 0
+        return number
+
+    assert 10 < kernels((16,)) < 50, "of one shape"
+    assert kernels((16, 16, 16)) == kernels((16,))
+    assert 2 * kernels((16,)) < kernels(tuple(range(1, 17)) * 8) <= MOST_COMPILED
+    assert more((9, 16), "fp32") == 0
 
 
 def test_an_unknown_model_is_one_sentence_without_asking_a_hub_that_does_not_answer_again_and_again():

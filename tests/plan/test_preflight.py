@@ -1,6 +1,8 @@
 """What is refused before training, and what happens where the planner itself fails."""
 
+import os
 import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,39 @@ def test_a_fault_of_the_planner_ends_the_run_with_the_way_round_and_a_traceback_
     assert "a key that was there yesterday" in said.read_text()
     assert "Traceback" in said.read_text()
     assert raised.value.exit_code == 70
+
+
+@pytest.fixture
+def copied(monkeypatch):
+    monkeypatch.setattr("threading.active_count", lambda: 1)  # tests that run beside each other have a thread for it
+
+
+@pytest.mark.usefixtures("copied")
+def test_a_copy_of_the_process_plans_as_the_process_itself_would(monkeypatch):
+    notes = []
+    config, prediction = plan(note=notes.append)
+    monkeypatch.setattr(preflight, "can_be_copied", lambda _: False)
+    own = []
+    same, here = plan(note=own.append)
+
+    assert config == same
+    assert prediction.peak_breakdown == here.peak_breakdown
+    assert len(notes) == len(own) > 0
+
+
+@pytest.mark.usefixtures("broken", "copied")
+def test_a_fault_in_a_copy_is_told_here_and_its_traceback_is_kept(tmp_path):
+    with pytest.raises(PlannerError, match=str(tmp_path / preflight.FAULT)):
+        plan(output=OutputConfig(folder=str(tmp_path)))
+
+    assert "a key that was there yesterday" in (tmp_path / preflight.FAULT).read_text()
+
+
+@pytest.mark.usefixtures("copied")
+def test_a_copy_that_is_lost_names_the_way_round(monkeypatch):
+    monkeypatch.setattr(preflight, "options_at", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(PlannerError, match=r"ended with -9.* --no-plan$"):
+        plan()
 
 
 @pytest.mark.usefixtures("broken")

@@ -17,7 +17,7 @@ from ftkit.observe.peaks import Peak, allocator_events, find_peak
 from ftkit.observe.tape import Role, Tape
 from ftkit.plan.inputs.case import Case, Counts
 from ftkit.plan.inputs.target import Target
-from ftkit.plan.needs import compiling
+from ftkit.plan.needs.compiling import KERNEL_BYTES, kept_bytes
 from ftkit.plan.needs.fallback import Elsewhere
 from ftkit.plan.needs.heap import free_in_heap
 from ftkit.plan.needs.loading import loading_bytes
@@ -29,20 +29,23 @@ from ftkit.records.schema import Verdict
 from ftkit.step.observer import Phase
 from ftkit.units import format_bytes
 
-RUNTIME_BYTES = 555 * 10**6
+RUNTIME_BYTES = 595 * 10**6
 """Resident memory of one process on a CPU that trains, before any weight: Python, torch, transformers, peft, readers of
 data, the planner, and what a step touches of them (MiniLM in fp32, in /proc/self/status)."""
-LATER_BYTES = 30 * 10**6
-"""What a step touches of the libraries for the first time, and what the plan leaves behind."""
+LATER_BYTES = 45 * 10**6
+"""What steps, scores and saving touch of the libraries for the first time, beside a plan that a copy of the process
+makes (MiniLM in fp32: LoRA, LoRA over streamed layers and feature extraction, 25 steps and the end of a run each)."""
 DEEPSPEED_RUNTIME_BYTES = 115 * 10**6
 """What DeepSpeed and the process group add to it (two ranks of MiniLM in fp32, ZeRO-1 and 2)."""
 PACKED_RUNTIME_BYTES = 47 * 10**6
-"""What bitsandbytes' kernels for weights in 4 bits add."""
+"""What weights in 4 bits add in fp32 (MiniLM): the pages of the file that they were read from stay, since other weights
+are used where they lie there. A run in bf16 converts all weights, and lets go of the file."""
 MKL_BYTES = 58 * 10**6
 """What MKL keeps of the memory that it packs matrices in, a block for each width of a product, where one is as wide as
 a vocabulary of 8,000 (Llama in fp32, with and without `MKL_DISABLE_FAST_MM`); less than `LATER_BYTES` has without."""
-HALF_RUNTIME_BYTES = 45 * 10**6
-"""What a process on a CPU touches for products in bf16 that it does not for fp32 (a Xeon with AMX, MiniLM)."""
+HALF_RUNTIME_BYTES = 22 * KERNEL_BYTES
+"""Of the kernels that are compiled before the first step, to try the padding and the loss (a Xeon with AMX,
+LoRA on MiniLM)."""
 CUDA_HOST_BYTES = 15 * 10**8
 """Host memory of one process with CUDA's libraries: 1.6 and 1.7 GB with the 0.25 GB of GPT-2 in them, and 1.3 to 1.9 of
 larger models without the file that passed (an H200, torch 2.11; benchmarks/on_a_gpu.jsonl)."""
@@ -239,15 +242,16 @@ class CpuDevice:
         """Return what kernels keep for themselves, where no tape sees it."""
         packed = any(birth.role is Role.CONSTANT for birth in tape.births)
         is_wide = self.case.run.config.task == "causal-lm"
-        has_mkl = torch.backends.mkl.is_available() and self.case.run.dtype is torch.float32  # as measured
-        return packed * PACKED_RUNTIME_BYTES + (is_wide and has_mkl) * MKL_BYTES
+        is_single = self.case.run.dtype is torch.float32
+        has_mkl = torch.backends.mkl.is_available() and is_single  # as measured
+        return (packed and is_single) * PACKED_RUNTIME_BYTES + (is_wide and has_mkl) * MKL_BYTES
 
     def _compiled_bytes(self, tape: Tape) -> int:
         """Return what products in half precision take beside their tensors, where the processor multiplies these."""
         run = self.case.run
         if run.dtype is torch.float32 or not run.devices.has_bf16:
             return 0
-        return HALF_RUNTIME_BYTES + compiling.kept_bytes(self.case, tape)
+        return HALF_RUNTIME_BYTES + kept_bytes(self.case, tape)
 
     def _memory(self, peak: Peak, held: int, kept: int, share: RankShare | Elsewhere) -> Memory:
         target, run = self.case.target, self.case.run

@@ -188,11 +188,15 @@ def _read_back(path: Path, written: Tensors) -> None:
     """Compare a file with what it was made of, one tensor after another."""
     with safe_open(path, framework="pt") as file:
         names = set(file.keys())
-        differing = [
-            name for name in written if name not in names or not _is_same(file.get_tensor(name), written[name])
-        ]
+    differing = [name for name in written if name not in names or not _is_same(_read_alone(path, name), written[name])]
     if differing:
         raise CheckpointError(f"{path} is not what was written ({differing[0]} differs); the disk or the memory fails")
+
+
+def _read_alone(path: Path, name: str) -> torch.Tensor:
+    """Read a tensor of a file that is opened for it alone: what has been read of a mapping stays until that closes."""
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(name)
 
 
 def _is_same(read: torch.Tensor, written: torch.Tensor) -> bool:

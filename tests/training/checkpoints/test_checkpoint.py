@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from ftkit.config.tree import RunConfig
 from ftkit.errors import CheckpointError, DeviceError
+from ftkit.machine.memory import peak_resident_bytes, reset_peaks
 from ftkit.training.checkpoints import checkpoint, same_run
 
 WEIGHTS = {"a": torch.arange(6.0).view(2, 3)}
@@ -174,3 +175,12 @@ def test_a_step_that_is_saved_again_is_there_at_every_moment(tmp_path, monkeypat
     checkpoint.save_checkpoint(tmp_path, state(), {"w": torch.ones(2)}, {})
     assert seen == [[0.0], [1.0]]
     assert [path.name for path in tmp_path.iterdir()] == [checkpoint.list_checkpoints(tmp_path)[0].name]
+
+
+def test_reading_back_what_was_written_takes_the_memory_of_one_tensor(tmp_path):
+    each = 2**24
+    weights = {str(number): torch.full((each // 4,), float(number)) for number in range(8)}
+    reset_peaks(torch.device("cpu"))
+    before = peak_resident_bytes()
+    checkpoint.save_best(tmp_path, 1, weights, [1])
+    assert peak_resident_bytes() - before < 3 * each  # one, and what else is touched for the first time
