@@ -14,7 +14,7 @@ SIZE = 64 * 2**20
 
 
 def test_a_copy_returns_what_its_work_returns_and_tells_what_that_tells():
-    told = []
+    told: list[object] = []
 
     def work(note):
         note("first")

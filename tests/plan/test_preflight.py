@@ -56,10 +56,10 @@ def copied(monkeypatch):
 
 @pytest.mark.usefixtures("copied")
 def test_a_copy_of_the_process_plans_as_the_process_itself_would(monkeypatch):
-    notes = []
+    notes: list[str] = []
     config, prediction = plan(note=notes.append)
     monkeypatch.setattr(preflight, "can_be_copied", lambda _: False)
-    own = []
+    own: list[str] = []
     same, here = plan(note=own.append)
 
     assert config == same

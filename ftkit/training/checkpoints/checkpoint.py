@@ -196,7 +196,8 @@ def _read_back(path: Path, written: Tensors) -> None:
 def _read_alone(path: Path, name: str) -> torch.Tensor:
     """Read a tensor of a file that is opened for it alone: what has been read of a mapping stays until that closes."""
     with safe_open(path, framework="pt") as file:
-        return file.get_tensor(name)
+        tensor: torch.Tensor = file.get_tensor(name)
+    return tensor
 
 
 def _is_same(read: torch.Tensor, written: torch.Tensor) -> bool:
