@@ -15,7 +15,6 @@ from typing import Any
 from ftkit.config.tree import RunConfig
 from ftkit.engine.resolve import resolve
 from ftkit.errors import DoesNotFitError, FtkitError, PlannerError
-from ftkit.machine.copied import CopyLostError, can_be_copied, in_a_copy
 from ftkit.machine.memory import available_bytes, resident_bytes
 from ftkit.machine.process import ProcessContext, first_decides
 from ftkit.plan.choices.candidates import Candidate
@@ -23,6 +22,7 @@ from ftkit.plan.choices.changes import as_flags, changed, takes_fewer_bits
 from ftkit.plan.choices.cut import settle_cut
 from ftkit.plan.choices.fit import fit, ways
 from ftkit.plan.choices.search import Options, cures, options_at
+from ftkit.plan.copied import CopyLostError, can_be_copied, in_a_copy
 from ftkit.plan.inputs.shapes import Sequences
 from ftkit.plan.inputs.target import Target, find_target
 from ftkit.plan.job import with_job

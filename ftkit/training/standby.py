@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from ftkit.config.tree import RunConfig
-from ftkit.machine.copied import can_be_copied
 from ftkit.machine.process import ProcessContext
+from ftkit.plan.copied import can_be_copied
 
 _PROGRAM = "ftkit.inference.reopen"
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

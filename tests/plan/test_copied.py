@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ftkit.errors import DoesNotFitError
-from ftkit.machine.copied import CopyLostError, in_a_copy
 from ftkit.machine.memory import resident_bytes
+from ftkit.plan.copied import CopyLostError, in_a_copy
 
 SIZE = 64 * 2**20
 
