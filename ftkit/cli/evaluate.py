@@ -8,6 +8,7 @@ import click
 
 from ftkit.cli.opening import begin_with
 from ftkit.cli.options import Name, Place, named_columns, quieten, user_errors
+from ftkit.config.tree import SPLITS
 from ftkit.units import counted
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--split",
-    type=click.Choice(["train", "validation", "test"]),
+    type=click.Choice(SPLITS),
     help="Which split; when not named the test split, or all of a lone file.",
 )
 @click.option(

@@ -139,7 +139,7 @@ def named_methods(names: str) -> list[str]:
     """Return the methods that `--methods A,B` names, each once.
 
     Raises:
-        ConfigError: it names none, or one that there is not.
+        ConfigError: it names none, or one that does not exist.
     """
     wanted = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     for name in wanted or [names]:

@@ -27,6 +27,8 @@ LabelKind = Literal["single", "multi", "regression"]
 
 CUTS = ("micro_batch_size", "micro_batch_tokens")
 """The two ways to cut a global batch, of which a run has one."""
+SPLITS = ("train", "validation", "test")
+"""The names of the splits, in their order."""
 DEMO = "demo"
 """The name of the embedded default, as a model and as a dataset."""
 

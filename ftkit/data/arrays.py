@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ftkit.config.tree import LabelKind, Task
+from ftkit.config.tree import SPLITS, LabelKind, Task
 from ftkit.data.standard import AS_THEY_ARE, Standard
 
 if TYPE_CHECKING:
@@ -150,9 +150,14 @@ class PreparedData:
         return None if self.labels is None else self.labels.kind
 
     @property
+    def named(self) -> dict[str, TokenSplit]:
+        """The splits that there are, by name."""
+        return {name: split for name in SPLITS if (split := getattr(self, name)) is not None}
+
+    @property
     def splits(self) -> tuple[TokenSplit, ...]:
         """The splits that there are."""
-        return tuple(split for split in (self.train, self.validation, self.test) if split is not None)
+        return tuple(self.named.values())
 
     @property
     def longest(self) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ftkit.config.tree import DataConfig, Task
+from ftkit.config.tree import SPLITS, DataConfig, Task
 from ftkit.data.arrays import Labels, PreparedData, TokenSplit, fingerprint
 from ftkit.data.chat.conversations import Conversations, take_template
 from ftkit.data.draft import Draft, count_labels, draw, draw_rng, make_splits, sample_limit, select
@@ -197,7 +197,7 @@ def _encode_all(
 ) -> tuple[dict[str, encode.Encoded], list[Finding]]:
     chats = Conversations(config, columns, tokens)
     encoded: dict[str, encode.Encoded] = {}
-    for split in [split for split in ("train", "validation", "test") if split in draft.rows]:
+    for split in [split for split in SPLITS if split in draft.rows]:
         try:
             encoded[split] = _encode(draft, split, columns, chats, config)
         except DataError as error:

@@ -22,8 +22,6 @@ from ftkit.training.checks.loss_form import settle_loss
 from ftkit.training.checks.padding import settle_padding
 from ftkit.training.evaluate import evaluate
 
-SPLITS = ("train", "validation", "test")
-
 
 @dataclass(frozen=True)
 class Scored:
@@ -57,10 +55,9 @@ def score(opened: Opened, dataset: str | None, split: str | None, note: Callable
     for told in data.report.lines():
         note(told)
     name = split or ("test" if data.test is not None else "train" if dataset else "validation")
-    chosen: TokenSplit | None = getattr(data, name)
+    chosen = data.named.get(name)
     if chosen is None:
-        there = [one for one in SPLITS if getattr(data, one) is not None]
-        raise DataError(f"the data has no {name} split; choose --split {' or '.join(there)}")
+        raise DataError(f"the data has no {name} split; choose --split {' or '.join(data.named)}")
     check_positions(opened.reader.model, int(chosen.lengths.max()))
     run, padding = settle_padding(opened.run, opened.reader, [chosen], opened.tokenizer, note)
     settle_loss(opened.reader, chosen, padding, note)

@@ -124,7 +124,7 @@ def _write_merged(name: str, source: Source, precision: Precision | None, folder
 
 
 def _write_gguf(name: str, source: Source, precision: Precision | None, folder: Path, note: Note) -> None:
-    """Merge into a folder that goes again, and write that as one file."""
+    """Merge into a temporary folder, and write that as one file."""
     config, kind = open_config(name), precision or "fp16"
     if config.task != "causal-lm":
         raise ModelError(f"{name} is a classifier, and a GGUF file holds a language model; export it with --to merged")
@@ -135,7 +135,7 @@ def _write_gguf(name: str, source: Source, precision: Precision | None, folder: 
 
 
 def _write_onnx(name: str, source: Source, precision: Precision | None, folder: Path, note: Note) -> None:
-    """Merge into a folder that goes again, and write that as one file, with its settings and tokenizer beside it."""
+    """Merge into a temporary folder, and write that as one file, with its settings and tokenizer beside it."""
     kind = precision or "fp32"
     with tempfile.TemporaryDirectory(dir=folder) as merged:
         _write_merged(name, source, kind, Path(merged), note)

@@ -83,7 +83,7 @@ def check_writable(folder: Path) -> None:
 
 
 def write_rate(folder: Path, num_bytes: int) -> float:
-    """Return the bytes per second that a folder's disk takes, flushing included, by writing a file that goes again.
+    """Return the bytes per second that a folder's disk takes, flushing included, by writing a temporary file.
 
     Args:
         folder: on the disk.
@@ -102,7 +102,7 @@ def write_rate(folder: Path, num_bytes: int) -> float:
 
 
 def read_rate(folder: Path, num_bytes: int) -> float:
-    """Return the bytes per second that a folder's disk gives, by reading a file that was just written and goes again.
+    """Return the bytes per second that a folder's disk gives, by reading a temporary file that was just written.
 
     The system is asked to forget what it holds of the file, so that the disk is read; one that does not (a disk in
     memory, some networks) is as fast as that.

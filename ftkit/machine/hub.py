@@ -66,7 +66,7 @@ def check_login(name: str) -> None:
         name: of a model, such as `me/my-model`.
 
     Raises:
-        DeviceError: so it is.
+        DeviceError: the upload would be refused.
     """
     from huggingface_hub import HfApi
 

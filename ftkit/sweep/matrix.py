@@ -54,7 +54,7 @@ def try_all() -> Iterator[Tried]:
     """Train one step of each method under each engine by `ftkit train`; about 7 s of a core each.
 
     Yields:
-        How each of them ended. All that they wrote goes again.
+        How each of them ended. All that they wrote is removed.
     """
     from ftkit.models.sources.toys import decoder, make_model, make_texts
 

@@ -25,7 +25,7 @@ def check_page(page: "Path | None", *, is_asked: bool) -> None:
     """Refuse a page that cannot be written, or that no table is asked for.
 
     Raises:
-        ConfigError: so it is.
+        ConfigError: the page cannot be written, or no table is asked for.
     """
     if page is not None and not is_asked:
         raise ConfigError("--html writes the table of --what-fits; give both")

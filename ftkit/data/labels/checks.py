@@ -8,6 +8,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from ftkit.config.tree import SPLITS
 from ftkit.data.findings import Finding, listed, warning
 
 FEW_ROWS = 10
@@ -64,7 +65,7 @@ def _origin(place: int, keys: Keys) -> tuple[str, int]:
 
 def shared_texts(keys: Keys) -> dict[tuple[str, str], int]:
     """Return how many rows of a later split have a text of an earlier one: (later, earlier) to rows, where any do."""
-    order = [split for split in ("train", "validation", "test") if split in keys]
+    order = [split for split in SPLITS if split in keys]
     counts = {(two, one): int(np.isin(keys[two], keys[one]).sum()) for one, two in combinations(order, 2)}
     return {pair: count for pair, count in counts.items() if count}
 

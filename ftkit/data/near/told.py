@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ftkit.config.tree import SPLITS
 from ftkit.data.findings import Finding, note, warning
 from ftkit.data.near.pairs import nearest
 from ftkit.data.near.shingles import shingles
@@ -106,7 +107,7 @@ def near_texts(
     Raises:
         DataError: there is no room on the disk.
     """
-    order = [split for split in ("train", "validation", "test") if split in rows]
+    order = [split for split in SPLITS if split in rows]
     starts = np.concatenate([[0], np.cumsum([rows[split].num_rows for split in order])])
     splits = np.repeat(np.arange(len(order), dtype=np.int8), np.diff(starts))
     found = nearest(shingles(rows[split] for split in order), splits, least)

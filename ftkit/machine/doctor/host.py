@@ -32,7 +32,7 @@ def _cores(machine: Machine) -> Finding:
     quota, threads = cpu_quota(), os.environ.get("OMP_NUM_THREADS")
     asked = f", OMP_NUM_THREADS={threads}" if threads else ""
     if quota is not None and quota < machine.num_cpus and not threads:
-        fact = f"{machine.num_cpus} in sight, of which the control group grants the time of {quota:g}"
+        fact = f"{machine.num_cpus} visible, of which the control group grants the time of {quota:g}"
         cure = f"export OMP_NUM_THREADS={max(1, math.floor(quota))}, or threads wait for one another"
         return problem("cores", fact, cure)
     granted = "" if quota is None else f", the time of {quota:g}"

@@ -85,7 +85,7 @@ def find_cut(model: nn.Module, micro_batch: MicroBatch, *, has_values: bool = Tr
     inside = tuple(f"{name}." for name in heads)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not name.startswith(inside):
-            raise ModelError(f"{name} trains in the midst of frozen modules")
+            raise ModelError(f"{name} trains among frozen modules")
     place = order.index(entry)
     below = tuple(dict.fromkeys(name for name in order[:place] if _has_tensors(model.get_submodule(name))))
     layers = _layers_below(model, calls[:place])

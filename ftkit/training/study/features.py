@@ -23,7 +23,6 @@ from ftkit.training.study.folds import as_problem, draw_folds, learning_curve, o
 from ftkit.training.study.words import WordProblem
 from ftkit.training.study.wrong_labels import find_wrong
 
-_SPLITS = ("train", "validation", "test")
 _FOR_CLASSES = "ftkit study features is for texts with one class each; leave out --task or data.label_kind"
 _LONGEST = 500
 """Characters of a text that a list shows."""
@@ -106,7 +105,7 @@ def _pool(job: Job) -> Pool:
     data, config = job.data, job.config
     if data.labels is None or data.labels.kind != "single":
         raise ConfigError(_FOR_CLASSES)
-    splits = {name: split for name in _SPLITS if (split := getattr(data, name)) is not None}
+    splits = data.named
     if not all(split.hidden is not None and split.hidden.is_pooled for split in splits.values()):
         raise ModelError("this model's head looks at more than one vector of a text; choose another model")
     # A training keeps the texts of validation and test alone.

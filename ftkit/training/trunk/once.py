@@ -25,7 +25,6 @@ from ftkit.models.trunk.cut import AROUND, Cut, find_cut, has_trunk
 from ftkit.units import format_bytes, format_seconds
 
 Note = Callable[[str], None]
-_SPLITS = ("train", "validation", "test")
 _NEWS_SECONDS = 30.0
 """Between two notes of how far the pass has come."""
 
@@ -82,11 +81,6 @@ def wants_trunk(run: ResolvedRun, model: nn.Module, num_passes: float) -> bool:
     return is_frozen and run.may_cache(num_passes)
 
 
-def named_splits(data: PreparedData) -> dict[str, TokenSplit]:
-    """Return the splits that there are, by name."""
-    return {name: split for name in _SPLITS if (split := getattr(data, name)) is not None}
-
-
 def with_hidden(data: PreparedData, held: Mapping[str, store.Hidden]) -> PreparedData:
     """Return data whose splits have hidden states.
 
@@ -94,7 +88,7 @@ def with_hidden(data: PreparedData, held: Mapping[str, store.Hidden]) -> Prepare
         data: without.
         held: split to its hidden states.
     """
-    splits: dict[str, Any] = {name: replace(split, hidden=held[name]) for name, split in named_splits(data).items()}
+    splits: dict[str, Any] = {name: replace(split, hidden=held[name]) for name, split in data.named.items()}
     return replace(data, **splits)
 
 
@@ -139,7 +133,7 @@ def _compute_once(run: ResolvedRun, whole: Whole, data: PreparedData, padding: P
     work = together(process, lambda: _prepared(run, whole, data.train, padding))
     # The others have the same weights, so the first rank alone reads them.
     trunk = first_decides(process, lambda: digest_trunk(whole.model, work.cut))
-    splits = named_splits(data)
+    splits = data.named
     places = {name: _place(run, work, trunk, split, name) for name, split in splits.items()}
     started = time.perf_counter()
     filling = _Filling(work, process, run.config.cache.limit_bytes, [one.path for one in places.values()], note)

@@ -16,7 +16,7 @@ from ftkit.models.sources.source import Source
 from ftkit.models.trunk import entries, known, store
 from ftkit.models.trunk.closed import close
 from ftkit.models.trunk.known import Known
-from ftkit.training.trunk.once import Computed, named_splits, said_of_the_cache, with_hidden
+from ftkit.training.trunk.once import Computed, said_of_the_cache, with_hidden
 
 _OF_NO_TRUNK = {"head", "rank", "alpha", "dropout", "name", "new_head", "recompute", "offload_activations"}
 """Fields of a model's section and of a method's that decide nothing of the trunk: not what it makes, nor its end."""
@@ -93,7 +93,7 @@ def _value(run: ResolvedRun, source: Source, architecture: Any, data: PreparedDa
         run.devices.device_type,
         (config.batch.micro_batch_size, config.batch.micro_batch_tokens),
     )
-    return known.key_of(source, architecture, named_splits(data), settings)
+    return known.key_of(source, architecture, data.named, settings)
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def find_warm(key: Key, process: ProcessContext, note: Callable[[str], None]) ->
         return None
     value = key.value
     found = first_decides(process, lambda: known.look_up(value))
-    if found is None or found.entries.keys() != named_splits(key.data).keys():
+    if found is None or found.entries.keys() != key.data.named.keys():
         return None
     if sum_of_ranks(process, _num_missing(run, process, found, key.data)):
         return None
@@ -159,7 +159,7 @@ def find_warm(key: Key, process: ProcessContext, note: Callable[[str], None]) ->
 def _num_missing(run: ResolvedRun, process: ProcessContext, found: Known, data: PreparedData) -> int:
     """Return how many shards this rank, which looks at its part of them, finds missing or damaged."""
     missing = 0
-    for name, split in named_splits(data).items():
+    for name, split in data.named.items():
         path = found.paths[name]
         layout = store.Layout.of(split.lengths, found.cut.width, run.hidden_dtype, is_pooled=found.cut.is_pooled)
         if entries.read_about(path) is None:
@@ -175,5 +175,5 @@ def _opened(run: ResolvedRun, found: Known, data: PreparedData) -> dict[str, sto
             store.Layout.of(split.lengths, found.cut.width, run.hidden_dtype, is_pooled=found.cut.is_pooled),
             is_pooled=found.cut.is_pooled,
         )
-        for name, split in named_splits(data).items()
+        for name, split in data.named.items()
     }
