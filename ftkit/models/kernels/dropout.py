@@ -112,11 +112,15 @@ def _dropped_places(num_elements: int, rate: float, seed: int) -> torch.Tensor:
     # A place more than eight standard deviations above the mean would be missed: less than once in 10**14 draws.
     expected = num_elements * rate
     most = int(expected + 8 * expected**0.5 + 8)
-    generator = torch.Generator().manual_seed(seed)
-    words = torch.empty(-(-most // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
-    gaps = torch.from_numpy(np.take(_gaps(rate), words.numpy().view(np.uint16)))
-    places = gaps.cumsum(0).sub_(1)
+    gaps = torch.from_numpy(np.take(_gaps(rate), _random_bits(most, seed), mode="wrap"))  # which checks no bounds
+    gaps[0] -= 1  # the first gap leads to its place from the one before the first
+    places = gaps.cumsum(0)
     return places[: int(np.searchsorted(places.numpy(), num_elements))]
+
+
+def _random_bits(least: int, seed: int) -> NDArray[np.uint16]:
+    """Return at least so many numbers of 16 random bits."""
+    return np.random.SFC64(seed).random_raw(-(-least // 4)).view(np.uint16)
 
 
 @cache
@@ -149,8 +153,7 @@ def keep_mask(tensor: torch.Tensor, rate: float, seed: int) -> torch.Tensor:
     if tensor.device.type != "cpu":
         generator = torch.Generator(tensor.device).manual_seed(seed)
         return torch.empty_like(tensor).bernoulli_(1 - rate, generator=generator)
-    words = -(-tensor.numel() * 2 // 8)
-    bits = torch.from_numpy(np.random.SFC64(seed).random_raw(words).view(np.int16))[: tensor.numel()]
+    bits = torch.from_numpy(_random_bits(tensor.numel(), seed).view(np.int16))[: tensor.numel()]
     # 16 random bits read as a signed number are at most this with the probability `rate`, to the nearest 2**-16; one
     # more and the element is kept. Clamping to those two and subtracting takes a third of a comparison's time.
     highest_dropped = min(round(rate * _LEVELS), _LEVELS - 1) - _LEVELS // 2 - 1

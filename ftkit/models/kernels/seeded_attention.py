@@ -135,15 +135,16 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         query, key, value, mask = ctx.saved_tensors
-        grad = grads[0].contiguous() * (1 / (1 - ctx.rate))
-        weights_BHTS = _weights(query, key, mask, ctx.scaling)
-        grad_weights_BHTS, kept_BHTS = grad @ value.mT, weights_BHTS.clone()
+        grad, scaling, kept_scale = grads[0].contiguous(), ctx.scaling, 1 / (1 - ctx.rate)
+        weights_BHTS = _weights(query, key, mask, scaling)
+        grad_weights_BHTS, kept_BHTS = _product(grad, value.mT, kept_scale), weights_BHTS.clone()
         seeded.drop_in_place([grad_weights_BHTS, kept_BHTS], ctx.rate, ctx.seed)
-        grad_value = kept_BHTS.mT @ grad
+        grad_value = _product(kept_BHTS.mT, grad, kept_scale)
         del kept_BHTS
-        grad_scores_BHTS = _softmax_backward(grad_weights_BHTS, weights_BHTS).mul_(ctx.scaling)
+        grad_scores_BHTS = _softmax_backward(grad_weights_BHTS, weights_BHTS)
         del grad_weights_BHTS, weights_BHTS
-        return grad_scores_BHTS @ key, grad_scores_BHTS.mT @ query, grad_value, None, None, None, None
+        grad_query = _product(grad_scores_BHTS, key, scaling)
+        return grad_query, _product(grad_scores_BHTS.mT, query, scaling), grad_value, None, None, None, None
 
 
 def _attended(  # noqa: PLR0913  # as above
@@ -158,17 +159,24 @@ def _attended(  # noqa: PLR0913  # as above
     """Return the result of the attention, [B, H, T, W]."""
     weights_BHTS = _weights(query, key, mask, scaling)
     seeded.drop_in_place([weights_BHTS], rate, seed)
-    return (weights_BHTS @ value).mul_(1 / (1 - rate))
+    return _product(weights_BHTS, value, 1 / (1 - rate))
 
 
 def _weights(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> torch.Tensor:
     """Return the weights of attention before any is dropped, [B, H, T, S]."""
-    scores_BHTS = (query * scaling) @ key.mT
+    scores_BHTS = _product(query, key.mT, scaling)
     if mask is not None and mask.dtype == torch.bool:
         scores_BHTS.masked_fill_(~mask, torch.finfo(scores_BHTS.dtype).min)
     elif mask is not None:
         scores_BHTS += mask
     return _softmax(scores_BHTS)
+
+
+def _product(left: torch.Tensor, right: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return `scale * left @ right` for each head, scaled before it is rounded and without a pass of its own."""
+    added = left.new_empty(1, 1, 1)  # times 0: its values do not count
+    product = torch.baddbmm(added, left.flatten(0, 1), right.flatten(0, 1), beta=0, alpha=scale)
+    return product.unflatten(0, left.shape[:2])
 
 
 def _softmax(scores: torch.Tensor) -> torch.Tensor:
