@@ -112,10 +112,10 @@ def _dropped_places(num_elements: int, rate: float, seed: int) -> torch.Tensor:
     # A place more than eight standard deviations above the mean would be missed: less than once in 10**14 draws.
     expected = num_elements * rate
     most = int(expected + 8 * expected**0.5 + 8)
-    gaps = torch.from_numpy(np.take(_gaps(rate), _random_bits(most, seed), mode="wrap"))  # which checks no bounds
-    gaps[0] -= 1  # the first gap leads to its place from the one before the first
-    places = gaps.cumsum(0)
-    return places[: int(np.searchsorted(places.numpy(), num_elements))]
+    gaps = _gaps(rate).take(_random_bits(most, seed), mode="wrap")  # which checks no bounds
+    gaps[0] -= 1  # the first place is 0 and not 1
+    places = torch.from_numpy(gaps).cumsum(0)
+    return places[: int(places.numpy().searchsorted(num_elements))]
 
 
 def _random_bits(least: int, seed: int) -> NDArray[np.uint16]:
