@@ -23,6 +23,7 @@ from ftkit.models.kernels.grouped_heads import make_grouped
 from ftkit.models.kernels.lora_linear import make_lean
 from ftkit.models.kernels.seeded_attention import NAME as SEEDED_ATTENTION
 from ftkit.models.kernels.seeded_attention import seed_attention
+from ftkit.models.kernels.short_attention import shorten
 from ftkit.models.kernels.tiled_mlp import tile_mlps
 from ftkit.models.kernels.unpadded import unpad
 from ftkit.models.methods import method_of
@@ -181,6 +182,7 @@ def prepare_model(config: RunConfig, model: nn.Module, dtype: torch.dtype, start
     if config.model.lean:
         make_grouped(model)
         seed_attention(model)
+        shorten(model)
     with warnings.catch_warnings():
         # PEFT 0.21 asks for it (peft_model.py); nobody who calls ftkit could mend that.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

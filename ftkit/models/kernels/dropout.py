@@ -8,9 +8,7 @@ torch's own generator draws a mask from the seed. Seeds come from torch's genera
 activation checkpointing stores and restores, so a recomputed layer draws the same mask.
 """
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ftkit.models import foreign
+from ftkit.models.kernels import on_cpu
 
 _LEVELS = 2**16
 _MOST_BY_GAPS = 0.25
@@ -73,18 +72,7 @@ def draws_gaps(tensor: torch.Tensor, rate: float) -> bool:
         tensor: what will be dropped from.
         rate: the share of elements to drop.
     """
-    return tensor.device.type == "cpu" and 0 < rate <= _MOST_BY_GAPS
-
-
-@contextmanager
-def judged_by(judge: Callable[..., bool]) -> Iterator[None]:
-    """Let another function stand for `draws_gaps`, for tensors that are not on the device that is meant.
-
-    Args:
-        judge: takes and returns what `draws_gaps` does.
-    """
-    with foreign.patched(sys.modules[__name__], "draws_gaps", judge):
-        yield
+    return on_cpu.is_on_cpu(tensor) and 0 < rate <= _MOST_BY_GAPS
 
 
 torch.library.define("ftkit::zero_dropped", "(Tensor(a!)[] tensors, float rate, int seed) -> ()")

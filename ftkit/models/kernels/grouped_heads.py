@@ -16,6 +16,8 @@ import torch
 from torch import nn
 
 from ftkit.models import foreign
+from ftkit.models.kernels.scores import repeated
+from ftkit.models.kernels.short_attention import attend as attend_by_kind
 
 NAME = "sdpa_grouped"
 """What transformers calls it."""
@@ -60,14 +62,7 @@ def attend(
     is_left_to_torch = groups > 1 and foreign.hands_groups_over(attention_mask, key, value)
     if is_left_to_torch and not takes_groups(query, key, value, settings.get("dropout", 0.0)):
         key, value = (repeated(tensor, groups) for tensor in (key, value))
-    result: tuple[torch.Tensor, None] = foreign.sdpa(module, query, key, value, attention_mask, **settings)
-    return result
-
-
-def repeated(tensor: torch.Tensor, groups: int) -> torch.Tensor:
-    """Return key or value with each head `groups` times, one beside the other: [batch, heads, tokens, width]."""
-    batch, heads, tokens, width = tensor.shape
-    return tensor[:, :, None].expand(batch, heads, groups, tokens, width).reshape(batch, -1, tokens, width)
+    return attend_by_kind(module, query, key, value, attention_mask, **settings)
 
 
 def takes_groups(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float) -> bool:

@@ -14,14 +14,13 @@ from torch import nn
 
 from ftkit.models import foreign
 from ftkit.models.kernels import dropout as seeded
-from ftkit.models.kernels import foreign as foreign_torch
 from ftkit.models.kernels import unpadded
 from ftkit.models.kernels.kept_products import keep_whole
+from ftkit.models.kernels.scores import is_causal_call, product, softmax_backward, weights_of
+from ftkit.models.kernels.short_attention import attend as attend_without_dropout
 
 NAME = "sdpa_seeded"
 """What transformers calls it."""
-_AT_A_TIME, _SHORT_ROW = 32, 96
-"""Numbers of half precision that torch's softmax for a CPU reads at once; a row whose last ones hardly count."""
 
 
 def seed_attention(model: nn.Module) -> None:
@@ -81,13 +80,10 @@ def attend(
     is_special = any(settings.get(name) is not None for name in ("position_bias", "softcap", "cache"))
     learns_mask = attention_mask is not None and attention_mask.requires_grad
     if not 0 < rate < 1 or query.device.type != "cpu" or query.shape[1] != key.shape[1] or is_special or learns_mask:
-        result: tuple[torch.Tensor, None] = foreign.sdpa(module, query, key, value, attention_mask, **settings)
-        return result
+        return attend_without_dropout(module, query, key, value, attention_mask, **settings)
     scaling = settings.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    asked = settings.get("is_causal")
-    asked = getattr(module, "is_causal", True) if asked is None else asked
-    is_causal = attention_mask is None and query.shape[2] > 1 and asked
+    is_causal = is_causal_call(module, query, attention_mask, settings)
     mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril() if is_causal else attention_mask
     return seeded_attention(query, key, value, mask, scaling, rate).transpose(1, 2).contiguous(), None
 
@@ -136,15 +132,15 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         query, key, value, mask = ctx.saved_tensors
         grad, scaling, kept_scale = grads[0].contiguous(), ctx.scaling, 1 / (1 - ctx.rate)
-        weights_BHTS = _weights(query, key, mask, scaling)
-        grad_weights_BHTS, kept_BHTS = _product(grad, value.mT, kept_scale), weights_BHTS.clone()
+        weights_BHTS = weights_of(query, key, mask, scaling)
+        grad_weights_BHTS, kept_BHTS = product(grad, value.mT, kept_scale), weights_BHTS.clone()
         seeded.drop_in_place([grad_weights_BHTS, kept_BHTS], ctx.rate, ctx.seed)
-        grad_value = _product(kept_BHTS.mT, grad, kept_scale)
+        grad_value = product(kept_BHTS.mT, grad, kept_scale)
         del kept_BHTS
-        grad_scores_BHTS = _softmax_backward(grad_weights_BHTS, weights_BHTS)
+        grad_scores_BHTS = softmax_backward(grad_weights_BHTS, weights_BHTS)
         del grad_weights_BHTS, weights_BHTS
-        grad_query = _product(grad_scores_BHTS, key, scaling)
-        return grad_query, _product(grad_scores_BHTS.mT, query, scaling), grad_value, None, None, None, None
+        grad_query = product(grad_scores_BHTS, key, scaling)
+        return grad_query, product(grad_scores_BHTS.mT, query, scaling), grad_value, None, None, None, None
 
 
 def _attended(  # noqa: PLR0913  # as above
@@ -157,42 +153,6 @@ def _attended(  # noqa: PLR0913  # as above
     seed: int,
 ) -> torch.Tensor:
     """Return the result of the attention, [B, H, T, W]."""
-    weights_BHTS = _weights(query, key, mask, scaling)
+    weights_BHTS = weights_of(query, key, mask, scaling)
     seeded.drop_in_place([weights_BHTS], rate, seed)
-    return _product(weights_BHTS, value, 1 / (1 - rate))
-
-
-def _weights(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> torch.Tensor:
-    """Return the weights of attention before any is dropped, [B, H, T, S]."""
-    scores_BHTS = _product(query, key.mT, scaling)
-    if mask is not None and mask.dtype == torch.bool:
-        scores_BHTS.masked_fill_(~mask, torch.finfo(scores_BHTS.dtype).min)
-    elif mask is not None:
-        scores_BHTS += mask
-    return _softmax(scores_BHTS)
-
-
-def _product(left: torch.Tensor, right: torch.Tensor, scale: float) -> torch.Tensor:
-    """Return `scale * left @ right` for each head, scaled before it is rounded and without a pass of its own."""
-    added = left.new_empty(1, 1, 1)  # times 0: its values do not count
-    product = torch.baddbmm(added, left.flatten(0, 1), right.flatten(0, 1), beta=0, alpha=scale)
-    return product.unflatten(0, left.shape[:2])
-
-
-def _softmax(scores: torch.Tensor) -> torch.Tensor:
-    """Return a softmax over the last dimension; short rows of half precision go through fp32 where that is quicker.
-
-    torch's kernel for a CPU takes 32 numbers of half precision at a time, and what is left of a row one by one: 30 in a
-    row take four times as long as in fp32, casts included, and 48 half as long again (AVX-512, torch 2.13).
-    """
-    width = scores.shape[-1]
-    if scores.dtype.itemsize == 2 and width < _SHORT_ROW and width % _AT_A_TIME:
-        return torch.softmax(scores.float(), -1).to(scores.dtype)
-    return torch.softmax(scores, -1)
-
-
-def _softmax_backward(grad: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Return the gradient of the scores; in half precision rows that the kernel takes one by one go through fp32."""
-    if grad.dtype.itemsize == 2 and grad.shape[-1] < _AT_A_TIME:
-        return foreign_torch.softmax_backward(grad.float(), weights.float()).to(grad.dtype)
-    return foreign_torch.softmax_backward(grad, weights)
+    return product(weights_BHTS, value, 1 / (1 - rate))

@@ -94,7 +94,7 @@ class Rows:
         """Return the inverse of `pack`: a padded matrix, with zeros at padding."""
         if self.sources is None or self.padding is None:
             return rows_ND[: self.shape[0] * self.shape[1]]
-        # Reading rows by their numbers and wiping out the few that are padding takes half the time of writing by number.
+        # Rows are read by number, and the few that are padding wiped out: half the time of writing by number.
         return rows_ND.index_select(0, self.sources).index_fill_(0, self.padding, 0)
 
 

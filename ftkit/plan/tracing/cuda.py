@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ftkit.machine.hardware import Gpu, find_gpu
-from ftkit.models.kernels import dropout, grouped_heads
+from ftkit.models.kernels import grouped_heads, on_cpu
 from ftkit.plan.tracing import attention, foreign
 from ftkit.plan.tracing.attention_choice import AttentionCall
 
@@ -60,7 +60,7 @@ def cuda_semantics(gpu: Gpu | None = None, told: Callable[[AttentionCall], None]
         foreign.dropout_by(_dropout),
         foreign.softmax_by(_one_kernel),
         foreign.attention_by(attend),
-        dropout.judged_by(lambda *_: False),
+        on_cpu.judged_by(lambda _: False),
         grouped_heads.judged_by(partial(attention.takes_groups, card)),
         foreign.fused_adam_anywhere(),
     ):
