@@ -60,8 +60,8 @@ def product(left: torch.Tensor, right: torch.Tensor, scale: float = 1.0) -> torc
         scale: of the product.
     """
     added = left.new_empty(1, 1, 1)  # times 0: its values do not count
-    product = torch.baddbmm(added, left.flatten(0, 1), right.flatten(0, 1), beta=0, alpha=scale)
-    return product.unflatten(0, left.shape[:2])
+    scaled = torch.baddbmm(added, left.flatten(0, 1), right.flatten(0, 1), beta=0, alpha=scale)
+    return scaled.view(*left.shape[:2], *scaled.shape[1:])
 
 
 def _softmax(scores: torch.Tensor) -> torch.Tensor:

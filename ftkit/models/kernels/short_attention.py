@@ -7,6 +7,7 @@ torch's, and keeps no scores; the backward makes them again, of some sequences a
 Dimension letters: B batch, H head, K head of the key, T token, S token of the key, W width of a head.
 """
 
+from collections.abc import Sequence
 from itertools import repeat
 from typing import Any
 
@@ -101,9 +102,16 @@ class _Attention(torch.autograd.Function):
         groups = query.shape[1] // key.shape[1]
 
         def attended() -> torch.Tensor:
-            seen = [repeated(one, groups) if groups > 1 and mask is not None else one for one in (key, value)]
+            repeats = groups > 1 and mask is not None  # as transformers does
+            seen_key, seen_value = (repeated(one, groups) if repeats else one for one in (key, value))
             return functional.scaled_dot_product_attention(
-                query, *seen, attn_mask=mask, is_causal=is_causal, scale=scaling, enable_gqa=groups > 1 and mask is None
+                query,
+                seen_key,
+                seen_value,
+                mask,
+                is_causal=is_causal,
+                scale=scaling,
+                enable_gqa=groups > 1 and not repeats,
             )
 
         return keep_whole(attended, query, key, value, mask)
@@ -117,19 +125,15 @@ class _Attention(torch.autograd.Function):
         size = max(1, _SCORES_AT_ONCE // (heads * tokens * key.shape[2]))
         masks = repeat(None) if mask is None else mask.expand(batch, *mask.shape[1:]).split(size)
         parts = zip(*(one.split(size) for one in (query, key, value, grads[0].contiguous())), masks, strict=False)
-        made = [_gradients(*part, ctx.scaling) for part in parts]
+        made = [_gradients(tensors, mask, ctx.scaling) for *tensors, mask in parts]
         return *(one[0] if len(one) == 1 else torch.cat(one) for one in zip(*made, strict=True)), None, None, None
 
 
 def _gradients(
-    query_BHTW: torch.Tensor,
-    key_BKSW: torch.Tensor,
-    value_BKSW: torch.Tensor,
-    grad_BHTW: torch.Tensor,
-    mask: torch.Tensor | None,
-    scaling: float,
+    tensors: Sequence[torch.Tensor], mask: torch.Tensor | None, scaling: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the gradients of query, key and value."""
+    """Return the gradients of query, key and value, which are given with the gradient of the result."""
+    query_BHTW, key_BKSW, value_BKSW, grad_BHTW = tensors
     groups = query_BHTW.shape[1] // key_BKSW.shape[1]
     key_BHSW, value_BHSW = (repeated(one, groups) if groups > 1 else one for one in (key_BKSW, value_BKSW))
     weights_BHTS = weights_of(query_BHTW, key_BHSW, mask, scaling)

@@ -38,9 +38,11 @@ def inputs(length, dtype, heads_of_key=HEADS):
 def exact(query, key, value, mask):
     """Return torch's result in fp64, and the gradients of its inputs."""
     wide = [one.detach().double().requires_grad_() for one in (query, key, value)]
-    seen = [repeated(one, HEADS // one.shape[1]) for one in wide[1:]]
+    seen_key, seen_value = (repeated(one, HEADS // one.shape[1]) for one in wide[1:])
     mask = mask.double() if mask is not None and mask.is_floating_point() else mask
-    result = functional.scaled_dot_product_attention(wide[0], *seen, attn_mask=mask, is_causal=mask is None, scale=0.3)
+    result = functional.scaled_dot_product_attention(
+        wide[0], seen_key, seen_value, attn_mask=mask, is_causal=mask is None, scale=0.3
+    )
     result.square().sum().backward()
     return [result.transpose(1, 2), *(one.grad for one in wide)]
 
@@ -61,13 +63,13 @@ def test_values_and_gradients_are_torchs_in_fp64_up_to_rounding(
     mask, dtype, heads_of_key, length, at_once, monkeypatch
 ):
     monkeypatch.setattr(short_attention, "_SCORES_AT_ONCE", at_once)  # at 40 tokens two sequences, and the third
-    given = inputs(length, dtype, heads_of_key)
+    query, key, value = given = inputs(length, dtype, heads_of_key)
     made = MASKS[mask](length)
     made = made.to(dtype) if made is not None and made.is_floating_point() else made
-    result, _ = attend(nn.Module(), *given, made, **SETTINGS)
+    result, _ = attend(nn.Module(), query, key, value, made, **SETTINGS)
     assert "_AttentionBackward" in names_of_nodes(result)
     result.square().sum().backward()
-    for ours, theirs in zip([result, *(one.grad for one in given)], exact(*given, made), strict=True):
+    for ours, theirs in zip([result, *(one.grad for one in given)], exact(query, key, value, made), strict=True):
         assert ours.dtype == dtype
         # bf16 has 8 bits; a sum is as exact as its largest terms.
         torch.testing.assert_close(ours.double(), theirs, rtol=2e-2, atol=2e-2 * theirs.abs().max().item() + 1e-6)
