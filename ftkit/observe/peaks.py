@@ -65,9 +65,10 @@ def find_peak(tape: Tape, rounding: Callable[[int], int] = round_size) -> Peak:
     if at < 0:
         return Peak(0, MemoryBreakdown(), Phase.LOAD, 0, "", None)
     parts: Counter[Kind] = Counter()
-    of_kind = kinds(tape)
+    survived = _survivors(tape)
     for storage in live_at(tape, at):
-        parts[of_kind[storage]] += rounding(tape.births[storage].size)
+        birth = tape.births[storage]
+        parts[_kind(storage, birth, survived)] += rounding(birth.size)
     ((number, _, layer),) = tape.walk(at, at + 1)
     last = tape.births[number]
     return Peak(worst, _breakdown(parts), last.phase, last.step, last.module, layer)
@@ -80,11 +81,9 @@ def peak_place(tape: Tape, rounding: Callable[[int], int] = round_size) -> int:
 
 def _worst_place(tape: Tape, rounding: Callable[[int], int]) -> tuple[int, int]:
     """Return the most bytes that live at once, and the first event after which they do."""
-    worst, at = 0, -1
-    for place, live in enumerate(tape.live_bytes(rounding)):
-        if live > worst:
-            worst, at = live, place
-    return worst, at
+    live = list(tape.live_bytes(rounding))
+    worst = max(live, default=0)
+    return (worst, live.index(worst)) if worst > 0 else (0, -1)
 
 
 def _breakdown(parts: Mapping[Kind, int]) -> MemoryBreakdown:

@@ -94,7 +94,7 @@ def _call(
     kwargs: dict[str, Any],
 ) -> Any:
     try:
-        key = (layout, func, _key(layout, args), _key(layout, tuple(kwargs.items())))
+        key = (layout, func, _key(layout, args), _key(layout, tuple(kwargs.items())) if kwargs else None)
         known = _known.get(key)
     except TypeError:  # an argument that cannot be told from others
         return func(*args, **kwargs)

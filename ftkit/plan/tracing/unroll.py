@@ -33,45 +33,9 @@ from typing import NamedTuple
 from ftkit.observe.tape import Tape
 from ftkit.step.observer import Phase
 
-
-class Label(NamedTuple):
-    """The name of a storage among those of its layer: born in a phase of a micro-batch by an operator, as the nth."""
-
-    phase: Phase
-    step: int
-    micro_batch: int
-    op: str
-    number: int
-
-
-class Reference(NamedTuple):
-    """The identity of a storage, as seen from an event.
-
-    Attributes:
-        home: the shallow layer that it belongs to; None: none.
-        seen_from: the shallow layer of the event; None: none.
-        label: which of its layer's storages it is.
-    """
-
-    home: int | None
-    seen_from: int | None
-    label: Label
-
-    @property
-    def relative(self) -> tuple[int | None, Label]:
-        """The distance in layers and the label: equal in layers that behave identically."""
-        if self.home is None or self.seen_from is None:
-            return self.home, self.label
-        return self.home - self.seen_from, self.label
-
-    def deep_home(self, deep: int | None, num_shallow: int, num_deep: int) -> int | None:
-        """Return the layer of the deep model that it belongs to, as seen from the deep layer `deep`."""
-        if self.home is None:
-            return None
-        if self.seen_from is None or deep is None:
-            # Outside the layers, such as in the embedding or the loss, only the layers at the two ends are seen.
-            return self.home if self.home < num_shallow / 2 else self.home - num_shallow + num_deep
-        return deep + self.home - self.seen_from
+_Label = int
+"""The name of a storage among those of its layer, the same in every layer: born in a phase of a micro-batch by an
+operator, as the nth."""
 
 
 class Event(NamedTuple):
@@ -80,12 +44,14 @@ class Event(NamedTuple):
     Attributes:
         storage: its number there.
         is_birth: or else its death.
-        reference: which storage it is, as every layer that does the same would say.
+        home: the shallow layer that the storage belongs to; None: none.
+        label: which of its layer's storages it is.
     """
 
     storage: int
     is_birth: bool
-    reference: Reference
+    home: int | None
+    label: _Label
 
 
 @dataclass
@@ -101,6 +67,15 @@ class _Run:
     layer: int | None
     events: list[Event] = field(default_factory=list)
     marks: list[Phase] = field(default_factory=list)
+
+    def homes(self) -> set[int | None]:
+        """Return the shallow layers that its storages belong to."""
+        return {event.home for event in self.events}
+
+    def relative(self) -> list[tuple[bool, int | None, _Label]]:
+        """Return its events with distances in layers: equal in layers that behave identically."""
+        away = {home: home if home is None or self.layer is None else home - self.layer for home in self.homes()}
+        return [(event.is_birth, away[event.home], event.label) for event in self.events]
 
 
 @dataclass
@@ -210,7 +185,8 @@ def _representatives(shallow: Sequence[Hashable], deep: Sequence[Hashable]) -> l
 def _runs(tape: Tape) -> list[_Run]:
     """Cut the events into runs, also where a phase ends; every storage is named by its layer and its label there."""
     counts: Counter[tuple[object, ...]] = Counter()
-    names: dict[int, tuple[int | None, Label]] = {}
+    labels: dict[tuple[object, ...], _Label] = {}  # numbers, since a tuple with a phase takes long to look up
+    names: dict[int, tuple[int | None, _Label]] = {}
     runs: list[_Run] = []
     ends: dict[int, _Run] = {}
     cuts = {place for place, _ in tape.marks}
@@ -218,12 +194,12 @@ def _runs(tape: Tape) -> list[_Run]:
         if is_birth:
             birth = tape.births[storage]
             kind = (birth.phase, birth.step, birth.micro_batch, birth.op)
-            names[storage] = birth.layer, Label(*kind, counts[birth.layer, kind])
+            number = counts[birth.layer, kind]
+            names[storage] = birth.layer, labels.setdefault((*kind, number), len(labels))
             counts[birth.layer, kind] += 1
-        home, label = names[storage]
         if not runs or runs[-1].layer != layer or place in cuts:
             runs.append(_Run(layer))
-        runs[-1].events.append(Event(storage, is_birth, Reference(home, layer, label)))
+        runs[-1].events.append(Event(storage, is_birth, *names[storage]))
         ends[place + 1] = runs[-1]
     for place, phase in tape.marks:
         ends[place].marks.append(phase)
@@ -232,11 +208,9 @@ def _runs(tape: Tape) -> list[_Run]:
 
 def _check_alike(runs: Sequence[_Run], shallow: Sequence[Hashable]) -> None:
     """Check that shallow layers with the same neighbourhood have the same runs."""
-    seen: dict[Hashable, list[list[tuple[bool, tuple[int | None, Label]]]]] = {}
+    seen: dict[Hashable, list[list[tuple[bool, int | None, _Label]]]] = {}
     for number, around in enumerate(neighbourhoods(shallow)):
-        own = [
-            [(event.is_birth, event.reference.relative) for event in run.events] for run in runs if run.layer == number
-        ]
+        own = [run.relative() for run in runs if run.layer == number]
         if seen.setdefault(around, own) != own:
             raise NotAlikeError(f"layers with the neighbourhood {around} differ")
 
@@ -266,7 +240,7 @@ class _Deep:
     def __init__(self, shallow: Tape, representatives: Sequence[int]) -> None:
         self.tape = Tape()
         self._shallow, self._representatives, self._num_shallow = shallow, representatives, max(representatives) + 1
-        self._numbers: dict[tuple[int | None, Label], int] = {}
+        self._numbers: dict[tuple[int | None, _Label], int] = {}
 
     def write(self, one: _Pass) -> None:
         """Write a pass, and the marks at its end."""
@@ -294,13 +268,30 @@ class _Deep:
             self._write(run, deep)
 
     def _write(self, run: _Run, deep: int | None) -> None:
-        for storage, is_birth, reference in run.events:
-            layer = reference.deep_home(deep, self._num_shallow, len(self._representatives))
-            key = (layer, reference.label)
+        births, tape, numbers = self._shallow.births, self.tape, self._numbers
+        homes = {home: self._deep_home(home, run.layer, deep) for home in run.homes()}
+        for storage, is_birth, home, label in run.events:
+            layer = homes[home]
             if is_birth:
-                self._numbers[key] = self.tape.add(self._shallow.births[storage].in_layer(layer))
-                self.tape.begin(self._numbers[key], deep)
+                numbers[layer, label] = number = tape.add(births[storage].in_layer(layer))
+                tape.begin(number, deep)
             else:
-                if key not in self._numbers:
-                    raise NotAlikeError(f"storage {reference.label} of layer {layer} dies unborn")
-                self.tape.end(self._numbers.pop(key), deep)
+                if (layer, label) not in numbers:
+                    raise NotAlikeError(f"a {births[storage].op} of layer {layer} dies unborn")
+                tape.end(numbers.pop((layer, label)), deep)
+
+    def _deep_home(self, home: int | None, seen_from: int | None, deep: int | None) -> int | None:
+        """Return the layer of the deep model that a shallow one is, as seen from a deep layer.
+
+        Args:
+            home: the shallow layer.
+            seen_from: the shallow layer that stands for the deep one; None: outside the layers.
+            deep: the deep layer; None: outside.
+        """
+        if home is None:
+            return None
+        if seen_from is None or deep is None:
+            # Outside the layers, such as in the embedding or the loss, only the layers at the two ends are seen.
+            num_shallow, num_deep = self._num_shallow, len(self._representatives)
+            return home if home < num_shallow / 2 else home - num_shallow + num_deep
+        return deep + home - seen_from
