@@ -139,7 +139,7 @@ class CachingAllocator:
         self._split(block, rounded)
         block.free = False
         self.active_bytes += block.size
-        if self.active_bytes > self.peak_active_bytes:  # `max` takes four times as long
+        if self.active_bytes > self.peak_active_bytes:  # `max` takes several times as long
             self.peak_active_bytes = self.active_bytes
         return block.address
 
