@@ -41,7 +41,9 @@ def line(row: Row, answer: Answer) -> str:
 
 def table(rows: Sequence[Row], answers: Mapping[str, Answer]) -> str:
     """Return the page."""
-    return truth_table.page([row for row in rows if is_compared(row)], answers, stacks.reason_not_traced)
+    return truth_table.page(
+        [row for row in rows if is_compared(row)], answers, stacks.reason_not_traced, stacks.open_fact
+    )
 
 
 QUESTION = Question(

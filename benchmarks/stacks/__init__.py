@@ -9,8 +9,9 @@ A stack's file has
 - `reason_not_traced(row)`: why a row cannot be reproduced, or None,
 - `trace_row(row)`: the tape of what the stack did, or its births and deaths on several streams,
 
-and may have `HIDDEN`, names of packages that its old versions must not find, and `requirements(row)`, pins of the
-versions that a row names, in the place of `REQUIREMENTS`. Who traces a row is a stack with such pins, a judge, written
+and may have `HIDDEN`, names of packages that its old versions must not find, `open_fact(row)`, which fact that decides
+a row's peak is not published though the row is traced, and `requirements(row)`, pins of the versions that a row names,
+in the place of `REQUIREMENTS`. Who traces a row is a stack with such pins, a judge, written
 `hf_any transformers==5.8.1,peft==0.19.1`.
 
 It imports its libraries inside functions:
@@ -111,3 +112,10 @@ def reason_not_traced(row: Row) -> str | None:
         return "what this stack does is not written down in benchmarks/stacks"
     reason: str | None = load(name).reason_not_traced(row)
     return reason or versions.reason_of_others(row, load(name).REQUIREMENTS)
+
+
+def open_fact(row: Row) -> str | None:
+    """Return which fact that decides a row's peak nobody has published, or None."""
+    asked: Any = getattr(load(str(stack_of(row))), "open_fact", None)
+    reason: str | None = asked(row) if asked else None
+    return reason

@@ -24,6 +24,7 @@ from benchmarks.stacks import (
     fsdp2,
     hf,
     liger,
+    loading,
     loops,
     packed,
     stated,
@@ -129,6 +130,8 @@ def trace_row(row: Row) -> traced.Found:
         recorder = stack.enter_context(traced.recorder())
         if row["n_gpus"] > 1:
             see_buckets(recorder, model)
+        if stated.loads_onto_card(row):
+            loading.onto_a_card(recorder, model, stated.weights_type(row) or hf.half(row))
         traced.see(recorder, model)
         steps(row, model, recorder)
     return recorder.tape

@@ -115,6 +115,7 @@ FACTS = facts.PLAIN | {
         "outputs end with the step",
         "outputs outlast the step",
         "4-bit layers keep their type",
+        "4-bit weights packed on the card",
     ),
 }
 TRL_OF_THE_TRAINER = 16
@@ -189,6 +190,11 @@ def is_own_loop(row: Row) -> bool:
 def keeps_outputs(row: Row) -> bool:
     """Return whether the logits of a step live until those of the next one are there."""
     return "outputs outlast" in row["framework"]
+
+
+def loads_onto_card(row: Row) -> bool:
+    """Return whether weights were read onto the card, and packed there."""
+    return "packed on the card" in row["framework"] and bool(row["quant"])
 
 
 def is_reentrant(row: Row) -> bool:
