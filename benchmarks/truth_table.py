@@ -29,7 +29,22 @@ TORCHTUNE = (
     "activations, are {least} GB. So the run had less of something than the configuration that the README names, and "
     "of what is not published; adapters and moments are 0.540 GB."
 )
+SCORES = (
+    "live bytes agree, and what is reserved beside the trace is one matrix of scores of its eager attention, "
+    "{size} GB; why no free block held it was not found."
+)
+PIECES = "live bytes agree, and {size} GB {compared} was measured are reserved in the trace; why was not found."
 NOTES = {
+    "fitcheck_0915_017": SCORES.format(size="0.30"),
+    "fitcheck_0915_025": SCORES.format(size="0.50"),
+    "fitcheck_0915_033": SCORES.format(size="0.54"),
+    "fitcheck_0916_004": PIECES.format(size="0.77", compared="more than"),
+    "fitcheck_0916_013": PIECES.format(size="0.62", compared="less than"),
+    "fitcheck_0921_005": PIECES.format(size="0.69", compared="less than"),
+    "fitcheck_0921_006": PIECES.format(size="0.53", compared="less than"),
+    "fitcheck_0921_boundary_d043f8d89d19": (
+        "fitcheck_0921_007 is a run of the same configuration, and reserved 1.46 GB less."
+    ),
     "tt_flags_LoRA": TORCHTUNE.format(narrow="9.118 to 9.126", least="9.151"),
     "tt_flags_QLoRA": TORCHTUNE.format(narrow="4.950 to 4.955", least="4.968"),
     "rasbt_distilbert_ds2": (
@@ -45,7 +60,7 @@ NOTES = {
         "earlier than for the same run on that card (before the table of cards had both: -1.02%)."
     ),
 }
-"""What is to be said beside a row: why its prediction has moved by more than 0.5 %, or is that far off."""
+"""What is to be said beside a row: why its prediction has moved by more than 0.5 %, or is far off."""
 
 
 def measured(row: Row) -> int:
