@@ -120,7 +120,7 @@ def page(
     high = [pair for pair in pairs if not is_open[pair[0]["id"]]]
     medium = [pair for pair in pairs if is_open[pair[0]["id"]]]
     missing = [row for row in rows if row["id"] not in found]
-    lines = [*_head(), *_statistics(high), ""]
+    lines = [*_head(), *_statistics(high, medium), ""]
     for group, members in by_group(high).items():
         lines += _group(group, members)
     if medium:
@@ -167,7 +167,7 @@ def _percents(goals: Goals) -> str:
     return f"{', '.join(first)} and {last}"
 
 
-def _statistics(pairs: Sequence[Pair]) -> list[str]:
+def _statistics(pairs: Sequence[Pair], medium: Sequence[Pair]) -> list[str]:
     groups = by_group(pairs)
     medians, worst = [], []
     lines = [
@@ -188,23 +188,26 @@ def _statistics(pairs: Sequence[Pair]) -> list[str]:
         )
     if not pairs:
         return lines
-    every = counted_once(pairs)
+    own = [pair for pair in pairs if pair[1]["versions"]]
+    spreads = {
+        "the groups, each by its median": medians,
+        "the groups, each by its worst row": worst,
+        f"all {len(counted_once(pairs))} rows": counted_once(pairs),
+        f"the {len(counted_once(own))} rows traced with their stack's own versions": counted_once(own),
+        f"all, and the {len(counted_once(medium))} of medium confidence": counted_once([*pairs, *medium]),
+    }
     lines += [
         "",
         "Errors are absolute; a measurement that is printed twice counts once.",
         "",
         "| | median | 95th percentile |",
         "|---|---:|---:|",
-        f"| over the groups, each by its median | {statistics.median(medians):.2%} | {percentile(medians, 0.95):.2%} |",
-        f"| over the groups, each by its worst row | {statistics.median(worst):.2%} | {percentile(worst, 0.95):.2%} |",
-        f"| over all {len(every)} rows | {statistics.median(every):.2%} | {percentile(every, 0.95):.2%} |",
+        *(
+            f"| over {what} | {statistics.median(sizes):.2%} | {percentile(sizes, 0.95):.2%} |"
+            for what, sizes in spreads.items()
+            if sizes
+        ),
     ]
-    own = counted_once([pair for pair in pairs if pair[1]["versions"]])
-    if own:
-        lines.append(
-            f"| over the {len(own)} rows traced with their stack's own versions | {statistics.median(own):.2%} "
-            f"| {percentile(own, 0.95):.2%} |"
-        )
     return lines
 
 
