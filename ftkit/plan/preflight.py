@@ -29,6 +29,7 @@ from ftkit.plan.job import with_job
 from ftkit.plan.needs.weights import least_weight_bytes, weights_reason
 from ftkit.plan.predict import Tapes
 from ftkit.plan.predicted import AnyPrediction, TracedPrediction
+from ftkit.plan.seconds.cpu_rates import look
 from ftkit.plan.tracing.trace import UntraceableModelError
 from ftkit.report.planned.job import job_lines
 from ftkit.report.planned.streamed import stream_line
@@ -37,6 +38,8 @@ from ftkit.units import format_bytes
 
 _LEFT_BY_PLAN, _LEFT_BY_FIT = 38 * 10**6, 92 * 10**6
 """What stays of a plan, or of a search, in a process that makes it itself (LoRA on MiniLM in fp32)."""
+_WORTH_A_LOOK = 10.0
+"""Seconds of steps, at best by the rates of loops, from which on a second or two are spent on timing real ones."""
 FAULT = "planner_fault.txt"
 """The file in the result folder that keeps the traceback of a fault of the planner's."""
 
@@ -112,14 +115,18 @@ def _plan(  # noqa: PLR0913  # as above
     note: Callable[[str], None],
 ) -> tuple[RunConfig, AnyPrediction | None]:
     with _faults_kept(config, target):
+        options = options_at(config, target, architecture, sequences, Tapes(), is_cached=is_cached)
         try:
-            options = options_at(config, target, architecture, sequences, Tapes(), is_cached=is_cached)
-            config, prediction, lines = (
-                _fitted(config, options, note) if config.engine.fit else _settled(config, options, is_cut_named)
-            )
+            if config.engine.fit:
+                planned = _fitted(config, _looked(config, options), note)
+            else:
+                planned = _settled(config, options, is_cut_named)
+                if isinstance(planned[1], TracedPrediction) and (planned[1].total_seconds or 0.0) > _WORTH_A_LOOK:
+                    planned = _settled(config, _looked(config, options), is_cut_named)
         except UntraceableModelError as error:
             note(f"warning: no plan for this run, since {error}")
             return _with_number(config, target), None
+    config, prediction, lines = planned
     prediction = with_job(prediction, config, target, sequences)
     for line in (*lines, *job_lines(prediction.job)):
         note(line)
@@ -128,6 +135,16 @@ def _plan(  # noqa: PLR0913  # as above
     if prediction.streamed is not None:
         note(stream_line(prediction.streamed))
     return config, prediction
+
+
+def _looked(config: RunConfig, options: Options) -> Options:
+    """Return options whose speed was seen in a few steps, where they are for a CPU that nobody has calibrated."""
+    target = options.target
+    if target.device_type != "cpu" or target.calibration is not None:
+        return options
+    precision, is_decoder = resolve(config, target.devices).precision, config.task == "causal-lm"
+    seen = look(target.num_threads, config.method.name, is_decoder=is_decoder, precision=precision)
+    return replace(options, target=replace(target, looked=seen))
 
 
 _Planned = tuple[RunConfig, AnyPrediction, tuple[str, ...]]

@@ -19,6 +19,7 @@ from ftkit.plan import preflight
 from ftkit.plan.inputs.shapes import Sequences
 from ftkit.plan.inputs.target import find_target
 from ftkit.plan.predicted import FormulaPrediction
+from ftkit.plan.seconds.speed import FROM_STEPS, MEASURED_NOW
 from ftkit.units import format_bytes
 from tests.plan import models
 
@@ -65,6 +66,12 @@ def test_a_copy_of_the_process_plans_as_the_process_itself_would(monkeypatch):
     assert config == same
     assert prediction.peak_breakdown == here.peak_breakdown
     assert len(notes) == len(own) > 0
+
+
+@pytest.mark.parametrize(("worth", "source"), [(0.0, FROM_STEPS), (1e9, MEASURED_NOW)])
+def test_a_long_run_on_a_processor_that_is_not_calibrated_is_planned_by_real_steps(worth, source, monkeypatch):
+    monkeypatch.setattr(preflight, "_WORTH_A_LOOK", worth)
+    assert plan()[1].speed_source == source
 
 
 @pytest.mark.usefixtures("broken", "copied")

@@ -17,9 +17,11 @@ from ftkit.models.kernels.unpadded import num_rows
 
 CountRows = Callable[[NDArray[np.int64]], int]
 ShapeOf = Callable[[NDArray[np.int64]], Hashable]
-_KEPT_LENGTHS, _DRAWN_BATCHES, _MOST_DRAWN = 4096, 8, 256
-"""Of training sequences, and the global batches that are drawn from them to see how the data is usually cut, and which
-shapes come again."""
+_KEPT_LENGTHS = 4096
+"""Of training sequences."""
+_FEWEST_DRAWN, _MOST_DRAWN, _DRAWN_SEQUENCES = 8, 256, 2**15
+"""Global batches that are drawn from these to see how the data is usually cut, and which shapes come again: as many as
+have so many sequences together."""
 _SORTED_TOGETHER = 1024
 """Sequences that an evaluation sorts together (`ftkit/training/evaluate.py`), much as a trunk's pass does."""
 
@@ -206,11 +208,10 @@ def usual_step(config: RunConfig, world_size: int, sequences: Sequences, rows: C
     if not sequences.lengths:
         shape = plan_shape(config, world_size, sequences)
         return Usual(shape.num_micro_batches, shape.batch, shape.batch * shape.length)
-    batches = list(_drawn(config.batch, sequences, _DRAWN_BATCHES))
-    num_sequences = sum(map(len, batches))
-    chunks = [batch[chunk] for batch in batches for rank in cut(batch, config.batch, world_size) for chunk in rank]
-    tokens = sum(rows(chunk) for chunk in chunks if len(chunk))
-    return Usual(len(chunks) / _DRAWN_BATCHES / world_size, num_sequences / len(chunks), tokens / len(chunks))
+    cuts = _cuts(config.batch, world_size, sequences)
+    chunks = [chunk for chunks in cuts for chunk in chunks]
+    tokens = sum(rows(chunk) for chunk in chunks)
+    return Usual(len(chunks) / len(cuts), sum(map(len, chunks)) / len(chunks), tokens / len(chunks))
 
 
 def fresh_shapes(
@@ -269,7 +270,8 @@ def fresh_share(config: RunConfig, world_size: int, sequences: Sequences, shape_
 @lru_cache(maxsize=4)
 def _cuts(batch: BatchConfig, world_size: int, sequences: Sequences) -> list[list[NDArray[np.int64]]]:
     """Return the lengths in each micro-batch of one rank, of many steps that are drawn from the data."""
-    drawn = _drawn(batch, sequences, _MOST_DRAWN)
+    number = min(_MOST_DRAWN, max(_FEWEST_DRAWN, _DRAWN_SEQUENCES // _num_texts(batch, sequences)))
+    drawn = _drawn(batch, sequences, number)
     return [[lengths[chunk] for chunk in cut(lengths, batch, world_size)[0] if len(chunk)] for lengths in drawn]
 
 

@@ -1,6 +1,6 @@
 """The target of a plan: a GPU of the table, a number of bytes, or this machine."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -38,6 +38,7 @@ class Target:
         num_cpus: cores.
         launcher: what starts the ranks.
         held_bytes: on a CPU, what the process that will train has now; None: another process will.
+        looked: on a CPU that is not calibrated, its speed in a few steps that were timed; None: none were.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Target:
     num_cpus: int = 1
     launcher: Launcher = "none"
     held_bytes: int | None = None
+    looked: Device | None = field(default=None, hash=False)
 
     @property
     def words(self) -> str:
@@ -88,15 +90,17 @@ class Target:
         """Return the speed of one device."""
         if (found := self.calibration) is not None:
             return found.device
-        return cpu_device(self._threads) if self.gpu is None else gpu_device(self.gpu, precision)
+        if self.looked is not None:
+            return self.looked
+        return cpu_device(self.num_threads) if self.gpu is None else gpu_device(self.gpu, precision)
 
     @property
     def calibration(self) -> Calibration | None:
         """The figures that were measured of this machine's own device; None where it is not, or has not been."""
-        return find_calibration(self._threads if self.gpu is None else self.name).calibration
+        return find_calibration(self.num_threads if self.gpu is None else self.name).calibration
 
     @property
-    def _threads(self) -> int:
+    def num_threads(self) -> int:
         """The threads of one rank on a CPU."""
         return max(1, min(torch.get_num_threads(), self.num_cpus // self.num_devices))
 

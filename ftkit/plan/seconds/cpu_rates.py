@@ -9,6 +9,7 @@ the processor multiplies in: a product in bf16 says nothing of one in fp32, nor 
 """
 
 import datetime
+import functools
 import statistics
 import tempfile
 import time
@@ -39,7 +40,7 @@ from ftkit.observe.operators import Work, op_key, work_of
 from ftkit.observe.recorded import make_batches
 from ftkit.observe.tape import OpKey
 from ftkit.plan.seconds.calibration import Calibration, fingerprint, source_words
-from ftkit.plan.seconds.speed import Timed, cpu_device
+from ftkit.plan.seconds.speed import FROM_STEPS, Device, Timed, cpu_device
 from ftkit.step.step import train_step
 
 MOST_SECONDS = 20.0
@@ -108,6 +109,30 @@ def calibrate(tell: Callable[[str], None]) -> Calibration:
     date = today()
     device = replace(quick, host_seconds=host, rates={}, timed=operators, source=source_words(date))
     return Calibration(date, fingerprint(num_threads), device, read, written)
+
+
+@functools.cache
+def look(num_threads: int, method: str, *, is_decoder: bool, precision: SettledPrecision) -> Device:
+    """Return the speed of this machine's CPU in a few steps of one small training.
+
+    A run that finds no calibration asks for it: what `cpu_device` times in loops of its own is at its best, and steps
+    take twice as long.
+
+    Args:
+        num_threads: of one rank.
+        method: what is trained, by its label; LoRA where no sample is.
+        is_decoder: whether that is a language model.
+        precision: that it computes in.
+    """
+    quick, stopwatch = cpu_device(num_threads), Stopwatch()
+    kinds = {(sample.method, sample.is_decoder): sample for sample in SAMPLES}
+    sample = replace(kinds.get((method, is_decoder), kinds["lora", is_decoder]), precision=precision)
+    with stopwatch:
+        for rows, inner, columns in _LARGE:
+            _large_product(rows, inner, columns, DTYPES[precision])
+    with tempfile.TemporaryDirectory(prefix="ftkit-look-") as name:  # alone, whatever group this process is in
+        host = _time_sample(sample, Path(name), stopwatch)
+    return replace(quick, host_seconds=max(0.0, host), timed=stopwatch.operators(), source=FROM_STEPS)
 
 
 def disk_rates() -> tuple[float, float]:

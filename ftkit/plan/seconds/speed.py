@@ -76,6 +76,7 @@ class Timed:
 
 FROM_TABLE = "from the table of cards, by what kernels reach of it"
 MEASURED_NOW = "from a look at this processor, at best"
+FROM_STEPS = "from a few steps of a small model on this processor"
 
 
 @dataclass(frozen=True)
