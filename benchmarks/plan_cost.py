@@ -20,7 +20,7 @@ COMMANDS = {
     "7B, LoRA": ("--model", "llama-2-7b", *MODEL, "--gpu", "a100-80gb", "--json"),
     "70B, LoRA": ("--model", "llama-2-70b", *MODEL, "--gpu", "mi300x", "--json"),
     "70B, LoRA, every layer traced": ("--model", "llama-2-70b", *MODEL, "--gpu", "mi300x", "--json", "--exact"),
-    "7B, LoRA, does not fit: the cures": ("--model", "llama-2-7b", *MODEL, "--gpu", "rtx3090"),
+    "7B, LoRA, a smaller cut fits": ("--model", "llama-2-7b", *MODEL, "--gpu", "rtx3090"),
     "7B, search over 100 configurations": ("--model", "llama-2-7b", *MODEL, "--gpu", "rtx3090", "--search", "--json"),
 }
 DOES_NOT_FIT = 8
