@@ -38,7 +38,7 @@ from ftkit.units import format_bytes
 
 _LEFT_BY_PLAN, _LEFT_BY_FIT = 38 * 10**6, 92 * 10**6
 """What stays of a plan, or of a search, in a process that makes it itself (LoRA on MiniLM in fp32)."""
-_WORTH_A_LOOK = 10.0
+_WORTH_A_LOOK = 3.0
 """Seconds of steps, at best by the rates of loops, from which on a second or two are spent on timing real ones."""
 FAULT = "planner_fault.txt"
 """The file in the result folder that keeps the traceback of a fault of the planner's."""

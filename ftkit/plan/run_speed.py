@@ -9,6 +9,7 @@ from ftkit.plan.inputs.shapes import row_count, usual_step
 from ftkit.plan.needs import compiling
 from ftkit.plan.needs.streamed import coming_usually, seconds_beside
 from ftkit.plan.predicted import Speed
+from ftkit.plan.seconds.size import Size
 from ftkit.plan.seconds.speed import step_time
 from ftkit.plan.zero.share import RankShare
 from ftkit.records.streamed import StreamPlan
@@ -51,10 +52,11 @@ def speed_of(case: Case, shape: Shape, tape: Tape, share: RankShare, streamed: S
     )
 
 
-def _usual(case: Case, shape: Shape, tape: Tape) -> tuple[float, float]:
+def _usual(case: Case, shape: Shape, tape: Tape) -> tuple[float, Size]:
     """Return the micro-batches of a usual step, and the size of one as a share of those that were traced."""
     rows = row_count(unpadded=tape.unpadded)
     usual = usual_step(case.run.config, case.target.num_devices, case.sequences, rows)
-    is_pooled = shape.length != case.shape.length  # one vector stands for a sequence, however long it is
-    size = usual.sequences / shape.batch if is_pooled else usual.tokens / (shape.batch * shape.length)
-    return usual.num_micro_batches, size
+    if shape.length != case.shape.length:  # one vector stands for a sequence, however long it is
+        return usual.num_micro_batches, Size(usual.sequences / shape.batch, 1.0)
+    places = shape.batch * shape.length
+    return usual.num_micro_batches, Size(usual.tokens / places, usual.scores / (places * shape.length))

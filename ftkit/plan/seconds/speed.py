@@ -30,6 +30,7 @@ from ftkit.machine.process import has_bf16
 from ftkit.observe.operators import dtype_name
 from ftkit.observe.tape import OpKey, Tape
 from ftkit.plan.seconds.reach import WHOLE, Reach, reach_of
+from ftkit.plan.seconds.size import TRACED, Size
 from ftkit.step.observer import Phase
 
 HOST_SECONDS = 10e-6
@@ -258,7 +259,7 @@ def _best_seconds(work: Callable[[], object], rounds: int = _ROUNDS) -> float:
 
 
 def step_time(
-    tape: Tape, device: Device, num_micro_batches: float, traced_micro_batches: int, size: float = 1.0
+    tape: Tape, device: Device, num_micro_batches: float, traced_micro_batches: int, size: Size = TRACED
 ) -> StepTime:
     """Return the time of the last traced step.
 
@@ -267,7 +268,7 @@ def step_time(
         device: what computes.
         num_micro_batches: of a real step, or of many steps on average.
         traced_micro_batches: of the traced step, all alike.
-        size: of a real micro-batch, as a share of a traced one: what computes is so much less, and what asks is not.
+        size: of a real micro-batch: what computes is so much less, and what asks is not.
 
     Returns:
         Time and work of one step.
@@ -282,15 +283,15 @@ def step_time(
     phases_ended = Counter(phase for _, phase in tape.marks)
     # A forward of a micro-batch, or of all that go through layers together; a tape of a step has an update.
     num_forwards = phases_ended[Phase.FORWARD] / max(phases_ended[Phase.OPTIMIZER], 1)
-    on_host = size * num_forwards * sum(map(sum, tape.on_host.values())) / device.host_rate
+    on_host = size.tokens * num_forwards * sum(map(sum, tape.on_host.values())) / device.host_rate
     copying = {Phase.FORWARD: on_host, Phase.BACKWARD: on_host}
     cleared = {phase: num_bytes / device.fresh_rate for phase, num_bytes in _fresh_bytes(tape, device, last).items()}
-    update = _phase_seconds(phases.pop(Phase.OPTIMIZER, Counter()), device, 1.0) + cleared.pop(Phase.OPTIMIZER, 0.0)
-    batches = size * sum(cleared.values()) + sum(
+    update = _phase_seconds(phases.pop(Phase.OPTIMIZER, Counter()), device, TRACED) + cleared.pop(Phase.OPTIMIZER, 0.0)
+    batches = size.tokens * sum(cleared.values()) + sum(
         max(_phase_seconds(counter, device, size), copying.get(phase, 0.0)) for phase, counter in phases.items()
     )
     forward = _phase_seconds(phases[Phase.FORWARD], device, size) / traced_micro_batches
-    flops = size * repeats * tape.model_flops(last)
+    flops = size.tokens * repeats * tape.model_flops(last)
     return StepTime(repeats * batches + update, flops, forward, repeats * on_host)
 
 
@@ -305,11 +306,13 @@ def _fresh_bytes(tape: Tape, device: Device, step: int) -> Counter[Phase]:
     return fresh
 
 
-def _phase_seconds(counter: Counter[OpKey], device: Device, size: float) -> float:
+def _phase_seconds(counter: Counter[OpKey], device: Device, size: Size) -> float:
     computing = asking = 0.0
     for (name, flops, moved, dtype), count in counter.items():
         # One kernel serves a whole list of parameters.
         kernels = 0 if name.startswith("_fused") else count
-        computing += size * count * device.seconds(name, flops, moved, dtype) + kernels * device.reach.kernel_seconds
+        computing += (
+            size.of(name) * count * device.seconds(name, flops, moved, dtype) + kernels * device.reach.kernel_seconds
+        )
         asking += kernels * device.host_seconds
     return max(computing, asking) if device.is_asynchronous else computing + asking

@@ -15,6 +15,7 @@ from ftkit.observe.tape import Birth, OpKey, Tape
 from ftkit.plan.inputs.shapes import Sequences
 from ftkit.plan.inputs.target import Target, find_target
 from ftkit.plan.predict import predict
+from ftkit.plan.seconds.size import TRACED, Size
 from ftkit.plan.seconds.speed import Device, cpu_device, step_time
 from ftkit.step.observer import Phase
 from tests.plan.models import architecture, run_config
@@ -94,7 +95,16 @@ def test_a_smaller_micro_batch_computes_less_and_asks_as_often_and_the_update_st
     cpu = Device(1e12, 1e13, 1e11, 1e-5, is_asynchronous=False)
     tape = Tape(costs={(phase, 2, None): Counter({LARGE: 100}) for phase in (Phase.BACKWARD, Phase.OPTIMIZER)})
     asked, computed = 100 * 1e-5, 100 * 1e-3
-    assert step_time(tape, cpu, 3, 1, size=0.25).seconds == pytest.approx(3 * (asked + computed / 4) + asked + computed)
+    usual = step_time(tape, cpu, 3, 1, Size(0.25, 0.5))
+    assert usual.seconds == pytest.approx(3 * (asked + computed / 4) + asked + computed)
+
+
+@pytest.mark.parametrize("name", ["bmm.default", "_softmax.default", "masked_fill_.Scalar"])
+def test_attention_computes_by_its_scores_and_not_by_the_tokens(name):
+    cpu = Device(1e12, 1e13, 1e11, 0.0, is_asynchronous=False)
+    tape = Tape(costs={(Phase.FORWARD, 2, None): Counter({(name, 0, 10**9, "float32"): 1})})
+    whole, usual = (step_time(tape, cpu, 1, 1, size).seconds for size in (TRACED, Size(0.25, 0.5)))
+    assert usual == pytest.approx(whole / 2)
 
 
 def test_a_list_of_parameters_is_one_kernel():
