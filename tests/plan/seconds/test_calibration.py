@@ -154,7 +154,7 @@ def test_a_calibration_times_what_steps_run_and_the_doctor_says_that_it_is_there
     for name in (
         "addmm",
         "mm",
-        "bmm",
+        "baddbmm",
         "addmm_",
         "zero_dropped",
         "_softmax",
