@@ -109,7 +109,8 @@ def test_a_training_takes_what_fits_its_budget_and_says_so_in_two_lines():
     assert not chosen.engine.fit
     budget = format_bytes(budget_mb * 10**6)
     assert notes[0] == f"planning: the fastest that fits in {budget} ..."
-    assert re.fullmatch(r"fits: micro-batches of [\d,]+ tokens, no layer recomputes", notes[1])
+    recomputing = r"no layer recomputes|\d of 6 layers recompute what is cheap"  # as this processor's rates have it
+    assert re.fullmatch(rf"fits: micro-batches of [\d,]+ tokens, ({recomputing})", notes[1])
     assert re.fullmatch(rf".* of {re.escape(budget)} planned; .*", notes[2])
 
 
