@@ -8,6 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ftkit.models import bnb
 from ftkit.models.kernels import cross_entropy as kernel
+from ftkit.models.kernels import on_cpu
 from ftkit.models.kernels.cross_entropy import Tail, cross_entropy
 
 WIDTH, VOCABULARY = 64, 96
@@ -16,9 +17,10 @@ TAILS = [Tail(), Tail(scale=0.25), Tail(cap=5.0), Tail(2.0, 5.0)]
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    """Chunks of 4 rows at these sizes, so that there are several and the last one is smaller."""
+    """Chunks of a few rows at these sizes, scored 3 at a time: several of both, and the last ones are smaller."""
     monkeypatch.setattr(kernel, "_FEWEST_ROWS", 4)
-    monkeypatch.setattr(kernel, "_FEWEST_ROWS_OF_TRAINED", 4)
+    monkeypatch.setattr(kernel, "_FEWEST_BYTES_OF_TRAINED", 16)
+    monkeypatch.setattr(kernel, "_SCORED_AT_ONCE", 3 * VOCABULARY)
 
 
 def make_head(kind: str, dtype: torch.dtype, bias: bool = True) -> nn.Module:
@@ -62,7 +64,7 @@ def test_gradients_are_those_of_finite_differences_in_fp64(kind, tail):
 
 @pytest.mark.parametrize(("trains", "wanted"), [(True, [8, 3]), (False, [7, 4])])
 def test_a_head_that_trains_has_larger_chunks_so_that_its_gradient_is_added_up_less_often(trains, wanted, monkeypatch):
-    monkeypatch.setattr(kernel, "_FEWEST_ROWS_OF_TRAINED", 8)
+    monkeypatch.setattr(kernel, "_FEWEST_BYTES_OF_TRAINED", 8 * 4)
     seen: list[int] = []
     score = kernel._score
 
@@ -74,6 +76,23 @@ def test_a_head_that_trains_has_larger_chunks_so_that_its_gradient_is_added_up_l
     head, (rows, labels) = make_head("Linear", torch.float32), make_rows(11, torch.float32)
     cross_entropy(rows, head.requires_grad_(trains), labels)
     assert seen == wanted
+
+
+@pytest.mark.parametrize(("is_on_cpu", "wanted"), [(True, [3, 3, 1, 3, 1]), (False, [7, 4])])
+def test_a_cpu_scores_as_many_rows_at_once_as_its_cache_holds(is_on_cpu, wanted, monkeypatch):
+    seen: list[int] = []
+    score = kernel._score_rows
+
+    def noted(logits, *rest):
+        seen.append(len(logits))
+        return score(logits, *rest)
+
+    monkeypatch.setattr(kernel, "_score_rows", noted)
+    head, (rows, labels) = make_head("Linear", torch.float32), make_rows(11, torch.float32)
+    with on_cpu.judged_by(lambda _: is_on_cpu):
+        loss = cross_entropy(rows, head, labels)
+    assert seen == wanted
+    torch.testing.assert_close(loss, plain(rows, head, labels, Tail()))
 
 
 @pytest.mark.parametrize("kind", ["Linear", "Conv1D", "4-bit"])
