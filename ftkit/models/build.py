@@ -21,6 +21,7 @@ from ftkit.models.kernels.dropout import seed_dropouts
 from ftkit.models.kernels.first_place import pool_early
 from ftkit.models.kernels.grouped_heads import make_grouped
 from ftkit.models.kernels.lora_linear import make_lean
+from ftkit.models.kernels.rms_norm import lean_norms
 from ftkit.models.kernels.seeded_attention import NAME as SEEDED_ATTENTION
 from ftkit.models.kernels.seeded_attention import seed_attention
 from ftkit.models.kernels.short_attention import shorten
@@ -196,6 +197,7 @@ def _make_lean(config: RunConfig, model: nn.Module) -> None:
     """Put exact replacements that cost less into a model, where they cover it."""
     seed_dropouts(model)
     make_lean(model)
+    lean_norms(model)
     if config.task == "causal-lm":
         chunk_loss(unwrapped(model))
     else:

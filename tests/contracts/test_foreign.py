@@ -226,7 +226,7 @@ WRITTEN = [
     Written(tracing.taken_for_fake, "transformers", "utils/import_utils.py", "def is_fake_tensor("),
 ]  # fmt: skip
 TRIED = {
-    kernels.softmax_backward,
+    kernels.softmax_backward, kernels.is_llama_norm,
     models.storage_key, models.saving_hooks, models.patched,
     engine.own_parameters, engine.own_buffers, engine.watch_parameters,
     observe.fake_device, observe.storage_users, observe.tensor_users, observe.is_backward,
