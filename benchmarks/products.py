@@ -7,8 +7,9 @@ The steps are those of `benchmarks/cuts.py`, in the cut that ftkit takes by defa
 bf16: LoRA (r = 8, dropout 0.05) over random weights. `minilm` classifies 128 sequences of 32 tokens, `llama` models
 language with SmolLM2-135M's shape at its whole depth, 4 x 256 tokens. The products of a step are those that torch's
 dispatcher saw; each is run again in the same order on operands of its own shape and strides, and nothing else is. A
-product of rank 8 is one with a side that is no longer. Fused attention is not counted as a product. The shares are
-those of torch's profiler, whose own cost is in them.
+product of rank 8 is one with a side that is no longer. Fused attention is not counted as a product. What bounds the
+rest of a step is the bytes that its other operators read and write: they are set beside a copy of as many, among
+tensors of a layer's size. The shares are those of torch's profiler, whose own cost is in them.
 """
 
 import argparse
@@ -17,7 +18,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -31,6 +34,7 @@ from ftkit.engine.protocol import Engine
 from ftkit.machine.heap import keep_heap_whole
 from ftkit.machine.process import ProcessContext, joined
 from ftkit.models.kernels.foreign import DispatchMode
+from ftkit.observe.operators import Work, op_key, work_of
 from ftkit.observe.recorded import make_batches
 from ftkit.step.step import train_step
 
@@ -42,6 +46,8 @@ SHAPES = {
 }
 PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_"}
 NUM_PROFILED, NUM_LINES = 3, 14
+NUM_COPIED, COPIED_BYTES = 32, 3 * 2**20
+"""Tensors of the hidden states of an MLP, which together fit no cache of one core."""
 Product = Callable[[], Any]
 
 
@@ -50,20 +56,25 @@ class Products(DispatchMode):
 
     Attributes:
         found: the products in their order.
+        moved_bytes: that all other operators read and write.
     """
 
     def __init__(self) -> None:
         """Start with none."""
         super().__init__()
         self.found: list[Product] = []
+        self.moved_bytes = 0
         self._operands: dict[Any, torch.Tensor] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator, and note it where it is a product."""
+        out = func(*args, **(kwargs or {}))
         if func.overloadpacket.__name__ in PRODUCTS:
             again, settings = tree_map(self._operand, (args, kwargs or {}))
             self.found.append(partial(func, *again, **settings))
-        return func(*args, **(kwargs or {}))
+        elif work_of(func) is Work.SOME:
+            self.moved_bytes += op_key(func.__name__, args, out)[2]
+        return out
 
     def _operand(self, value: Any) -> Any:
         """Return a tensor that is laid out as another; those of one layout share it."""
@@ -88,6 +99,17 @@ def run_all(products: Sequence[Product]) -> None:
     with torch.no_grad():
         for product in products:
             product()
+
+
+def copied_bytes_per_second() -> float:
+    """Return the bytes that copies read and write in a second of the processor."""
+    tensors = [torch.ones(COPIED_BYTES, dtype=torch.uint8) for _ in range(NUM_COPIED)]
+
+    def copy_all() -> None:
+        for one, other in pairwise(tensors):
+            other.copy_(one)
+
+    return 2 * COPIED_BYTES * (NUM_COPIED - 1) / min(seconds(copy_all) for _ in range(NUM_COPIED))
 
 
 def kind(operator: str, shapes: Sequence[Sequence[int]]) -> str:
@@ -123,6 +145,19 @@ def take_step(engine: Engine, batches: Sequence[MicroBatch]) -> None:
     train_step(engine, batches, 100.0, 1e-4)
 
 
+def print_floor(moved_bytes: int, bare_seconds: float) -> None:
+    """Print what a step would take if each operator but the products took as long as a copy of its bytes.
+
+    Args:
+        moved_bytes: by these operators.
+        bare_seconds: of the products.
+    """
+    rate = copied_bytes_per_second()
+    copied = moved_bytes / rate
+    print(f"the other operators move {moved_bytes / 1e9:.1f} GB: {copied:.2f} s at the {rate / 1e9:.0f} GB/s of a copy")
+    print(f"with its products {bare_seconds + copied:.2f} s, {1 + copied / bare_seconds:.2f} times these alone\n")
+
+
 def compare(name: str, engine: Engine, shape: Shape, num_rounds: int) -> None:
     """Time step and products in turns, print both and their ratio, then the shares.
 
@@ -139,7 +174,8 @@ def compare(name: str, engine: Engine, shape: Shape, num_rounds: int) -> None:
     times = [(seconds(step), seconds(partial(run_all, products.found))) for _ in range(num_rounds)]
     whole, bare = ([pair[number] for pair in times] for number in (0, 1))
     print(f"{name}: a step takes {spread(whole)} s, its {len(products.found)} bare products {spread(bare)} s")
-    print(f"ratio within a round: {spread([one / other for one, other in times])}\n")
+    print(f"ratio within a round: {spread([one / other for one, other in times])}")
+    print_floor(products.moved_bytes, median(bare))
     print("| operator | share of the step |\n|---|---:|")
     for operator, share in list(shares(step).items())[:NUM_LINES]:
         print(f"| {operator} | {share:.1%} |")
