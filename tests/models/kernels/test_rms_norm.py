@@ -55,7 +55,12 @@ def test_the_forward_keeps_its_input_and_one_number_of_each_row():
     x = torch.randn(4, 6, WIDTH, dtype=torch.bfloat16, requires_grad=True)
     kept: list[torch.Tensor] = []
     lean_norms(norm)
-    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one):
         norm(x)
     own = {x.data_ptr(), norm.weight.data_ptr()}
     assert [one.shape for one in kept if one.data_ptr() not in own] == [(4, 6, 1)]
