@@ -18,9 +18,9 @@ from ftkit.models import bnb
 from ftkit.models.kernels import on_cpu
 
 _FEWEST_ROWS, _FEWEST_BYTES_OF_TRAINED = 128, 2048
-"""Rows of a chunk, and bytes of one of its columns: with fewer, reading the head's weight takes longer than multiplying
-by it, on any processor. For a head that trains each further chunk reads and writes its gradient too, in fp32 and with a
-product to add in half precision."""
+"""Rows of a chunk, and bytes of the widest copy of one of its columns: with fewer, reading the head's weight takes
+longer than multiplying by it, on any processor. For a head that trains each further chunk reads and writes its gradient
+too, in fp32 and with a product to add in half precision."""
 _SCORED_AT_ONCE = 2**19
 """Logits whose fp32 copy, 2 MiB, a core's own cache holds: a CPU goes through it six times, in a third of the time that
 it takes to go through a whole chunk of 512 rows of 49,152 logits, and in two thirds of that of 128 rows."""
@@ -68,7 +68,8 @@ def num_chunk_rows(rows_ND: torch.Tensor, vocabulary: int, *, trains: bool) -> i
         vocabulary: logits of a row.
         trains: whether the head does.
     """
-    fewest = _FEWEST_BYTES_OF_TRAINED // rows_ND.element_size() if trains else _FEWEST_ROWS
+    widest = rows_ND.element_size() if on_cpu.is_on_cpu(rows_ND) else _wide(rows_ND).itemsize  # a CPU copies few rows
+    fewest = _FEWEST_BYTES_OF_TRAINED // widest if trains else _FEWEST_ROWS
     return max(fewest, rows_ND.numel() // vocabulary)
 
 

@@ -78,6 +78,14 @@ def test_a_head_that_trains_has_larger_chunks_so_that_its_gradient_is_added_up_l
     assert seen == wanted
 
 
+@pytest.mark.parametrize(("is_on_cpu", "wanted"), [(True, 16), (False, 8)])
+def test_where_whole_chunks_are_copied_to_fp32_they_are_as_short_as_in_fp32(is_on_cpu, wanted, monkeypatch):
+    monkeypatch.setattr(kernel, "_FEWEST_BYTES_OF_TRAINED", 8 * 4)
+    rows, _ = make_rows(11, torch.bfloat16)
+    with on_cpu.judged_by(lambda _: is_on_cpu):
+        assert kernel.num_chunk_rows(rows, VOCABULARY, trains=True) == wanted
+
+
 @pytest.mark.parametrize(("is_on_cpu", "wanted"), [(True, [3, 3, 1, 3, 1]), (False, [7, 4])])
 def test_a_cpu_scores_as_many_rows_at_once_as_its_cache_holds(is_on_cpu, wanted, monkeypatch):
     seen: list[int] = []
