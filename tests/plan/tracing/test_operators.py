@@ -45,7 +45,7 @@ ALIKE = {
     # Read or written by place, without a sort (cuda/IndexKernel.cu, cuda/ScatterGatherKernel.cu).
     *("embedding", "gather", "index", "index_add", "index_select", "scatter", "scatter_add", "scatter_add_"),
     # Matrix products, whose workspace is counted once (cuda/Blas.cpp; `cublas_workspace`).
-    *("addmm", "bmm", "mm"),
+    *("addmm", "addmm_", "bmm", "mm"),
     # Softmaxes and losses of a row, which a block computes (cuda/SoftMax.cu, cuda/Loss.cu).
     *("_log_softmax", "_log_softmax_backward_data", "_softmax", "nll_loss_backward", "nll_loss_forward"),
     # The optimizer's kernels over lists, which are told one by one (cuda/FusedAdamWKernel.cu, cuda/AmpKernels.cu).
