@@ -87,14 +87,18 @@ def test_a_full_disk_below_what_is_printed_is_one_sentence():
     )
 
 
-def test_the_plan_of_a_plain_lora_loads_no_engine_no_4_bit_kernels_and_no_plots():
+def test_the_plan_of_a_plain_lora_loads_no_engine_no_4_bit_kernels_no_plots_and_no_solver_until_that_is_called():
     call = "main(['plan', '--model', 'gpt2', '--gpu', 't4', '--max-length', '64'], standalone_mode=False)"
-    code = f"import sys; from ftkit.cli import main; {call}; print(*sys.modules)"
+    solver = "from transformers.loss.loss_for_object_detection import linear_sum_assignment as solve"
+    solved = "print(*solve([[1, 0], [0, 1]], maximize=False)[1])"
+    code = f"import sys; from ftkit.cli import main; {call}; print(*sys.modules); {solver}; {solved}"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("verdict                        fits")
-    loaded = set(done.stdout.splitlines()[-1].split())
+    *_, modules, solution = done.stdout.splitlines()
+    loaded = set(modules.split())
     assert "torch" in loaded
-    assert not loaded & {"deepspeed", "bitsandbytes", "plotly", "datasets"}
+    assert not loaded & {"deepspeed", "bitsandbytes", "plotly", "datasets", "scipy", "scipy.optimize"}
+    assert solution == "1 0"
 
 
 @pytest.mark.parametrize("module", sorted({module for module, _, _ in _COMMANDS.values()}))

@@ -115,6 +115,10 @@ WRITTEN = [
     Written(partitions.whole_numel, "deepspeed", PARTITIONED, "param.ds_numel = "),
     Written(partitions.is_gathered_when_called, "deepspeed", "runtime/zero/parameter_offload.py", "module.ds_id = "),
     Written(partitions.whole_shape, "deepspeed", PARTITIONED, "param.ds_shape = "),
+    Written(
+        sources.import_losses,
+        "transformers", "loss/loss_for_object_detection.py", "    from scipy.optimize import linear_sum_assignment",
+    ),
     Written(sources.reading_what_stays, "transformers", "core_model_loading.py", "def _materialize_copy(tensor: "),
     Written(sources.reading_what_stays, "transformers", "core_model_loading.py", "return _materialize_copy("),
     Written(sources.reading_what_stays, "transformers", "modeling_utils.py", "file_pointer = safe_open(file, "),

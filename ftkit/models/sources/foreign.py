@@ -1,10 +1,13 @@
 """Names of transformers' loading that are not public: what it makes weights of, and how it reads them."""
 
+import importlib
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -12,6 +15,26 @@ from torch import nn
 
 from ftkit.models.foreign import patched
 from ftkit.models.sources.positions import PositionFile
+
+
+def import_losses() -> None:
+    """Import transformers' losses, and scipy with the first that calls its solver, which those of pictures alone do.
+
+    `linear_sum_assignment` (transformers 5.23, loss/loss_for_object_detection.py and others): scipy.optimize takes a
+    fifth of a second of each start, and 35 MB that stay.
+    """
+    name = "scipy.optimize"
+    if name in sys.modules:
+        return
+
+    def linear_sum_assignment(*args: Any, **kwargs: Any) -> Any:
+        return importlib.import_module(name).linear_sum_assignment(*args, **kwargs)
+
+    sys.modules[name] = cast(Any, SimpleNamespace(linear_sum_assignment=linear_sum_assignment))
+    try:
+        importlib.import_module("transformers.loss.loss_utils")
+    finally:
+        del sys.modules[name]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from ftkit.config.tree import ModelConfig, RunConfig, Task
 from ftkit.errors import ConfigError, ModelError
 from ftkit.models import foreign
 from ftkit.models.left_out import left_out
-from ftkit.models.sources.foreign import reading_what_stays
+from ftkit.models.sources.foreign import import_losses, reading_what_stays
 from ftkit.models.sources.source import Source, explained_loading
 from ftkit.models.sources.start import Start
 from ftkit.models.structure.heads import classifies, find_head, head_names, output_names, task_modules
@@ -56,8 +56,9 @@ def load_weights(
     torch.manual_seed(config.training.seed)
     placed = {"device_map": {"": "cpu"} | dict.fromkeys(without, "meta")} if without else {}
     reading = reading_what_stays() if without else nullcontext()
+    kind = auto_class(config.task)
     with explained_loading(source, f"weights for {config.task}"), foreign.without_hooks(), reading, _told_here():
-        model, info = auto_class(config.task).from_pretrained(
+        model, info = kind.from_pretrained(
             source.name,
             config=architecture,
             dtype=dtype,
@@ -132,9 +133,10 @@ def copy_small(model: nn.Module) -> None:
 
 
 def auto_class(task: Task) -> Any:
-    """Return transformers' class that finds the model of a task."""
+    """Return transformers' class that finds the model of a task; asked before anything imports transformers' models."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    import_losses()
     return AutoModelForSequenceClassification if task == "sequence-classification" else AutoModelForCausalLM
 
 
