@@ -47,6 +47,6 @@ def plan(  # noqa: PLR0913  # as many as the command has flags for it
     target = find_target(gpu, gpus, memory_budget, ram_budget, memory_used=memory_used)
     target = target.within(None if memory_budget else run.engine.budget_bytes)
     sequences = None if samples is None else Sequences.unseen(run, samples)
-    options = options_at(run, target, None, sequences, None)
+    options = options_at(run, target, sequences=sequences)
     run, prediction, _ = settle_cut(run, options, is_named=run.batch.is_named)
-    return with_job(prediction, run, target, sequences)
+    return with_job(prediction, run, target, options.sequences)

@@ -23,19 +23,16 @@ _TOKEN_BYTES, _BESIDE_BYTES = 4, 11 * 2**18
 """Of a token that is kept; of a tokenizer (0.7 MB for MiniLM), the page of the run (2.0 MB), a record and answers."""
 
 
-def with_job(
-    prediction: AnyPrediction, config: RunConfig, target: Target, sequences: Sequences | None
-) -> AnyPrediction:
+def with_job(prediction: AnyPrediction, config: RunConfig, target: Target, sequences: Sequences) -> AnyPrediction:
     """Return a prediction that says what the whole job takes.
 
     Args:
         prediction: of the run.
         config: the run.
         target: where it runs.
-        sequences: the data; None: not at hand.
+        sequences: the data.
     """
-    job = job_plan(prediction, config, target, sequences or Sequences.unseen(config))
-    return prediction.model_copy(update={"job": job})
+    return prediction.model_copy(update={"job": job_plan(prediction, config, target, sequences)})
 
 
 def write_rate(target: Target) -> tuple[float, str]:

@@ -161,7 +161,7 @@ def _settled(config: RunConfig, options: Options, is_cut_named: bool) -> _Planne
     config, prediction, lines = settle_cut(config, options, is_named=is_cut_named)
     # A formula's word is not enough to refuse a run.
     if config.training.plan_first and not prediction.fits and isinstance(prediction, TracedPrediction):
-        found = cures(config, options.target, options.architecture, options.sequences, options.tapes)
+        found = cures(config, options)
         raise _refusal(f"this run {prediction.reason}", found)
     return config, prediction, (*lines, _line(prediction))
 
@@ -215,7 +215,7 @@ def _check_weights(config: RunConfig, target: Target, architecture: Any) -> None
     with _faults_kept(config, target):
         reason = weights_reason(target, least_weight_bytes(resolve(config, target.devices), architecture))
         if reason is not None and not (config.engine.fit and _has_way(config, target, architecture)):
-            raise _refusal(f"this run does not fit: {reason}", cures(config, target, architecture))
+            raise _refusal(f"this run does not fit: {reason}", cures(config, options_at(config, target, architecture)))
 
 
 def _has_way(config: RunConfig, target: Target, architecture: Any) -> bool:

@@ -19,7 +19,7 @@ from ftkit.engine.resolve import resolve
 from ftkit.errors import DeviceError, ModelError
 from ftkit.models.methods.full import Full
 from ftkit.models.methods.lora import Lora, Qlora
-from ftkit.plan.choices.search import cures, search
+from ftkit.plan.choices.search import cures, options_at, search
 from ftkit.plan.inputs.shapes import Sequences
 from ftkit.plan.inputs.target import Target, find_target
 from ftkit.plan.needs.compiling import KERNEL_BYTES, MOST_COMPILED
@@ -97,7 +97,7 @@ def test_what_does_not_fit_comes_with_changes_that_do():
     run, target = config("gpt2", Full()), find_target(memory_budget="3GiB")
 
     assert not predict(run, target).fits
-    found = cures(run, target)
+    found = cures(run, options_at(run, target))
     assert found
     assert all(predict(candidate.config, target).fits for candidate in found)
 
@@ -117,7 +117,9 @@ def test_where_pieces_alone_are_in_the_way_segments_that_grow_are_offered():
     prediction = predict(run, target, tapes=TAPES)
     assert not prediction.fits
     assert prediction.reason.endswith("with growing segments it fits (engine.expandable_segments=true)")
-    (grown,) = [one for one in cures(run, target) if one.changes == {"engine.expandable_segments": True}]
+    (grown,) = [
+        one for one in cures(run, options_at(run, target)) if one.changes == {"engine.expandable_segments": True}
+    ]
     assert grown.prediction.fits
     assert grown.prediction.step_seconds == prediction.step_seconds
 
@@ -168,14 +170,14 @@ def test_a_context_is_that_of_the_card_or_of_its_generation(gpu, low, high):
 
 
 def test_a_search_recommends_only_what_surely_fits():
-    found = search(config("gpt2"), find_target("rtx2060"), tapes=TAPES, limit=4)
+    found = search(config("gpt2"), options_at(config("gpt2"), find_target("rtx2060"), tapes=TAPES), limit=4)
     unsure = found[0].prediction.model_copy(update={"verdict": Verdict.MAY_NOT_FIT})
     assert all(one.prediction.verdict is Verdict.FITS for one in found)
     assert not replace(found[0], prediction=unsure).has_room
 
 
 def test_a_search_ranks_what_fits_by_speed():
-    found = search(config("gpt2"), find_target("rtx2060"), tapes=TAPES, limit=12)
+    found = search(config("gpt2"), options_at(config("gpt2"), find_target("rtx2060"), tapes=TAPES), limit=12)
     times = [candidate.prediction.step_seconds or 0.0 for candidate in found]
 
     assert times == sorted(times, key=float)

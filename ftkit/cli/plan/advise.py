@@ -34,9 +34,7 @@ def show_advice(asked: "Asked", *, as_json: bool) -> bool:
     """
     from ftkit.plan.choices.advise import advise, walls
 
-    config, target, architecture, sequences, tapes = asked
-    advice = advise(config, target, architecture, sequences, tapes)
-    found = walls(config, target, None if sequences is None else sequences.num, tapes)
+    advice, found, target = advise(*asked), walls(*asked), asked.options.target
     if as_json:
         click.echo(json.dumps(advice_tree(advice, found, target)))
         return advice.present.prediction.fits

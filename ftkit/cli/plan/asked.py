@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -14,19 +14,16 @@ from ftkit.units import counted
 
 if TYPE_CHECKING:
     from ftkit.config.tree import RunConfig
+    from ftkit.plan.choices.search import Options
     from ftkit.plan.inputs.shapes import Sequences
     from ftkit.plan.inputs.target import Target
-    from ftkit.plan.predict import Tapes
 
 
 class Asked(NamedTuple):
-    """What was asked for, with what has been found of it so far."""
+    """What was asked for: a run, and the model, the data and the target that it has."""
 
     config: "RunConfig"
-    target: "Target"
-    architecture: Any
-    sequences: "Sequences | None"
-    tapes: "Tapes"
+    options: "Options"
 
     @classmethod
     def of(cls, config: "RunConfig", target: "Target", samples: int | None) -> "Asked":
@@ -39,21 +36,18 @@ class Asked(NamedTuple):
         from ftkit.plan.choices.cut import settle_cut
         from ftkit.plan.choices.fit import fit
         from ftkit.plan.choices.search import options_at
-        from ftkit.plan.inputs.architectures import find_architecture
         from ftkit.plan.inputs.shapes import Sequences
-        from ftkit.plan.predict import Tapes
 
         sequences = _read(config) if samples is None else Sequences.unseen(config, samples)
         for sentence in idle_settings(_known(config, target, sequences, is_read=samples is None)):
             click.echo(f"warning: {sentence}", err=True)
-        architecture, tapes = find_architecture(config), Tapes()
-        options = options_at(config, target, architecture, sequences, tapes)
+        options = options_at(config, target, sequences=sequences)
         if config.engine.fit:
-            return cls(fit(config, options).run.config, target, architecture, sequences, tapes)
+            return cls(fit(config, options).run.config, options)
         settled = settle_cut(config, options, is_named=config.batch.is_named)
         for line in settled.lines:
             click.echo(f"note: {line}", err=True)
-        return cls(settled.config, target, architecture, sequences, tapes)
+        return cls(settled.config, options)
 
 
 def _known(config: "RunConfig", target: "Target", sequences: "Sequences | None", *, is_read: bool) -> "KnownOfRun":

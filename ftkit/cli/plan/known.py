@@ -1,7 +1,7 @@
 """The cards and the models that are known by name: the tables of the planner as lines of text."""
 
 from ftkit.machine.hardware import gpus
-from ftkit.models.sources.known import hub_name, shapes, table_names
+from ftkit.models.sources.known import hub_name, positions_read, shapes, table_names
 from ftkit.units import format_bytes
 
 _POSITIONS = ("max_position_embeddings", "n_positions")
@@ -31,5 +31,4 @@ def known_lines() -> list[str]:
 def _positions(name: str) -> str:
     fields = shapes(name)
     known = next(fields[key] for key in _POSITIONS if key in fields)
-    # RoBERTa counts its positions from behind the padding's.
-    return f"{known - (2 if fields['model_type'] == 'roberta' else 0):,}"
+    return f"{positions_read(fields['model_type'], known):,}"

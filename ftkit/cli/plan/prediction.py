@@ -43,8 +43,9 @@ def show_prediction(
     from ftkit.plan.job import with_job
     from ftkit.plan.predict import predict_with_grounds
 
-    config, target, architecture, sequences, tapes = asked
-    grounds = predict_with_grounds(config, target, architecture, sequences=sequences, exact=exact, tapes=tapes)
+    config, options = asked
+    target, sequences, tapes = options.target, options.sequences, options.tapes
+    grounds = predict_with_grounds(config, target, options.architecture, sequences=sequences, exact=exact, tapes=tapes)
     grounds = replace(grounds, prediction=with_job(grounds.prediction, config, target, sequences))
     prediction = grounds.prediction
     if as_json:
@@ -109,8 +110,8 @@ def _adapter_lines(asked: "Asked") -> list[str]:
 
     if not asked.config.method.is_adapter:
         return []
-    dtype = resolve(asked.config, asked.target.devices).dtype
-    return list(weight_lines(build_empty_model(asked.config, asked.architecture, dtype)))
+    dtype = resolve(asked.config, asked.options.target.devices).dtype
+    return list(weight_lines(build_empty_model(asked.config, asked.options.architecture, dtype)))
 
 
 def _routing_lines(grounds: "Grounds") -> list[str]:
@@ -198,7 +199,7 @@ def show_cures(asked: "Asked", step_seconds: float | None) -> None:
     from ftkit.plan.choices.changes import as_flags, takes_fewer_bits
     from ftkit.plan.choices.search import cures
 
-    found = cures(asked.config, asked.target, asked.architecture, asked.sequences, asked.tapes)
+    found = cures(*asked)
     click.echo(
         "what would fit:" if found else "nothing that ftkit can change makes it fit; choose a smaller model or length"
     )

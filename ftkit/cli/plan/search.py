@@ -34,11 +34,10 @@ def show_search(asked: "Asked", write: "Path | None", *, as_json: bool) -> None:
     """
     from ftkit.engine.resolve import resolve
     from ftkit.errors import DoesNotFitError
-    from ftkit.plan.choices.search import confirmed, options_at, search
+    from ftkit.plan.choices.search import confirmed, search
 
-    target = asked.target
-    found = search(*asked)
-    kept, checked = confirmed(found[:SHOWN], options_at(*asked))
+    target, found = asked.options.target, search(*asked)
+    kept, checked = confirmed(found[:SHOWN], asked.options)
     if checked is None:
         raise DoesNotFitError(_nothing_fits(asked))
     found = [*kept, *found[SHOWN:]]
@@ -58,10 +57,10 @@ def _nothing_fits(asked: "Asked") -> str:
     from ftkit.plan.choices.changes import as_flags
     from ftkit.plan.choices.search import search
 
-    target = asked.target
+    target = asked.options.target
     if target.gpu is not None and (target.ram_bytes is not None or target.locked_bytes is not None):
         roomy = replace(target, ram_bytes=None, locked_bytes=None)
-        found = search(asked.config, roomy, asked.architecture, asked.sequences, asked.tapes)
+        found = search(asked.config, replace(asked.options, target=roomy))
         if found:
             least = min(found, key=lambda one: one.prediction.host_bytes)
             have = "the host's" if target.ram_bytes is None else f"the {format_bytes(target.ram_bytes)} of host"

@@ -73,6 +73,11 @@ def shapes(row: str) -> dict[str, Any]:
     return dict(_table()[row]["config"])
 
 
+def positions_read(model_type: str, table: int) -> int:
+    """Return how many tokens a model reads whose configuration has a table of so many positions."""
+    return table - (2 if model_type == "roberta" else 0)  # it counts from behind the padding's
+
+
 @cache
 def _table() -> dict[str, Any]:
     text = (resources.files("ftkit.models.sources") / "known.json").read_text(encoding="utf-8")

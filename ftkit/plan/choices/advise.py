@@ -2,16 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from ftkit.config.tree import RunConfig
 from ftkit.plan.choices.candidates import Candidate, RefusedChange
 from ftkit.plan.choices.changes import Effect, alternatives, effect_of
-from ftkit.plan.choices.search import options_at
+from ftkit.plan.choices.search import Options
 from ftkit.plan.choices.solve import Axis, Solution, positions, solve
-from ftkit.plan.inputs.shapes import Sequences
-from ftkit.plan.inputs.target import Target
-from ftkit.plan.predict import Tapes
 
 _AXES: tuple[Axis, ...] = ("max_length", "micro_batch_size", "rank")
 
@@ -45,15 +41,12 @@ class Advice:
     refused: tuple[RefusedChange, ...]
 
 
-def advise(config: RunConfig, target: Target, architecture: Any, sequences: Sequences | None, tapes: Tapes) -> Advice:
+def advise(config: RunConfig, options: Options) -> Advice:
     """Predict a run as it is, and with each single change that goes with it.
 
     Args:
         config: the run, with its cut settled.
-        target: the devices.
-        architecture: of the model.
-        sequences: the data; None: not at hand.
-        tapes: what was traced of this model before.
+        options: the model, the data and the target.
 
     Returns:
         All of them, whether or not they fit.
@@ -61,8 +54,8 @@ def advise(config: RunConfig, target: Target, architecture: Any, sequences: Sequ
     Raises:
         ModelError: the model does not go with the run.
     """
-    options = options_at(config, target, architecture, sequences, tapes)
-    changes = alternatives(config, target, options.sequences, positions(architecture), options.num_layers)
+    longest = positions(options.architecture)
+    changes = alternatives(config, options.target, options.sequences, longest, options.num_layers)
     priced, refused = options.price_each(config, changes)
     traced = (options.confirm(one) if one.is_between else one for one in priced)
     knobs = [Knob(one, effect_of(config, one.changes)) for one in traced]
@@ -71,17 +64,13 @@ def advise(config: RunConfig, target: Target, architecture: Any, sequences: Sequ
     return Advice(Candidate(config, options.predict(config), {}), tuple(knobs), tuple(refused))
 
 
-def walls(
-    config: RunConfig, target: Target, num_samples: int | None, tapes: Tapes
-) -> Iterator[tuple[Axis, Solution | None]]:
+def walls(config: RunConfig, options: Options) -> Iterator[tuple[Axis, Solution | None]]:
     """Yield each axis that a run has, with the largest value that still fits; None where not even the smallest does.
 
     Args:
         config: the run.
-        target: the devices.
-        num_samples: training sequences; None: not known.
-        tapes: what was traced of this model before.
+        options: the model, the data and the target.
     """
     for axis in _AXES:
         if axis != "rank" or hasattr(config.method, "rank"):
-            yield axis, solve(config, target, axis, num_samples, tapes)
+            yield axis, solve(config, options.target, axis, options.sequences.num, options.tapes)

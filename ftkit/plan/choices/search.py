@@ -47,31 +47,19 @@ _PAIRS = 24
 """Pairs of changes that are predicted at most where none makes a run fit alone."""
 
 
-def search(
-    config: RunConfig,
-    target: Target,
-    architecture: Any = None,
-    sequences: Sequences | None = None,
-    tapes: Tapes | None = None,
-    *,
-    limit: int = 100,
-) -> list[Candidate]:
+def search(config: RunConfig, options: "Options", *, limit: int = 100) -> list[Candidate]:
     """Predict what can be changed without changing what is learned, and rank what fits by speed.
 
     Args:
         config: where the search starts; model, data, method's targets and global batch stay.
-        target: the devices.
-        architecture: of the model; found by its name when None.
-        sequences: the data; None: not at hand.
-        tapes: what was traced of this model before.
+        options: the model, the data and the target.
         limit: configurations that are predicted at most.
 
     Returns:
         Those that surely fit: first the simplest of those whose step takes hardly longer than the fastest's, then by
         speed; among equals the one with more room. The first is traced.
     """
-    options = options_at(config, target, architecture, sequences, tapes)
-    return options.best(options.price(config, grid(config, target, sequences), limit))
+    return options.best(options.price(config, grid(config, options.target, options.sequences), limit))
 
 
 def confirmed(found: Sequence[Candidate], options: "Options") -> tuple[list[Candidate], AnyPrediction | None]:
@@ -92,29 +80,19 @@ def confirmed(found: Sequence[Candidate], options: "Options") -> tuple[list[Cand
     return [], None
 
 
-def cures(
-    config: RunConfig,
-    target: Target,
-    architecture: Any = None,
-    sequences: Sequences | None = None,
-    tapes: Tapes | None = None,
-) -> list[Candidate]:
+def cures(config: RunConfig, options: "Options") -> list[Candidate]:
     """Return the changes, fewest and fastest first, that make a configuration fit.
 
     Args:
         config: what does not fit.
-        target: the devices.
-        architecture: of the model; found by its name when None.
-        sequences: the data; None: not at hand.
-        tapes: what was traced of this model before.
+        options: the model, the data and the target.
 
     Returns:
         At most three candidates that leave the mathematics as it is, and behind them those in fewer bits; none where
         nothing helps.
     """
-    singles = steps_down(config, target, sequences)
+    singles = steps_down(config, options.target, options.sequences)
     pairs = [first | second for first, second in itertools.combinations(singles, 2) if not first.keys() & second.keys()]
-    options = options_at(config, target, architecture, sequences, tapes)
     fits = attrgetter("fits")
     exact, rounding = list[Candidate](), list[Candidate]()
     for changes, limit in (([{}, *singles], 1 + len(singles)), (pairs, _PAIRS)):
@@ -132,9 +110,9 @@ def cures(
 def options_at(
     config: RunConfig,
     target: Target,
-    architecture: Any,
-    sequences: Sequences | None,
-    tapes: Tapes | None,
+    architecture: Any = None,
+    sequences: Sequences | None = None,
+    tapes: Tapes | None = None,
     *,
     is_cached: bool = False,
 ) -> "Options":
@@ -145,7 +123,7 @@ def options_at(
         target: the devices.
         architecture: of the model; found by its name when None.
         sequences: the data; None: not at hand.
-        tapes: what was traced of this model before.
+        tapes: what was traced of this model before; None: nothing was.
         is_cached: whether the cache has all that a frozen trunk would make of the data.
     """
     architecture = find_architecture(config) if architecture is None else architecture

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ftkit.config.tree import RunConfig
 from ftkit.engine.resolve import resolve
 from ftkit.errors import ConfigError, FtkitError, ModelError
-from ftkit.models.sources.known import shapes, table_names
+from ftkit.models.sources.known import positions_read, shapes, table_names
 from ftkit.plan.choices.changes import LENGTH, RANK, SIZE, Changes, changed
 from ftkit.plan.choices.cut import Settled, settle_cut
 from ftkit.plan.choices.search import options_at
@@ -86,7 +86,7 @@ def solve(
 
     def tried(changes: Changes) -> Settled:
         new = changed(config, changes)
-        options = options_at(new, target, None, Sequences.unseen(new, num_samples), tapes)
+        options = options_at(new, target, sequences=Sequences.unseen(new, num_samples), tapes=tapes)
         return settle_cut(new, options, is_named=new.batch.is_named)
 
     if axis == "model":
@@ -160,8 +160,7 @@ def positions(architecture: Any) -> int:
         architecture: a transformers configuration.
     """
     known = getattr(architecture, "max_position_embeddings", None) or MOST_TOKENS
-    # RoBERTa counts its positions from behind the padding's.
-    return int(known) - (2 if architecture.model_type == "roberta" else 0)
+    return positions_read(architecture.model_type, int(known))
 
 
 def _largest_model(config: RunConfig, target: Target, tried: Callable[[Changes], Settled]) -> Solution | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from ftkit.config.tree import RunConfig
 from ftkit.errors import ConfigError, DataError
 from ftkit.records.files import CHECKPOINTS, read_record
+from ftkit.records.schema import RunRecord
 from ftkit.training.checkpoints.checkpoint import list_checkpoints
 from ftkit.training.checkpoints.same_run import check_finished, has_another_end
 
@@ -41,29 +42,25 @@ def begin(config: RunConfig) -> tuple[RunConfig, Start]:
     """
     if config.output.folder is None:
         raise ConfigError("output.resume=auto needs output.folder, where the run is found again; give --output FOLDER")
-    start = how_to_start(Path(config.output.folder))
-    if start is Start.FINISHED:
-        record = read_record(config.output.folder)
-        if has_another_end(config, record):
-            start = Start.GOES_ON
-        else:
-            check_finished(config, record)
+    folder = Path(config.output.folder)
+    record = _of_finished(folder)
+    if record is None:
+        start = Start.GOES_ON if list_checkpoints(folder / CHECKPOINTS) else Start.NEW
+    elif has_another_end(config, record):
+        start = Start.GOES_ON
+    else:
+        check_finished(config, record)
+        start = Start.FINISHED
     output = config.output.model_copy(update={"overwrite": config.output.overwrite or start is Start.NEW})
     return config.model_copy(update={"output": output}), start
 
 
-def how_to_start(folder: Path) -> Start:
-    """Return what there is to do in a result folder.
-
-    Args:
-        folder: perhaps not there yet.
-    """
+def _of_finished(folder: Path) -> RunRecord | None:
+    """Return the record of a run that has ended; None where none has, or the folder is not there yet."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a line that a kill cut short says nothing about how the run goes on
-            is_finished = read_record(folder).result is not None
+            record = read_record(folder)
     except DataError:
-        is_finished = False
-    if is_finished:
-        return Start.FINISHED
-    return Start.GOES_ON if list_checkpoints(folder / CHECKPOINTS) else Start.NEW
+        return None
+    return None if record.result is None else record

@@ -26,10 +26,9 @@ def advised(tmp_path_factory):
     model = save_tiny_model(tmp_path_factory.mktemp("tiny") / "gpt2", "gpt2")
     run = load_config(settings=[f"model.name={model}", "data.max_length=16", "batch.micro_batch_tokens=64"])
     asked = Asked.of(run, find_target("t4"), samples=8)
-    advice = advise(*asked)
-    largest = list(walls(asked.config, asked.target, 8, asked.tapes))
-    lines = [*advice_lines(advice, asked.target), *wall_lines(largest, asked.target)]
-    return lines, json.loads(json.dumps(advice_tree(advice, largest, asked.target)))
+    advice, largest, target = advise(*asked), list(walls(*asked)), asked.options.target
+    lines = [*advice_lines(advice, target), *wall_lines(largest, target)]
+    return lines, json.loads(json.dumps(advice_tree(advice, largest, target)))
 
 
 def shown(command):

@@ -20,7 +20,7 @@ from ftkit.models.card import Card
 from ftkit.models.saving.whole import save_whole
 from ftkit.models.saving.write import Named
 from ftkit.models.sources.start import Start
-from ftkit.plan.choices.search import cures
+from ftkit.plan.choices.search import cures, options_at
 from ftkit.plan.inputs.target import find_target
 from ftkit.plan.predict import predict
 from ftkit.profile.profiler import profile_run
@@ -121,7 +121,7 @@ def test_what_it_calls_cheaper_is_what_a_search_tries(settings):
     long = ["data.max_length=64", "batch.global_batch_size=32", "batch.micro_batch_size=32"]  # so activations count
     config = load_config(settings=[*settings, *long])
     needed = predict(config, find_target("t4")).peak_process_bytes
-    tried = cures(config, find_target("t4", memory_budget=f"{needed - 1}B"))
+    tried = cures(config, options_at(config, find_target("t4", memory_budget=f"{needed - 1}B")))
     assert {"method.name": "feature-extraction"} in [one.changes for one in tried]
 
 

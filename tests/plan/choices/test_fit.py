@@ -87,7 +87,8 @@ def test_what_changes_the_mathematics_is_named_and_not_chosen():
 def test_a_cure_lets_some_of_the_layers_recompute():
     none, cheap = needed(Recompute()), needed(Recompute(cheap=1.0))
     run = config(batch=ONE_CUT, engine=EngineConfig())
-    found = cures(run, target(1.01 * (cheap + 0.5 * (none - cheap))), ARCHITECTURE, SEQUENCES, TAPES)
+    little = target(1.01 * (cheap + 0.5 * (none - cheap)))
+    found = cures(run, options_at(run, little, ARCHITECTURE, SEQUENCES, TAPES))
     shares = [one.config.model.recompute for one in found if "model.recompute" in one.changes]
     assert [0 < share.saving < 1 for share in shares] == [True]
     assert all(one.fits and not one.is_between for one in found)

@@ -27,13 +27,17 @@ def config(*settings):
     return load_config(settings=[*GPT2, *settings])
 
 
+def searched(run, target, limit):
+    return search(run, options_at(run, target, tapes=TAPES), limit=limit)
+
+
 def plan(*arguments):
     return CliRunner().invoke(main, [*PLAN, *map(str, arguments)])
 
 
 def test_a_template_of_stage_3_with_offloaded_weights_is_kept():
     target = find_target("t4")
-    found = search(config("engine.ds_config=zero3_offload"), target, tapes=TAPES, limit=3)
+    found = searched(config("engine.ds_config=zero3_offload"), target, limit=3)
     assert found
     assert {one.config.engine.ds_config for one in found} == {"zero3_offload"}
     assert all("engine.zero_stage" not in one.changes for one in found)
@@ -41,13 +45,13 @@ def test_a_template_of_stage_3_with_offloaded_weights_is_kept():
 
 def test_what_a_rule_advises_against_is_offered_to_whoever_asked_for_it_alone():
     target = find_target("t4")
-    stages = {one.changes.get("engine.zero_stage", 0) for one in search(config(), target, tapes=TAPES, limit=40)}
+    stages = {one.changes.get("engine.zero_stage", 0) for one in searched(config(), target, limit=40)}
     assert 2 not in stages, "ZeRO without offload on one device"
-    assert len(search(config("engine.zero_stage=2"), target, tapes=TAPES, limit=1)) == 1
+    assert len(searched(config("engine.zero_stage=2"), target, limit=1)) == 1
 
 
 def test_several_devices_are_searched_under_the_launcher_and_without_zero_too():
-    found = search(config(), find_target("t4", 2), tapes=TAPES, limit=60)
+    found = searched(config(), find_target("t4", 2), limit=60)
     stages = [one.changes.get("engine.zero_stage") for one in found]
     assert {None, 0, 1, 3} <= set(stages)
     assert 2 not in stages, "it is what the launcher brings by itself"
@@ -111,8 +115,8 @@ def test_a_winner_that_does_not_fit_when_every_layer_is_traced_is_not_one(monkey
         return prediction.model_copy(update=unfit) if is_larger else prediction
 
     monkeypatch.setattr(searching, "predict", exact)
-    found = search(config(), find_target("t4"), tapes=TAPES, limit=4)
-    options = options_at(config(), find_target("t4"), None, None, None)
+    options = options_at(config(), find_target("t4"), tapes=TAPES)
+    found = search(config(), options, limit=4)
     kept, checked = confirmed(found, options)
     assert checked is not None
     assert checked.fits
@@ -126,11 +130,12 @@ def test_what_a_model_does_not_go_with_is_not_offered(monkeypatch):
         raise ModelError("no linear layer")
 
     monkeypatch.setattr("ftkit.models.bnb.quantize", quantize)
-    found = cures(config("method.name=lora"), find_target(memory_budget="900MiB"))
+    run = config("method.name=lora")
+    found = cures(run, options_at(run, find_target(memory_budget="900MiB")))
 
     assert all(one.changes.get("method.name") != "qlora" for one in found)
     with pytest.raises(ModelError, match="no linear layer"):
-        search(config("method.name=qlora"), find_target("t4"), limit=2)
+        searched(config("method.name=qlora"), find_target("t4"), limit=2)
 
 
 def test_of_configurations_that_are_as_fast_the_simplest_comes_first():
@@ -161,7 +166,8 @@ def test_the_changes_that_would_make_it_fit_are_of_different_kinds_and_name_the_
 def test_what_rounds_to_fewer_bits_is_offered_behind_what_leaves_the_mathematics_as_it_is():
     lora = config("method.name=lora", "batch.micro_batch_size=32")
     needed = predict(lora, find_target("t4"), tapes=TAPES).peak_process_bytes
-    found = cures(lora, find_target("t4", memory_budget=str(needed - 64 * 2**20)), tapes=TAPES)
+    little = find_target("t4", memory_budget=str(needed - 64 * 2**20))
+    found = cures(lora, options_at(lora, little, tapes=TAPES))
     rounding = [takes_fewer_bits(one.changes) for one in found]
     assert rounding == sorted(rounding)
     assert rounding.count(False) == 3, "there was room for no more"
@@ -174,7 +180,7 @@ def test_changes_that_the_model_does_not_go_with_are_refused_whatever_they_chang
     streamed = config(
         "task=causal-lm", "engine.stream_layers=disk", "engine.stream_head=true", "model.resize_embeddings=true"
     )
-    options = options_at(streamed, find_target("t4"), None, None, TAPES)
+    options = options_at(streamed, find_target("t4"), tapes=TAPES)
     with pytest.raises(ModelError, match="new rows of the head train"):
         options.price(streamed, [{"method.rank": 4}], 1)
     priced, refused = options.price_each(streamed, [{"method.rank": 4}, {"data.max_length": 128}])

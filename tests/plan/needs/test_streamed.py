@@ -188,11 +188,11 @@ def test_streaming_is_offered_to_a_run_that_does_not_fit_where_its_method_allows
     batch, data = {"global_batch_size": 1, "micro_batch_size": 1}, {"max_length": 16}
     config = models.run_config("llama", Lora(targets=("q_proj",)), batch=batch, data=data)
 
-    offered = {as_flags(one.changes): one.prediction for one in cures(config, target, architecture)}
+    offered = {as_flags(one.changes): one.prediction for one in cures(config, options_at(config, target, architecture))}
     assert offered["--set engine.stream_layers=ram"].streamed is not None
 
     full = config.model_copy(update={"method": Full()})
-    options = options_at(full, target, architecture, None, None)
+    options = options_at(full, target, architecture)
     assert not options.price(full, [{STREAM: "ram"}], 1)
 
 
@@ -212,7 +212,8 @@ def test_a_head_that_comes_too_is_offered_to_a_streamed_run_that_does_not_fit():
         predict(one, find_target("t4"), architecture).peak_process_bytes
         for one in (config, changed(config, {HEAD: True}))
     )
-    found = cures(config, find_target("t4", memory_budget=str((needed + less) // 2)), architecture)
+    target = find_target("t4", memory_budget=str((needed + less) // 2))
+    found = cures(config, options_at(config, target, architecture))
     assert "--set engine.stream_head=true" in [as_flags(one.changes) for one in found]
 
 

@@ -8,29 +8,28 @@ from ftkit.config.files import load_config
 from ftkit.config.tree import RunConfig
 from ftkit.errors import CheckpointError, ConfigError
 from ftkit.records.files import CHECKPOINTS, read_record
-from ftkit.training.recovery.restart import Start, begin, how_to_start
+from ftkit.training.recovery.restart import Start, begin
 from tests.made_records import write_run
 
 
+def begun_in(folder):
+    return begin(load_config(settings=[f"output.folder={folder}", "output.resume=auto"]))
+
+
 def test_an_empty_folder_or_none_is_a_new_run(tmp_path):
-    assert how_to_start(tmp_path) is Start.NEW
-    assert how_to_start(tmp_path / "none") is Start.NEW
+    assert begun_in(tmp_path)[1] is Start.NEW
+    assert begun_in(tmp_path / "none")[1] is Start.NEW
 
 
 def test_a_checkpoint_goes_on_and_one_that_was_being_written_does_not(tmp_path):
     (tmp_path / CHECKPOINTS / "step-00000003.tmp").mkdir(parents=True)
-    assert how_to_start(tmp_path) is Start.NEW
+    assert begun_in(tmp_path)[1] is Start.NEW
     (tmp_path / CHECKPOINTS / "step-00000002").mkdir()
-    assert how_to_start(tmp_path) is Start.GOES_ON
-
-
-def test_a_record_with_a_result_is_finished(tmp_path):
-    write_run(tmp_path / "run", {}, random.Random(0))
-    assert how_to_start(tmp_path / "run") is Start.FINISHED
+    assert begun_in(tmp_path)[1] is Start.GOES_ON
 
 
 def test_what_stopped_before_its_first_checkpoint_is_replaced(tmp_path):
-    config, start = begin(load_config(settings=[f"output.folder={tmp_path}", "output.resume=auto"]))
+    config, start = begun_in(tmp_path)
     assert (start, config.output.overwrite) == (Start.NEW, True)
 
 
