@@ -21,7 +21,6 @@ from ftkit.models.build import build_bare_model, prepare_model
 from ftkit.models.methods import method_of
 from ftkit.models.methods.lora import unwrapped
 from ftkit.models.partitions import own_tensors
-from ftkit.models.saving.dtypes import as_stored
 from ftkit.models.saving.settings import restore_settings
 from ftkit.models.saving.whole import save_whole, write_as_in_files
 from ftkit.models.saving.write import Kinds, Named
@@ -110,7 +109,7 @@ def _write_loaded(
     if source.adapter is not None:
         adapted = cast(Any, method_of(config).prepare(model, start, dtype))
         model = adapted.merge_and_unload(safe_merge=True)
-    save_whole(model, folder, as_stored(iter(own_tensors(model).items()), dtype), dtype)
+    save_whole(model, folder, iter(own_tensors(model).items()), dtype)
 
 
 def _kinds(bare: nn.Module, stored: Stored, dtype: torch.dtype) -> Kinds:

@@ -100,12 +100,13 @@ class Lora(MethodSection):
         """Return the same adapters over weights in 4 bits."""
         return ({"method.name": "qlora"},)
 
-    def save(self, model: "nn.Module", folder: Path, weights: "Named", dtype: "torch.dtype") -> None:  # noqa: ARG002  # as any method
+    def save(self, model: "nn.Module", folder: Path, weights: "Named", dtype: "torch.dtype") -> None:
         """Write adapters and head as PEFT does, as safetensors."""
+        from ftkit.models.saving.dtypes import as_stored
+
         saver: Any = model
-        saver.save_pretrained(
-            str(folder), state_dict=dict(weights), safe_serialization=True, save_embedding_layers=False
-        )
+        state = dict(as_stored(weights, dtype))
+        saver.save_pretrained(str(folder), state_dict=state, safe_serialization=True, save_embedding_layers=False)
 
     def loading_code(self, card: "Card") -> list[str]:
         """Return a program for PEFT, which keeps the adapters alone: labels and pad token are given."""

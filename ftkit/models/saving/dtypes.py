@@ -7,9 +7,14 @@ from typing import TYPE_CHECKING
 from ftkit.models.sources.source import Source, own_config
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
 
     from ftkit.models.saving.write import Named
+
+_BLOCK = 2**20
+"""Numbers of a tensor that are rounded together."""
 
 
 def stored_dtype(source: Source) -> "torch.dtype | None":
@@ -47,17 +52,32 @@ def as_stored(weights: "Named", dtype: "torch.dtype") -> "Named":
         yield name, one.to(dtype) if one.is_floating_point() else one
 
 
-def digest(tensor: "torch.Tensor", dtype: "torch.dtype") -> int:
+def blocks(tensor: "torch.Tensor", *dtypes: "torch.dtype") -> "Iterator[memoryview]":
+    """Yield the bytes of a tensor, some MB at a time, so that no second one is made of a large table.
+
+    Args:
+        tensor: on any device.
+        dtypes: what its numbers are rounded to, one type after another; those that have no point stay as they are.
+    """
+    import torch
+
+    for block in tensor.detach().reshape(-1).split(_BLOCK):
+        for dtype in dtypes:
+            block = block.to(dtype) if block.is_floating_point() else block
+        yield block.cpu().view(torch.uint8).numpy().data
+
+
+def digest(tensor: "torch.Tensor", *dtypes: "torch.dtype") -> int:
     """Return a checksum of a tensor (CRC-32, some GB a second): whether two processes hold the same numbers.
 
     Args:
         tensor: on any device.
-        dtype: what it is rounded to before, where it has floating-point numbers.
+        dtypes: what its numbers are rounded to before, as of `blocks`.
     """
-    import torch
-
-    one = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()
-    return zlib.crc32(one.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    checksum = 0
+    for block in blocks(tensor, *dtypes):
+        checksum = zlib.crc32(block, checksum)
+    return checksum
 
 
 def of_other_types(folder: Path, dtype: "torch.dtype") -> list[str]:

@@ -41,8 +41,8 @@ def save_whole(
     Args:
         model: a transformers model; its own tensors may be partitioned.
         folder: where to; it has no other weights.
-        weights: all of them, whole, one after another, a tied one under its first name; as they are stored.
-        dtype: what weights are stored in; buffers of other kinds of numbers stay as they are.
+        weights: all of them, whole, one after another, a tied one under its first name.
+        dtype: what weights are rounded to; buffers of other kinds of numbers stay as they are.
         max_shard_bytes: of one file.
     """
     cast(Any, model).save_pretrained(folder, state_dict={})  # the settings, and the code of a model that brings its own

@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 import torch
 
+from ftkit.models.saving.dtypes import blocks
 from ftkit.models.sources.positions import DTYPES
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -50,7 +51,7 @@ def write_tensors(
     Args:
         folder: where to.
         kinds: dtype and shape of each tensor that is going to come, in the order of the files.
-        tensors: all of them, in any order.
+        tensors: all of them, in any order; rounded to these types as they are written.
         max_shard_bytes: of one file; a larger tensor has a file of its own.
 
     Returns:
@@ -87,11 +88,12 @@ def _fill(folder: Path, places: Mapping[str, Place], tensors: Iterable[tuple[str
     written = set()
     for name, tensor in tensors:
         place = places[name]
-        assert (tensor.dtype, tuple(tensor.shape)) == (place.dtype, place.shape), name
+        assert tuple(tensor.shape) == place.shape, name
+        assert tensor.dtype == place.dtype or tensor.is_floating_point(), name
         with (folder / place.file).open("r+b") as file:
             file.seek(place.offset)
             # Not `tofile`, whose error of a full disk lacks the system's number, by which such a disk is known.
-            file.write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            file.writelines(blocks(tensor, place.dtype))
         written.add(name)
     assert written == places.keys(), places.keys() - written
 

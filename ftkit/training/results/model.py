@@ -14,7 +14,7 @@ from ftkit.engine.protocol import Engine
 from ftkit.models.build import trainable_parameters
 from ftkit.models.methods import Method
 from ftkit.models.partitions import own_tensors
-from ftkit.models.saving.dtypes import as_stored, digest, stored_dtype
+from ftkit.models.saving.dtypes import digest, stored_dtype
 from ftkit.models.saving.settings import restore_settings, save_tokenizer
 from ftkit.models.saving.write import Named
 from ftkit.models.sources.source import Source
@@ -87,14 +87,14 @@ def save_model(
     dtype = (None if method.is_adapter else stored_dtype(source)) or engine.dtype
     digests: dict[str, int] = {}
     with replacing(folder / MODEL) as aside:
-        method.save(model, aside, _digested(as_stored(gathered, dtype), engine.dtype, digests), dtype)
+        method.save(model, aside, _digested(gathered, dtype, engine.dtype, digests), dtype)
         save_tokenizer(tokenizer, source, aside)
         restore_settings(source, dtype, aside)
     return Saved(folder / MODEL, dtype, digests)
 
 
-def _digested(weights: Named, dtype: torch.dtype, digests: dict[str, int]) -> Named:
-    """Pass weights on, and note a checksum of each."""
+def _digested(weights: Named, stored: torch.dtype, computing: torch.dtype, digests: dict[str, int]) -> Named:
+    """Pass weights on, and note a checksum of each as it computes when it is read again."""
     for name, tensor in weights:
-        digests[name] = digest(tensor, dtype)
+        digests[name] = digest(tensor, stored, computing)
         yield name, tensor
