@@ -56,7 +56,7 @@ def explain(grounds: Grounds, changes: Sequence[Candidate] = ()) -> Explanation:
         context_high_bytes=high,
         allocator=_allocator_words(case),
         reserved_bytes=prediction.peak_reserved_bytes,
-        knobs=tuple(_knobs(grounds.prediction.peak_process_bytes, changes)),
+        knobs=tuple(_knobs(grounds.prediction.needed_bytes, changes)),
         versions={name: known[name] for name in _LIBRARIES if name in known},
     )
 

@@ -17,6 +17,7 @@ from ftkit.plan.inputs.case import Case, Counts, disk_bytes, result_bytes, sourc
 from ftkit.plan.inputs.shapes import Sequences
 from ftkit.plan.inputs.target import Target
 from ftkit.plan.needs import fallback as formula
+from ftkit.plan.needs.drawn import with_drawn
 from ftkit.plan.needs.memory import Memory, device_of
 from ftkit.plan.needs.streamed import Streamed, rank_of
 from ftkit.plan.needs.trunk import Pass, head_shape, trace_pass, trunk_plan, wants_pass, with_pass
@@ -141,7 +142,8 @@ def _whole_step(case: Case, exact: bool, tapes: Tapes) -> tuple[RankShare, Trace
     streamed = _known_stream(case, tapes)
     counts, share = rank_of(case, tape, streamed)
     coming = streamed.plan(case.target, case.shape) if streamed else None
-    memory = _memory_prediction(case, counts, device_of(case, counts).of_step(share), basis)
+    needed = with_drawn(device_of(case, counts).of_step(share), case, counts, share)
+    memory = _memory_prediction(case, counts, needed, basis)
     return share, traced(memory, speed_of(case, case.shape, tape, share, coming))
 
 

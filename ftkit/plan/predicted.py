@@ -41,6 +41,11 @@ class MemoryPrediction(Prediction):
     process_low_bytes: int
     process_high_bytes: int
 
+    @property
+    def needed_bytes(self) -> int:
+        """The memory of the process at its peak, as the system reports it; on a CPU that of the longest texts."""
+        return self.process_high_bytes if self.device == "cpu" else self.peak_process_bytes
+
 
 class FormulaPrediction(MemoryPrediction):
     """A prediction by a formula, of a step that cannot be traced: it knows no time."""

@@ -7,10 +7,11 @@ without it, warm-up and timed steps under the meter of `ftkit/observe/meter.py`,
 import gc
 import statistics
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import distributed, nn
@@ -25,6 +26,7 @@ from ftkit.machine.memory import Snapshot, quiet_collector, release_memory
 from ftkit.machine.process import ProcessContext, joined
 from ftkit.machine.versions import device_name
 from ftkit.models.build import check_positions, set_training
+from ftkit.models.partitions import whole_shape
 from ftkit.models.sources.gguf import as_safetensors
 from ftkit.models.sources.source import Source, load_config, load_tokenizer, own_label_names, resolve_source
 from ftkit.models.sources.start import settle_start
@@ -175,11 +177,27 @@ def _micro_batches(engine: Engine, shape: Shape) -> list[MicroBatch]:
     def moved(tensor: torch.Tensor | None) -> torch.Tensor | None:
         return None if tensor is None else tensor.to(device)
 
+    made = make_batches(engine.objective, shape)
+    _spread_tokens([one.input_ids for one in made], engine.model)
     return [
         replace(one, input_ids=one.input_ids.to(device), labels=one.labels.to(device),
                 attention_mask=moved(one.attention_mask), target_places=moved(one.target_places))
-        for one in make_batches(engine.objective, shape)
+        for one in made
     ]  # fmt: skip
+
+
+def _spread_tokens(inputs: Sequence[torch.Tensor], model: nn.Module) -> None:
+    """Make the tokens of micro-batches those of places all over the table, as texts do, so that its pages are read.
+
+    Args:
+        inputs: [B, T] each; written to.
+        model: whose table is looked up.
+    """
+    num_rows = whole_shape(cast(Any, model).get_input_embeddings().weight)[0]
+    for number, ids_BT in enumerate(inputs):
+        stride = max(1, num_rows // ids_BT.numel())
+        places = torch.arange(ids_BT.numel()) * stride + number * stride // len(inputs)
+        ids_BT.copy_((places % num_rows).view_as(ids_BT))
 
 
 def _time(engine: Engine, meter: Meter, shape: Shape, num_warmup: int, num_timed: int) -> list[float]:

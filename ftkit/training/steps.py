@@ -59,7 +59,7 @@ def wants_trial(job: Job) -> bool:
     asked, plan = job.config.training.trial_step, job.prediction
     if asked != "auto":
         return asked == "always"
-    is_near = plan is not None and plan.peak_process_bytes > _NEAR * plan.budget_bytes
+    is_near = plan is not None and plan.needed_bytes > _NEAR * plan.budget_bytes
     return job.engine.device.type != "cpu" or is_near
 
 

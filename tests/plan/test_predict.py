@@ -22,7 +22,7 @@ from ftkit.models.methods.lora import Lora, Qlora
 from ftkit.plan.choices.search import cures, options_at, search
 from ftkit.plan.inputs.shapes import Sequences
 from ftkit.plan.inputs.target import Target, find_target
-from ftkit.plan.needs.compiling import KERNEL_BYTES, MOST_COMPILED
+from ftkit.plan.needs.compiling import FREE_AROUND, KERNEL_BYTES, MOST_COMPILED
 from ftkit.plan.needs.memory import (
     HALF_RUNTIME_BYTES,
     LATER_BYTES,
@@ -309,12 +309,15 @@ def test_kernels_that_are_compiled_for_each_shape_are_planned_where_a_processor_
             bytes_of.append(predict(asked, target, given, sequences=sequences).peak_process_bytes)
         return bytes_of[0] - bytes_of[1]
 
+    of_one_step, rest = divmod(more((16,)) - HALF_RUNTIME_BYTES, KERNEL_BYTES + FREE_AROUND)
+    assert rest == 0
+
     def kernels(lengths):
-        number, rest = divmod(more(lengths) - HALF_RUNTIME_BYTES, KERNEL_BYTES)
+        number, rest = divmod(more(lengths) - HALF_RUNTIME_BYTES - of_one_step * FREE_AROUND, KERNEL_BYTES)
         assert rest == 0
         return number
 
-    assert 10 < kernels((16,)) < 50, "of one shape"
+    assert 10 < of_one_step < 50, "of one shape"
     assert kernels((16, 16, 16)) == kernels((16,))
     assert 2 * kernels((16,)) < kernels(tuple(range(1, 17)) * 8) <= MOST_COMPILED
     assert more((9, 16), "fp32") == 0

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from ftkit.models.saving.write import Named
+    Named = Iterator[tuple[str, torch.Tensor]]
 
 _BLOCK = 2**20
 """Numbers of a tensor that are rounded together."""

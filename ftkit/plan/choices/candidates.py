@@ -51,8 +51,8 @@ class Candidate:
 
     @property
     def needed_bytes(self) -> int:
-        """The memory of the process at its peak, as the system reports it."""
-        return self.prediction.peak_process_bytes
+        """The memory of the process at its peak, with the longest texts."""
+        return self.prediction.needed_bytes
 
     @property
     def seconds(self) -> float:

@@ -218,6 +218,27 @@ def usual_step(config: RunConfig, world_size: int, sequences: Sequences, rows: C
     return Usual(num / len(cuts), sum(map(len, chunks)) / num, tokens / num, scores / num)
 
 
+def largest_drawn(
+    config: RunConfig, world_size: int, sequences: Sequences, num_steps: int | None, rows: CountRows
+) -> tuple[int, int] | None:
+    """Return the most rows, and the most scores of an attention head, of a micro-batch of one rank in a run.
+
+    Args:
+        config: the run.
+        world_size: ranks.
+        sequences: the data.
+        num_steps: of the run, of which the first are drawn; None: unknown.
+        rows: counts what the layers compute of a micro-batch, by its lengths.
+
+    Returns:
+        Not always of the same micro-batch; None where no lengths are known.
+    """
+    if not sequences.lengths:
+        return None
+    chunks = [chunk for chunks in _cuts(config.batch, world_size, sequences)[:num_steps] for chunk in chunks]
+    return max(map(rows, chunks)), max(len(chunk) * int(chunk.max()) ** 2 for chunk in chunks)
+
+
 def fresh_shapes(
     config: RunConfig,
     world_size: int,

@@ -15,8 +15,9 @@ from ftkit.observe.tape import Tape
 from ftkit.step.observer import Phase
 
 HEAP_SHARE = 0.22
-"""What lies free between the blocks of the heap, of the bytes that come and go there in a step (LoRA on MiniLM in fp32,
-with and without recomputing); where the heap was not set (`ftkit.machine.heap`), as much as comes and goes."""
+"""What lies free between the blocks of the heap, of the bytes that come and go there in a step, beside those that stay
+from one step to the next (LoRA on MiniLM in fp32, with and without recomputing); where the heap was not set
+(`ftkit.machine.heap`), as much as comes and goes."""
 HEAP_BYTES = 300 * 10**6
 """At most about this much lies free between the blocks. What their worst moment had beyond the peak comes on top,
 without a bound."""
@@ -33,8 +34,8 @@ def free_in_heap(tape: Tape, active_bytes: int) -> int:
         return min(HEAP_BYTES, active_bytes - dict(tape.at_marks()[:1]).get(Phase.LOAD, 0))
     end_of_load = tape.marks[0][0] if tape.marks else 0
     loaded, larger = _live(tape, 0, end_of_load, (0, 0))[0]  # what loading left free has been given back
-    _, (most, most_larger) = _live(tape, end_of_load, None, (loaded, larger))
-    between = min(HEAP_BYTES, int(HEAP_SHARE * (most - loaded)))
+    (stays, _), (most, most_larger) = _live(tape, end_of_load, None, (loaded, larger))
+    between = min(HEAP_BYTES, int(HEAP_SHARE * (most - stays)))
     return max(0, most + most_larger - active_bytes) + between
 
 

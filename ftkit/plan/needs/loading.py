@@ -1,4 +1,4 @@
-"""The host's memory while a run loads its weights, until they are on a GPU.
+"""The host's memory while a run loads its weights.
 
 The weights of safetensors are mapped: a tensor is a view of its file, whose pages come into memory when they are read
 and go with the last tensor of that file. So the host holds
@@ -39,6 +39,21 @@ def loading_bytes(case: Case, counts: Counts, weight_bytes: int) -> int:
         return file
     # Each rank packs all weights before they are partitioned.
     return file + weight_bytes * (case.run.devices.world_size if case.run.partitions_weights else 1)
+
+
+def stored_bytes_beside(case: Case, counts: Counts) -> int:
+    """Return the bytes of the files whose pages lie beside the weights of a CPU, once all are converted from them.
+
+    transformers keeps all files open until it has all weights.
+
+    Args:
+        case: the run.
+        counts: of its weights.
+    """
+    stored = stored_dtype(case.run.config, case.architecture)
+    if stored is None or stored == case.run.dtype:
+        return 0
+    return counts.load_bytes // case.run.dtype.itemsize * stored.itemsize
 
 
 def _file_bytes(name: str) -> int:

@@ -20,7 +20,7 @@ from ftkit.plan.inputs.target import Target
 from ftkit.plan.needs.compiling import KERNEL_BYTES, kept_bytes
 from ftkit.plan.needs.fallback import Elsewhere
 from ftkit.plan.needs.heap import free_in_heap
-from ftkit.plan.needs.loading import loading_bytes
+from ftkit.plan.needs.loading import loading_bytes, stored_bytes_beside
 from ftkit.plan.needs.mixture import uneven_bytes
 from ftkit.plan.needs.weights import weights_reason
 from ftkit.plan.zero.share import RankShare
@@ -35,8 +35,12 @@ data, the planner, and what a step touches of them (MiniLM in fp32, in /proc/sel
 LATER_BYTES = 45 * 10**6
 """What steps, scores and saving touch of the libraries for the first time, beside a plan that a copy of the process
 makes (MiniLM in fp32: LoRA, LoRA over streamed layers and feature extraction, 25 steps and the end of a run each)."""
-DEEPSPEED_RUNTIME_BYTES = 115 * 10**6
-"""What DeepSpeed and the process group add to it (two ranks of MiniLM in fp32, ZeRO-1 and 2)."""
+RAGGED_BYTES = 18 * 10**6
+"""What micro-batches of many sizes leave free in the heap beside those of one size (as above, and full fine-tuning)."""
+DEEPSPEED_RUNTIME_BYTES = 67 * 10**6
+"""What DeepSpeed and the process group add to it (two ranks of MiniLM under ZeRO-2, before a step, without weights)."""
+PARTITIONED_RUNTIME_BYTES = 17 * 10**6
+"""What the hooks and states of partitioned weights add under ZeRO-3 (as above)."""
 PACKED_RUNTIME_BYTES = 47 * 10**6
 """What weights in 4 bits add in fp32 (MiniLM): the pages of the file that they were read from stay, since other weights
 are used where they lie there. A run in bf16 converts all weights, and lets go of the file."""
@@ -257,11 +261,17 @@ class CpuDevice:
         target, run = self.case.target, self.case.run
         runtime = RUNTIME_BYTES if target.held_bytes is None else target.held_bytes + LATER_BYTES
         runtime += DEEPSPEED_RUNTIME_BYTES if run.engine is EngineKind.DEEPSPEED else 0
-        least, process = (runtime + max(size, self.counts.load_bytes) for size in (held, held + kept))
+        is_ragged = run.dtype is torch.float32 and self.case.sequences.lengths  # else kernels part the heap
+        runtime += RAGGED_BYTES if is_ragged and target.held_bytes is not None else 0
+        runtime += PARTITIONED_RUNTIME_BYTES if run.partitions_weights else 0
+        before = RUNTIME_BYTES - LATER_BYTES if target.held_bytes is None else target.held_bytes
+        loaded, pages = before + self.counts.load_bytes, stored_bytes_beside(self.case, self.counts)
+        least, process = (max(runtime + size, loaded + pages) for size in (held, held + kept))
+        most = max(runtime + held + kept, loaded)  # pages of files go where anything else needs their place
         fits = peak.active_bytes <= target.memory_bytes
         reason = None if fits else _too_large(target, peak, peak.active_bytes)
         verdict = Verdict.FITS if fits else Verdict.DOES_NOT_FIT
-        return _on_node(target, Memory(peak, None, process, (least, process), process, 0, 0, verdict, reason), share)
+        return _on_node(target, Memory(peak, None, process, (least, process), most, 0, 0, verdict, reason), share)
 
 
 def _peak(parts: MemoryBreakdown) -> Peak:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from ftkit.engine.ds_config import Sizes
 from ftkit.engine.plain import BUCKET_ELEMENTS
 from ftkit.engine.resolve import EngineKind, ResolvedRun
+from ftkit.machine.heap import LARGEST_IN_HEAP
 from ftkit.observe.tape import Role, Tape
 from ftkit.plan.zero.heap import FP32, Heap
 from ftkit.plan.zero.partition import WEIGHTS, Partition, elements
@@ -31,6 +32,8 @@ from ftkit.plan.zero.stages import Replicated, stage_of
 
 CPU_ADAM_BYTES_PER_SECOND = 20e9
 """DeepSpeedCPUAdam is bound by host memory; two DDR4 channels read and write about this much."""
+_GLOO_THREADS = 2
+"""That take turns at what a process group has to do (torch 2.13, ProcessGroupGloo.hpp, `Options`)."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,9 @@ class RankShare:
         shared_bytes: locked host memory that all ranks of a node have in common.
         nvme_bytes: on the disk.
         wire_bytes: sent in one step.
-        copied_bytes: of the largest weight that is gathered on a CPU: gloo gathers into a copy, in a thread of its own,
-            where no tape sees it (torch 2.13, ProcessGroupGloo.cpp, `_allgather_base` and `allgather`).
+        copied_bytes: of the largest weight that is gathered on a CPU: gloo gathers into a copy, in threads of its own,
+            where no tape sees it (torch 2.13, ProcessGroupGloo.cpp, `_allgather_base` and `allgather`). Each of them
+            keeps what it once took of a heap of its own.
         updated_bytes: fp32 values that the host updates; as many go there and come back.
     """
 
@@ -136,7 +140,8 @@ def _elsewhere(partition: Partition) -> dict[str, int]:
 def _copied_bytes(partition: Partition) -> int:
     if partition.stage < 3 or partition.ranks == 1 or partition.device_type != "cpu":
         return 0
-    return max(birth.size for birth in partition.weights)
+    largest = max(birth.size for birth in partition.weights)
+    return largest if largest > LARGEST_IN_HEAP else _GLOO_THREADS * largest
 
 
 def _wire_bytes(partition: Partition) -> float:

@@ -49,6 +49,13 @@ def test_the_heap_keeps_its_worst_while_larger_blocks_have_theirs(parts, stays, 
     assert found == stays * MB + int(HEAP_SHARE * comes_and_goes * MB)
 
 
+def test_blocks_that_stay_from_step_to_step_leave_nothing_free_between_them(monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", SET)
+    tape = tape_of(20, LAYERS)
+    tape.begin(tape.add(Birth(30 * MB, Phase.OPTIMIZER, 1, 0, "", None)), None)  # a moment
+    assert free_in_heap(tape, 100 * MB) == int(HEAP_SHARE * (70 - 50) * MB), "of the layers, what a moment replaces"
+
+
 def test_a_heap_that_was_not_set_keeps_all_that_comes_and_goes_up_to_a_bound(monkeypatch):
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     few, many = tape_of(20, TABLE, LAYERS), tape_of(20, LAYERS * 8)

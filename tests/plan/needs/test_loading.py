@@ -6,15 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from ftkit.config.tree import RunConfig
+from ftkit.engine.resolve import resolve
 from ftkit.models import bnb
 from ftkit.models.build import build_model
 from ftkit.models.sources.source import load_config, resolve_source
 from ftkit.models.sources.toys import decoder, make_tokenizer
+from ftkit.plan.inputs.architectures import find_architecture
+from ftkit.plan.inputs.case import Case, Counts
 from ftkit.plan.inputs.target import find_target
-from ftkit.plan.needs.loading import FILE_BYTES
+from ftkit.plan.needs.loading import FILE_BYTES, stored_bytes_beside
 from ftkit.plan.needs.memory import CUDA_HOST_BYTES
 from ftkit.plan.predict import predict
 
@@ -104,3 +108,34 @@ def test_a_plan_counts_one_file_or_all_weights_where_their_type_is_another(folde
 def test_a_model_that_is_known_by_name_is_planned_as_it_is_published():
     config = config_of("llama-3.1-8b", "lora")
     assert predict(config, find_target("h100")).host_bytes == CUDA_HOST_BYTES + FILE_BYTES
+
+
+class Mapped(TorchDispatchMode):
+    """Notes the resident pages of a folder whenever a weight is converted."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder, self.sizes = folder, [0]
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten._to_copy.default:
+            self.sizes.append(mapped_bytes(self.folder))
+        return result
+
+
+def test_on_a_cpu_weights_of_another_type_lie_beside_the_pages_of_all_files(folder, monkeypatch):
+    monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # the mode sees what its own thread does
+
+    def counted(dtype, precision):
+        run = resolve(config_of(folder, "lora", precision=precision), find_target("cpu").devices)
+        case = Case.of(run, find_target("cpu"), find_architecture(run.config), None)
+        with Mapped(folder) as mapped:
+            model = load(folder, "full", dtype)
+        total = sum(one.numel() for one in model.parameters())
+        return total, max(mapped.sizes), stored_bytes_beside(case, Counts(total, total, total * dtype.itemsize))
+
+    total, mapped, planned = counted(torch.float32, "fp32")
+    assert planned == total * torch.bfloat16.itemsize
+    assert planned <= mapped < planned + 2 * AROUND * len(files(folder)) * 8  # and what is mapped around them
+    assert counted(torch.bfloat16, "bf16")[1:] == (0, 0), "nothing is converted"
