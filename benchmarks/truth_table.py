@@ -33,6 +33,11 @@ SCORES = (
     "live bytes agree, and what is reserved beside the trace is one matrix of scores of its eager attention, "
     "{size} GB; why no free block held it was not found."
 )
+LIGHTNING = (
+    "{size} GB are reserved beside what is traced, and why was not found. Its script was read: each batch has 512 "
+    "tokens, the last outputs and four counts are kept, and the evaluations before the figure is taken reserve no more "
+    "(traced). The row says neither the version{unknown} nor the card."
+)
 PIECES = "live bytes agree, and {size} GB {compared} was measured are reserved in the trace; why was not found."
 NOTES = {
     "fitcheck_0915_017": SCORES.format(size="0.30"),
@@ -47,14 +52,8 @@ NOTES = {
     ),
     "tt_flags_LoRA": TORCHTUNE.format(narrow="9.118 to 9.126", least="9.151"),
     "tt_flags_QLoRA": TORCHTUNE.format(narrow="4.950 to 4.955", least="4.968"),
-    "rasbt_distilbert_ds2": (
-        "0.50 GB are reserved beside what is traced, and why was not found; the row says neither the versions of torch "
-        "and DeepSpeed nor the card."
-    ),
-    "rasbt_distilbert_fsdp_off": (
-        "0.15 GB are reserved beside what is traced, and why was not found; the row says neither the version of "
-        "Lightning nor the card."
-    ),
+    "rasbt_distilbert_ds2": LIGHTNING.format(size="0.50", unknown="s of torch and DeepSpeed"),
+    "rasbt_distilbert_fsdp_off": LIGHTNING.format(size="0.15", unknown=" of Lightning"),
     "fsdpq_4090_Yi-34B_qlora_fsdp_off_bs4_2048": (
         "an RTX 4090 shows 23.52 GiB and not the 23.67 of an RTX 3090, so the model of the allocator gives back "
         "earlier than for the same run on that card (before the table of cards had both: -1.02%)."
