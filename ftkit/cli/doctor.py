@@ -101,6 +101,7 @@ def _rates() -> Finding:
     import torch
 
     from ftkit.plan.seconds.calibration import find_calibration
+    from ftkit.plan.seconds.looks import kept_looks
 
     name, cure = (
         "speed in plans",
@@ -115,7 +116,9 @@ def _rates() -> Finding:
     if found.stale is not None:
         return Finding(name, State.PROBLEM, f"what was measured does not hold: {found.stale}", cure)
     instead = "take a look at its processor" if device is None else "take the table of cards"
-    return Finding(name, State.MISSING, f"this machine is not measured, plans {instead}", cure)
+    looks = kept_looks(torch.get_num_threads()) if device is None else []
+    seen = f", or the look that a run took ({'; '.join(f'{one.kind}, {one.date}' for one in looks)})" if looks else ""
+    return Finding(name, State.MISSING, f"this machine is not measured, plans {instead}{seen}", cure)
 
 
 def _measured(found: "Calibration") -> str:

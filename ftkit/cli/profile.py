@@ -211,12 +211,13 @@ def _predict(trial: Trial, progress: SweepProgress) -> "Prediction | None":
     """Return what the plan says, or None where it cannot say anything."""
     from ftkit.plan.inputs.target import PROFILED_BYTES, find_target
     from ftkit.plan.predict import predict
+    from ftkit.plan.seconds.cpu_rates import looked
 
     if trial.run is None:
         return None
     try:
         target = replace(find_target(num_devices=trial.world_size), held_bytes=PROFILED_BYTES)
-        return predict(trial.run.config.without_cache(), target)
+        return predict(trial.run.config.without_cache(), looked(target, trial.run))
     except FtkitError as error:
         progress.note(f"no prediction for {trial.name}: {error}")
         return None

@@ -29,7 +29,7 @@ from ftkit.plan.job import with_job
 from ftkit.plan.needs.weights import least_weight_bytes, weights_reason
 from ftkit.plan.predict import Tapes
 from ftkit.plan.predicted import AnyPrediction, TracedPrediction
-from ftkit.plan.seconds.cpu_rates import look
+from ftkit.plan.seconds.cpu_rates import looked
 from ftkit.plan.tracing.trace import UntraceableModelError
 from ftkit.report.planned.job import job_lines
 from ftkit.report.planned.streamed import stream_line
@@ -138,13 +138,8 @@ def _plan(  # noqa: PLR0913  # as above
 
 
 def _looked(config: RunConfig, options: Options) -> Options:
-    """Return options whose speed was seen in a few steps, where they are for a CPU that nobody has calibrated."""
-    target = options.target
-    if target.device_type != "cpu" or target.calibration is not None:
-        return options
-    precision, is_decoder = resolve(config, target.devices).precision, config.task == "causal-lm"
-    seen = look(target.num_threads, config.method.name, is_decoder=is_decoder, precision=precision)
-    return replace(options, target=replace(target, looked=seen))
+    """Return options whose speed was seen in a few steps."""
+    return replace(options, target=looked(options.target, resolve(config, options.target.devices)))
 
 
 _Planned = tuple[RunConfig, AnyPrediction, tuple[str, ...]]

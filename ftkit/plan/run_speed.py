@@ -25,7 +25,7 @@ def speed_of(case: Case, shape: Shape, tape: Tape, share: RankShare, streamed: S
         share: what one rank computes, holds and sends, and what is offloaded.
         streamed: the layers that come in a step; None: none do.
     """
-    run, device = case.run, case.target.device(case.run.precision)
+    run, device = case.run, case.target.device(case.run)
     tape = replace(tape, costs=share.tape.costs, births=share.tape.births)
     beside = share.wire_bytes / case.target.link + share.offload_seconds(device.host_rate)
     beside += compiling.in_a_step(case, tape, device)
@@ -57,6 +57,8 @@ def _usual(case: Case, shape: Shape, tape: Tape) -> tuple[float, Size]:
     rows = row_count(unpadded=tape.unpadded)
     usual = usual_step(case.run.config, case.target.num_devices, case.sequences, rows)
     if shape.length != case.shape.length:  # one vector stands for a sequence, however long it is
-        return usual.num_micro_batches, Size(usual.sequences / shape.batch, 1.0)
+        share = usual.sequences / shape.batch
+        return usual.num_micro_batches, Size(share, share, 1.0)
     places = shape.batch * shape.length
-    return usual.num_micro_batches, Size(usual.tokens / places, usual.scores / (places * shape.length))
+    size = Size(usual.tokens / places, usual.places / places, usual.scores / (places * shape.length))
+    return usual.num_micro_batches, size

@@ -69,9 +69,12 @@ def test_a_copy_of_the_process_plans_as_the_process_itself_would(monkeypatch):
 
 
 @pytest.mark.parametrize(("worth", "source"), [(0.0, FROM_STEPS), (1e9, MEASURED_NOW)])
-def test_a_long_run_on_a_processor_that_is_not_calibrated_is_planned_by_real_steps(worth, source, monkeypatch):
+def test_a_long_run_on_a_processor_that_is_not_calibrated_is_planned_by_real_steps(
+    worth, source, monkeypatch, tmp_path
+):
     monkeypatch.setattr(preflight, "_WORTH_A_LOOK", worth)
-    assert plan()[1].speed_source == source
+    monkeypatch.setenv("FTKIT_CACHE", str(tmp_path))  # what one run has seen is kept for the next one
+    assert plan()[1].speed_source.startswith(source)
 
 
 @pytest.mark.usefixtures("broken", "copied")

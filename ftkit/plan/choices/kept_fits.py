@@ -37,7 +37,7 @@ def question(config: RunConfig, target: Target) -> str | None:
     """
     if find_row(config.model.name) is None:
         return None
-    device = target.device(resolve(config, target.devices).precision)
+    device = target.device(resolve(config, target.devices))
     run = config.model_dump_json(exclude={"output"})
     facts = (sorted(versions().items()), source_digest(), run, target, target.calibration, device)
     return hashlib.sha256(repr(facts).encode()).hexdigest()

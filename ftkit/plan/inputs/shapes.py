@@ -114,12 +114,14 @@ class Usual:
         num_micro_batches: of a step.
         sequences: of a micro-batch.
         tokens: of a micro-batch, padding included where layers run over it.
+        places: of a micro-batch, padding included.
         scores: of an attention head in a micro-batch, for which all sequences are as long as the longest.
     """
 
     num_micro_batches: float
     sequences: float
     tokens: float
+    places: float
     scores: float
 
 
@@ -209,13 +211,14 @@ def usual_step(config: RunConfig, world_size: int, sequences: Sequences, rows: C
     """
     if not sequences.lengths:
         shape = plan_shape(config, world_size, sequences)
-        return Usual(shape.num_micro_batches, shape.batch, shape.batch * shape.length, shape.batch * shape.length**2)
+        places = shape.batch * shape.length
+        return Usual(shape.num_micro_batches, shape.batch, places, places, places * shape.length)
     cuts = _cuts(config.batch, world_size, sequences)
     chunks = [chunk for chunks in cuts for chunk in chunks]
-    tokens = sum(rows(chunk) for chunk in chunks)
+    tokens, places = (sum(map(count, chunks)) for count in (rows, padded_rows))
     scores = sum(len(chunk) * int(chunk.max()) ** 2 for chunk in chunks)
     num = len(chunks)
-    return Usual(num / len(cuts), sum(map(len, chunks)) / num, tokens / num, scores / num)
+    return Usual(num / len(cuts), sum(map(len, chunks)) / num, tokens / num, places / num, scores / num)
 
 
 def largest_drawn(

@@ -4,11 +4,12 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from ftkit.engine.resolve import Devices
+from ftkit.engine.resolve import Devices, ResolvedRun
 from ftkit.errors import ConfigError
 from ftkit.machine.hardware import Gpu, find_gpu, parse_budget, recognize_gpu, several, this_machine
 from ftkit.machine.process import Launcher, has_bf16, usual_launcher
 from ftkit.plan.seconds.calibration import Calibration, find_calibration
+from ftkit.plan.seconds.looks import Kind, find_look
 from ftkit.plan.seconds.speed import Device, cpu_device, gpu_device
 from ftkit.units import format_bytes
 
@@ -38,7 +39,7 @@ class Target:
         num_cpus: cores.
         launcher: what starts the ranks.
         held_bytes: on a CPU, what the process that will train has now; None: another process will.
-        looked: on a CPU that is not calibrated, its speed in a few steps that were timed; None: none were.
+        looked: on a CPU that is not calibrated, its speed in a few steps that were timed now; None: none were.
     """
 
     name: str
@@ -86,13 +87,20 @@ class Target:
         ram = self.ram_bytes if self.device_type != "cpu" else budget_bytes * self.num_devices
         return replace(self, memory_bytes=budget_bytes, ram_bytes=ram)
 
-    def device(self, precision: str) -> Device:
-        """Return the speed of one device."""
+    def device(self, run: ResolvedRun) -> Device:
+        """Return the speed of one device in a run: as it was calibrated, else as steps of its kind have shown it.
+
+        Args:
+            run: resolved for this target.
+        """
         if (found := self.calibration) is not None:
             return found.device
+        if self.gpu is not None:
+            return gpu_device(self.gpu, run.precision)
         if self.looked is not None:
             return self.looked
-        return cpu_device(self.num_threads) if self.gpu is None else gpu_device(self.gpu, precision)
+        look = find_look(self.num_threads, Kind.of(run))
+        return cpu_device(self.num_threads) if look is None else look.device
 
     @property
     def calibration(self) -> Calibration | None:

@@ -133,7 +133,7 @@ def trunk_plan(
         streamed: the layers that are streamed, which a pass may have to wait for; None: none.
     """
     shape, sequences = case.shape, case.sequences
-    device = case.target.device(case.run.precision)
+    device = case.target.device(case.run)
     waits = 0.0 if streamed is None else streamed.pass_seconds(case.target)
     seconds = max(step_time(once.tape, device, 1, 1).seconds, waits) + in_a_forward(case, once.tape, device)
     per_step = seconds * shape.num_micro_batches

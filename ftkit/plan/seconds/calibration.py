@@ -13,11 +13,12 @@ from typing import Any
 from ftkit.machine.disk import cache_folder, replace_text
 from ftkit.machine.versions import versions
 from ftkit.plan.seconds.reach import MEASURED, WHOLE
-from ftkit.plan.seconds.speed import Device, Timed
+from ftkit.plan.seconds.speed import Device
+from ftkit.plan.seconds.timed import Timed
 
 _CPUINFO = Path("/proc/cpuinfo")
-_LAYOUT = 5
-"""Of the file; another one is not read."""
+LAYOUT = 6
+"""Of the files; another one is not read."""
 CALIBRATIONS = "calibration"
 """The folder of the files, in the cache."""
 DeviceKey = int | str
@@ -125,42 +126,64 @@ def source_words(date: str) -> str:
     return f"measured on this machine on {date}"
 
 
-def _as_tree(calibration: Calibration) -> dict[str, Any]:
-    device = calibration.device
+def rates_of(device: Device) -> dict[str, Any]:
+    """Return the figures of a device as a file has them."""
     return {
-        "layout": _LAYOUT,
-        "date": calibration.date,
-        "machine": calibration.machine,
-        "disk": [calibration.disk_read, calibration.disk_write],
-        "link": calibration.link,
         "rates": [device.fp32_flops, device.half_flops, device.bandwidth, device.host_seconds, device.fresh_rate],
         "compile": device.compile_seconds,
+        "slower": [[*operator, rate] for operator, rate in device.rates.items()],
         "operators": [
             [*operator, one.flops, one.moved, one.seconds] for operator, found in device.timed.items() for one in found
         ],
     }
 
 
-def _from_tree(tree: dict[str, Any]) -> Calibration:
-    if tree["layout"] != _LAYOUT:
-        raise ValueError(f"layout {tree['layout']}")
+def from_rates(tree: dict[str, Any], source: str, link: float | None = None) -> Device:
+    """Return the device whose figures a file has.
+
+    Args:
+        tree: that `rates_of` returned, maybe with more.
+        source: where they are from, in words.
+        link: bytes per second from the host to a GPU; None for a processor.
+
+    Raises:
+        ValueError, KeyError, TypeError: the file is not whole.
+    """
     timed: dict[tuple[str, str], list[Timed]] = defaultdict(list)
     for name, dtype, flops, moved, seconds in tree["operators"]:
         timed[name, dtype].append(Timed(flops, moved, seconds))
     fp32, half, bandwidth, host, fresh = tree["rates"]
-    link = tree["link"]
-    device = Device(
+    return Device(
         fp32,
         half,
         bandwidth,
         host,
         link is not None,
+        {(name, dtype): rate for name, dtype, rate in tree["slower"]},
         timed=dict(timed),
-        source=source_words(tree["date"]),
+        source=source,
         host_rate=math.inf if link is None else link,
         reach=WHOLE if link is None else MEASURED,
         fresh_rate=fresh,
         compile_seconds=tree["compile"],
     )
+
+
+def _as_tree(calibration: Calibration) -> dict[str, Any]:
+    return {
+        "layout": LAYOUT,
+        "date": calibration.date,
+        "machine": calibration.machine,
+        "disk": [calibration.disk_read, calibration.disk_write],
+        "link": calibration.link,
+        **rates_of(calibration.device),
+    }
+
+
+def _from_tree(tree: dict[str, Any]) -> Calibration:
+    if tree["layout"] != LAYOUT:
+        raise ValueError(f"layout {tree['layout']}")
+    date, link = tree["date"], tree["link"]
     read, written = tree["disk"]
-    return Calibration(tree["date"], dict(tree["machine"]), device, read, written, link)
+    device = from_rates(tree, source_words(date), link)
+    return Calibration(date, dict(tree["machine"]), device, read, written, link)

@@ -1,7 +1,7 @@
 """Measure this machine: every operator of some real steps is timed, and what the steps cost beside them.
 
-The steps are `train_step` on small made models: an encoder with dropout and a decoder, trained whole, with adapters and
-over 4-bit weights. A dispatch mode takes the time of each operator where it runs: with the tensors that the operator
+The steps are `train_step` on small made models (`samples.py`), trained whole, with adapters and over 4-bit weights. A
+dispatch mode takes the time of each operator where it runs: with the tensors that the operator
 before it has left in the caches, and with memory that comes fresh from the system, which a product in a loop of its own
 would not show. What a step takes beyond its operators (Python, modules, autograd, dispatch) is its host cost, spread
 over them. A large product of each kind is added, since the models are small. All of it is timed in each precision that
@@ -9,84 +9,41 @@ the processor multiplies in: a product in bf16 says nothing of one in fp32, nor 
 """
 
 import datetime
-import functools
 import statistics
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ftkit.config.files import load_config
-from ftkit.config.precision import Precision, SettledPrecision
-from ftkit.config.tree import RunConfig
-from ftkit.data.batching import Shape
-from ftkit.engine.assemble import assemble
-from ftkit.engine.protocol import Engine
-from ftkit.engine.resolve import DTYPES, Devices, resolve
+from ftkit.config.precision import SettledPrecision
+from ftkit.engine.resolve import DTYPES, ResolvedRun
 from ftkit.errors import DependencyError
 from ftkit.machine.disk import cache_folder, read_rate, write_rate
 from ftkit.machine.process import ProcessContext, has_bf16, joined
-from ftkit.models.build import set_training
 from ftkit.models.kernels.foreign import DispatchMode
-from ftkit.models.sources.source import load_config as load_architecture
-from ftkit.models.sources.source import resolve_source
-from ftkit.models.sources.toys import decoder, encoder, make_model
 from ftkit.observe.operators import Work, op_key, work_of
-from ftkit.observe.recorded import make_batches
 from ftkit.observe.tape import OpKey
+from ftkit.plan.inputs.target import Target
 from ftkit.plan.seconds.calibration import Calibration, fingerprint, source_words
-from ftkit.plan.seconds.speed import FROM_STEPS, Device, Timed, cpu_device
-from ftkit.step.step import train_step
+from ftkit.plan.seconds.looks import Kind, Look, keep_look, look_words
+from ftkit.plan.seconds.samples import SAMPLES, Sample, stepper
+from ftkit.plan.seconds.speed import MEASURED_NOW, Device, cpu_device, threads
+from ftkit.plan.seconds.timed import Timed
 
 MOST_SECONDS = 20.0
 """What a calibration may take, of the processor where one thread computes: by the clock it is longer beside others."""
-_BEGIN_BY = 0.7
+_BEGIN_BY = 0.8
 """Of it; samples that have not begun by then are left out."""
-_STEPS, _TIMES = 2, 3
-"""Steps of a sample, bare and timed each, and large products of each kind."""
+_STEPS, _LOOKED, _TIMES = 1, 4, 3
+"""Steps of a sample, bare and timed each: one of many, or alone; and large products of each kind."""
 _TRIAL_BYTES = 2**26
 _LARGE = ((512, 2048, 2048), (2048, 512, 2048), (512, 2048, 16))
 """Rows, inner and columns of the products that are added: a layer's, that of a weight's gradient, an adapter's."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A small training that is timed.
-
-    Attributes:
-        method: its label.
-        is_decoder: a language model, else a classifier.
-        width: of its layers.
-        batch, length: of its one micro-batch.
-        precision: that it computes in.
-    """
-
-    method: str
-    is_decoder: bool
-    width: int
-    batch: int
-    length: int
-    precision: Precision = "auto"
-
-    def __str__(self) -> str:
-        """Return it in a few words."""
-        return f"{self.method}, {'a decoder' if self.is_decoder else 'an encoder'} {self.width} wide, {self.precision}"
-
-
-SAMPLES = (
-    Sample("lora", is_decoder=False, width=384, batch=4, length=128),
-    Sample("full", is_decoder=False, width=384, batch=4, length=128),
-    Sample("feature-extraction", is_decoder=False, width=384, batch=4, length=128),
-    Sample("lora", is_decoder=True, width=512, batch=2, length=256),
-    Sample("qlora", is_decoder=True, width=512, batch=2, length=256),
-    Sample("full", is_decoder=True, width=512, batch=2, length=256),
-)
-"""In the order of their use, for machines that cannot time them all."""
 
 
 def calibrate(tell: Callable[[str], None]) -> Calibration:
@@ -111,28 +68,37 @@ def calibrate(tell: Callable[[str], None]) -> Calibration:
     return Calibration(date, fingerprint(num_threads), device, read, written)
 
 
-@functools.cache
-def look(num_threads: int, method: str, *, is_decoder: bool, precision: SettledPrecision) -> Device:
-    """Return the speed of this machine's CPU in a few steps of one small training.
+def looked(target: Target, run: ResolvedRun) -> Target:
+    """Return a target whose speed is known from real steps, where they are for a CPU of which no figures are kept.
 
-    A run that finds no calibration asks for it: what `cpu_device` times in loops of its own is at its best, and steps
-    take twice as long.
+    What `cpu_device` times in loops of its own is at its best, and steps take twice as long. So a second or two are
+    spent on steps of one small training, and what they show is kept (`looks.py`).
 
     Args:
-        num_threads: of one rank.
-        method: what is trained, by its label; LoRA where no sample is.
-        is_decoder: whether that is a language model.
-        precision: that it computes in.
+        target: where the run computes.
+        run: resolved for it.
     """
-    quick, stopwatch = cpu_device(num_threads), Stopwatch()
+    if target.device(run).source != MEASURED_NOW:
+        return target
+    kind, date = Kind.of(run), today()
+    with threads(target.num_threads):
+        device = replace(_look(kind), source=look_words(date))
+    keep_look(Look(date, kind, device), target.num_threads)
+    return replace(target, looked=device)
+
+
+def _look(kind: Kind) -> Device:
+    """Time steps of one kind of training; of LoRA where none of its method is among the samples."""
+    stopwatch = Stopwatch()
     kinds = {(sample.method, sample.is_decoder): sample for sample in SAMPLES}
-    sample = replace(kinds.get((method, is_decoder), kinds["lora", is_decoder]), precision=precision)
+    sample = kinds.get((kind.method, kind.is_decoder), kinds["lora", kind.is_decoder])
     with stopwatch:
         for rows, inner, columns in _LARGE:
-            _large_product(rows, inner, columns, DTYPES[precision])
+            _large_product(rows, inner, columns, DTYPES[kind.precision])
     with tempfile.TemporaryDirectory(prefix="ftkit-look-") as name:  # alone, whatever group this process is in
-        host = _time_sample(sample, Path(name), stopwatch)
-    return replace(quick, host_seconds=max(0.0, host), timed=stopwatch.operators(), source=FROM_STEPS)
+        host = _time_sample(replace(sample, precision=kind.precision), Path(name), stopwatch, _LOOKED)
+    quick = cpu_device(torch.get_num_threads())
+    return replace(quick, host_seconds=max(0.0, host), timed=stopwatch.operators())
 
 
 def disk_rates() -> tuple[float, float]:
@@ -167,7 +133,7 @@ def _operators(tell: Callable[[str], None], begun: float) -> tuple[dict[tuple[st
                 break
             tell(str(sample))
             try:
-                hosts.append(_time_sample(sample, Path(name, str(number)), stopwatch))
+                hosts.append(_time_sample(sample, Path(name, str(number)), stopwatch, _STEPS))
             except DependencyError:
                 tell(f"left out, since bitsandbytes is not there: {sample}")
     return stopwatch.operators(), max(0.0, statistics.median(hosts))
@@ -230,12 +196,12 @@ def clock() -> float:
     return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
-def _time_sample(sample: Sample, folder: Path, stopwatch: Stopwatch) -> float:
+def _time_sample(sample: Sample, folder: Path, stopwatch: Stopwatch, num_steps: int) -> float:
     """Take steps by the clock and under the stopwatch, in turns; return what an operator costs the host."""
     step = stepper(sample, folder)
     step()  # the optimizer has no state yet
     hosts = []
-    for _ in range(_STEPS):
+    for _ in range(num_steps):
         begun = clock()
         step()
         whole, calls, seconds = clock() - begun, stopwatch.calls, stopwatch.seconds
@@ -245,49 +211,13 @@ def _time_sample(sample: Sample, folder: Path, stopwatch: Stopwatch) -> float:
     return statistics.median(hosts)
 
 
-def stepper(sample: Sample, folder: Path) -> Callable[[], object]:
-    """Make the model of a sample and return what takes a step of its training, on the device of this process.
-
-    Args:
-        sample: the training.
-        folder: gets the model's files.
-    """
-    engine = _engine(sample, folder)
-    micro_batches = make_batches(engine.objective, Shape(sample.batch, sample.length, num_micro_batches=2))
-    num_targets = sum(one.labels.numel() for one in micro_batches)
-    return lambda: train_step(engine, micro_batches, num_targets, 1e-5)
-
-
-def _engine(sample: Sample, folder: Path) -> Engine:
-    config = decoder(sample.width) if sample.is_decoder else encoder(sample.width)
-    model = make_model(folder, config)
-    run = resolve(_config(sample, model), Devices.of(ProcessContext()))
-    source = resolve_source(run.config.model, run.config.task)
-    names = None if sample.is_decoder else ["a", "b"]
-    architecture = load_architecture(source, names, config.pad_token_id)
-    engine = assemble(run, source, architecture, ProcessContext()).engine
-    set_training(engine.model, True)
-    return engine
-
-
-def _config(sample: Sample, model: Path) -> RunConfig:
-    task = "causal-lm" if sample.is_decoder else "sequence-classification"
-    settings = [
-        f"method={sample.method}",
-        f"task={task}",
-        f"model.name={model}",
-        "cache.trunk=off",
-        "engine.name=plain",
-        f"model.precision={sample.precision}",
-    ]
-    return load_config(settings=settings)
-
-
 def _large_product(rows: int, inner: int, columns: int, dtype: torch.dtype) -> None:
-    """Multiply under the stopwatch, three times with another right side, as the layers of a model have."""
-    left = torch.ones(rows, inner, dtype=dtype)
+    """Multiply under the stopwatch, three times with other sides, which no product has left in the caches."""
+    lefts, rights = (
+        [torch.ones(size, dtype=dtype) for _ in range(_TIMES)] for size in ((rows, inner), (inner, columns))
+    )
     bias, total = torch.zeros(columns, dtype=dtype), torch.zeros(rows, columns, dtype=dtype)
-    for right in [torch.ones(inner, columns, dtype=dtype) for _ in range(_TIMES)]:
+    for left, right in zip(lefts, rights, strict=True):
         torch.mm(left, right)
         torch.addmm(bias, left, right)
         total.addmm_(left, right)

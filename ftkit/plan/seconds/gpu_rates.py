@@ -19,8 +19,9 @@ from ftkit.errors import DeviceError
 from ftkit.machine.process import ProcessContext, has_bf16, joined
 from ftkit.machine.versions import device_name
 from ftkit.plan.seconds.calibration import Calibration, fingerprint, source_words
-from ftkit.plan.seconds.cpu_rates import Sample, Stopwatch, disk_rates, stepper, today
+from ftkit.plan.seconds.cpu_rates import Stopwatch, disk_rates, today
 from ftkit.plan.seconds.reach import MEASURED
+from ftkit.plan.seconds.samples import Sample, stepper
 from ftkit.plan.seconds.speed import Device
 
 HOST_SAMPLE = Sample("lora", is_decoder=False, width=128, batch=2, length=32)

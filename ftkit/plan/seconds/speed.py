@@ -10,15 +10,17 @@ A tensor too large for the heap lies in pages that the system gives anew and cle
 (`ftkit/machine/heap.py`); touching them is timed by itself.
 
 Where the machine is calibrated, operators were timed inside real steps (`ftkit/plan/seconds/cpu_rates.py`), and each
-takes as long as the nearest of its name did there, scaled to its own arithmetic or bytes.
+takes as long as the nearest of its name did there, and longer or shorter as others of its name do by their size
+(`ftkit/plan/seconds/timed.py`).
 """
 
+import contextlib
 import functools
 import math
 import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +33,7 @@ from ftkit.observe.operators import dtype_name
 from ftkit.observe.tape import OpKey, Tape
 from ftkit.plan.seconds.reach import WHOLE, Reach, reach_of
 from ftkit.plan.seconds.size import TRACED, Size
+from ftkit.plan.seconds.timed import Law, Timed, law_of, seconds_of
 from ftkit.step.observer import Phase
 
 HOST_SECONDS = 10e-6
@@ -46,33 +49,6 @@ _INNER, _FIRST_ROWS, _FRESH_SHAPES = 376, 97, 21
 """Of the products of which each has a shape of its own, to see what a new one costs."""
 _ROWS, _COLUMNS, _OPERATOR_ROUNDS = 2**12, 2**8, 3
 """What each operator of `_operators` is timed with, in another fifth of a second."""
-
-
-_FARTHEST = 32
-"""By how much more than what was timed an operator may do to be taken for as quick; a small one is all overhead."""
-
-
-@dataclass(frozen=True)
-class Timed:
-    """An operator as it was timed inside a real step.
-
-    Attributes:
-        flops: that it computed.
-        moved: bytes of what it was given and what it made.
-        seconds: that it took.
-    """
-
-    flops: int
-    moved: int
-    seconds: float
-
-    def distance(self, flops: int, moved: int) -> float:
-        """Return how far another size is away, in powers of e."""
-        return abs(math.log((self.flops + 1) / (flops + 1))) + abs(math.log((self.moved + 1) / (moved + 1)))
-
-    def scale(self, flops: int, moved: int) -> float:
-        """Return how many times as much another size does: by arithmetic where there is some, else by bytes."""
-        return flops / self.flops if self.flops and flops else (moved + 1) / (self.moved + 1)
 
 
 FROM_TABLE = "from the table of cards, by what kernels reach of it"
@@ -115,7 +91,11 @@ class Device:
         """Return the dense FLOP/s in a precision."""
         return self.fp32_flops if precision == "fp32" else self.half_flops
 
-    def seconds(self, name: str, flops: int, moved: int, dtype: str) -> float:
+    @functools.cached_property
+    def _laws(self) -> Mapping[tuple[str, str], Law]:
+        return {operator: law_of(timed) for operator, timed in self.timed.items()}
+
+    def seconds(self, name: str, flops: float, moved: float, dtype: str) -> float:
         """Return how long one call of an operator computes.
 
         Args:
@@ -126,9 +106,9 @@ class Device:
         """
         operator = (name.partition(".")[0], dtype)
         if timed := self.timed.get(operator):
-            near = min(timed, key=lambda one: one.distance(flops, moved))
-            if (scale := near.scale(flops, moved)) <= _FARTHEST:
-                return scale * near.seconds
+            found = seconds_of(timed, self._laws[operator], flops, moved)
+            if found is not None:
+                return found
         is_half = dtype in ("bfloat16", "float16")
         reached = self.half_flops * self.reach.half if is_half else self.fp32_flops * self.reach.single
         rate = self.rates.get(operator, self.bandwidth * self.reach.bandwidth)
@@ -159,6 +139,17 @@ def gpu_device(gpu: Gpu, precision: str) -> Device:
     return Device(gpu.fp32_flops, half, gpu.bandwidth, host_seconds, True, host_rate=gpu.host_rate, reach=reach)
 
 
+@contextlib.contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Have torch compute with so many threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @functools.cache
 def cpu_device(num_threads: int) -> Device:
     """Return the speed of this machine's CPU as it is now, measured in less than half a second.
@@ -170,9 +161,7 @@ def cpu_device(num_threads: int) -> Device:
         The rate of a product of matrices in fp32 and bf16, of a copy, of a small operator, and of those that are slower
         than a copy; the best of some rounds, since others may be at work.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
-    try:
+    with threads(num_threads):
         fp32, half = (_matmul_flops(dtype) for dtype in (torch.float32, torch.bfloat16))
         source = torch.zeros(_COPIED_BYTES, dtype=torch.uint8)
         target, small = torch.ones_like(source), torch.ones(8)
@@ -187,8 +176,6 @@ def cpu_device(num_threads: int) -> Device:
             for dtype in (torch.float32, torch.bfloat16)
             for operator, overload, arguments in _operators(dtype)
         }
-    finally:
-        torch.set_num_threads(before)
     fresh_rate = _FRESH_BYTES / max(fresh - again, 1e-9)
     return Device(
         fp32, half, bandwidth, launch, False, rates,
@@ -311,8 +298,9 @@ def _phase_seconds(counter: Counter[OpKey], device: Device, size: Size) -> float
     for (name, flops, moved, dtype), count in counter.items():
         # One kernel serves a whole list of parameters.
         kernels = 0 if name.startswith("_fused") else count
+        share = size.of(name)
         computing += (
-            size.of(name) * count * device.seconds(name, flops, moved, dtype) + kernels * device.reach.kernel_seconds
+            count * device.seconds(name, share * flops, share * moved, dtype) + kernels * device.reach.kernel_seconds
         )
         asking += kernels * device.host_seconds
     return max(computing, asking) if device.is_asynchronous else computing + asking

@@ -37,13 +37,15 @@ def test_without_padding_a_usual_step_has_its_tokens_and_few_shapes():
     padded, packed = (usual_step(CONFIG, 1, ragged, rows) for rows in (padded_rows, packed_rows))
     assert packed.num_micro_batches == padded.num_micro_batches
     assert packed.tokens < padded.tokens
-    assert packed.scores == padded.scores
+    assert (packed.scores, packed.places) == (padded.scores, padded.places)
     many, few = (fresh_shapes(CONFIG, 1, ragged, 1000, 10_000, rows) for rows in (padded_rows, packed_rows))
     assert few < many / 2
 
 
 def test_ranks_share_the_micro_batches_of_a_usual_step():
-    assert usual_step(CONFIG, 2, data([32] * 100)) == Usual(1, sequences=16, tokens=16 * 32, scores=16 * 32**2)
+    assert usual_step(CONFIG, 2, data([32] * 100)) == Usual(
+        1, sequences=16, tokens=16 * 32, places=16 * 32, scores=16 * 32**2
+    )
 
 
 def test_a_usual_step_is_the_worst_one_where_no_lengths_are_known():
@@ -51,14 +53,14 @@ def test_a_usual_step_is_the_worst_one_where_no_lengths_are_known():
     shape = plan_shape(CONFIG, 1, unknown)
     tokens = shape.batch * shape.length
     assert usual_step(CONFIG, 1, unknown) == Usual(
-        shape.num_micro_batches, shape.batch, tokens, scores=tokens * shape.length
+        shape.num_micro_batches, shape.batch, tokens, tokens, scores=tokens * shape.length
     )
 
 
 def test_a_usual_step_has_a_whole_global_batch_where_fewer_lengths_than_that_are_kept():
     config = RunConfig(batch=BatchConfig(global_batch_size=4096, micro_batch_tokens=512))
     kept = Sequences(4097, 128, are_equal=False, lengths=(32,) * 2049)
-    assert usual_step(config, 1, kept) == Usual(4096 * 32 / 512, sequences=16, tokens=512, scores=512 * 32)
+    assert usual_step(config, 1, kept) == Usual(4096 * 32 / 512, sequences=16, tokens=512, places=512, scores=512 * 32)
 
 
 def test_a_shape_is_new_once_while_it_stays_known_and_each_time_where_none_does():

@@ -17,6 +17,7 @@ from ftkit.plan.inputs.target import Target, find_target
 from ftkit.plan.predict import predict
 from ftkit.plan.seconds.size import TRACED, Size
 from ftkit.plan.seconds.speed import Device, cpu_device, step_time
+from ftkit.plan.seconds.timed import Timed
 from ftkit.step.observer import Phase
 from tests.plan.models import architecture, run_config
 
@@ -95,7 +96,7 @@ def test_a_smaller_micro_batch_computes_less_and_asks_as_often_and_the_update_st
     cpu = Device(1e12, 1e13, 1e11, 1e-5, is_asynchronous=False)
     tape = Tape(costs={(phase, 2, None): Counter({LARGE: 100}) for phase in (Phase.BACKWARD, Phase.OPTIMIZER)})
     asked, computed = 100 * 1e-5, 100 * 1e-3
-    usual = step_time(tape, cpu, 3, 1, Size(0.25, 0.5))
+    usual = step_time(tape, cpu, 3, 1, Size(0.25, 0.5, 0.5))
     assert usual.seconds == pytest.approx(3 * (asked + computed / 4) + asked + computed)
 
 
@@ -103,8 +104,23 @@ def test_a_smaller_micro_batch_computes_less_and_asks_as_often_and_the_update_st
 def test_attention_computes_by_its_scores_and_not_by_the_tokens(name):
     cpu = Device(1e12, 1e13, 1e11, 0.0, is_asynchronous=False)
     tape = Tape(costs={(Phase.FORWARD, 2, None): Counter({(name, 0, 10**9, "float32"): 1})})
-    whole, usual = (step_time(tape, cpu, 1, 1, size).seconds for size in (TRACED, Size(0.25, 0.5)))
+    whole, usual = (step_time(tape, cpu, 1, 1, size).seconds for size in (TRACED, Size(0.25, 0.3, 0.5)))
     assert usual == pytest.approx(whole / 2)
+
+
+def test_what_lays_texts_out_for_an_attention_computes_by_their_padded_length():
+    cpu = Device(1e12, 1e13, 1e11, 0.0, is_asynchronous=False)
+    tape = Tape(costs={(Phase.FORWARD, 2, None): Counter({("clone.default", 0, 10**9, "float32"): 1})})
+    whole, usual = (step_time(tape, cpu, 1, 1, size).seconds for size in (TRACED, Size(0.25, 0.8, 0.5)))
+    assert usual == pytest.approx(0.8 * whole)
+
+
+def test_a_smaller_micro_batch_pays_for_each_call_all_the_same():
+    # A millisecond a call, and as much again for the first thousand bytes.
+    timed = {("add", "bfloat16"): [Timed(0, 1000, 2e-3), Timed(0, 10_000, 11e-3)]}
+    cpu = Device(1e12, 1e13, 1e11, 0.0, is_asynchronous=False, timed=timed)
+    tape = Tape(costs={(Phase.FORWARD, 2, None): Counter({("add.Tensor", 0, 10_000, "bfloat16"): 1})})
+    assert step_time(tape, cpu, 1, 1, Size(0.5, 0.5, 0.5)).seconds == pytest.approx(6e-3, rel=1e-3)
 
 
 def test_a_list_of_parameters_is_one_kernel():

@@ -1,0 +1,113 @@
+"""Small trainings whose steps are timed: an encoder with dropout and a decoder, of the usual shapes of a run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ftkit.config.files import load_config
+from ftkit.config.precision import Precision
+from ftkit.data.batching import MicroBatch, Shape
+from ftkit.engine.assemble import assemble
+from ftkit.engine.protocol import Engine
+from ftkit.engine.resolve import Devices, ResolvedRun, resolve
+from ftkit.machine.process import ProcessContext
+from ftkit.models.build import set_training
+from ftkit.models.sources.source import load_config as load_architecture
+from ftkit.models.sources.source import resolve_source
+from ftkit.models.sources.toys import decoder, encoder, make_model
+from ftkit.observe.recorded import make_batches
+from ftkit.step.step import train_step
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A small training that is timed.
+
+    Attributes:
+        method: its label.
+        is_decoder: a language model, else a classifier.
+        width: of its layers.
+        length: of the sequences of its first micro-batch.
+        batch: of these; None: as many as a run has by itself, since what does not fit into the caches takes longer.
+        precision: that it computes in.
+    """
+
+    method: str
+    is_decoder: bool
+    width: int
+    length: int
+    batch: int | None = None
+    precision: Precision = "auto"
+
+    def shapes(self, batch: int) -> list[Shape]:
+        """Return its micro-batches: three sizes, so that each operator shows what a call of it costs beside its size.
+
+        The shorter rows of scores are no multiple of 32, which half precision takes another way. Texts are padded, to
+        twice their tokens.
+
+        Args:
+            batch: sequences of the first.
+        """
+        sizes = ((batch, self.length), (batch // 2, 5 * self.length // 8), (batch // 4, 5 * self.length // 16))
+        return [Shape(max(2, one), length, is_padded=not self.is_decoder) for one, length in sizes]
+
+    def __str__(self) -> str:
+        """Return it in a few words."""
+        return f"{self.method}, {'a decoder' if self.is_decoder else 'an encoder'} {self.width} wide, {self.precision}"
+
+
+SAMPLES = (
+    Sample("lora", is_decoder=False, width=384, length=128),
+    Sample("full", is_decoder=False, width=384, length=128),
+    Sample("feature-extraction", is_decoder=False, width=384, length=128),
+    Sample("lora", is_decoder=True, width=512, length=256),
+    Sample("qlora", is_decoder=True, width=512, length=256),
+    Sample("full", is_decoder=True, width=512, length=256),
+)
+"""In the order of their use, for machines that cannot time them all."""
+
+
+def stepper(sample: Sample, folder: Path) -> Callable[[], object]:
+    """Make the model of a sample and return what takes a step of its training, on the device of this process.
+
+    Args:
+        sample: the training.
+        folder: gets the model's files.
+    """
+    config = decoder(sample.width) if sample.is_decoder else encoder(sample.width)
+    run = _resolved(sample, make_model(folder, config))
+    engine = _engine(run, None if sample.is_decoder else ["a", "b"], config.pad_token_id)
+    batch = sample.batch or (run.config.batch.token_limit or sample.length) // sample.length
+    made = (one for shape in sample.shapes(batch) for one in make_batches(engine.objective, shape))
+    micro_batches = [one if sample.is_decoder else _ragged(one) for one in made]
+    num_targets = sum(one.labels.numel() for one in micro_batches)
+    return lambda: train_step(engine, micro_batches, num_targets, 1e-5)
+
+
+def _ragged(micro_batch: MicroBatch) -> MicroBatch:
+    """Return sequences of all lengths up to the longest: operators take longer the more places are hidden."""
+    batch, length = micro_batch.input_ids.shape
+    ends = torch.arange(1, batch + 1) * length // batch
+    return replace(micro_batch, attention_mask=(torch.arange(length) < ends[:, None]).long())
+
+
+def _engine(run: ResolvedRun, names: list[str] | None, padding: int | None) -> Engine:
+    source = resolve_source(run.config.model, run.config.task)
+    engine = assemble(run, source, load_architecture(source, names, padding), ProcessContext()).engine
+    set_training(engine.model, True)
+    return engine
+
+
+def _resolved(sample: Sample, model: Path) -> ResolvedRun:
+    task = "causal-lm" if sample.is_decoder else "sequence-classification"
+    settings = [
+        f"method={sample.method}",
+        f"task={task}",
+        f"model.name={model}",
+        "cache.trunk=off",
+        "engine.name=plain",
+        f"model.precision={sample.precision}",
+    ]
+    return resolve(load_config(settings=settings), Devices.of(ProcessContext()))
