@@ -210,8 +210,8 @@ def _command(trial: Trial, place: Path, rest: list[str]) -> list[str]:
 def _predict(trial: Trial, progress: SweepProgress) -> "Prediction | None":
     """Return what the plan says, or None where it cannot say anything."""
     from ftkit.plan.inputs.target import PROFILED_BYTES, find_target
+    from ftkit.plan.looked import looked
     from ftkit.plan.predict import predict
-    from ftkit.plan.seconds.cpu_rates import looked
 
     if trial.run is None:
         return None

@@ -26,10 +26,10 @@ from ftkit.plan.copied import CopyLostError, can_be_copied, in_a_copy
 from ftkit.plan.inputs.shapes import Sequences
 from ftkit.plan.inputs.target import Target, find_target
 from ftkit.plan.job import with_job
+from ftkit.plan.looked import looked
 from ftkit.plan.needs.weights import least_weight_bytes, weights_reason
 from ftkit.plan.predict import Tapes
 from ftkit.plan.predicted import AnyPrediction, TracedPrediction
-from ftkit.plan.seconds.cpu_rates import looked
 from ftkit.plan.tracing.trace import UntraceableModelError
 from ftkit.report.planned.job import job_lines
 from ftkit.report.planned.streamed import stream_line

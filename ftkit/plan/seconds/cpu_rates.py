@@ -21,25 +21,24 @@ from typing import Any
 import torch
 
 from ftkit.config.precision import SettledPrecision
-from ftkit.engine.resolve import DTYPES, ResolvedRun
+from ftkit.engine.resolve import DTYPES
 from ftkit.errors import DependencyError
 from ftkit.machine.disk import cache_folder, read_rate, write_rate
 from ftkit.machine.process import ProcessContext, has_bf16, joined
 from ftkit.models.kernels.foreign import DispatchMode
 from ftkit.observe.operators import Work, op_key, work_of
 from ftkit.observe.tape import OpKey
-from ftkit.plan.inputs.target import Target
 from ftkit.plan.seconds.calibration import Calibration, fingerprint, source_words
 from ftkit.plan.seconds.looks import Kind, Look, keep_look, look_words
 from ftkit.plan.seconds.samples import SAMPLES, Sample, stepper
-from ftkit.plan.seconds.speed import MEASURED_NOW, Device, cpu_device, threads
+from ftkit.plan.seconds.speed import Device, cpu_device, threads
 from ftkit.plan.seconds.timed import Timed
 
 MOST_SECONDS = 20.0
 """What a calibration may take, of the processor where one thread computes: by the clock it is longer beside others."""
-_BEGIN_BY = 0.8
+_BEGIN_BY = 0.85
 """Of it; samples that have not begun by then are left out."""
-_STEPS, _LOOKED, _TIMES = 1, 4, 3
+_STEPS, _LOOKED, _TIMES = 1, 2, 3
 """Steps of a sample, bare and timed each: one of many, or alone; and large products of each kind."""
 _TRIAL_BYTES = 2**26
 _LARGE = ((512, 2048, 2048), (2048, 512, 2048), (512, 2048, 16))
@@ -68,23 +67,20 @@ def calibrate(tell: Callable[[str], None]) -> Calibration:
     return Calibration(date, fingerprint(num_threads), device, read, written)
 
 
-def looked(target: Target, run: ResolvedRun) -> Target:
-    """Return a target whose speed is known from real steps, where they are for a CPU of which no figures are kept.
+def look(num_threads: int, kind: Kind) -> Device:
+    """Spend a second or two on steps of one small training, and keep what they show of this machine's CPU.
 
-    What `cpu_device` times in loops of its own is at its best, and steps take twice as long. So a second or two are
-    spent on steps of one small training, and what they show is kept (`looks.py`).
+    What `cpu_device` times in loops of its own is at its best, and steps take twice as long.
 
     Args:
-        target: where the run computes.
-        run: resolved for it.
+        num_threads: of one rank.
+        kind: of the training.
     """
-    if target.device(run).source != MEASURED_NOW:
-        return target
-    kind, date = Kind.of(run), today()
-    with threads(target.num_threads):
+    date = today()
+    with threads(num_threads):
         device = replace(_look(kind), source=look_words(date))
-    keep_look(Look(date, kind, device), target.num_threads)
-    return replace(target, looked=device)
+    keep_look(Look(date, kind, device), num_threads)
+    return device
 
 
 def _look(kind: Kind) -> Device:

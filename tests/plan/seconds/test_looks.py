@@ -12,9 +12,9 @@ from ftkit.config.tree import RunConfig
 from ftkit.engine.resolve import resolve
 from ftkit.machine.disk import cache_folder
 from ftkit.plan.inputs.target import find_target
+from ftkit.plan.looked import looked
 from ftkit.plan.seconds import calibration, cpu_rates, samples
 from ftkit.plan.seconds.calibration import Calibration, fingerprint
-from ftkit.plan.seconds.cpu_rates import looked
 from ftkit.plan.seconds.looks import Kind, Look, find_look, keep_look, kept_looks, look_words
 from ftkit.plan.seconds.speed import MEASURED_NOW, Device
 from ftkit.plan.seconds.timed import Timed
