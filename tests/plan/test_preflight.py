@@ -136,7 +136,8 @@ def test_a_model_that_cannot_be_followed_trains_with_a_formulas_word_or_with_a_w
     assert notes[-1].endswith("no formula stands in: it has no vocab_size")
 
 
-def test_the_usual_cut_becomes_smaller_where_it_does_not_fit_and_one_that_was_named_is_refused():
+def test_the_usual_cut_becomes_smaller_where_it_does_not_fit_and_one_that_was_named_is_refused(monkeypatch):
+    monkeypatch.setattr(preflight, "_WORTH_A_LOOK", 1e9)  # of which this process would keep some memory
     architecture, sequences = models.architecture("gpt2", 6, 256), Sequences(64, 128, are_equal=True)
 
     def planned(cut, budget=None, *, is_named=True, note=print):

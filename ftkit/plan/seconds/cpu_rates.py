@@ -24,6 +24,7 @@ from ftkit.config.precision import SettledPrecision
 from ftkit.engine.resolve import DTYPES
 from ftkit.errors import DependencyError
 from ftkit.machine.disk import cache_folder, read_rate, write_rate
+from ftkit.machine.heap import trim
 from ftkit.machine.process import ProcessContext, has_bf16, joined
 from ftkit.models.kernels.foreign import DispatchMode
 from ftkit.observe.operators import Work, op_key, work_of
@@ -79,6 +80,7 @@ def look(num_threads: int, kind: Kind) -> Device:
     date = today()
     with threads(num_threads):
         device = replace(_look(kind), source=look_words(date))
+    trim()  # a process that cannot be copied has looked itself, and has yet to train
     keep_look(Look(date, kind, device), num_threads)
     return device
 
