@@ -48,7 +48,10 @@ def _largest(case: Case, tape: Tape) -> Size:
     found = largest_drawn(
         case.run.config, case.target.num_devices, case.sequences, case.num_steps, row_count(unpadded=tape.unpadded)
     )
-    return TRACED if found is None else Size(min(1.0, found[0] / places), min(1.0, found[1] / (places * shape.length)))
+    if found is None:
+        return TRACED
+    tokens, scores = min(1.0, found[0] / places), min(1.0, found[1] / (places * shape.length))
+    return Size(tokens, tokens, scores)
 
 
 def _of_size(tape: Tape, size: Size) -> Tape:

@@ -20,7 +20,6 @@ from ftkit.models.sources.toys import decoder, encoder, make_model
 from ftkit.observe.recorded import make_batches
 from ftkit.step.step import train_step
 
-
 _LAYERS = 6
 """Of an encoder: what waits for its backward has to leave the caches meanwhile, as it does in a run. In two layers
 operators took a tenth less than in six (one core of a Xeon)."""
