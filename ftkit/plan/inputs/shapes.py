@@ -20,8 +20,7 @@ ShapeOf = Callable[[NDArray[np.int64]], Hashable]
 _KEPT_LENGTHS = 4096
 """Of training sequences."""
 _FEWEST_DRAWN, _MOST_DRAWN, _DRAWN_SEQUENCES = 8, 256, 2**15
-"""Global batches that are drawn from these to see how the data is usually cut, and which shapes come again: as many as
-have so many sequences together."""
+"""Global batches that are drawn from these, to see how the data is cut: as many as have so many sequences together."""
 _SORTED_TOGETHER = 1024
 """Sequences that an evaluation sorts together (`ftkit/training/evaluate.py`), much as a trunk's pass does."""
 
@@ -215,10 +214,9 @@ def usual_step(config: RunConfig, world_size: int, sequences: Sequences, rows: C
         return Usual(shape.num_micro_batches, shape.batch, places, places, places * shape.length)
     cuts = _cuts(config.batch, world_size, sequences)
     chunks = [chunk for chunks in cuts for chunk in chunks]
-    tokens, places = (sum(map(count, chunks)) for count in (rows, padded_rows))
-    scores = sum(len(chunk) * int(chunk.max()) ** 2 for chunk in chunks)
-    num = len(chunks)
-    return Usual(num / len(cuts), sum(map(len, chunks)) / num, tokens / num, places / num, scores / num)
+    per_batch, tokens, places = (sum(map(count, chunks)) / len(chunks) for count in (len, rows, padded_rows))
+    scores = sum(len(chunk) * int(chunk.max()) ** 2 for chunk in chunks) / len(chunks)
+    return Usual(len(chunks) / len(cuts), per_batch, tokens, places, scores)
 
 
 def largest_drawn(
