@@ -210,8 +210,8 @@ def usual_step(config: RunConfig, world_size: int, sequences: Sequences, rows: C
     """
     if not sequences.lengths:
         shape = plan_shape(config, world_size, sequences)
-        places = shape.batch * shape.length
-        return Usual(shape.num_micro_batches, shape.batch, places, places, places * shape.length)
+        full = shape.batch * shape.length
+        return Usual(shape.num_micro_batches, shape.batch, full, full, full * shape.length)
     cuts = _cuts(config.batch, world_size, sequences)
     chunks = [chunk for chunks in cuts for chunk in chunks]
     per_batch, tokens, places = (sum(map(count, chunks)) / len(chunks) for count in (len, rows, padded_rows))
