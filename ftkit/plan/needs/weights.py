@@ -1,5 +1,6 @@
 """Tell whether a model's weights alone leave no room, from its configuration, before any data and any trace."""
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -8,7 +9,10 @@ from ftkit.engine.resolve import EngineKind, ResolvedRun
 from ftkit.models.bnb import least_bytes
 from ftkit.models.build import build_empty_model
 from ftkit.models.streaming.stream import resident_bytes
+from ftkit.observe.attribution import layer_named
+from ftkit.observe.recorded import layer_names
 from ftkit.plan.inputs.target import Target
+from ftkit.plan.tracing.layer_choice import choose_layers
 from ftkit.units import format_bytes
 
 
@@ -28,13 +32,24 @@ def least_weight_bytes(run: ResolvedRun, architecture: Any) -> int:
     """
     if run.offload_parameters != "none":
         return 0
-    model = build_empty_model(run.config, architecture, run.dtype)
-    resident = resident_bytes(model)
-    if resident is not None:
+    if run.config.engine.stream_layers != "none":
+        resident = resident_bytes(build_empty_model(run.config, architecture, run.dtype))
+        assert resident is not None
         return resident
-    # `parameters` yields tied weights once.
-    whole = sum(map(least_bytes, model.parameters()))
+    whole = _whole_bytes(run, architecture)
     return whole // run.devices.world_size if run.partitions_weights else whole
+
+
+def _whole_bytes(run: ResolvedRun, architecture: Any) -> int:
+    """Return the least that all weights take, by a few layers that stand for all: PEFT adapts a deep model for long."""
+    shallow = choose_layers(run.config, architecture)
+    model = build_empty_model(shallow.config, shallow.architecture, run.dtype)
+    layers, sizes = layer_names(model), Counter[int | None]()
+    for name, weight in model.named_parameters():  # which yields tied weights once
+        sizes[layer_named(name, layers)] += least_bytes(weight)
+    if shallow.is_whole:
+        return sizes.total()
+    return sizes[None] + sum(sizes[number] * times for number, times in shallow.copies.items())
 
 
 def states_reason(target: Target, run: ResolvedRun, weight_bytes: int) -> str | None:

@@ -5,6 +5,7 @@ layers are dense and the others mixtures of experts.
 """
 
 import copy
+from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from ftkit.models.build import build_bare_model
 from ftkit.models.kernels.first_place import pooled_layer
 from ftkit.models.methods import method_of
 from ftkit.observe.recorded import layer_names
-from ftkit.plan.tracing.unroll import keep_layers
+from ftkit.plan.tracing.unroll import keep_layers, representatives
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class ShallowModel:
     def is_whole(self) -> bool:
         """Whether it has every layer."""
         return len(self.kept) == len(self.kinds)
+
+    @property
+    def copies(self) -> Counter[int]:
+        """How many layers of the deep model each of its layers stands for."""
+        return Counter(representatives([self.kinds[number] for number in self.kept], self.kinds))
 
 
 def choose_layers(config: RunConfig, architecture: Any, *, exact: bool = False) -> ShallowModel:

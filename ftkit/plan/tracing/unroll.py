@@ -158,12 +158,12 @@ def unroll(tape: Tape, kept: Sequence[int], kinds: Sequence[Hashable]) -> Tape:
     shallow = [kinds[number] for number in kept]
     runs = _runs(tape)
     _check_alike(runs, shallow)
-    representatives = _representatives(shallow, kinds)
-    deep = _Deep(tape, representatives)
+    stand_ins = representatives(shallow, kinds)
+    deep = _Deep(tape, stand_ins)
     for one in _passes(runs, len(kept)):
         deep.write(one)
     copies: dict[int | None, list[int | None]] = defaultdict(list, {None: [None]})
-    for number, representative in enumerate(representatives):
+    for number, representative in enumerate(stand_ins):
         copies[representative].append(number)
     deep.tape.costs = {(phase, step, to): costs for (phase, step, of), costs in tape.costs.items() for to in copies[of]}
     deep.tape.recomputed_flops = Counter(
@@ -176,8 +176,13 @@ def unroll(tape: Tape, kept: Sequence[int], kinds: Sequence[Hashable]) -> Tape:
     return deep.tape
 
 
-def _representatives(shallow: Sequence[Hashable], deep: Sequence[Hashable]) -> list[int]:
-    """Return for each deep layer the shallow layer that stands for it: the last one with its neighbourhood."""
+def representatives(shallow: Sequence[Hashable], deep: Sequence[Hashable]) -> list[int]:
+    """Return for each deep layer the shallow layer that stands for it: the last one with its neighbourhood.
+
+    Args:
+        shallow: what each layer of the shallow model is.
+        deep: what each layer of the deep model is.
+    """
     place = {one: number for number, one in enumerate(neighbourhoods(shallow))}
     return [place[one] for one in neighbourhoods(deep)]
 
