@@ -81,13 +81,13 @@ def value_of(config: RunConfig, key: str) -> Any:
     return config.model_dump()[section][name]
 
 
-def steps_down(config: RunConfig, target: Target, sequences: Sequences | None) -> list[Changes]:
+def steps_down(config: RunConfig, target: Target, sequences: Sequences) -> list[Changes]:
     """Return the single changes that save memory, those that cost least first.
 
     Args:
         config: what they start from.
         target: the devices.
-        sequences: the data; None: not at hand.
+        sequences: the data.
     """
     batch = plan_shape(config, target.num_devices, sequences).batch
     steps: list[Changes] = [{GROUP: 1}] if config.engine.stream_micro_batches != 1 else []
@@ -110,13 +110,13 @@ def takes_fewer_bits(changes: Changes) -> bool:
     return bool(changes.keys() & {METHOD, OPTIMIZER})
 
 
-def grid(config: RunConfig, target: Target, sequences: Sequences | None) -> list[Changes]:
+def grid(config: RunConfig, target: Target, sequences: Sequences) -> list[Changes]:
     """Return combinations of changes, those that change least first.
 
     Args:
         config: what they start from.
         target: the devices.
-        sequences: the data; None: not at hand.
+        sequences: the data.
     """
     batch = plan_shape(config, target.num_devices, sequences).batch
     sizes = sorted({*halves(batch), *halves(most_sequences(config, target, sequences))}, reverse=True)[:6]
@@ -196,12 +196,11 @@ def _is_cheaper(config: RunConfig, new: RunConfig) -> bool:
     return {METHOD: new.method.name} in method_of(config).cheaper()
 
 
-def most_sequences(config: RunConfig, target: Target, sequences: Sequences | None) -> int:
+def most_sequences(config: RunConfig, target: Target, sequences: Sequences) -> int:
     """Return the sequences of the largest micro-batch that may be the quickest.
 
     On a GPU it is all that a rank gets of a global batch, and on a CPU no more than `_CPU_TOKENS`.
     """
-    sequences = sequences or Sequences.unseen(config)
     share = rank_share(config, target.num_devices, sequences)
     if target.device_type != "cpu":
         return share
@@ -232,13 +231,13 @@ def stream_choices(config: RunConfig, target: Target) -> list[Changes]:
     return [{STREAM: place} | engine for place in (("disk",) if target.device_type == "cpu" else ("ram", "disk"))]
 
 
-def group_choices(config: RunConfig, target: Target, sequences: Sequences | None, cut: Changes) -> list[Changes]:
+def group_choices(config: RunConfig, target: Target, sequences: Sequences, cut: Changes) -> list[Changes]:
     """Return how many micro-batches may go through a streamed layer together: one first; that which is named, alone.
 
     Args:
         config: what the changes start from.
         target: the devices.
-        sequences: the data; None: not at hand.
+        sequences: the data.
         cut: a change to the size of the micro-batch; empty: as it is.
     """
     if config.engine.stream_micro_batches != 1:

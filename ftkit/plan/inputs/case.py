@@ -34,19 +34,18 @@ class Case:
     sequences: Sequences
 
     @classmethod
-    def of(cls, run: ResolvedRun, target: Target, architecture: Any, sequences: Sequences | None) -> "Case":
+    def of(cls, run: ResolvedRun, target: Target, architecture: Any, sequences: Sequences) -> "Case":
         """Return the case of a run, with the worst micro-batch that its data can have.
 
         Args:
             run: the run.
             target: where it would compute.
             architecture: of its model.
-            sequences: the data; None: not at hand.
+            sequences: the data.
 
         Raises:
             ConfigError: the batch cannot be cut.
         """
-        sequences = sequences or Sequences.unseen(run.config)
         shape = plan_shape(run.config, target.num_devices, sequences)
         return cls(run, target, architecture, shape, num_steps(run.config, sequences.num), sequences)
 

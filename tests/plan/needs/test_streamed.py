@@ -18,6 +18,7 @@ from ftkit.models.streaming.stream import stream_of
 from ftkit.plan.choices.changes import GROUP, HEAD, SIZE, STREAM, as_flags, changed, group_choices, steps_down
 from ftkit.plan.choices.search import cures, options_at
 from ftkit.plan.inputs.case import Case
+from ftkit.plan.inputs.shapes import Sequences
 from ftkit.plan.inputs.target import find_target
 from ftkit.plan.needs.streamed import Streamed, coming_usually
 from ftkit.plan.predict import Tapes, predict
@@ -86,7 +87,7 @@ def test_a_plan_counts_what_lives_in_a_real_streamed_step_and_what_comes(
     assert planned.at_marks() == real.at_marks()
     assert planned.peak_bytes() == real.peak_bytes()
 
-    case = Case.of(replace(run, precision=precision), target, architecture, None)
+    case = Case.of(replace(run, precision=precision), target, architecture, Sequences.unseen(run.config))
     streamed = Streamed.of(case)
     stream = stream_of(model)
     # The very first forward does not find those of the lowest layers in the window that later ones find.
@@ -199,8 +200,9 @@ def test_streaming_is_offered_to_a_run_that_does_not_fit_where_its_method_allows
 @pytest.mark.parametrize(("size", "numbers"), [(32, []), (16, ["all"]), (8, ["all"]), (4, [4, "all"])])
 def test_a_few_micro_batches_or_all_may_go_together_where_there_are_several(size, numbers):
     target, config = find_target("t4"), run_config("llama", Lora(), "ram")
-    assert group_choices(config, target, None, {SIZE: size}) == [{}, *({GROUP: number} for number in numbers)]
-    assert group_choices(run_config("llama", Lora(), "ram", 2), target, None, {SIZE: size}) == [{}], "it is named"
+    data = Sequences.unseen(config)
+    assert group_choices(config, target, data, {SIZE: size}) == [{}, *({GROUP: number} for number in numbers)]
+    assert group_choices(run_config("llama", Lora(), "ram", 2), target, data, {SIZE: size}) == [{}], "it is named"
 
 
 def test_a_head_that_comes_too_is_offered_to_a_streamed_run_that_does_not_fit():
@@ -218,8 +220,8 @@ def test_a_head_that_comes_too_is_offered_to_a_streamed_run_that_does_not_fit():
 
 
 def test_micro_batches_that_go_together_are_taken_apart_before_all_else(folders):
-    target, name = find_target("t4"), folders["llama"]
-    together, apart = (steps_down(run_config(name, Lora(), "ram", number), target, None) for number in ("all", 1))
+    runs = [run_config(folders["llama"], Lora(), "ram", number) for number in ("all", 1)]
+    together, apart = (steps_down(one, find_target("t4"), Sequences.unseen(one)) for one in runs)
     assert together == [{GROUP: 1}, *apart]
 
 
