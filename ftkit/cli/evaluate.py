@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ftkit.cli.opening import begin_with
-from ftkit.cli.options import Name, Place, named_columns, quieten, user_errors
+from ftkit.cli.options import Name, Place, named_columns, note, quieten, user_errors
 from ftkit.config.tree import SPLITS
 from ftkit.units import counted
 
@@ -65,8 +65,8 @@ def evaluate(  # noqa: PLR0913  # one parameter is one flag
         config = open_config(run, [*settings, *columns])
         if output is not None:
             check_output(output, config.task, dataset, split)
-        opened = open_model(run, config, _note)
-        scored = score(opened, dataset, split, (lambda _: None) if as_json else _note)
+        opened = open_model(run, config, note)
+        scored = score(opened, dataset, split, (lambda _: None) if as_json else note)
         if output is not None:
             keep(scored, output)
         if as_json:
@@ -84,10 +84,6 @@ def _lines(scored: "Scored") -> list[str]:
         shown = f"precision {one.precision:.4f}  recall {one.recall:.4f}  F1 {one.f1:.4f}  rows {one.support:,}"
         rows.append(f"  {one.name}: {shown}")
     return [f"{line.split}, {counted(line.num_samples, 'sequence')}", *rows]
-
-
-def _note(text: str) -> None:
-    click.echo(text, err=True)
 
 
 if __name__ == "__main__":

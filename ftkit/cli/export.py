@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ftkit.cli.opening import begin_with
-from ftkit.cli.options import Name, Place, quieten, user_errors
+from ftkit.cli.options import Name, Place, note, quieten, user_errors
 from ftkit.machine.hub import check_login, upload
 from ftkit.units import format_bytes
 
@@ -62,7 +62,7 @@ def export(run: str, output: Path | None, push: str | None, *, as_json: bool, co
         from ftkit.inference.export import export as exported
 
         folder = output or Path(run) / how["form"]
-        result = exported(run, how["form"], folder, how["precision"], _note, compares=compares, hub_name=push)
+        result = exported(run, how["form"], folder, how["precision"], note, compares=compares, hub_name=push)
         if as_json:
             sys.stdout.write(json.dumps(asdict(result), default=str) + "\n")
         else:
@@ -77,7 +77,7 @@ def _push(result: "Exported", name: str) -> None:
     folder = result.place if result.place.is_dir() else result.place.parent
     stay = private_files(folder)
     for file in stay:
-        _note(f"{file} stays here: it names files of this machine")
+        note(f"{file} stays here: it names files of this machine")
     click.echo(f"uploaded to {upload(folder, name, stay)}", err=True)
 
 
@@ -89,10 +89,6 @@ def _lines(result: "Exported") -> list[str]:
         *lines,
         *([] if result.form == "onnx" else [f'try it: ftkit predict {shlex.quote(str(result.place))} "A text."']),
     ]
-
-
-def _note(text: str) -> None:
-    click.echo(text, err=True)
 
 
 if __name__ == "__main__":

@@ -106,6 +106,11 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def note(text: str) -> None:
+    """Say something beside what a command prints."""
+    click.echo(text, err=True)
+
+
 def read_config(flags: dict[str, Any]) -> RunConfig:
     """Take the configuration's flags out of what a command received, and build it.
 

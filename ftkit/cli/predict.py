@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ftkit.cli.opening import begin_with
-from ftkit.cli.options import Name, Place, named_columns, quieten, user_errors
+from ftkit.cli.options import Name, Place, named_columns, note, quieten, user_errors
 from ftkit.config.tree import DataConfig
 from ftkit.errors import ConfigError
 from ftkit.units import counted
@@ -72,7 +72,7 @@ def predict(  # noqa: PLR0913  # one parameter is one flag
         asked = _asked(texts, dataset, config.data)
         if asked.num_empty:
             click.echo(f"note: {counted(asked.num_empty, 'row has', 'rows have')} no text, and no answer", err=True)
-        opened = open_model(run, config, _note)
+        opened = open_model(run, config, note)
         _answer(opened, asked, output, form, Sampling(max_new_tokens, temperature))
 
 
@@ -131,19 +131,15 @@ def _answer(opened: "Opened", asked: "Asked", output: Path | None, form: str, sa
         click.progressbar(length=len(asked.examples), label="texts", file=sys.stderr, hidden=is_quiet) as bar,
     ):
         if opened.labels is None:
-            for row in written(opened, asked, sampling, _note):
+            for row in written(opened, asked, sampling, note):
                 writer.write([row])
                 bar.update(1)
         else:
-            for part in answers(opened, asked, _note):
+            for part in answers(opened, asked, note):
                 writer.write(rows_of(part, opened.labels.names))
                 bar.update(len(part.texts))
     if output is not None:
-        _note(f"{counted(len(asked.examples), 'answer')}: {output}")
-
-
-def _note(text: str) -> None:
-    click.echo(text, err=True)
+        note(f"{counted(len(asked.examples), 'answer')}: {output}")
 
 
 if __name__ == "__main__":

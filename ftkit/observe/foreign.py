@@ -26,11 +26,6 @@ def wraps_tensors(kind: type) -> bool:
     return bool(is_traceable_wrapper_subclass_type(kind))
 
 
-def storage_users(storage: Any) -> int:
-    """Return how many tensors and Python objects use a storage (torch 2.13, csrc/Module.cpp)."""
-    return int(torch._C._storage_Use_Count(storage._cdata))
-
-
 def tensor_users(tensor: Any) -> int:
     """Return how many references torch itself has to a tensor (torch 2.13, csrc/autograd/python_variable.cpp)."""
     return int(tensor._use_count())

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ftkit.models.kernels.foreign import DispatchMode
+from ftkit.models.streaming.foreign import num_references
 from ftkit.observe import foreign
 
 ADD = torch.ops.aten.add.Tensor
@@ -35,7 +36,7 @@ def _is_last_reference(args: tuple[Any, ...]) -> bool:
         return False
     storage = args[0].untyped_storage()
     # One reference is the tensor's, one is `storage`.
-    if foreign.storage_users(storage) != 2 or storage.nbytes() != args[0].nbytes:
+    if num_references(storage) != 2 or storage.nbytes() != args[0].nbytes:
         return False
     return _references(args) == references_of_the_last()
 

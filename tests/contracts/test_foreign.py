@@ -233,7 +233,7 @@ TRIED = {
     kernels.softmax_backward, kernels.is_llama_norm,
     models.storage_key, models.saving_hooks, models.patched,
     engine.own_parameters, engine.own_buffers, engine.watch_parameters,
-    observe.fake_device, observe.storage_users, observe.tensor_users, observe.is_backward,
+    observe.fake_device, observe.tensor_users, observe.is_backward,
     tracing.fake_mode, tracing.meta_cannot, tracing.needs_values, tracing.stay, tracing.schema,
 }  # fmt: skip
 """What the tests below try, since it stands in compiled code or is Python's own."""
@@ -315,10 +315,10 @@ def test_a_module_looks_its_parameters_up_in_the_dictionary_that_is_put_in_their
 def test_torch_counts_who_uses_a_storage_and_a_tensor():
     tensor = torch.ones(4)
     storage = tensor.untyped_storage()
-    before = observe.storage_users(storage)
+    before = streaming.num_references(storage)
     view = tensor[1:]
 
-    assert observe.storage_users(storage) == before + 1
+    assert streaming.num_references(storage) == before + 1
     assert observe.tensor_users(view) >= 1
 
 

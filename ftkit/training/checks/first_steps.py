@@ -9,10 +9,10 @@ zero, since its B is.
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import nn
 
 from ftkit.engine.protocol import Engine
 from ftkit.errors import ModelError
+from ftkit.models.partitions import whole_numel
 from ftkit.models.streaming.stream import is_streamed
 
 AFTER_STEPS = 2
@@ -39,7 +39,7 @@ class FirstSteps:
         """
         self._engine, self._may_skip = engine, may_skip
         self._at, self._last = step + AFTER_STEPS, step + _SKIPPED_AT_MOST
-        num_trainable = sum(_num_elements(one) for one in engine.model.parameters() if one.requires_grad)
+        num_trainable = sum(whole_numel(one) for one in engine.model.parameters() if one.requires_grad)
         self._is_looked_at = num_trainable <= _MOST_TRAINABLE
         self._trained, self._frozen = self._samples()
 
@@ -98,10 +98,6 @@ def _sample(tensor: torch.Tensor) -> torch.Tensor:
     """Return some numbers as bytes: what 4-bit weights are stored in may look like NaN, which equals nothing."""
     flat = tensor.detach().flatten()
     return flat[:: max(1, len(flat) // _SAMPLE)].contiguous().to("cpu", copy=True).view(torch.uint8)
-
-
-def _num_elements(parameter: nn.Parameter) -> int:
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def _first(names: list[str]) -> str:
