@@ -45,19 +45,7 @@ def attend(
     attention_mask: torch.Tensor | None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend as transformers' `sdpa` does, on key and value repeated for each head where no kernel takes groups.
-
-    Args:
-        module: the attention of a layer.
-        query: [batch, heads, tokens, width].
-        key: [batch, heads of the key, tokens, width].
-        value: as the key.
-        attention_mask: what transformers made of the padding; None: nothing is masked but later tokens.
-        **settings: what else transformers says of the call.
-
-    Returns:
-        [batch, tokens, heads, width], and no weights.
-    """
+    """Attend as `short_attention.attend` does, on key and value repeated for each head where no kernel takes groups."""
     groups = query.shape[1] // key.shape[1]
     is_left_to_torch = groups > 1 and foreign.hands_groups_over(attention_mask, key, value)
     if is_left_to_torch and not takes_groups(query, key, value, settings.get("dropout", 0.0)):

@@ -55,19 +55,10 @@ def attend(
     attention_mask: torch.Tensor | None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend as transformers' `sdpa` does, by seed on a CPU where weights are dropped.
+    """Attend as `short_attention.attend` does, by seed on a CPU where weights are dropped.
 
-    Args:
-        module: the attention of a layer.
-        query: [batch, heads, tokens, width].
-        key: as the query, but perhaps of fewer heads or other tokens.
-        value: as the key.
-        attention_mask: what transformers made of the padding: bool, True where a token is seen, or added to scores.
-        **settings: what else transformers says of the call, and `Rows` where query, key and value have no padding:
-            they are [1, heads, rows, width] then.
-
-    Returns:
-        [batch, tokens, heads, width], or [1, rows, heads, width], and no weights.
+    Where the settings have `Rows`, query, key and value are [1, heads, rows, width], and what is returned is
+    [1, rows, heads, width].
     """
     rows = settings.pop(unpadded.ARGUMENT, None)
     if rows is not None:

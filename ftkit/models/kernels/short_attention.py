@@ -53,7 +53,8 @@ def attend(
         query: [batch, heads, tokens, width].
         key: [batch, heads of the key, tokens, width].
         value: as the key.
-        attention_mask: what transformers made of the padding; None: nothing is masked but later tokens.
+        attention_mask: what transformers made of the padding: bool, True where a token is seen, or added to scores;
+            None: nothing is masked but later tokens.
         **settings: what else transformers says of the call.
 
     Returns:
