@@ -46,19 +46,22 @@ class Sample:
     precision: Precision = "auto"
 
     def shapes(self, tokens: int) -> list[Shape]:
-        """Return its micro-batches: a large one and a small one show what a call of an operator costs beside its size.
+        """Return its micro-batches: what a call of an operator costs beside its size shows in a small one.
 
-        Texts are padded, to twice their tokens, and come in a third size too, as large as the first: an odd length, as
-        most are, makes rows of scores that kernels take no whole vectors of.
+        One of a quarter stays in the caches that a large one leaves. Texts are padded, to twice their tokens, and come
+        in one more size, as large as the first: an odd length, as most are, makes rows of scores that kernels take no
+        whole vectors of.
 
         Args:
             tokens: of a large one, padding included.
         """
         batch = self.batch or tokens // self.length
+        quarter = max(1, batch // 4)
         if self.is_decoder:
-            return [Shape(batch, self.length), Shape(2, self.length // 4)]
+            return [Shape(size, self.length) for size in (batch, quarter)] + [Shape(2, self.length // 4)]
         shorter = 5 * self.length // 8 - 3
-        sizes = ((batch, self.length), (batch * self.length // shorter, shorter), (2, shorter // 2))
+        odd = batch * self.length // shorter
+        sizes = ((batch, self.length), (odd, shorter), (quarter, self.length), (2, shorter // 2))
         return [Shape(*size, is_padded=True) for size in sizes]
 
     def __str__(self) -> str:
