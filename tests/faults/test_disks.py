@@ -72,7 +72,7 @@ def test_a_run_whose_disk_fills_waits_for_room_and_ends_as_if_nothing_had_been(w
 def test_a_run_whose_disk_stays_full_ends_with_what_is_whole_and_goes_on_when_there_is_room(work, small_disk, expected):
     folder = small_disk / "run"
     notes = Breaks(lambda: fill(small_disk), lambda: None)
-    with pytest.raises(DeviceError, match=r"No space left on device .*; free some space"):
+    with pytest.raises(DeviceError, match=r"No space left on device.*; free some space"):
         train(work, folder, *OFTEN, "output.disk_patience=0.05", reporter=notes)
     kept = list_checkpoints(folder / CHECKPOINTS)
     assert [load_checkpoint(path)[0].step for path in kept] == [1]

@@ -72,7 +72,7 @@ class _LeanForward:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         norm = self._norm
-        if on_cpu.is_on_cpu(x) and torch.is_grad_enabled() and norm.weight.dtype == x.dtype:
+        if on_cpu.is_on_cpu(x) and norm.weight.dtype == x.dtype:
             return rms_norm(x, norm.weight, norm.variance_epsilon)
         result: torch.Tensor = type(norm).forward(norm, x)
         return result

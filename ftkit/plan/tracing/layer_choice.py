@@ -67,7 +67,8 @@ def choose_layers(config: RunConfig, architecture: Any, *, exact: bool = False) 
     num_layers = int(architecture.num_hidden_layers)
     levels = config.model.recompute.levels(num_layers)
     whole = ShallowModel(config, architecture, list(range(num_layers)), list(range(num_layers)), levels)
-    if exact:
+    named = getattr(config.method, "layers", None) or ()
+    if exact or any(number >= num_layers for number in named):  # the whole model says which layers are not there
         return whole
     structure = _structure(config, architecture)
     if len(structure) != num_layers:

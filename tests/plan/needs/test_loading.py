@@ -17,6 +17,7 @@ from ftkit.models.sources.source import load_config, resolve_source
 from ftkit.models.sources.toys import decoder, make_tokenizer
 from ftkit.plan.inputs.architectures import find_architecture
 from ftkit.plan.inputs.case import Case, Counts
+from ftkit.plan.inputs.shapes import Sequences
 from ftkit.plan.inputs.target import find_target
 from ftkit.plan.needs.loading import FILE_BYTES, stored_bytes_beside
 from ftkit.plan.needs.memory import CUDA_HOST_BYTES
@@ -129,7 +130,8 @@ def test_on_a_cpu_weights_of_another_type_lie_beside_the_pages_of_all_files(fold
 
     def counted(dtype, precision):
         run = resolve(config_of(folder, "lora", precision=precision), find_target("cpu").devices)
-        case = Case.of(run, find_target("cpu"), find_architecture(run.config), None)
+        sequences = Sequences.unseen(run.config)
+        case = Case.of(run, find_target("cpu"), find_architecture(run.config), sequences)
         with Mapped(folder) as mapped:
             model = load(folder, "full", dtype)
         total = sum(one.numel() for one in model.parameters())
