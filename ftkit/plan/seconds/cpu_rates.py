@@ -41,6 +41,8 @@ _BEGIN_BY = 0.85
 """Of it; samples that have not begun by then are left out."""
 _STEPS, _LOOKED, _TIMES = 1, 2, 3
 """Steps of a sample, bare and timed each: one of many, or alone; and large products of each kind."""
+_MOST_WAITED = 0.05
+"""Of a look, for a core or for the disk, if it is to be kept."""
 _TRIAL_BYTES = 2**26
 _LARGE = ((512, 2048, 2048), (2048, 512, 2048), (512, 2048, 16))
 """Rows, inner and columns of the products that are added: a layer's, that of a weight's gradient, an adapter's."""
@@ -77,11 +79,15 @@ def look(num_threads: int, kind: Kind) -> Device:
         num_threads: of one rank.
         kind: of the training.
     """
-    date = today()
+    date, begun, worked = today(), time.perf_counter(), time.process_time()
     with threads(num_threads):
         device = replace(_look(kind), source=look_words(date))
+    took = time.perf_counter() - begun
+    waited = took - (time.process_time() - worked)
+    # Several threads go by the clock: what other programs took meanwhile would be in all later plans.
+    if num_threads == 1 or waited < _MOST_WAITED * took:
+        keep_look(Look(date, kind, device), num_threads)
     trim()  # a process that cannot be copied has looked itself, and has yet to train
-    keep_look(Look(date, kind, device), num_threads)
     return device
 
 

@@ -1,6 +1,7 @@
 """What a run has seen of the processor is kept for the next one, and for plans of its kind."""
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -84,3 +85,15 @@ def test_where_nothing_can_be_kept_a_run_is_planned_by_its_own_look(monkeypatch,
     monkeypatch.setattr(cpu_rates, "_look", lambda _: DEVICE)
     assert looked(find_target("cpu"), run_of()).device(run_of()).timed == DEVICE.timed
     assert find_target("cpu").device(run_of()).source == MEASURED_NOW
+
+
+@pytest.mark.parametrize(("num_threads", "bound", "is_kept"), [(2, 0.05, False), (2, 1.1, True), (1, 0.05, True)])
+def test_a_look_whose_threads_had_to_wait_is_not_kept(num_threads, bound, is_kept, monkeypatch):
+    def wait(_):
+        time.sleep(0.1)
+        return DEVICE
+
+    monkeypatch.setattr(cpu_rates, "_look", wait)
+    monkeypatch.setattr(cpu_rates, "_MOST_WAITED", bound)
+    assert cpu_rates.look(num_threads, LORA).timed == DEVICE.timed
+    assert (find_look(num_threads, LORA) is not None) == is_kept
