@@ -21,9 +21,10 @@ from ftkit.models.build import build_bare_model, prepare_model
 from ftkit.models.methods import method_of
 from ftkit.models.methods.lora import unwrapped
 from ftkit.models.partitions import own_tensors
+from ftkit.models.saving.dtypes import Named
 from ftkit.models.saving.settings import restore_settings
 from ftkit.models.saving.whole import save_whole, write_as_in_files
-from ftkit.models.saving.write import Kinds, Named
+from ftkit.models.saving.write import Kinds
 from ftkit.models.sources.adapters import with_adapter
 from ftkit.models.sources.source import Source
 from ftkit.models.sources.start import Start

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from ftkit.models.saving.write import Named
+    from ftkit.models.saving.dtypes import Named
     from ftkit.models.sources.start import Start
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ftkit.models.card import Card
-    from ftkit.models.saving.write import Named
+    from ftkit.models.saving.dtypes import Named
     from ftkit.models.sources.start import Start
 
 _KEEP_LAYOUT = (

@@ -1,18 +1,17 @@
 """The types that a model's weights are stored in: found, kept when they are written again, and checked afterwards."""
 
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftkit.models.sources.source import Source, own_config
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import torch
 
-    Named = Iterator[tuple[str, torch.Tensor]]
-
+Named = Iterator[tuple[str, "torch.Tensor"]]
+"""Tensors with their names, one after another."""
 _BLOCK = 2**20
 """Numbers of a tensor that are rounded together."""
 

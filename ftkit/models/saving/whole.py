@@ -21,7 +21,8 @@ from torch import nn
 
 from ftkit.models.partitions import own_tensors, whole_shape
 from ftkit.models.saving import foreign
-from ftkit.models.saving.write import MAX_SHARD_BYTES, Kinds, Named, write_tensors
+from ftkit.models.saving.dtypes import Named
+from ftkit.models.saving.write import MAX_SHARD_BYTES, Kinds, write_tensors
 
 _LAYER = re.compile(r".*?\.\d+\.")
 """The beginning of the names of a layer: all up to the first number."""

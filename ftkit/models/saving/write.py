@@ -26,8 +26,6 @@ _ALIGNMENT = 8
 
 Kinds = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 """Dtype and shape of each tensor, by its name."""
-Named = Iterator[tuple[str, torch.Tensor]]
-"""Tensors with their names, one after another."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """Measure this machine: every operator of some real steps is timed, and what the steps cost beside them.
 
 The steps are `train_step` on small made models (`samples.py`), trained whole, with adapters and over 4-bit weights. A
-dispatch mode takes the time of each operator where it runs: with the tensors that the operator
-before it has left in the caches, and with memory that comes fresh from the system, which a product in a loop of its own
-would not show. What a step takes beyond its operators (Python, modules, autograd, dispatch) is its host cost, spread
-over them. A large product of each kind is added, since the models are small. All of it is timed in each precision that
-the processor multiplies in: a product in bf16 says nothing of one in fp32, nor does a norm.
+dispatch mode takes the time of each operator where it runs: with the tensors that the operator before it has left in
+the caches, and with memory that comes fresh from the system, which a product in a loop of its own would not show. What
+a step takes beyond its operators (Python, modules, autograd, dispatch) is its host cost, spread over them. A large
+product of each kind is added, since the models are small. All of it is timed in each precision that the processor
+multiplies in: a product in bf16 says nothing of one in fp32, nor does a norm.
 """
 
 import datetime
@@ -71,9 +71,10 @@ def calibrate(tell: Callable[[str], None]) -> Calibration:
 
 
 def look(num_threads: int, kind: Kind) -> Device:
-    """Spend a second or two on steps of one small training, and keep what they show of this machine's CPU.
+    """Spend three to five seconds on steps of one small training, and return what they show of this machine's CPU.
 
-    What `cpu_device` times in loops of its own is at its best, and steps take twice as long.
+    What `cpu_device` times in loops of its own is at its best, and steps take twice as long. The look is kept for later
+    plans, unless other programs made several threads wait.
 
     Args:
         num_threads: of one rank.

@@ -14,9 +14,8 @@ from ftkit.engine.protocol import Engine
 from ftkit.models.build import trainable_parameters
 from ftkit.models.methods import Method
 from ftkit.models.partitions import own_tensors
-from ftkit.models.saving.dtypes import digest, stored_dtype
+from ftkit.models.saving.dtypes import Named, digest, stored_dtype
 from ftkit.models.saving.settings import restore_settings, save_tokenizer
-from ftkit.models.saving.write import Named
 from ftkit.models.sources.source import Source
 from ftkit.models.streaming.stream import value_of
 from ftkit.records.files import MODEL

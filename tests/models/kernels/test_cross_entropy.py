@@ -62,17 +62,23 @@ def test_gradients_are_those_of_finite_differences_in_fp64(kind, tail):
     assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize(("trains", "wanted"), [(True, [8, 3]), (False, [7, 4])])
-def test_a_head_that_trains_has_larger_chunks_so_that_its_gradient_is_added_up_less_often(trains, wanted, monkeypatch):
-    monkeypatch.setattr(kernel, "_FEWEST_BYTES_OF_TRAINED", 8 * 4)
+def rows_seen(monkeypatch, name: str) -> list[int]:
+    """Have a function of the kernel note how many rows of logits each of its calls is given."""
     seen: list[int] = []
-    score = kernel._score
+    score = getattr(kernel, name)
 
     def noted(logits, *rest):
         seen.append(len(logits))
         return score(logits, *rest)
 
-    monkeypatch.setattr(kernel, "_score", noted)
+    monkeypatch.setattr(kernel, name, noted)
+    return seen
+
+
+@pytest.mark.parametrize(("trains", "wanted"), [(True, [8, 3]), (False, [7, 4])])
+def test_a_head_that_trains_has_larger_chunks_so_that_its_gradient_is_added_up_less_often(trains, wanted, monkeypatch):
+    monkeypatch.setattr(kernel, "_FEWEST_BYTES_OF_TRAINED", 8 * 4)
+    seen = rows_seen(monkeypatch, "_score")
     head, (rows, labels) = make_head("Linear", torch.float32), make_rows(11, torch.float32)
     cross_entropy(rows, head.requires_grad_(trains), labels)
     assert seen == wanted
@@ -88,14 +94,7 @@ def test_where_whole_chunks_are_copied_to_fp32_they_are_as_short_as_in_fp32(is_o
 
 @pytest.mark.parametrize(("is_on_cpu", "wanted"), [(True, [3, 3, 1, 3, 1]), (False, [7, 4])])
 def test_a_cpu_scores_as_many_rows_at_once_as_its_cache_holds(is_on_cpu, wanted, monkeypatch):
-    seen: list[int] = []
-    score = kernel._score_rows
-
-    def noted(logits, *rest):
-        seen.append(len(logits))
-        return score(logits, *rest)
-
-    monkeypatch.setattr(kernel, "_score_rows", noted)
+    seen = rows_seen(monkeypatch, "_score_rows")
     head, (rows, labels) = make_head("Linear", torch.float32), make_rows(11, torch.float32)
     with on_cpu.judged_by(lambda _: is_on_cpu):
         loss = cross_entropy(rows, head, labels)

@@ -17,8 +17,8 @@ from ftkit.config.methods import MethodSection, methods, register
 from ftkit.errors import ConfigError, ModelError
 from ftkit.machine.process import ProcessContext
 from ftkit.models.card import Card
+from ftkit.models.saving.dtypes import Named
 from ftkit.models.saving.whole import save_whole
-from ftkit.models.saving.write import Named
 from ftkit.models.sources.start import Start
 from ftkit.plan.choices.search import cures, options_at
 from ftkit.plan.inputs.target import find_target
