@@ -7,8 +7,10 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
+from ftkit.machine.process import ProcessContext
 from ftkit.models.kernels import on_cpu
 from ftkit.models.kernels.rms_norm import _LeanForward, lean_norms, rms_norm
+from tests.helpers import build, save_tiny_model
 
 WIDTH = 48
 
@@ -90,3 +92,12 @@ def test_a_pass_without_gradients_computes_as_one_with_them():
     with torch.no_grad():
         without = norm(x)
     assert torch.equal(norm(x), without), "what a cache of frozen layers holds is what a step would compute"
+
+
+def test_a_model_that_is_built_has_lean_norms_where_it_is_lean(tmp_path):
+    model = save_tiny_model(tmp_path / "llama", "llama")
+    for lean, forwards in (("true", {_LeanForward}), ("false", {type(None)})):
+        _, engine = build([f"model.lean={lean}"], model, torch.float32, ProcessContext())
+        norms = [one for one in engine.model.modules() if isinstance(one, LlamaRMSNorm)]
+        assert norms
+        assert {type(vars(norm).get("forward")) for norm in norms} == forwards
