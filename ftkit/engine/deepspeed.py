@@ -23,7 +23,7 @@ from ftkit.engine.resolve import ResolvedRun
 from ftkit.engine.undone_step import forget_step
 from ftkit.errors import DependencyError, DeviceError
 from ftkit.machine.foreign import TorchSays
-from ftkit.machine.process import ProcessContext, rendezvous
+from ftkit.machine.process import ProcessContext
 from ftkit.models.build import trainable_parameters
 from ftkit.models.objective import Objective
 from ftkit.models.partitions import own_tensors, whole_numel, whole_shape
@@ -47,7 +47,7 @@ class DeepSpeedEngine:
         self._is_partitioned = self.shares_forwards = run.partitions_weights
         foreign.forget_ended_groups(deepspeed)
         watch = watched_compiling() if process.local_rank == 0 else contextlib.nullcontext()
-        with _explained(), _hushed(), foreign.keeping_linear(), watch:
+        with _explained(), _hushed(), foreign.keeping_linear(), foreign.without_inference_messages(), watch:
             if self._is_partitioned:
                 deepspeed.init_distributed(dist_init_required=False)  # Init asks it for the number of ranks
                 # One weight after another goes to its owners, so that no device ever holds the model whole.
@@ -61,7 +61,6 @@ class DeepSpeedEngine:
         backend = foreign.communication(deepspeed)
         self._pace = Pace(model, self._engine.optimizer, backend, is_partitioned=self._is_partitioned)
         self._saving = ReleasedWeights(model) if self._is_partitioned else contextlib.nullcontext()
-        _unlink_shared_memory(process)
 
     def begin_step(self, num_micro_batches: int) -> None:
         """Count down to the last micro-batch, after which gradients are final."""
@@ -303,13 +302,6 @@ def _hushed() -> Iterator[None]:
     """Keep what DeepSpeed prints while it compiles and loads its operations; FTKIT_VERBOSE=1 lets it through."""
     with contextlib.nullcontext() if os.environ.get("FTKIT_VERBOSE") else contextlib.redirect_stdout(io.StringIO()):
         yield
-
-
-def _unlink_shared_memory(process: ProcessContext) -> None:
-    """Let the memory of this rank's buffer for all-reduce on a CPU end with the processes."""
-    if process.world_size > 1 and process.device.type == "cpu":
-        distributed.barrier()  # every rank has opened the buffers of the others
-        foreign.unlink_shared_memory(*rendezvous(), process.rank)
 
 
 @contextlib.contextmanager

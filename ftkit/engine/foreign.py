@@ -5,11 +5,10 @@ libraries for each, so that an upgrade names what has gone. What is forgotten of
 own, `undone_step.py`.
 """
 
-import os
+import importlib
 from collections.abc import Iterator, MutableMapping
 from contextlib import AbstractContextManager
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -180,16 +179,11 @@ def forget_ended_groups(deepspeed: Any) -> None:
         groups._WORLD_GROUP = deepspeed.comm.comm.cdb = None
 
 
-def unlink_shared_memory(address: str, port: str, rank: int) -> None:
-    """Take away the name of a rank's buffer for all-reduce on a CPU, so that its memory ends with the processes.
+def without_inference_messages() -> AbstractContextManager[None]:
+    """Leave out DeepSpeed's all-reduce for inference on CPUs: `build_shm_op` (deepspeed 0.19, comm/torch.py).
 
-    DeepSpeed maps 66 MiB per rank under a name in /dev/shm and leaves them there for ever: memory that no process holds
-    and nothing gives back until the machine restarts (deepspeed 0.19, ops/csrc/cpu/comm/shm.cpp, initialize).
-
-    Args:
-        address: of the job's rendezvous.
-        port: of the job's rendezvous.
-        rank: whose buffer.
+    Training never calls it. Yet it would be compiled at the first start, even for one rank, which takes 20 seconds and
+    a compiler, and map 66 MiB for each rank under a name in /dev/shm that it leaves there for ever.
     """
-    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}"
-    Path("/dev/shm", name).unlink(missing_ok=True)
+    backend = importlib.import_module("deepspeed.comm.torch")  # torch itself has taken the attribute of that name
+    return patched(backend, "build_shm_op", lambda: None)

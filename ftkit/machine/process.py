@@ -143,7 +143,7 @@ def _meeting_store(timeout: timedelta) -> "Store":
     try:
         store, _, _ = next(meet("env://", timeout=timeout))
     except DistNetworkError as error:
-        address, port = rendezvous()
+        address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
         raise DeviceError(
             f"the ranks cannot meet at {address}, port {port}: {str(error).splitlines()[0]}; if another job has the "
             "port, choose another (deepspeed --master_port, torchrun --master-port)"
@@ -227,11 +227,6 @@ def first_decides(process: ProcessContext, choose: Callable[[], Choice]) -> Choi
 def is_one_of_several() -> bool:
     """Return whether a launcher started this process beside others."""
     return os.environ.get("WORLD_SIZE", "1") != "1"
-
-
-def rendezvous() -> tuple[str, str]:
-    """Return the address and the port where the ranks of this job met, which the launcher of several ranks has set."""
-    return os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
 
 
 def end_now(code: int) -> NoReturn:

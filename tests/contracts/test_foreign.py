@@ -181,7 +181,7 @@ WRITTEN = [
     Written(partitions.gathered, "deepspeed", PARTITIONED, "param.partition = partition"),
     Written(engine.forget_ended_groups, "deepspeed", "utils/groups.py", "\n_WORLD_GROUP = None"),
     Written(engine.forget_ended_groups, "deepspeed", "comm/comm.py", "\ncdb = None"),
-    Written(engine.unlink_shared_memory, "deepspeed", "ops/csrc/cpu/comm/shm.cpp", '"deepspeed_allreduce_buffer"'),
+    Written(engine.without_inference_messages, "deepspeed", "comm/torch.py", "self.shm_comm_op = build_shm_op()"),
     Written(
         engine.DeepSpeedSays.NO_SUCH_PRECISION, "deepspeed", "runtime/engine.py", "is not supported on your device"
     ),

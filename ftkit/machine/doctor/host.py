@@ -13,8 +13,7 @@ from ftkit.units import format_bytes
 _LEAST_FREE = 2**30
 """The smallest training on a CPU takes about 700 MiB (docs/quickstart.md)."""
 _LEAST_SHARED = 2**29
-"""DeepSpeed maps 66 MiB for each rank on a CPU (deepspeed 0.19, ops/csrc/cpu/comm/shm.cpp), NCCL some tens of MB for
-each pair of ranks; a container has 64 MiB of it where nothing is asked for."""
+"""NCCL maps some tens of MB for each pair of ranks; a container has 64 MiB of it where nothing is asked for."""
 _LEAST_LOCKED = 2**30
 _SHARED = Path("/dev/shm")  # a mount of the system, not a folder for files
 _QUOTA_V2, _QUOTA_V1 = Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")

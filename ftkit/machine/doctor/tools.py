@@ -38,7 +38,7 @@ def _compiler() -> Finding:
     absent = missing_compilers()
     if absent:
         packages = " ".join(PACKAGES[name] for name in absent)
-        cure = f"apt-get install {packages}; ZeRO on CPUs, offload and torch.compile build with it"
+        cure = f"apt-get install {packages}; offload and torch.compile build with it"
         return missing("compiler", f"no {' and no '.join(absent)}", cure)
     return ok("compiler", ", ".join(f"{name} {_version(path)}" for name, path in _programs().items() if path))
 
