@@ -17,22 +17,19 @@ ASSUMED_DISK_RATE = 200 * 2**20
 _START_SECONDS, _REOPEN_SECONDS, _COPY_SECONDS, _END_SECONDS = 8.0, 6.0, 1.0, 2.0
 """Of one core: Python with torch and transformers, and a plan; a fresh process that opens the result, or a copy of the
 first one, which has imported what that takes (`training/standby.py`); the pages."""
+_IMPORT_SECONDS, _ENGINE_SECONDS = 2.0, 1.5
+"""Of the first: what a run has not seen of itself when it plans, before it and after it (MiniLM, with DeepSpeed)."""
 _TOKEN_RATE, _TEXT_RATE = 400_000, 8_000
 """Tokens and texts a second that one core reads, checks, splits and encodes: estimates, and no measurements."""
 _TOKEN_BYTES, _BESIDE_BYTES = 4, 11 * 2**18
 """Of a token that is kept; of a tokenizer (0.7 MB for MiniLM), the page of the run (2.0 MB), a record and answers."""
 
 
-def with_job(prediction: AnyPrediction, config: RunConfig, target: Target, sequences: Sequences) -> AnyPrediction:
-    """Return a prediction that says what the whole job takes.
-
-    Args:
-        prediction: of the run.
-        config: the run.
-        target: where it runs.
-        sequences: the data.
-    """
-    return prediction.model_copy(update={"job": job_plan(prediction, config, target, sequences)})
+def with_job(
+    prediction: AnyPrediction, config: RunConfig, target: Target, sequences: Sequences, so_far: float | None = None
+) -> AnyPrediction:
+    """Return a prediction that says what the whole job takes; see `job_plan`."""
+    return prediction.model_copy(update={"job": job_plan(prediction, config, target, sequences, so_far)})
 
 
 def write_rate(target: Target) -> tuple[float, str]:
@@ -51,7 +48,9 @@ def _read_rate(target: Target) -> float:
     return float(ASSUMED_DISK_RATE) if known is None else known.disk_read
 
 
-def job_plan(prediction: AnyPrediction, config: RunConfig, target: Target, sequences: Sequences) -> JobPlan:
+def job_plan(
+    prediction: AnyPrediction, config: RunConfig, target: Target, sequences: Sequences, so_far: float | None = None
+) -> JobPlan:
     """Return what a whole job takes.
 
     Args:
@@ -59,6 +58,8 @@ def job_plan(prediction: AnyPrediction, config: RunConfig, target: Target, seque
         config: the run, settled.
         target: where it runs.
         sequences: the data.
+        so_far: seconds that the run itself has taken until now, its data and a look at the processor among them; None:
+            it has not begun.
     """
     result = prediction.result_bytes + _BESIDE_BYTES
     kept = prediction.disk_bytes + _BESIDE_BYTES - result
@@ -68,9 +69,9 @@ def job_plan(prediction: AnyPrediction, config: RunConfig, target: Target, seque
     written = (checkpoints or 0) * prediction.num_trainable_parameters * CHECKPOINT_BYTES + result
     opening = _COPY_SECONDS if target.device_type == "cpu" and target.num_devices == 1 else _REOPEN_SECONDS
     end = _END_SECONDS + (opening + load_seconds if config.output.reopen else 0.0)
-    start = _START_SECONDS + load_seconds
+    start = load_seconds + (_START_SECONDS if so_far is None else _IMPORT_SECONDS + so_far + _ENGINE_SECONDS)
     rest = (
-        _data_seconds(sequences),
+        _data_seconds(sequences) if so_far is None else 0.0,
         _trunk_seconds(prediction),
         prediction.total_seconds if isinstance(prediction, TracedPrediction) else None,
         _evaluation_seconds(prediction, config, sequences, validations),

@@ -5,6 +5,7 @@ The first rank plans; the others hear what it found.
 
 import contextlib
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -69,6 +70,7 @@ def plan_first(  # noqa: PLR0913  # a run, where it runs, and what is known of i
     *,
     is_cached: bool = False,
     is_cut_named: bool = True,
+    started: float | None = None,
 ) -> tuple[RunConfig, AnyPrediction | None]:
     """Predict a run on the machine that it is about to run on.
 
@@ -80,6 +82,7 @@ def plan_first(  # noqa: PLR0913  # a run, where it runs, and what is known of i
         note: told what was found, in a line or two.
         is_cached: whether the cache has all that a frozen trunk would make of the data.
         is_cut_named: whether the cut is the user's; a default that does not fit becomes smaller.
+        started: when the run began, by `time.perf_counter`; None: not known.
 
     Returns:
         The run with what the planner has chosen: a number for `micro_batch_tokens: auto`, and all that `engine.fit`
@@ -94,7 +97,7 @@ def plan_first(  # noqa: PLR0913  # a run, where it runs, and what is known of i
 
     def plan() -> tuple[RunConfig, AnyPrediction | None]:
         target = _target(config, process)
-        work = partial(_plan, config, target, architecture, sequences, is_cached, is_cut_named)
+        work = partial(_plan, config, target, architecture, sequences, is_cached, is_cut_named, started)
         if not can_be_copied(process):
             return work(note)
         try:
@@ -112,6 +115,7 @@ def _plan(  # noqa: PLR0913  # as above
     sequences: Sequences,
     is_cached: bool,
     is_cut_named: bool,
+    started: float | None,
     note: Callable[[str], None],
 ) -> tuple[RunConfig, AnyPrediction | None]:
     with _faults_kept(config, target):
@@ -127,7 +131,8 @@ def _plan(  # noqa: PLR0913  # as above
             note(f"warning: no plan for this run, since {error}")
             return _with_number(config, target), None
     config, prediction, lines = planned
-    prediction = with_job(prediction, config, target, sequences)
+    so_far = None if started is None else time.perf_counter() - started
+    prediction = with_job(prediction, config, target, sequences, so_far)
     for line in (*lines, *job_lines(prediction.job)):
         note(line)
     if prediction.trunk is not None:

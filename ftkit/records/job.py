@@ -11,7 +11,7 @@ class JobPlan(Record):
     num_bytes: int | None = None
     """The most that lies on the disk at one time."""
     start_seconds: float
-    """Libraries, the plan, and the weights from the disk."""
+    """Libraries, the plan, and the weights from the disk; the data too, where the run itself plans."""
     data_seconds: float | None = None
     """Reading and tokenizing all splits."""
     trunk_seconds: float | None = 0.0

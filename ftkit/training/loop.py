@@ -90,7 +90,7 @@ def train_run(config: RunConfig, process: ProcessContext, reporter: Reporter, *,
     stop = StopRequest(is_alone=process.world_size == 1, launchers=process.launchers)
     with stop.listening(), explained_memory(config), joined(process, config.engine.peer_timeout):
         snapshot = Snapshot(process.device) if config.output.memory_snapshot else None
-        job = prepare(config, process, reporter, resume=resume)
+        job = prepare(config, process, reporter, resume=resume, started=started)
         cure = f"then go on with {resume_flag(job.folder)}"
         with explained_writing(job.folder, cure), named_silence(job.folder, process):
             if not process.is_main:

@@ -106,10 +106,18 @@ class Job:
         )
 
 
-def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, resume: bool = False) -> Job:
+def prepare(
+    config: RunConfig,
+    process: ProcessContext,
+    reporter: Reporter,
+    *,
+    resume: bool = False,
+    started: float | None = None,
+) -> Job:
     """Load data and model and put them onto the engine; raises as `train_run` does.
 
     What can be refused is refused before what takes longer: the settings, the folder, the weights, the data, the plan.
+    `started` is when the run began, by `time.perf_counter`; None: not known.
     """
     note = reporter.note if process.is_main else _silent
     config = with_absolute_paths(config)
@@ -121,7 +129,8 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
     key = Key.of(asked, process, source, architecture, data, num_steps)
     warm = find_warm(key, process, note)
     plan = partial(plan_first, process=process, architecture=architecture, sequences=Sequences.of(data), note=note)
-    planned, prediction = plan(asked.config, is_cached=warm is not None, is_cut_named=config.batch.is_named)
+    is_named, is_cached = config.batch.is_named, warm is not None
+    planned, prediction = plan(asked.config, is_cached=is_cached, is_cut_named=is_named, started=started)
     first_decides(process, lambda: check_disk(config, None if prediction is None else prediction.job, note))
     check_cut(planned.batch, data.longest)
     run = resolve(planned, asked.devices)
@@ -137,7 +146,7 @@ def prepare(config: RunConfig, process: ProcessContext, reporter: Reporter, *, r
         warm.settled(run, model, tokenizer) if warm else _settle_trunk(run, whole, key, tokenizer, meter, note)
     )
     if shallow is None and prediction is not None and prediction.trunk is not None:  # the whole model needs more
-        planned, prediction = plan(_whole(asked.config, planned, run.config), is_cut_named=config.batch.is_named)
+        planned, prediction = plan(_whole(asked.config, planned, run.config), is_cut_named=is_named, started=started)
         run = _replanned(planned, asked, model)
     if run.engine is EngineKind.DEEPSPEED:
         note("starting DeepSpeed")

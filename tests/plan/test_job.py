@@ -97,6 +97,18 @@ def test_a_short_run_keeps_the_one_checkpoint_that_it_writes(planned):
     assert prediction.disk_bytes - one.disk_bytes == one.num_trainable_parameters * (12 + 4)
 
 
+def test_a_run_that_plans_knows_how_long_it_took_to_read_its_data_and_to_look_at_the_processor(planned):
+    config, prediction = planned
+    asked, begun = job(planned), with_job(prediction, config, find_target("t4"), SEQUENCES, so_far=100.0).job
+    loading = asked.start_seconds - 8
+    assert begun.start_seconds == pytest.approx(100 + 3.5 + loading)
+    assert begun.data_seconds == 0.0
+    assert asked.data_seconds > 0
+    assert begun.seconds - begun.start_seconds == pytest.approx(
+        asked.seconds - asked.start_seconds - asked.data_seconds
+    )
+
+
 def test_what_is_not_known_of_the_data_leaves_no_figure(planned):
     found = job(planned, Sequences.unseen(planned[0]))
     assert found.seconds is None
