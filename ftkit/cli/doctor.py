@@ -32,8 +32,7 @@ _NAME = 26
     "--try",
     "tries",
     is_flag=True,
-    help="Train one step of a tiny model by each method, plain and under ZeRO-2 and ZeRO-3: a minute or two, longer "
-    "where DeepSpeed compiles first.",
+    help="Train one step of a tiny model by each method, plain and under ZeRO-2 and ZeRO-3: a minute or two.",
 )
 @click.option(
     "--calibrate",
