@@ -2,7 +2,8 @@
 
     python benchmarks/host_cost.py
 
-Prints the time of one core (not the wall's, which other processes stretch) for each operator that the planner counts.
+Prints the time of one core (not the wall's, which other processes stretch) for each operator that the planner counts,
+and for each number of a list of which a tensor is made.
 """
 
 import sys
@@ -21,7 +22,7 @@ SIZES = {
     "llama": {"hidden_size": 16, "num_hidden_layers": 12, "num_attention_heads": 4, "intermediate_size": 32},
     "gpt2": {"n_embd": 16, "n_layer": 12, "n_head": 4},
 }
-STEPS = 40
+STEPS, LISTED = 40, 8192
 
 
 def main() -> None:
@@ -39,6 +40,11 @@ def main() -> None:
         seconds = (time.process_time() - begin) / STEPS
         count = num_operators(model, ids)
         print(f"{kind}: {seconds * 1e3:.1f} ms a step, {count} operators, {seconds / count * 1e6:.1f} us each")
+    numbers = list(range(LISTED))
+    begin = time.process_time()
+    for _ in range(STEPS):
+        torch.tensor(numbers)
+    print(f"a list: {(time.process_time() - begin) / STEPS / LISTED * 1e6:.2f} us a number")
 
 
 def num_operators(model: torch.nn.Module, ids: torch.Tensor) -> int:

@@ -6,13 +6,15 @@ seconds of one forward, backward and optimizer step.
 
 import math
 import statistics
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from benchmarks import stacks
 from benchmarks.rows import Row, card
 from benchmarks.runner import ROOT, Answer, Question
+from benchmarks.stacks import litgpt
 from benchmarks.truth_table import percentile
 from ftkit.observe.tape import Tape
 from ftkit.step.observer import Phase
@@ -20,6 +22,10 @@ from ftkit.step.observer import Phase
 ALPACA_TOKENS = 128
 """A usual sample of Alpaca: half of the 256 tokens that hold 96 % of them (tloen/alpaca-lora, finetune.py). LitGPT's
 times are means over samples, and only the longest is published."""
+ITERATIONS = 1000
+"""That LitGPT's script ran for its table (its pull request 663)."""
+SECONDS_LISTED = 0.11e-6
+"""What the host takes for each number of a list of which it makes a tensor (benchmarks/host_cost.py)."""
 Timed = tuple[Row, float, float]
 """A row, the seconds that were published, and those that were predicted."""
 HEAD = """# How fast? Published throughputs beside the planner's
@@ -39,17 +45,17 @@ Where the errors are from:
 
 - LitGPT publishes minutes for a thousand iterations over Alpaca, and not how long its samples were: an iteration is
   traced with {tokens} tokens a sample (the longest, which decides memory, comes once). Its table is of October 2023.
-- Its rows of adapters in bf16 wait for the host. A straight line through 3B and 7B, by the operators of a forward and a
-  backward, has 16.8 microseconds an operator for adapters of the first kind and 15.4 for the second, where a plan has
-  15; and 24 ms an iteration beside, for both kinds, of which nothing is published. That is what they are short. With
-  weights in 4 bits the card is slower than the host, which hides most of it.
-- Its rows of LoRA are 2.3 to 3.3 ms short for each layer that is adapted, whatever the model, the batch and the
-  weights: less those 24 ms, about 2 ms a layer. Each such layer then made a tensor of a list of Python numbers in its
-  forward, and waited for the card: 4.2 ms a call on a T4 under CUDA 11.8, 0.83 ms under 12.1 (its issues 461 and 593,
-  pull request 630). No trace shows that, no other stack does it, and nobody has measured it on an A100, so nothing is
-  added for it.
-- torchtune's rows are tokens a second. Where they were compiled, operators that only move bytes count as free, because
-  the compiler fuses them into their neighbours.
+  The minutes are the whole time that its script prints, in which it first evaluates a hundred micro-batches (two, in
+  the rows of adapters) and writes an example of a hundred tokens. Each of these is counted as a forward.
+- Its rows of LoRA made a tensor of a list of Python numbers in each layer's forward (its issues 461 and 593, pull
+  request 630). That is counted at 0.11 microseconds a number, as measured here (`benchmarks/host_cost.py`), for 4096 to
+  10240 numbers a layer. In bf16 39 ms an iteration are left for 3B, 50 for 7B, 60 for 13B and 57 for phi-1.5; with CUDA
+  12.1 a T4 took 0.83 ms for 2048 numbers, waiting included, and nobody has measured an A100.
+- Its rows of adapters in bf16 wait for the host, and are 21 to 26 ms an iteration short, whatever the model: of that
+  nothing is published. Before Lightning's pull request 18567 its log was written anew, all of it, after each iteration.
+  With weights in 4 bits the card is slower than the host, which hides most of it.
+- torchtune's rows are tokens a second. Where they were compiled, the compiler itself says which kernels there are; each
+  moves what it is given and what it makes.
 - Rows with several GPUs are left out, since these traces do not contain what goes over the wires.
 """
 GOAL_MEDIAN, GOAL_MOST, GOAL_RANK = 0.1, 0.25, 0.97
@@ -83,15 +89,6 @@ def usual(row: Row) -> Row:
     return row | {"seq_len": ALPACA_TOKENS} if is_per_iteration(row) else row
 
 
-def fused(tape: Tape) -> Tape:
-    """Return a tape of which a compiler has fused what only moves bytes."""
-    costs = {
-        key: counter if key[0] == Phase.OPTIMIZER else Counter({op: count for op, count in counter.items() if op[1]})
-        for key, counter in tape.costs.items()
-    }
-    return Tape(costs=costs)
-
-
 def judges(row: Row) -> list[str]:
     """Return the stack that can trace a row of a published table."""
     return stacks.tracers(row) if table_of(row) else []
@@ -104,10 +101,28 @@ def answer(_: str, row: Row, found: Any) -> Answer:
     gpu, tape = card(row), found
     assert gpu is not None
     assert isinstance(tape, Tape)
-    if is_per_iteration(row):  # its optimizer steps every 128th
-        tape = Tape(costs={key: counter for key, counter in tape.costs.items() if key[0] != Phase.OPTIMIZER})
-    time = step_time(fused(tape) if row["torch_compile"] else tape, gpu_device(gpu, "bf16"), 1, 1)
-    return {"seconds": round(time.seconds, 6)}
+    device = gpu_device(gpu, "bf16")
+    seconds = iteration_seconds(row, tape, device) if is_per_iteration(row) else step_time(tape, device, 1, 1).seconds
+    return {"seconds": round(seconds, 6)}
+
+
+def iteration_seconds(row: Row, tape: Tape, device: Any) -> float:
+    """Return the mean time of LitGPT's iterations: the whole time of its script by their number, as it prints it.
+
+    The script evaluates before its first iteration (`litgpt.forwards_before`). What it makes of lists of numbers in a
+    forward, the host makes beside the operators that it asks for. The optimizer steps every 128th time: not counted.
+    """
+    from ftkit.plan.seconds.reach import WHOLE
+    from ftkit.plan.seconds.speed import step_time
+
+    def seconds(phase: Phase, device: Any) -> float:
+        costs = {key: counter for key, counter in tape.costs.items() if key[0] == phase}
+        return step_time(Tape(costs=costs), device, 1, 1).seconds
+
+    waiting = replace(device, fp32_flops=math.inf, half_flops=math.inf, bandwidth=math.inf, reach=WHOLE)
+    asking = seconds(Phase.FORWARD, waiting) + litgpt.numbers_listed(row) * SECONDS_LISTED
+    forward = max(seconds(Phase.FORWARD, device), asking)
+    return forward * (1 + litgpt.forwards_before(row) / ITERATIONS) + seconds(Phase.BACKWARD, device)
 
 
 def line(row: Row, answer: Answer) -> str:

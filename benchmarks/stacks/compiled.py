@@ -2,13 +2,15 @@
 
 Dynamo, AOTAutograd with its min-cut partitioner (torch/_functorch/partitioners.py) and Inductor run as they are, of
 the torch that is installed. What Inductor writes, which allocates, multiplies matrices, reuses and deletes
-(torch/_inductor/codegen/wrapper.py), then runs below the recorder; the kernels that it fuses do nothing. There is no
-CUDA here, so that the tensors are the CPU's; where Inductor treats these otherwise than a GPU's, it is told to do as
-for a GPU.
+(torch/_inductor/codegen/wrapper.py), then runs below the recorder. The kernels that it fuses do nothing; the recorder
+is told the bytes of what each is given and of what it makes, once each. There is no CUDA here, so that the tensors are
+the CPU's; where Inductor treats these otherwise than a GPU's, it is told to do as for a GPU.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -20,13 +22,17 @@ from torch._inductor import config as inductor_config
 from torch._inductor import ir
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.utils import fresh_cache
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from benchmarks.stacks.traced import patched
+from ftkit.observe.recorder import Recorder
 
 AS_FOR_A_GPU = {"force_pointwise_cat": True}
 """What is joined is not copied before it is read (torch/_inductor/lowering.py, cat)."""
 HERE = {"force_disable_caches": True, "compile_threads": 1, "cpp.simdlen": 1}
 """Nothing is found from before, no other process compiles, and the compiler of C++ is not asked for its vectors."""
+KERNEL = "compiled"
+"""The name that a fused kernel has on a tape."""
 
 
 @contextmanager
@@ -72,6 +78,19 @@ def _reinterpret(tensor: torch.Tensor, size: Sequence[int], stride: Sequence[int
     return torch.as_strided(tensor, size, stride, int(tensor.storage_offset()) + offset)
 
 
-def _kernel(*_: Any) -> Callable[..., None]:
-    """Stand in for the compiler of C++: the kernel writes to buffers that are there already, and so does nothing."""
-    return lambda *_: None
+def _kernel(_: Any, __: Any, source: str) -> Callable[..., None]:
+    """Stand in for the compiler of C++: the kernel writes to buffers that are there already, and so computes nothing.
+
+    Args:
+        source: of the kernel, whose first arguments are the buffers: what it reads, what it writes, and what it does
+            both to. A buffer that is read by index, as a table of angles is, counts whole.
+    """
+    times = [1 + (kind == "in_out") for kind in re.findall(r"\* (in_out|in|out)_ptr\d+[,)]", source)]
+    return partial(_run, times)
+
+
+def _run(times: Sequence[int], *arguments: Any) -> None:
+    moved = sum(number * one.numel() * one.element_size() for number, one in zip(times, arguments, strict=False))
+    for mode in _get_current_dispatch_mode_stack():
+        if isinstance(mode, Recorder):
+            mode.ran(KERNEL, moved)

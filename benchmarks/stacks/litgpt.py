@@ -6,6 +6,7 @@ which multiplied by its weight before it went back to bf16 (lit_gpt/rmsnorm.py):
 The loops keep the logits and the loss, and with it the graph, until the next iteration has its own.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,7 +15,7 @@ from unittest import mock
 import torch
 from torch import nn
 
-from benchmarks.rows import Row
+from benchmarks.rows import Row, arch_of
 from benchmarks.stacks import autocast, facts, fsdp, packed, traced
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import Role, Tape
@@ -232,6 +233,25 @@ def open_fact(row: Row) -> str | None:
         "of all is traced. The seed drew the same ones for every model: with 0.56, 0.58 and 0.64 of the longest, for "
         "1, 2 and 4 sequences, the nine rows of 2 GPUs would be within 0.5%. A tenth more moves them by 0.2 to 3.6%"
     )
+
+
+def forwards_before(row: Row) -> int:
+    """Return the forwards before the first iteration: micro-batches that are evaluated, and 100 tokens of an example.
+
+    They are in the time that a script prints (`validate` in finetune/lora.py at 8641822, and in finetune/adapter.py and
+    adapter_v2.py at 0f021f3a, where the evaluation ends after two).
+    """
+    return 100 + (100 if row["method"] in ("lora", "qlora") else 2)
+
+
+def numbers_listed(row: Row) -> int:
+    """Return the numbers of which a forward makes tensors: where the outputs of LoRA go in each layer's attention.
+
+    They are asked for where not all of query, key and value are adapted (lit_gpt/lora.py at 8641822, `zero_pad`).
+    """
+    adapted = re.findall(r"query|key|value", (row["lora_target_modules"] or "").partition("(")[0])
+    arch = arch_of(row)
+    return arch["layers"] * arch["hidden"] * len(adapted) if len(adapted) < len(("query", "key", "value")) else 0
 
 
 def loss_of(logits: Any, targets: torch.Tensor) -> torch.Tensor:

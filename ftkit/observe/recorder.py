@@ -149,6 +149,10 @@ class Recorder(DispatchMode):
         if facts not in known:
             known.append(facts)
 
+    def ran(self, kernel: str, num_bytes: int) -> None:
+        """Write down what a kernel moves that is no operator of torch's, such as one that a compiler has fused."""
+        self._add_cost(self.at.layer, (kernel, 0, num_bytes, ""))
+
     def waits_on_host(self, num_bytes: int) -> None:
         """Write down that a storage waits on the host; once for all micro-batches or groups: they are alike."""
         if self.at.step == 1 and self.at.micro_batch == 0:

@@ -3,11 +3,18 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from importlib import metadata
 from pathlib import Path
 
+import pytest
+
 from benchmarks import published, speed, truth, verdicts
 from benchmarks.runner import answer_all, keep, read_answers
+from ftkit.machine.hardware import recognize_gpu
+from ftkit.observe.tape import Tape
+from ftkit.plan.seconds.speed import gpu_device
+from ftkit.step.observer import Phase
 from tests.benchmarks.stated_rows import FULL, SMALL, STATED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,3 +86,20 @@ def test_a_speed_is_that_of_the_usual_sample_where_minutes_for_iterations_are_pu
     assert speed.seconds_published(row) == 0.18
     assert speed.usual(ROW) is ROW
     assert speed.seconds_published(ROW) == 0.032
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        # A forward waits 15 microseconds for the host to ask for it, and for two lists of 2 x 4096 numbers; 200 more
+        # forwards in 1000 iterations evaluate.
+        ({"method": "lora", "lora_target_modules": "query,value"}, 1.2 * (15e-6 + 4 * 4096 * 0.11e-6) + 15e-6),
+        ({"method": "llama_adapter_v1", "lora_target_modules": None}, 1.102 * 15e-6 + 15e-6),
+    ],
+)
+def test_an_iteration_of_litgpt_has_its_part_of_the_evaluation_and_the_lists_that_the_host_makes(row, expected):
+    row = ROW | row | {"arch": {"layers": 2, "hidden": 4096}}
+    costs = {(phase, 1, None): Counter([("mm", 0, 8, "")]) for phase in (Phase.FORWARD, Phase.BACKWARD)}
+    costs[Phase.OPTIMIZER, 1, None] = Counter({("mm", 0, 10**12, ""): 1})
+    device = gpu_device(recognize_gpu("A100-SXM4-40GB"), "bf16")
+    assert speed.iteration_seconds(row, Tape(costs=costs), device) == pytest.approx(expected)

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
 
-from benchmarks.stacks import compiled, hf, traced
+from benchmarks.stacks import compiled, hf, torchtune, traced
 from benchmarks.stacks.older_adam import Adam
 from benchmarks.stacks.zero2 import Stage2
 from ftkit.observe.recorder import Recorder
@@ -57,6 +59,35 @@ def test_what_is_compiled_keeps_what_the_partitioner_chose_and_fuses_the_rest():
     (_, loaded), (_, kept), _ = recorder.tape.at_marks()
     assert kept - loaded == 4 * ELEMENTS  # the result: its backward begins at the input
     assert recorder.tape.peak_bytes() - kept == 4 * ELEMENTS  # the gradient
+
+
+def test_a_fused_kernel_moves_what_it_is_given_and_what_it_makes_and_twice_what_it_changes():
+    with traced.recording() as recorder, compiled.compiling():
+        left, right = torch.ones(32, 32), torch.ones(32, 32)
+        with recorder.during(Phase.FORWARD):
+            torch.compile(lambda x, y: (x + y).exp())(left, right)
+        with recorder.during(Phase.BACKWARD):
+            torch.compile(lambda x, y: (x @ y).relu())(left, right)  # the product's own buffer is changed
+    moved = {
+        phase: [(key[2], times) for key, times in counter.items() if key[0] == compiled.KERNEL]
+        for (phase, _, _), counter in recorder.tape.costs.items()
+        if phase is not Phase.LOAD
+    }
+    assert moved == {Phase.FORWARD: [(3 * 4 * ELEMENTS, 1)], Phase.BACKWARD: [(2 * 4 * ELEMENTS, 1)]}
+
+
+def test_a_checkpoint_of_torchtunes_time_saves_an_empty_tensor_before_its_inputs():
+    shapes = []
+
+    def pack(tensor):
+        shapes.append(tuple(tensor.shape))
+        return tensor
+
+    x = torch.ones(2, requires_grad=True)
+    with torchtune.checkpoints_of_the_time(), saved_tensors_hooks(pack, lambda tensor: tensor):
+        checkpoint(torch.exp, x, use_reentrant=False).sum().backward()
+    assert shapes == [(0,), (2,)]
+    assert torch.equal(x.grad, x.detach().exp())
 
 
 TIED = {"tie_embeddings": True}
