@@ -3,7 +3,7 @@
 import re
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.rows import Row, arch_of, num_micro_batches
+from benchmarks.rows import Row, arch_of, card, num_micro_batches
 from benchmarks.stacks import hf
 from ftkit.machine.hardware import Gpu
 
@@ -72,6 +72,21 @@ def judge(row: Row, gpu: Gpu) -> dict[str, Any]:
     return {"reserved_bytes": found.peak_reserved_bytes, "fits": found.fits, "fits_grown": if_grown.fits}
 
 
+def reason_not_a_rank(row: Row) -> str | None:
+    """Return what of a row under ZeRO, all of which is stated, ftkit's own step does otherwise, or None."""
+    if row["method"] not in ("lora", "qlora", "full"):
+        return f"its method is not ftkit's ({row['method']})"
+    if row["method"] != "full" and targets(row) is None:
+        return f"its adapted layers are not ftkit's under ZeRO ({row['lora_target_modules']})"
+    if "adamw" not in row["optimizer"].lower() or "8bit" in row["optimizer"].lower() or row.get("optimizer_bits") == 8:
+        return f"its optimizer is not ftkit's under ZeRO ({row['optimizer']})"
+    if row["fused_kernels"] != "none" or row["torch_compile"]:
+        return "fused kernels and a compiler are not traced under ZeRO"
+    if row["attn_impl"] not in ("sdpa", "eager"):
+        return f"its attention is not traced under ZeRO ({row['attn_impl']})"
+    return None
+
+
 def deepspeed_rank(row: Row) -> "Tape":
     """Trace two steps of one rank under DeepSpeed's ZeRO: the engine is ftkit's too, and buckets are sized as it does.
 
@@ -90,7 +105,8 @@ def deepspeed_rank(row: Row) -> "Tape":
     config = RunConfig.model_validate(configuration(row) | {"engine": deepspeed_engine(row)})
     run = resolve(config, Devices("cuda", dtype is torch.bfloat16, row["n_gpus"], "deepspeed"))
     shape = Shape(row["micro_batch"], row["seq_len"], num_micro_batches(row))
-    tape = trace(run.config, hf.architecture(row), dtype, shape.traced, sees_modules=run.partitions_weights)
+    # The card decides the kernel of the attention.
+    tape = trace(run.config, hf.architecture(row), dtype, shape.traced, card(row), sees_modules=run.partitions_weights)
     return share_out(tape, run, tape_sizes(tape).num_trainable_parameters).tape
 
 

@@ -7,15 +7,27 @@ from benchmarks import stacks, truth_table
 from benchmarks.rows import Row
 from benchmarks.runner import ROOT, Answer, Question
 
+METRICS = ("allocated_peak", "active_peak", "reserved_peak", "nvml_device")
+"""What a trace has a figure of (`stacks.traced.figure`)."""
+
 
 def is_compared(row: Row) -> bool:
     """Return whether a row's length is known, and all but one or two facts beside it."""
     return row["length_known"] and row["confidence"] in ("high", "medium")
 
 
+def reason_not_answered(row: Row) -> str | None:
+    """Return why nothing is said of a row, or None."""
+    if row["value_bytes"] is None:
+        return "it did not fit, so that there is no peak"
+    if row["metric_class"] not in METRICS:
+        return f"which bytes were measured is not known ({row['metric_class']})"
+    return stacks.reason_not_traced(row)
+
+
 def judges(row: Row) -> list[str]:
     """Return the stack that can trace a row, if the row is compared."""
-    return stacks.tracers(row) if is_compared(row) else []
+    return stacks.tracers(row) if is_compared(row) and reason_not_answered(row) is None else []
 
 
 def answer(judge: str, row: Row, found: Any) -> Answer:
@@ -41,9 +53,7 @@ def line(row: Row, answer: Answer) -> str:
 
 def table(rows: Sequence[Row], answers: Mapping[str, Answer]) -> str:
     """Return the page."""
-    return truth_table.page(
-        [row for row in rows if is_compared(row)], answers, stacks.reason_not_traced, stacks.open_fact
-    )
+    return truth_table.page([row for row in rows if is_compared(row)], answers, reason_not_answered, stacks.open_fact)
 
 
 QUESTION = Question(

@@ -30,7 +30,7 @@ from types import ModuleType
 from typing import Any
 
 from benchmarks.rows import Row
-from benchmarks.stacks import versions
+from benchmarks.stacks import facts, versions
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTALLED = ROOT / "runs" / "truth"
@@ -111,7 +111,7 @@ def reason_not_traced(row: Row) -> str | None:
     if name is None:
         return "what this stack does is not written down in benchmarks/stacks"
     reason: str | None = load(name).reason_not_traced(row)
-    return reason or versions.reason_of_others(row, load(name).REQUIREMENTS)
+    return reason or facts.reason_incomplete(row) or versions.reason_of_others(row, load(name).REQUIREMENTS)
 
 
 def open_fact(row: Row) -> str | None:

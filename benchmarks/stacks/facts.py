@@ -8,7 +8,7 @@ a pattern has it.
 import re
 from collections.abc import Mapping
 
-from benchmarks.rows import Row
+from benchmarks.rows import Row, card
 
 Facts = Mapping[str, str]
 """Field of a row to the pattern of what its stack traces."""
@@ -32,6 +32,7 @@ WORDS = {
     "torch_compile": "compiler",
     "parallel": "sharding",
     "offload": "offload",
+    "gpu": "card",
     "framework": "library",
 }
 """What the fields that decide bytes are called in a reason; every stack has a pattern for each."""
@@ -43,8 +44,11 @@ PLAIN = {
     "torch_compile": "False",
     "parallel": "none",
     "offload": "none",
+    "gpu": "(?!None).+",
 }
 """One GPU that runs everything as it was written."""
+COUNTS = {"micro_batch": "micro-batch", "n_gpus": "number of GPUs"}
+"""Whole numbers of a row that every trace takes."""
 
 
 def words(*known: str) -> str:
@@ -70,4 +74,22 @@ def reason_unknown(row: Row, facts: Facts) -> str | None:
         if re.fullmatch(pattern, str(said), 0 if said is None else re.IGNORECASE) is None:
             word = WORDS[field]
             return f"its {word} is not stated" if said is None else f"its {word} is not known here: {said}"
+    return None
+
+
+def reason_incomplete(row: Row) -> str | None:
+    """Return what a row leaves open, or says twice in two ways, that every trace needs, or None."""
+    has_adapters = "lora" in row["method"]
+    if row["method"] == "full" and (row["lora_r"] is not None or row["lora_target_modules"]):
+        return "it says full fine-tuning, and a rank or adapted layers"
+    ranks = [("the rank of its adapters", row["lora_r"])] if has_adapters else []
+    for what, count in [(f"its {word}", row.get(name)) for name, word in COUNTS.items()] + ranks:
+        if type(count) is not int or count < 1:
+            return f"{what} is not stated" if count is None else f"{what} is not a number ({count!r})"
+    if has_adapters and not row["lora_target_modules"]:
+        return "its adapted layers are not stated"
+    if (row["n_gpus"] > 1) != (row["parallel"] != "none"):
+        return f"its sharding is not traced ({row['n_gpus']} GPUs, {row['parallel']})"
+    if row["gpu"] and card(row) is None:
+        return f"its card, which decides the attention kernel, is not known ({row['gpu']})"
     return None

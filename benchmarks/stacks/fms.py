@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 from torch import nn
 
-from benchmarks.rows import Row, arch_of, rank_of
+from benchmarks.rows import Row, rank_of
 from benchmarks.stacks import autocast, facts, fourbit, fsdp, hf, traced
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import Tape
@@ -51,11 +51,11 @@ FACTS = facts.PLAIN | {
 
 def reason_not_traced(row: Row) -> str | None:
     """Return why a row cannot be reproduced, or None."""
-    if arch_of(row)["arch_class"].startswith("Mixtral"):
+    if row["arch"] and row["arch"]["arch_class"].startswith("Mixtral"):
         return "experts that are chosen by value"
     if "GPTQ" in (row["quant"] or "") and gptq_group(row) is None:
         return f"the groups of its quantized layers are not stated ({row['quant']})"
-    return facts.reason_unknown(row, FACTS)
+    return facts.reason_unknown(row, FACTS) or hf.reason_unstated(row)
 
 
 def trace_row(row: Row) -> Tape:

@@ -8,7 +8,7 @@ from unittest import mock
 import torch
 from torch import nn
 
-from benchmarks.rows import Arch, Row, arch_of
+from benchmarks.rows import Arch, Row, arch_of, has_length
 from ftkit.models import bnb
 from ftkit.models.sources.known import shapes, table_names
 
@@ -20,6 +20,16 @@ ALIKE = {"c_attn": ("q_proj", "k_proj", "v_proj"), "query": ("q_proj",), "value"
 """What other libraries call a layer, or several of them in one, to transformers' names."""
 
 
+SIZES = ("hidden", "layers", "heads", "intermediate", "vocab")
+"""What every model has."""
+KNOWN_SIZES = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "num_key_value_heads", "num_kv_heads"),
+    *("head_dim", "max_position_embeddings", "original_max_position_embeddings", "n_ctx", "max_seq_len"),
+    *("sliding_window", "_sliding_window_pattern", "sliding_window_pattern", "max_window_layers"),
+    *("pretraining_tp", "query_pre_attn_scalar", "rotary_dim", "type_vocab_size", "no_rope_layer_interval"),
+    *("word_embed_proj_dim", "num_labels"),
+)
+"""What transformers calls sizes that a row states, or on which next to nothing depends."""
 TYPES = {
     "bfloat16": torch.bfloat16,
     "bf16": torch.bfloat16,
@@ -115,6 +125,51 @@ def model_type(arch: Arch) -> str:
     return next((kind for kind in kinds if name.lower().startswith(kind.replace("_", ""))), kinds[0])
 
 
+def reason_unstated(row: Row) -> str | None:
+    """Return which size of a row's model its `arch` does not state, so that another model's would be taken, or None."""
+    import transformers
+
+    arch: dict[str, Any] = {**(row["arch"] or {})}
+    if not arch:
+        return "the sizes of its model are not known"
+    for name in SIZES:
+        if type(arch.get(name)) is not int or arch[name] < 1:
+            return f"its model's size {name!r} is not stated"
+    if not arch.get("head_dim") and arch["hidden"] % arch["heads"]:
+        return f"its model's {arch['hidden']} wide layers have {arch['heads']} heads, whose width is not stated"
+    try:
+        config = architecture(row)
+    except LookupError:
+        return "its model's code is not in transformers"
+    stated = {*arch, *KNOWN_SIZES, *vars(transformers.PretrainedConfig()), *config.attribute_map.values(), *INNER}
+    for name, value in vars(config).items():
+        if type(value) is int and name not in stated and not name.endswith("token_id"):
+            return f"its model's {name} is not stated"
+    if not arch.get("head_dim") and getattr(config, "head_dim", None) not in (None, arch["hidden"] // arch["heads"]):
+        return f"the width of its model's heads is not stated ({config.head_dim} are usual)"
+    return None
+
+
+def reason_windowed(row: Row) -> str | None:
+    """Return why a row's attention may look back less far than its sequences are long, or None."""
+    window = getattr(architecture(row), "sliding_window", None)
+    if window and has_length(row) and row["seq_len"] > window:
+        return f"whether its attention has a window is not stated ({window} tokens are usual)"
+    return None
+
+
+def reason_no_layer(row: Row) -> str | None:
+    """Return which of a row's adapted layers its model does not have, or None."""
+    if row["lora_r"] is None:
+        return None
+    model = build(row | {"arch": arch_of(row) | {"layers": 1}}, torch.bfloat16, None)
+    try:
+        adapted(row, model)
+    except LookupError as error:
+        return str(error)
+    return None
+
+
 def classifies(row: Row) -> bool:
     """Return whether a row's head classifies sequences."""
     return "classification" in (row["loss_head"] or "").lower()
@@ -146,17 +201,19 @@ def adapted(row: Row, model: nn.Module) -> list[str]:
     """Return the names of the layers that a row adapts, as its model calls them: all linear ones if it says so.
 
     Raises:
-        LookupError: the model has none of them.
+        LookupError: the model does not have one of them.
     """
     said = str(row["lora_target_modules"]).partition("(")[0]
     if re.match("all([- ]linear)?$", said.strip()):
         return targets_of_all(model)
-    wanted = set(said.replace(",", " ").split())
-    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-    alike = {other for name in wanted for other in ALIKE.get(name, ())}
-    if found := sorted(wanted & names) or sorted(alike & names):
-        return found
-    raise LookupError(f"{type(model).__name__} has no layer of {row['lora_target_modules']}")
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if bnb.is_linear(module)}
+    found = set()
+    for name in said.replace(",", " ").split():
+        alike = {name} & names or set(ALIKE.get(name, ())) & names
+        if not alike:
+            raise LookupError(f"{type(model).__name__} has no linear layer {name} to adapt")
+        found |= alike
+    return sorted(found)
 
 
 def targets_of_all(model: nn.Module) -> list[str]:

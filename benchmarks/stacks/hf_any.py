@@ -18,6 +18,7 @@ from benchmarks.rows import Row, arch_of, card
 from benchmarks.stacks import (
     autocast,
     compiled,
+    facts,
     fms,
     fourbit,
     fsdp,
@@ -56,7 +57,9 @@ def requirements(row: Row) -> tuple[str, ...]:
 def reason_not_traced(row: Row) -> str | None:
     """Return why a row cannot be reproduced, or None."""
     row = loops.completed(row)
-    reason = stated.reason_unstated(row) or _unnamed_version(row) or _unknown_run(row) or _unknown_model(row["arch"])
+    reason = stated.reason_unstated(row) or _unnamed_version(row) or _unknown_run(row)
+    reason = reason or facts.reason_incomplete(row) or hf.reason_unstated(row)
+    reason = reason or hf.reason_windowed(row) or hf.reason_no_layer(row)
     return reason or (liger.reason_unknown(row, hf.model_type(arch_of(row))) if liger.is_used(row) else None)
 
 
@@ -72,26 +75,12 @@ def _unnamed_version(row: Row) -> str | None:
     return None
 
 
-def _unknown_model(arch: Any) -> str | None:
-    if not arch:
-        return "the sizes of its model are not known"
-    if not arch.get("vocab"):
-        return "its vocabulary is not known"
-    try:
-        hf.model_type(arch)
-    except LookupError:
-        return "its model's code is not in transformers"
-    return None
-
-
 def _unknown_run(row: Row) -> str | None:
     parallel, is_sharded = row["parallel"], "FSDP" in row["parallel"]
-    if (row["n_gpus"] > 1) != (parallel != "none"):
-        return f"its sharding is not traced ({row['n_gpus']} GPUs, {parallel})"
     if row["offload"] != "none" and "ZeRO-" not in parallel:
         return f"its offload is not traced under {parallel} ({row['offload']})"
-    if "ZeRO-" in parallel and row["method"] not in ("lora", "qlora", "full"):
-        return f"its method is not ftkit's ({row['method']})"
+    if "ZeRO-" in parallel and (reason := own_plan.reason_not_a_rank(row)) is not None:
+        return reason
     if is_sharded and "pinned" in str(row["attn_impl"]):
         return "its attention is pinned to a kernel, which is not traced under FSDP"
     if is_sharded and stated.prepares(row):

@@ -55,7 +55,7 @@ FACTS = facts.PLAIN | {
 
 def reason_not_traced(row: Row) -> str | None:
     """Return why a row cannot be reproduced, or None."""
-    return facts.reason_unknown(row, FACTS)
+    return facts.reason_unknown(row, FACTS) or hf.reason_unstated(row)
 
 
 def trace_row(row: Row) -> Tape:

@@ -45,6 +45,7 @@ FACTS = facts.PLAIN | {
     "torch_compile": "False|None",
     "parallel": "none|FSDP1(?: full_shard, wrap EncoderBlock)?|DeepSpeed ZeRO-2",
     "offload": "none|FSDP CPU offload.*",
+    "gpu": "None",
     "framework": r"torch|(?:torch \+ )?Lightning Fabric|torch ",
 }
 

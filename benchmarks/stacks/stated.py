@@ -8,7 +8,7 @@ import re
 
 import torch
 
-from benchmarks.rows import Row, card
+from benchmarks.rows import Row
 from benchmarks.stacks import facts, hf, liger
 from benchmarks.stacks.facts import words
 
@@ -130,19 +130,20 @@ def reason_unstated(row: Row) -> str | None:
 
 def _contradiction(row: Row) -> str | None:
     """Return what of a row's method does not go together."""
-    is_full, is_packed = row["method"] == "full", row["method"] == "qlora"
-    if is_full and (row["lora_r"] is not None or row["lora_target_modules"]):
-        return "it says full fine-tuning, and a rank or adapted layers"
-    if not is_full and row["lora_r"] is None:
-        return "the rank of its adapters is not stated"
-    if not is_full and not row["lora_target_modules"]:
-        return "its adapted layers are not stated"
-    if not is_full and "dropout" not in notes(row):
+    is_packed, bits = row["method"] == "qlora", row.get("optimizer_bits")
+    if row["method"] != "full" and "dropout" not in notes(row):
         return "the dropout of its adapters is not stated"
     if liger.is_used(row) != ("fused linear" in (row["loss_head"] or "").lower()):
         return f"its fused kernels are {row['fused_kernels']}, and its loss is {row['loss_head']}"
     if is_packed != bool(row["quant"]):
         return f"its method is {row['method']}, and its quantized layers are {row['quant']}"
+    if bits is not None and (bits == 8) != ("8bit" in row["optimizer"].lower()):
+        return f"its optimizer is {row['optimizer']}, and its moments have {bits} bits"
+    named = re.search(r"\br ?(\d+)", notes(row))
+    if named and int(named[1]) != row["lora_r"]:
+        return f"its rank is {row['lora_r']}, and its trained part {notes(row)}"
+    if len(types := {hf.TYPES[one] for one in re.findall(TYPE, row["base_dtype"])}) > 1:
+        return f"its weights are of {len(types)} types, and which has which is not stated ({row['base_dtype']})"
     return None
 
 
@@ -172,8 +173,6 @@ def _unstated_loop(row: Row) -> str | None:
     trl = re.search(r"\btrl[ =]+0\.(\d+)", row.get("framework_version") or "")
     if re.search("trl|sfttrainer", framework, re.IGNORECASE) and (trl is None or int(trl[1]) >= TRL_OF_THE_TRAINER):
         return "TRL's own trainer computes entropy and accuracy of the logits too, which are not traced"
-    if card(row) is None:
-        return f"its card, which decides the attention kernel, is not known ({row['gpu']})"
     return None
 
 

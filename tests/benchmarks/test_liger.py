@@ -19,6 +19,10 @@ LIGER = {
     "framework_version": f"{VERSIONS}, liger-kernel 0.8.2",
 }
 """What a row with all of Liger's kernels says instead."""
+FALCON = {
+    "arch": STATED["arch"] | {"arch_class": "FalconForCausalLM"},
+    "lora_target_modules": "query_key_value",
+}
 
 
 def peak_of(make, *, sees_workspaces=True):
@@ -160,7 +164,7 @@ def test_a_row_with_liger_is_traced_without_whole_logits():
         ({"fused_kernels": "none"}, "its fused kernels are none, and its loss is fused linear"),
         ({"loss_head": STATED["loss_head"]}, "its fused kernels are Liger, and its loss is HF CausalLM"),
         ({"gpu": "GTX 1060 6GB"}, "multiprocessors"),
-        ({"arch": STATED["arch"] | {"arch_class": "FalconForCausalLM"}}, "replace of falcon"),
+        (FALCON, "replace of falcon"),
         ({"n_gpus": 2, "parallel": "FSDP2"}, "whole weights"),
     ],
 )

@@ -155,5 +155,5 @@ def test_adapted_layers_have_the_names_of_the_model(class_name, said, found):
     row = {"model_id": "s/s", "arch": SMALL | {"arch_class": class_name}, "loss_head": head}
     model = hf.build(row, torch.bfloat16, "sdpa")
     assert hf.adapted({"lora_target_modules": said}, model) == found
-    with pytest.raises(LookupError, match="no layer of wide"):
+    with pytest.raises(LookupError, match="no linear layer wide"):
         hf.adapted({"lora_target_modules": "wide"}, model)

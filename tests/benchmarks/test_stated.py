@@ -9,6 +9,7 @@ from benchmarks import stacks
 from benchmarks.stacks import fms, fourbit, hf, hf_any, stated, versions
 from tests.benchmarks.stated_rows import FULL, PACKED, STATED, VERSIONS
 
+ZERO = {"n_gpus": 2, "parallel": "ZeRO-2"}
 REFUSED = [
     ({"method": "ia3"}, "method"),
     ({"method": "vera"}, "method"),
@@ -64,7 +65,28 @@ REFUSED = [
     ({"n_gpus": 2, "parallel": "FSDP2", "offload": "optimizer to CPU"}, "offload"),
     ({"gpu": "a card of mine"}, "a card of mine"),
     ({"arch": None}, "sizes of its model"),
-    ({"arch": STATED["arch"] | {"vocab": None}}, "vocabulary"),
+    ({"arch": STATED["arch"] | {"vocab": None}}, "'vocab' is not stated"),
+    ({"arch": STATED["arch"] | {"heads": 0}}, "'heads' is not stated"),
+    ({"arch": STATED["arch"] | {"heads": 5}}, "heads, whose width is not stated"),
+    ({"arch": STATED["arch"] | {"arch_class": "MyForCausalLM"}}, "not in transformers"),
+    ({"arch": STATED["arch"] | {"arch_class": "MixtralForCausalLM"}}, "num_experts_per_tok is not stated"),
+    ({"arch": STATED["arch"] | {"arch_class": "GemmaForCausalLM"}}, "width of its model's heads"),
+    ({"arch": STATED["arch"] | {"arch_class": "MistralForCausalLM"}, "seq_len": 8192}, "has a window is not stated"),
+    ({"lora_target_modules": "q_prj v_proj"}, "no linear layer q_prj"),
+    ({"lora_target_modules": "v_proj input_layernorm"}, "no linear layer input_layernorm"),
+    ({"lora_r": "8"}, "rank of its adapters is not a number ('8')"),
+    ({"trainable_notes": "r 16, alpha 16, dropout 0.0"}, "its rank is 8"),
+    ({"micro_batch": None}, "micro-batch is not stated"),
+    ({"micro_batch": 0}, "micro-batch is not a number"),
+    ({"base_dtype": "float16 bfloat16"}, "weights are of 2 types"),
+    ({"optimizer_bits": 8}, "moments have 8 bits"),
+    ({"optimizer": "paged_adamw_8bit", "optimizer_bits": 32}, "moments have 32 bits"),
+    ({"gpu": None}, "card is not stated"),
+    (ZERO | {"optimizer": "SGD"}, "optimizer is not ftkit's"),
+    (ZERO | {"optimizer": "adamw_8bit"}, "optimizer is not ftkit's"),
+    (ZERO | {"fused_kernels": "Liger", "loss_head": "fused linear cross-entropy"}, "fused kernels"),
+    (ZERO | {"attn_impl": "flash_attention_2"}, "attention is not traced under ZeRO"),
+    (ZERO | {"lora_target_modules": "query_key_value"}, "not ftkit's under ZeRO"),
 ]
 
 
