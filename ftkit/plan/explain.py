@@ -13,7 +13,7 @@ from ftkit.observe.operators import dtype_name
 from ftkit.observe.peaks import peak_place
 from ftkit.observe.tape import Tape
 from ftkit.plan.choices.candidates import Candidate
-from ftkit.plan.choices.changes import STREAM, as_flags, steps_down
+from ftkit.plan.choices.changes import SIZE, STREAM, TOKENS, as_flags, steps_down
 from ftkit.plan.choices.search import options_at
 from ftkit.plan.inputs.case import Case
 from ftkit.plan.inputs.target import Target
@@ -56,6 +56,7 @@ def explain(grounds: Grounds, changes: Sequence[Candidate] = ()) -> Explanation:
         context_high_bytes=high,
         allocator=_allocator_words(case),
         reserved_bytes=prediction.peak_reserved_bytes,
+        cut=_cut(case),
         knobs=tuple(_knobs(grounds.prediction.needed_bytes, changes)),
         versions={name: known[name] for name in _LIBRARIES if name in known},
     )
@@ -99,6 +100,11 @@ def _batch(case: Case) -> str:
     padding = "padded, so that there is a mask" if shape.is_padded else "none of it padding"
     times = counted(shape.num_micro_batches, "micro-batch", "micro-batches")
     return f"{times} of {shape.batch} x {shape.length} tokens, {padding}"
+
+
+def _cut(case: Case) -> str:
+    batch = case.run.config.batch
+    return as_flags({TOKENS: batch.token_limit} if batch.micro_batch_size is None else {SIZE: batch.micro_batch_size})
 
 
 def _attention(tape: Tape, case: Case) -> Iterator[Attention]:
@@ -225,5 +231,4 @@ def _knob(one: Candidate, before: int) -> Knob:
         peak_process_bytes=one.needed_bytes,
         verdict=one.prediction.verdict,
         step_seconds=one.seconds or None,
-        basis=one.prediction.basis,
     )

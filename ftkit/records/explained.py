@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import Field
 
 from ftkit.records.figures import Record
-from ftkit.records.schema import Basis, Verdict
+from ftkit.records.schema import Verdict
 
 
 class Attention(Record):
@@ -70,8 +70,6 @@ class Knob(Record):
     verdict: Verdict
     step_seconds: float | None
     """None where a formula stands in."""
-    basis: Basis
-    """Whether its step was traced, or it lies between two others."""
 
 
 class Explanation(Record):
@@ -95,6 +93,8 @@ class Explanation(Record):
     allocator: str
     """How memory is reserved."""
     reserved_bytes: int | None
+    cut: str
+    """The flag that cuts the batch as it is planned; a change that has no cut of its own is made beside it."""
     knobs: tuple[Knob, ...]
     """Single changes that lower the peak, of those that a search may make; the largest saving first."""
     versions: dict[str, str]

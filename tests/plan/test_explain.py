@@ -71,18 +71,28 @@ def planned(folder, *flags):
     arguments = ["--model", str(folder), "--task", "causal-lm", "--gpu", "t4", "--max-length", "64", "--json", *flags]
     done = CliRunner().invoke(main, ["plan", *arguments])
     assert done.exit_code == 0, done.output
-    return json.loads(done.output)
+    return json.loads(done.stdout)
 
 
 def test_each_change_is_a_flag_that_saves_what_it_says(folder):
     # Long ones, whose activations are more than the allocator's smallest segment.
-    base = ("--micro-batch-size", "16", "--max-length", "64")
+    base = ("--micro-batch-tokens", "1024", "--max-length", "64")
     before = planned(folder, *base, "--explain")
     knobs = before["explanation"]["knobs"]
     assert knobs == sorted(knobs, key=lambda knob: -knob["saved_bytes"])
-    for knob in [one for one in knobs if one["basis"] == "traced"][:2]:
+    offered = {tuple(knob["changes"]): knob for knob in knobs}  # of the cuts the largest, which lies between two others
+    for knob in [offered["batch.micro_batch_tokens",], offered["model.recompute",]]:
         after = planned(folder, *base, *knob["flags"].split())
         assert before["peak_process_bytes"] - after["peak_process_bytes"] == knob["saved_bytes"]
+
+
+def test_a_cut_that_the_plan_made_smaller_is_told_beside_the_changes(folder):
+    roomy = planned(folder, "--explain")
+    assert roomy["explanation"]["cut"] == "--micro-batch-tokens 4096"
+    tight = planned(folder, "--memory-budget", "174MiB", "--explain")  # of which 141 are the context of a T4
+    cut = tight["explanation"]["cut"].split()
+    assert int(cut[1]) == 64 * tight["micro_batch_size"] < 2048
+    assert planned(folder, *cut)["peak_process_bytes"] == tight["peak_process_bytes"]
 
 
 def test_what_a_search_would_find_is_not_explained(folder):

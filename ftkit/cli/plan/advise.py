@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from ftkit.cli.plan.asked import Asked
     from ftkit.plan.choices.advise import Advice
     from ftkit.plan.choices.candidates import Candidate
-    from ftkit.plan.choices.changes import Changes
     from ftkit.plan.choices.solve import Axis, Solution
     from ftkit.plan.inputs.target import Target
 
@@ -46,22 +45,26 @@ def show_advice(asked: "Asked", *, as_json: bool) -> bool:
 
 def advice_lines(advice: "Advice", target: "Target") -> list[str]:
     """Return a run and its changes as a table, and how a change is made."""
+    from ftkit.plan.choices.changes import as_flags
+
     lines = [_HEAD, _row("", advice.present, None, "as it is")]
     effect = None
     for number, knob in enumerate(advice.knobs, start=1):
         if knob.effect is not effect:
             effect = knob.effect
             lines.append(f"{effect}:")
-        lines.append(_row(f"{number}.", knob.candidate, advice.present, _flags(advice.present, knob.candidate.changes)))
+        lines.append(_row(f"{number}.", knob.candidate, advice.present, as_flags(knob.candidate.changes)))
     command = train_command(advice.present.config, target, None)
     return [*lines, "the flags of a change go behind:", f"  {command}", *_refused_lines(advice)]
 
 
 def _refused_lines(advice: "Advice") -> "Iterator[str]":
     """Yield the changes that this run does not go with, those of one reason together."""
+    from ftkit.plan.choices.changes import as_flags
+
     by_reason: dict[str, list[str]] = defaultdict(list)
     for one in advice.refused:
-        by_reason[" ".join(one.reason.split())].append(_flags(advice.present, one.changes))
+        by_reason[" ".join(one.reason.split())].append(as_flags(one.changes))
     if by_reason:
         yield "left out, since this run does not go with them:"
     for reason, changes in by_reason.items():
@@ -78,15 +81,6 @@ def _row(number: str, candidate: "Candidate", present: "Candidate | None", chang
         slower = f"{candidate.seconds / present.seconds - 1:+.0%}" if present.seconds else ""
     peak = format_bytes(candidate.needed_bytes)
     return f"{number:>3} {peak:>10} {more:>11}  {seconds:>8} {slower:>7}  {candidate.prediction.verdict:12}  {change}"
-
-
-def _flags(present: "Candidate", changes: "Changes") -> str:
-    """Return a change as flags that go behind the command of the run as it is, whose cut in tokens they take back."""
-    from ftkit.plan.choices.changes import SIZE, as_flags
-
-    if SIZE in changes and present.config.batch.micro_batch_tokens is not None:
-        changes = {"batch.micro_batch_tokens": None} | changes
-    return as_flags(changes)
 
 
 def wall_lines(walls: "Iterable[tuple[Axis, Solution | None]]", target: "Target") -> "Iterator[str]":

@@ -68,7 +68,11 @@ def _read(config: "RunConfig") -> "Sequences | None":
     Texts have their own lengths where the tokenizer is here too, and are as long as `data.max_length` where it is not.
     """
     data, task, model = config.data, config.task, config.model.name
-    if "dataset" not in data.model_fields_set or not is_there(Path(data.dataset).expanduser()):
+    if "dataset" not in data.model_fields_set:
+        return None
+    if not is_there(Path(data.dataset).expanduser()):
+        told = f"{data.dataset} is not on this machine, so that the number of its texts and their lengths are not known"
+        click.echo(f"note: {told}; give --samples for the whole job", err=True)
         return None
     from ftkit.data.prepare import check_rows, prepare_data  # a fifth of a second that most plans do without
     from ftkit.machine.kept_arrays import kept_tokens

@@ -57,8 +57,7 @@ def advise(config: RunConfig, options: Options) -> Advice:
     longest = positions(options.architecture)
     changes = alternatives(config, options.target, options.sequences, longest, options.num_layers)
     priced, refused = options.price_each(config, changes)
-    traced = (options.confirm(one) if one.is_between else one for one in priced)
-    knobs = [Knob(one, effect_of(config, one.changes)) for one in traced]
+    knobs = [Knob(one, effect_of(config, one.changes)) for one in priced]
     order = list(Effect)
     knobs.sort(key=lambda knob: (order.index(knob.effect), knob.candidate.needed_bytes, knob.candidate.seconds))
     return Advice(Candidate(config, options.predict(config), {}), tuple(knobs), tuple(refused))

@@ -93,7 +93,7 @@ def steps_down(config: RunConfig, target: Target, sequences: Sequences) -> list[
     steps: list[Changes] = [{GROUP: 1}] if config.engine.stream_micro_batches != 1 else []
     if config.task == "causal-lm" and config.engine.stream_layers != "none" and not config.engine.stream_head:
         steps.append({HEAD: True})
-    steps += [{SIZE: size} for size in halves(batch)[1:]]
+    steps += [_cut_to(size, config, sequences) for size in halves(batch)[1:]]
     if target.device_type == "cuda" and not config.engine.expandable_segments:
         steps.append({"engine.expandable_segments": True})
     saving = resolve(config, target.devices).config.model.recompute.saving  # a streamed layer always recomputes
@@ -103,6 +103,16 @@ def steps_down(config: RunConfig, target: Target, sequences: Sequences) -> list[
     if config.optimizer.name == "adamw":
         steps.append({OPTIMIZER: "adamw_8bit"})
     return [*steps, *stream_choices(config, target), *method_of(config).cheaper(), *zero_choices()]
+
+
+def _cut_to(size: int, config: RunConfig, sequences: Sequences) -> Changes:
+    """Return the change to micro-batches of so many of the longest sequences, by the key that cuts a run already.
+
+    Both keys together are refused, so that a flag of the other could not be put behind the run's own.
+    """
+    if config.batch.micro_batch_tokens is not None:
+        return {TOKENS: size * sequences.longest}
+    return {SIZE: size}
 
 
 def takes_fewer_bits(changes: Changes) -> bool:
@@ -156,7 +166,8 @@ def alternatives(
     """
     batch = plan_shape(config, target.num_devices, sequences).batch
     most, length = rank_share(config, target.num_devices, sequences), config.data.max_length
-    found: list[Changes] = [{SIZE: size} for size in sorted({1, batch // 2, 2 * batch}) if 0 < size <= most]
+    sizes = sorted({1, batch // 2, 2 * batch})
+    found = [_cut_to(size, config, sequences) for size in sizes if 0 < size <= most]
     found += [{RECOMPUTE: level} for level in LEVELS]
     found += [{"model.lean": not config.model.lean}, {"engine.zero_stage": 0}, *zero_choices()]
     found += stream_choices(config, target)

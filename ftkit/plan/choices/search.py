@@ -232,8 +232,8 @@ class Options:
             changes: one by one, however many.
 
         Returns:
-            Those that are sound, that the model goes with, and that do not leave the run as it is; and those that are
-            not sound or that the model does not go with, with their reasons.
+            Those that are sound, that the model goes with, and that do not leave the run as it is, all traced; and
+            those that are not sound or that the model does not go with, with their reasons.
         """
         same_texts = [one for one in changes if LENGTH not in one]
         by_length = [(self, same_texts)]
@@ -249,7 +249,8 @@ class Options:
             refused += without
         present = self._shared(config)
         is_same = [one.changes.keys() <= {*SHARING} and self._shared(one.config) == present for one in priced]
-        return [one for one, same in zip(priced, is_same, strict=True) if not same], refused
+        changing = [one for one, same in zip(priced, is_same, strict=True) if not same]
+        return [self.confirm(one) if one.is_between else one for one in changing], refused
 
     def _shared(self, config: RunConfig) -> tuple[int, str, str]:
         """Return how a run is shared out, with every `auto` settled."""

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from math import prod
 
 from ftkit.records.explained import Attention, Explanation, Knob, LiveGroup, Logits, PartTypes
-from ftkit.records.schema import Basis
 from ftkit.units import format_bytes
 
 _SHOWN_GROUPS = 12
@@ -35,7 +34,7 @@ def explanation_lines(explanation: Explanation) -> list[str]:
         *_section("types", [*map(_type_row, explanation.parts), *_logits_rows(explanation.logits)]),
         *_live_lines(explanation),
         *_section("around the tensors", _around(explanation)),
-        *_knob_lines(explanation.knobs),
+        *_knob_lines(explanation),
         *_section("traced with", [("versions", _versions(explanation.versions))]),
     ]
 
@@ -114,17 +113,18 @@ def _around(explanation: Explanation) -> list[tuple[str, str]]:
     return rows
 
 
-def _knob_lines(knobs: Sequence[Knob]) -> list[str]:
-    if not knobs:
+def _knob_lines(explanation: Explanation) -> list[str]:
+    if not explanation.knobs:
         return ["", "no single change that a search may make lowers the peak"]
-    lines = ["", "changes that lower the peak, one at a time"]
-    return lines + [f"  saves {format_bytes(knob.saved_bytes):>11}  {knob.flags}  ({_after(knob)})" for knob in knobs]
+    lines = ["", f"changes that lower the peak, one at a time (the cut as planned is {explanation.cut})"]
+    return lines + [
+        f"  saves {format_bytes(knob.saved_bytes):>11}  {knob.flags}  ({_after(knob)})" for knob in explanation.knobs
+    ]
 
 
 def _after(knob: Knob) -> str:
     time = "" if knob.step_seconds is None else f", {knob.step_seconds:.3g} s a step"
-    about = "about " if knob.basis is Basis.INTERPOLATED else ""
-    return f"{about}{format_bytes(knob.peak_process_bytes)}{time}, {knob.verdict}"
+    return f"{format_bytes(knob.peak_process_bytes)}{time}, {knob.verdict}"
 
 
 def _versions(versions: dict[str, str]) -> str:

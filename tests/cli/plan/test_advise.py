@@ -22,7 +22,7 @@ from tests.helpers import save_tiny_model
 
 @pytest.fixture(scope="module")
 def advised(tmp_path_factory):
-    """Return lines and JSON for a run whose cut is in tokens, which a change of the cut in sequences takes back."""
+    """Return lines and JSON for a run whose cut is in tokens, and so the changes of it too."""
     model = save_tiny_model(tmp_path_factory.mktemp("tiny") / "gpt2", "gpt2")
     run = load_config(settings=[f"model.name={model}", "data.max_length=16", "batch.micro_batch_tokens=64"])
     asked = Asked.of(run, find_target("t4"), samples=8)
@@ -41,10 +41,10 @@ def shown(command):
 def test_a_change_is_priced_as_a_plan_of_the_changed_run(advised):
     _, tree = advised
     kinds = {tuple(one["changes"]) for one in tree["changes"]}
-    expected = {"batch.micro_batch_size", "data.max_length", "method.rank", "model.recompute", "model.lean"}
+    expected = {"batch.micro_batch_tokens", "data.max_length", "method.rank", "model.recompute", "model.lean"}
     expected |= {"method.name", "method.top_layers", "optimizer.name", "engine.expandable_segments"}
     assert {(key,) for key in expected} < kinds
-    priced = [one for one in tree["changes"] if one["changes"].keys() & {"data.max_length", "batch.micro_batch_size"}]
+    priced = [one for one in tree["changes"] if one["changes"].keys() & {"data.max_length", "batch.micro_batch_tokens"}]
     for one in priced:
         run = shown(one["command"])
         plan = predict(run, find_target("t4"), sequences=Sequences.unseen(run, 8))

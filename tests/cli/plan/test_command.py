@@ -48,6 +48,13 @@ def test_an_optimizer_that_only_a_gpu_can_page_is_planned_without_one_and_a_cut_
     assert "batch.micro_batch_size=64 does what 16 would" in done.stderr
 
 
+def test_data_that_is_elsewhere_is_told():
+    done = plan("--model", "gpt2", "--gpu", "t4", "--max-length", "64", "--dataset", "elsewhere.csv")
+    assert done.exit_code == 0, done.output
+    assert "note: elsewhere.csv is not on this machine" in done.stderr
+    assert "not on this machine" not in plan("--model", "gpt2", "--gpu", "t4", "--max-length", "64").stderr
+
+
 @pytest.mark.slow
 def test_a_search_that_the_host_s_memory_refuses_says_so():
     done = plan("--gpu", "rtx3060", "--ram-budget", "1GiB", "--search", "--max-length", "64")
