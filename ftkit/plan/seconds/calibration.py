@@ -17,7 +17,7 @@ from ftkit.plan.seconds.speed import Device
 from ftkit.plan.seconds.timed import Timed
 
 _CPUINFO = Path("/proc/cpuinfo")
-LAYOUT = 6
+LAYOUT = 7
 """Of the files; another one is not read."""
 CALIBRATIONS = "calibration"
 """The folder of the files, in the cache."""

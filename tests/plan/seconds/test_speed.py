@@ -1,5 +1,8 @@
 """How long a phase takes: the slower of host and GPU, or both on a CPU."""
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -7,6 +10,7 @@ import pytest
 import torch
 
 from ftkit.config.tree import DataConfig, ModelConfig, RunConfig
+from ftkit.machine import heap
 from ftkit.machine.heap import LARGEST_IN_HEAP
 from ftkit.machine.process import has_bf16
 from ftkit.models.methods.head import FeatureExtraction
@@ -77,9 +81,18 @@ def test_a_tensor_too_large_for_the_heap_costs_the_pages_that_the_system_gives_a
     assert step_time(tape, GPU, 3, 1).seconds == 0
 
 
-def test_a_fresh_page_costs_this_cpu_something():
-    # The system clears pages at some GB per second, or some tens where they are large.
-    assert 1e8 < cpu_device(1).fresh_rate < 1e12
+def test_a_fresh_page_costs_this_cpu_something_whatever_room_its_heap_has():
+    look = (
+        "import resource, torch; from ftkit.plan.seconds import speed;"
+        "blocks = [torch.ones(2**24, dtype=torch.uint8) for _ in range(11)]; del blocks[:-1];"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt; rate = speed._fresh_rate();"
+        "print(rate, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
+    )
+    environment = os.environ | heap.variables({})
+    printed = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True, env=environment)
+    rate, num_pages = map(float, printed.stdout.split())
+    assert 1e8 < rate < 1e12
+    assert num_pages * 2**21 >= 3 * LARGEST_IN_HEAP  # systems give pages of 2 MiB at most, three times here
 
 
 def test_phases_follow_each_other_and_the_layers_of_one_phase_run_together():
