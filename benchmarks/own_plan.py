@@ -99,7 +99,7 @@ def deepspeed_rank(row: Row) -> "Tape":
     from ftkit.data.batching import Shape
     from ftkit.engine.resolve import Devices, resolve
     from ftkit.plan.tracing.trace import trace
-    from ftkit.plan.zero.share import share_out, tape_sizes
+    from ftkit.plan.zero.share import share_out
 
     dtype = hf.half(row)
     config = RunConfig.model_validate(configuration(row) | {"engine": deepspeed_engine(row)})
@@ -107,7 +107,7 @@ def deepspeed_rank(row: Row) -> "Tape":
     shape = Shape(row["micro_batch"], row["seq_len"], num_micro_batches(row))
     # The card decides the kernel of the attention.
     tape = trace(run.config, hf.architecture(row), dtype, shape.traced, card(row), sees_modules=run.partitions_weights)
-    return share_out(tape, run, tape_sizes(tape).num_trainable_parameters).tape
+    return share_out(tape, run).tape
 
 
 def deepspeed_engine(row: Row) -> dict[str, Any]:

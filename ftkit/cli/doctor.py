@@ -13,6 +13,7 @@ from ftkit.errors import DeviceError
 from ftkit.machine.disk import cache_folder, explained_writing
 from ftkit.machine.doctor.examine import examine
 from ftkit.machine.doctor.finding import Finding, State
+from ftkit.machine.hardware import this_machine
 from ftkit.machine.versions import device_name
 from ftkit.sweep.matrix import ENGINES, Tried, try_all
 from ftkit.units import format_bytes, format_seconds
@@ -65,6 +66,7 @@ def _findings(output: Path, *, tries: bool, online: bool) -> Iterator[Finding]:
         yield one
     if not is_blocked:
         yield _rates()
+        yield from _messages()
     if tries and not is_blocked:
         quieten()
         yield from _tried()
@@ -74,8 +76,9 @@ def _calibrate() -> None:
     """Measure and keep what plans of this machine rest on."""
     quieten()
     from ftkit.plan.seconds.calibration import keep
-    from ftkit.plan.seconds.cpu_rates import calibrate
+    from ftkit.plan.seconds.cpu_rates import calibrate, today
     from ftkit.plan.seconds.gpu_rates import calibrate_gpu
+    from ftkit.plan.seconds.messages import time_wire
 
     def tell(text: str) -> None:
         click.echo(f"timing {text}" if "left out" not in text else text, err=True)
@@ -85,6 +88,10 @@ def _calibrate() -> None:
         raise DeviceError("--calibrate measures CPUs and CUDA devices alone so far")
     with explained_writing(cache_folder(), "or name another folder with FTKIT_CACHE"):
         keep(calibrate(tell) if device is None else calibrate_gpu(device, tell))
+    if device is None and (ranks := _usual_ranks()) > 1:
+        tell(f"messages between {ranks} ranks")
+        if time_wire(ranks, today()) is None:
+            click.echo(f"left out, since {ranks} processes cannot talk to each other: messages", err=True)
 
 
 def _accelerator() -> "torch.device | None":
@@ -118,6 +125,30 @@ def _rates() -> Finding:
     looks = kept_looks(torch.get_num_threads()) if device is None else []
     seen = f", or the look that a run took ({'; '.join(f'{one.kind}, {one.date}' for one in looks)})" if looks else ""
     return Finding(name, State.MISSING, f"this machine is not measured, plans {instead}{seen}", cure)
+
+
+def _usual_ranks() -> int:
+    """Return how many ranks of torch's threads this machine's processor has cores for."""
+    import torch
+
+    return this_machine().num_cpus // torch.get_num_threads()
+
+
+def _messages() -> Iterator[Finding]:
+    """Yield what plans of as many ranks as fit on this machine's processor take of their messages."""
+    from ftkit.plan.seconds.messages import Collective, Message, find_wire
+
+    if _accelerator() is not None or (ranks := _usual_ranks()) < 2:
+        return
+    name = f"messages of {ranks} ranks"
+    wire = find_wire(ranks)
+    if wire is None:
+        cure = "`ftkit doctor --calibrate` times them; a run that looks at its processor does so too"
+        yield Finding(name, State.MISSING, "plans take them to come at 10 GB/s without delay", cure)
+        return
+    little, much = (wire.seconds(Message(Collective.SUM, size)) for size in (4, 2**25))
+    fact = f"{1e3 * little:.2g} ms for a sum of one number, {1e3 * much:.2g} ms for one of 32 MiB"
+    yield Finding(name, State.OK, f"{fact}, {wire.source}")
 
 
 def _measured(found: "Calibration") -> str:

@@ -23,7 +23,7 @@ from ftkit.plan.predict import Grounds, Tapes
 from ftkit.plan.tracing.attention_choice import AttentionCall, choose, order, refusals
 from ftkit.records.explained import Attention, Explanation, Knob, Logits
 from ftkit.step.observer import Phase
-from ftkit.units import counted, format_bytes
+from ftkit.units import counted, format_bytes, format_seconds
 
 _LIBRARIES = ("python", "ftkit", "torch", "transformers", "peft", "bitsandbytes", "deepspeed")
 
@@ -55,6 +55,7 @@ def explain(grounds: Grounds, changes: Sequence[Candidate] = ()) -> Explanation:
         context_low_bytes=low,
         context_high_bytes=high,
         allocator=_allocator_words(case),
+        messages=_message_words(grounds),
         reserved_bytes=prediction.peak_reserved_bytes,
         cut=_cut(case),
         knobs=tuple(_knobs(grounds.prediction.needed_bytes, changes)),
@@ -93,6 +94,18 @@ def _allocator_words(case: Case) -> str:
     if case.run.config.engine.expandable_segments:
         return f"growing segments (engine.expandable_segments), each request replayed; {RESERVED_NOISE:.1%} is noise"
     return f"segments of fixed size, each request replayed; up to {RESERVED_NOISE:.1%} more is noise"
+
+
+def _message_words(grounds: Grounds) -> str:
+    """Return what the ranks send each other in a step, and how long it takes by which figures."""
+    share, case = grounds.share, grounds.case
+    if share is None or case.target.num_devices == 1:
+        return ""
+    repeats = case.shape.num_micro_batches / case.shape.traced.num_micro_batches
+    wire = case.target.wire
+    number, num_bytes = share.sent(repeats)
+    seconds = format_seconds(share.sending_seconds(wire, repeats))
+    return f"{round(number)} in a step, of {format_bytes(round(num_bytes))} in all: {seconds}, {wire.source}"
 
 
 def _batch(case: Case) -> str:

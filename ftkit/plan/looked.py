@@ -4,8 +4,9 @@ from dataclasses import replace
 
 from ftkit.engine.resolve import ResolvedRun
 from ftkit.plan.inputs.target import Target
-from ftkit.plan.seconds.cpu_rates import look
+from ftkit.plan.seconds.cpu_rates import look, today
 from ftkit.plan.seconds.looks import Kind
+from ftkit.plan.seconds.messages import time_wire
 from ftkit.plan.seconds.speed import MEASURED_NOW
 
 
@@ -13,9 +14,11 @@ def looked(target: Target, run: ResolvedRun) -> Target:
     """Return the target of a run; a CPU that nobody has calibrated or looked at is looked at now.
 
     Args:
-        target: where the run computes.
+        target: where the run computes; several ranks on a CPU are timed sending messages, where nobody has.
         run: resolved for it.
     """
-    if target.device(run).source != MEASURED_NOW:
-        return target
-    return replace(target, looked=look(target.num_threads, Kind.of(run)))
+    if target.device(run).source == MEASURED_NOW:
+        target = replace(target, looked=look(target.num_threads, Kind.of(run)))
+    if target.gpu is None and target.num_devices > 1 and not target.wire.timed:
+        target = replace(target, timed_wire=time_wire(target.num_devices, today()))
+    return target

@@ -60,11 +60,13 @@ class Grounds:
         case: the run at its target.
         tape: what one rank holds in the step, or in the pass before the steps where the peak is there; None: a formula
             stood in.
+        share: what one rank holds and sends of a step; None as before.
     """
 
     prediction: AnyPrediction
     case: Case
     tape: Tape | None
+    share: RankShare | None = None
 
 
 class Beforehand(TypedDict, total=False):
@@ -134,7 +136,7 @@ def predict_with_grounds(
 def _predict_whole(case: Case, exact: bool, tapes: Tapes) -> Grounds:
     """Predict a run whose model runs whole in each step."""
     share, prediction = _whole_step(case, exact, tapes)
-    return Grounds(prediction, case, share.tape)
+    return Grounds(prediction, case, share.tape, share)
 
 
 def _whole_step(case: Case, exact: bool, tapes: Tapes) -> tuple[RankShare, TracedPrediction]:
@@ -159,7 +161,7 @@ def _predict_once(case: Case, once: Pass, exact: bool, tapes: Tapes, *, weighs_t
     whole = None if once.is_done or not weighs_trunk else _whole_step(case, exact, tapes)[1].step_seconds
     planned = trunk_plan(case, once, share.tape.peak_bytes(), speed.step_seconds, whole, streamed)
     prediction = traced(_memory_prediction(case, counts, memory, basis, trunk=planned), speed)
-    return Grounds(prediction, case, once.tape if memory.peak.phase is Phase.TRUNK else share.tape)
+    return Grounds(prediction, case, once.tape if memory.peak.phase is Phase.TRUNK else share.tape, share)
 
 
 def _known_stream(case: Case, tapes: Tapes) -> Streamed | None:

@@ -27,14 +27,17 @@ def speed_of(case: Case, shape: Shape, tape: Tape, share: RankShare, streamed: S
     """
     run, device = case.run, case.target.device(case.run)
     tape = replace(tape, costs=share.tape.costs, births=share.tape.births)
-    beside = share.wire_bytes / case.target.link + share.offload_seconds(device.host_rate)
+    beside = share.offload_seconds(device.host_rate)
     beside += compiling.in_a_step(case, tape, device)
     traced = shape.traced.num_micro_batches
     time = step_time(tape, device, shape.num_micro_batches, traced)
-    seconds = seconds_beside(time, streamed, device.host_rate) + beside
+    wire = case.target.wire
+    sending = share.sending_seconds(wire, shape.num_micro_batches / traced)
+    seconds = seconds_beside(time, streamed, device.host_rate) + beside + sending
     num_usual, size = _usual(case, shape, tape)
     usual_time = step_time(tape, device, num_usual, traced, size)
     usual = seconds_beside(usual_time, coming_usually(streamed, shape, num_usual), device.host_rate) + beside
+    usual += share.sending_seconds(wire, num_usual / traced)
     # Of what is streamed in a step, half comes for the forwards and half for the backwards.
     forward = max(time.forward_seconds, streamed.step_seconds / 2 / shape.num_micro_batches if streamed else 0.0)
     forward += compiling.in_a_forward(case, tape, device)

@@ -92,6 +92,8 @@ class Explanation(Record):
     context_high_bytes: int
     allocator: str
     """How memory is reserved."""
+    messages: str
+    """What the ranks send each other in a step, and how long that takes by which figures; empty for one rank."""
     reserved_bytes: int | None
     cut: str
     """The flag that cuts the batch as it is planned; a change that has no cut of its own is made beside it."""

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from functools import wraps
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -22,19 +23,23 @@ COLLECTIVES = (
 )
 
 
-def let_go(*, hides: bool = False) -> None:
+def let_go(*, hides: bool = False, hears: Callable[[str, int], None] = lambda *_: None) -> None:
     """Give gloo's thread the time to let go after every collective of this process.
 
     Args:
         hides: no recorder sees the copies that gloo makes, which NCCL does not.
+        hears: told of each collective, with the bytes of its largest tensor.
     """
     for name in COLLECTIVES:
-        setattr(dist, name, _waiting(getattr(dist, name), _disable_current_modes if hides else nullcontext))
+        setattr(dist, name, _waiting(name, _disable_current_modes if hides else nullcontext, hears))
 
 
-def _waiting(call: Callable[..., Any], inside: Callable[[], Any]) -> Callable[..., Any]:
+def _waiting(name: str, inside: Callable[[], Any], hears: Callable[[str, int], None]) -> Callable[..., Any]:
+    call = getattr(dist, name)
+
     @wraps(call)
     def wrapped(*args: Any, **options: Any) -> Any:
+        hears(name, max((one.nbytes for one in (*args, *options.values()) if isinstance(one, torch.Tensor)), default=0))
         with inside():
             out = call(*args, **options)
         time.sleep(SECONDS)

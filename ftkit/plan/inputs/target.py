@@ -10,11 +10,10 @@ from ftkit.machine.hardware import Gpu, find_gpu, parse_budget, recognize_gpu, s
 from ftkit.machine.process import Launcher, has_bf16, usual_launcher
 from ftkit.plan.seconds.calibration import Calibration, find_calibration
 from ftkit.plan.seconds.looks import Kind, find_look
+from ftkit.plan.seconds.messages import Wire, assumed_wire, find_wire
 from ftkit.plan.seconds.speed import Device, cpu_device, gpu_device
 from ftkit.units import format_bytes
 
-HOST_LINK = 10e9
-"""Bytes per second between two processes of a CPU, which share its memory."""
 CPU = "cpu"
 """The name of this machine's own processor among the cards."""
 PROFILED_BYTES = 387 * 10**6
@@ -40,6 +39,7 @@ class Target:
         launcher: what starts the ranks.
         held_bytes: on a CPU, what the process that will train has now; None: another process will.
         looked: on a CPU that is not calibrated, its speed in a few steps that were timed now; None: none were.
+        timed_wire: what ranks on a CPU were timed now to send each other; None: they were not.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Target:
     launcher: Launcher = "none"
     held_bytes: int | None = None
     looked: Device | None = field(default=None, hash=False)
+    timed_wire: Wire | None = field(default=None, hash=False)
 
     @property
     def words(self) -> str:
@@ -76,9 +77,11 @@ class Target:
         return (0, 0) if self.gpu is None else (self.gpu.context.low_bytes, self.gpu.context.high_bytes)
 
     @property
-    def link(self) -> float:
-        """Bytes per second that one device sends to another."""
-        return HOST_LINK if self.gpu is None else self.gpu.link
+    def wire(self) -> Wire:
+        """The way between the ranks: a GPU's link; on a CPU as it was timed, where it was."""
+        if self.gpu is not None:
+            return Wire(self.num_devices, self.gpu.link, source="by the link of the table of cards")
+        return self.timed_wire or find_wire(self.num_devices) or assumed_wire(self.num_devices)
 
     def within(self, budget_bytes: int | None) -> "Target":
         """Return the target of a run that may take so much of each device at most; None: all that there is."""

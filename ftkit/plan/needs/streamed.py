@@ -212,7 +212,7 @@ def rank_of(case: Case, tape: Tape, streamed: Streamed | None) -> tuple[Counts, 
         streamed: its layers that are streamed; None: none.
     """
     counts = Counts.of(tape.weights, case.run.dtype, streamed.left_bytes if streamed else 0)
-    share = share_out(tape, case.run, counts.trainable)
+    share = share_out(tape, case.run)
     if streamed:
         share = streamed.on_host(share, case.target.device_type)
     return counts, _with_activations(share, tape)

@@ -43,8 +43,8 @@ kernels cost nothing takes 9 (Llama) to 11 (GPT-2) microseconds of one core for 
 LAUNCH_SECONDS = 5e-6
 """What asking a GPU for a kernel costs beside: a call of the driver."""
 _MATRIX, _COPIED_BYTES, _LAUNCHES, _ROUNDS = 512, 3 * 2**24, 200, 6
-"""What a CPU is timed with, in a quarter of a second in all. A copy of 16 MiB still comes from the last cache of a large
-server, at twice the speed of one of 48 (a Xeon); what is planned by the bandwidth is large, or takes no time."""
+"""What a CPU is timed with, in a quarter of a second in all. 16 MiB still come from the last cache of a large server,
+at twice the speed of 48 (a Xeon), and what is planned by the bandwidth is large, or takes no time."""
 _FRESH_BYTES = LARGEST_IN_HEAP + 2**23
 """Of a tensor that is born to be timed: more than the heap takes."""
 _INNER, _FIRST_ROWS, _FRESH_SHAPES = 376, 97, 21
@@ -154,7 +154,7 @@ def threads(number: int) -> Iterator[None]:
 
 @functools.cache
 def cpu_device(num_threads: int) -> Device:
-    """Return the speed of this machine's CPU as it is now, measured in less than half a second.
+    """Return the speed of this machine's CPU as it is now, measured in about half a second.
 
     Args:
         num_threads: of one rank.
@@ -186,14 +186,19 @@ def _fresh_rate() -> float:
 
     They come from the system itself: a heap that has room from earlier work would give pages that are not new.
     """
-    first, again = math.inf, math.inf
+    touched = []
     for _ in range(_OPERATOR_ROUNDS):
         with mmap.mmap(-1, _FRESH_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as pages:
-            there = torch.frombuffer(pages, dtype=torch.uint8)
-            first = min(first, _best_seconds(lambda: there.fill_(1), 1))  # noqa: B023  # called here and now
-            again = min(again, _best_seconds(lambda: there.fill_(1), 1))  # noqa: B023
-            del there  # pages that a tensor looks at cannot be given back
-    return _FRESH_BYTES / max(first - again, 1e-9)
+            touched.append(_touched(pages))
+    first, again = (min(seconds) for seconds in zip(*touched, strict=True))
+    return float(_FRESH_BYTES / max(first - again, 1e-9))
+
+
+def _touched(pages: mmap.mmap) -> tuple[float, float]:
+    """Return the seconds of filling pages for the first time, and again; no tensor is left that looks at them."""
+    there = torch.frombuffer(pages, dtype=torch.uint8)
+    first, again = (_best_seconds(lambda: there.fill_(1), 1) for _ in range(2))
+    return first, again
 
 
 def _compile_seconds() -> float:

@@ -13,6 +13,7 @@ DeepSpeed calls them ipg buckets, for independent parallel gradients (deepspeed 
 from dataclasses import dataclass
 
 from ftkit.observe.tape import Role
+from ftkit.plan.seconds.messages import Collective
 from ftkit.plan.zero.heap import FP32, FP64, Heap
 from ftkit.plan.zero.partition import Partition
 
@@ -117,6 +118,7 @@ class Stage3Bucket:
         is_whole = self._gradients == padded[:1]
         copy = None if is_whole else self.heap.born(FP32 * sum(padded))
         self.heap.pass_by(*[FP32 * sum(padded)] * self.num_copies)
+        self.heap.sends(Collective.SCATTER, FP32 * sum(padded))
         largest = max(padded) // self.ranks
         self.heap.pass_by(*[FP32 * largest] * self.sums_come, *[FP64 * largest] * self.norms_early)
         self.heap.died(copy)

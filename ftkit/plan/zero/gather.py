@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from ftkit.plan.seconds.messages import Collective
 from ftkit.plan.zero.heap import Heap
 
 Module = tuple[int | None, str]
@@ -114,6 +115,8 @@ class Gatherer:
         flat: list[int | None] = []
         if self._ranks > 1 and len(parameters) > 1:
             flat = [self._heap.born(size) for size in sizes.values()]
+            for size in sizes.values():
+                self._heap.sends(Collective.GATHER, size)
             self._copied(sizes.total() // self._ranks)
         else:
             for parameter in parameters:
@@ -164,9 +167,10 @@ class Gatherer:
             self.drop_kept(keeper)
 
     def _own_storage(self, parameter: Parameter) -> None:
-        """Give a parameter a storage of its own; one rank that has all of it on its device needs none."""
+        """Gather a parameter into a storage of its own; one rank that has all of it on its device needs none."""
         if self._ranks > 1 or self._parts_come:
             parameter.storage = self._heap.born(self._padded_bytes(parameter))
+            self._heap.sends(Collective.GATHER, self._padded_bytes(parameter))
 
     def _padded_bytes(self, parameter: Parameter) -> int:
         """Return the bytes of a parameter whose parts are all of one size."""

@@ -1,10 +1,11 @@
 """The memory of one rank while its tape is written from the tape of the plain engine."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from ftkit.observe.tape import Birth, OpKey, Role, Tape
+from ftkit.plan.seconds.messages import Collective, Message
 from ftkit.step.observer import Phase
 
 FP32, FP64 = 4, 8
@@ -17,6 +18,7 @@ class Heap:
     Attributes:
         tape: the new one, as far as it is written.
         phase, step: what is going on now, which new storages are born in.
+        messages: what this rank and the others send in each phase of each step.
     """
 
     def __init__(self, plain: Tape) -> None:
@@ -34,6 +36,7 @@ class Heap:
         self._plain = plain
         self._numbers: dict[int, int] = {}  # of a plain storage that lives, to its number on the new tape
         self._waiting: set[int] = set()
+        self.messages: dict[tuple[Phase, int], Counter[Message]] = defaultdict(Counter)
         self._own: set[tuple[Phase, int]] = set()  # phases and steps whose counters are not the plain engine's
 
     def computes(self, operator: OpKey, times: int = 1) -> None:
@@ -43,6 +46,17 @@ class Heap:
             self._own.add(place[:2])
             self.tape.costs[place] = Counter(self.tape.costs.get(place))
         self.tape.costs[place][operator] += times
+
+    def sends(self, collective: Collective, num_bytes: int, times: int = 1) -> None:
+        """Add a message that all ranks take part in.
+
+        Args:
+            collective: how.
+            num_bytes: of the whole tensor; nothing is sent of an empty one.
+            times: how many of them.
+        """
+        if num_bytes:
+            self.messages[self.phase, self.step][Message(collective, num_bytes)] += times
 
     def share_update(self, ranks: int) -> None:
         """Leave a rank its part of the update that the plain engine computes."""

@@ -18,20 +18,24 @@ last micro-batch.
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from ftkit.engine.ds_config import Sizes
 from ftkit.engine.plain import BUCKET_ELEMENTS
 from ftkit.engine.resolve import EngineKind, ResolvedRun
 from ftkit.machine.heap import LARGEST_IN_HEAP
 from ftkit.observe.tape import Role, Tape
+from ftkit.plan.seconds.messages import Collective, Message, Wire
 from ftkit.plan.zero.heap import FP32, Heap
 from ftkit.plan.zero.partition import WEIGHTS, Partition, elements
 from ftkit.plan.zero.rewrite import rewrite
 from ftkit.plan.zero.stages import Replicated, stage_of
+from ftkit.step.observer import Phase
 
 CPU_ADAM_BYTES_PER_SECOND = 20e9
 """DeepSpeedCPUAdam is bound by host memory; two DDR4 channels read and write about this much."""
+_LOSS = Message(Collective.SUM, FP32)
 _GLOO_THREADS = 2
 """That take turns at what a process group has to do (torch 2.13, ProcessGroupGloo.hpp, `Options`)."""
 
@@ -46,7 +50,7 @@ class RankShare:
         pinned_bytes: the locked part of it.
         shared_bytes: locked host memory that all ranks of a node have in common.
         nvme_bytes: on the disk.
-        wire_bytes: sent in one step.
+        messages: that the ranks send each other in the last step of the tape, by phase.
         copied_bytes: of the largest weight that is gathered on a CPU: gloo gathers into a copy, in threads of its own,
             where no tape sees it (torch 2.13, ProcessGroupGloo.cpp, `_allgather_base` and `allgather`). Each of them
             keeps what it once took of a heap of its own.
@@ -58,9 +62,28 @@ class RankShare:
     pinned_bytes: int = 0
     shared_bytes: int = 0
     nvme_bytes: int = 0
-    wire_bytes: float = 0.0
+    messages: Mapping[Phase, Counter[Message]] = field(default_factory=dict)
     copied_bytes: int = 0
     updated_bytes: int = 0
+
+    def sending_seconds(self, wire: Wire, repeats: float) -> float:
+        """Return how long the messages of a step take.
+
+        Args:
+            wire: between the ranks.
+            repeats: micro-batches of the step for each that was traced; the update comes once.
+        """
+        return sum(number * wire.seconds(one) for one, number in self._in_a_step(repeats))
+
+    def sent(self, repeats: float) -> tuple[float, float]:
+        """Return the messages of a step, and the bytes of their whole tensors; arguments as of `sending_seconds`."""
+        sent = list(self._in_a_step(repeats))
+        return sum(number for _, number in sent), sum(number * one.num_bytes for one, number in sent)
+
+    def _in_a_step(self, repeats: float) -> Iterator[tuple[Message, float]]:
+        for phase, counter in self.messages.items():
+            for message, number in counter.items():
+                yield message, number if phase is Phase.OPTIMIZER else repeats * number
 
     def offload_seconds(self, host_rate: float) -> float:
         """Return how long offloaded states take: copies there and back, and an update, which moves seven values each.
@@ -71,49 +94,54 @@ class RankShare:
         return 2 * self.updated_bytes / host_rate + 7 * self.updated_bytes / CPU_ADAM_BYTES_PER_SECOND
 
 
-def share_out(tape: Tape, run: ResolvedRun, num_trainable: int) -> RankShare:
+def share_out(tape: Tape, run: ResolvedRun) -> RankShare:
     """Return what one rank holds and sends.
 
     Args:
         tape: of the plain engine on one device.
         run: the run, with its number of ranks and kind of device.
-        num_trainable: elements that train.
 
     Returns:
         One rank's share; the tape itself for one plain process.
     """
     ranks, device_type = run.devices.world_size, run.devices.device_type
     if run.engine is EngineKind.PLAIN:
-        return RankShare(tape) if ranks == 1 else _replicated(tape, ranks, num_trainable, device_type)
+        return RankShare(tape) if ranks == 1 else _replicated(tape, device_type)
     sizes = tape_sizes(tape)
     partition = Partition(tape, run.deepspeed_dict(sizes), run.dtype.itemsize, ranks, sizes, device_type)
     heap = Heap(tape)
     return RankShare(
         rewrite(tape, heap, stage_of(partition)(partition, heap)),
         **_elsewhere(partition),
-        wire_bytes=_wire_bytes(partition),
+        messages=_messages(heap),
         copied_bytes=_copied_bytes(partition),
         updated_bytes=0 if partition.on_device else FP32 * partition.trained_part,
     )
 
 
-def _replicated(tape: Tape, ranks: int, num_trainable: int, device_type: str) -> RankShare:
-    """Return the share of a rank of the plain engine; a ring sends each gradient, in fp32, twice but for one part."""
+def _replicated(tape: Tape, device_type: str) -> RankShare:
+    """Return the share of a rank of the plain engine."""
     heap = Heap(tape)
-    summed = num_trainable if device_type == "cpu" else 0
-    rewritten = rewrite(tape, heap, Replicated(heap, _largest_bucket(tape), summed))
-    return RankShare(rewritten, wire_bytes=2 * (ranks - 1) / ranks * FP32 * num_trainable)
+    rewritten = rewrite(tape, heap, Replicated(heap, _buckets(tape), takes_time=device_type == "cpu"))
+    return RankShare(rewritten, messages=_messages(heap))
 
 
-def _largest_bucket(tape: Tape) -> int:
-    """Return the elements of the largest flat bucket in which the plain engine sums gradients over ranks."""
-    largest = filled = 0
+def _messages(heap: Heap) -> Mapping[Phase, Counter[Message]]:
+    """Return what a heap has noted of the last step, with the sum of the losses."""
+    last = max((step for _, step in heap.messages), default=0)
+    found = {phase: counter for (phase, step), counter in heap.messages.items() if step == last}
+    return found | {Phase.OPTIMIZER: found.get(Phase.OPTIMIZER, Counter()) + Counter({_LOSS: 1})}
+
+
+def _buckets(tape: Tape) -> list[int]:
+    """Return the elements of the flat buckets in which the plain engine sums gradients over ranks."""
+    buckets = [0]
     for birth in tape.births:
         if birth.role is Role.TRAINABLE:
-            filled += elements(birth)
-            largest = max(largest, filled)
-            filled = filled if filled < BUCKET_ELEMENTS else 0
-    return largest
+            buckets[-1] += elements(birth)
+            if buckets[-1] >= BUCKET_ELEMENTS:
+                buckets.append(0)
+    return buckets
 
 
 def tape_sizes(tape: Tape) -> Sizes:
@@ -142,11 +170,3 @@ def _copied_bytes(partition: Partition) -> int:
         return 0
     largest = max(birth.size for birth in partition.weights)
     return largest if largest > LARGEST_IN_HEAP else _GLOO_THREADS * largest
-
-
-def _wire_bytes(partition: Partition) -> float:
-    """Return the bytes that one rank sends: gradients are reduced in fp32, weights gathered in the compute dtype."""
-    ring = (partition.ranks - 1) / partition.ranks
-    if partition.stage == 3:
-        return ring * (2 * sum(birth.size for birth in partition.weights) + FP32 * partition.trained)
-    return ring * partition.trained * (2 * FP32 if partition.stage == 1 else FP32 + partition.itemsize)

@@ -13,9 +13,11 @@ before the others.
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ftkit.observe.tape import Birth, Role
+from ftkit.plan.seconds.messages import Collective
+from ftkit.plan.zero import sending
 from ftkit.plan.zero.buckets import Stage2Bucket, Stage3Bucket
 from ftkit.plan.zero.coordinator import Coordinator, Limits
 from ftkit.plan.zero.gather import Gatherer, Module, Parameter
@@ -38,19 +40,21 @@ def stage_of(partition: Partition) -> Callable[[Partition, Heap], Stage]:
 class Replicated(Stage):
     """Every rank holds all, and gradients are summed over the ranks in flat buckets before the update."""
 
-    def __init__(self, heap: Heap, bucket: int, summed: int) -> None:
+    def __init__(self, heap: Heap, buckets: Sequence[int], *, takes_time: bool) -> None:
         """Start before loading.
 
         Args:
             heap: takes a bucket.
-            bucket: elements of the largest one.
-            summed: elements of all of them, where copying them into buckets and back takes time of its own: on a CPU.
+            buckets: elements of each.
+            takes_time: whether copying into buckets and back takes time of its own: on a CPU.
         """
-        self._heap, self._bucket, self._summed = heap, bucket, summed
+        self._heap, self._buckets, self._summed = heap, buckets, sum(buckets) if takes_time else 0
 
     def before_update(self) -> None:
         """Sum the gradients, bucket by bucket."""
-        self._heap.pass_by(FP32 * self._bucket)
+        self._heap.pass_by(FP32 * max(self._buckets, default=0))
+        for bucket in self._buckets:
+            self._heap.sends(Collective.SUM, FP32 * bucket)
         if self._summed:
             self._heap.computes(("cat", 0, 2 * FP32 * self._summed, "float32"))
             self._heap.computes(("copy_", 0, 3 * FP32 * self._summed, "float32"))
@@ -61,9 +65,9 @@ class Stage1(Stage):
 
     def __init__(self, partition: Partition, heap: Heap) -> None:
         """Start before loading."""
-        self._heap, self._sums = heap, FP32 * partition.trained
+        self._heap, self._sums, self._partition = heap, FP32 * partition.trained, partition
         self._states = OptimizerStates(heap, FP32 * partition.trained_part, 2 * FP32 * partition.trained_part)
-        self._work = Work(partition, heap)
+        self._work, self._is_first = Work(partition, heap), True
 
     def fate(self, birth: Birth, kind: Kind) -> Fate:  # noqa: ARG002  # as of any stage
         """Keep gradients in half precision until the update."""
@@ -75,13 +79,17 @@ class Stage1(Stage):
         self._heap.born(self._sums, Role.GRADIENT)
 
     def end_backward(self, *, is_last: bool) -> None:
-        """Average the sums over the ranks, in a copy."""
+        """Add to the sums, and average them over the ranks, in a copy."""
+        self._work.sum(is_first=self._is_first)
+        self._is_first = is_last
         if is_last:
             self._heap.pass_by(self._sums)
 
     def end_update(self) -> None:
         """Make the moments."""
-        self._work.update()
+        self._work.update_of_whole_sums()
+        sending.gradients(self._partition, self._heap)
+        sending.weights(self._partition, self._heap)
         self._states.end_update()
 
 
@@ -90,7 +98,7 @@ class Stage1Kept(Stage):
 
     def __init__(self, partition: Partition, heap: Heap) -> None:
         """Start before loading."""
-        self._heap, self._is_mixed = heap, partition.is_mixed
+        self._heap, self._partition, self._is_mixed = heap, partition, partition.is_mixed
         self._sizes = _gradient_sizes(partition)
         self._states, self._bucket = flat_states(partition, heap), Stage2Bucket(partition, heap)
         self._work = Work(partition, heap)
@@ -131,6 +139,8 @@ class Stage1Kept(Stage):
     def end_update(self) -> None:
         """Make the moments and let the gradients go."""
         self._work.update()
+        for send in (sending.gradients, sending.numbers, sending.weights):
+            send(self._partition, self._heap)
         self._states.end_update()
         self._bucket.end_update()
         self._free_buffer()
@@ -145,7 +155,7 @@ class Stage2(Stage):
 
     def __init__(self, partition: Partition, heap: Heap) -> None:
         """Start before loading."""
-        self._heap, self._sizes = heap, _gradient_sizes(partition)
+        self._heap, self._partition, self._sizes = heap, partition, _gradient_sizes(partition)
         self._states, self._bucket = flat_states(partition, heap), Stage2Bucket(partition, heap)
         self._work, self._is_first = Work(partition, heap), True
         self._buffer_bytes = partition.itemsize * partition.bucket * partition.num_buckets
@@ -173,6 +183,7 @@ class Stage2(Stage):
         """Average what is in the bucket."""
         self._bucket.end_backward()
         self._work.bucket(is_first=self._is_first)
+        sending.gradients(self._partition, self._heap)
         self._is_first = is_last
         self._heap.died(self._buffer)
 
@@ -183,6 +194,8 @@ class Stage2(Stage):
     def end_update(self) -> None:
         """Make the moments and let the sums of gradients go."""
         self._work.update()
+        sending.numbers(self._partition, self._heap)
+        sending.weights(self._partition, self._heap)
         self._states.end_update()
         self._bucket.end_update()
 
@@ -262,6 +275,7 @@ class Stage3(Stage):
     def end_update(self) -> None:
         """Make the moments."""
         self._work.update()
+        sending.numbers(self._partition, self._heap)
         self._states.end_update()
 
 

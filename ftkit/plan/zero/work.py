@@ -10,6 +10,7 @@ MiniLM, LoRA and full, in bf16 with one rank of one core, in which an operator c
     scatter     __add_grad_to_ipg_bucket, __avg_scatter_grads, partition_grads                      stage3.py
     gathered    all_gather_coalesced, AllGatherCoalescedHandle.wait               partition_parameters.py
     update      step, scaled_global_norm, has_overflow                                              both
+    sum         update_hp_grads, allreduce_bucket, clip_tensors_by_global_norm, clear_hp_grads      ../bf16_optimizer.py
     visit       pre_sub_module_forward_function and the like, fetch_sub_module, release_sub_module  parameter_offload.py
 
 What the plain engine does as well is not told twice: it casts gradients of half precision, adds later micro-batches to
@@ -68,13 +69,41 @@ class Work:
         self._tell("copy_", (FP32 if self._is_mixed else 3 * FP32) * self._whole)
         self._tell("cat", 2 * FP32 * self._whole)
         self._tell("div_", 2 * FP32 * self._whole)
-        self._tell("_reduce_scatter_base_", 3 * FP32 * self._whole)  # gloo scatters a copy
+        if self._ranks == 1:  # gloo scatters a copy; of several ranks it is in the time of the message
+            self._tell("_reduce_scatter_base_", 3 * FP32 * self._whole)
         self._copy(self._part, FP32, FP32)
         self._python(_PER_GRADIENT * self._num_tensors)
 
     def gathered(self, num_bytes: int) -> None:
         """Copy weights at stage 3 into the flat storage that is sent, or out of it."""
         self._tell("cat", 2 * num_bytes)
+
+    def sum(self, *, is_first: bool) -> None:
+        """Add the gradients of a backward to the sums of BF16_Optimizer, which are zero before the first.
+
+        Args:
+            is_first: the first backward of a step; what later ones add, the plain engine adds too.
+        """
+        self._tell("add_", is_first * 3 * FP32 * self._whole)
+
+    def update_of_whole_sums(self) -> None:
+        """Average the sums, which each rank has whole, take their norm, clip them, update this rank's part of masters.
+
+        What an update does is told here, and so is what the last backward does, which no other backward repeats.
+        """
+        if not self._is_told:
+            return
+        self._heap.share_update(self._ranks)
+        self._tell("cat", 2 * FP32 * self._whole)
+        if self._ranks > 1:
+            self._tell("mul_", 2 * FP32 * self._whole)
+        self._copy(self._whole, FP32, FP32)
+        others = self._whole - self._part
+        self._tell("linalg_vector_norm", FP32 * others)
+        self._tell("mul_", 2 * FP32 * others)
+        for _ in range(2):  # by the optimizer as its step ends, and by the engine
+            self._tell("zero_", 2 * FP32 * self._whole)
+        self._python(_PER_UPDATED * self._num_tensors)
 
     def update(self) -> None:
         """Update this rank's part; the norm is taken in fp64, and fp32 gradients are made flat."""

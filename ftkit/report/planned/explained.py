@@ -110,7 +110,7 @@ def _around(explanation: Explanation) -> list[tuple[str, str]]:
     if explanation.reserved_bytes is not None:
         free = explanation.reserved_bytes - explanation.peak_active_bytes
         rows.append(("", f"{format_bytes(explanation.reserved_bytes)}, of it {format_bytes(free)} fragmentation"))
-    return rows
+    return rows + ([("messages", explanation.messages)] if explanation.messages else [])
 
 
 def _knob_lines(explanation: Explanation) -> list[str]:

@@ -78,6 +78,7 @@ FEW = (
     Case("llama", 2, "none", "lora", 0),
     Case("llama", 2, "none", "full", 0, 1),
     Case("llama", 2, "none", "full", 1),
+    Case("llama", 1, "none", "full", 0),
     Case("llama", 1, "none", "full", 0, 2, "fp32"),
     Case("llama", 2, "none", "full", 0, 2, "fp32"),
     Case("llama", 3, "none", "full", 0),

@@ -41,10 +41,10 @@ def test_gloo_gathers_the_largest_weight_into_copies_that_no_tape_sees(monkeypat
     third, second = (Case("llama", stage, "none", "lora", 0.0, precision="fp32") for stage in (3, 2))
     predict(third.config, ranks, third.architecture, tapes=tapes)
     ((tape, _),) = tapes.known.values()
-    copied = [share_out(tape, resolve(one.config, ranks.devices), 0).copied_bytes for one in (third, second)]
+    copied = [share_out(tape, resolve(one.config, ranks.devices)).copied_bytes for one in (third, second)]
 
     largest = max(birth.size for birth in tape.births if birth.role in WEIGHTS)
     assert copied == [2 * largest, 0], "each of gloo's two threads keeps what it took of its heap"
     monkeypatch.setattr("ftkit.plan.zero.share.LARGEST_IN_HEAP", largest - 1)
-    larger = share_out(tape, resolve(third.config, ranks.devices), 0).copied_bytes
+    larger = share_out(tape, resolve(third.config, ranks.devices)).copied_bytes
     assert larger == largest, "what is the system's own goes back at once"

@@ -45,7 +45,7 @@ def test_each_module_is_fetched_in_its_forward_and_in_its_backward_and_once_more
     found = {}
     for one in (kept, again):
         tape = traced(one, at(2), tapes)
-        share = share_out(tape, resolve(one.config, at(2).devices), 0).tape
+        share = share_out(tape, resolve(one.config, at(2).devices)).tape
         found[one] = hooks(share, Phase.FORWARD), hooks(share, Phase.BACKWARD)
     (forward, backward), (forward_too, backward_again) = found.values()
     assert forward == forward_too
@@ -60,7 +60,7 @@ def test_a_rank_of_several_updates_its_part_and_leaves_the_plain_engines_tape_as
     before = {place: Counter(counter) for place, counter in tape.costs.items()}
 
     def update_bytes(ranks):
-        share = share_out(tape, resolve(one.config, at(ranks).devices), 0).tape
+        share = share_out(tape, resolve(one.config, at(ranks).devices)).tape
         costs = {place: counter for place, counter in share.costs.items() if place[0] is Phase.OPTIMIZER}
         return moved_bytes(Tape(costs=costs))
 
@@ -72,4 +72,4 @@ def test_a_gpu_hides_it():
     case = Case("llama", 3, "none", "lora", 0.0)
     target, tapes = find_target("a100-80gb", num_devices=2), Tapes()
     tape = traced(case, target, tapes)
-    assert share_out(tape, resolve(case.config, target.devices), 0).tape.costs == tape.costs
+    assert share_out(tape, resolve(case.config, target.devices)).tape.costs == tape.costs
