@@ -30,5 +30,7 @@ def weights(partition: Partition, heap: Heap) -> None:
 
 def numbers(partition: Partition, heap: Heap) -> None:
     """Agree on the norm and on whether all sums are finite; BF16_Optimizer has whole sums on each rank."""
-    if not partition.has_bf16_optimizer:
-        heap.sends(Collective.SUM, FP32, 2 if partition.stage == 3 else 3)
+    if partition.stage == 3:
+        heap.sends(Collective.SUM, FP32 * sum(map(bool, partition.groups)), 2)
+    elif not partition.has_bf16_optimizer:
+        heap.sends(Collective.SUM, FP32, 3)
