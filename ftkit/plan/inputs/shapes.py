@@ -168,12 +168,13 @@ def plan_shape(config: RunConfig, world_size: int, sequences: Sequences | None =
 
 
 def padded_rows(lengths: NDArray[np.int64]) -> int:
-    """Return the places that sequences take which are padded to the longest of them.
-
-    Args:
-        lengths: [B] their tokens, of one sequence or more.
-    """
+    """Return the places that sequences of `lengths` [B], one or more, take padded to the longest of them."""
     return len(lengths) * int(lengths.max())
+
+
+def padded_scores(lengths: NDArray[np.int64]) -> int:
+    """Return the scores of an attention head over sequences of `lengths` [B], all laid out to the longest of them."""
+    return padded_rows(lengths) * int(lengths.max())
 
 
 def padded_shape(lengths: NDArray[np.int64]) -> tuple[int, int]:
@@ -186,11 +187,7 @@ def padded_shape(lengths: NDArray[np.int64]) -> tuple[int, int]:
 
 
 def packed_rows(lengths: NDArray[np.int64]) -> int:
-    """Return the rows that the tokens of sequences take where layers run without padding.
-
-    Args:
-        lengths: [B] their tokens.
-    """
+    """Return the rows that the tokens of sequences of `lengths` [B] take where layers run without padding."""
     return num_rows(int(lengths.sum()))
 
 
@@ -214,15 +211,14 @@ def usual_step(config: RunConfig, world_size: int, sequences: Sequences, rows: C
         return Usual(shape.num_micro_batches, shape.batch, full, full, full * shape.length)
     cuts = _cuts(config.batch, world_size, sequences)
     chunks = [chunk for chunks in cuts for chunk in chunks]
-    per_batch, tokens, places = (sum(map(count, chunks)) / len(chunks) for count in (len, rows, padded_rows))
-    scores = sum(len(chunk) * int(chunk.max()) ** 2 for chunk in chunks) / len(chunks)
-    return Usual(len(chunks) / len(cuts), per_batch, tokens, places, scores)
+    counts = (len, rows, padded_rows, padded_scores)
+    return Usual(len(chunks) / len(cuts), *(sum(map(count, chunks)) / len(chunks) for count in counts))
 
 
 def largest_drawn(
     config: RunConfig, world_size: int, sequences: Sequences, num_steps: int | None, rows: CountRows
-) -> tuple[int, int] | None:
-    """Return the most rows, and the most scores of an attention head, of a micro-batch of one rank in a run.
+) -> tuple[int, int, int] | None:
+    """Return the most rows, places, and scores of an attention head, of a micro-batch of one rank in a run.
 
     Args:
         config: the run.
@@ -237,7 +233,7 @@ def largest_drawn(
     if not sequences.lengths:
         return None
     chunks = [chunk for chunks in _cuts(config.batch, world_size, sequences)[:num_steps] for chunk in chunks]
-    return max(map(rows, chunks)), max(len(chunk) * int(chunk.max()) ** 2 for chunk in chunks)
+    return max(map(rows, chunks)), max(map(padded_rows, chunks)), max(map(padded_scores, chunks))
 
 
 def fresh_shapes(

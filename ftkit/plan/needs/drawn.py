@@ -50,8 +50,8 @@ def _largest(case: Case, tape: Tape) -> Size:
     )
     if found is None:
         return TRACED
-    tokens, scores = min(1.0, found[0] / places), min(1.0, found[1] / (places * shape.length))
-    return Size(tokens, tokens, scores)
+    full = places, places, places * shape.length
+    return Size(*(min(1.0, one / most) for one, most in zip(found, full, strict=True)))
 
 
 def _of_size(tape: Tape, size: Size) -> Tape:
