@@ -3,6 +3,7 @@
 A plan and a profile read their tapes here, so that both count by the same rules.
 """
 
+import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,8 @@ from ftkit.step.observer import Phase
 
 _POINTS = 600
 _LARGEST = 10
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+"""Of a layer in the path of a module, where it comes first."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,12 @@ def find_peak(tape: Tape, rounding: Callable[[int], int] = round_size) -> Peak:
         parts[_kind(storage, birth, survived)] += rounding(birth.size)
     ((number, _, layer),) = tape.walk(at, at + 1)
     last = tape.births[number]
-    return Peak(worst, _breakdown(parts), last.phase, last.step, last.module, layer)
+    return Peak(worst, _breakdown(parts), last.phase, last.step, _module_in(last.module, layer), layer)
+
+
+def _module_in(module: str, layer: int | None) -> str:
+    """Return the path of a module with its own layer: an unrolled tape has that of the layer which stood for it."""
+    return module if layer is None else _NUMBER.sub(str(layer), module, count=1)
 
 
 def peak_place(tape: Tape, rounding: Callable[[int], int] = round_size) -> int:

@@ -33,11 +33,14 @@ def speed_of(case: Case, shape: Shape, tape: Tape, share: RankShare, streamed: S
     time = step_time(tape, device, shape.num_micro_batches, traced)
     wire = case.target.wire
     sending = share.sending_seconds(wire, shape.num_micro_batches / traced)
-    seconds = seconds_beside(time, streamed, device.host_rate) + beside + sending
+    fetching = share.coming_bytes / device.host_rate  # beside the computation, as DeepSpeed prefetches
+    seconds = max(seconds_beside(time, streamed, device.host_rate), shape.num_micro_batches * fetching)
+    seconds += beside + sending
     num_usual, size = _usual(case, shape, tape)
     usual_time = step_time(tape, device, num_usual, traced, size)
-    usual = seconds_beside(usual_time, coming_usually(streamed, shape, num_usual), device.host_rate) + beside
-    usual += share.sending_seconds(wire, num_usual / traced)
+    coming = coming_usually(streamed, shape, num_usual)
+    usual = max(seconds_beside(usual_time, coming, device.host_rate), num_usual * fetching)
+    usual += beside + share.sending_seconds(wire, num_usual / traced)
     # Of what is streamed in a step, half comes for the forwards and half for the backwards.
     forward = max(time.forward_seconds, streamed.step_seconds / 2 / shape.num_micro_batches if streamed else 0.0)
     forward += compiling.in_a_forward(case, tape, device)

@@ -1,13 +1,15 @@
 """What a tape of real tensors says of its peak and its steps, on a program of a few tensors in sight."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ftkit.observe.peaks import phase_peaks, timeline
+from ftkit.observe.peaks import find_peak, phase_peaks, timeline
 from ftkit.observe.recorder import Recorder
-from ftkit.observe.tape import Role
+from ftkit.observe.tape import Birth, Role, Tape
 from ftkit.step.observer import Phase
 
 KIB = 1024
@@ -43,6 +45,15 @@ def test_each_phase_has_its_own_peak():
     found = {phase: peak.active_bytes for phase, peak in phase_peaks(tape, {}).items()}
     assert found == {Phase.LOAD: 8 * KIB, Phase.FORWARD: 13 * KIB, Phase.BACKWARD: 15 * KIB, Phase.OPTIMIZER: 11 * KIB}
     assert all(peak.breakdown.total_bytes == peak.active_bytes for peak in phase_peaks(tape, {}).values())
+
+
+def test_a_peak_in_a_layer_that_another_stood_for_is_named_for_its_own():
+    traced = Birth(KIB, Phase.FORWARD, 1, 0, "model.layers.3.mlp.experts.0.up_proj", 3)
+    tape = Tape(births=[traced, replace(traced.in_layer(31), size=2 * KIB)])
+    tape.begin(0, 3)
+    tape.end(0, 3)
+    tape.begin(1, 31)
+    assert find_peak(tape).module == "model.layers.31.mlp.experts.0.up_proj"
 
 
 def test_the_largest_at_the_peak_are_those_that_live_then_with_their_kind_and_operator():

@@ -65,6 +65,11 @@ class Partition:
         """Whether parts of weights are in another memory than the device's."""
         return self.weights_at != "none"
 
+    @property
+    def weights_away_bytes(self) -> int:
+        """This rank's parts of weights there."""
+        return sum(birth.size for birth in self.weights) // self.ranks if self.weights_away else 0
+
     def _place(self, key: str) -> str:
         return str(self.zero.get(key, {}).get("device", "none"))
 
@@ -104,7 +109,7 @@ class Partition:
             states = (4 * FP32 + self.itemsize) * self.trained_part + self.itemsize * self.sizes.largest_trainable
             if self.stage == 2 and not self.is_mixed and self.accumulates:
                 states += FP32 * self.trained_part  # what the earlier micro-batches have left
-        return states + (sum(birth.size for birth in self.weights) // self.ranks if self.weights_away else 0)
+        return states + self.weights_away_bytes
 
     @property
     def accumulates(self) -> bool:

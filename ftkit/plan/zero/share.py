@@ -55,6 +55,8 @@ class RankShare:
             where no tape sees it (torch 2.13, ProcessGroupGloo.cpp, `_allgather_base` and `allgather`). Each of them
             keeps what it once took of a heap of its own.
         updated_bytes: fp32 values that the host updates; as many go there and come back.
+        coming_bytes: of this rank's parts of offloaded weights, which come for the forward of a micro-batch and again
+            for its backward.
     """
 
     tape: Tape
@@ -65,6 +67,7 @@ class RankShare:
     messages: Mapping[Phase, Counter[Message]] = field(default_factory=dict)
     copied_bytes: int = 0
     updated_bytes: int = 0
+    coming_bytes: int = 0
 
     def sending_seconds(self, wire: Wire, repeats: float) -> float:
         """Return how long the messages of a step take.
@@ -116,6 +119,7 @@ def share_out(tape: Tape, run: ResolvedRun) -> RankShare:
         messages=_messages(heap),
         copied_bytes=_copied_bytes(partition),
         updated_bytes=0 if partition.on_device else FP32 * partition.trained_part,
+        coming_bytes=2 * partition.weights_away_bytes,
     )
 
 

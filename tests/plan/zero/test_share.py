@@ -1,8 +1,14 @@
 """What a search offers of ZeRO, and what a rank has beside its tape."""
 
+from dataclasses import replace
+
+import pytest
+
+from ftkit.config.engine import EngineConfig
 from ftkit.config.rules import Force, broken_rules
-from ftkit.config.tree import ModelConfig, RunConfig
+from ftkit.config.tree import BatchConfig, ModelConfig, RunConfig
 from ftkit.engine.resolve import resolve
+from ftkit.machine.hardware import find_gpu
 from ftkit.models.methods.full import Full
 from ftkit.models.methods.lora import Lora
 from ftkit.plan.choices.changes import changed, zero_choices
@@ -10,6 +16,7 @@ from ftkit.plan.inputs.target import Target, find_target
 from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.zero.partition import WEIGHTS
 from ftkit.plan.zero.share import share_out
+from tests.plan import models
 from tests.plan.zero.cases import Case
 
 
@@ -34,6 +41,15 @@ def test_one_device_is_offered_only_what_goes_to_the_host():
 
 def test_a_cpu_is_not_offered_its_own_memory():
     assert offered(Full(), find_target()) == []
+
+
+def test_offloaded_weights_come_twice_for_each_micro_batch():
+    slow = replace(find_gpu("t4"), name="slow", link=1e6)  # so that nothing else takes as long
+    engine = EngineConfig(zero_stage=3, offload_parameters="cpu")
+    run = models.run_config("llama", Lora(), batch=BatchConfig(global_batch_size=4, micro_batch_size=1), engine=engine)
+    found = predict(run, Target("slow", "cuda", slow, 2**34), models.architecture("llama"))
+    weights = 2 * found.num_parameters  # in fp16
+    assert found.step_seconds == pytest.approx(2 * 4 * weights / slow.host_rate, rel=0.01)
 
 
 def test_gloo_gathers_the_largest_weight_into_copies_that_no_tape_sees(monkeypatch):
