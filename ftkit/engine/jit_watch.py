@@ -16,9 +16,9 @@ from pathlib import Path
 from ftkit.units import format_seconds
 
 _POLL_SECONDS = 1.0
-_LOADING_SECONDS = {False: 3.0, True: 30.0}
-"""Whether the library is there already, to how long its lock is held before it counts as compiling: what was compiled
-by an earlier start is locked too while it loads, which takes some seconds on a busy machine."""
+_LOADING_SECONDS = {True: 3.0, False: 30.0}
+"""Whether it surely compiles, to how long a lock is held before that is told: what was compiled by an earlier start is
+locked too while it loads, which takes some seconds on a busy machine, and ninja looks through it for a moment."""
 _NETWORK = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "afs", "9p", "fuse")
 """File systems on which another machine may hold a lock, by the beginnings of their names."""
 
@@ -71,7 +71,7 @@ class _Watch:
                 _log.warning("removed %s, which a compilation that was killed had left", lock)
             return
         begun = self.begun.setdefault(number, now)
-        loading = _LOADING_SECONDS[any(lock.parent.glob("*.so"))]
+        loading = _LOADING_SECONDS[not any(lock.parent.glob("*.so")) or _is_worked_in(lock.parent)]
         if now - self.told.get(number, begun - self.every_seconds + loading) < self.every_seconds:
             return
         since = f", since {format_seconds(now - begun)}" if number in self.told else ""
@@ -100,6 +100,18 @@ def _is_held(found: os.stat_result) -> bool:
     for handle in Path("/proc").glob("[0-9]*/fd/*"):
         with contextlib.suppress(OSError):  # a process that has ended, or of another user
             if os.path.samestat(handle.stat(), found):
+                return True
+    return False
+
+
+def _is_worked_in(folder: Path) -> bool:
+    """Return whether a process works in a folder (Linux), as ninja and its compilers do in that which they build.
+
+    torch 2.13, utils/cpp_extension.py, _run_ninja_build
+    """
+    for place in Path("/proc").glob("[0-9]*/cwd"):
+        with contextlib.suppress(OSError):  # a process that has ended, or of another user
+            if place.samefile(folder):
                 return True
     return False
 

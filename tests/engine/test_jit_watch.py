@@ -25,7 +25,7 @@ time.sleep(float(sys.argv[2]))
 def lock(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setattr(compiling, "_POLL_SECONDS", 0.05)
-    monkeypatch.setattr(compiling, "_LOADING_SECONDS", {False: 0.1, True: 30.0})
+    monkeypatch.setattr(compiling, "_LOADING_SECONDS", {True: 0.1, False: 90.0})
     monkeypatch.setattr(compiling, "_NETWORK", ())
     (tmp_path / "shm_comm").mkdir()
     return tmp_path / "shm_comm" / "lock"
@@ -76,6 +76,19 @@ def test_what_an_earlier_start_compiled_is_not_called_compiling_while_it_loads(l
     child.kill()
     child.wait()
     assert not caplog.records
+
+
+def test_what_an_earlier_start_compiled_for_another_environment_is_said_to_compile_as_a_compiler_works(lock, caplog):
+    lock.with_name("shm_comm.so").touch()
+    child = start(lock)
+    wait_until(lock.exists)
+    compiler = subprocess.Popen(["sleep", "60"], cwd=lock.parent)
+    with compiling.watched_compiling():
+        wait_until(lambda: caplog.records)
+    for process in (compiler, child):
+        process.kill()
+        process.wait()
+    assert caplog.records[0].getMessage() == "compiling DeepSpeed's shm_comm; later starts need not"
 
 
 def test_a_lock_on_a_disk_of_several_machines_stays_and_the_cure_is_said(lock, caplog, monkeypatch):
