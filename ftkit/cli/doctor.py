@@ -1,7 +1,7 @@
 """`ftkit doctor`: what is on this machine, what of it works, and what to install or to set."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,9 +76,8 @@ def _calibrate() -> None:
     """Measure and keep what plans of this machine rest on."""
     quieten()
     from ftkit.plan.seconds.calibration import keep
-    from ftkit.plan.seconds.cpu_rates import calibrate, today
+    from ftkit.plan.seconds.cpu_rates import calibrate
     from ftkit.plan.seconds.gpu_rates import calibrate_gpu
-    from ftkit.plan.seconds.messages import time_wire
 
     def tell(text: str) -> None:
         click.echo(f"timing {text}" if "left out" not in text else text, err=True)
@@ -89,9 +88,19 @@ def _calibrate() -> None:
     with explained_writing(cache_folder(), "or name another folder with FTKIT_CACHE"):
         keep(calibrate(tell) if device is None else calibrate_gpu(device, tell))
     if device is None and (ranks := _usual_ranks()) > 1:
-        tell(f"messages between {ranks} ranks")
-        if time_wire(ranks, today()) is None:
-            click.echo(f"left out, since {ranks} processes cannot talk to each other: messages", err=True)
+        _time_messages(ranks, tell)
+
+
+def _time_messages(ranks: int, tell: Callable[[str], None]) -> None:
+    from ftkit.plan.seconds.cpu_rates import today
+    from ftkit.plan.seconds.messages import find_wire, time_wire
+
+    what = f"messages between {ranks} ranks"
+    tell(what)
+    if time_wire(ranks, today()) is None:
+        tell(f"left out, since so many processes cannot talk to each other: {what}")
+    elif find_wire(ranks) is None:
+        tell(f"left out, since other programs had the cores: {what}")
 
 
 def _accelerator() -> "torch.device | None":

@@ -12,7 +12,7 @@ from ftkit.plan import looked as looked_room
 from ftkit.plan.explain import explain
 from ftkit.plan.inputs.target import Target
 from ftkit.plan.looked import looked
-from ftkit.plan.predict import predict_with_grounds
+from ftkit.plan.predict import Tapes, predict_with_grounds
 from ftkit.plan.seconds import messages
 from ftkit.plan.seconds.messages import Collective, Message, Wire, assumed_wire, find_wire, time_wire
 from ftkit.plan.seconds.speed import FROM_STEPS, Device
@@ -53,7 +53,10 @@ def test_a_plan_takes_the_time_of_its_messages_and_explains_it(stage, num_gradie
     config = case.config.model_copy(
         update={"batch": case.config.batch.model_copy(update={"global_batch_size": 8, "micro_batch_size": 1})}
     )
-    slow, quick = (predict_with_grounds(config, at(2, wire), case.architecture) for wire in (TIMED, None))
+    tapes = Tapes()
+    slow, quick, alone = (
+        predict_with_grounds(config, target, case.architecture, tapes=tapes) for target in (at(2, TIMED), at(2), at(1))
+    )
     assert slow.share is not None
     assert quick.share is not None
     sent = list(slow.share._in_a_step(2))  # of four micro-batches two are traced
@@ -63,7 +66,7 @@ def test_a_plan_takes_the_time_of_its_messages_and_explains_it(stage, num_gradie
     assert more == pytest.approx(slow.share.sending_seconds(TIMED, 2) - quick.share.sending_seconds(at(2).wire, 2))
     assert explain(slow).messages.endswith("timed for a test")
     assert explain(quick).messages.endswith("which nobody has measured")
-    assert explain(predict_with_grounds(config, at(1), case.architecture)).messages == ""
+    assert explain(alone).messages == ""
 
 
 def test_processes_of_this_machine_are_timed_once_and_the_doctor_tells_of_it(monkeypatch):
@@ -95,6 +98,12 @@ def test_processes_of_this_machine_are_timed_once_and_the_doctor_tells_of_it(mon
     monkeypatch.setattr(messages, "_talk", lambda _: said | {"waited": 3.0})  # other programs had the cores
     assert time_wire(2, "2026-11-27").timed == wire.timed
     assert find_wire(2) is None
+    told: list[str] = []
+    command._time_messages(2, told.append)
+    assert told == [
+        "messages between 2 ranks",
+        "left out, since other programs had the cores: messages between 2 ranks",
+    ]
 
 
 def test_where_processes_cannot_talk_the_plan_goes_on_with_what_it_takes_for_granted(monkeypatch):
@@ -102,3 +111,6 @@ def test_where_processes_cannot_talk_the_plan_goes_on_with_what_it_takes_for_gra
     assert time_wire(2, "2026-11-27") is None
     run = resolve(Case("llama", 2, "none", "lora", 0.0).config, at(2).devices)
     assert looked(at(2), run).wire == assumed_wire(2)
+    told: list[str] = []
+    command._time_messages(2, told.append)
+    assert told[1:] == ["left out, since so many processes cannot talk to each other: messages between 2 ranks"]
