@@ -15,9 +15,10 @@ from ftkit.machine.versions import versions
 from ftkit.plan.seconds.reach import MEASURED, WHOLE
 from ftkit.plan.seconds.speed import Device
 from ftkit.plan.seconds.timed import Timed
+from ftkit.step.observer import Phase
 
 _CPUINFO = Path("/proc/cpuinfo")
-LAYOUT = 7
+LAYOUT = 8
 """Of the files; another one is not read."""
 CALIBRATIONS = "calibration"
 """The folder of the files, in the cache."""
@@ -131,6 +132,8 @@ def rates_of(device: Device) -> dict[str, Any]:
     return {
         "rates": [device.fp32_flops, device.half_flops, device.bandwidth, device.host_seconds, device.fresh_rate],
         "compile": device.compile_seconds,
+        "hook": device.hook_seconds,
+        "hosts": device.hosts,
         "slower": [[*operator, rate] for operator, rate in device.rates.items()],
         "operators": [
             [*operator, one.flops, one.moved, one.seconds] for operator, found in device.timed.items() for one in found
@@ -166,6 +169,8 @@ def from_rates(tree: dict[str, Any], source: str, link: float | None = None) -> 
         reach=WHOLE if link is None else MEASURED,
         fresh_rate=fresh,
         compile_seconds=tree["compile"],
+        hook_seconds=tree["hook"],
+        hosts={Phase(phase): seconds for phase, seconds in tree["hosts"].items()},
     )
 
 

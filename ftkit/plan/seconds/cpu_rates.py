@@ -3,20 +3,19 @@
 The steps are `train_step` on small made models (`samples.py`), trained whole, with adapters and over 4-bit weights. A
 dispatch mode takes the time of each operator where it runs: with the tensors that the operator before it has left in
 the caches, and with memory that comes fresh from the system, which a product in a loop of its own would not show. What
-a step takes beyond its operators (Python, modules, autograd, dispatch) is its host cost, spread over them. A large
-product of each kind is added, since the models are small. All of it is timed in each precision that the processor
-multiplies in: a product in bf16 says nothing of one in fp32, nor does a norm.
+a phase takes beyond its operators (Python, modules, autograd, dispatch) is its host cost, spread over them: a forward
+has three times a backward's. Python around modules, as DeepSpeed's, is timed in the first step (`hooks.py`). Large
+products are added, since the models are small, and what DeepSpeed does to all gradients at once. All of it is timed in
+each precision that the processor multiplies in: a product in bf16 says nothing of one in fp32, nor does a norm. In the
+second of them half as many tokens are as many bytes; Python is the same there, and so is not timed again.
 """
 
 import datetime
-import statistics
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,24 +25,25 @@ from ftkit.errors import DependencyError
 from ftkit.machine.disk import cache_folder, read_rate, write_rate
 from ftkit.machine.heap import trim
 from ftkit.machine.process import ProcessContext, has_bf16, joined
-from ftkit.models.kernels.foreign import DispatchMode
-from ftkit.observe.operators import Work, op_key, work_of
-from ftkit.observe.tape import OpKey
 from ftkit.plan.seconds.calibration import Calibration, fingerprint, source_words
 from ftkit.plan.seconds.looks import Kind, Look, keep_look, look_words
 from ftkit.plan.seconds.samples import SAMPLES, Sample, stepper
 from ftkit.plan.seconds.speed import Device, cpu_device, threads
-from ftkit.plan.seconds.timed import Timed
+from ftkit.plan.seconds.stopwatch import Parts, Seen, clock
 
 MOST_SECONDS = 20.0
 """What a calibration may take, of the processor where one thread computes: by the clock it is longer beside others."""
-_BEGIN_BY = 0.85
+_BEGIN_BY = 0.95
 """Of it; samples that have not begun by then are left out."""
 _STEPS, _LOOKED, _TIMES = 1, 2, 3
 """Steps of a sample, bare and timed each: one of many, or alone; and large products of each kind."""
+_ASKED = 3
+"""Samples that show what asking for operators costs; the others have the same Python."""
 _MOST_WAITED = 0.05
 """Of a look, for a core or for the disk, if it is to be kept."""
 _TRIAL_BYTES = 2**26
+_FLAT = 2**22
+"""Elements of a flat tensor of gradients: more than a core's own caches hold."""
 _LARGE = ((512, 2048, 2048), (2048, 512, 2048), (512, 2048, 16))
 """Rows, inner and columns of the products that are added: a layer's, that of a weight's gradient, an adapter's."""
 
@@ -64,9 +64,8 @@ def calibrate(tell: Callable[[str], None]) -> Calibration:
     num_threads = torch.get_num_threads()
     written, read = disk_rates()
     quick = cpu_device(num_threads)
-    operators, host = _operators(tell, begun)
     date = today()
-    device = replace(quick, host_seconds=host, rates={}, timed=operators, source=source_words(date))
+    device = replace(_operators(tell, begun).put_into(quick), rates={}, source=source_words(date))
     return Calibration(date, fingerprint(num_threads), device, read, written)
 
 
@@ -94,16 +93,14 @@ def look(num_threads: int, kind: Kind) -> Device:
 
 def _look(kind: Kind) -> Device:
     """Time steps of one kind of training; of LoRA where none of its method is among the samples."""
-    stopwatch = Stopwatch()
+    seen = Seen()
     kinds = {(sample.method, sample.is_decoder): sample for sample in SAMPLES}
     sample = kinds.get((kind.method, kind.is_decoder), kinds["lora", kind.is_decoder])
-    with stopwatch:
-        for rows, inner, columns in _LARGE:
-            _large_product(rows, inner, columns, DTYPES[kind.precision])
+    with seen.stopwatch:
+        _large(DTYPES[kind.precision])
     with tempfile.TemporaryDirectory(prefix="ftkit-look-") as name:  # alone, whatever group this process is in
-        host = _time_sample(replace(sample, precision=kind.precision), Path(name), stopwatch, _LOOKED)
-    quick = cpu_device(torch.get_num_threads())
-    return replace(quick, host_seconds=max(0.0, host), timed=stopwatch.operators())
+        _time_sample(replace(sample, precision=kind.precision), Path(name), seen, _LOOKED)
+    return seen.put_into(cpu_device(torch.get_num_threads()))
 
 
 def disk_rates() -> tuple[float, float]:
@@ -122,14 +119,17 @@ def today() -> str:
     return datetime.datetime.now(tz=datetime.UTC).date().isoformat()
 
 
-def _operators(tell: Callable[[str], None], begun: float) -> tuple[dict[tuple[str, str], list[Timed]], float]:
-    """Time the samples and the large products; return the operators, and what each costs the host."""
-    stopwatch, hosts = Stopwatch(), []
-    samples = [replace(sample, precision=precision) for sample in SAMPLES for precision in _precisions()]
-    with stopwatch:
-        for dtype in map(DTYPES.__getitem__, _precisions()):
-            for rows, inner, columns in _LARGE:
-                _large_product(rows, inner, columns, dtype)
+def _operators(tell: Callable[[str], None], begun: float) -> Seen:
+    """Time the samples and what is large."""
+    seen = Seen()
+    samples = [
+        replace(sample, precision=precision, divided=1 + number)
+        for number, precision in enumerate(_precisions())
+        for sample in SAMPLES
+    ]
+    with seen.stopwatch:
+        for precision in _precisions():
+            _large(DTYPES[precision])
     with tempfile.TemporaryDirectory(prefix="ftkit-calibrate-") as name, joined(ProcessContext()):
         for number, sample in enumerate(samples):
             if clock() - begun > _BEGIN_BY * MOST_SECONDS:
@@ -138,10 +138,10 @@ def _operators(tell: Callable[[str], None], begun: float) -> tuple[dict[tuple[st
                 break
             tell(str(sample))
             try:
-                hosts.append(_time_sample(sample, Path(name, str(number)), stopwatch, _STEPS))
+                _time_sample(sample, Path(name, str(number)), seen, _STEPS, asks=number < _ASKED)
             except DependencyError:
                 tell(f"left out, since bitsandbytes is not there: {sample}")
-    return stopwatch.operators(), max(0.0, statistics.median(hosts))
+    return seen
 
 
 def _precisions() -> tuple[SettledPrecision, ...]:
@@ -149,75 +149,53 @@ def _precisions() -> tuple[SettledPrecision, ...]:
     return ("bf16", "fp32") if has_bf16(torch.device("cpu")) else ("fp32",)
 
 
-class Stopwatch(DispatchMode):
-    """A dispatch mode that takes the time of each operator.
+def _time_sample(sample: Sample, folder: Path, seen: Seen, num_steps: int, *, asks: bool = True) -> None:
+    """Take steps by the clock and under the stopwatch, in turns; before, one in which the optimizer makes its state.
 
-    Attributes:
-        calls: operators so far.
-        seconds: that they took together.
+    Args:
+        sample: whose steps.
+        folder: gets the model's files.
+        seen: is told.
+        num_steps: of each.
+        asks: whether what asking for operators costs is wanted, which takes the steps by the clock.
     """
-
-    def __init__(self) -> None:
-        """Start with nothing timed."""
-        super().__init__()
-        self._seen: dict[OpKey, list[float]] = defaultdict(list)
-        self.calls, self.seconds = 0, 0.0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run the operator and take its time."""
-        begun = clock()
-        out = func(*args, **(kwargs or {}))
-        seconds = clock() - begun
-        if work_of(func) is Work.SOME:
-            self.calls += 1
-            self.seconds += seconds
-            for key, share in _keys(func.__name__, args, out):
-                self._seen[key].append(share * seconds)
-        return out
-
-    def operators(self) -> dict[tuple[str, str], list[Timed]]:
-        """Return the median of each operator at each size, by its name without overload and its dtype."""
-        found: dict[tuple[str, str], list[Timed]] = defaultdict(list)
-        for (name, flops, moved, dtype), seconds in self._seen.items():
-            found[name.partition(".")[0], dtype].append(Timed(flops, moved, statistics.median(seconds)))
-        return dict(found)
-
-
-def _keys(name: str, args: tuple[Any, ...], out: Any) -> Iterator[tuple[OpKey, float]]:
-    """Yield what a tape calls an operator, with its share of the time: of a list of parameters, one by one."""
-    lists = [one for one in (*args, out) if isinstance(one, (list, tuple)) and one and isinstance(one[0], torch.Tensor)]
-    if not name.startswith(("_fused", "_foreach")) or not lists:
-        yield op_key(name, args, out), 1.0
-        return
-    total = sum(tensor.nbytes for one in lists for tensor in one)
-    for parts in zip(*(one for one in lists if len(one) == len(lists[0])), strict=True):
-        yield op_key(f"_fused{name}", parts, None), sum(one.nbytes for one in parts) / total
-
-
-def clock() -> float:
-    """Return seconds; of this thread alone where it computes alone, since others may have the core meanwhile."""
-    return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
-
-
-def _time_sample(sample: Sample, folder: Path, stopwatch: Stopwatch, num_steps: int) -> float:
-    """Take steps by the clock and under the stopwatch, in turns; return what an operator costs the host."""
-    step = stepper(sample, folder)
-    step()  # the optimizer has no state yet
-    hosts = []
+    steps, stopwatch = stepper(sample, folder), seen.stopwatch
+    # In half precision that step compiles a kernel for each shape.
+    skipped = 1 if sample.precision == "fp32" and not asks else 0
+    with seen.hooks.around(steps.engine.model):
+        steps.take(skipped=skipped)
     for _ in range(num_steps):
-        begun = clock()
-        step()
-        whole, calls, seconds = clock() - begun, stopwatch.calls, stopwatch.seconds
+        bare, watched = Parts(stopwatch), Parts(stopwatch)
+        if asks:
+            steps.take(bare)
         with stopwatch:
-            step()
-        hosts.append((whole - (stopwatch.seconds - seconds)) / (stopwatch.calls - calls))
-    return statistics.median(hosts)
+            steps.take(watched)
+        if asks:
+            seen.beside(bare.each, watched.each)
+
+
+def _large(dtype: torch.dtype) -> None:
+    """Run what is larger than in the samples, for a stopwatch that is at work."""
+    for rows, inner, columns in _LARGE:
+        _large_product(rows, inner, columns, dtype)
+    for _ in range(_TIMES):
+        _flat(torch.ones(_FLAT, dtype=dtype))
+
+
+def _flat(gradients: torch.Tensor) -> None:
+    """Do what DeepSpeed does to gradients that lie one behind the other: average, copy, sum, look for the largest."""
+    single = torch.zeros(_FLAT)
+    torch.cat([gradients[: _FLAT // 2], gradients[_FLAT // 2 :]]).div_(1)
+    single.copy_(gradients)
+    gradients.copy_(single)
+    gradients.clone().copy_(gradients)
+    single.double().norm()
+    single.amax()
+    single.amin()
 
 
 def _large_product(rows: int, inner: int, columns: int, dtype: torch.dtype) -> None:
-    """Multiply under the stopwatch, three times with other sides, which no product has left in the caches."""
+    """Multiply three times with other sides, which no product has left in the caches."""
     lefts, rights = (
         [torch.ones(size, dtype=dtype) for _ in range(_TIMES)] for size in ((rows, inner), (inner, columns))
     )

@@ -19,10 +19,11 @@ from ftkit.errors import DeviceError
 from ftkit.machine.process import ProcessContext, has_bf16, joined
 from ftkit.machine.versions import device_name
 from ftkit.plan.seconds.calibration import Calibration, fingerprint, source_words
-from ftkit.plan.seconds.cpu_rates import Stopwatch, disk_rates, today
+from ftkit.plan.seconds.cpu_rates import disk_rates, today
 from ftkit.plan.seconds.reach import MEASURED
 from ftkit.plan.seconds.samples import Sample, stepper
 from ftkit.plan.seconds.speed import Device
+from ftkit.plan.seconds.stopwatch import Stopwatch
 
 HOST_SAMPLE = Sample("lora", is_decoder=False, width=128, batch=2, length=32)
 """Its kernels cost any GPU less than the host needs to ask for them."""
@@ -104,7 +105,7 @@ def _link(device: torch.device, num_bytes: int) -> float:
 def _host_seconds(device: torch.device) -> float:
     """Return what an operator of a step costs the host, the launch of its kernel with it."""
     with tempfile.TemporaryDirectory(prefix="ftkit-calibrate-") as name, joined(ProcessContext()):
-        step, stopwatch = stepper(HOST_SAMPLE, Path(name, "model")), Stopwatch()
+        step, stopwatch = stepper(HOST_SAMPLE, Path(name, "model")).take, Stopwatch()
         for _ in range(_ROUNDS):  # libraries are loaded, the optimizer has no state yet, clocks go up
             step()
         whole = statistics.median(_seconds(device, step) for _ in range(_STEPS))

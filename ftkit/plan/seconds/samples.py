@@ -1,6 +1,5 @@
 """Small trainings whose steps are timed: an encoder with dropout and a decoder, of the usual shapes of a run."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from ftkit.models.sources.source import load_config as load_architecture
 from ftkit.models.sources.source import resolve_source
 from ftkit.models.sources.toys import decoder, encoder, make_model
 from ftkit.observe.recorded import make_batches
+from ftkit.step.observer import NOTHING, Observer
 from ftkit.step.step import train_step
 
 _LAYERS = 6
@@ -36,6 +36,7 @@ class Sample:
         length: of the sequences of its first micro-batch.
         batch: of these; None: as many as a run has by itself, since what does not fit into the caches takes longer.
         precision: that it computes in.
+        divided: by how much smaller its micro-batches are than a run's.
     """
 
     method: str
@@ -44,23 +45,25 @@ class Sample:
     length: int
     batch: int | None = None
     precision: Precision = "auto"
+    divided: int = 1
 
     def shapes(self, tokens: int) -> list[Shape]:
         """Return its micro-batches: what a call of an operator costs beside its size shows in a small one.
 
-        One of a quarter stays in the caches that a large one leaves. Texts are padded, to twice their tokens, and come
-        in one more size, as large as the first: an odd length, as most are, makes rows of scores that kernels take no
-        whole vectors of.
+        The first is nearly full, as a run's are, whose texts are sorted before they are cut. One of a quarter stays in
+        the caches that a large one leaves. Texts of others are padded, to twice their tokens, and come in one more
+        size, half as large as the first: an odd length, as most are, makes rows of scores that kernels take no whole
+        vectors of.
 
         Args:
             tokens: of a large one, padding included.
         """
-        batch = self.batch or tokens // self.length
+        batch = self.batch or max(1, tokens // self.divided // self.length)
         quarter = max(1, batch // 4)
         if self.is_decoder:
             return [Shape(size, self.length) for size in (batch, quarter)] + [Shape(2, self.length // 4)]
         shorter = 5 * self.length // 8 - 3
-        odd = batch * self.length // shorter
+        odd = max(1, batch * self.length // shorter // 2)
         sizes = ((batch, self.length), (odd, shorter), (quarter, self.length), (2, shorter // 2))
         return [Shape(*size, is_padded=True) for size in sizes]
 
@@ -71,17 +74,41 @@ class Sample:
 
 SAMPLES = (
     Sample("lora", is_decoder=False, width=384, length=128),
-    Sample("full", is_decoder=False, width=384, length=128),
-    Sample("feature-extraction", is_decoder=False, width=384, length=128),
     Sample("lora", is_decoder=True, width=512, length=256),
+    Sample("feature-extraction", is_decoder=False, width=384, length=128),
+    Sample("full", is_decoder=False, width=384, length=128),
     Sample("qlora", is_decoder=True, width=512, length=256),
     Sample("full", is_decoder=True, width=512, length=256),
 )
 """In the order of their use, for machines that cannot time them all."""
 
 
-def stepper(sample: Sample, folder: Path) -> Callable[[], object]:
-    """Make the model of a sample and return what takes a step of its training, on the device of this process.
+@dataclass(frozen=True)
+class Steps:
+    """A small training that can take steps.
+
+    Attributes:
+        engine: with the model.
+        micro_batches: of a step, the largest first.
+    """
+
+    engine: Engine
+    micro_batches: list[MicroBatch]
+
+    def take(self, observer: Observer = NOTHING, *, skipped: int = 0) -> None:
+        """Take one.
+
+        Args:
+            observer: is told of its phases.
+            skipped: how many micro-batches are left out, of the first ones.
+        """
+        micro_batches = self.micro_batches[skipped:]
+        num_targets = sum(one.labels.numel() for one in micro_batches)
+        train_step(self.engine, micro_batches, num_targets, 1e-5, observer)
+
+
+def stepper(sample: Sample, folder: Path) -> Steps:
+    """Make the model of a sample and return what takes steps of its training, on the device of this process.
 
     Args:
         sample: the training.
@@ -92,9 +119,9 @@ def stepper(sample: Sample, folder: Path) -> Callable[[], object]:
     engine = _engine(run, None if sample.is_decoder else ["a", "b"], config.pad_token_id)
     shapes = sample.shapes(run.config.batch.token_limit or sample.length)
     made = (one for shape in shapes for one in make_batches(engine.objective, shape))
-    micro_batches = [one if sample.is_decoder else _ragged(one) for one in made]
-    num_targets = sum(one.labels.numel() for one in micro_batches)
-    return lambda: train_step(engine, micro_batches, num_targets, 1e-5)
+    # A place of the first one is hidden, which is enough for a mask.
+    micro_batches = [_ragged(one) if number and not sample.is_decoder else one for number, one in enumerate(made)]
+    return Steps(engine, micro_batches)
 
 
 def _ragged(micro_batch: MicroBatch) -> MicroBatch:

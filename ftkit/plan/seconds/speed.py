@@ -19,19 +19,18 @@ import functools
 import math
 import mmap
 import statistics
-import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from ftkit.machine.hardware import Gpu
 from ftkit.machine.heap import LARGEST_IN_HEAP
 from ftkit.machine.process import has_bf16
-from ftkit.observe.operators import dtype_name
 from ftkit.observe.tape import OpKey, Tape
+from ftkit.plan.seconds.hooks import HOOKS, hook_seconds
+from ftkit.plan.seconds.loops import FEW_ROUNDS, best_seconds, operator_rates
 from ftkit.plan.seconds.reach import WHOLE, Reach, reach_of
 from ftkit.plan.seconds.size import TRACED, Size
 from ftkit.plan.seconds.timed import Law, Timed, law_of, seconds_of
@@ -42,15 +41,13 @@ HOST_SECONDS = 10e-6
 kernels cost nothing takes 9 (Llama) to 11 (GPT-2) microseconds of one core for each (benchmarks/host_cost.py)."""
 LAUNCH_SECONDS = 5e-6
 """What asking a GPU for a kernel costs beside: a call of the driver."""
-_MATRIX, _COPIED_BYTES, _LAUNCHES, _ROUNDS = 512, 3 * 2**24, 200, 6
+_MATRIX, _COPIED_BYTES, _LAUNCHES = 512, 3 * 2**24, 200
 """What a CPU is timed with, in a quarter of a second in all. 16 MiB still come from the last cache of a large server,
 at twice the speed of 48 (a Xeon), and what is planned by the bandwidth is large, or takes no time."""
 _FRESH_BYTES = LARGEST_IN_HEAP + 2**23
 """Of a tensor that is born to be timed: more than the heap takes."""
 _INNER, _FIRST_ROWS, _FRESH_SHAPES = 376, 97, 21
 """Of the products of which each has a shape of its own, to see what a new one costs."""
-_ROWS, _COLUMNS, _OPERATOR_ROUNDS = 2**12, 2**8, 3
-"""What each operator of `_operators` is timed with, in another fifth of a second."""
 
 
 FROM_TABLE = "from the table of cards, by what kernels reach of it"
@@ -74,6 +71,8 @@ class Device:
         reach: the part of the first three that kernels reach; all of figures that were measured.
         fresh_rate: bytes per second of pages that the system gives anew, beside what is done with them.
         compile_seconds: that a product in half precision takes more where its shape is new, since a kernel is compiled.
+        hook_seconds: what a hook around a module takes (`hooks.py`).
+        hosts: what an operator costs whoever asks for it in a phase, where steps have shown it; else `host_seconds`.
     """
 
     fp32_flops: float
@@ -88,6 +87,8 @@ class Device:
     reach: Reach = WHOLE
     fresh_rate: float = math.inf
     compile_seconds: float = 0.0
+    hook_seconds: float = 0.0
+    hosts: Mapping[Phase, float] = field(default_factory=dict)
 
     def flops(self, precision: str) -> float:
         """Return the dense FLOP/s in a precision."""
@@ -115,6 +116,15 @@ class Device:
         reached = self.half_flops * self.reach.half if is_half else self.fp32_flops * self.reach.single
         rate = self.rates.get(operator, self.bandwidth * self.reach.bandwidth)
         return max(flops / reached, moved / rate)
+
+    def asking(self, name: str, phase: Phase) -> float:
+        """Return what one call of an operator costs whoever asks for it.
+
+        Args:
+            name: of the operator, with its overload.
+            phase: of the step.
+        """
+        return self.hook_seconds if name == HOOKS else self.hosts.get(phase, self.host_seconds)
 
 
 @dataclass(frozen=True)
@@ -167,17 +177,14 @@ def cpu_device(num_threads: int) -> Device:
         fp32, half = (_matmul_flops(dtype) for dtype in (torch.float32, torch.bfloat16))
         source = torch.zeros(_COPIED_BYTES, dtype=torch.uint8)
         target, small = torch.ones_like(source), torch.ones(8)
-        bandwidth = 2 * _COPIED_BYTES / _best_seconds(lambda: target.copy_(source))
-        launch = _best_seconds(lambda: [small.add(1.0) for _ in range(_LAUNCHES)]) / _LAUNCHES
+        bandwidth = 2 * _COPIED_BYTES / best_seconds(lambda: target.copy_(source))
+        launch = best_seconds(lambda: [small.add(1.0) for _ in range(_LAUNCHES)]) / _LAUNCHES
+        hooked = hook_seconds()
         compiling = _compile_seconds() if has_bf16(torch.device("cpu")) else 0.0
-        rates = {
-            (operator, dtype_name(dtype)): min(bandwidth, _operator_rate(overload, arguments))
-            for dtype in (torch.float32, torch.bfloat16)
-            for operator, overload, arguments in _operators(dtype)
-        }
+        rates = operator_rates(bandwidth)
     return Device(
         fp32, half, bandwidth, launch, False, rates,
-        source=MEASURED_NOW, fresh_rate=_fresh_rate(), compile_seconds=compiling,
+        source=MEASURED_NOW, fresh_rate=_fresh_rate(), compile_seconds=compiling, hook_seconds=hooked,
     )  # fmt: skip
 
 
@@ -187,7 +194,7 @@ def _fresh_rate() -> float:
     They come from the system itself: a heap that has room from earlier work would give pages that are not new.
     """
     touched = []
-    for _ in range(_OPERATOR_ROUNDS):
+    for _ in range(FEW_ROUNDS):
         with mmap.mmap(-1, _FRESH_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as pages:
             touched.append(_touched(pages))
     first, again = (min(seconds) for seconds in zip(*touched, strict=True))
@@ -197,7 +204,7 @@ def _fresh_rate() -> float:
 def _touched(pages: mmap.mmap) -> tuple[float, float]:
     """Return the seconds of filling pages for the first time, and again; no tensor is left that looks at them."""
     there = torch.frombuffer(pages, dtype=torch.uint8)
-    first, again = (_best_seconds(lambda: there.fill_(1), 1) for _ in range(2))
+    first, again = (best_seconds(lambda: there.fill_(1), 1) for _ in range(2))
     return first, again
 
 
@@ -207,60 +214,15 @@ def _compile_seconds() -> float:
     more = []
     for rows in range(_FIRST_ROWS, _FIRST_ROWS + 2 * _FRESH_SHAPES, 2):
         left = torch.ones(rows, _INNER, dtype=torch.bfloat16)
-        first = _best_seconds(lambda: left @ right, 1)  # noqa: B023  # called here and now
-        more.append(first - _best_seconds(lambda: left @ right, _OPERATOR_ROUNDS))  # noqa: B023
+        first = best_seconds(lambda: left @ right, 1)  # noqa: B023  # called here and now
+        more.append(first - best_seconds(lambda: left @ right, FEW_ROUNDS))  # noqa: B023
     return max(0.0, statistics.median(more))
 
 
 def _matmul_flops(dtype: torch.dtype) -> float:
     left = torch.ones(_MATRIX, _MATRIX, dtype=dtype)
     right = torch.ones(_MATRIX, _MATRIX, dtype=dtype)
-    return float(2 * _MATRIX**3 / _best_seconds(lambda: left @ right))
-
-
-def _operators(dtype: torch.dtype) -> list[tuple[str, Any, tuple[Any, ...]]]:
-    """Return what does more than move bytes: name, overload and arguments."""
-    aten = torch.ops.aten
-    one = torch.full((_ROWS, _COLUMNS), 0.5, dtype=dtype)
-    means = torch.zeros(_ROWS, 1, dtype=dtype)
-    return [
-        ("bernoulli_", aten.bernoulli_.float, (one.clone(), 0.5)),
-        ("_softmax", aten._softmax.default, (one, -1, False)),
-        ("_safe_softmax", aten._safe_softmax.default, (one, -1)),
-        ("_softmax_backward_data", aten._softmax_backward_data.default, (one, one, -1, dtype)),
-        ("_log_softmax", aten._log_softmax.default, (one, -1, False)),
-        ("gelu", aten.gelu.default, (one,)),
-        ("gelu_backward", aten.gelu_backward.default, (one, one)),
-        ("silu", aten.silu.default, (one,)),
-        ("silu_backward", aten.silu_backward.default, (one, one)),
-        ("tanh", aten.tanh.default, (one,)),
-        ("where", aten.where.self, (one > 0, one, one)),
-        ("native_layer_norm", aten.native_layer_norm.default, (one, [_COLUMNS], None, None, 1e-5)),
-        (
-            "native_layer_norm_backward",
-            aten.native_layer_norm_backward.default,
-            (one, one, [_COLUMNS], means, means + 1, None, None, [True, False, False]),
-        ),
-    ]
-
-
-def _operator_rate(overload: Any, arguments: tuple[Any, ...]) -> float:
-    """Return the bytes per second of an operator, counted as a tape counts them: what it is given and what it makes."""
-    made = overload(*arguments)
-    touched = [*arguments, *(made if isinstance(made, tuple) else (made,))]
-    moved = sum(one.nbytes for one in touched if isinstance(one, torch.Tensor))
-    return moved / _best_seconds(lambda: overload(*arguments), _OPERATOR_ROUNDS)
-
-
-def _best_seconds(work: Callable[[], object], rounds: int = _ROUNDS) -> float:
-    # One thread's own clock stands still while others have the core.
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    best = math.inf
-    for _ in range(rounds):
-        begin = clock()
-        work()
-        best = min(best, clock() - begin)
-    return best
+    return float(2 * _MATRIX**3 / best_seconds(lambda: left @ right))
 
 
 def step_time(
@@ -291,11 +253,12 @@ def step_time(
     on_host = size.tokens * num_forwards * sum(map(sum, tape.on_host.values())) / device.host_rate
     copying = {Phase.FORWARD: on_host, Phase.BACKWARD: on_host}
     cleared = {phase: num_bytes / device.fresh_rate for phase, num_bytes in _fresh_bytes(tape, device, last).items()}
-    update = _phase_seconds(phases.pop(Phase.OPTIMIZER, Counter()), device, TRACED) + cleared.pop(Phase.OPTIMIZER, 0.0)
+    update = cleared.pop(Phase.OPTIMIZER, 0.0)
+    update += _phase_seconds(Phase.OPTIMIZER, phases.pop(Phase.OPTIMIZER, Counter()), device, TRACED)
     batches = size.tokens * sum(cleared.values()) + sum(
-        max(_phase_seconds(counter, device, size), copying.get(phase, 0.0)) for phase, counter in phases.items()
+        max(_phase_seconds(phase, counter, device, size), copying.get(phase, 0.0)) for phase, counter in phases.items()
     )
-    forward = _phase_seconds(phases[Phase.FORWARD], device, size) / traced_micro_batches
+    forward = _phase_seconds(Phase.FORWARD, phases[Phase.FORWARD], device, size) / traced_micro_batches
     flops = size.tokens * repeats * tape.model_flops(last)
     return StepTime(repeats * batches + update, flops, forward, repeats * on_host)
 
@@ -311,7 +274,7 @@ def _fresh_bytes(tape: Tape, device: Device, step: int) -> Counter[Phase]:
     return fresh
 
 
-def _phase_seconds(counter: Counter[OpKey], device: Device, size: Size) -> float:
+def _phase_seconds(phase: Phase, counter: Counter[OpKey], device: Device, size: Size) -> float:
     computing = asking = 0.0
     for (name, flops, moved, dtype), count in counter.items():
         # One kernel serves a whole list of parameters.
@@ -320,5 +283,5 @@ def _phase_seconds(counter: Counter[OpKey], device: Device, size: Size) -> float
         computing += (
             count * device.seconds(name, share * flops, share * moved, dtype) + kernels * device.reach.kernel_seconds
         )
-        asking += kernels * device.host_seconds
+        asking += kernels * device.asking(name, phase)
     return max(computing, asking) if device.is_asynchronous else computing + asking

@@ -59,12 +59,19 @@ class Heap:
             self.messages[self.phase, self.step][Message(collective, num_bytes)] += times
 
     def share_update(self, ranks: int) -> None:
-        """Leave a rank its part of the update that the plain engine computes."""
-        for (phase, step, layer), counter in self.tape.costs.items():
+        """Leave a rank its part of the update that the plain engine computes, of a flat tensor in the place of many."""
+        flops: Counter[tuple[str, str]] = Counter()
+        bytes_moved: Counter[tuple[str, str]] = Counter()
+        for phase, step, layer in list(self.tape.costs):
             if phase is Phase.OPTIMIZER and step == self.step:
-                self.tape.costs[phase, step, layer] = Counter(
-                    {(name, flops, moved // ranks, dtype): n for (name, flops, moved, dtype), n in counter.items()}
-                )
+                for (name, computed, moved, dtype), times in self.tape.costs.pop((phase, step, layer)).items():
+                    flops[name, dtype] += times * computed
+                    bytes_moved[name, dtype] += times * moved
+        place = Phase.OPTIMIZER, self.step, None
+        self._own.add(place[:2])
+        self.tape.costs[place] = Counter(
+            {(name, flops[name, dtype], moved // ranks, dtype): 1 for (name, dtype), moved in bytes_moved.items()}
+        )
 
     def born(self, size: int, role: Role = Role.BUFFER) -> int | None:
         """Add a storage that the plain engine does not have.

@@ -1,8 +1,8 @@
 """The work of DeepSpeed in a step beside what the plain engine computes: copies of gradients, and hooks in Python.
 
-It is written on the rank's tape as operators, so that seconds are taken of it as of any other; what hooks cost is told
-in operators too, each as long as asking for one takes on this machine. Read in deepspeed 0.19, and seen in profiles of
-MiniLM, LoRA and full, in bf16 with one rank of one core, in which an operator cost 10 microseconds:
+It is written on the rank's tape as operators, so that seconds are taken of it as of any other; what its Python costs is
+told in hooks, each as long as one of ours takes on this machine (`plan/seconds/hooks.py`). Read in deepspeed 0.19, and
+seen in steps of MiniLM, LoRA and full, in bf16 with one rank of one core, in which one of ours took 46 microseconds:
 
     ours        theirs                                                                              runtime/zero/
     bucket      reduce_independent_p_g_buckets_and_remove_grads, average_tensor,                    stage_1_and_2.py
@@ -17,17 +17,18 @@ What the plain engine does as well is not told twice: it casts gradients of half
 the sums of the first, clips, and updates, of which a rank of several does its part.
 """
 
+from ftkit.plan.seconds.hooks import HOOKS
 from ftkit.plan.zero.heap import FP32, FP64, Heap
 from ftkit.plan.zero.partition import Partition
 
-HOOKS = "hooks of DeepSpeed"
-"""The name on the tape of Python that takes as long as asking for an operator, and neither computes nor moves bytes."""
-_PER_GRADIENT, _PER_UPDATED = 7, 4
-"""A tensor's hook with the views and checks of its place in the bucket, 68 microseconds; its norm and whether it is
-finite, 40."""
-_PER_FORWARD, _PER_BACKWARD = 24, 17
-"""A module's fetch and release: 241 microseconds in the forward, where identities are hung around it, and 171 in the
-backward, whether or not it has weights."""
+_DTYPES = {2: "bfloat16", FP32: "float32", FP64: "float64"}
+"""Of elements by their bytes, on a CPU, which trains in no fp16."""
+_PER_GRADIENT, _PER_UPDATED = 1, 1
+"""A tensor's hook, with the views and checks of its place in the bucket: 35 to 50 microseconds beside its copies; and
+its norm where sums are whole, 40."""
+_PER_FORWARD, _PER_BACKWARD = 7, 4
+"""A module's fetch and release: 250 to 330 microseconds in the forward, where identities are hung around it, and 135 to
+210 in the backward, whether or not it has weights."""
 
 
 class Work:
@@ -51,22 +52,22 @@ class Work:
         Args:
             is_first: the first backward of a step; what later ones add to the sums, the plain engine adds too.
         """
-        size = self._half
-        self._copy(self._whole, size, size)
-        self._tell("cat", 2 * size * self._whole)
-        self._tell("div_", 2 * size * self._whole)
-        self._copy(self._part, FP32, size)
+        size, each = self._half, self._num_tensors
+        self._copy(self._whole, size, size, each)
+        self._tell("cat", 2 * size * self._whole, size)
+        self._tell("div_", 2 * size * self._whole, size)
+        self._copy(self._part, FP32, size, each)
         if not self._is_mixed:
-            self._copy(self._part, FP32, FP32)
+            self._copy(self._part, FP32, FP32, each)
         else:
             self._copy(self._whole, FP32, size)  # what was sent in fp32 comes back into the flat copy
-            self._tell("add_", is_first * 3 * FP32 * self._part)
-        self._python(_PER_GRADIENT * self._num_tensors)
+            self._tell("add_", is_first * 3 * FP32 * self._part, times=each)
+        self._python(_PER_GRADIENT * each)
 
     def scatter(self) -> None:
         """Average them at stage 3: in the order of their owners, to the parts of each rank."""
         # Where the plain engine casts, it moves a part of that already.
-        self._tell("copy_", (FP32 if self._is_mixed else 3 * FP32) * self._whole)
+        self._tell("copy_", (FP32 if self._is_mixed else 3 * FP32) * self._whole, times=self._num_tensors)
         self._tell("cat", 2 * FP32 * self._whole)
         self._tell("div_", 2 * FP32 * self._whole)
         if self._ranks == 1:  # gloo scatters a copy; of several ranks it is in the time of the message
@@ -110,30 +111,31 @@ class Work:
         if not self._is_told:
             return
         self._heap.share_update(self._ranks)
-        self._tell("_to_copy", (FP32 + FP64) * self._part)
-        self._tell("linalg_vector_norm", FP64 * self._part)
+        each = self._num_tensors
+        self._tell("_to_copy", (FP32 + FP64) * self._part, times=each)
+        self._tell("linalg_vector_norm", FP64 * self._part, FP64, each)
         if self._is_mixed and self._stage < 3:
             self._tell("zeros", FP32 * self._part)
-            self._tell("amax", FP32 * self._part)  # whether a sum is finite
-            self._tell("amin", FP32 * self._part)
+            self._tell("amax", FP32 * self._part, times=each)  # whether a sum is finite
+            self._tell("amin", FP32 * self._part, times=each)
         else:
             self._tell("cat", 2 * FP32 * self._part)
         if not self._is_mixed:
             self._copy(self._part, FP32, FP32)  # a master is no weight here
-        self._python(_PER_UPDATED * self._num_tensors)
 
     def visit(self, *, is_forward: bool) -> None:
         """Fetch the weights of a module at stage 3, and release them."""
         self._python(_PER_FORWARD if is_forward else _PER_BACKWARD)
 
-    def _copy(self, elements: int, source: int, target: int) -> None:
+    def _copy(self, elements: int, source: int, target: int, times: int = 1) -> None:
         """Copy elements of so many bytes into others; what a copy returns is counted as what any operator makes."""
-        self._tell("copy_", (source + 2 * target) * elements)
+        self._tell("copy_", (source + 2 * target) * elements, target, times)
 
-    def _tell(self, name: str, moved: int) -> None:
+    def _tell(self, name: str, moved: int, size: int = FP32, times: int = 1) -> None:
+        """Add an operator that moves so many bytes in all, of elements of a size, tensor by tensor or at once."""
         if self._is_told:
-            self._heap.computes((name, 0, moved, "float32"))
+            self._heap.computes((name, 0, moved // max(times, 1), _DTYPES[size]), times)
 
-    def _python(self, operators: int) -> None:
+    def _python(self, hooks: int) -> None:
         if self._is_told:
-            self._heap.computes((HOOKS, 0, 0, ""), operators)
+            self._heap.computes((HOOKS, 0, 0, ""), hooks)

@@ -16,13 +16,14 @@ from ftkit.plan.inputs.target import find_target
 from ftkit.plan.needs.streamed import Streamed
 from ftkit.plan.predict import predict
 from ftkit.plan.seconds import calibration as kept
-from ftkit.plan.seconds import cpu_rates
+from ftkit.plan.seconds import cpu_rates, stopwatch
 from ftkit.plan.seconds.calibration import Calibration, calibration_file, find_calibration, fingerprint
-from ftkit.plan.seconds.cpu_rates import Stopwatch
 from ftkit.plan.seconds.gpu_rates import Sizes, calibrate_gpu
 from ftkit.plan.seconds.samples import Sample
 from ftkit.plan.seconds.speed import FROM_TABLE, Device
+from ftkit.plan.seconds.stopwatch import Stopwatch
 from ftkit.plan.seconds.timed import Timed
+from ftkit.step.observer import Phase
 
 TIMED = {("mm", "float32"): [Timed(1000, 100, 1e-3), Timed(10**6, 10**4, 0.5)]}
 DEVICE = Device(
@@ -35,6 +36,8 @@ DEVICE = Device(
     source=kept.source_words("2026-11-26"),
     fresh_rate=4e9,
     compile_seconds=1e-3,
+    hook_seconds=4e-5,
+    hosts={Phase.FORWARD: 3e-5, Phase.BACKWARD: 1e-5},
 )
 
 
@@ -128,7 +131,7 @@ def test_a_save_is_planned_with_the_disk_that_was_measured(monkeypatch):
 
 def test_a_list_of_parameters_is_timed_one_by_one_as_a_tape_has_them():
     parameters, gradients = ([torch.ones(size) for size in (300, 100)] for _ in range(2))
-    keys = dict(cpu_rates._keys("_fused_adamw_.default", (parameters, gradients), None))
+    keys = dict(stopwatch._keys("_fused_adamw_.default", (parameters, gradients), None))
     assert keys == {
         ("_fused_fused_adamw_.default", 0, 2400, "float32"): 0.75,
         ("_fused_fused_adamw_.default", 0, 800, "float32"): 0.25,
@@ -154,6 +157,8 @@ def test_a_calibration_times_what_steps_run_and_the_doctor_says_that_it_is_there
     assert result.exit_code == 0, result.output
     assert "measured on this machine on" in result.output
     device = find_calibration(torch.get_num_threads()).calibration.device
+    assert set(device.hosts) == {Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER}
+    assert device.hook_seconds > 0
     for name in (
         "addmm",
         "mm",
@@ -164,6 +169,7 @@ def test_a_calibration_times_what_steps_run_and_the_doctor_says_that_it_is_there
         "gelu_backward",
         "silu",
         "_fused_fused_adamw_",
+        "div_",  # of all gradients at once
     ):
         assert all(one.seconds > 0 for one in device.timed[name, "float32"])
         assert name == "_fused_fused_adamw_" or device.timed[name, "bfloat16"]  # masters are in fp32

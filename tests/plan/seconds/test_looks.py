@@ -19,11 +19,13 @@ from ftkit.plan.seconds.calibration import Calibration, fingerprint
 from ftkit.plan.seconds.looks import Kind, Look, find_look, keep_look, kept_looks, look_words
 from ftkit.plan.seconds.speed import MEASURED_NOW, Device
 from ftkit.plan.seconds.timed import Timed
+from ftkit.step.observer import Phase
 
 LORA = Kind("lora", is_decoder=False, precision="fp32")
 DEVICE = Device(
     1e9, 1e9, 1e9, 1e-6, False, {("tanh", "float32"): 1e8}, timed={("mm", "float32"): [Timed(1, 2, 3.0)]},
     source=look_words("2026-11-27"), fresh_rate=4e9, compile_seconds=1e-3,
+    hook_seconds=4e-5, hosts={Phase.FORWARD: 3e-5},
 )  # fmt: skip
 LOOK = Look("2026-11-27", LORA, DEVICE)
 

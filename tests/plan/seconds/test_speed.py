@@ -19,6 +19,7 @@ from ftkit.observe.tape import Birth, OpKey, Tape
 from ftkit.plan.inputs.shapes import Sequences
 from ftkit.plan.inputs.target import Target, find_target
 from ftkit.plan.predict import predict
+from ftkit.plan.seconds.hooks import HOOKS
 from ftkit.plan.seconds.size import TRACED, Size
 from ftkit.plan.seconds.speed import Device, cpu_device, step_time
 from ftkit.plan.seconds.timed import Timed
@@ -47,6 +48,17 @@ def test_the_host_hides_behind_large_operators():
 def test_a_cpu_asks_and_computes_one_after_the_other():
     cpu = Device(1e12, 1e13, 1e11, 1e-5, is_asynchronous=False)
     assert seconds(cpu, **{Phase.FORWARD: {LARGE: 100}}) == pytest.approx(100 * (1e-3 + 1e-5))
+
+
+def test_asking_costs_in_each_phase_what_it_was_seen_to_cost_there():
+    cpu = Device(1e12, 1e13, 1e11, 1e-5, is_asynchronous=False, hosts={Phase.BACKWARD: 1e-6})
+    assert seconds(cpu, **{Phase.FORWARD: {SMALL: 100}}) == pytest.approx(100 * 1e-5, rel=0.01)
+    assert seconds(cpu, **{Phase.BACKWARD: {SMALL: 100}}) == pytest.approx(100 * 1e-6, rel=0.02)
+
+
+def test_a_hook_takes_what_hooks_were_seen_to_take_whatever_an_operator_costs():
+    cpu = Device(1e12, 1e13, 1e11, 1e-5, is_asynchronous=False, hook_seconds=4e-5, hosts={Phase.FORWARD: 9.0})
+    assert seconds(cpu, **{Phase.FORWARD: {(HOOKS, 0, 0, ""): 100}}) == pytest.approx(100 * 4e-5)
 
 
 def test_what_a_cpu_does_slower_than_it_copies_takes_as_long_as_it_was_timed():

@@ -8,8 +8,9 @@ from ftkit.engine.resolve import resolve
 from ftkit.observe.tape import Tape
 from ftkit.plan.inputs.target import Target, find_target
 from ftkit.plan.predict import Tapes, predict
+from ftkit.plan.seconds.hooks import HOOKS
 from ftkit.plan.zero.share import share_out
-from ftkit.plan.zero.work import _PER_BACKWARD, _PER_FORWARD, HOOKS
+from ftkit.plan.zero.work import _PER_BACKWARD, _PER_FORWARD
 from ftkit.step.observer import Phase
 from tests.plan.zero.cases import Case, moved_bytes
 
@@ -66,6 +67,29 @@ def test_a_rank_of_several_updates_its_part_and_leaves_the_plain_engines_tape_as
 
     assert update_bytes(4) == pytest.approx(update_bytes(1) / 4, rel=0.01)  # step counters are not shared out
     assert tape.costs == before
+
+
+def test_gradients_are_averaged_in_their_own_type_and_copied_one_by_one():
+    one, tapes = Case("llama", 2, "none", "full", 0.0, precision="bf16"), Tapes()
+    tape = traced(one, at(1), tapes)
+    counter = share_out(tape, resolve(one.config, at(1).devices)).tape.costs[Phase.BACKWARD, 2, None]
+    num_gradients = sum(birth.role == "trainable" for birth in tape.births)
+    num_backwards = sum(phase is Phase.BACKWARD for _, phase in tape.marks) // 2  # of two steps
+    averaged = [times for (name, _, _, dtype), times in counter.items() if (name, dtype) == ("div_", "bfloat16")]
+    assert averaged == [num_backwards]
+    assert sum(times for (name, *_), times in counter.items() if name == "copy_") >= 2 * num_gradients * num_backwards
+
+
+def test_an_update_is_of_one_flat_tensor_and_the_norm_is_taken_tensor_by_tensor():
+    one, tapes = Case("llama", 2, "none", "full", 0.0, precision="fp32"), Tapes()
+    tape = traced(one, at(1), tapes)
+    counter = share_out(tape, resolve(one.config, at(1).devices)).tape.costs[Phase.OPTIMIZER, 2, None]
+    num_gradients = sum(birth.role == "trainable" for birth in tape.births)
+    assert num_gradients > 10
+    assert {times for (name, *_), times in counter.items() if name.startswith("_fused")} == {1}
+    assert [n for (name, _, _, dtype), n in counter.items() if (name, dtype) == ("linalg_vector_norm", "float64")] == [
+        num_gradients
+    ]
 
 
 def test_a_gpu_hides_it():

@@ -1,0 +1,152 @@
+"""A stopwatch for the operators of real steps, and what it has seen of some of them."""
+
+import contextlib
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ftkit.models.kernels.foreign import DispatchMode
+from ftkit.observe.operators import Work, op_key, work_of
+from ftkit.observe.tape import OpKey
+from ftkit.plan.seconds.hooks import Hooks
+from ftkit.plan.seconds.speed import Device
+from ftkit.plan.seconds.timed import Timed
+from ftkit.step.observer import Phase
+
+
+class Stopwatch(DispatchMode):
+    """A dispatch mode that takes the time of each operator.
+
+    Attributes:
+        calls: operators so far.
+        seconds: that they took together.
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing timed."""
+        super().__init__()
+        self._seen: dict[OpKey, list[float]] = defaultdict(list)
+        self.calls, self.seconds = 0, 0.0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operator and take its time."""
+        begun = clock()
+        out = func(*args, **(kwargs or {}))
+        seconds = clock() - begun
+        if work_of(func) is Work.SOME:
+            self.calls += 1
+            self.seconds += seconds
+            for key, share in _keys(func.__name__, args, out):
+                self._seen[key].append(share * seconds)
+        return out
+
+    def operators(self) -> dict[tuple[str, str], list[Timed]]:
+        """Return the median of each operator at each size, by its name without overload and its dtype."""
+        found: dict[tuple[str, str], list[Timed]] = defaultdict(list)
+        for (name, flops, moved, dtype), seconds in self._seen.items():
+            found[name.partition(".")[0], dtype].append(Timed(flops, moved, statistics.median(seconds)))
+        return dict(found)
+
+
+def _keys(name: str, args: tuple[Any, ...], out: Any) -> Iterator[tuple[OpKey, float]]:
+    """Yield what a tape calls an operator, with its share of the time: of a list of parameters, one by one."""
+    lists = [one for one in (*args, out) if isinstance(one, (list, tuple)) and one and isinstance(one[0], torch.Tensor)]
+    if not name.startswith(("_fused", "_foreach")) or not lists:
+        yield op_key(name, args, out), 1.0
+        return
+    total = sum(tensor.nbytes for one in lists for tensor in one)
+    for parts in zip(*(one for one in lists if len(one) == len(lists[0])), strict=True):
+        yield op_key(f"_fused{name}", parts, None), sum(one.nbytes for one in parts) / total
+
+
+def clock() -> float:
+    """Return seconds; of this thread alone where it computes alone, since others may have the core meanwhile."""
+    return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+@dataclass(frozen=True)
+class Part:
+    """A phase of a step, as often as the step has it.
+
+    Attributes:
+        phase: which.
+        seconds: that it took.
+        calls: of operators under a stopwatch.
+        computed: seconds of these.
+    """
+
+    phase: Phase
+    seconds: float
+    calls: int
+    computed: float
+
+
+class Parts:
+    """An observer of a step that notes its parts, one after another.
+
+    Attributes:
+        each: the parts.
+    """
+
+    def __init__(self, stopwatch: Stopwatch) -> None:
+        """Start with none.
+
+        Args:
+            stopwatch: that may be at work.
+        """
+        self._stopwatch = stopwatch
+        self.each: list[Part] = []
+
+    @contextlib.contextmanager
+    def during(self, phase: Phase) -> Iterator[None]:
+        """Note a part."""
+        watch = self._stopwatch
+        begun, calls, computed = clock(), watch.calls, watch.seconds
+        yield
+        self.each.append(Part(phase, clock() - begun, watch.calls - calls, watch.seconds - computed))
+
+
+class Seen:
+    """What steps have shown.
+
+    Attributes:
+        stopwatch: that timed their operators.
+        hooks: around their modules.
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self.stopwatch, self.hooks = Stopwatch(), Hooks()
+        self._hosts: dict[Phase, list[float]] = defaultdict(list)
+
+    def beside(self, bare: list[Part], watched: list[Part]) -> None:
+        """Note what each part of a step takes beyond its operators.
+
+        Args:
+            bare: of a step that nobody watched.
+            watched: of one under the stopwatch.
+        """
+        for plain, one in zip(bare, watched, strict=True):
+            self._hosts[plain.phase].append((plain.seconds - one.computed) / one.calls)
+
+    def put_into(self, quick: Device) -> Device:
+        """Return the speed of the processor by what was seen.
+
+        Args:
+            quick: its speed by loops of their own.
+        """
+        hosts = {phase: max(0.0, statistics.median(each)) for phase, each in self._hosts.items()}
+        return replace(
+            quick,
+            host_seconds=hosts[Phase.FORWARD],  # as phases of other kinds are
+            hosts=hosts,
+            hook_seconds=statistics.median(self.hooks.seconds),
+            timed=self.stopwatch.operators(),
+        )

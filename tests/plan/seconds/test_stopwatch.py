@@ -1,0 +1,50 @@
+"""What steps show beside their operators: what each phase takes in asking for one."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ftkit.plan.seconds.samples import SAMPLES
+from ftkit.plan.seconds.speed import Device
+from ftkit.plan.seconds.stopwatch import Part, Parts, Seen, Stopwatch
+from ftkit.step.observer import Phase
+
+
+def test_what_asking_costs_is_told_by_phase_and_in_the_median_of_its_parts():
+    seen = Seen()
+    seen.hooks.seconds = [3e-6, 5e-6, 4e-6]
+    whole = {Phase.FORWARD: (1.0, 3.0, 6.0), Phase.BACKWARD: (0.4, 0.4, 0.4), Phase.OPTIMIZER: (0.1, 0.1, 0.1)}
+    for number in range(3):
+        bare = [Part(phase, seconds[number], 0, 0.0) for phase, seconds in whole.items()]
+        seen.beside(bare, [Part(phase, 9.0, 100, 0.2) for phase in whole])
+    device = seen.put_into(Device(1e9, 1e9, 1e9, 1e-5, is_asynchronous=False))
+    # What operators take under the stopwatch, 0.2 seconds, is more than a whole update took: none is below nothing.
+    assert device.hosts == pytest.approx({Phase.FORWARD: 0.028, Phase.BACKWARD: 0.002, Phase.OPTIMIZER: 0.0})
+    assert device.host_seconds == device.hosts[Phase.FORWARD]
+    assert device.hook_seconds == 4e-6
+
+
+def test_parts_are_noted_one_by_one_with_the_operators_of_each():
+    watch = Stopwatch()
+    parts = Parts(watch)
+    with watch:
+        for phase, calls in ((Phase.FORWARD, 1), (Phase.BACKWARD, 2), (Phase.FORWARD, 3)):
+            with parts.during(phase):
+                for _ in range(calls):
+                    torch.ones(1000).cumsum(0)
+    assert [(one.phase, one.calls) for one in parts.each] == [
+        (Phase.FORWARD, 2),
+        (Phase.BACKWARD, 4),
+        (Phase.FORWARD, 6),
+    ]
+    assert all(0 < one.computed <= one.seconds for one in parts.each)
+
+
+def test_a_sample_begins_with_micro_batches_as_large_as_a_runs_and_half_as_large_where_that_is_asked_for():
+    for sample in SAMPLES:
+        first, *others = sample.shapes(2048)
+        assert first.batch * first.length == 2048
+        assert all(one.batch * one.length <= 1024 for one in others)
+        half = replace(sample, divided=2).shapes(2048)[0]
+        assert half.batch * half.length == 1024
