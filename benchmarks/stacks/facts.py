@@ -90,6 +90,8 @@ def reason_incomplete(row: Row) -> str | None:
         return "its adapted layers are not stated"
     if (row["n_gpus"] > 1) != (row["parallel"] != "none"):
         return f"its sharding is not traced ({row['n_gpus']} GPUs, {row['parallel']})"
+    if row["parallel"] == "none" and str(row.get("zero_stage") or 0) != "0":
+        return f"it shares nothing out, and says ZeRO ({row.get('zero_stage')})"
     if row["gpu"] and card(row) is None:
         return f"its card, which decides the attention kernel, is not known ({row['gpu']})"
     return None

@@ -6,6 +6,7 @@ as accelerate wraps it. Under DeepSpeed the engine decides, not the library: suc
 own runs.
 """
 
+import re
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any
@@ -42,6 +43,8 @@ from ftkit.step.observer import Phase
 GROUPS = ("",)
 REQUIREMENTS = ()
 FACTS = stated.FACTS
+PATCHING = "unsloth|axolotl|swift|llama-?factory|xformers|torchtune"
+"""Libraries that a row of transformers alone has not."""
 FLASH_SINCE = (4, 48)
 """The version of transformers from which attention is looked up when it is called; see `hf.use_flash_attention`."""
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
@@ -69,6 +72,12 @@ def _unnamed_version(row: Row) -> str | None:
     for package in wanted:
         if versions.named(row, package) is None:
             return f"its version of {package} is not stated"
+    patching = re.search(PATCHING, row.get("framework_version") or "", re.IGNORECASE)
+    if patching is not None:
+        return f"its versions name a library that puts code of its own into transformers ({patching[0]})"
+    torch_version = versions.named(row, "torch")
+    if torch_version is not None and versions.numbers(torch_version) < (2,):
+        return f"its version of torch chose other kernels than torch 2 does ({torch_version})"
     ours = versions.named(row, "transformers")
     if ours is not None and versions.numbers(ours) < versions.OLDEST:
         return f"its version of transformers is too old to be traced here ({ours})"

@@ -137,6 +137,9 @@ def _contradiction(row: Row) -> str | None:
         return f"its fused kernels are {row['fused_kernels']}, and its loss is {row['loss_head']}"
     if is_packed != bool(row["quant"]):
         return f"its method is {row['method']}, and its quantized layers are {row['quant']}"
+    lengths = re.findall(r"\d+", row["seq_kind"])
+    if lengths and str(row["seq_len"]) not in lengths:
+        return f"its sequences have {row['seq_len']} tokens, and its batch is {row['seq_kind']}"
     if bits is not None and (bits == 8) != ("8bit" in row["optimizer"].lower()):
         return f"its optimizer is {row['optimizer']}, and its moments have {bits} bits"
     named = re.search(r"\br ?(\d+)", notes(row))
