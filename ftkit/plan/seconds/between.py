@@ -16,8 +16,11 @@ from torch import distributed
 
 from ftkit.plan.seconds.messages import Collective
 
-_SIZES = {2**4: 15, 2**14: 15, 2**18: 9, 2**21: 5, 2**25: 3}
+_SIZES = {2**4: 15, 2**14: 15, 2**18: 15, 2**21: 9, 2**25: 3}
 """Bytes, and how often: the largest is past the caches."""
+_EMPTYING = 2**25
+"""Bytes that a rank computes on before each message, as a step does: its caches are empty then, the threads that send
+sleep, and it does not arrive at the same moment as the others."""
 _MOMENT = 0.1
 """Seconds of computing, before the messages and after them."""
 
@@ -62,7 +65,7 @@ def _waited() -> float:
 
 def _timed(part_bytes: int, ranks: int, times: int) -> Iterator[tuple[Collective, float]]:
     part = torch.ones(max(1, part_bytes // 4))
-    whole = torch.ones(ranks * part.numel())
+    whole, computed = torch.ones(ranks * part.numel()), torch.ones(_EMPTYING // 4)
     calls: dict[Collective, Callable[[], object]] = {
         Collective.SUM: lambda: distributed.all_reduce(whole),
         Collective.GATHER: lambda: distributed.all_gather_into_tensor(whole, part),
@@ -73,6 +76,7 @@ def _timed(part_bytes: int, ranks: int, times: int) -> Iterator[tuple[Collective
         for _ in range(times):
             whole.fill_(1.0)  # or sums of sums would overflow
             distributed.barrier()
+            computed.mul_(1.0)
             begun = time.perf_counter()
             call()
             seconds.append(time.perf_counter() - begun)

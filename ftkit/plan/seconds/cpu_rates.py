@@ -123,7 +123,7 @@ def _operators(tell: Callable[[str], None], begun: float) -> Seen:
     """Time the samples and what is large."""
     seen = Seen()
     samples = [
-        replace(sample, precision=precision, divided=1 + number)
+        replace(sample, precision=precision, divided=1 + number, is_one_of_many=True)
         for number, precision in enumerate(_precisions())
         for sample in SAMPLES
     ]

@@ -37,6 +37,7 @@ class Sample:
         batch: of these; None: as many as a run has by itself, since what does not fit into the caches takes longer.
         precision: that it computes in.
         divided: by how much smaller its micro-batches are than a run's.
+        is_one_of_many: and so its micro-batch of an odd length is half as large as it would be alone.
     """
 
     method: str
@@ -46,13 +47,14 @@ class Sample:
     batch: int | None = None
     precision: Precision = "auto"
     divided: int = 1
+    is_one_of_many: bool = False
 
     def shapes(self, tokens: int) -> list[Shape]:
         """Return its micro-batches: what a call of an operator costs beside its size shows in a small one.
 
         The first is nearly full, as a run's are, whose texts are sorted before they are cut. One of a quarter stays in
         the caches that a large one leaves. Texts of others are padded, to twice their tokens, and come in one more
-        size, half as large as the first: an odd length, as most are, makes rows of scores that kernels take no whole
+        size, about as large as the first: an odd length, as most are, makes rows of scores that kernels take no whole
         vectors of.
 
         Args:
@@ -63,7 +65,7 @@ class Sample:
         if self.is_decoder:
             return [Shape(size, self.length) for size in (batch, quarter)] + [Shape(2, self.length // 4)]
         shorter = 5 * self.length // 8 - 3
-        odd = max(1, batch * self.length // shorter // 2)
+        odd = max(1, batch * self.length // shorter // (2 if self.is_one_of_many else 1))
         sizes = ((batch, self.length), (odd, shorter), (quarter, self.length), (2, shorter // 2))
         return [Shape(*size, is_padded=True) for size in sizes]
 
