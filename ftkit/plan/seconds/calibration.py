@@ -6,6 +6,7 @@ import math
 import platform
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ def rates_of(device: Device) -> dict[str, Any]:
     }
 
 
-def from_rates(tree: dict[str, Any], source: str, link: float | None = None) -> Device:
+def from_rates(tree: Mapping[str, Any], source: str, link: float | None = None) -> Device:
     """Return the device whose figures a file has.
 
     Args:

@@ -4,17 +4,15 @@ A look is a few steps of one kind of training. What a training finds out as it b
 plans of its kind.
 """
 
-import contextlib
-import functools
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ftkit.config.precision import SettledPrecision
 from ftkit.engine.resolve import ResolvedRun
-from ftkit.machine.disk import cache_folder, replace_text
-from ftkit.plan.seconds.calibration import CALIBRATIONS, LAYOUT, fingerprint, from_rates, rates_of
+from ftkit.plan.seconds.calibration import from_rates, rates_of
+from ftkit.plan.seconds.kept import find_kept, keep_tree, kept_file
 from ftkit.plan.seconds.speed import FROM_STEPS, Device
 
 
@@ -69,53 +67,33 @@ def find_look(num_threads: int, kind: Kind) -> Look | None:
         num_threads: of one rank.
         kind: of training.
     """
-    file = _file(num_threads, kind)
-    try:
-        return _read(file, file.stat().st_mtime_ns, num_threads)
-    except OSError:
-        return None
+    return find_kept(_file(num_threads, kind), num_threads, _from_tree)
 
 
 def kept_looks(num_threads: int) -> list[Look]:
     """Return all that was seen of this machine's processor and still holds, by the names of the files."""
-    files = sorted((cache_folder() / CALIBRATIONS).glob(f"look-{num_threads}-*.json"))
-    found = (_read(file, file.stat().st_mtime_ns, num_threads) for file in files)
+    files = sorted(kept_file("").parent.glob(f"look-{num_threads}-*.json"))
+    found = (find_kept(file, num_threads, _from_tree) for file in files)
     return [one for one in found if one is not None]
 
 
 def keep_look(look: Look, num_threads: int) -> None:
-    """Write a look into the cache; on a disk that is full or read-only it is not kept, and the next run looks again.
+    """Write a look into the cache, where that can be written.
 
     Args:
         look: what was seen.
         num_threads: of one rank.
     """
     kind = look.kind
-    tree = {
-        "layout": LAYOUT,
-        "date": look.date,
-        "machine": fingerprint(num_threads),
-        "kind": [kind.method, kind.is_decoder, kind.precision],
-        **rates_of(look.device),
-    }
-    file = _file(num_threads, kind)
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(file, json.dumps(tree))
+    tree = {"date": look.date, "kind": [kind.method, kind.is_decoder, kind.precision], **rates_of(look.device)}
+    keep_tree(_file(num_threads, kind), num_threads, tree)
 
 
 def _file(num_threads: int, kind: Kind) -> Path:
     model = "decoder" if kind.is_decoder else "encoder"
-    return cache_folder() / CALIBRATIONS / f"look-{num_threads}-{kind.method}-{model}-{kind.precision}.json"
+    return kept_file(f"look-{num_threads}-{kind.method}-{model}-{kind.precision}")
 
 
-@functools.lru_cache(maxsize=16)
-def _read(file: Path, changed: int, num_threads: int) -> Look | None:  # noqa: ARG001  # a file that changed is read anew
-    try:
-        tree: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if tree["layout"] != LAYOUT or tree["machine"] != fingerprint(num_threads):
-            return None
-        date = tree["date"]
-        return Look(date, Kind(*tree["kind"]), from_rates(tree, look_words(date)))
-    except (ValueError, KeyError, TypeError):  # cut short
-        return None
+def _from_tree(tree: Mapping[str, Any]) -> Look:
+    date = tree["date"]
+    return Look(date, Kind(*tree["kind"]), from_rates(tree, look_words(date)))

@@ -19,8 +19,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from ftkit.machine.disk import cache_folder, replace_text
-from ftkit.plan.seconds.calibration import CALIBRATIONS, LAYOUT, fingerprint, source_words
+from ftkit.plan.seconds.calibration import source_words
+from ftkit.plan.seconds.kept import find_kept, keep_tree, kept_file
 from ftkit.plan.seconds.timed import Law, Timed, law_of, seconds_of
 
 ASSUMED_RATE = 10e9
@@ -98,11 +98,7 @@ def assumed_wire(ranks: int) -> Wire:
 
 def find_wire(ranks: int) -> Wire | None:
     """Return what so many processes of this machine were timed to send one another, if that still holds."""
-    file = _file(ranks)
-    try:
-        return _read(file, file.stat().st_mtime_ns, ranks)
-    except OSError:
-        return None
+    return find_kept(_file(ranks), 1, _from_tree)
 
 
 def time_wire(ranks: int, date: str) -> Wire | None:
@@ -119,15 +115,12 @@ def time_wire(ranks: int, date: str) -> Wire | None:
     """
     try:
         heard = _talk(ranks)
-        tree = {"layout": LAYOUT, "date": date, "machine": fingerprint(1), "seconds": heard["seen"]}
-        wire = _from_tree(tree, ranks)
+        tree = {"date": date, "ranks": ranks, "seconds": heard["seen"]}
+        wire = _from_tree(tree)
     except (OSError, subprocess.SubprocessError, ValueError, LookupError):
         return None
     if heard["waited"] < _MOST_WAITED:
-        with contextlib.suppress(OSError):  # on a disk that is full or read-only it is not kept
-            file = _file(ranks)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            replace_text(file, json.dumps(tree))
+        keep_tree(_file(ranks), 1, tree)
     return wire
 
 
@@ -152,22 +145,11 @@ def _talk(ranks: int) -> dict[str, Any]:
 
 
 def _file(ranks: int) -> Path:
-    return cache_folder() / CALIBRATIONS / f"messages-{ranks}.json"
+    return kept_file(f"messages-{ranks}")
 
 
-@functools.lru_cache(maxsize=16)
-def _read(file: Path, changed: int, ranks: int) -> Wire | None:  # noqa: ARG001  # a file that changed is read anew
-    try:
-        tree: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if tree["layout"] != LAYOUT or tree["machine"] != fingerprint(1):
-            return None
-        return _from_tree(tree, ranks)
-    except (ValueError, KeyError, TypeError):  # cut short
-        return None
-
-
-def _from_tree(tree: Mapping[str, Any], ranks: int) -> Wire:
+def _from_tree(tree: Mapping[str, Any]) -> Wire:
     timed: dict[str, list[Timed]] = defaultdict(list)
     for collective, size, seconds in tree["seconds"]:
         timed[Collective(collective)].append(Timed(0, size, seconds))
-    return Wire(ranks, ASSUMED_RATE, dict(timed), source_words(tree["date"]))
+    return Wire(tree["ranks"], ASSUMED_RATE, dict(timed), source_words(tree["date"]))
