@@ -29,7 +29,7 @@ _PROGRAM = "ftkit.plan.seconds.between"
 _MOST_WAITED = 0.1
 """Of a moment of computing, for a core, if what was timed is to be kept."""
 _MOST_SECONDS = 60.0
-"""That timing may take; it takes two to five where the ranks have a core each, most of it for their imports."""
+"""That timing may take; it takes about four where the ranks have a core each, most of it for their imports."""
 
 
 class Collective(StrEnum):

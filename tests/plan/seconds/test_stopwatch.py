@@ -41,10 +41,12 @@ def test_parts_are_noted_one_by_one_with_the_operators_of_each():
     assert all(0 < one.computed <= one.seconds for one in parts.each)
 
 
-def test_a_sample_begins_with_micro_batches_as_large_as_a_runs_and_half_as_large_where_that_is_asked_for():
+def test_a_samples_largest_micro_batches_are_as_large_as_a_runs_and_half_as_large_where_that_is_asked_for():
     for sample in SAMPLES:
-        first, *others = sample.shapes(2048)
-        assert first.batch * first.length == 2048
-        assert all(one.batch * one.length <= 1024 for one in others)
-        half = replace(sample, divided=2).shapes(2048)[0]
-        assert half.batch * half.length == 1024
+        first, *others = (one.batch * one.length for one in sample.shapes(2048))
+        assert first == 2048
+        assert (1800 < others[0] <= 2048) is not sample.is_decoder  # of an odd length
+        assert max(others[1:]) <= 512
+        of_many = [one.batch * one.length for one in replace(sample, divided=2, is_one_of_many=True).shapes(2048)]
+        assert of_many[0] == 1024
+        assert max(of_many[1:]) <= 512
