@@ -33,6 +33,8 @@ _TRIAL_BYTES = 2**25
 _READ_BYTES = 2**22
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 """As safetensors quotes the system."""
+_UNMAPPED = re.compile(r"unable to .*file <.*\((\d+)\)")
+"""As torch does where it cannot map a file (torch 2.13, aten/src/ATen/MapAllocator.cpp)."""
 
 
 def cache_folder() -> Path:
@@ -218,6 +220,22 @@ def written_patiently(
         if began is not None:
             tell(f"wrote {folder} after {format_seconds(time.monotonic() - began)} of waiting; the run goes on")
         return written
+
+
+@contextmanager
+def system_errors() -> Iterator[None]:
+    """Turn what torch says of a file that it cannot map into the error of the system.
+
+    Raises:
+        OSError: that error, such as that the file is not there.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if (quoted := _UNMAPPED.search(str(error))) is None:
+            raise
+        number = int(quoted[1])
+        raise OSError(number, os.strerror(number)) from error
 
 
 def is_of_disk(error: OSError | SafetensorError) -> bool:

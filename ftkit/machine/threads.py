@@ -1,4 +1,4 @@
-"""How long the threads of a process wait for one another before they give their cores away."""
+"""The threads that torch computes with: how long they wait for one another, and those of a copy of a process."""
 
 import os
 
@@ -17,3 +17,14 @@ def wait_briefly() -> None:
     """
     if _POLICY not in os.environ:
         os.environ.setdefault(_SPINS, str(_MOST_SPINS))
+
+
+def begin_in_a_copy() -> None:
+    """Have torch make its pool of threads in a copy of a process; call it in a new thread, before there is another one.
+
+    By itself torch makes it when it computes for the first time after a fork, and of several threads that do so at one
+    moment some find none: "Invalid thread pool!" (torch 2.13, aten/src/ATen/ParallelOpenMP.cpp).
+    """
+    import torch
+
+    torch.get_num_threads()

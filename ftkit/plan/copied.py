@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from ftkit.machine.process import ProcessContext
+from ftkit.machine.threads import begin_in_a_copy
 
 Result = TypeVar("Result")
 Note = Callable[[str], None]
@@ -76,6 +77,7 @@ def _serve(work: Callable[[Note], Any], tells: Connection) -> None:
         signal.signal(number, signal.SIG_DFL)
 
     def run() -> None:
+        begin_in_a_copy()
         try:
             answer = "returned", work(lambda text: tells.send(("told", text)))
         except BaseException as error:

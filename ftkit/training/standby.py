@@ -26,6 +26,7 @@ from typing import BinaryIO, NoReturn
 
 from ftkit.config.tree import RunConfig
 from ftkit.machine.process import ProcessContext
+from ftkit.machine.threads import begin_in_a_copy
 from ftkit.plan.copied import can_be_copied
 
 _PROGRAM = "ftkit.inference.reopen"
@@ -200,6 +201,7 @@ def _run(talk: str) -> int:
 
     def run() -> None:
         sys.argv = [_PROGRAM, talk]
+        begin_in_a_copy()
         try:
             runpy.run_module(_PROGRAM, run_name="__main__", alter_sys=True)
             codes[0] = 0

@@ -1,6 +1,7 @@
 """A whole run on a real disk that fills, or that goes away for a while: it waits, goes on, and loses nothing."""
 
 import subprocess
+import time
 
 import pytest
 
@@ -71,7 +72,13 @@ def test_a_run_whose_disk_fills_waits_for_room_and_ends_as_if_nothing_had_been(w
 
 def test_a_run_whose_disk_stays_full_ends_with_what_is_whole_and_goes_on_when_there_is_room(work, small_disk, expected):
     folder = small_disk / "run"
-    notes = Breaks(lambda: fill(small_disk), lambda: None)
+
+    def fills():
+        while not list_checkpoints(folder / CHECKPOINTS):  # the first is written while the second step is taken
+            time.sleep(0.01)
+        fill(small_disk)
+
+    notes = Breaks(fills, lambda: None)
     with pytest.raises(DeviceError, match=r"No space left on device.*; free some space"):
         train(work, folder, *OFTEN, "output.disk_patience=0.05", reporter=notes)
     kept = list_checkpoints(folder / CHECKPOINTS)

@@ -6,6 +6,7 @@ import os
 import subprocess
 
 import pytest
+import torch
 
 from ftkit.errors import DeviceError
 from ftkit.machine import disk
@@ -14,6 +15,13 @@ from ftkit.records.files import RecordWriter
 from ftkit.records.schema import RecoveryLine
 
 LINE = RecoveryLine(step=1, reason="x" * 5000, before="a", after="b")
+
+
+def test_what_torch_says_of_a_file_that_it_cannot_map_is_the_error_of_the_system(tmp_path):
+    with pytest.raises(FileNotFoundError), disk.system_errors():
+        torch.UntypedStorage.from_file(str(tmp_path / "gone"), False, 8)
+    with pytest.raises(RuntimeError, match="another"), disk.system_errors():
+        raise RuntimeError("another mistake (2)")
 
 
 @pytest.fixture

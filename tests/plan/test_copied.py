@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from ftkit.errors import DoesNotFitError
 from ftkit.machine.memory import resident_bytes
 from ftkit.plan.copied import CopyLostError, in_a_copy
+from ftkit.plan.seconds.speed import threads
 
 SIZE = 64 * 2**20
 
@@ -25,6 +27,33 @@ def test_a_copy_returns_what_its_work_returns_and_tells_what_that_tells():
     assert process != os.getpid()
     assert total == 300**3
     assert told == ["first", "then"]
+
+
+def in_many_threads(compute):
+    """Threads that compute for the first time at one moment; returns what went wrong."""
+    together, failed = threading.Barrier(12), []
+
+    def run():
+        together.wait()
+        try:
+            compute()
+        except RuntimeError as error:
+            failed.append(str(error))
+
+    started = [threading.Thread(target=run) for _ in range(12)]
+    for one in started:
+        one.start()
+    for one in started:
+        one.join()
+    return failed
+
+
+def test_many_threads_of_a_copy_may_compute_for_the_first_time_at_one_moment():
+    numbers = torch.ones(200_000)
+    with threads(2):  # or none of them would ask torch for its pool
+        numbers.add(1)
+        for _ in range(8):  # by itself torch fails in nine of ten copies
+            assert in_a_copy(lambda _: in_many_threads(lambda: numbers.add(1)), print) == []
 
 
 def test_the_memory_of_the_work_ends_with_the_copy():

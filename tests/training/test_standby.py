@@ -24,6 +24,12 @@ from pathlib import Path
 import torch
 
 folder = Path(sys.argv[1])
+numbers, together = torch.empty(200_000), threading.Barrier(12)  # and nothing is computed yet
+started = [threading.Thread(target=lambda: (together.wait(), numbers.add(1))) for _ in range(12)]
+for one in started:
+    one.start()
+for one in started:
+    one.join()
 product = torch.ones(512, 512) @ torch.ones(512, 512)  # by all of OpenMP's threads
 (folder / "answer").write_text(f"{float(product.sum())}")
 sys.stderr.write("error: as asked" if (folder / "fail").exists() else "")

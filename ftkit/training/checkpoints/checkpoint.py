@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from ftkit.errors import CheckpointError
-from ftkit.machine.disk import written_aside
+from ftkit.machine.disk import system_errors, written_aside
 from ftkit.training.checkpoints.shards import is_sharded, read_shards
 
 WEIGHTS, MOMENTS, STATE = "trainable.safetensors", "optimizer.safetensors", "state.json"
@@ -186,7 +186,7 @@ def vouch(aside: Path) -> None:
 
 def _read_back(path: Path, written: Tensors) -> None:
     """Compare a file with what it was made of, one tensor after another."""
-    with safe_open(path, framework="pt") as file:
+    with system_errors(), safe_open(path, framework="pt") as file:
         names = set(file.keys())
     differing = [name for name in written if name not in names or not _is_same(_read_alone(path, name), written[name])]
     if differing:
@@ -195,7 +195,7 @@ def _read_back(path: Path, written: Tensors) -> None:
 
 def _read_alone(path: Path, name: str) -> torch.Tensor:
     """Read a tensor of a file that is opened for it alone: what has been read of a mapping stays until that closes."""
-    with safe_open(path, framework="pt") as file:
+    with system_errors(), safe_open(path, framework="pt") as file:
         tensor: torch.Tensor = file.get_tensor(name)
     return tensor
 
