@@ -61,7 +61,8 @@ def two_threads():
 
 @pytest.mark.usefixtures("two_threads")
 def test_a_copy_answers_as_a_fresh_process_does_though_openmp_has_threads_that_it_lacks(program):
-    for opened in (Standby().open, open_freshly):
+    # By itself torch fails in one copy of three, where several threads ask for its own at one moment.
+    for opened in (*(Standby().open for _ in range(8)), open_freshly):
         ended = opened(program, 60.0)
         assert (ended.code, ended.printed) == (0, "")
         assert float((program / "answer").read_text()) == 512.0**3
