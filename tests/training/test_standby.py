@@ -25,7 +25,15 @@ import torch
 
 folder = Path(sys.argv[1])
 numbers, together = torch.empty(200_000), threading.Barrier(12)  # and nothing is computed yet
-started = [threading.Thread(target=lambda: (together.wait(), numbers.add(1))) for _ in range(12)]
+
+def compute():
+    together.wait()
+    try:
+        numbers.add(1)
+    except RuntimeError as error:
+        sys.stderr.write(str(error))
+
+started = [threading.Thread(target=compute) for _ in range(12)]
 for one in started:
     one.start()
 for one in started:
