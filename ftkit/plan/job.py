@@ -67,7 +67,8 @@ def job_plan(
     validations, checkpoints = _counts(prediction, config, sequences)
     cached = _cache_bytes(prediction, config, sequences)
     written = (checkpoints or 0) * prediction.num_trainable_parameters * CHECKPOINT_BYTES + result
-    opening = _COPY_SECONDS if target.device_type == "cpu" and target.num_devices == 1 else _REOPEN_SECONDS
+    is_copied = target.device_type == "cpu" and target.launcher == "none"  # as `can_be_copied` knows for sure
+    opening = _COPY_SECONDS if is_copied else _REOPEN_SECONDS
     end = _END_SECONDS + (opening + load_seconds if config.output.reopen else 0.0)
     start = load_seconds + (_START_SECONDS if so_far is None else _IMPORT_SECONDS + so_far + _ENGINE_SECONDS)
     rest = (
