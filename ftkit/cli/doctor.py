@@ -10,7 +10,7 @@ import click
 
 from ftkit.cli.options import Place, quieten, user_errors
 from ftkit.errors import DeviceError
-from ftkit.machine.disk import cache_folder, explained_writing
+from ftkit.machine.disk import cache_folder, explained_writing, make_folder
 from ftkit.machine.doctor.examine import examine
 from ftkit.machine.doctor.finding import Finding, State
 from ftkit.machine.hardware import this_machine
@@ -85,7 +85,9 @@ def _calibrate() -> None:
     device = _accelerator()
     if device is not None and device.type != "cuda":
         raise DeviceError("--calibrate measures CPUs and CUDA devices alone so far")
-    with explained_writing(cache_folder(), "or name another folder with FTKIT_CACHE"):
+    cure = "name another folder with FTKIT_CACHE"
+    make_folder(cache_folder(), cure)
+    with explained_writing(cache_folder(), f"or {cure}"):
         keep(calibrate(tell) if device is None else calibrate_gpu(device, tell))
     if device is None and (ranks := _usual_ranks()) > 1:
         _time_messages(ranks, tell)

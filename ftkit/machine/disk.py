@@ -79,6 +79,22 @@ def existing_folder(path: Path) -> Path:
     return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
 
 
+def make_folder(folder: Path, cure: str) -> None:
+    """Make a folder, where it is not there.
+
+    Args:
+        folder: which.
+        cure: what the user could do where that cannot be.
+
+    Raises:
+        DeviceError: naming folder, reason and cure.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DeviceError(f"cannot make {folder}: {error.strerror}; {cure}") from error
+
+
 def check_writable(folder: Path) -> None:
     """Raise OSError where nothing can be written in a folder, or in the nearest one above it that is there."""
     tempfile.TemporaryFile(dir=existing_folder(folder)).close()

@@ -7,6 +7,7 @@ import torch
 from click.testing import CliRunner
 
 from ftkit.cli import doctor as command
+from ftkit.cli import main
 from ftkit.cli.doctor import doctor
 from ftkit.machine.doctor.finding import State
 from ftkit.sweep.matrix import Tried
@@ -44,3 +45,12 @@ def test_where_the_device_cannot_be_measured_no_cure_is_named(monkeypatch):
     found = command._rates()
     assert (found.state, found.cure) == (State.OK, None)
     assert found.fact.startswith("from the table of cards")
+
+
+def test_a_calibration_that_could_not_be_kept_is_refused_before_it_is_taken(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FTKIT_CACHE", str(tmp_path / "file" / "cache"))
+    result = CliRunner().invoke(main, ["doctor", "--calibrate"])
+    assert result.exit_code == 7
+    cache = tmp_path / "file" / "cache"
+    assert result.stderr == f"error: cannot make {cache}: Not a directory; name another folder with FTKIT_CACHE\n"
