@@ -145,8 +145,7 @@ def _known_key(key: str, short: Mapping[str, str], where: str) -> str:
     key = short.get(key, key)
     known = list(_keys())
     if key not in known and not any(one.startswith(f"{key}.") for one in known):
-        names = dict.fromkeys([*short, *known, *(one.rpartition(".")[2] for one in known)])
-        raise ConfigError(f"{where}: no axis {key!r}; {nearest(key, names)}")
+        raise ConfigError(f"{where}: no axis {key!r}; {nearest(key, dict.fromkeys([*short, *known]))}")
     return key
 
 

@@ -82,7 +82,13 @@ def test_a_file_that_holds_no_axes_is_refused(tree):
 
 
 @pytest.mark.parametrize(
-    ("key", "nearest"), [("methd", "method"), ("zero-stge", "zero-stage"), ("engine.zero_stge", "engine.zero_stage")]
+    ("key", "nearest"),
+    [
+        ("methd", "method"),
+        ("zero-stge", "zero-stage"),
+        ("engine.zero_stge", "engine.zero_stage"),
+        ("micro_batch_tokens", "micro-batch-tokens"),
+    ],
 )
 def test_an_unknown_axis_is_refused_with_the_nearest(key, nearest):
     with pytest.raises(ConfigError, match=f"no axis {key!r}; did you mean {nearest!r}"):
