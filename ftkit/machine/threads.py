@@ -1,6 +1,8 @@
 """The threads that torch computes with: how long they wait for one another, and those of a copy of a process."""
 
 import os
+import threading
+from collections.abc import Callable
 
 _SPINS, _POLICY = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
 """Variables that GNU's OpenMP, which torch computes with, reads once, as torch is imported (manual of libgomp)."""
@@ -19,12 +21,23 @@ def wait_briefly() -> None:
         os.environ.setdefault(_SPINS, str(_MOST_SPINS))
 
 
-def begin_in_a_copy() -> None:
-    """Have torch make its pool of threads in a copy of a process; call it in a new thread, before there is another one.
+def work_in_a_copy(work: Callable[[], None]) -> None:
+    """Work in a copy of a process, which has torch, in a thread of its own, and wait for it.
 
-    By itself torch makes it when it computes for the first time after a fork, and of several threads that do so at one
-    moment some find none: "Invalid thread pool!" (torch 2.13, aten/src/ATen/ParallelOpenMP.cpp).
+    The thread that was copied believes that OpenMP's others had come along. And torch makes its pool when it computes
+    for the first time after a fork: of several threads that do so at one moment some find none, "Invalid thread pool!"
+    (torch 2.13, aten/src/ATen/ParallelOpenMP.cpp). So the one that works has it made before there are others.
+
+    Args:
+        work: what the copy is for.
     """
-    import torch
 
-    torch.get_num_threads()
+    def run() -> None:
+        import torch
+
+        torch.get_num_threads()
+        work()
+
+    worker = threading.Thread(target=run)
+    worker.start()
+    worker.join()

@@ -3,19 +3,17 @@
 The storages of one place in the model, in all layers alike, are a group: the first results of each layer's MLP, say.
 """
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ftkit.observe.allocator import round_size
-from ftkit.observe.peaks import kinds, live_at
+from ftkit.observe.peaks import NUMBER, kinds, live_at
 from ftkit.observe.tape import Birth, Role, Tape
 from ftkit.records.explained import LiveGroup, PartTypes
 from ftkit.records.figures import Kind
 from ftkit.step.observer import Phase
 
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 _WRAPPER = "base_model.model."
 """The path that peft puts before a model's own."""
 
@@ -33,7 +31,7 @@ class _Key:
     def of(cls, kind: Kind, birth: Birth) -> "_Key":
         return cls(
             kind,
-            _NUMBER.sub("*", own_path(birth.module)),
+            NUMBER.sub("*", own_path(birth.module)),
             birth.op.partition(".")[0],
             birth.shape,
             birth.dtype,

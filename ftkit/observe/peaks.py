@@ -18,8 +18,8 @@ from ftkit.step.observer import Phase
 
 _POINTS = 600
 _LARGEST = 10
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
-"""Of a layer in the path of a module, where it comes first."""
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+"""In the path of a module; the first is that of its layer."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def find_peak(tape: Tape, rounding: Callable[[int], int] = round_size) -> Peak:
 
 def _module_in(module: str, layer: int | None) -> str:
     """Return the path of a module with its own layer: an unrolled tape has that of the layer which stood for it."""
-    return module if layer is None else _NUMBER.sub(str(layer), module, count=1)
+    return module if layer is None else NUMBER.sub(str(layer), module, count=1)
 
 
 def peak_place(tape: Tape, rounding: Callable[[int], int] = round_size) -> int:

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from ftkit.machine.process import ProcessContext
-from ftkit.machine.threads import begin_in_a_copy
+from ftkit.machine.threads import work_in_a_copy
 
 Result = TypeVar("Result")
 Note = Callable[[str], None]
@@ -72,18 +72,15 @@ def in_a_copy(work: Callable[[Note], Result], note: Note) -> Result:
 
 
 def _serve(work: Callable[[Note], Any], tells: Connection) -> None:
-    """Be the copy. It works in a thread of its own: the one that was copied believes that OpenMP's had come along."""
+    """Be the copy."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
 
     def run() -> None:
-        begin_in_a_copy()
         try:
             answer = "returned", work(lambda text: tells.send(("told", text)))
         except BaseException as error:
             answer = "raised", error
         tells.send(answer)
 
-    worker = threading.Thread(target=run)
-    worker.start()
-    worker.join()
+    work_in_a_copy(run)

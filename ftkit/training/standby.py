@@ -15,7 +15,6 @@ import select
 import signal
 import subprocess
 import sys
-import threading
 import time
 import traceback
 import weakref
@@ -26,7 +25,7 @@ from typing import BinaryIO, NoReturn
 
 from ftkit.config.tree import RunConfig
 from ftkit.machine.process import ProcessContext
-from ftkit.machine.threads import begin_in_a_copy
+from ftkit.machine.threads import work_in_a_copy
 from ftkit.plan.copied import can_be_copied
 
 _PROGRAM = "ftkit.inference.reopen"
@@ -196,12 +195,11 @@ def _wait(asked: int, parent: int) -> str:
 
 
 def _run(talk: str) -> int:
-    """Run the program, in a thread: the one that was copied believes that OpenMP's other threads had come along."""
+    """Run the program; return what it exits with."""
     codes = [1]
 
     def run() -> None:
         sys.argv = [_PROGRAM, talk]
-        begin_in_a_copy()
         try:
             runpy.run_module(_PROGRAM, run_name="__main__", alter_sys=True)
             codes[0] = 0
@@ -210,7 +208,5 @@ def _run(talk: str) -> int:
         except BaseException:
             traceback.print_exc()
 
-    worker = threading.Thread(target=run)
-    worker.start()
-    worker.join()
+    work_in_a_copy(run)
     return codes[0]

@@ -27,9 +27,10 @@ from ftkit.machine.heap import trim
 from ftkit.machine.process import ProcessContext, has_bf16, joined
 from ftkit.plan.seconds.calibration import Calibration, fingerprint, source_words
 from ftkit.plan.seconds.looks import Kind, Look, keep_look, look_words
+from ftkit.plan.seconds.loops import clock
 from ftkit.plan.seconds.samples import SAMPLES, Sample, stepper
 from ftkit.plan.seconds.speed import Device, cpu_device, threads
-from ftkit.plan.seconds.stopwatch import Parts, Seen, clock
+from ftkit.plan.seconds.stopwatch import Parts, Seen
 
 MOST_SECONDS = 20.0
 """What a calibration may take, of the processor where one thread computes: by the clock it is longer beside others."""

@@ -18,6 +18,11 @@ def kept_file(name: str) -> Path:
     return cache_folder() / CALIBRATIONS / f"{name}.json"
 
 
+def kept_files(pattern: str) -> list[Path]:
+    """Return the files that are there, of a pattern of names, in their order."""
+    return sorted(kept_file(pattern).parent.glob(kept_file(pattern).name))
+
+
 def find_kept(file: Path, num_threads: int, make: Callable[[Mapping[str, Any]], T]) -> T | None:
     """Return what a file keeps, if it is there and still holds.
 

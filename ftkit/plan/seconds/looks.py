@@ -12,7 +12,7 @@ from typing import Any
 from ftkit.config.precision import SettledPrecision
 from ftkit.engine.resolve import ResolvedRun
 from ftkit.plan.seconds.calibration import from_rates, rates_of
-from ftkit.plan.seconds.kept import find_kept, keep_tree, kept_file
+from ftkit.plan.seconds.kept import find_kept, keep_tree, kept_file, kept_files
 from ftkit.plan.seconds.speed import FROM_STEPS, Device
 
 
@@ -72,8 +72,7 @@ def find_look(num_threads: int, kind: Kind) -> Look | None:
 
 def kept_looks(num_threads: int) -> list[Look]:
     """Return all that was seen of this machine's processor and still holds, by the names of the files."""
-    files = sorted(kept_file("").parent.glob(f"look-{num_threads}-*.json"))
-    found = (find_kept(file, num_threads, _from_tree) for file in files)
+    found = (find_kept(file, num_threads, _from_tree) for file in kept_files(f"look-{num_threads}-*"))
     return [one for one in found if one is not None]
 
 

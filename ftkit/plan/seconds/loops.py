@@ -15,10 +15,13 @@ _ROWS, _COLUMNS = 2**12, 2**8
 """What each operator of `_operators` is timed with, in a fifth of a second."""
 
 
+def clock() -> float:
+    """Return seconds; of this thread alone where it computes alone, since others may have the core meanwhile."""
+    return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
 def best_seconds(work: Callable[[], object], rounds: int = _ROUNDS) -> float:
     """Return how long a piece of work takes in the best of some rounds, since others may be at work."""
-    # One thread's own clock stands still while others have the core.
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     best = math.inf
     for _ in range(rounds):
         begin = clock()

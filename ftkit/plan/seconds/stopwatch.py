@@ -2,7 +2,6 @@
 
 import contextlib
 import statistics
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from ftkit.models.kernels.foreign import DispatchMode
 from ftkit.observe.operators import Work, op_key, work_of
 from ftkit.observe.tape import OpKey
 from ftkit.plan.seconds.hooks import Hooks
+from ftkit.plan.seconds.loops import clock
 from ftkit.plan.seconds.speed import Device
 from ftkit.plan.seconds.timed import Timed
 from ftkit.step.observer import Phase
@@ -64,11 +64,6 @@ def _keys(name: str, args: tuple[Any, ...], out: Any) -> Iterator[tuple[OpKey, f
     total = sum(tensor.nbytes for one in lists for tensor in one)
     for parts in zip(*(one for one in lists if len(one) == len(lists[0])), strict=True):
         yield op_key(f"_fused{name}", parts, None), sum(one.nbytes for one in parts) / total
-
-
-def clock() -> float:
-    """Return seconds; of this thread alone where it computes alone, since others may have the core meanwhile."""
-    return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 @dataclass(frozen=True)
