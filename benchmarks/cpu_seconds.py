@@ -1,7 +1,9 @@
 """The processor seconds of a step on this machine's CPU beside those that are planned.
 
-    ftkit doctor --calibrate
-    OMP_NUM_THREADS=1 python -m benchmarks.cpu_seconds [--precision bf16 fp32] [SETTINGS ...]
+    OMP_NUM_THREADS=1 python -m benchmarks.cpu_seconds [--rounds 3] [--precision bf16 fp32] [SETTINGS ...]
+
+In each round the machine is calibrated anew, and each run is planned by that: a machine whose speed changes from one
+minute to the next changes both. The table has the medians of the rounds, and for the error the least and the most.
 
 SETTINGS name one configuration each, such as "method=lora engine.zero_stage=2"; without any, the twelve of
 docs/results.md run. Each runs in a process of its own, on the micro-batches that are planned for it, with one rank and
@@ -16,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from dataclasses import replace
 
 import torch
@@ -94,10 +97,27 @@ def measured_alone(settings: str) -> float:
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
+def calibrated() -> None:
+    """Measure this machine for the plans that follow, as a user would.
+
+    Raises:
+        CalledProcessError: that failed.
+    """
+    subprocess.run([sys.executable, "-m", "ftkit", "doctor", "--calibrate"], stdout=subprocess.DEVNULL, check=True)
+
+
+def compared(settings: str) -> tuple[float, float]:
+    """Return the seconds of a step that are measured, and those that are planned."""
+    planned = predict(config_of(settings), find_target("cpu")).step_seconds
+    assert planned is not None, settings
+    return measured_alone(settings), planned
+
+
 def main() -> None:
-    """Print the table, a line as soon as it is known."""
+    """Print the tables: of each round as it comes, and of all rounds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", default=CONFIGURATIONS)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", nargs="+", default=["auto"])
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -106,17 +126,27 @@ def main() -> None:
         print(json.dumps(measured(asked.settings[0])))
         return
     assert torch.get_num_threads() == 1, "processor seconds of several threads are no time; set OMP_NUM_THREADS=1"
-    errors: list[float] = []
-    print("| run | precision | measured | planned | error |\n|---|---|---:|---:|---:|")
-    for precision in asked.precision:
-        for settings in asked.settings:
-            whole = f"{USUAL} model.precision={precision} {settings}"
-            planned = predict(config_of(whole), find_target("cpu")).step_seconds
-            assert planned is not None, settings
-            seconds = measured_alone(whole)
-            errors.append(planned / seconds - 1)
-            print(f"| {settings} | {precision} | {seconds:.3g} s | {planned:.3g} s | {errors[-1]:+.1%} |", flush=True)
-    print(f"\nmedian {statistics.median(errors):+.1%}, of the sizes {statistics.median(map(abs, errors)):.1%}")
+    found: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    for number in range(asked.rounds):
+        calibrated()
+        for precision in asked.precision:
+            for settings in asked.settings:
+                one = compared(f"{USUAL} model.precision={precision} {settings}")
+                found[settings, precision].append(one)
+                print(
+                    f"round {number + 1}: {settings}, {precision}: {one[0]:.3g} s, planned {one[1]:.3g} s", flush=True
+                )
+    print("\n| run | precision | measured | planned | error | least, most |\n|---|---|---:|---:|---:|---:|")
+    medians = []
+    for (settings, precision), pairs in found.items():
+        errors = sorted(planned / seconds - 1 for seconds, planned in pairs)
+        seconds, planned = (statistics.median(column) for column in zip(*pairs, strict=True))
+        medians.append(statistics.median(errors))
+        print(f"| {settings} | {precision} | {seconds:.3g} s | {planned:.3g} s | {medians[-1]:+.1%} |", end="")
+        print(f" {errors[0]:+.1%}, {errors[-1]:+.1%} |")
+    sizes = [abs(error) for error in medians]
+    middle, size = statistics.median(medians), statistics.median(sizes)
+    print(f"\nmedian {middle:+.1%}, of the sizes {size:.1%}, worst {max(sizes):.1%}")
 
 
 if __name__ == "__main__":

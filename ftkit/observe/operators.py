@@ -34,6 +34,12 @@ def work_of(func: Any) -> Work:
     return Work.SOME
 
 
+_PICKS = {"embedding", "index", "index_select", "gather"}
+"""Operators that read no more of their first argument than they make: of a table, the rows that are asked for."""
+_PUTS = {"index_fill_", "index_add_", "index_copy_"}
+"""Operators that write the rows of their first argument that an index names."""
+
+
 def op_key(name: str, args: tuple[Any, ...], out: Any) -> OpKey:
     """Return what a call of an operator costs.
 
@@ -46,9 +52,19 @@ def op_key(name: str, args: tuple[Any, ...], out: Any) -> OpKey:
     for value in (*args, out):
         for tensor in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(tensor, torch.Tensor):
-                moved += tensor.numel() * tensor.element_size()
+                moved += tensor.nbytes
                 dtype = dtype or (dtype_name(tensor.dtype) if tensor.is_floating_point() else "")
-    return name, _flops(name, args), moved, dtype
+    return name, _flops(name, args), moved - _untouched(name.partition(".")[0], args, out), dtype
+
+
+def _untouched(name: str, args: tuple[Any, ...], out: Any) -> int:
+    """Return the bytes of what an operator is given and returns that it neither reads nor writes."""
+    if name in _PICKS:
+        return int(args[0].nbytes - out.nbytes)
+    if name in _PUTS:
+        whole, along, index = args[:3]
+        return int(2 * (whole.nbytes - whole.nbytes // whole.shape[along] * index.numel()))
+    return 0
 
 
 def half_product(name: str, args: tuple[Any, ...]) -> Product | None:

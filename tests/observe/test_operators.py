@@ -59,3 +59,22 @@ TOKENS, EXPERTS, WIDE, NARROW = 32, 4, 16, 8
 def test_the_products_of_experts_compute_as_much_as_if_one_expert_had_all_tokens(left, right):
     tensors = torch.empty(left, device="meta"), torch.empty(right, device="meta")
     assert op_key("_grouped_mm.default", tensors, None)[1] == 2 * TOKENS * WIDE * NARROW
+
+
+@pytest.mark.parametrize(
+    ("work", "elements"),
+    [
+        pytest.param(lambda table, rows: torch.nn.functional.embedding(rows, table), 2 * 3 * 8, id="embedding"),
+        pytest.param(lambda table, rows: table.index_select(0, rows), 2 * 3 * 8, id="index_select"),
+        pytest.param(lambda table, rows: table[rows], 2 * 3 * 8, id="index"),
+        pytest.param(lambda table, rows: table.gather(1, rows[:, None]), 2 * 3, id="gather"),
+        pytest.param(lambda table, rows: table.index_fill_(0, rows, 0.0), 2 * 3 * 8, id="index_fill_"),
+        pytest.param(lambda table, rows: table.index_fill_(1, rows, 0.0), 2 * 3 * 1000, id="index_fill_, columns"),
+        pytest.param(lambda table, rows: table.index_add_(0, rows, torch.ones(3, 8)), 3 * 3 * 8, id="index_add_"),
+    ],
+)
+def test_of_a_table_the_rows_that_are_asked_for_are_moved(work, elements):
+    table, rows = torch.zeros(1000, 8), torch.tensor([5, 1, 7])
+    with Keys() as seen:
+        work(table, rows)
+    assert [moved for *_, moved, _ in seen.keys][-1] == elements * table.itemsize + rows.nbytes

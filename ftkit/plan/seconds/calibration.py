@@ -19,7 +19,7 @@ from ftkit.plan.seconds.timed import Timed
 from ftkit.step.observer import Phase
 
 _CPUINFO = Path("/proc/cpuinfo")
-LAYOUT = 8
+LAYOUT = 9
 """Of the files; another one is not read."""
 CALIBRATIONS = "calibration"
 """The folder of the files, in the cache."""

@@ -43,8 +43,8 @@ _ASKED = 3
 _MOST_WAITED = 0.05
 """Of a look, for a core or for the disk, if it is to be kept."""
 _TRIAL_BYTES = 2**26
-_FLAT = 2**22
-"""Elements of a flat tensor of gradients: more than a core's own caches hold."""
+_FLAT_BYTES = 3 * 2**24
+"""Of a flat tensor of gradients: 16 MiB still come from the last cache of a large server."""
 _LARGE = ((512, 2048, 2048), (2048, 512, 2048), (512, 2048, 16))
 """Rows, inner and columns of the products that are added: a layer's, that of a weight's gradient, an adapter's."""
 
@@ -179,20 +179,23 @@ def _large(dtype: torch.dtype) -> None:
     """Run what is larger than in the samples, for a stopwatch that is at work."""
     for rows, inner, columns in _LARGE:
         _large_product(rows, inner, columns, dtype)
-    for _ in range(_TIMES):
-        _flat(torch.ones(_FLAT, dtype=dtype))
+    _flat(torch.ones(_FLAT_BYTES // dtype.itemsize, dtype=dtype))
 
 
 def _flat(gradients: torch.Tensor) -> None:
     """Do what DeepSpeed does to gradients that lie one behind the other: average, copy, sum, look for the largest."""
-    single = torch.zeros(_FLAT)
-    torch.cat([gradients[: _FLAT // 2], gradients[_FLAT // 2 :]]).div_(1)
-    single.copy_(gradients)
-    gradients.copy_(single)
-    gradients.clone().copy_(gradients)
-    single.double().norm()
-    single.amax()
-    single.amin()
+    single, halves = torch.zeros(_FLAT_BYTES // 4), gradients.chunk(2)
+    for _ in range(_TIMES):
+        torch.cat(halves).div_(1)
+        single.copy_(gradients[: single.numel()])
+        gradients[: single.numel()].copy_(single)
+        gradients.clone().copy_(gradients)
+        single[: single.numel() // 2].double().norm()
+        single.norm()
+        single.mul_(1.0)
+        single.zero_()
+        single.amax()
+        single.amin()
 
 
 def _large_product(rows: int, inner: int, columns: int, dtype: torch.dtype) -> None:

@@ -184,21 +184,25 @@ def cpu_device(num_threads: int) -> Device:
         rates = operator_rates(bandwidth)
     return Device(
         fp32, half, bandwidth, launch, False, rates,
-        source=MEASURED_NOW, fresh_rate=_fresh_rate(), compile_seconds=compiling, hook_seconds=hooked,
+        source=MEASURED_NOW, fresh_rate=mmap.PAGESIZE / sum(page_seconds()), compile_seconds=compiling,
+        hook_seconds=hooked,
     )  # fmt: skip
 
 
-def _fresh_rate() -> float:
-    """Return the bytes per second of pages that the system gives anew, beside what is done with them.
+@functools.cache
+def page_seconds() -> tuple[float, float]:
+    """Return what a page costs when the system gives it anew, and when it takes it back: a ninth as much (a Xeon).
 
-    They come from the system itself: a heap that has room from earlier work would give pages that are not new.
+    Both are beside what is done with it. The pages come from the system itself: a heap that has room from earlier work
+    would give pages that are not new.
     """
     touched = []
     for _ in range(FEW_ROUNDS):
-        with mmap.mmap(-1, _FRESH_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as pages:
-            touched.append(_touched(pages))
-    first, again = (min(seconds) for seconds in zip(*touched, strict=True))
-    return float(_FRESH_BYTES / max(first - again, 1e-9))
+        pages = mmap.mmap(-1, _FRESH_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        touched.append((*_touched(pages), best_seconds(pages.close, 1)))
+    first, again, back = (min(seconds) for seconds in zip(*touched, strict=True))
+    num_pages = _FRESH_BYTES / mmap.PAGESIZE
+    return max(first - again, 1e-9) / num_pages, back / num_pages
 
 
 def _touched(pages: mmap.mmap) -> tuple[float, float]:

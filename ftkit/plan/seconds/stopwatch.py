@@ -1,6 +1,7 @@
 """A stopwatch for the operators of real steps, and what it has seen of some of them."""
 
 import contextlib
+import resource
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
@@ -14,22 +15,30 @@ from ftkit.observe.operators import Work, op_key, work_of
 from ftkit.observe.tape import OpKey
 from ftkit.plan.seconds.hooks import Hooks
 from ftkit.plan.seconds.loops import clock
-from ftkit.plan.seconds.speed import Device
+from ftkit.plan.seconds.speed import Device, page_seconds
 from ftkit.plan.seconds.timed import Timed
 from ftkit.step.observer import Phase
 
+_LEAST = 1e-7
+"""Seconds that are left to an operator whose pages were given quicker than is usual."""
+
 
 class Stopwatch(DispatchMode):
-    """A dispatch mode that takes the time of each operator.
+    """A dispatch mode that takes the time of each operator, beside what fresh pages take, which a plan counts alone.
 
     Attributes:
         calls: operators so far.
-        seconds: that they took together.
+        seconds: that they took together, fresh pages included.
     """
 
-    def __init__(self) -> None:
-        """Start with nothing timed."""
+    def __init__(self, fault_seconds: float = 0.0) -> None:
+        """Start with nothing timed.
+
+        Args:
+            fault_seconds: that a page takes which is touched for the first time.
+        """
         super().__init__()
+        self._fault_seconds = fault_seconds
         self._seen: dict[OpKey, list[float]] = defaultdict(list)
         self.calls, self.seconds = 0, 0.0
 
@@ -37,14 +46,16 @@ class Stopwatch(DispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operator and take its time."""
-        begun = clock()
+        faults, begun = _faults(), clock()
         out = func(*args, **(kwargs or {}))
         seconds = clock() - begun
+        faults = _faults() - faults
         if work_of(func) is Work.SOME:
             self.calls += 1
             self.seconds += seconds
+            computed = max(_LEAST, seconds - faults * self._fault_seconds)
             for key, share in _keys(func.__name__, args, out):
-                self._seen[key].append(share * seconds)
+                self._seen[key].append(share * computed)
         return out
 
     def operators(self) -> dict[tuple[str, str], list[Timed]]:
@@ -53,6 +64,11 @@ class Stopwatch(DispatchMode):
         for (name, flops, moved, dtype), seconds in self._seen.items():
             found[name.partition(".")[0], dtype].append(Timed(flops, moved, statistics.median(seconds)))
         return dict(found)
+
+
+def _faults() -> int:
+    """Return how many pages this process has touched for the first time."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def _keys(name: str, args: tuple[Any, ...], out: Any) -> Iterator[tuple[OpKey, float]]:
@@ -118,7 +134,8 @@ class Seen:
 
     def __init__(self) -> None:
         """Start with nothing."""
-        self.stopwatch, self.hooks = Stopwatch(), Hooks()
+        given, _ = page_seconds()
+        self.stopwatch, self.hooks = Stopwatch(given), Hooks()
         self._hosts: dict[Phase, list[float]] = defaultdict(list)
 
     def beside(self, bare: list[Part], watched: list[Part]) -> None:

@@ -58,15 +58,21 @@ class Heap:
         if num_bytes:
             self.messages[self.phase, self.step][Message(collective, num_bytes)] += times
 
-    def share_update(self, ranks: int) -> None:
-        """Leave a rank its part of the update that the plain engine computes, of a flat tensor in the place of many."""
+    def share_update(self, ranks: int, *, has_norm: bool = True) -> None:
+        """Leave a rank its part of the update that the plain engine computes, of a flat tensor in the place of many.
+
+        Args:
+            ranks: that share it.
+            has_norm: whether the norm of gradients is taken as the plain engine takes it.
+        """
         flops: Counter[tuple[str, str]] = Counter()
         bytes_moved: Counter[tuple[str, str]] = Counter()
         for phase, step, layer in list(self.tape.costs):
             if phase is Phase.OPTIMIZER and step == self.step:
                 for (name, computed, moved, dtype), times in self.tape.costs.pop((phase, step, layer)).items():
-                    flops[name, dtype] += times * computed
-                    bytes_moved[name, dtype] += times * moved
+                    if has_norm or not name.startswith("linalg_vector_norm"):
+                        flops[name, dtype] += times * computed
+                        bytes_moved[name, dtype] += times * moved
         place = Phase.OPTIMIZER, self.step, None
         self._own.add(place[:2])
         self.tape.costs[place] = Counter(

@@ -17,6 +17,9 @@ What the plain engine does as well is not told twice: it casts gradients of half
 the sums of the first, clips, and updates, of which a rank of several does its part.
 """
 
+import itertools
+from collections import Counter
+
 from ftkit.plan.seconds.hooks import HOOKS
 from ftkit.plan.zero.heap import FP32, FP64, Heap
 from ftkit.plan.zero.partition import Partition
@@ -44,7 +47,7 @@ class Work:
         self._heap, self._ranks, self._is_told = heap, partition.ranks, partition.device_type == "cpu"
         self._whole, self._part = partition.trained, partition.trained_part
         self._half, self._is_mixed, self._stage = partition.itemsize, partition.is_mixed, partition.stage
-        self._num_tensors = sum(map(len, partition.groups))
+        self._tensors = Counter(itertools.chain.from_iterable(partition.groups))
 
     def bucket(self, *, is_first: bool) -> None:
         """Average the gradients of a backward at stages 1 and 2: into the bucket, flat, back to where they are kept.
@@ -52,28 +55,28 @@ class Work:
         Args:
             is_first: the first backward of a step; what later ones add to the sums, the plain engine adds too.
         """
-        size, each = self._half, self._num_tensors
-        self._copy(self._whole, size, size, each)
+        size = self._half
+        self._copy(self._whole, size, size, is_by_tensor=True)
         self._tell("cat", 2 * size * self._whole, size)
         self._tell("div_", 2 * size * self._whole, size)
-        self._copy(self._part, FP32, size, each)
+        self._copy(self._part, FP32, size, is_by_tensor=True)
         if not self._is_mixed:
-            self._copy(self._part, FP32, FP32, each)
+            self._copy(self._part, FP32, FP32, is_by_tensor=True)
         else:
             self._copy(self._whole, FP32, size)  # what was sent in fp32 comes back into the flat copy
-            self._tell("add_", is_first * 3 * FP32 * self._part, times=each)
-        self._python(_PER_GRADIENT * each)
+            self._tell("add_", is_first * 3 * FP32 * self._part, is_by_tensor=True)
+        self._python(_PER_GRADIENT * self._tensors.total())
 
     def scatter(self) -> None:
         """Average them at stage 3: in the order of their owners, to the parts of each rank."""
         # Where the plain engine casts, it moves a part of that already.
-        self._tell("copy_", (FP32 if self._is_mixed else 3 * FP32) * self._whole, times=self._num_tensors)
+        self._tell("copy_", (FP32 if self._is_mixed else 3 * FP32) * self._whole, is_by_tensor=True)
         self._tell("cat", 2 * FP32 * self._whole)
         self._tell("div_", 2 * FP32 * self._whole)
         if self._ranks == 1:  # gloo scatters a copy; of several ranks it is in the time of the message
             self._tell("_reduce_scatter_base_", 3 * FP32 * self._whole)
         self._copy(self._part, FP32, FP32)
-        self._python(_PER_GRADIENT * self._num_tensors)
+        self._python(_PER_GRADIENT * self._tensors.total())
 
     def gathered(self, num_bytes: int) -> None:
         """Copy weights at stage 3 into the flat storage that is sent, or out of it."""
@@ -104,20 +107,19 @@ class Work:
         self._tell("mul_", 2 * FP32 * others)
         for _ in range(2):  # by the optimizer as its step ends, and by the engine
             self._tell("zero_", 2 * FP32 * self._whole)
-        self._python(_PER_UPDATED * self._num_tensors)
+        self._python(_PER_UPDATED * self._tensors.total())
 
     def update(self) -> None:
         """Update this rank's part; the norm is taken in fp64, and fp32 gradients are made flat."""
         if not self._is_told:
             return
-        self._heap.share_update(self._ranks)
-        each = self._num_tensors
-        self._tell("_to_copy", (FP32 + FP64) * self._part, times=each)
-        self._tell("linalg_vector_norm", FP64 * self._part, FP64, each)
+        self._heap.share_update(self._ranks, has_norm=False)
+        self._tell("_to_copy", (FP32 + FP64) * self._part, is_by_tensor=True)
+        self._tell("linalg_vector_norm", FP64 * self._part, FP64, is_by_tensor=True)
         if self._is_mixed and self._stage < 3:
             self._tell("zeros", FP32 * self._part)
-            self._tell("amax", FP32 * self._part, times=each)  # whether a sum is finite
-            self._tell("amin", FP32 * self._part, times=each)
+            self._tell("amax", FP32 * self._part, is_by_tensor=True)  # whether a sum is finite
+            self._tell("amin", FP32 * self._part, is_by_tensor=True)
         else:
             self._tell("cat", 2 * FP32 * self._part)
         if not self._is_mixed:
@@ -127,14 +129,16 @@ class Work:
         """Fetch the weights of a module at stage 3, and release them."""
         self._python(_PER_FORWARD if is_forward else _PER_BACKWARD)
 
-    def _copy(self, elements: int, source: int, target: int, times: int = 1) -> None:
+    def _copy(self, elements: int, source: int, target: int, *, is_by_tensor: bool = False) -> None:
         """Copy elements of so many bytes into others; what a copy returns is counted as what any operator makes."""
-        self._tell("copy_", (source + 2 * target) * elements, target, times)
+        self._tell("copy_", (source + 2 * target) * elements, target, is_by_tensor=is_by_tensor)
 
-    def _tell(self, name: str, moved: int, size: int = FP32, times: int = 1) -> None:
-        """Add an operator that moves so many bytes in all, of elements of a size, tensor by tensor or at once."""
-        if self._is_told:
-            self._heap.computes((name, 0, moved // max(times, 1), _DTYPES[size]), times)
+    def _tell(self, name: str, moved: int, size: int = FP32, *, is_by_tensor: bool = False) -> None:
+        """Add an operator that moves so many bytes in all, of elements of a size, at once or tensor by tensor."""
+        if not self._is_told:
+            return
+        for elements, times in (self._tensors if is_by_tensor else Counter([self._whole])).items():
+            self._heap.computes((name, 0, moved * elements // self._whole, _DTYPES[size]), times)
 
     def _python(self, hooks: int) -> None:
         if self._is_told:

@@ -1,12 +1,13 @@
 """What steps show beside their operators: what each phase takes in asking for one."""
 
+import mmap
 from dataclasses import replace
 
 import pytest
 import torch
 
 from ftkit.plan.seconds.samples import SAMPLES
-from ftkit.plan.seconds.speed import Device
+from ftkit.plan.seconds.speed import Device, page_seconds
 from ftkit.plan.seconds.stopwatch import Part, Parts, Seen, Stopwatch
 from ftkit.step.observer import Phase
 
@@ -39,6 +40,18 @@ def test_parts_are_noted_one_by_one_with_the_operators_of_each():
         (Phase.FORWARD, 6),
     ]
     assert all(0 < one.computed <= one.seconds for one in parts.each)
+
+
+def test_what_fresh_pages_take_is_no_part_of_an_operators_time():
+    given, _ = page_seconds()
+    shared = mmap.mmap(-1, 2**25, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    watch = Stopwatch(given)
+    with watch:
+        torch.frombuffer(shared, dtype=torch.float32).zero_()
+    (timed,) = watch.operators()["zero_", "float32"]
+    pages = 2**25 // mmap.PAGESIZE * given
+    assert timed.seconds == pytest.approx(watch.seconds - pages, rel=0.01)
+    assert pages > 0.2 * watch.seconds
 
 
 def test_a_samples_largest_micro_batches_are_as_large_as_a_runs_and_half_as_large_where_that_is_asked_for():
