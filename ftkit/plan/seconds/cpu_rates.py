@@ -160,13 +160,13 @@ def _time_sample(sample: Sample, folder: Path, seen: Seen, num_steps: int, *, as
         num_steps: of each.
         asks: whether what asking for operators costs is wanted, which takes the steps by the clock.
     """
-    steps, stopwatch = stepper(sample, folder), seen.stopwatch
+    steps, stopwatch, other = stepper(sample, folder), seen.stopwatch, torch.zeros(_FLAT_BYTES // 4)
     # In half precision that step compiles a kernel for each shape.
     skipped = 1 if sample.precision == "fp32" and not asks else 0
     with seen.hooks.around(steps.engine.model):
         steps.take(skipped=skipped)
     for _ in range(num_steps):
-        bare, watched = Parts(stopwatch), Parts(stopwatch)
+        bare, watched = Parts(stopwatch, other), Parts(stopwatch, other)
         if asks:
             steps.take(bare)
         with stopwatch:

@@ -102,22 +102,27 @@ class Part:
 class Parts:
     """An observer of a step that notes its parts, one after another.
 
+    Each begins with caches that something else has filled, as it does in a model that is larger than they are: between
+    two uses of a layer's weights all other layers are computed.
+
     Attributes:
         each: the parts.
     """
 
-    def __init__(self, stopwatch: Stopwatch) -> None:
+    def __init__(self, stopwatch: Stopwatch, other: torch.Tensor) -> None:
         """Start with none.
 
         Args:
             stopwatch: that may be at work.
+            other: larger than the caches.
         """
-        self._stopwatch = stopwatch
+        self._stopwatch, self._other = stopwatch, other
         self.each: list[Part] = []
 
     @contextlib.contextmanager
     def during(self, phase: Phase) -> Iterator[None]:
         """Note a part."""
+        self._other.zero_()
         watch = self._stopwatch
         begun, calls, computed = clock(), watch.calls, watch.seconds
         yield

@@ -28,7 +28,7 @@ def test_what_asking_costs_is_told_by_phase_and_in_the_median_of_its_parts():
 
 def test_parts_are_noted_one_by_one_with_the_operators_of_each():
     watch = Stopwatch()
-    parts = Parts(watch)
+    parts = Parts(watch, torch.zeros(9))
     with watch:
         for phase, calls in ((Phase.FORWARD, 1), (Phase.BACKWARD, 2), (Phase.FORWARD, 3)):
             with parts.during(phase):
