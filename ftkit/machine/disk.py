@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from safetensors import SafetensorError
 
-from ftkit.errors import DeviceError
+from ftkit.errors import ConfigError, DeviceError
 from ftkit.units import format_seconds
 
 UNFINISHED = ".tmp"
@@ -87,12 +87,12 @@ def make_folder(folder: Path, cure: str) -> None:
         cure: what the user could do where that cannot be.
 
     Raises:
-        DeviceError: naming folder, reason and cure.
+        ConfigError: naming folder, reason and cure.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DeviceError(f"cannot make {folder}: {error.strerror}; {cure}") from error
+        raise ConfigError(f"cannot make {folder}: {error.strerror}; {cure}") from error
 
 
 def check_writable(folder: Path) -> None:

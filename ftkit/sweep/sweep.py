@@ -13,6 +13,7 @@ from typing import Literal
 
 from ftkit.config.files import changed_values, dump_config
 from ftkit.errors import ConfigError, DataError, DoesNotFitError
+from ftkit.machine.disk import make_folder
 from ftkit.machine.memory import says_no_memory
 from ftkit.machine.process import says_peer_lost
 from ftkit.records.files import RecordWriter, read_record
@@ -95,10 +96,7 @@ def open_folder(trials: Iterable[Trial], folder: Path, *, overwrite: bool) -> No
                 f"{folder / trial.name} holds a measurement of another configuration; name another folder with "
                 "--output, or measure again with --overwrite"
             )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot make {folder}: {error.strerror}; name another folder with --output") from None
+    make_folder(folder, "name another folder with --output")
 
 
 def record_of(place: Path) -> RunRecord | None:
