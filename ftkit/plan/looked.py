@@ -7,7 +7,6 @@ from ftkit.plan.inputs.target import Target
 from ftkit.plan.seconds.cpu_rates import look, today
 from ftkit.plan.seconds.looks import Kind
 from ftkit.plan.seconds.messages import time_wire
-from ftkit.plan.seconds.speed import MEASURED_NOW
 
 
 def looked(target: Target, run: ResolvedRun) -> Target:
@@ -17,8 +16,10 @@ def looked(target: Target, run: ResolvedRun) -> Target:
         target: where the run computes; several ranks on a CPU are timed sending messages, where nobody has.
         run: resolved for it.
     """
-    if target.device(run).source == MEASURED_NOW:
+    if target.gpu is not None:
+        return target
+    if not target.device(run).timed:
         target = replace(target, looked=look(target.num_threads, Kind.of(run)))
-    if target.gpu is None and target.num_devices > 1 and not target.wire.timed:
+    if target.num_devices > 1 and not target.wire.timed:
         target = replace(target, timed_wire=time_wire(target.num_devices, today()))
     return target

@@ -65,7 +65,7 @@ class Device:
         host_seconds: what an operator costs whoever asks for it.
         is_asynchronous: whether it computes while the host asks for more.
         rates: name and dtype of an operator to the bytes per second that it moves, where that is not the bandwidth.
-        timed: name and dtype of an operator to how long it took in real steps; empty where nothing is calibrated.
+        timed: name and dtype of an operator to how long it took in real steps; empty where none were timed.
         source: where the figures are from, in words.
         host_rate: bytes per second between its memory and that of the host, in one direction.
         reach: the part of the first three that kernels reach; all of figures that were measured.

@@ -82,6 +82,14 @@ def test_a_look_is_taken_once_and_the_doctor_tells_of_it(monkeypatch, tmp_path):
     assert "or the look that a run took (lora, an encoder, fp32, 20" in said
 
 
+@pytest.mark.parametrize(("device", "is_looked_at"), [(DEVICE, False), (replace(DEVICE, timed={}), True)])
+def test_whether_a_processor_is_looked_at_goes_by_what_was_timed_and_not_by_words(device, is_looked_at, monkeypatch):
+    seen = replace(DEVICE, source="by a look")
+    monkeypatch.setattr("ftkit.plan.looked.look", lambda *_: seen)
+    target = replace(find_target("cpu"), looked=replace(device, source=MEASURED_NOW))
+    assert (looked(target, run_of()).looked is seen) == is_looked_at
+
+
 def test_where_nothing_can_be_kept_a_run_is_planned_by_its_own_look(monkeypatch, tmp_path):
     (tmp_path / "calibration").write_text("in the way")
     monkeypatch.setattr(cpu_rates, "_look", lambda _: DEVICE)
