@@ -7,6 +7,7 @@ from ftkit.config.files import flat
 from ftkit.machine.hardware import Gpu
 from ftkit.machine.heap import is_whole
 from ftkit.machine.versions import versions
+from ftkit.models.build import build_empty_model, weight_lines
 from ftkit.observe.allocator import round_size
 from ftkit.observe.live_groups import live_groups, own_path, part_types, widest_results
 from ftkit.observe.operators import dtype_name
@@ -19,7 +20,9 @@ from ftkit.plan.inputs.case import Case
 from ftkit.plan.inputs.target import Target
 from ftkit.plan.needs.heap import HEAP_BYTES, HEAP_SHARE
 from ftkit.plan.needs.memory import RESERVED_NOISE
+from ftkit.plan.needs.mixture import find_mixture, routing_words, uneven_bytes
 from ftkit.plan.predict import Grounds, Tapes
+from ftkit.plan.predicted import FormulaPrediction
 from ftkit.plan.tracing.attention_choice import AttentionCall, choose, order, refusals
 from ftkit.records.explained import Attention, Explanation, Knob, Logits
 from ftkit.step.observer import Phase
@@ -56,6 +59,8 @@ def explain(grounds: Grounds, changes: Sequence[Candidate] = ()) -> Explanation:
         context_high_bytes=high,
         allocator=_allocator_words(case),
         messages=_message_words(grounds),
+        experts=expert_words(grounds),
+        frozen=frozen_words(grounds),
         reserved_bytes=prediction.peak_reserved_bytes,
         cut=_cut(case),
         knobs=tuple(_knobs(grounds.prediction.needed_bytes, changes)),
@@ -75,6 +80,31 @@ def priced_changes(grounds: Grounds, tapes: Tapes) -> list[Candidate]:
     options = options_at(config, case.target, case.architecture, case.sequences, tapes)
     priced, _ = options.price_each(config, steps_down(config, case.target, case.sequences))
     return priced
+
+
+def expert_words(grounds: Grounds) -> str:
+    """Return how the peak of a mixture of experts depends on its routing; nothing of another model.
+
+    Args:
+        grounds: the prediction, with what it was made of.
+    """
+    mixture = find_mixture(grounds.case.architecture)
+    if mixture is None:
+        return ""
+    is_formula = isinstance(grounds.prediction, FormulaPrediction)
+    return routing_words(mixture, uneven_bytes(grounds.case) if is_formula else None)
+
+
+def frozen_words(grounds: Grounds) -> tuple[str, ...]:
+    """Return what stays whole beside weights in 4 bits, and whether experts have adapters, as training says it.
+
+    Args:
+        grounds: the prediction, with what it was made of.
+    """
+    case = grounds.case
+    if not case.run.config.method.is_adapter:
+        return ()
+    return tuple(weight_lines(build_empty_model(case.run.config, case.architecture, case.run.dtype)))
 
 
 def _context_words(target: Target) -> str:

@@ -94,6 +94,10 @@ class Explanation(Record):
     """How memory is reserved."""
     messages: str
     """What the ranks send each other in a step, and how long that takes by which figures; empty for one rank."""
+    experts: str
+    """How the peak of a mixture of experts depends on its routing; empty of another model."""
+    frozen: tuple[str, ...]
+    """Of adapters: what stays whole beside weights in 4 bits, and that no expert has one."""
     reserved_bytes: int | None
     cut: str
     """The flag that cuts the batch as it is planned; a change that has no cut of its own is made beside it."""

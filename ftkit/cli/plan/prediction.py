@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ftkit.engine.resolve import ResolvedRun
     from ftkit.plan.choices.candidates import Candidate
     from ftkit.plan.inputs.target import Target
-    from ftkit.plan.predict import Grounds
     from ftkit.plan.predicted import AnyPrediction
 
 
@@ -40,6 +39,7 @@ def show_prediction(
         Whether it fits.
     """
     from ftkit.engine.resolve import resolve
+    from ftkit.plan.explain import expert_words, frozen_words
     from ftkit.plan.job import with_job
     from ftkit.plan.predict import predict_with_grounds
 
@@ -52,9 +52,9 @@ def show_prediction(
         click.echo(explained_json(grounds, tapes) if is_explained else prediction.model_dump_json())
     else:
         click.echo("\n".join(prediction_lines(prediction, resolve(config, target.devices), target)))
-        for line in _routing_lines(grounds):
-            click.echo(f"{'experts':30} {line}")
-        for line in _adapter_lines(asked):
+        if experts := expert_words(grounds):
+            click.echo(f"{'experts':30} {experts}")
+        for line in frozen_words(grounds):
             click.echo(f"{'frozen weights':30} {line}")
         if is_explained:
             click.echo(
@@ -101,28 +101,6 @@ def prediction_lines(prediction: "AnyPrediction", run: "ResolvedRun", target: "T
         ("found", prediction.found),
     ]
     return [f"{name:30} {value}" for name, value in rows]
-
-
-def _adapter_lines(asked: "Asked") -> list[str]:
-    """Return what stays whole beside weights in 4 bits, and whether experts have adapters, as training says it."""
-    from ftkit.engine.resolve import resolve
-    from ftkit.models.build import build_empty_model, weight_lines
-
-    if not asked.config.method.is_adapter:
-        return []
-    dtype = resolve(asked.config, asked.options.target.devices).dtype
-    return list(weight_lines(build_empty_model(asked.config, asked.options.architecture, dtype)))
-
-
-def _routing_lines(grounds: "Grounds") -> list[str]:
-    """Return how the peak of a mixture of experts depends on its routing; of another model, nothing."""
-    from ftkit.plan.needs.mixture import find_mixture, routing_words, uneven_bytes
-    from ftkit.plan.predicted import FormulaPrediction
-
-    mixture, is_formula = find_mixture(grounds.case.architecture), isinstance(grounds.prediction, FormulaPrediction)
-    if mixture is None:
-        return []
-    return [routing_words(mixture, uneven_bytes(grounds.case) if is_formula else None)]
 
 
 def _saving(num_trainable: int, target: "Target") -> str:

@@ -1,16 +1,23 @@
 """A plan says of adapters what their training says: which weights stay whole, and whether experts have adapters."""
 
+import json
+
 from click.testing import CliRunner
 
 from ftkit.cli import main
 from tests.helpers import save_tiny_model
 
 
-def planned(folder, family, method):
-    flags = ["--model", save_tiny_model(folder / family, family), "--task", "causal-lm", "--method", method]
+def said(folder, family, method, *more):
+    flags = ["--model", save_tiny_model(folder / family, family), "--task", "causal-lm", "--method", method, *more]
     done = CliRunner().invoke(main, ["plan", *map(str, flags), "--max-length", "16", "--gpu", "t4"])
     assert done.exit_code == 0, done.output
-    return [line.split(maxsplit=2)[2] for line in done.output.splitlines() if line.startswith("frozen weights")]
+    return done.stdout
+
+
+def planned(folder, family, method):
+    lines = said(folder, family, method).splitlines()
+    return [line.split(maxsplit=2)[2] for line in lines if line.startswith("frozen weights")]
 
 
 def test_what_stays_whole_beside_weights_in_4_bits_is_said_with_its_share(tmp_path):
@@ -25,3 +32,15 @@ def test_what_stays_whole_beside_weights_in_4_bits_is_said_with_its_share(tmp_pa
 def test_experts_without_adapters_are_named(tmp_path):
     (line,) = planned(tmp_path, "mixtral", "lora")
     assert line == "no adapter stands beside an expert; method.targets=[all-linear,experts] adds them"
+
+
+def test_what_the_text_says_of_experts_and_frozen_weights_is_in_the_json(tmp_path):
+    text = said(tmp_path, "mixtral", "lora")
+    explanation = json.loads(said(tmp_path, "mixtral", "lora", "--explain", "--json"))["explanation"]
+    assert "for each token; no size depends on the routing" in explanation["experts"]
+    assert len(explanation["frozen"]) > 0
+    for name, line in [
+        ("experts", explanation["experts"]),
+        *(("frozen weights", one) for one in explanation["frozen"]),
+    ]:
+        assert f"{name:30} {line}\n" in text
