@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from benchmarks.rows import Row, arch_of
-from benchmarks.stacks import autocast, facts, fsdp, packed, traced
+from benchmarks.stacks import autocast, facts, fsdp, own_models, packed, traced
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import Role, Tape
 from ftkit.step.observer import Phase
@@ -70,7 +70,7 @@ def reason_not_traced(row: Row) -> str | None:
     """Return why a row cannot be reproduced, or None."""
     if row["quant"] and row["n_gpus"] > 1:
         return "4-bit weights on several GPUs, which LitGPT refuses"
-    return facts.reason_unknown(row, FACTS)
+    return facts.reason_unknown(row, FACTS) or own_models.reason_of_another_model(row)
 
 
 def trace_row(row: Row) -> Tape:

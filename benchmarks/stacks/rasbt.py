@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.rows import Row, num_micro_batches
-from benchmarks.stacks import facts, fsdp, hf, traced, vit, zero2
+from benchmarks.stacks import facts, fsdp, hf, own_models, traced, vit, zero2
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import Role
 from ftkit.step.observer import Phase
@@ -52,7 +52,8 @@ FACTS = facts.PLAIN | {
 
 def reason_not_traced(row: Row) -> str | None:
     """Return why a row cannot be reproduced, or None."""
-    return facts.reason_unknown(row, FACTS)
+    is_built_by_name = "vit" in row["model_id"]
+    return facts.reason_unknown(row, FACTS) or (own_models.reason_of_another_model(row) if is_built_by_name else None)
 
 
 def trace_row(row: Row) -> traced.Found:

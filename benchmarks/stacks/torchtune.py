@@ -35,7 +35,7 @@ from torch import nn
 from torch.utils import checkpoint
 
 from benchmarks.rows import Row, rank_of
-from benchmarks.stacks import compiled, facts, packed, traced
+from benchmarks.stacks import compiled, facts, own_models, packed, traced
 from ftkit.observe.tape import Tape
 
 GROUPS = ("torchtune/README_flags",)
@@ -74,7 +74,7 @@ FACTS = facts.PLAIN | {
 
 def reason_not_traced(row: Row) -> str | None:
     """Return why a row cannot be reproduced, or None."""
-    return facts.reason_unknown(row, FACTS)
+    return facts.reason_unknown(row, FACTS) or own_models.reason_of_another_model(row)
 
 
 def trace_row(row: Row) -> Tape:

@@ -1,8 +1,10 @@
 """A handful of published answers: LitGPT's LoRA on an A100 with 40 GB (tutorials/resource-tables.md, October 2023)."""
 
+import re
+
 import pytest
 
-from benchmarks import own_plan, verdict_table
+from benchmarks import own_plan, stacks, verdict_table
 from benchmarks.rows import card, room
 from benchmarks.stacks import hf_any
 from benchmarks.stacks.traced import events_of
@@ -79,6 +81,42 @@ def test_its_stack_and_ftkit_both_judge_what_both_can_say_and_nobody_a_card_with
     assert judges(row) == ["litgpt", "ftkit"]
     assert judges(row | {"torch_compile": True, "offload": "activations"}) == []
     assert judges(row | {"gpu": None}) == []
+
+
+@pytest.mark.parametrize(
+    ("stated", "word"),
+    [
+        ({"layers": 31}, "'layers' is 31, and meta-llama/Llama-2-7b-hf, which is built by its name, has 32"),
+        ({"kv_heads": 8}, "'kv_heads' is 8"),
+        ({"arch_class": "MistralForCausalLM"}, "'arch_class' is MistralForCausalLM"),
+        ({"num_labels": 2}, "'num_labels' is 2, .* has none that is known here"),
+    ],
+)
+def test_a_row_whose_sizes_are_not_those_of_the_model_that_its_stack_builds_by_name_is_refused(stated, word):
+    row = published("7b", 1)
+    assert re.search(word, stacks.reason_not_traced(row | {"arch": row["arch"] | stated}))
+    assert stacks.reason_not_traced(row | {"arch": None}) is None
+    assert re.search("has none that is known here", stacks.reason_not_traced(row | {"model_id": "somebody/elses"}))
+
+
+TUNE = FULL | {
+    "group": "torchtune/README_flags", "model_id": "meta-llama/Llama-3.2-3B", "trainable_notes": "all",
+    "compute_dtype": "bf16 pure", "seq_kind": "fixed (packed)", "attn_impl": "torch SDPA (causal)",
+    "loss_head": "CEWithChunkedOutputLoss", "framework": "torchtune", "framework_version": None,
+}  # fmt: skip
+VIT = FULL | {
+    "group": "rasbt/pytorch-memory-optim", "model_id": "torchvision/vit_l_16", "trainable_notes": None,
+    "base_dtype": "float32", "compute_dtype": "fp32", "optimizer": "Adam (lr 5e-5)", "grad_checkpointing": False,
+    "seq_kind": "fixed 224x224 image, patch 16", "attn_impl": "eager", "loss_head": "10-way classification",
+    "gpu": None, "framework": "torch", "framework_version": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", [published("7b", 1, group="litgpt/config_hub"), STATED | TUNE, STATED | VIT])
+def test_each_stack_of_own_code_holds_a_rows_sizes_against_its_model(row):
+    assert stacks.reason_not_traced(row | {"arch": None}) is None
+    said = stacks.reason_not_traced(row | {"arch": LLAMA | SIZES["7b"] | {"hidden": 128}})
+    assert f"{row['model_id']}, which is built by its name" in said
 
 
 def test_the_page_shows_a_run_that_fitted_and_was_called_unfit():
