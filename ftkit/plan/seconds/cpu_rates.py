@@ -4,7 +4,7 @@ The steps are `train_step` on small made models (`samples.py`), trained whole, w
 dispatch mode takes the time of each operator where it runs: with the tensors that the operator before it has left in
 the caches, and with memory that comes fresh from the system, which a product in a loop of its own would not show. What
 a phase takes beyond its operators (Python, modules, autograd, dispatch) is its host cost, spread over them: a forward
-has three times a backward's. Python around modules, as DeepSpeed's, is timed in the first step (`hooks.py`). Large
+has three times a backward's. Python around modules, as DeepSpeed's, is timed in a step of its own (`hooks.py`). Large
 products are added, since the models are small, and what DeepSpeed does to all gradients at once. All of it is timed in
 each precision that the processor multiplies in: a product in bf16 says nothing of one in fp32, nor does a norm. In the
 second of them half as many tokens are as many bytes; Python is the same there, and so is not timed again.
@@ -162,9 +162,11 @@ def _time_sample(sample: Sample, folder: Path, seen: Seen, num_steps: int, *, as
     """
     steps, stopwatch, other = stepper(sample, folder), seen.stopwatch, torch.zeros(_FLAT_BYTES // 4)
     # In half precision that step compiles a kernel for each shape.
-    skipped = 1 if sample.precision == "fp32" and not asks else 0
-    with seen.hooks.around(steps.engine.model):
-        steps.take(skipped=skipped)
+    first = 1 if sample.precision == "fp32" and not asks else 0
+    steps.take(taken=slice(first, None))
+    if asks:  # hooks cost more the larger the operators between them are, and runs have large ones
+        with seen.hooks.around(steps.engine.model):
+            steps.take(taken=slice(1))
     for _ in range(num_steps):
         bare, watched = Parts(stopwatch, other), Parts(stopwatch, other)
         if asks:

@@ -97,14 +97,14 @@ class Steps:
     engine: Engine
     micro_batches: list[MicroBatch]
 
-    def take(self, observer: Observer = NOTHING, *, skipped: int = 0) -> None:
+    def take(self, observer: Observer = NOTHING, *, taken: slice = slice(None)) -> None:
         """Take one.
 
         Args:
             observer: is told of its phases.
-            skipped: how many micro-batches are left out, of the first ones.
+            taken: which of the micro-batches.
         """
-        micro_batches = self.micro_batches[skipped:]
+        micro_batches = self.micro_batches[taken]
         num_targets = sum(one.labels.numel() for one in micro_batches)
         train_step(self.engine, micro_batches, num_targets, 1e-5, observer)
 

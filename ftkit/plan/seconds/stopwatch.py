@@ -164,6 +164,6 @@ class Seen:
             quick,
             host_seconds=hosts[Phase.FORWARD],  # as phases of other kinds are
             hosts=hosts,
-            hook_seconds=statistics.median(self.hooks.seconds),
+            hook_seconds=self.hooks.usual(),
             timed=self.stopwatch.operators(),
         )

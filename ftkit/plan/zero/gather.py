@@ -90,17 +90,26 @@ class Gathering:
 class Gatherer:
     """Gathers parameters, and partitions them again."""
 
-    def __init__(self, heap: Heap, ranks: int, *, parts_come: bool, copied: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        heap: Heap,
+        ranks: int,
+        *,
+        parts_come: bool,
+        asked: Callable[[], None],
+        copied: Callable[[int], None],
+    ) -> None:
         """Start with all parameters partitioned.
 
         Args:
             heap: takes what is gathered.
             ranks: W.
             parts_come: whether the parts are in another memory, and come to the device to be gathered.
+            asked: told of each message that ranks exchange.
             copied: told of the bytes that are copied into a flat storage, and out of it.
         """
         self._heap, self._ranks, self._parts_come = heap, ranks, parts_come
-        self._copied = copied
+        self._asked, self._copied = asked, copied
         self._kept: dict[Module, list[int]] = {}
 
     def all_gather(self, parameters: list[Parameter]) -> None:
@@ -116,7 +125,7 @@ class Gatherer:
         if self._ranks > 1 and len(parameters) > 1:
             flat = [self._heap.born(size) for size in sizes.values()]
             for size in sizes.values():
-                self._heap.sends(Collective.GATHER, size)
+                self._send(size)
             self._copied(sizes.total() // self._ranks)
         else:
             for parameter in parameters:
@@ -170,7 +179,12 @@ class Gatherer:
         """Gather a parameter into a storage of its own; one rank that has all of it on its device needs none."""
         if self._ranks > 1 or self._parts_come:
             parameter.storage = self._heap.born(self._padded_bytes(parameter))
-            self._heap.sends(Collective.GATHER, self._padded_bytes(parameter))
+            self._send(self._padded_bytes(parameter))
+
+    def _send(self, size: int) -> None:
+        self._heap.sends(Collective.GATHER, size)
+        if self._ranks > 1:
+            self._asked()
 
     def _padded_bytes(self, parameter: Parameter) -> int:
         """Return the bytes of a parameter whose parts are all of one size."""

@@ -212,7 +212,8 @@ class Stage3(Stage):
         self._is_far = partition.device_type != "cpu"  # the device's memory is not the host's
         self._work = Work(partition, heap)
         parts_come = self._is_far and partition.weights_away
-        gatherer = Gatherer(heap, partition.ranks, parts_come=parts_come, copied=self._work.gathered)
+        asked, copied = self._work.gather, self._work.gathered
+        gatherer = Gatherer(heap, partition.ranks, parts_come=parts_come, asked=asked, copied=copied)
         self._coordinator = Coordinator(_parameters(partition), Limits.of(partition.zero), gatherer)
         self._bucket = Stage3Bucket(
             heap,

@@ -21,7 +21,7 @@ class Passes:
             (None, name): Parameter(weights.get(name, SIZE), ITEMSIZE, order, is_trainable=False, is_matrix=True)
             for order, name in enumerate(NAMES)
         }
-        gatherer = Gatherer(self.heap, 2, parts_come=False, copied=lambda _: None)
+        gatherer = Gatherer(self.heap, 2, parts_come=False, asked=lambda: None, copied=lambda _: None)
         self.coordinator = Coordinator(parameters, limits, gatherer)
 
     @property
