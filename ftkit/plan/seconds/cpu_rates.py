@@ -93,10 +93,10 @@ def look(num_threads: int, kind: Kind) -> Device:
 
 
 def _look(kind: Kind) -> Device:
-    """Time steps of one kind of training; of LoRA where none of its method is among the samples."""
+    """Time steps of one kind of training, with the model of LoRA's sample where none of it is among the samples."""
     seen = Seen()
     kinds = {(sample.method, sample.is_decoder): sample for sample in SAMPLES}
-    sample = kinds.get((kind.method, kind.is_decoder), kinds["lora", kind.is_decoder])
+    sample = kinds.get((kind.method, kind.is_decoder)) or replace(kinds["lora", kind.is_decoder], method=kind.method)
     with seen.stopwatch:
         _large(DTYPES[kind.precision])
     with tempfile.TemporaryDirectory(prefix="ftkit-look-") as name:  # alone, whatever group this process is in

@@ -10,8 +10,9 @@ from ftkit.observe.tape import Tape
 from ftkit.plan.inputs.target import Target, find_target
 from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.seconds.hooks import HOOKS
+from ftkit.plan.seconds.messages import Collective
 from ftkit.plan.zero.share import share_out
-from ftkit.plan.zero.work import _PER_BACKWARD, _PER_FORWARD
+from ftkit.plan.zero.work import _PER_BACKWARD, _PER_FORWARD, _PER_GATHER
 from ftkit.step.observer import Phase
 from tests.plan.zero.cases import Case, moved_bytes
 
@@ -46,14 +47,25 @@ def test_each_module_is_fetched_in_its_forward_and_in_its_backward_and_once_more
     tapes, kept, again = Tapes(), *(Case("llama", 3, "none", "full", level, precision="fp32") for level in (0.0, 1.0))
     found = {}
     for one in (kept, again):
-        tape = traced(one, at(2), tapes)
-        share = share_out(tape, resolve(one.config, at(2).devices)).tape
+        tape = traced(one, at(1), tapes)
+        share = share_out(tape, resolve(one.config, at(1).devices)).tape
         found[one] = hooks(share, Phase.FORWARD), hooks(share, Phase.BACKWARD)
     (forward, backward), (forward_too, backward_again) = found.values()
     assert forward == forward_too
     assert forward % _PER_FORWARD == 0
     assert backward >= forward / _PER_FORWARD * _PER_BACKWARD * 0.8  # some modules have no input that needs a gradient
     assert backward_again > backward + 0.8 * forward
+
+
+def test_weights_that_come_from_other_ranks_cost_python_for_each_message():
+    one, tapes = Case("llama", 3, "none", "full", 0.0, precision="fp32"), Tapes()
+    tape = traced(one, at(1), tapes)
+    alone, first = (share_out(tape, resolve(one.config, at(ranks).devices)) for ranks in (1, 2))
+    gathers = sum(
+        times for message, times in first.messages[Phase.FORWARD].items() if message.collective is Collective.GATHER
+    )
+    assert gathers > 10
+    assert hooks(first.tape, Phase.FORWARD) - hooks(alone.tape, Phase.FORWARD) == gathers * _PER_GATHER
 
 
 def test_a_rank_of_several_updates_its_part_and_leaves_the_plain_engines_tape_as_it_was():
