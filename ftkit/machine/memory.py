@@ -120,6 +120,11 @@ def resident_bytes() -> int | None:
     return _own("VmRSS")
 
 
+def page_faults() -> int:
+    """Return how many pages this process has touched for the first time."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
 def _own(figure: str) -> int | None:
     """Return a figure of this process in bytes, as proc(5) names it; None where the system has no such file."""
     if not _STATUS.is_file():

@@ -61,7 +61,7 @@ def _untouched(name: str, args: tuple[Any, ...], out: Any) -> int:
     """Return the bytes of what an operator is given and returns that it neither reads nor writes."""
     if name in _PICKS:
         return int(args[0].nbytes - out.nbytes)
-    if name in _PUTS:
+    if name in _PUTS and args[0].numel() and args[0].dim():
         whole, along, index = args[:3]
         return int(2 * (whole.nbytes - whole.nbytes // whole.shape[along] * index.numel()))
     return 0

@@ -27,6 +27,7 @@ import torch
 
 from ftkit.machine.hardware import Gpu
 from ftkit.machine.heap import LARGEST_IN_HEAP
+from ftkit.machine.memory import page_faults
 from ftkit.machine.process import has_bf16
 from ftkit.observe.tape import OpKey, Tape
 from ftkit.plan.seconds.hooks import HOOKS, hook_seconds
@@ -182,27 +183,31 @@ def cpu_device(num_threads: int) -> Device:
         hooked = hook_seconds()
         compiling = _compile_seconds() if has_bf16(torch.device("cpu")) else 0.0
         rates = operator_rates(bandwidth)
+    _, fresh_rate = fresh_pages()
     return Device(
         fp32, half, bandwidth, launch, False, rates,
-        source=MEASURED_NOW, fresh_rate=mmap.PAGESIZE / sum(page_seconds()), compile_seconds=compiling,
-        hook_seconds=hooked,
+        source=MEASURED_NOW, fresh_rate=fresh_rate, compile_seconds=compiling, hook_seconds=hooked,
     )  # fmt: skip
 
 
 @functools.cache
-def page_seconds() -> tuple[float, float]:
-    """Return what a page costs when the system gives it anew, and when it takes it back: a ninth as much (a Xeon).
+def fresh_pages() -> tuple[float, float]:
+    """Time pages that the system gives anew, beside what is done with them.
 
-    Both are beside what is done with it. The pages come from the system itself: a heap that has room from earlier work
-    would give pages that are not new.
+    They come from the system itself: a heap that has room from earlier work would give pages that are not new.
+
+    Returns:
+        The seconds of a first touch, each of which brings one page; and bytes per second of memory that comes and goes:
+        taking it back is a ninth of that time (a Xeon).
     """
-    touched = []
+    touched, faults = [], page_faults()
     for _ in range(FEW_ROUNDS):
         pages = mmap.mmap(-1, _FRESH_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         touched.append((*_touched(pages), best_seconds(pages.close, 1)))
+    faults = page_faults() - faults
     first, again, back = (min(seconds) for seconds in zip(*touched, strict=True))
-    num_pages = _FRESH_BYTES / mmap.PAGESIZE
-    return max(first - again, 1e-9) / num_pages, back / num_pages
+    given = max(first - again, 1e-9)
+    return given * FEW_ROUNDS / max(faults, 1), float(_FRESH_BYTES / (given + back))
 
 
 def _touched(pages: mmap.mmap) -> tuple[float, float]:

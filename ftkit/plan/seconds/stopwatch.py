@@ -1,7 +1,6 @@
 """A stopwatch for the operators of real steps, and what it has seen of some of them."""
 
 import contextlib
-import resource
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
@@ -10,12 +9,13 @@ from typing import Any
 
 import torch
 
+from ftkit.machine.memory import page_faults
 from ftkit.models.kernels.foreign import DispatchMode
 from ftkit.observe.operators import Work, op_key, work_of
 from ftkit.observe.tape import OpKey
 from ftkit.plan.seconds.hooks import Hooks
 from ftkit.plan.seconds.loops import clock
-from ftkit.plan.seconds.speed import Device, page_seconds
+from ftkit.plan.seconds.speed import Device, fresh_pages
 from ftkit.plan.seconds.timed import Timed
 from ftkit.step.observer import Phase
 
@@ -46,10 +46,10 @@ class Stopwatch(DispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operator and take its time."""
-        faults, begun = _faults(), clock()
+        faults, begun = page_faults(), clock()
         out = func(*args, **(kwargs or {}))
         seconds = clock() - begun
-        faults = _faults() - faults
+        faults = page_faults() - faults
         if work_of(func) is Work.SOME:
             self.calls += 1
             self.seconds += seconds
@@ -64,11 +64,6 @@ class Stopwatch(DispatchMode):
         for (name, flops, moved, dtype), seconds in self._seen.items():
             found[name.partition(".")[0], dtype].append(Timed(flops, moved, statistics.median(seconds)))
         return dict(found)
-
-
-def _faults() -> int:
-    """Return how many pages this process has touched for the first time."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def _keys(name: str, args: tuple[Any, ...], out: Any) -> Iterator[tuple[OpKey, float]]:
@@ -139,7 +134,7 @@ class Seen:
 
     def __init__(self) -> None:
         """Start with nothing."""
-        given, _ = page_seconds()
+        given, _ = fresh_pages()
         self.stopwatch, self.hooks = Stopwatch(given), Hooks()
         self._hosts: dict[Phase, list[float]] = defaultdict(list)
 

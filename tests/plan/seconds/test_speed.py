@@ -1,6 +1,5 @@
 """How long a phase takes: the slower of host and GPU, or both on a CPU."""
 
-import mmap
 import os
 import subprocess
 import sys
@@ -98,14 +97,14 @@ def test_a_fresh_page_costs_this_cpu_something_whatever_room_its_heap_has():
     look = (
         "import resource, torch; from ftkit.plan.seconds import speed;"
         "blocks = [torch.ones(2**24, dtype=torch.uint8) for _ in range(11)]; del blocks[:-1];"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt; given, back = speed.page_seconds();"
-        "print(given, back, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt; given, rate = speed.fresh_pages();"
+        "print(given, rate, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
     )
     environment = os.environ | heap.variables({})
     printed = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True, env=environment)
-    given, back, num_pages = map(float, printed.stdout.split())
-    assert 1e8 < mmap.PAGESIZE / given < 1e12
-    assert 0 < back < given
+    given, rate, num_pages = map(float, printed.stdout.split())
+    assert 1e8 < rate < 1e12
+    assert 0 < num_pages * given < 3 * 2 * LARGEST_IN_HEAP / rate  # what is given is taken back too
     assert num_pages * 2**21 >= 3 * LARGEST_IN_HEAP  # systems give pages of 2 MiB at most, three times here
 
 
