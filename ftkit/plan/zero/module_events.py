@@ -163,6 +163,8 @@ class _Identity(torch.autograd.Function):
 
 
 def _identity(tensor: torch.Tensor, call: Callable[[], None]) -> torch.Tensor:
+    if not tensor.requires_grad:  # no gradient comes by; and a copy of a weight in 4 bits would have no constants
+        return tensor
     # torch types `apply` for no function in particular.
     return _Identity.apply(tensor, call)  # type: ignore[no-untyped-call, no-any-return]
 

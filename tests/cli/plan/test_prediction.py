@@ -34,6 +34,12 @@ def test_experts_without_adapters_are_named(tmp_path):
     assert line == "no adapter stands beside an expert; method.targets=[all-linear,experts] adds them"
 
 
+def test_experts_in_4_bits_are_planned_under_zero_3(tmp_path):
+    text = said(tmp_path, "mixtral", "qlora", "--engine", "deepspeed", "--zero-stage", "3")
+    assert f"{'found':30} traced whole\n" in text
+    assert f"{'frozen weights':30} in 4 bits: " in text
+
+
 def test_what_the_text_says_of_experts_and_frozen_weights_is_in_the_json(tmp_path):
     text = said(tmp_path, "mixtral", "lora")
     explanation = json.loads(said(tmp_path, "mixtral", "lora", "--explain", "--json"))["explanation"]
