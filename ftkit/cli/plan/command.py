@@ -75,8 +75,9 @@ def plan(  # noqa: PLR0913  # one parameter is one flag
 ) -> None:
     """Predict memory, speed and disk of a configuration, on any GPU, without that GPU.
 
-    Takes the flags of `ftkit train`. Exits with 0 where the configuration fits, with 8 where it does not, and with
-    another number where that cannot be told: a wrong flag, or a model or a card that nobody knows.
+    Takes the flags of `ftkit train`. Exits with 0 where the configuration fits or `may not fit`, with 8 where it
+    `does not fit`, and with another number where that cannot be told: a wrong flag, or a model or a card that nobody
+    knows.
     """
     if is_list:
         click.echo("\n".join(known_lines()))
