@@ -16,7 +16,7 @@ from ftkit.machine.doctor.finding import Finding, State
 from ftkit.machine.hardware import this_machine
 from ftkit.machine.versions import device_name
 from ftkit.sweep.matrix import ENGINES, Tried, try_all
-from ftkit.units import format_bytes, format_seconds
+from ftkit.units import counted, format_bytes, format_seconds
 
 if TYPE_CHECKING:
     import torch
@@ -167,7 +167,7 @@ def _measured(found: "Calibration") -> str:
     disk = f"its disk read at {format_bytes(found.disk_read)}/s and written at {format_bytes(found.disk_write)}/s"
     device = found.device
     if found.link is None:
-        return f"{device.source}, {found.machine['threads']} threads, {disk}"
+        return f"{device.source}, {counted(int(found.machine['threads']), 'thread')}, {disk}"
     return (
         f"{device.source}: {device.fp32_flops / 1e12:.1f} TFLOP/s in fp32 and {device.half_flops / 1e12:.1f} in half "
         f"precision, {format_bytes(device.bandwidth)}/s of its memory, {format_bytes(found.link)}/s from the host, "

@@ -153,6 +153,17 @@ def named_methods(names: str) -> list[str]:
     return wanted
 
 
+def given_flags() -> list[str]:
+    """Return the flags that the command line names, such as `--json`, in the order of the command's help."""
+    context = click.get_current_context()
+    return [
+        one.opts[-1]
+        for one in context.command.params
+        if isinstance(one, click.Option)
+        and context.get_parameter_source(str(one.name)) is click.core.ParameterSource.COMMANDLINE
+    ]
+
+
 @contextmanager
 def user_errors(rank: int = 0) -> Iterator[None]:
     """Print a user's mistake as one sentence and exit with its code; our own mistakes keep their traceback."""

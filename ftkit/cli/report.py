@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ftkit.cli.options import Name, Place, user_errors
+from ftkit.cli.options import Name, Place, given_flags, user_errors
 from ftkit.errors import ConfigError, nearest
 from ftkit.report.collect import Run, collect_runs
 from ftkit.report.columns import COLUMNS
@@ -34,7 +34,7 @@ _FORMATS = {".html": "html", ".md": "markdown", ".tex": "latex", ".csv": "csv", 
     show_default=True,
     help="What is printed where no --output is named.",
 )
-@click.option("--json", "form", flag_value="json", help="The same as --format json.")
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @click.option(
     "--budget",
     type=Name(),
@@ -43,8 +43,15 @@ _FORMATS = {".html": "html", ".md": "markdown", ".tex": "latex", ".csv": "csv", 
 )
 @click.option("--sort", type=Name(), metavar="COLUMN", help="Order by a column of the CSV; -COLUMN: the largest first.")
 @click.option("--title", default="ftkit report", show_default=True, help="The page's heading.")
-def report(
-    runs: tuple[str, ...], outputs: tuple[Path, ...], form: str, budget: str | None, sort: str | None, title: str
+def report(  # noqa: PLR0913  # one parameter is one flag
+    runs: tuple[str, ...],
+    outputs: tuple[Path, ...],
+    form: str,
+    budget: str | None,
+    sort: str | None,
+    title: str,
+    *,
+    as_json: bool,
 ) -> None:
     """Show runs side by side: memory, speed and scores, each prediction beside its measurement.
 
@@ -52,13 +59,14 @@ def report(
     """
     with user_errors():
         forms = [_form_of(path) for path in outputs]
+        _check_flags(given_flags(), has_page="html" in forms)
         budget_bytes = parse_bytes(budget) if budget else None
         found = _sorted(_collect(list(map(Path, runs or ("runs",)))), sort)
         for path, wanted in zip(outputs, forms, strict=True):
             write_whole(path, _render(found, wanted, title, budget_bytes))
             click.echo(f"{path}: {len(found)} runs", err=True)
         if not outputs:
-            _print(found, form)
+            _print(found, "json" if as_json else form)
 
 
 def write_run_page(folder: Path) -> Path:
@@ -121,6 +129,20 @@ def _sorted(runs: list[Run], sort: str | None) -> list[Run]:
     filled = [run for run in runs if column.value(run) is not None]
     empty = [run for run in runs if column.value(run) is None]
     return sorted(filled, key=lambda run: column.value(run), reverse=sort.startswith("-")) + empty  # type: ignore[arg-type, return-value]  # a column's values are of one type
+
+
+def _check_flags(given: Sequence[str], *, has_page: bool) -> None:
+    """Refuse flags that would change nothing of what is printed or written."""
+    forms = [flag for flag in ("--format", "--json", "--output") if flag in given]
+    if len(forms) > 1:
+        raise ConfigError(
+            f"{' and '.join(forms)} each say in which format; give one (several files: --output once for each)"
+        )
+    idle = [] if has_page else [flag for flag in ("--budget", "--title") if flag in given]
+    if idle:
+        raise ConfigError(
+            f"{' and '.join(idle)} would change nothing: a page alone shows what they say; add --output report.html"
+        )
 
 
 def _form_of(path: Path) -> str:

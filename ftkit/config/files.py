@@ -66,8 +66,9 @@ def load_config(
     laid_over: list[Tree] = []
     for setting in settings:
         key, separator, text = setting.partition("=")
-        if not separator:
-            raise ConfigError(f"--set {setting!r} has no '='; write section.field=value, such as training.epochs=2")
+        if not separator or not all(key.strip().split(".")):
+            lacks = "lacks a name before its '='" if separator else "has no '='"
+            raise ConfigError(f"--set {setting!r} {lacks}; write section.field=value, such as training.epochs=2")
         laid_over.append(_nested(key.strip(), _parse_value(key, text)))
     laid_over += [_nested(key, value) for key, value in (overrides or {}).items() if value is not None]
     return build_config(_lay_over(tree, laid_over))
@@ -220,7 +221,8 @@ def read_yaml(file: Path) -> Tree:
     if tree is None:
         raise ConfigError(f"{file} is empty; write sections such as 'training:' with fields below them")
     if not isinstance(tree, dict):
-        raise ConfigError(f"{file} holds a {type(tree).__name__}; write sections such as 'training:' with fields below")
+        held = "a list" if isinstance(tree, list) else f"{str(tree)[:30]!r} alone"
+        raise ConfigError(f"{file} holds {held}; write sections such as 'training:' with fields below")
     return _normal(tree)
 
 

@@ -70,6 +70,8 @@ def parse_axis(text: str, short: Mapping[str, str] | None = None) -> list[Settin
     if not separator or not all(keys) or not values_text.strip():
         raise ConfigError(f"--sweep {text!r}: write key=value,value, such as engine.zero_stage=1,2,3")
     keys = [_known_key(key, short or {}, "--sweep") for key in keys]
+    if len(set(keys)) < len(keys):
+        raise ConfigError(f"--sweep {text!r} names a key twice; join different keys by ':'")
     places = []
     for value in _split(values_text, ","):
         parts = _split(value, ":") if len(keys) > 1 else [value]
@@ -124,7 +126,11 @@ def make_trials(axes: Sequence[Sequence[Settings]], build: Build) -> list[Trial]
 
     Returns:
         The trials; the same product gets the same names again.
+
+    Raises:
+        ConfigError: a key is on two axes, so that the values of one would be lost.
     """
+    _check_keys(axes)
     found: list[Settings] = []
     for places in itertools.product(*axes):
         settings: Settings = {}
@@ -134,6 +140,13 @@ def make_trials(axes: Sequence[Sequence[Settings]], build: Build) -> list[Trial]
         if settings not in found:
             found.append(settings)
     return [_trial(number, settings, build) for number, settings in enumerate(found, start=1)]
+
+
+def _check_keys(axes: Sequence[Sequence[Settings]]) -> None:
+    keys = [key for places in axes for key in dict.fromkeys(key for place in places for key in place)]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{twice} is on two axes of the sweep; name all its values on one, such as {twice}=A,B,C")
 
 
 def _place(entries: Iterable[tuple[str, Any]], short: Mapping[str, str] | None) -> Settings:

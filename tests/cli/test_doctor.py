@@ -10,6 +10,8 @@ from ftkit.cli import doctor as command
 from ftkit.cli import main
 from ftkit.cli.doctor import doctor
 from ftkit.machine.doctor.finding import State
+from ftkit.plan.seconds.calibration import Calibration, fingerprint
+from ftkit.plan.seconds.speed import Device
 from ftkit.sweep.matrix import Tried
 
 
@@ -24,7 +26,7 @@ def test_where_no_training_can_run_the_exit_code_is_7_and_nothing_is_tried(tmp_p
     (tmp_path / "file").touch()
     result = CliRunner().invoke(doctor, ["--try", "--output", str(tmp_path / "file" / "runs")])
     assert result.exit_code == 7
-    assert "name another disk with --output" in result.output
+    assert "name a folder that you can make and write with --output" in result.output
     assert "ZeRO-2" not in result.output
 
 
@@ -54,3 +56,9 @@ def test_a_calibration_that_could_not_be_kept_is_refused_before_it_is_taken(monk
     assert result.exit_code == 2  # as of any folder that a user names and that cannot be made
     cache = tmp_path / "file" / "cache"
     assert result.stderr == f"error: cannot make {cache}: Not a directory; name another folder with FTKIT_CACHE\n"
+
+
+def test_what_was_measured_names_one_thread_and_several():
+    device = Device(1e9, 1e9, 1e9, 1e-6, False, source="measured here")
+    for count, said in ((1, "1 thread,"), (2, "2 threads,")):
+        assert said in command._measured(Calibration("2026-11-26", fingerprint(count), device, 1e9, 2e8))

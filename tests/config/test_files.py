@@ -206,6 +206,9 @@ def test_a_field_of_the_default_method_needs_no_name():
         ("model=gpt2", r"model"),
         ("training.epochs", r"has no '='; write section.field=value"),
         ("training.epochs=[", r"not valid YAML; quote it"),
+        ("=3", r"--set '=3' lacks a name before its '='; write section.field=value"),
+        ("training.=3", r"'training.=3' lacks a name before"),
+        (".epochs=3", r"'.epochs=3' lacks a name before"),
     ],
 )
 def test_a_wrong_setting_is_answered_with_what_would_be_right(setting, sentence):
@@ -230,7 +233,7 @@ def test_an_unknown_preset_is_answered_with_the_nearest():
         ("", "is empty"),
         ("# only a comment\n", "is empty"),
         ("- a\n- b\n", "holds a list"),
-        ("lora", "holds a str"),
+        ("lora", "holds 'lora' alone; write sections"),
         ("batch: [", "is not valid YAML"),
         ("batch: !!python/object/apply:os.getcwd []", "is not valid YAML"),
     ],

@@ -119,6 +119,8 @@ def test_an_output_that_cannot_be_a_folder_blocks_and_a_cache_does_not(tmp_path)
         found = places._disk("output", file / "runs", is_blocking=is_blocking)
         assert (found.state, found.is_blocking) == (State.PROBLEM, is_blocking)
         assert "cannot be written: Not a directory" in found.fact
+        assert found.cure is not None
+        assert "free some space" not in found.cure
 
 
 def test_a_port_that_another_job_has_is_told(monkeypatch):

@@ -269,8 +269,12 @@ def test_the_command_writes_every_format_by_its_ending(tmp_path):
     [
         (["--output", "report.pdf"], "what format is '.pdf'"),
         (["--sort", "tokens_per_secnd"], "did you mean 'tokens_per_second'"),
-        (["--budget", "plenty"], "is not a size in bytes"),
+        (["--output", "report.html", "--budget", "plenty"], "is not a size in bytes"),
         (["nowhere"], "no run at nowhere"),
+        (["--format", "csv", "--json"], "--format and --json each say in which format; give one"),
+        (["--output", "report.md", "--json"], "--json and --output each say in which format"),
+        (["--title", "Mine"], "--title would change nothing: a page alone shows"),
+        (["--output", "report.md", "--budget", "8GiB"], "--budget would change nothing"),
     ],
 )
 def test_what_the_command_cannot_do_is_said_in_a_sentence(tmp_path, arguments, sentence):

@@ -101,3 +101,20 @@ def test_an_unknown_axis_is_refused_with_the_nearest(key, nearest):
 def test_a_number_of_ranks_that_is_none_is_refused(ranks):
     with pytest.raises(ConfigError, match="is not a number of ranks"):
         make_trials([parse_axis(f"world_size={ranks}")], build)
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        [parse_axis("rank=4,8", short_names()), parse_axis("method.rank=16")],
+        [*read_axes({"configurations": [{"method.rank": 4, "training.seed": 1}]}), parse_axis("training.seed=0,1")],
+    ],
+)
+def test_a_key_on_two_axes_is_refused_since_the_values_of_one_would_be_lost(axes):
+    with pytest.raises(ConfigError, match=r"(method.rank|training.seed) is on two axes of the sweep; name all"):
+        make_trials(axes, build)
+
+
+def test_a_key_that_an_axis_joins_to_itself_is_refused():
+    with pytest.raises(ConfigError, match="names a key twice"):
+        parse_axis("rank:method.rank=4:8", short_names())

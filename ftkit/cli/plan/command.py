@@ -7,7 +7,7 @@ import click
 
 from ftkit.cli.grouped_help import GroupedHelp
 from ftkit.cli.opening import say_begun
-from ftkit.cli.options import Name, Place, config_options, quieten, read_config, user_errors
+from ftkit.cli.options import Name, Place, config_options, given_flags, quieten, read_config, user_errors
 from ftkit.cli.plan.advise import show_advice
 from ftkit.cli.plan.asked import Asked, check_questions
 from ftkit.cli.plan.known import known_lines
@@ -80,6 +80,8 @@ def plan(  # noqa: PLR0913  # one parameter is one flag
     knows.
     """
     if is_list:
+        with user_errors():
+            check_questions(dict.fromkeys(given_flags(), True))
         click.echo("\n".join(known_lines()))
         return
     # The collector would take a sixth of a plan's time, and finds nothing in what the imports bring.
@@ -88,6 +90,9 @@ def plan(  # noqa: PLR0913  # one parameter is one flag
         new = {"--advise": advise, "--what-fits": what_fits}
         check_questions({"--search": is_search, "--solve": bool(solve), **new, "--explain": is_explained})
         check_questions({"--write": write is not None, **new})
+        for question, is_asked in {"--search": is_search, "--solve": bool(solve), **new}.items():
+            check_questions({question: is_asked, "--exact": exact})
+        check_questions({"--what-fits": what_fits, "--samples": samples is not None})
         check_file(write, "--write", "best.yaml")
         check_page(page, is_asked=what_fits)
         if what_fits:

@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 from ftkit.machine import hub
-from ftkit.machine.disk import cache_folder, existing_folder, write_rate
+from ftkit.machine.disk import cache_folder, existing_folder, is_full, write_rate
 from ftkit.machine.doctor.finding import Finding, missing, ok, problem
 from ftkit.units import counted, format_bytes
 
@@ -29,12 +29,15 @@ def look_at_places(output: Path, *, online: bool) -> list[Finding]:
 
 def _disk(name: str, folder: Path, *, is_blocking: bool = False) -> Finding:
     """Write a file of 32 MiB below the nearest folder that is there, and remove it."""
-    cure = "free some space, or name another disk with " + ("--output" if is_blocking else "FTKIT_CACHE")
+    flag = "--output" if is_blocking else "FTKIT_CACHE"
+    cure = f"free some space, or name another disk with {flag}"
     try:
         there = existing_folder(folder)
         rate = write_rate(there, _TRIAL_BYTES)
     except OSError as error:
-        return problem(name, f"{folder} cannot be written: {error.strerror}", cure, is_blocking=is_blocking)
+        # Space would help a full disk alone, not a file in the folder's place or a right that is missing.
+        told = cure if is_full(error) else f"name a folder that you can make and write with {flag}"
+        return problem(name, f"{folder} cannot be written: {error.strerror}", told, is_blocking=is_blocking)
     free = shutil.disk_usage(there).free
     fact = f"{folder}: {format_bytes(free)} free, written at {format_bytes(rate)}/s"
     return problem(name, fact, cure) if free < _LEAST_FREE else ok(name, fact)

@@ -68,6 +68,11 @@ def test_a_search_that_the_host_s_memory_refuses_says_so():
         (["--advise", "--solve", "rank"], "--solve and --advise do not go together; ask one at a time"),
         (["--advise", "--write", "best.yaml"], "--write and --advise do not go together; ask one at a time"),
         (["--html", "fits.html"], "--html writes the table of --what-fits; give both"),
+        (["--exact", "--search"], "--search and --exact do not go together"),
+        (["--exact", "--solve", "rank"], "--solve and --exact do not go together"),
+        (["--what-fits", "--samples", "9"], "--what-fits and --samples do not go together"),
+        (["--list", "--json"], "--list and --json do not go together"),
+        (["--gpu", "t4", "--list", "--rank", "4"], "--rank and --gpu and --list do not go together"),
     ],
 )
 def test_flags_of_which_one_alone_would_be_heard_are_refused(flags, said):
