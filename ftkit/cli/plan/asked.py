@@ -1,6 +1,6 @@
 """The facts that a question to the planner starts from."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +17,18 @@ if TYPE_CHECKING:
     from ftkit.plan.choices.search import Options
     from ftkit.plan.inputs.shapes import Sequences
     from ftkit.plan.inputs.target import Target
+
+
+_APART = (
+    ("--search", "--solve", "--advise", "--what-fits", "--explain"),
+    ("--write", "--advise", "--what-fits"),
+    ("--search", "--exact"),
+    ("--solve", "--exact"),
+    ("--advise", "--exact"),
+    ("--what-fits", "--exact"),
+    ("--what-fits", "--samples"),
+)
+"""Flags of which a plan hears one."""
 
 
 class Asked(NamedTuple):
@@ -91,15 +103,20 @@ def _read(config: "RunConfig") -> "Sequences | None":
     return Sequences.unseen(config, num_texts, (counts.get("validation", 0), counts.get("test", 0)))
 
 
-def check_questions(asked: Mapping[str, bool]) -> None:
+def check_questions(given: Sequence[str]) -> None:
     """Refuse flags together of which one alone would be heard.
 
     Args:
-        asked: flag to whether it was given.
+        given: the flags of the command line.
 
     Raises:
-        ConfigError: more than one was.
+        ConfigError: two of them do not go together.
     """
-    given = [flag for flag, is_given in asked.items() if is_given]
+    for flags in _APART:
+        check_alone([flag for flag in flags if flag in given])
+
+
+def check_alone(given: Sequence[str]) -> None:
+    """Refuse more than one flag; raises ConfigError."""
     if len(given) > 1:
         raise ConfigError(f"{' and '.join(given)} do not go together; ask one at a time")

@@ -9,7 +9,7 @@ from ftkit.cli.grouped_help import GroupedHelp
 from ftkit.cli.opening import say_begun
 from ftkit.cli.options import Name, Place, config_options, given_flags, quieten, read_config, user_errors
 from ftkit.cli.plan.advise import show_advice
-from ftkit.cli.plan.asked import Asked, check_questions
+from ftkit.cli.plan.asked import Asked, check_alone, check_questions
 from ftkit.cli.plan.known import known_lines
 from ftkit.cli.plan.prediction import show_prediction
 from ftkit.cli.plan.search import show_search
@@ -81,18 +81,13 @@ def plan(  # noqa: PLR0913  # one parameter is one flag
     """
     if is_list:
         with user_errors():
-            check_questions(dict.fromkeys(given_flags(), True))
+            check_alone(given_flags())
         click.echo("\n".join(known_lines()))
         return
     # The collector would take a sixth of a plan's time, and finds nothing in what the imports bring.
     with user_errors(), quiet_collector(trusts=True):
         config = read_config(flags)
-        new = {"--advise": advise, "--what-fits": what_fits}
-        check_questions({"--search": is_search, "--solve": bool(solve), **new, "--explain": is_explained})
-        check_questions({"--write": write is not None, **new})
-        for question, is_asked in {"--search": is_search, "--solve": bool(solve), **new}.items():
-            check_questions({question: is_asked, "--exact": exact})
-        check_questions({"--what-fits": what_fits, "--samples": samples is not None})
+        check_questions(given_flags())
         check_file(write, "--write", "best.yaml")
         check_page(page, is_asked=what_fits)
         if what_fits:
