@@ -23,6 +23,7 @@ from dataclasses import replace
 
 import torch
 
+from benchmarks.truth_table import percentile
 from ftkit.config.files import load_config
 from ftkit.config.tree import RunConfig
 from ftkit.engine.assemble import assemble
@@ -146,7 +147,8 @@ def main() -> None:
         print(f" {errors[0]:+.1%}, {errors[-1]:+.1%} |")
     sizes = [abs(error) for error in medians]
     middle, size = statistics.median(medians), statistics.median(sizes)
-    print(f"\nmedian {middle:+.1%}, of the sizes {size:.1%}, worst {max(sizes):.1%}")
+    print(f"\nmedian {middle:+.1%}; of the sizes {size:.1%}, 95th percentile {percentile(sizes, 0.95):.1%}, ", end="")
+    print(f"worst {max(sizes):.1%}")
 
 
 if __name__ == "__main__":
