@@ -9,9 +9,9 @@ import click
 
 from ftkit.cli.options import Name, Place, given_flags, user_errors
 from ftkit.errors import ConfigError, nearest
+from ftkit.machine.hardware import parse_budget
 from ftkit.report.collect import Run, collect_runs
 from ftkit.report.columns import COLUMNS
-from ftkit.units import parse_bytes
 
 _FORMATS = {".html": "html", ".md": "markdown", ".tex": "latex", ".csv": "csv", ".json": "json"}
 
@@ -60,7 +60,7 @@ def report(  # noqa: PLR0913  # one parameter is one flag
     with user_errors():
         forms = [_form_of(path) for path in outputs]
         _check_flags(given_flags(), has_page="html" in forms)
-        budget_bytes = parse_bytes(budget) if budget else None
+        budget_bytes = None if budget is None else parse_budget(budget)
         found = _sorted(_collect(list(map(Path, runs or ("runs",)))), sort)
         for path, wanted in zip(outputs, forms, strict=True):
             write_whole(path, _render(found, wanted, title, budget_bytes))

@@ -270,6 +270,7 @@ def test_the_command_writes_every_format_by_its_ending(tmp_path):
         (["--output", "report.pdf"], "what format is '.pdf'"),
         (["--sort", "tokens_per_secnd"], "did you mean 'tokens_per_second'"),
         (["--output", "report.html", "--budget", "plenty"], "is not a size in bytes"),
+        (["--output", "report.html", "--budget", "0"], "a memory budget of 0 holds nothing"),
         (["nowhere"], "no run at nowhere"),
         (["--format", "csv", "--json"], "--format and --json each say in which format; give one"),
         (["--output", "report.md", "--json"], "--json and --output each say in which format"),

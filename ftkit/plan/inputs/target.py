@@ -154,7 +154,8 @@ def _number_and_name(num_devices: int | None, gpu: str | None) -> tuple[int, str
         raise ConfigError(f"--gpu names {named} cards and --gpus {num_devices}; say it once")
     number = 1 if (found := num_devices if named is None else named) is None else found
     if number < 1:
-        raise ConfigError(f"--gpus {number} is not a number of devices; give 1 or more")
+        flag = f"--gpus {number}" if named is None else f"the {number} of --gpu"
+        raise ConfigError(f"{flag} is not a number of devices; give 1 or more")
     return number, gpu
 
 

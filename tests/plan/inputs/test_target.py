@@ -17,6 +17,12 @@ def test_two_numbers_of_cards_that_differ_are_refused():
         find_target("2x3090", 3)
 
 
+@pytest.mark.parametrize(("gpu", "gpus", "named"), [("0xt4", None, "the 0 of --gpu"), ("t4", 0, "--gpus 0")])
+def test_no_cards_are_refused_by_the_flag_that_says_so(gpu, gpus, named):
+    with pytest.raises(ConfigError, match=f"{named} is not a number of devices; give 1 or more"):
+        find_target(gpu, gpus)
+
+
 def test_an_empty_name_is_not_a_card_that_nobody_named():
     with pytest.raises(ConfigError, match="unknown GPU ''"):
         find_target("")
