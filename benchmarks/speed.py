@@ -57,8 +57,10 @@ Where the errors are from:
 - torchtune's rows are tokens a second. Where they were compiled, the compiler itself says which kernels there are; each
   moves what it is given and what it makes.
 - In its plan five of torchtune's rows lie within 0.3% of each other, in no order that means anything.
-- fitcheck's T4 lowers its clock as it grows warm: three rows of one run, 4 x 1024 of SmolLM2-1.7B, took 3.34 to 3.71
-  seconds.
+- fitcheck's table of transformers 5.17.0 was made with torch 2.14, the other with 2.10. QLoRA of TinyLlama, 2 x 1024,
+  took 1.76 seconds with 2.14 and 1.53 with 2.10 by the efficient attention, and 2.03 and 2.07 by the plain one: plans
+  know of no such difference. Three rows of one table that are planned alike, 4 x 1024 of SmolLM2-1.7B, took 3.34 to
+  3.71 seconds.
 - canifinetune's 16 rows are left out. They are means of two or three steps, the first among them, in which CUDA loads
   what it needs: of the smallest model, whose kernels take 12 milliseconds, the three took 0.26 seconds. Of the four of
   version 0.4.0 the rows say themselves that another load was on the card.
