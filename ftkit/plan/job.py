@@ -14,7 +14,7 @@ from ftkit.records.job import JobPlan
 
 ASSUMED_DISK_RATE = 200 * 2**20
 """Bytes per second: a network disk or a hard disk; a run measures its own when it starts."""
-_START_SECONDS, _REOPEN_SECONDS, _COPY_SECONDS, _END_SECONDS = 8.0, 6.0, 1.0, 2.0
+_START_SECONDS, _REOPEN_SECONDS, _COPY_SECONDS, _END_SECONDS = 8.0, 3.5, 0.5, 1.5
 """Of one core: Python with torch and transformers, and a plan; a fresh process that opens the result, or a copy of the
 first one, which has imported what that takes (`training/standby.py`); the pages."""
 _IMPORT_SECONDS, _ENGINE_SECONDS = 2.0, 1.5
@@ -88,6 +88,7 @@ def job_plan(
         steps_seconds=rest[2],
         evaluation_seconds=rest[3],
         save_seconds=rest[4],
+        end_seconds=end,
         num_validations=validations,
         num_checkpoints=checkpoints,
         checkpoint_bytes=kept,

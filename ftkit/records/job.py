@@ -21,6 +21,8 @@ class JobPlan(Record):
     """All validations, and the test."""
     save_seconds: float | None = None
     """Checkpoints, the result, opening it again, and the pages."""
+    end_seconds: float = 0.0
+    """Of these, what comes after the last step."""
     num_validations: int | None = None
     num_checkpoints: int | None = None
     """That are written; fewer are kept."""

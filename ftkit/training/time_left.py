@@ -25,4 +25,5 @@ def seconds_left(progress: Progress, num_steps: int, planned: AnyPrediction | No
         return left
     validations = plan.num_validations or 0
     share = (validations + 1 - len(progress.validations)) / (validations + 1)  # the end counts as one more
-    return left + max(0.0, share) * ((plan.evaluation_seconds or 0.0) + (plan.save_seconds or 0.0))
+    between = (plan.evaluation_seconds or 0.0) + max(0.0, (plan.save_seconds or 0.0) - plan.end_seconds)
+    return left + max(0.0, share) * between + plan.end_seconds
