@@ -1,16 +1,15 @@
-"""The explanation of a plan, as lines of text below the plan or as a key of its JSON."""
+"""The explanation of a plan, and the plan's JSON that has it as a key."""
 
 import json
 from typing import TYPE_CHECKING, Any
 
-from ftkit.report.planned.explained import explanation_lines
-
 if TYPE_CHECKING:
     from ftkit.plan.predict import Grounds, Tapes
+    from ftkit.records.explained import Explanation
 
 
-def explanation_text(grounds: "Grounds", tapes: "Tapes") -> str:
-    """Return an explanation as lines of text.
+def explained(grounds: "Grounds", tapes: "Tapes") -> "Explanation":
+    """Return what a plan rests on.
 
     Args:
         grounds: the prediction, with what it was made of.
@@ -18,7 +17,7 @@ def explanation_text(grounds: "Grounds", tapes: "Tapes") -> str:
     """
     from ftkit.plan.explain import explain, priced_changes
 
-    return "\n".join(explanation_lines(explain(grounds, priced_changes(grounds, tapes))))
+    return explain(grounds, priced_changes(grounds, tapes))
 
 
 def explained_json(grounds: "Grounds", tapes: "Tapes") -> str:
@@ -28,8 +27,5 @@ def explained_json(grounds: "Grounds", tapes: "Tapes") -> str:
         grounds: the prediction, with what it was made of.
         tapes: what was traced for it.
     """
-    from ftkit.plan.explain import explain, priced_changes
-
     tree: dict[str, Any] = grounds.prediction.model_dump(mode="json")
-    explanation = explain(grounds, priced_changes(grounds, tapes))
-    return json.dumps(tree | {"explanation": explanation.model_dump(mode="json")})
+    return json.dumps(tree | {"explanation": explained(grounds, tapes).model_dump(mode="json")})

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ftkit.cli.plan.explain import explained_json, explanation_text
+from ftkit.cli.plan.explain import explained, explained_json
 from ftkit.cli.plan.writing import train_command, write_config
 from ftkit.records.files import CHECKPOINT_BYTES
+from ftkit.report.planned.explained import explanation_lines
 from ftkit.report.planned.job import disk_words, job_rows, time_words
 from ftkit.report.planned.streamed import stream_rows
 from ftkit.report.planned.trunk import trunk_rows
@@ -52,15 +53,16 @@ def show_prediction(
         click.echo(explained_json(grounds, tapes) if is_explained else prediction.model_dump_json())
     else:
         click.echo("\n".join(prediction_lines(prediction, resolve(config, target.devices), target)))
-        if experts := expert_words(grounds):
+        explanation = explained(grounds, tapes) if is_explained else None
+        if experts := explanation.experts if explanation else expert_words(grounds):
             click.echo(f"{'experts':30} {experts}")
-        for line in frozen_words(grounds):
+        for line in explanation.frozen if explanation else frozen_words(grounds):
             click.echo(f"{'frozen weights':30} {line}")
-        if is_explained:
+        if explanation:
             click.echo(
                 "\n".join(["", "the whole job", *(f"{name:30} {value}" for name, value in job_rows(prediction.job))])
             )
-            click.echo(explanation_text(grounds, tapes))
+            click.echo("\n".join(explanation_lines(explanation)))
         if not prediction.fits:
             show_cures(asked, prediction.step_seconds)
     if write is not None and prediction.fits:

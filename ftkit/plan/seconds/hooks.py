@@ -74,7 +74,7 @@ class Hooks:
 
 
 def hook_seconds() -> float:
-    """Return what a hook takes at best, in a loop of its own."""
+    """Return what a hook takes in a loop of its own."""
     hooks, model = Hooks(), nn.Sequential(*(nn.Identity() for _ in range(_MODULES)))
     with hooks.around(model):
         for _ in range(_ROUNDS):
