@@ -82,6 +82,14 @@ def test_a_look_is_taken_once_and_the_doctor_tells_of_it(monkeypatch, tmp_path):
     assert "or the look that a run took (lora, an encoder, fp32, 20" in said
 
 
+def test_a_kind_that_no_sample_is_of_is_looked_at_with_its_own_method(monkeypatch):
+    small = (samples.Sample("lora", is_decoder=False, width=64, length=32, batch=2),)
+    monkeypatch.setattr(cpu_rates, "SAMPLES", small)
+    monkeypatch.setattr(cpu_rates, "_FLAT_BYTES", 2**16)
+    device = cpu_rates.look(1, Kind("qlora", is_decoder=False, precision="fp32"))
+    assert any("4bit" in name for name, _ in device.timed)
+
+
 @pytest.mark.parametrize(("device", "is_looked_at"), [(DEVICE, False), (replace(DEVICE, timed={}), True)])
 def test_whether_a_processor_is_looked_at_goes_by_what_was_timed_and_not_by_words(device, is_looked_at, monkeypatch):
     seen = replace(DEVICE, source="by a look")

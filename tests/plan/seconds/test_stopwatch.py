@@ -42,6 +42,15 @@ def test_parts_are_noted_one_by_one_with_the_operators_of_each():
     assert all(0 < one.computed <= one.seconds for one in parts.each)
 
 
+def test_caches_are_emptied_before_each_part():
+    other = torch.ones(9)
+    parts = Parts(Stopwatch(), other)
+    for phase in (Phase.FORWARD, Phase.BACKWARD):
+        other.fill_(1.0)
+        with parts.during(phase):
+            assert not other.any()
+
+
 def test_what_fresh_pages_take_is_no_part_of_an_operators_time():
     given, rate = fresh_pages()
     shared = mmap.mmap(-1, 2**25, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
