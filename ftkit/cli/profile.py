@@ -91,11 +91,11 @@ def profile(  # noqa: PLR0913  # one parameter is one flag
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # on the way out the child's processes are ended too
     with user_errors():
         folder = Path(flags.pop("output__folder") or "runs/profile")
-        if not as_json:
-            click.echo(f"profiling into {folder}", err=True)
         trials = make_trials(_axes(sweeps, sweep_file), _builder(flags, memory_snapshot=memory_snapshot))
         limit = [] if memory_limit is None else ["--memory-limit", str(parse_bytes(memory_limit))]
         _check(trials, folder, memory_snapshot=memory_snapshot, overwrite=overwrite)
+        if not as_json:
+            click.echo(f"profiling into {folder}", err=True)
 
         def is_stale(record: "RunRecord") -> bool:
             assert record.result is not None

@@ -28,6 +28,7 @@ from ftkit.plan.inputs.shapes import Sequences
 from ftkit.plan.inputs.target import Target, find_target
 from ftkit.plan.job import with_job
 from ftkit.plan.looked import looked
+from ftkit.plan.needs.memory import beyond_any_model
 from ftkit.plan.needs.weights import least_weight_bytes, weights_reason
 from ftkit.plan.predict import Tapes
 from ftkit.plan.predicted import AnyPrediction, TracedPrediction
@@ -162,7 +163,7 @@ def _settled(config: RunConfig, options: Options, is_cut_named: bool) -> _Planne
     # A formula's word is not enough to refuse a run.
     if config.training.plan_first and not prediction.fits and isinstance(prediction, TracedPrediction):
         found = cures(config, options)
-        raise _refusal(f"this run {prediction.reason}", found)
+        raise _refusal(f"this run {prediction.reason}", found, options.target)
     return config, prediction, (*lines, _line(prediction))
 
 
@@ -215,7 +216,8 @@ def _check_weights(config: RunConfig, target: Target, architecture: Any) -> None
     with _faults_kept(config, target):
         reason = weights_reason(target, least_weight_bytes(resolve(config, target.devices), architecture))
         if reason is not None and not (config.engine.fit and _has_way(config, target, architecture)):
-            raise _refusal(f"this run does not fit: {reason}", cures(config, options_at(config, target, architecture)))
+            found = cures(config, options_at(config, target, architecture))
+            raise _refusal(f"this run does not fit: {reason}", found, target)
 
 
 def _has_way(config: RunConfig, target: Target, architecture: Any) -> bool:
@@ -230,10 +232,11 @@ def _has_way(config: RunConfig, target: Target, architecture: Any) -> bool:
     return False
 
 
-def _refusal(reason: str, found: Sequence[Candidate]) -> DoesNotFitError:
+def _refusal(reason: str, found: Sequence[Candidate], target: Target) -> DoesNotFitError:
     """Return the error of a run that does not fit, with the changes that would make it fit."""
     ways = "; ".join(map(_way, found))
-    cure = f"what would fit: {ways}" if found else "nothing that ftkit can change makes it fit: take a smaller model"
+    left = beyond_any_model(target) or "take a smaller model"
+    cure = f"what would fit: {ways}" if found else f"nothing that ftkit can change makes it fit: {left}"
     return DoesNotFitError(f"{reason}; {cure}. To run it all the same: --no-plan")
 
 

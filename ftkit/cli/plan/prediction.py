@@ -178,11 +178,11 @@ def show_cures(asked: "Asked", step_seconds: float | None) -> None:
     """
     from ftkit.plan.choices.changes import as_flags, takes_fewer_bits
     from ftkit.plan.choices.search import cures
+    from ftkit.plan.needs.memory import beyond_any_model
 
-    found = cures(*asked)
-    click.echo(
-        "what would fit:" if found else "nothing that ftkit can change makes it fit; choose a smaller model or length"
-    )
+    found, beyond = cures(*asked), beyond_any_model(asked.options.target)
+    left = beyond or "choose a smaller model or length"
+    click.echo("what would fit:" if found else f"nothing that ftkit can change makes it fit; {left}")
     for candidate in found:
         rounding = "; rounds to fewer bits" if takes_fewer_bits(candidate.changes) else ""
         click.echo(f"  {as_flags(candidate.changes)}: {_cost(candidate, step_seconds)}{rounding}")

@@ -56,8 +56,10 @@ def _nothing_fits(asked: "Asked") -> str:
     """Say what a search ran into: the device, or the memory of the host."""
     from ftkit.plan.choices.changes import as_flags
     from ftkit.plan.choices.search import search
+    from ftkit.plan.needs.memory import beyond_any_model
 
     target = asked.options.target
+    left = beyond_any_model(target) or "choose a smaller model, a smaller --max-length or --method qlora"
     if target.gpu is not None and (target.ram_bytes is not None or target.locked_bytes is not None):
         roomy = replace(target, ram_bytes=None, locked_bytes=None)
         found = search(asked.config, replace(asked.options, target=roomy))
@@ -68,7 +70,7 @@ def _nothing_fits(asked: "Asked") -> str:
                 f"nothing fits in {have} memory; on {target.name} {as_flags(least.changes) or 'it'} would fit, with "
                 f"{format_bytes(least.prediction.host_bytes)} of host memory (--ram-budget)"
             )
-    return f"nothing fits on {target.name}; choose a smaller model, a smaller --max-length or --method qlora"
+    return f"nothing fits on {target.name}; {left}"
 
 
 def search_lines(found: "Sequence[Candidate]") -> list[str]:

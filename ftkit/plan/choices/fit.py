@@ -38,6 +38,7 @@ from ftkit.plan.choices.changes import (
 )
 from ftkit.plan.choices.search import Options, confirmed
 from ftkit.plan.inputs.target import Target
+from ftkit.plan.needs.memory import beyond_any_model
 from ftkit.plan.predicted import AnyPrediction
 from ftkit.report.planned.streamed import PLACES
 from ftkit.report.words import sharing
@@ -223,10 +224,11 @@ def _nothing_fits(config: RunConfig, options: Options, least: Candidate) -> str:
     """Return the sentence of a run of which nothing fits that leaves the mathematics as it is."""
     need, have = format_bytes(least.needed_bytes), format_bytes(options.target.memory_bytes)
     ways = [f"{as_flags(one.changes)} ({format_bytes(one.needed_bytes)})" for one in _others(config, options, least)]
+    left = beyond_any_model(options.target) or "take a smaller model or a smaller --max-length"
     cure = (
         f"what would, and changes it: {' or '.join(ways)}"
         if ways
-        else "nor does anything else that ftkit can change: take a smaller model or a smaller --max-length"
+        else f"nor does anything else that ftkit can change: {left}"
     )
     place = least.config.engine.stream_layers
     keeping = f"model.recompute={least.config.model.recompute}" if place == "none" else f"{STREAM}={place}"

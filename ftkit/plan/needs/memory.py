@@ -311,6 +311,16 @@ def _too_large(target: Target, peak: Peak, needed: int) -> str:
     return f"needs {need} of the {format_bytes(target.memory_bytes)} of {target.name}"
 
 
+def beyond_any_model(target: Target) -> str | None:
+    """Return what a process takes whatever its model, where a target has less than that; None where it has enough."""
+    taken = target.num_devices * (CUDA_HOST_BYTES if target.device_type == "cuda" else RUNTIME_BYTES)
+    if (context := target.context_range[0]) > target.memory_bytes:
+        return f"CUDA's context alone takes {format_bytes(context)}, whatever the model"
+    if target.ram_bytes is not None and taken > target.ram_bytes:
+        return f"libraries alone take {format_bytes(taken)} of host memory, whatever the model"
+    return None
+
+
 def _host_reason(target: Target, host: int, pinned: int) -> str | None:
     """Return why a node's memory is too small; None where it is not, or not known."""
     if target.ram_bytes is not None and host > target.ram_bytes:

@@ -79,6 +79,8 @@ def weights_reason(target: Target, weight_bytes: int) -> str | None:
     """
     if weight_bytes <= target.memory_bytes - target.context_bytes:
         return None
-    taken = f" less the {format_bytes(target.context_bytes)} of CUDA's context" if target.context_bytes else ""
     have = f"the {format_bytes(target.memory_bytes)} of {target.name}"
+    if target.context_bytes > target.memory_bytes:
+        return f"CUDA's context alone is {format_bytes(target.context_bytes)}, more than {have}"
+    taken = f" less the {format_bytes(target.context_bytes)} of CUDA's context" if target.context_bytes else ""
     return f"its weights alone are {format_bytes(weight_bytes)}, more than {have}{taken}"

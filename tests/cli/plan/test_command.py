@@ -55,6 +55,25 @@ def test_data_that_is_elsewhere_is_told():
     assert "not on this machine" not in plan("--model", "gpt2", "--gpu", "t4", "--max-length", "64").stderr
 
 
+@pytest.mark.parametrize(
+    ("budget", "verdict", "advice"),
+    [
+        (
+            ["--memory-budget", "10MiB"],
+            "CUDA's context alone is 140.88 MiB, more than the 10.00 MiB of T4",
+            "CUDA's context",
+        ),
+        (["--ram-budget", "1MiB"], "of host memory, and there are 1.00 MiB", "libraries alone take 1.40 GiB"),
+    ],
+)
+def test_a_budget_below_what_any_process_takes_is_not_met_with_the_advice_of_a_smaller_model(budget, verdict, advice):
+    done = plan("--model", "gpt2", "--gpu", "t4", "--max-length", "64", *budget)
+    assert done.exit_code == 8
+    assert verdict in done.output
+    assert f"nothing that ftkit can change makes it fit; {advice}" in done.output
+    assert "smaller model" not in done.output
+
+
 @pytest.mark.slow
 def test_a_search_that_the_host_s_memory_refuses_says_so():
     done = plan("--gpu", "rtx3060", "--ram-budget", "1GiB", "--search", "--max-length", "64")
