@@ -28,7 +28,7 @@ from ftkit.plan.inputs.shapes import Sequences
 from ftkit.plan.inputs.target import Target, find_target
 from ftkit.plan.job import with_job
 from ftkit.plan.looked import looked
-from ftkit.plan.needs.memory import beyond_any_model
+from ftkit.plan.needs.bare import beyond_any_model
 from ftkit.plan.needs.weights import least_weight_bytes, weights_reason
 from ftkit.plan.predict import Tapes
 from ftkit.plan.predicted import AnyPrediction, TracedPrediction

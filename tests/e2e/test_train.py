@@ -21,7 +21,7 @@ from ftkit.machine import hardware
 from ftkit.models.build import build_empty_model
 from ftkit.models.kernels.unpadded import is_unpadded
 from ftkit.plan.inputs.architectures import find_architecture
-from ftkit.plan.needs.memory import RUNTIME_BYTES
+from ftkit.plan.needs.bare import RUNTIME_BYTES
 from ftkit.records.files import read_record
 from ftkit.records.schema import Basis
 from tests.e2e.command import QUICK, flags, run

@@ -22,12 +22,12 @@ from ftkit.models.methods.lora import Lora, Qlora
 from ftkit.plan.choices.search import cures, options_at, search
 from ftkit.plan.inputs.shapes import Sequences
 from ftkit.plan.inputs.target import Target, find_target
+from ftkit.plan.needs.bare import RUNTIME_BYTES
 from ftkit.plan.needs.compiling import FREE_AROUND, KERNEL_BYTES, MOST_COMPILED
 from ftkit.plan.needs.memory import (
     HALF_RUNTIME_BYTES,
     LATER_BYTES,
     MKL_BYTES,
-    RUNTIME_BYTES,
 )
 from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.predicted import FormulaPrediction

@@ -178,7 +178,7 @@ def show_cures(asked: "Asked", step_seconds: float | None) -> None:
     """
     from ftkit.plan.choices.changes import as_flags, takes_fewer_bits
     from ftkit.plan.choices.search import cures
-    from ftkit.plan.needs.memory import beyond_any_model
+    from ftkit.plan.needs.bare import beyond_any_model
 
     found, beyond = cures(*asked), beyond_any_model(asked.options.target)
     left = beyond or "choose a smaller model or length"

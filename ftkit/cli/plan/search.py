@@ -56,7 +56,7 @@ def _nothing_fits(asked: "Asked") -> str:
     """Say what a search ran into: the device, or the memory of the host."""
     from ftkit.plan.choices.changes import as_flags
     from ftkit.plan.choices.search import search
-    from ftkit.plan.needs.memory import beyond_any_model
+    from ftkit.plan.needs.bare import beyond_any_model
 
     target = asked.options.target
     left = beyond_any_model(target) or "choose a smaller model, a smaller --max-length or --method qlora"

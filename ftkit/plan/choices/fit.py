@@ -38,7 +38,7 @@ from ftkit.plan.choices.changes import (
 )
 from ftkit.plan.choices.search import Options, confirmed
 from ftkit.plan.inputs.target import Target
-from ftkit.plan.needs.memory import beyond_any_model
+from ftkit.plan.needs.bare import beyond_any_model
 from ftkit.plan.predicted import AnyPrediction
 from ftkit.report.planned.streamed import PLACES
 from ftkit.report.words import sharing

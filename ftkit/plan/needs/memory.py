@@ -17,6 +17,7 @@ from ftkit.observe.peaks import Peak, allocator_events, find_peak
 from ftkit.observe.tape import Role, Tape
 from ftkit.plan.inputs.case import Case, Counts
 from ftkit.plan.inputs.target import Target
+from ftkit.plan.needs.bare import CUDA_HOST_BYTES, RUNTIME_BYTES
 from ftkit.plan.needs.compiling import KERNEL_BYTES, kept_bytes
 from ftkit.plan.needs.fallback import Elsewhere
 from ftkit.plan.needs.heap import free_in_heap
@@ -29,9 +30,6 @@ from ftkit.records.schema import Verdict
 from ftkit.step.observer import Phase
 from ftkit.units import format_bytes
 
-RUNTIME_BYTES = 560 * 10**6
-"""Resident memory of one process on a CPU that trains, before any weight: Python, torch, transformers, peft, readers of
-data, the planner, and what a step touches of them (MiniLM in fp32, in /proc/self/status)."""
 LATER_BYTES = 45 * 10**6
 """What steps, scores and saving touch of the libraries for the first time, beside a plan that a copy of the process
 makes (MiniLM in fp32: LoRA, LoRA over streamed layers and feature extraction, 25 steps and the end of a run each)."""
@@ -50,11 +48,6 @@ a vocabulary of 8,000 (Llama in fp32, with and without `MKL_DISABLE_FAST_MM`); l
 HALF_RUNTIME_BYTES = 22 * KERNEL_BYTES
 """Of the kernels that are compiled before the first step, to try the padding and the loss (a Xeon with AMX,
 LoRA on MiniLM)."""
-CUDA_HOST_BYTES = 15 * 10**8
-"""Host memory of one process with CUDA's libraries: 1.6 and 1.7 GB with the 0.25 GB of GPT-2 in them, and 1.3 to 1.9 of
-larger models without the file that passed (an H200, torch 2.11; benchmarks/on_a_gpu.jsonl)."""
-
-
 RESERVED_NOISE = 0.075
 """By how much of it what the allocator reserves may be more than its model says: of the published rows on a T4 and on
 an RTX 4080 the worst is 7.2 % (docs/truth.md). Most of it is given back before a card is full."""
@@ -309,16 +302,6 @@ def _too_large(target: Target, peak: Peak, needed: int) -> str:
     if (alone := weights_reason(target, peak.breakdown.parameter_bytes)) is not None:
         return f"{alone}; with the rest it needs {need}"
     return f"needs {need} of the {format_bytes(target.memory_bytes)} of {target.name}"
-
-
-def beyond_any_model(target: Target) -> str | None:
-    """Return what a process takes whatever its model, where a target has less than that; None where it has enough."""
-    taken = target.num_devices * (CUDA_HOST_BYTES if target.device_type == "cuda" else RUNTIME_BYTES)
-    if (context := target.context_range[0]) > target.memory_bytes:
-        return f"CUDA's context alone takes {format_bytes(context)}, whatever the model"
-    if target.ram_bytes is not None and taken > target.ram_bytes:
-        return f"libraries alone take {format_bytes(taken)} of host memory, whatever the model"
-    return None
 
 
 def _host_reason(target: Target, host: int, pinned: int) -> str | None:

@@ -19,8 +19,8 @@ from ftkit.plan.inputs.architectures import find_architecture
 from ftkit.plan.inputs.case import Case, Counts
 from ftkit.plan.inputs.shapes import Sequences
 from ftkit.plan.inputs.target import find_target
+from ftkit.plan.needs.bare import CUDA_HOST_BYTES
 from ftkit.plan.needs.loading import FILE_BYTES, stored_bytes_beside
-from ftkit.plan.needs.memory import CUDA_HOST_BYTES
 from ftkit.plan.predict import predict
 
 AROUND = max(2**16, os.sysconf("SC_PAGE_SIZE"))
