@@ -108,7 +108,8 @@ def judges(row: Row) -> list[str]:
 
 def answer(_: str, row: Row, found: Any) -> Answer:
     """Return the seconds that a trace takes on a row's card."""
-    from ftkit.plan.seconds.speed import gpu_device, step_time
+    from ftkit.plan.seconds.speed import gpu_device
+    from ftkit.plan.seconds.step_time import step_time
 
     gpu, tape = card(row), found
     assert gpu is not None
@@ -125,7 +126,7 @@ def iteration_seconds(row: Row, tape: Tape, device: Any) -> float:
     forward, the host makes beside the operators that it asks for. The optimizer steps every 128th time: not counted.
     """
     from ftkit.plan.seconds.reach import WHOLE
-    from ftkit.plan.seconds.speed import step_time
+    from ftkit.plan.seconds.step_time import step_time
 
     def seconds(phase: Phase, device: Any) -> float:
         costs = {key: counter for key, counter in tape.costs.items() if key[0] == phase}

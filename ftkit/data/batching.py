@@ -98,6 +98,11 @@ class MicroBatch:
         }
         return {name: tensor for name, tensor in inputs.items() if tensor is not None}
 
+    def to(self, device: torch.device) -> "MicroBatch":
+        """Return the same on a device, which computes with it when it has arrived."""
+        given: dict[str, Any] = {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in given.items()})
+
 
 def count_steps(num_samples: int, global_batch_size: int, epochs: float | None, max_steps: int | None) -> int:
     """Return the number of optimizer steps of a run; the last, smaller batch of an epoch counts."""
@@ -219,7 +224,7 @@ def collate(split: "TokenSplit", rows: Indices, padding: Padding, device: torch.
     tensors = {name: as_tensor(array) for name, array in arrays.items() if array is not None}
     if hidden is not None:
         tensors["hidden"] = _laid_out(hidden.states(rows), places)
-    return MicroBatch(**{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+    return MicroBatch(**tensors).to(device)
 
 
 def find_targets(labels_BT: npt.NDArray[np.int64]) -> Indices:

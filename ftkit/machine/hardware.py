@@ -52,6 +52,11 @@ class Gpu:
         return self.vendor, self.capability
 
     @property
+    def is_of_servers(self) -> bool:
+        """Whether it is made for servers, and not for the desks of those who play or draw."""
+        return not self.name.startswith(("GTX", "RTX", "Titan"))
+
+    @property
     def host_link(self) -> float:
         """Bytes per second in one direction to the host's memory: PCIe of its generation and lanes."""
         return HOST_LINKS.get(self.name, self.link)

@@ -34,6 +34,20 @@ def work_of(func: Any) -> Work:
     return Work.SOME
 
 
+UNALIGNED = ".unaligned"
+"""The overload that a tape gives a product for which a GPU has slow kernels alone."""
+_ALIGNED = 8
+"""Numbers in half precision that are 16 bytes."""
+_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "_grouped_mm"}
+
+
+@cache
+def is_product(name: str) -> bool:
+    """Return whether an operator, by its name, multiplies matrices."""
+    plain = name.partition(".")[0].removesuffix("_")
+    return plain in _PRODUCTS or plain.startswith("gemm_4bit") or "scaled_dot_product" in plain
+
+
 _PICKS = {"embedding", "index", "index_select", "gather"}
 """Operators that read no more of their first argument than they make: of a table, the rows that are asked for."""
 _PUTS = {"index_fill_", "index_add_", "index_copy_"}
@@ -54,7 +68,18 @@ def op_key(name: str, args: tuple[Any, ...], out: Any) -> OpKey:
             if isinstance(tensor, torch.Tensor):
                 moved += tensor.nbytes
                 dtype = dtype or (dtype_name(tensor.dtype) if tensor.is_floating_point() else "")
+    if _is_unaligned(name, args, out):
+        name = name.partition(".")[0] + UNALIGNED
     return name, _flops(name, args), moved - _untouched(name.partition(".")[0], args, out), dtype
+
+
+def _is_unaligned(name: str, args: tuple[Any, ...], out: Any) -> bool:
+    """Return whether a row of a product in half precision begins where no multiple of 16 bytes is."""
+    product = half_product(name, args)
+    if product is None:
+        return False
+    results = [out.stride()] if isinstance(out, torch.Tensor) else []
+    return any(stride % _ALIGNED for strides in (product[2], product[4], *results) for stride in strides if stride != 1)
 
 
 def _untouched(name: str, args: tuple[Any, ...], out: Any) -> int:

@@ -10,7 +10,7 @@ from ftkit.plan.needs import compiling
 from ftkit.plan.needs.streamed import coming_usually, seconds_beside
 from ftkit.plan.predicted import Speed
 from ftkit.plan.seconds.size import Size
-from ftkit.plan.seconds.speed import step_time
+from ftkit.plan.seconds.step_time import step_time
 from ftkit.plan.zero.share import RankShare
 from ftkit.records.streamed import StreamPlan
 

@@ -172,18 +172,9 @@ def _evaluate(engine: Engine, micro_batches: list[MicroBatch], observer: Observe
 
 
 def _micro_batches(engine: Engine, shape: Shape) -> list[MicroBatch]:
-    device = engine.device
-
-    def moved(tensor: torch.Tensor | None) -> torch.Tensor | None:
-        return None if tensor is None else tensor.to(device)
-
     made = make_batches(engine.objective, shape)
     _spread_tokens([one.input_ids for one in made], engine.model)
-    return [
-        replace(one, input_ids=one.input_ids.to(device), labels=one.labels.to(device),
-                attention_mask=moved(one.attention_mask), target_places=moved(one.target_places))
-        for one in made
-    ]  # fmt: skip
+    return [one.to(engine.device) for one in made]
 
 
 def _spread_tokens(inputs: Sequence[torch.Tensor], model: nn.Module) -> None:

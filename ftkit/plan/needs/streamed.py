@@ -21,7 +21,7 @@ from ftkit.plan.inputs.case import Case, Counts
 from ftkit.plan.inputs.target import Target
 from ftkit.plan.needs.fallback import Elsewhere
 from ftkit.plan.seconds.calibration import source_words
-from ftkit.plan.seconds.speed import StepTime
+from ftkit.plan.seconds.step_time import StepTime
 from ftkit.plan.zero.share import RankShare, share_out
 from ftkit.records.streamed import StreamPlan
 

@@ -19,7 +19,7 @@ from ftkit.plan.inputs.shapes import Sequences, epoch_steps, num_micro_batches, 
 from ftkit.plan.needs.compiling import in_a_forward
 from ftkit.plan.needs.memory import Memory, device_of
 from ftkit.plan.needs.streamed import Streamed
-from ftkit.plan.seconds.speed import step_time
+from ftkit.plan.seconds.step_time import step_time
 from ftkit.plan.tracing.trace import trace_trunk
 from ftkit.plan.zero.share import RankShare
 from ftkit.records.schema import Verdict

@@ -19,7 +19,7 @@ from ftkit.plan.seconds.timed import Timed
 from ftkit.step.observer import Phase
 
 _CPUINFO = Path("/proc/cpuinfo")
-LAYOUT = 9
+LAYOUT = 10
 """Of the files; another one is not read."""
 CALIBRATIONS = "calibration"
 """The folder of the files, in the cache."""
@@ -135,6 +135,7 @@ def rates_of(device: Device) -> dict[str, Any]:
         "compile": device.compile_seconds,
         "hook": device.hook_seconds,
         "hosts": device.hosts,
+        "asked": device.asked,
         "slower": [[*operator, rate] for operator, rate in device.rates.items()],
         "operators": [
             [*operator, one.flops, one.moved, one.seconds] for operator, found in device.timed.items() for one in found
@@ -172,6 +173,7 @@ def from_rates(tree: Mapping[str, Any], source: str, link: float | None = None) 
         compile_seconds=tree["compile"],
         hook_seconds=tree["hook"],
         hosts={Phase(phase): seconds for phase, seconds in tree["hosts"].items()},
+        asked=tree["asked"],
     )
 
 

@@ -1,8 +1,8 @@
 """Measure a GPU: what products of matrices, its memory and the link to the host reach, and what an operator costs.
 
 Kernels follow one another on a GPU while the host goes on, so what is timed is a row of them, to the end of the last.
-What an operator costs the host, the launch of its kernel with it, is seen in a step of a model so small that the GPU
-waits for the host.
+What an operator costs the host is seen in steps of models so small that the GPU waits for the host: the call of each
+operator by itself, with the launch of its kernels, and in each phase what Python, modules and autograd take beside it.
 """
 
 import contextlib
@@ -11,11 +11,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from ftkit.errors import DeviceError
+from ftkit.errors import DependencyError, DeviceError
 from ftkit.machine.process import ProcessContext, has_bf16, joined
 from ftkit.machine.versions import device_name
 from ftkit.plan.seconds.calibration import Calibration, fingerprint, source_words
@@ -23,10 +24,15 @@ from ftkit.plan.seconds.cpu_rates import disk_rates, today
 from ftkit.plan.seconds.reach import MEASURED
 from ftkit.plan.seconds.samples import Sample, stepper
 from ftkit.plan.seconds.speed import Device
-from ftkit.plan.seconds.stopwatch import Stopwatch
+from ftkit.plan.seconds.stopwatch import Parts, Seen, Stopwatch
+from ftkit.step.observer import Phase
 
-HOST_SAMPLE = Sample("lora", is_decoder=False, width=128, batch=2, length=32)
-"""Its kernels cost any GPU less than the host needs to ask for them."""
+HOST_SAMPLES = (
+    Sample("lora", is_decoder=True, width=128, batch=2, length=32),
+    Sample("full", is_decoder=False, width=128, batch=2, length=32),
+    Sample("qlora", is_decoder=True, width=128, batch=2, length=32),
+)
+"""Their kernels cost any GPU less than the host needs to ask for them."""
 _ROUNDS, _IN_A_ROW, _STEPS = 4, 5, 8
 
 
@@ -68,8 +74,7 @@ def calibrate_gpu(device: torch.device, tell: Callable[[str], None], sizes: Size
         fp32_flops, half_flops = (_product_flops(device, dtype, sizes.product) for dtype in (torch.float32, half))
         tell("copies inside the device, and to it")
         bandwidth, link = _bandwidth(device, sizes.copied), _link(device, sizes.linked)
-        tell(f"steps of {HOST_SAMPLE}")
-        host = _host_seconds(device)
+        seen = _asking(device, tell)
     except torch.OutOfMemoryError as error:
         raise DeviceError(
             f"{device_name(device)} has too little free memory to be measured, which takes 0.8 GiB; end the other "
@@ -77,7 +82,13 @@ def calibrate_gpu(device: torch.device, tell: Callable[[str], None], sizes: Size
         ) from error
     date = today()
     source = source_words(date)
-    speed = Device(fp32_flops, half_flops, bandwidth, host, True, source=source, host_rate=link, reach=MEASURED)
+    hosts, asked = seen.hosts(), seen.stopwatch.asked()
+    # Of an operator that no sample has.
+    usual = statistics.median(asked.values()) + hosts[Phase.FORWARD]
+    speed = Device(
+        fp32_flops, half_flops, bandwidth, usual, True,
+        source=source, host_rate=link, reach=MEASURED, hosts=hosts, asked=asked,
+    )  # fmt: skip
     return Calibration(date, fingerprint(device_name(device)), speed, read, written, link)
 
 
@@ -102,16 +113,26 @@ def _link(device: torch.device, num_bytes: int) -> float:
     return num_bytes / _best_seconds(device, lambda: target.copy_(source, non_blocking=True))
 
 
-def _host_seconds(device: torch.device) -> float:
-    """Return what an operator of a step costs the host, the launch of its kernel with it."""
+def _asking(device: torch.device, tell: Callable[[str], None]) -> Seen:
+    """Time what the host does in steps: each call of an operator, and the phases that nobody watches."""
+    seen = Seen(Stopwatch(clock=time.perf_counter))  # autograd asks from a thread of its own
     with tempfile.TemporaryDirectory(prefix="ftkit-calibrate-") as name, joined(ProcessContext()):
-        step, stopwatch = stepper(HOST_SAMPLE, Path(name, "model")).take, Stopwatch()
-        for _ in range(_ROUNDS):  # libraries are loaded, the optimizer has no state yet, clocks go up
-            step()
-        whole = statistics.median(_seconds(device, step) for _ in range(_STEPS))
-        with stopwatch:
-            step()
-    return whole / stopwatch.calls
+        for number, sample in enumerate(HOST_SAMPLES):
+            tell(f"steps of {sample}")
+            try:
+                take = stepper(sample, Path(name, str(number))).take
+            except DependencyError:
+                tell(f"left out, since bitsandbytes is not there: {sample}")
+                continue
+            for _ in range(_ROUNDS):  # libraries are loaded, the optimizer has no state yet, clocks go up
+                take()
+            for _ in range(_STEPS):
+                bare, watched = (Parts(seen.stopwatch, partial(_finish, device)) for _ in range(2))
+                take(bare)
+                with seen.stopwatch:
+                    take(watched)
+                seen.beside(bare.each, watched.each)
+    return seen
 
 
 def _best_seconds(device: torch.device, work: Callable[[], object]) -> float:

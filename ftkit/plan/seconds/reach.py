@@ -1,6 +1,6 @@
 """The part of a card's published figures that its kernels reach, as others have measured it.
 
-A product of matrices takes `KERNEL_SECONDS` and its FLOPs at a share of the peak, the law of a pipeline (Hockney and
+A product of matrices takes `PRODUCT_SECONDS` and its FLOPs at a share of the peak, the law of a pipeline (Hockney and
 Jesshope 1981): a card is not full at the start and the end of a kernel, nor where a product has few tiles. OpenXLA has
 timed products in bf16 on an H100 (xla/service/gpu/model/matmul_interpolator_data.h); of 41 of these, with 256 to 4096
 rows, columns and inner numbers, the peak alone makes the middle one 2.6 times too fast, and the law is 8 % off it:
@@ -16,10 +16,17 @@ from dataclasses import dataclass
 
 from ftkit.machine.hardware import Gpu
 
-KERNEL_SECONDS = 6e-6
-"""What a kernel takes beside its work: 7.2 microseconds fit those products best, with 84 % of the peak; a planner whose
-constants were fitted to operators on an H100 takes 7 (meta-pytorch/autoparallel, pull request 146), OpenXLA itself 5
-(xla/service/gpu/model/gpu_performance_model.cc)."""
+PRODUCT_SECONDS = 6e-6
+"""What a product takes beside its work: 7.2 microseconds fit those products best, with 84 % of the peak; a planner
+whose constants were fitted to operators on an H100 takes 7 (meta-pytorch/autoparallel, pull request 146), OpenXLA
+itself 5 (xla/service/gpu/model/gpu_performance_model.cc)."""
+KERNEL_SECONDS = 4e-6
+"""What any other kernel takes beside its work: 2.1 microseconds by itself, and 2 to 3 until the next one begins (twelve
+trainings on an H200, torch 2.11)."""
+_UNALIGNED, _UNALIGNED_HOPPER = 0.5, 0.2
+"""Of what such a product reaches otherwise. An H200 took 16 ms for the 50,257 logits of GPT-2 and their gradients,
+8 x 1024 tokens, by kernels of Turing's, where 3 were planned; on an A100 all of GPT-2's training was a quarter quicker
+with 50,304 (nanoGPT's author, February 2023)."""
 COPIED_SHARE = 0.79
 """Of the bandwidth, the mean of five device-to-device copies: T4 0.75, A100 40 GB 0.74, V100 0.82 (bandwidthTest, in
 router-gao/cuda-demo), V100 0.87 and A100 80 GB 0.75 (AnjaliSandip/FastIceFlo)."""
@@ -54,22 +61,27 @@ class Reach:
         half: of the peak in 16 bits.
         single: of the peak in fp32.
         bandwidth: of its memory.
-        kernel_seconds: what each kernel takes beside its work.
+        product_seconds: what each product of matrices takes beside its work.
+        kernel_seconds: what any other kernel takes.
+        unaligned: of that, where rows of a product in half precision begin at no multiple of 16 bytes.
     """
 
     half: float = 1.0
     single: float = 1.0
     bandwidth: float = 1.0
+    product_seconds: float = 0.0
     kernel_seconds: float = 0.0
+    unaligned: float = 1.0
 
 
 WHOLE = Reach()
 """Of a processor, whose figures are measured."""
-MEASURED = Reach(kernel_seconds=KERNEL_SECONDS)
+MEASURED = Reach(product_seconds=PRODUCT_SECONDS, kernel_seconds=KERNEL_SECONDS, unaligned=_UNALIGNED)
 """Of a card whose products and copies were timed: all of these figures."""
 
 
 def reach_of(gpu: Gpu) -> Reach:
     """Return what the kernels of a card reach."""
     half, single = _CAPPED.get(gpu.name) or _GENERATIONS.get(gpu.kernels, _OTHERS)
-    return Reach(half, single, COPIED_SHARE, KERNEL_SECONDS)
+    unaligned = _UNALIGNED_HOPPER if gpu.vendor == "nvidia" and gpu.capability >= (9, 0) else _UNALIGNED
+    return Reach(half, single, COPIED_SHARE, PRODUCT_SECONDS, KERNEL_SECONDS, unaligned)

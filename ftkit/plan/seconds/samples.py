@@ -123,7 +123,7 @@ def stepper(sample: Sample, folder: Path) -> Steps:
     made = (one for shape in shapes for one in make_batches(engine.objective, shape))
     # A place of the first one is hidden, which is enough for a mask.
     micro_batches = [_ragged(one) if number and not sample.is_decoder else one for number, one in enumerate(made)]
-    return Steps(engine, micro_batches)
+    return Steps(engine, [one.to(engine.device) for one in micro_batches])
 
 
 def _ragged(micro_batch: MicroBatch) -> MicroBatch:

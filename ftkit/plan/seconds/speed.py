@@ -1,10 +1,9 @@
 """Predict how long a step takes: each operator by the roofline (Williams et al. 2009), and what goes over the wire.
 
 An operator takes as long as its arithmetic or its bytes, whichever is longer, at the part of the device's peak and
-bandwidth that kernels reach (`reach.py`). A GPU is asked for it beforehand: the host goes on while the device computes,
-and a phase takes as long as the slower of the two, so a small model waits for Python. A CPU does both itself, one after
-the other; there, operators that compute much for each byte without being products of matrices (dropout draws a random
-number, a softmax takes exponentials) are timed one by one, as the products are.
+bandwidth that kernels reach (`reach.py`); what that makes of a step, in which a GPU computes while the host asks for
+more, `step_time.py` says. On a CPU operators that compute much for each byte without being products of matrices
+(dropout draws a random number, a softmax takes exponentials) are timed one by one, as the products are.
 
 A tensor too large for the heap lies in pages that the system gives anew and clears, each time that it is born
 (`ftkit/machine/heap.py`); touching them is timed by itself.
@@ -19,7 +18,6 @@ import functools
 import math
 import mmap
 import statistics
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -29,11 +27,10 @@ from ftkit.machine.hardware import Gpu
 from ftkit.machine.heap import LARGEST_IN_HEAP
 from ftkit.machine.memory import page_faults
 from ftkit.machine.process import has_bf16
-from ftkit.observe.tape import OpKey, Tape
+from ftkit.observe.operators import UNALIGNED, is_product
 from ftkit.plan.seconds.hooks import HOOKS, hook_seconds
 from ftkit.plan.seconds.loops import FEW_ROUNDS, best_seconds, operator_rates
 from ftkit.plan.seconds.reach import WHOLE, Reach, reach_of
-from ftkit.plan.seconds.size import TRACED, Size
 from ftkit.plan.seconds.timed import Law, Timed, law_of, seconds_of
 from ftkit.step.observer import Phase
 
@@ -42,6 +39,11 @@ HOST_SECONDS = 10e-6
 kernels cost nothing takes 9 (Llama) to 11 (GPT-2) microseconds of one core for each (benchmarks/host_cost.py)."""
 LAUNCH_SECONDS = 5e-6
 """What asking a GPU for a kernel costs beside: a call of the driver."""
+SERVER_SECONDS = 30e-6
+"""What an operator costs the host of a server's card. Of twelve trainings beside an H200 those that waited for their
+host took 26 to 57 microseconds for each (torch 2.11), and the same host's core took 11 where there was no
+kernel to ask for; the smallest models beside a T4 took 25 (docs/speed.md). Who rents a card rents a few of many slow
+cores beside it."""
 _MATRIX, _COPIED_BYTES, _LAUNCHES = 512, 3 * 2**24, 200
 """What a CPU is timed with, in a quarter of a second in all. 16 MiB still come from the last cache of a large server,
 at twice the speed of 48 (a Xeon), and what is planned by the bandwidth is large, or takes no time."""
@@ -74,6 +76,7 @@ class Device:
         compile_seconds: that a product in half precision takes more where its shape is new, since a kernel is compiled.
         hook_seconds: what a hook around a module takes (`hooks.py`).
         hosts: what an operator costs whoever asks for it in a phase, where steps have shown it; else `host_seconds`.
+        asked: name of an operator to what its call costs beside that, on a GPU whose host was timed.
     """
 
     fp32_flops: float
@@ -90,6 +93,7 @@ class Device:
     compile_seconds: float = 0.0
     hook_seconds: float = 0.0
     hosts: Mapping[Phase, float] = field(default_factory=dict)
+    asked: Mapping[str, float] = field(default_factory=dict)
 
     def flops(self, precision: str) -> float:
         """Return the dense FLOP/s in a precision."""
@@ -114,9 +118,19 @@ class Device:
             if found is not None:
                 return found
         is_half = dtype in ("bfloat16", "float16")
+        if name.endswith(UNALIGNED):
+            flops /= self.reach.unaligned
         reached = self.half_flops * self.reach.half if is_half else self.fp32_flops * self.reach.single
         rate = self.rates.get(operator, self.bandwidth * self.reach.bandwidth)
         return max(flops / reached, moved / rate)
+
+    def kernel_seconds(self, name: str) -> float:
+        """Return what each kernel of an operator takes beside its work; nothing where steps have shown all of it.
+
+        Args:
+            name: of the operator, with its overload.
+        """
+        return self.reach.product_seconds if is_product(name) else self.reach.kernel_seconds
 
     def asking(self, name: str, phase: Phase) -> float:
         """Return what one call of an operator costs whoever asks for it.
@@ -125,29 +139,19 @@ class Device:
             name: of the operator, with its overload.
             phase: of the step.
         """
-        return self.hook_seconds if name == HOOKS else self.hosts.get(phase, self.host_seconds)
+        if name == HOOKS:
+            return self.hook_seconds
+        call = self.asked.get(name.partition(".")[0], self._usual_call) if self.asked else 0.0
+        return call + self.hosts.get(phase, self.host_seconds)
 
-
-@dataclass(frozen=True)
-class StepTime:
-    """The time and the arithmetic of one optimizer step on one rank.
-
-    Attributes:
-        seconds: without communication.
-        flops: of the model's matrix products, once each.
-        forward_seconds: of one forward.
-        returning_seconds: for which the link from the host is busy with what comes back for the backwards.
-    """
-
-    seconds: float
-    flops: float
-    forward_seconds: float
-    returning_seconds: float = 0.0
+    @functools.cached_property
+    def _usual_call(self) -> float:
+        return statistics.median(self.asked.values())
 
 
 def gpu_device(gpu: Gpu, precision: str) -> Device:
     """Return the speed of a GPU in a precision."""
-    host_seconds = HOST_SECONDS + LAUNCH_SECONDS
+    host_seconds = SERVER_SECONDS if gpu.is_of_servers else HOST_SECONDS + LAUNCH_SECONDS
     half, reach = gpu.flops(precision), reach_of(gpu)
     return Device(gpu.fp32_flops, half, gpu.bandwidth, host_seconds, True, host_rate=gpu.host_rate, reach=reach)
 
@@ -232,65 +236,3 @@ def _matmul_flops(dtype: torch.dtype) -> float:
     left = torch.ones(_MATRIX, _MATRIX, dtype=dtype)
     right = torch.ones(_MATRIX, _MATRIX, dtype=dtype)
     return float(2 * _MATRIX**3 / best_seconds(lambda: left @ right))
-
-
-def step_time(
-    tape: Tape, device: Device, num_micro_batches: float, traced_micro_batches: int, size: Size = TRACED
-) -> StepTime:
-    """Return the time of the last traced step.
-
-    Args:
-        tape: of two steps; the second is the usual one.
-        device: what computes.
-        num_micro_batches: of a real step, or of many steps on average.
-        traced_micro_batches: of the traced step, all alike.
-        size: of a real micro-batch: what computes is so much less, and what asks is not.
-
-    Returns:
-        Time and work of one step.
-    """
-    last = max((step for _, step, _ in tape.costs), default=0)
-    phases: dict[Phase, Counter[OpKey]] = defaultdict(Counter)
-    for (phase, step, _), counter in tape.costs.items():
-        if step == last:
-            phases[phase] += counter
-    repeats = num_micro_batches / traced_micro_batches
-    # What waits on the host leaves beside the forward, and comes back beside the backward.
-    phases_ended = Counter(phase for _, phase in tape.marks)
-    # A forward of a micro-batch, or of all that go through layers together; a tape of a step has an update.
-    num_forwards = phases_ended[Phase.FORWARD] / max(phases_ended[Phase.OPTIMIZER], 1)
-    on_host = size.tokens * num_forwards * sum(map(sum, tape.on_host.values())) / device.host_rate
-    copying = {Phase.FORWARD: on_host, Phase.BACKWARD: on_host}
-    cleared = {phase: num_bytes / device.fresh_rate for phase, num_bytes in _fresh_bytes(tape, device, last).items()}
-    update = cleared.pop(Phase.OPTIMIZER, 0.0)
-    update += _phase_seconds(Phase.OPTIMIZER, phases.pop(Phase.OPTIMIZER, Counter()), device, TRACED)
-    batches = size.tokens * sum(cleared.values()) + sum(
-        max(_phase_seconds(phase, counter, device, size), copying.get(phase, 0.0)) for phase, counter in phases.items()
-    )
-    forward = _phase_seconds(Phase.FORWARD, phases[Phase.FORWARD], device, size) / traced_micro_batches
-    flops = size.tokens * repeats * tape.model_flops(last)
-    return StepTime(repeats * batches + update, flops, forward, repeats * on_host)
-
-
-def _fresh_bytes(tape: Tape, device: Device, step: int) -> Counter[Phase]:
-    """Return the bytes of the tensors of a step that are too large for the heap of a process on a CPU, by phase."""
-    if device.fresh_rate == math.inf:
-        return Counter()
-    fresh: Counter[Phase] = Counter()
-    for birth in tape.births:
-        if birth.size > LARGEST_IN_HEAP and birth.step == step:
-            fresh[birth.phase] += birth.size
-    return fresh
-
-
-def _phase_seconds(phase: Phase, counter: Counter[OpKey], device: Device, size: Size) -> float:
-    computing = asking = 0.0
-    for (name, flops, moved, dtype), count in counter.items():
-        # One kernel serves a whole list of parameters.
-        kernels = 0 if name.startswith("_fused") else count
-        share = size.of(name)
-        computing += (
-            count * device.seconds(name, share * flops, share * moved, dtype) + kernels * device.reach.kernel_seconds
-        )
-        asking += kernels * device.asking(name, phase)
-    return max(computing, asking) if device.is_asynchronous else computing + asking

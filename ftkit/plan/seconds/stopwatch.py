@@ -3,7 +3,7 @@
 import contextlib
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,16 +29,18 @@ class Stopwatch(DispatchMode):
     Attributes:
         calls: operators so far.
         seconds: that they took together, fresh pages included.
+        clock: returns seconds.
     """
 
-    def __init__(self, fault_seconds: float = 0.0) -> None:
+    def __init__(self, fault_seconds: float = 0.0, clock: Callable[[], float] = clock) -> None:
         """Start with nothing timed.
 
         Args:
             fault_seconds: that a page takes which is touched for the first time.
+            clock: returns seconds.
         """
         super().__init__()
-        self._fault_seconds = fault_seconds
+        self._fault_seconds, self.clock = fault_seconds, clock
         self._seen: dict[OpKey, list[float]] = defaultdict(list)
         self.calls, self.seconds = 0, 0.0
 
@@ -46,9 +48,9 @@ class Stopwatch(DispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operator and take its time."""
-        faults, begun = page_faults(), clock()
+        faults, begun = page_faults(), self.clock()
         out = func(*args, **(kwargs or {}))
-        seconds = clock() - begun
+        seconds = self.clock() - begun
         faults = page_faults() - faults
         if work_of(func) is Work.SOME:
             self.calls += 1
@@ -64,6 +66,13 @@ class Stopwatch(DispatchMode):
         for (name, flops, moved, dtype), seconds in self._seen.items():
             found[name.partition(".")[0], dtype].append(Timed(flops, moved, statistics.median(seconds)))
         return dict(found)
+
+    def asked(self) -> dict[str, float]:
+        """Return the median of each operator's calls, by its name without overload, whatever its size."""
+        found: dict[str, list[float]] = defaultdict(list)
+        for (name, *_), seconds in self._seen.items():
+            found[name.partition(".")[0]] += seconds
+        return {name: statistics.median(seconds) for name, seconds in found.items()}
 
 
 def _keys(name: str, args: tuple[Any, ...], out: Any) -> Iterator[tuple[OpKey, float]]:
@@ -97,31 +106,28 @@ class Part:
 class Parts:
     """An observer of a step that notes its parts, one after another.
 
-    Each begins with caches that something else has filled, as it does in a model that is larger than they are: between
-    two uses of a layer's weights all other layers are computed.
-
     Attributes:
         each: the parts.
     """
 
-    def __init__(self, stopwatch: Stopwatch, other: torch.Tensor) -> None:
+    def __init__(self, stopwatch: Stopwatch, prepare: Callable[[], object]) -> None:
         """Start with none.
 
         Args:
             stopwatch: that may be at work.
-            other: larger than the caches.
+            prepare: called before each part.
         """
-        self._stopwatch, self._other = stopwatch, other
+        self._stopwatch, self._prepare = stopwatch, prepare
         self.each: list[Part] = []
 
     @contextlib.contextmanager
     def during(self, phase: Phase) -> Iterator[None]:
         """Note a part."""
-        self._other.zero_()
+        self._prepare()
         watch = self._stopwatch
-        begun, calls, computed = clock(), watch.calls, watch.seconds
+        begun, calls, computed = watch.clock(), watch.calls, watch.seconds
         yield
-        self.each.append(Part(phase, clock() - begun, watch.calls - calls, watch.seconds - computed))
+        self.each.append(Part(phase, watch.clock() - begun, watch.calls - calls, watch.seconds - computed))
 
 
 class Seen:
@@ -132,10 +138,13 @@ class Seen:
         hooks: around their modules.
     """
 
-    def __init__(self) -> None:
-        """Start with nothing."""
-        given, _ = fresh_pages()
-        self.stopwatch, self.hooks = Stopwatch(given), Hooks()
+    def __init__(self, stopwatch: Stopwatch | None = None) -> None:
+        """Start with nothing.
+
+        Args:
+            stopwatch: that will time the steps; None: one for a processor.
+        """
+        self.stopwatch, self.hooks = stopwatch or Stopwatch(fresh_pages()[0]), Hooks()
         self._hosts: dict[Phase, list[float]] = defaultdict(list)
 
     def beside(self, bare: list[Part], watched: list[Part]) -> None:
@@ -148,13 +157,17 @@ class Seen:
         for plain, one in zip(bare, watched, strict=True):
             self._hosts[plain.phase].append((plain.seconds - one.computed) / one.calls)
 
+    def hosts(self) -> dict[Phase, float]:
+        """Return what each phase took beside each of its operators."""
+        return {phase: max(0.0, statistics.median(each)) for phase, each in self._hosts.items()}
+
     def put_into(self, quick: Device) -> Device:
         """Return the speed of the processor by what was seen.
 
         Args:
             quick: its speed by loops of their own.
         """
-        hosts = {phase: max(0.0, statistics.median(each)) for phase, each in self._hosts.items()}
+        hosts = self.hosts()
         return replace(
             quick,
             host_seconds=hosts[Phase.FORWARD],  # as phases of other kinds are

@@ -150,3 +150,20 @@ def test_large_logits_neither_overflow_nor_lose_the_loss():
     head, (rows, labels) = make_head("Linear", torch.float32), make_rows(5, torch.float32)
     scale = Tail(scale=1e4)
     torch.testing.assert_close(cross_entropy(rows, head, labels, scale), plain(rows, head, labels, scale))
+
+
+@pytest.mark.parametrize("vocabulary", [96, 97])
+def test_on_a_gpu_rows_of_logits_begin_where_its_kernels_want_them(vocabulary, monkeypatch):
+    torch.manual_seed(0)
+    rows, head = torch.randn(6, WIDTH, dtype=torch.bfloat16), nn.Linear(WIDTH, vocabulary, bias=False).bfloat16()
+    with torch.no_grad(), on_cpu.judged_by(lambda _: False):
+        logits = kernel._logits(head, rows)
+        assert logits.stride(0) % 8 == 0
+        assert logits.shape == (6, vocabulary)
+        torch.testing.assert_close(logits, head(rows), rtol=0, atol=0)
+        # Gradients and the loss are those of rows that lie one behind the other.
+        labels = torch.arange(6)
+        loss = cross_entropy(rows, head, labels)
+    torch.testing.assert_close(
+        loss, functional.cross_entropy(head(rows).float(), labels, reduction="sum"), rtol=1e-2, atol=0
+    )

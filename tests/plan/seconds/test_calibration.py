@@ -18,7 +18,7 @@ from ftkit.plan.predict import predict
 from ftkit.plan.seconds import calibration as kept
 from ftkit.plan.seconds import cpu_rates, stopwatch
 from ftkit.plan.seconds.calibration import Calibration, calibration_file, find_calibration, fingerprint
-from ftkit.plan.seconds.gpu_rates import Sizes, calibrate_gpu
+from ftkit.plan.seconds.gpu_rates import HOST_SAMPLES, Sizes, calibrate_gpu
 from ftkit.plan.seconds.samples import Sample
 from ftkit.plan.seconds.speed import FROM_TABLE, Device
 from ftkit.plan.seconds.stopwatch import Stopwatch
@@ -100,7 +100,9 @@ def test_a_plan_of_a_gpu_that_was_measured_rests_on_its_own_rates_and_that_of_an
     told: list[str] = []
     measured = calibrate_gpu(torch.device("cpu"), told.append, Sizes(64, 2**16, 2**16))
     speed = measured.device
-    assert len(told) == 3
+    assert len(told) == 2 + len(HOST_SAMPLES)
+    assert set(speed.hosts) == {Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER}
+    assert {"mm", "gemm_4bit", "native_dropout"} & set(speed.asked) >= {"mm", "gemm_4bit"}
     assert measured.link is not None
     assert speed.host_rate == measured.link
     assert min(measured.link, speed.bandwidth, speed.fp32_flops, speed.half_flops, speed.host_seconds) > 0

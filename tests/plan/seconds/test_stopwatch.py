@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ftkit.plan.seconds.samples import SAMPLES
+from ftkit.plan.seconds import cpu_rates
+from ftkit.plan.seconds.samples import SAMPLES, Sample
 from ftkit.plan.seconds.speed import Device, fresh_pages
 from ftkit.plan.seconds.stopwatch import Part, Parts, Seen, Stopwatch
 from ftkit.step.observer import Phase
@@ -28,7 +29,7 @@ def test_what_asking_costs_is_told_by_phase_and_in_the_median_of_its_parts():
 
 def test_parts_are_noted_one_by_one_with_the_operators_of_each():
     watch = Stopwatch()
-    parts = Parts(watch, torch.zeros(9))
+    parts = Parts(watch, lambda: None)
     with watch:
         for phase, calls in ((Phase.FORWARD, 1), (Phase.BACKWARD, 2), (Phase.FORWARD, 3)):
             with parts.during(phase):
@@ -42,13 +43,15 @@ def test_parts_are_noted_one_by_one_with_the_operators_of_each():
     assert all(0 < one.computed <= one.seconds for one in parts.each)
 
 
-def test_caches_are_emptied_before_each_part():
-    other = torch.ones(9)
-    parts = Parts(Stopwatch(), other)
+def test_what_is_to_be_done_before_each_part_is_done_before_its_clock_runs():
+    times = iter(range(9))
+    watch = Stopwatch(clock=lambda: float(next(times)))
+    parts = Parts(watch, watch.clock)
     for phase in (Phase.FORWARD, Phase.BACKWARD):
-        other.fill_(1.0)
         with parts.during(phase):
-            assert not other.any()
+            pass
+    assert [one.seconds for one in parts.each] == [1.0, 1.0]
+    assert next(times) == 6  # three looks at the clock a part, the first before it runs
 
 
 def test_what_fresh_pages_take_is_no_part_of_an_operators_time():
@@ -70,3 +73,16 @@ def test_a_samples_largest_micro_batches_are_as_large_as_a_runs_and_half_as_larg
         of_many = [one.batch * one.length for one in replace(sample, divided=2, is_one_of_many=True).shapes(2048)]
         assert of_many[0] == 1024
         assert max(of_many[1:]) <= 512
+
+
+def test_caches_are_emptied_before_each_part_of_a_sample(tmp_path, monkeypatch):
+    prepared = []
+
+    def parts(watch, prepare):
+        prepared.append(prepare.__self__)
+        return Parts(watch, prepare)
+
+    monkeypatch.setattr(cpu_rates, "Parts", parts)
+    cpu_rates._time_sample(Sample("lora", is_decoder=True, width=64, length=8, batch=1), tmp_path, Seen(), 1)
+    assert len(prepared) == 2  # bare, and watched
+    assert all(other.nbytes >= 3 * 2**24 for other in prepared)
