@@ -42,12 +42,12 @@ class Sizes:
 
     Attributes:
         product: rows and columns of square matrices: large enough for each of the published peaks that is reached.
-        copied: bytes, several times the largest cache.
+        moved: bytes of a tensor, several times the largest cache.
         linked: bytes of pinned memory that go to the device.
     """
 
     product: int = 4096
-    copied: int = 2**28
+    moved: int = 2**28
     linked: int = 2**27
 
 
@@ -72,8 +72,8 @@ def calibrate_gpu(device: torch.device, tell: Callable[[str], None], sizes: Size
         tell("products of matrices")
         half = torch.bfloat16 if has_bf16(device) else torch.float16
         fp32_flops, half_flops = (_product_flops(device, dtype, sizes.product) for dtype in (torch.float32, half))
-        tell("copies inside the device, and to it")
-        bandwidth, link = _bandwidth(device, sizes.copied), _link(device, sizes.linked)
+        tell("operators that move bytes inside the device, and copies to it")
+        bandwidth, link = _bandwidth(device, half, sizes.moved), _link(device, sizes.linked)
         seen = _asking(device, tell)
     except torch.OutOfMemoryError as error:
         raise DeviceError(
@@ -98,10 +98,17 @@ def _product_flops(device: torch.device, dtype: torch.dtype, size: int) -> float
     return 2 * size**3 / _best_seconds(device, lambda: torch.mm(left, right, out=out))
 
 
-def _bandwidth(device: torch.device, num_bytes: int) -> float:
-    source = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return 2 * num_bytes / _best_seconds(device, lambda: target.copy_(source))
+def _bandwidth(device: torch.device, half: torch.dtype, num_bytes: int) -> float:
+    """Return the rate at which a step moves bytes: in sums, products in place and changes of type."""
+    one = torch.ones(num_bytes // half.itemsize, dtype=half, device=device)
+    other, wide = torch.ones_like(one), torch.empty(len(one) // 2, device=device)
+    works: list[Callable[[], object]] = [
+        lambda: torch.add(one, other, out=other),
+        lambda: other.mul_(1.0),
+        lambda: wide.copy_(one[: len(wide)]),
+    ]
+    moved = (3 + 2) * num_bytes + wide.nbytes + len(wide) * half.itemsize
+    return moved / sum(_best_seconds(device, work) for work in works)
 
 
 def _link(device: torch.device, num_bytes: int) -> float:
