@@ -29,8 +29,8 @@ _UNALIGNED, _UNALIGNED_HOPPER = 0.5, 0.2
 with 50,304 (nanoGPT's author, February 2023)."""
 MOVED_SHARE = 0.73
 """Of the bandwidth, what kernels that multiply no matrices reach: least squares over twelve trainings on an H200, with
-the 2.1 microseconds of each. Copies from device to device reach 0.79 in the mean of five: T4 0.75, A100 40 GB 0.74, V100
-0.82 (bandwidthTest, in router-gao/cuda-demo), V100 0.87 and A100 80 GB 0.75 (AnjaliSandip/FastIceFlo)."""
+the 2.1 microseconds of each. Copies from device to device reach 0.79 in the mean of five: T4 0.75, A100 40 GB 0.74,
+V100 0.82 (bandwidthTest, in router-gao/cuda-demo), V100 0.87 and A100 80 GB 0.75 (AnjaliSandip/FastIceFlo)."""
 _GENERATIONS = {
     ("nvidia", (6, 1)): (0.85, 0.85),
     ("nvidia", (7, 0)): (0.78, 0.92),
