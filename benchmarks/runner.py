@@ -16,7 +16,7 @@ from benchmarks.rows import Row
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "benchmarks"
 """Where the answers are: a file of JSON lines for each question."""
-SAID_OF_A_MEASUREMENT = {"id", "value", "value_bytes", "unit", "date", "throughput", "notes", "gpu"}
+SAID_OF_A_MEASUREMENT = {"id", "value", "value_bytes", "unit", "date", "throughput", "notes"}
 """Fields in which two rows may differ whose runs do alike: they are traced once."""
 Answer = dict[str, Any]
 """What is kept of an answer, as JSON; `id` tells it from the others of its question."""

@@ -4,6 +4,10 @@ The lists of what runs in half precision are the same for both devices (matrix p
 lists of what runs in fp32 are not: CUDA's has softmax, norms, powers and sums, the CPU's has not (torch,
 autocast_mode.cpp and "CUDA Ops that can autocast to float32" in torch's documentation of amp). Here those of CUDA's
 that a transformer calls are registered for the CPU too. The cache of cast weights is torch's own.
+
+Attention is traced by a function of ftkit's (`ftkit.plan.tracing.attention`), which stands where torch would cast: here
+it is given what torch's kernels get. A query and a key that a rotation in fp32 has made fp32 are in half precision
+before a kernel is chosen; beside values in half precision, none but plain math would take them.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,6 +19,7 @@ from unittest import mock
 import torch
 
 from benchmarks.stacks.traced import patched
+from ftkit.plan.tracing import attention
 
 CAST = (
     "pow.Tensor_Scalar",
@@ -53,6 +58,7 @@ def cuda_lists() -> Iterator[None]:
         with patched(
             mock.patch.object(torch, "is_autocast_enabled", lambda device="cpu": is_enabled(device)),
             mock.patch.object(torch, "get_autocast_gpu_dtype", partial(dtype_of, "cpu")),
+            mock.patch.object(attention, "attend", _attention(attention.attend, is_enabled, dtype_of)),
         ):
             yield
     finally:
@@ -72,6 +78,31 @@ def _outside(call: Callable[[], Any]) -> Any:
     """Call below autocast."""
     with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)):
         return call()
+
+
+def _attention(
+    attend: Callable[..., torch.Tensor], is_enabled: Callable[[str], bool], dtype_of: Callable[[str], torch.dtype]
+) -> Callable[..., torch.Tensor]:
+    """Let attention have query, key, value and summand in autocast's type, and choose its kernel below autocast.
+
+    torch, aten/src/ATen/autocast_mode.h: AT_FORALL_LOWER_PRECISION_FP has scaled_dot_product_attention; `cached_cast`
+    takes every floating tensor but those in fp64.
+    """
+
+    def cast(value: Any, dtype: torch.dtype) -> Any:
+        is_cast = isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float64
+        return value.to(dtype) if is_cast else value
+
+    def attend_below(*args: Any, **settings: Any) -> torch.Tensor:
+        if not is_enabled("cpu"):
+            return attend(*args, **settings)
+        dtype = dtype_of("cpu")
+        given = [cast(value, dtype) for value in args]
+        named = {key: cast(value, dtype) for key, value in settings.items()}
+        out: torch.Tensor = _outside(lambda: attend(*given, **named))
+        return out
+
+    return attend_below
 
 
 def _in_fp32(operator: Any) -> Callable[..., Any]:

@@ -73,7 +73,7 @@ def trace_row(row: Row) -> Tape:
         recorder = stack.enter_context(traced.recorder())
         if device is not None:
             stack.enter_context(device.told_to(recorder))
-        traced.see(recorder, model)
+        traced.see(recorder, row, model)
         steps(row, model, recorder)
     return recorder.tape
 
@@ -86,7 +86,6 @@ def build(row: Row) -> Any:
     if quant.startswith("bnb"):
         storage = hf.half(row) if sharded else torch.uint8
         fourbit.quantize(model, compute_dtype=hf.half(row), quant_type="nf4", quant_storage=storage)
-        model.is_loaded_in_4bit = True
         if "no_peft_model" in quant and not sharded:
             # TRL leaves it to PEFT, which makes norms fp32; TRL then takes embedding and head back to half precision.
             for name, parameter in model.named_parameters():

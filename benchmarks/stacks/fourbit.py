@@ -14,10 +14,14 @@ from torch import nn
 
 from benchmarks.stacks import traced
 from benchmarks.stacks.hf import HEADS
+from ftkit.models.foreign import say_loaded_in_4bit
 
 
 def quantize(model: nn.Module, *, keep: tuple[str, ...] = HEADS, **options: Any) -> None:
     """Put bitsandbytes' 4-bit layers in the place of a model's linear ones, on `meta`.
+
+    The model says so, as transformers lets it (quantizers/quantizer_bnb_4bit.py): else PEFT adapts the layers as if
+    they were not packed, and makes their inputs fp32 under autocast too (peft/tuners/lora/bnb.py, dispatch_bnb_4bit).
 
     Args:
         model: changed in place.
@@ -34,6 +38,7 @@ def quantize(model: nn.Module, *, keep: tuple[str, ...] = HEADS, **options: Any)
             )
             new.to(dtype)
             _replace(model, name, new)
+    say_loaded_in_4bit(model)
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def trace_row(row: Row) -> traced.Found:
     model = build(row)
     with fourbit.unpacking(), fsdp.recording(model, row["n_gpus"]) as (device, recorder):
         model = shard(row, model)
-        traced.see_workspaces(recorder)
+        traced.see_workspaces(recorder, row)
         recorder.mark(Phase.LOAD)
         steps(row, model, recorder, device)
     return device.allocator_events(recorder.tape)
@@ -75,7 +75,6 @@ def build(row: Row) -> Any:
             "quant_storage": torch.bfloat16,
         }
         fourbit.quantize(model, **options)
-        model.is_loaded_in_4bit = True
     with torch.device("meta"):
         config = peft.LoraConfig(
             r=rank_of(row),

@@ -130,7 +130,7 @@ def trace_row(row: Row) -> traced.Found:
             see_buckets(recorder, model)
         if stated.loads_onto_card(row):
             loading.onto_a_card(recorder, model, stated.weights_type(row) or hf.half(row))
-        traced.see(recorder, model)
+        traced.see(recorder, row, model)
         steps(row, model, recorder)
     return recorder.tape
 
@@ -139,7 +139,7 @@ def sharded(row: Row, model: Any) -> traced.Found:
     """Trace wrapping and two steps of FSDP."""
     with fsdp.recording(model, row["n_gpus"]) as (device, recorder):
         model = fms.shard(row, model)
-        traced.see_workspaces(recorder)
+        traced.see_workspaces(recorder, row)
         recorder.mark(Phase.LOAD)
         steps(row, model, recorder)
     if row["metric_class"] in ("allocated_peak", "active_peak"):
@@ -160,7 +160,7 @@ def fully_sharded(row: Row, model: Any) -> traced.Found:
     with fsdp2.recording(model, row["n_gpus"]) as (device, recorder, mesh):
         for module in [*map(model.get_submodule, layer_names(model)), model]:
             fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
-        traced.see_workspaces(recorder)
+        traced.see_workspaces(recorder, row)
         recorder.mark(Phase.LOAD)
         steps(row, model, recorder)
     return device.allocator_events(recorder.tape)
@@ -259,11 +259,13 @@ def in_8_bits(row: Row) -> bool:
 
 
 def optimizer_of(row: Row, trained: list[nn.Parameter]) -> Any:
-    """Return a row's optimizer over what trains; a paged one has moments on the card of small tensors alone."""
+    """Return a row's optimizer over what trains."""
     name = row["optimizer"].lower()
     if in_8_bits(row):
-        there = [one for one in trained if one.numel() < packed.PAGED_FROM] if "paged" in name else trained
-        return bnb.build_optimizer([{"params": there}], OptimizerConfig(name="adamw_8bit"))
+        optimizer: Any = bnb.build_optimizer([{"params": trained}], OptimizerConfig(name="adamw_8bit"))
+        if "paged" in name:
+            optimizer.get_state_buffer = packed.paged(optimizer.get_state_buffer)
+        return optimizer
     if "paged" in name:
         return packed.PagedAdamW(trained)
     kind: Any = next(kind for key, kind in OPTIMIZERS.items() if key in name)

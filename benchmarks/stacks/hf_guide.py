@@ -67,7 +67,7 @@ def trace_row(row: Row) -> Tape:
         for context in (traced.computing(), autocast.cuda_lists(), _torch_1_10(), recording := traced.recorder()):
             stack.enter_context(context)
         traced.fake(model)
-        traced.see(recording, model, workspaces=False)
+        traced.see(recording, row, model, workspaces=False)
         with _optimizer(row, model) as optimizer:
             _steps(row, model, optimizer, recording)
     return recording.tape

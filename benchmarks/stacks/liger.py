@@ -52,6 +52,7 @@ MULTIPROCESSORS = {
     "L40S": 142,
     "H100": 132,
     "H100 PCIe": 114,
+    "H200": 132,
 }
 """Of a card, as its vendor's data sheet has them: a norm's backward has a row of partial sums for each."""
 Version = tuple[int, ...]

@@ -93,7 +93,7 @@ def trace_row(row: Row) -> Tape:
                 recorder.see(packed.quantize(model, torch.float16), Role.PARAMETER)
         traced.fake(model)
         model.max_seq_length = row["seq_len"]  # makes the rotary tables anew, in fp32
-        traced.see(recorder, model)
+        traced.see(recorder, row, model)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         iterate(recorder, row, model, optimizer(row, trained))
     return recorder.tape

@@ -5,7 +5,7 @@ each version keeps for the backward is what that version's code keeps: the input
 it since 0.43 (bitsandbytes/autograd/_functions.py, MatMul4Bit).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -132,6 +132,22 @@ def no_updates() -> Iterator[None]:
 PAGED_FROM = 100_000
 """Elements from which a paged optimizer keeps its moments in managed memory, which the caching allocator does not
 count (bitsandbytes/optim/optimizer.py, get_state_buffer: below 1e5 `torch.zeros_like`, else `get_paged`)."""
+
+
+def paged(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Return a `get_state_buffer` of bitsandbytes whose large moments are on no card.
+
+    Of a large parameter with moments in 8 bits only the scales of their blocks are there, which are never paged
+    (bitsandbytes 0.50, optim/optimizer.py, Optimizer2State.init_state: absmax1, absmax2).
+
+    Args:
+        make: what an optimizer that is not paged makes moments with.
+    """
+
+    def get_state_buffer(parameter: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return make(parameter, dtype) if parameter.numel() < PAGED_FROM else torch.empty(0, dtype=dtype)
+
+    return get_state_buffer
 
 
 class PagedAdamW(torch.optim.Optimizer):

@@ -70,7 +70,7 @@ def trace_shards(row: Row) -> traced.Found:
     with fsdp.recording(model, row["n_gpus"]) as (device, recorder):
         block = type(next(module for module in model.modules() if type(module).__name__ == "TransformerBlock"))
         model = shard(row, model, block)
-        traced.see_workspaces(recorder)
+        traced.see_workspaces(recorder, row)
         recorder.mark(Phase.LOAD)
         steps(row, model, recorder, device)
     return device.allocator_events(recorder.tape)
@@ -81,7 +81,7 @@ def partitioned(row: Row) -> traced.Found:
     model = hf.build(row, torch.float16, None).to(torch.float16)
     with traced.recording() as recorder:
         traced.fake(model)
-        traced.see_workspaces(recorder)
+        traced.see_workspaces(recorder, row)
         recorder.see(model.named_buffers(), Role.BUFFER)
         engine = zero2.Stage2(model, recorder, ranks=row["n_gpus"], bucket_elements=FABRIC_BUCKET, lr=5e-5)
         recorder.mark(Phase.LOAD)

@@ -84,7 +84,7 @@ def trace_row(row: Row) -> Tape:
     with traced.recording() as recorder, computing_of_the_time(), compiled.compiling(donates=False):
         model = build(row)
         offloading = training.get_act_offloading_ctx_manager(model, "activations" in (row["offload"] or ""))
-        traced.see(recorder, nn.Module())  # the model was made under the recorder, and is on the tape
+        traced.see(recorder, row, nn.Module())  # the model was made under the recorder, and is on the tape
         update = optimizer(row, model)
         loss_of = loss_step(row, model, offloading, lambda: traced.token_ids(recorder, row))
         traced.two_steps(recorder, loss_of, update)

@@ -92,25 +92,31 @@ def hidden(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [(name, tensor) for state in states for name, tensor in bnb.state_tensors(state).items()]
 
 
-def see(recorder: Recorder, model: nn.Module, *, workspaces: bool = True) -> None:
+def see(recorder: Recorder, row: Row, model: nn.Module, *, workspaces: bool = True) -> None:
     """Write a model's tensors on the tape, and end the phase of loading.
 
     Args:
         recorder: watches.
+        row: names the card.
         model: of fake tensors.
         workspaces: write those of cuBLAS too, which torch allocates since 1.11.
     """
     if workspaces:
-        see_workspaces(recorder)
+        see_workspaces(recorder, row)
     recorder.see(model.named_parameters(), Role.PARAMETER)
     recorder.see(hidden(model), Role.PARAMETER)
     recorder.see(model.named_buffers(), Role.BUFFER)
     recorder.mark(Phase.LOAD)
 
 
-def see_workspaces(recorder: Recorder) -> None:
-    """Write cuBLAS's workspaces on the tape; they live as long as the process."""
-    spaces = vars(recorder)["workspaces"] = workspaces(None)
+def see_workspaces(recorder: Recorder, row: Row | None = None) -> None:
+    """Write cuBLAS's workspaces on the tape; they live as long as the process.
+
+    Args:
+        recorder: watches.
+        row: names the card, whose architecture decides their size; None: not a Hopper.
+    """
+    spaces = vars(recorder)["workspaces"] = workspaces(None if row is None else card_of(row))
     recorder.see(spaces, Role.BUFFER)
 
 

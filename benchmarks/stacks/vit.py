@@ -58,7 +58,7 @@ def trace_row(row: Row) -> Tape:
             stack.enter_context(context)
         recorder = stack.enter_context(traced.recorder())
         traced.fake(model)
-        traced.see(recorder, model)
+        traced.see(recorder, row, model)
         Loop(row, model).run(recorder)
     return recorder.tape
 
@@ -76,7 +76,7 @@ def trace_shards(row: Row, shard: Any) -> traced.Found:
             checkpoint_wrapper_fn=wrapper.checkpoint_wrapper,
             check_fn=lambda module: isinstance(module, EncoderBlock),
         )
-        traced.see_workspaces(recorder)
+        traced.see_workspaces(recorder, row)
         recorder.mark(Phase.LOAD)
         Loop(row, sharded, device).run(recorder)
     return device.allocator_events(recorder.tape)
