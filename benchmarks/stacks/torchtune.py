@@ -12,14 +12,16 @@ Source: pytorch/torchtune, README.md and recipes/full_finetune_single_device.py,
 - The last norm is compiled too, though compile_model names the layers alone. Nothing says why; the rows do: what a norm
   keeps otherwise, 0.10 GB, is exactly what three of them would be too high, and 0.05 a fourth, of whose layers the
   offloading then holds one less. Six rows of an earlier draft of the table, with 5 x 2048 tokens (pull request 2003,
-  two digits after the point), then have one distance in common, 0.09 GiB less than was measured.
-- The rows of LoRA and QLoRA come out 0.39 GB too high, and why is not known. Rank 64, alpha 128 and the fused AdamW
-  are in the recipe's configuration from 0.3.1 to 0.5.0, and the README gives the command; the peak is read after every
-  step (get_memory_stats) and has the moments. What is compiled does not matter at the worst moment, the first
-  backward through the loss. Each percentage of the table is of figures that were not rounded: together they narrow
-  these two to 9.118 to 9.126 and 4.950 to 4.955 GB. Weights, moments, the rotary table, workspaces and eight chunks of
-  logits alone are 9.151 and 4.968 GB, so that a backward in place of the logits, 0.26, would not do; both moments are
-  0.36, and all adapters with them 0.54.
+  two digits after the point), then have one distance in common, 0.09 GiB less than was measured. The released recipes
+  do not compile it (measured on an H200), and rows that say `AS_RELEASED` are traced without.
+- Each percentage of the table is of figures that were not rounded, so that together they narrow each figure to a window
+  of some hundredths of a GB. The six rows of full fine-tuning with packed batches lie in theirs.
+- The rows of LoRA and QLoRA are of another run than the README names (`open_fact`). We ran the recipe with its settings
+  on an H200 with torch 2.11: 9.615 and 5.446 GB, 9.565 and 5.395 with an A100's workspaces, 9.515 and 5.345 with the
+  last norm compiled as well. The trace is within 0.05 % of the measured pair, while the table has 9.118 to 9.126 and
+  4.950 to 4.955 GB, 0.390 to 0.396 less. It is not the first step, which has no moments yet: that would be 0.368 less.
+  Rank 16 would be 0.405, both moments 0.360, no adapters in the MLPs 0.363, and a backward in place of the logits
+  0.263; none fits alone, and nothing speaks for one of the sums that would.
 """
 
 import re
@@ -38,7 +40,7 @@ from benchmarks.rows import Row, rank_of
 from benchmarks.stacks import compiled, facts, own_models, packed, traced
 from ftkit.observe.tape import Tape
 
-GROUPS = ("torchtune/README_flags",)
+GROUPS = ("torchtune/README_flags", "own/torchtune")
 REQUIREMENTS = (
     "torchtune==0.4.0",
     "torchao==0.6.1",
@@ -50,6 +52,8 @@ REQUIREMENTS = (
 )
 MODEL = re.compile(r"(llama|qwen|gemma|mistral|phi)-?(\d(?:\.\d)?)?\b.*?-(\d+(?:\.\d)?b|mini)")
 """Family, its version and size in the name of a model, such as llama-3.2-3b."""
+AS_RELEASED = ", its released recipes"
+"""What a row says whose recipe is that of the release, which compiles no norm outside of the layers."""
 ATTENTION = ("q_proj", "k_proj", "v_proj", "output_proj")
 
 
@@ -64,11 +68,11 @@ FACTS = facts.PLAIN | {
     "grad_accum": "1",
     "seq_kind": r"fixed \(packed\)|max \d+ but UNPACKED alpaca \(dynamic\)",
     "grad_checkpointing": "True|False",
-    "attn_impl": r"torch SDPA \(causal\)",
+    "attn_impl": r"torch SDPA \(causal\)|flex attention over packed documents",
     "loss_head": "CrossEntropyLoss on full logits(?:, compiled)?|CEWithChunkedOutputLoss",
     "torch_compile": "True|False",
     "offload": "none|activations to CPU",
-    "framework": "torchtune",
+    "framework": f"torchtune(?:{AS_RELEASED})?",
 }
 
 
@@ -89,6 +93,19 @@ def trace_row(row: Row) -> Tape:
         loss_of = loss_step(row, model, offloading, lambda: traced.token_ids(recorder, row))
         traced.two_steps(recorder, loss_of, update)
     return recorder.tape
+
+
+def open_fact(row: Row) -> str | None:
+    """Return what is not known of the table's adapters: a run with the settings that it names measures otherwise."""
+    if row["method"] == "full" or AS_RELEASED in row["framework"]:
+        return None
+    return (
+        "which settings the table's runs of adapters had is not published. We ran the recipe with those that the "
+        "README names (own_torchtune_lora_compile and own_torchtune_qlora_compile below): the trace is within 0.05% "
+        "of both, and the table's figures are 0.39 GB below what was measured, even without the larger workspaces of "
+        "an H200 and with the last norm compiled, as the table's other rows have it. Rank 16 in the place of 64 would "
+        "be 0.405 GB less, and a figure read before there were moments 0.368; what it was is not known"
+    )
 
 
 @contextmanager
@@ -201,7 +218,8 @@ def build(row: Row) -> Any:
         keep_graphs_out_of_attention(model)
     if row["torch_compile"]:
         training.compile_model(model, verbose=False)
-        model.norm.compile()
+        if AS_RELEASED not in row["framework"]:
+            model.norm.compile()
     if row["grad_checkpointing"]:
         training.set_activation_checkpointing(model, auto_wrap_policy={modules.TransformerSelfAttentionLayer})
     return model.train()
