@@ -79,6 +79,17 @@ class Row(TypedDict):
     length_known: bool
     their_prediction_bytes: NotRequired[int]
     """What the tool whose authors measured the row says of it."""
+    foretold_bytes: NotRequired[int]
+    """What the row's stack said of it before it ran, of a run of our own."""
+
+
+OWN = "own/"
+"""What the group of a run of our own begins with."""
+
+
+def is_own(row: Row) -> bool:
+    """Return whether we ran a row ourselves: benchmarks/own_rows.jsonl."""
+    return row["group"].startswith(OWN)
 
 
 def read_rows(paths: Sequence[Path]) -> list[Row]:

@@ -5,8 +5,9 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.rows import Row
+from benchmarks.rows import Row, is_own
 from benchmarks.runner import Answer
+from benchmarks.truth_notes import NOTES, OF_OUR_OWN
 
 Pair = tuple[Row, Answer]
 """A published row and what a trace said of it."""
@@ -21,46 +22,6 @@ Goals = tuple[float, ...]
 LIVE_GOALS: Goals = (0.003, 0.01, 0.02)
 RESERVED_GOALS: Goals = (0.01, 0.05)
 """Errors at most: in the median, at the 95th percentile, and of live blocks at worst."""
-
-
-TORCHTUNE = (
-    "the percentages of its table narrow this figure to {narrow} GB. Weights, adapters of rank 64 with their moments, "
-    "the rotary table, cuBLAS's workspaces and eight chunks of logits, which the recipe holds beside gradients and "
-    "activations, are {least} GB. So the run had less of something than the configuration that the README names, and "
-    "of what is not published. The 0.391 GB that are too much are not both moments (0.360) or the gradient of a chunk "
-    "(0.263), and adapters of no other rank would be as much smaller."
-)
-SCORES = (
-    "live bytes agree, and what is reserved beside the trace is one matrix of scores of its eager attention, "
-    "{size} GB; why no free block held it was not found."
-)
-LIGHTNING = (
-    "{size} GB are reserved beside what is traced, and why was not found. Its script was read: each batch has 512 "
-    "tokens, the last outputs and four counts are kept, and the evaluations before the figure is taken reserve no more "
-    "(traced). The row says neither the version{unknown} nor the card."
-)
-PIECES = "live bytes agree, and {size} GB {compared} was measured are reserved in the trace; why was not found."
-NOTES = {
-    "fitcheck_0915_017": SCORES.format(size="0.30"),
-    "fitcheck_0915_025": SCORES.format(size="0.50"),
-    "fitcheck_0915_033": SCORES.format(size="0.54"),
-    "fitcheck_0916_004": PIECES.format(size="0.77", compared="more than"),
-    "fitcheck_0916_013": PIECES.format(size="0.62", compared="less than"),
-    "fitcheck_0921_005": PIECES.format(size="0.69", compared="less than"),
-    "fitcheck_0921_006": PIECES.format(size="0.53", compared="less than"),
-    "fitcheck_0921_boundary_d043f8d89d19": (
-        "fitcheck_0921_007 is a run of the same configuration, and reserved 1.46 GB less."
-    ),
-    "tt_flags_LoRA": TORCHTUNE.format(narrow="9.118 to 9.126", least="9.151"),
-    "tt_flags_QLoRA": TORCHTUNE.format(narrow="4.950 to 4.955", least="4.968"),
-    "rasbt_distilbert_ds2": LIGHTNING.format(size="0.50", unknown="s of torch and DeepSpeed"),
-    "rasbt_distilbert_fsdp_off": LIGHTNING.format(size="0.15", unknown=" of Lightning"),
-    "fsdpq_4090_Yi-34B_qlora_fsdp_off_bs4_2048": (
-        "an RTX 4090 shows 23.52 GiB and not the 23.67 of an RTX 3090, so the model of the allocator gives back "
-        "earlier than for the same run on that card (before the table of cards had both: -1.02%)."
-    ),
-}
-"""What is to be said beside a row: why its prediction has moved by more than 0.5 %, or is far off."""
 
 
 def measured(row: Row) -> int:
@@ -115,7 +76,8 @@ def page(
         reason: why a row is not reproduced, or None.
         open_fact: which fact that decides a row's peak is not published, or None; such a row counts for no group.
     """
-    pairs = [(row, found[row["id"]]) for row in rows if row["id"] in found]
+    ours = [(row, found[row["id"]]) for row in rows if row["id"] in found and is_own(row)]
+    pairs = [(row, found[row["id"]]) for row in rows if row["id"] in found and not is_own(row)]
     is_open = {row["id"]: row["confidence"] != "high" or open_fact(row) is not None for row, _ in pairs}
     high = [pair for pair in pairs if not is_open[pair[0]["id"]]]
     medium = [pair for pair in pairs if is_open[pair[0]["id"]]]
@@ -127,7 +89,7 @@ def page(
         lines += ["## Of medium confidence", "", "With one or two unknowns; not counted above.", ""]
         for group, members in by_group(medium).items():
             lines += [*_group(group, members, level="###"), *_open_facts(members, open_fact)]
-    return "\n".join([*lines, *_missing(missing, reason)])
+    return "\n".join([*lines, *_of_our_own(ours), *_missing(missing, reason)])
 
 
 def _head() -> list[str]:
@@ -154,12 +116,21 @@ def _head() -> list[str]:
         "that they had fitted it to.",
         "",
         "```console",
-        "$ python benchmarks/published.py setup public.jsonl public_2.jsonl # versions, under runs/truth",
-        "$ python benchmarks/published.py truth trace public.jsonl public_2.jsonl # fills benchmarks/truth.jsonl",
-        "$ python benchmarks/published.py truth table public.jsonl public_2.jsonl # writes this page",
+        "$ rows='public.jsonl public_2.jsonl benchmarks/own_rows.jsonl'",
+        "$ python benchmarks/published.py setup $rows # versions, under runs/truth",
+        "$ python benchmarks/published.py truth trace $rows # fills benchmarks/truth.jsonl",
+        "$ python benchmarks/published.py truth table $rows # writes this page",
         "```",
         "",
     ]
+
+
+def _of_our_own(pairs: Sequence[Pair]) -> list[str]:
+    """Return the section of the runs that we measured ourselves."""
+    if not pairs:
+        return []
+    lines = ["## Runs of our own", "", *OF_OUR_OWN, "", *_of_groups(by_group(pairs)), ""]
+    return [*lines, *(line for group, members in by_group(pairs).items() for line in _group(group, members, "###"))]
 
 
 def _percents(goals: Goals) -> str:
@@ -169,29 +140,14 @@ def _percents(goals: Goals) -> str:
 
 def _statistics(pairs: Sequence[Pair], medium: Sequence[Pair]) -> list[str]:
     groups = by_group(pairs)
-    medians, worst = [], []
-    lines = [
-        "| group | rows | what was read | median | 95th percentile | worst | goals missed | worst row |",
-        "|---|---:|---|---:|---:|---:|---|---|",
-    ]
-    for group, members in groups.items():
-        sizes = counted_once(members)
-        last = max(members, key=lambda pair: abs(error(pair)))
-        medians.append(statistics.median(sizes))
-        worst.append(max(sizes))
-        kinds = {row["metric_class"] for row, _ in members}
-        metrics = ", ".join(sorted(METRICS[kind] for kind in kinds))
-        goals = LIVE_GOALS if kinds <= {"allocated_peak", "active_peak"} else RESERVED_GOALS
-        lines.append(
-            f"| {group} | {len(sizes)} | {metrics} | {medians[-1]:.2%} | {percentile(sizes, 0.95):.2%} "
-            f"| {worst[-1]:.2%} | {_missed(sizes, goals)} | {last[0]['id']} |"
-        )
+    lines = _of_groups(groups)
     if not pairs:
         return lines
     own = [pair for pair in pairs if pair[1]["versions"]]
+    sizes_of = [counted_once(members) for members in groups.values()]
     spreads = {
-        "the groups, each by its median": medians,
-        "the groups, each by its worst row": worst,
+        "the groups, each by its median": [statistics.median(sizes) for sizes in sizes_of],
+        "the groups, each by its worst row": [max(sizes) for sizes in sizes_of],
         f"all {len(counted_once(pairs))} rows": counted_once(pairs),
         f"the {len(counted_once(own))} rows traced with their stack's own versions": counted_once(own),
         f"all, and the {len(counted_once(medium))} of medium confidence": counted_once([*pairs, *medium]),
@@ -208,6 +164,25 @@ def _statistics(pairs: Sequence[Pair], medium: Sequence[Pair]) -> list[str]:
             if sizes
         ),
     ]
+    return lines
+
+
+def _of_groups(groups: Mapping[str, Sequence[Pair]]) -> list[str]:
+    """Return a table of groups: their errors, and the goals that they miss."""
+    lines = [
+        "| group | rows | what was read | median | 95th percentile | worst | goals missed | worst row |",
+        "|---|---:|---|---:|---:|---:|---|---|",
+    ]
+    for group, members in groups.items():
+        sizes = counted_once(members)
+        last = max(members, key=lambda pair: abs(error(pair)))
+        kinds = {row["metric_class"] for row, _ in members}
+        metrics = ", ".join(sorted(METRICS[kind] for kind in kinds))
+        goals = LIVE_GOALS if kinds <= {"allocated_peak", "active_peak"} else RESERVED_GOALS
+        lines.append(
+            f"| {group} | {len(sizes)} | {metrics} | {statistics.median(sizes):.2%} | {percentile(sizes, 0.95):.2%} "
+            f"| {max(sizes):.2%} | {_missed(sizes, goals)} | {last[0]['id']} |"
+        )
     return lines
 
 
@@ -269,7 +244,16 @@ def _their_error(row: Row, _: Answer) -> float | None:
     return None if said is None else said / measured(row) - 1
 
 
-OTHER_COLUMNS = (OtherColumn("reserved", _reserved_error), OtherColumn("their tool's error", _their_error))
+def _foretold_error(row: Row, _: Answer) -> float | None:
+    said = row.get("foretold_bytes")
+    return None if said is None else said / measured(row) - 1
+
+
+OTHER_COLUMNS = (
+    OtherColumn("reserved", _reserved_error),
+    OtherColumn("their tool's error", _their_error),
+    OtherColumn("before the run", _foretold_error),
+)
 
 
 def _percent(error: float | None) -> str:
