@@ -24,8 +24,9 @@ ALPACA_TOKENS = 128
 times are means over samples, and only the longest is published."""
 ITERATIONS = 1000
 """That LitGPT's script ran for its table (its pull request 663)."""
-SECONDS_LISTED = 0.11e-6
-"""What the host takes for each number of a list of which it makes a tensor (benchmarks/host_cost.py)."""
+SECONDS_LISTED = 0.15e-6
+"""What the host of a server's card takes for each number of a list of which it makes a tensor (benchmarks/host_cost.py,
+beside an H200)."""
 Timed = tuple[Row, float, float]
 """A row, the seconds that were published, and those that were predicted."""
 HEAD = """# How fast? Published throughputs beside the planner's
@@ -35,10 +36,12 @@ of each row's own stack, on the row's card, as `ftkit plan` times them: arithmet
 figures that kernels reach (`ftkit/plan/seconds/reach.py`). A processor or a card of one's own can be measured first
 ([this machine](guide/doctor.md)).
 
-No row of these tables was fitted to, so all of them are held out. What kernels reach is taken from published
-measurements of products of matrices and of copies alone; the one law that was fitted, of a product's size, was fitted
-to 41 products on an H100. The goals, for a card that was not measured: an error of {goal_median:.0%} in the median and
-of {goal_most:.0%} at the 95th percentile, and a rank correlation of {goal_rank} in each table.
+Of what kernels reach, what is of products is taken from published measurements of products alone: 41 on an H100 gave
+the law of their size. What is of other kernels, and of the host that asks for them, is from trainings on an H200
+([plan](plan.md)). No row of these tables was fitted to, but for one figure: that a host beside a card for servers
+takes 30 microseconds to ask for an operator lies between what the smallest models took beside a T4, 25, and what an
+H200's took, 34 in the middle. The goals, for a card that was not measured: an error of {goal_median:.0%} in the median
+and of {goal_most:.0%} at the 95th percentile, and a rank correlation of {goal_rank} in each table.
 """
 NOTES = """
 Where the errors are from:
@@ -48,12 +51,13 @@ Where the errors are from:
   The minutes are the whole time that its script prints, in which it first evaluates a hundred micro-batches (two, in
   the rows of adapters) and writes an example of a hundred tokens. Each of these is counted as a forward.
 - Its rows of LoRA made a tensor of a list of Python numbers in each layer's forward (its issues 461 and 593, pull
-  request 630). That is counted at 0.11 microseconds a number, as measured here (`benchmarks/host_cost.py`), for 4096 to
-  10240 numbers a layer. In bf16 39 ms an iteration are left for 3B, 50 for 7B, 60 for 13B and 57 for phi-1.5; with CUDA
-  12.1 a T4 took 0.83 ms for 2048 numbers, waiting included, and nobody has measured an A100.
-- Its rows of adapters in bf16 wait for the host, and are 21 to 26 ms an iteration short, whatever the model: of that
-  nothing is published. Before Lightning's pull request 18567 its log was written anew, all of it, after each iteration.
-  With weights in 4 bits the card is slower than the host, which hides most of it.
+  request 630). That is counted at 0.15 microseconds a number, as measured beside an H200 (`benchmarks/host_cost.py`),
+  for 4096 to 10240 numbers a layer.
+- The loop of that time was run on an H200 with random weights of the 3B model, 128 tokens a sample: 76 ms an
+  iteration, where 74 are published of an A100. Kernels took 7.7 of them, and 57 were left without the lists: these rows
+  wait for the host, which took 50 microseconds for each operator there, where a plan counts 30. A length that had not
+  been seen took 100 ms more, since cuDNN planned LoRA's grouped convolution for it: that is not counted.
+- Adapters in bf16 wait for the host too, but for fewer views around each operator: of 7B they are planned too long.
 - torchtune's rows are tokens a second. Where they were compiled, the compiler itself says which kernels there are; each
   moves what it is given and what it makes.
 - In its plan five of torchtune's rows lie within 0.3% of each other, in no order that means anything.
