@@ -28,6 +28,7 @@ class Gpu:
         fp32_flops: dense fp32 FLOP/s outside the tensor cores, since torch leaves TF32 off.
         half_flops: dense fp16 FLOP/s with fp32 sums.
         capability: CUDA compute capability; for AMD (9, 0), CDNA2 and CDNA3.
+        multiprocessors: how many; for AMD compute units.
         link: bytes per second in one direction to its neighbours: NVLink where the usual server has it, else PCIe.
         vendor: `nvidia` or `amd`.
     """
@@ -38,6 +39,7 @@ class Gpu:
     fp32_flops: float
     half_flops: float
     capability: tuple[int, int]
+    multiprocessors: int
     link: float
     vendor: str = "nvidia"
 
@@ -48,13 +50,24 @@ class Gpu:
 
     @property
     def kernels(self) -> tuple[str, tuple[int, int]]:
-        """Vendor and capability, by which torch chooses kernels: cards that share both take the same step."""
+        """Vendor and capability, by which torch chooses kernels."""
         return self.vendor, self.capability
 
     @property
     def is_of_servers(self) -> bool:
         """Whether it is made for servers, and not for the desks of those who play or draw."""
         return not self.name.startswith(("GTX", "RTX", "Titan"))
+
+    @property
+    def step_kind(self) -> tuple[str, tuple[int, int], int]:
+        """What decides a step: its kernels, and the multiprocessors, by which their work is cut and their scratch."""
+        return *self.kernels, self.multiprocessors
+
+    @property
+    def threads(self) -> int:
+        """The most threads of one multiprocessor (CUDA programming guide, compute capabilities; AMD's CDNA: 2048)."""
+        few = {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536, (12, 0): 1536, (12, 1): 1536}
+        return 2048 if self.vendor == "amd" else few.get(self.capability, 2048)
 
     @property
     def host_link(self) -> float:
@@ -111,10 +124,9 @@ def gpus() -> dict[str, Gpu]:
     """Return every known GPU by its short name: lower case, no blanks (`rtx3090`, `v100-16gb`)."""
     table = {}
     for vendor, rows in (("nvidia", NVIDIA), ("amd", AMD)):
-        for name, (gib, gigabytes, fp32, half, capability, link) in rows.items():
-            table[_short(name)] = Gpu(
-                name, int(gib * GIB), gigabytes * 1e9, fp32 * 1e12, half * 1e12, capability, link, vendor
-            )
+        for name, (gib, gigabytes, fp32, half, capability, multiprocessors, link) in rows.items():
+            speeds = gigabytes * 1e9, fp32 * 1e12, half * 1e12
+            table[_short(name)] = Gpu(name, int(gib * GIB), *speeds, capability, multiprocessors, link, vendor)
     return table
 
 

@@ -51,6 +51,10 @@ from ftkit.step.observer import Phase
 _DEVICE_OF = torch.ops.prim.device.default
 
 
+class Untouched(int):
+    """Bytes that an operator holds and hardly writes to: they take memory, and no time."""
+
+
 class Recorder(DispatchMode):
     """Records on a tape what runs below it; an observer of the step.
 
@@ -71,7 +75,8 @@ class Recorder(DispatchMode):
         Args:
             sizes: (operator, number of the output, output) to the bytes of its storage where another device than
                 this one would make it larger or smaller; None: as they are.
-            scratch: (operator, arguments) to the sizes of what it holds beside its results; None: nothing.
+            scratch: (operator, arguments) to the sizes of what it holds beside its results, `Untouched` where it hardly
+                writes there; None: nothing.
             device_type: whose storages are written down, such as `cuda`; None: those of any device.
             call: runs an operator; None: torch does.
         """
@@ -208,7 +213,8 @@ class Recorder(DispatchMode):
 
     def _hold(self, op: str, sizes: tuple[int, ...]) -> None:
         """Write down what an operator holds while it runs; its results are there already."""
-        self._add_cost(self.at.layer, (f"{op} scratch", 0, 2 * sum(sizes), ""))  # written once and read once
+        if moved := sum(size for size in sizes if not isinstance(size, Untouched)):
+            self._add_cost(self.at.layer, (f"{op} scratch", 0, 2 * moved, ""))  # written once and read once
         self.live.pass_by(*(self.at.birth(size, op=op) for size in sizes))
 
     def _cost(self, func: Any, args: tuple[Any, ...], out: Any) -> None:

@@ -256,9 +256,9 @@ def _shallow_model(case: Case, exact: bool, tapes: Tapes) -> ShallowModel:
     return replace(known, config=case.run.config.model_copy(update={"method": known.config.method}))
 
 
-def _kernels(case: Case) -> tuple[str, tuple[int, int]] | None:
+def _kernels(case: Case) -> tuple[str, tuple[int, int], int] | None:
     """Return what decides the kernels of a step, and with the configuration its dtype; None on a CPU."""
-    return None if case.target.gpu is None else case.target.gpu.kernels
+    return None if case.target.gpu is None else case.target.gpu.step_kind
 
 
 def _model_key(case: Case) -> tuple[str, ...]:

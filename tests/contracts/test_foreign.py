@@ -226,6 +226,8 @@ WRITTEN = [
     Written(tracing.fused_adam_anywhere, "torch", "optim/adam.py", "_device_dtype_check_for_fused(p)"),
     Written(tracing.every_update_taken, "torch", "amp/grad_scaler.py", "def _maybe_opt_step("),
     Written(tracing.grouped_products, "transformers", "integrations/moe.py", "if _can_use_grouped_mm(input, "),
+    Written(tracing.grouped_products, "torch", "_meta_registrations.py", "return _meta_grouped_mm_common("),
+    Written(tracing.grouped_products, "torch", "_meta_registrations.py", "def _create_grouped_mm_output_tensor(mat1, "),
     Written(tracing.unpacked_batches, "transformers", "masking_utils.py", "= find_packed_sequence_indices("),
     Written(tracing.taken_for_fake, "transformers", "utils/import_utils.py", "def is_fake_tensor("),
 ]  # fmt: skip

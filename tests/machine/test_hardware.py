@@ -70,6 +70,18 @@ def test_the_table_has_at_least_25_gpus_each_slower_in_fp32_than_in_half_and_bel
     assert all(gpu.half_flops >= gpu.fp32_flops and gpu.bandwidth > 1e11 for gpu in table.values())
 
 
+def test_the_multiprocessors_of_a_card_reach_its_fp32_rate_at_a_clock_that_cards_have():
+    cores = {(6, 0): 64, (7, 0): 64, (7, 5): 64, (8, 0): 64}  # of one multiprocessor, elsewhere 128
+    for gpu in gpus().values():
+        num = 128 if gpu.name == "MI300X" else 64 if gpu.vendor == "amd" else cores.get(gpu.capability, 128)
+        assert 1.0e9 < gpu.fp32_flops / (2 * gpu.multiprocessors * num) < 2.7e9, gpu.name
+
+
+@pytest.mark.parametrize(("name", "threads"), [("p100", 2048), ("t4", 1024), ("rtx3060", 1536), ("h200", 2048)])
+def test_a_multiprocessor_has_the_threads_of_its_capability(name, threads):
+    assert find_gpu(name).threads == threads
+
+
 def test_bf16_on_a_card_without_it_computes_at_the_rate_of_fp32():
     assert find_gpu("t4").flops("bf16") == find_gpu("t4").fp32_flops
     assert find_gpu("a100").flops("bf16") == 312e12

@@ -2,7 +2,7 @@
 
 import torch
 
-from ftkit.observe.recorder import Recorder
+from ftkit.observe.recorder import Recorder, Untouched
 from ftkit.observe.tape import Birth, Role, Tape
 from ftkit.records.figures import Kind, MemoryBreakdown
 from ftkit.step.observer import Phase
@@ -48,6 +48,16 @@ def test_what_an_operator_holds_is_there_with_its_result_and_gone_with_its_end()
     assert list(recorder.tape.live_bytes()) == [32, 64, 164, 192, 92, 64]
     costs = recorder.tape.costs[Phase.LOAD, 0, None]
     assert sum(times for (_, _, moved, _), times in costs.items() if moved == 256) == 1
+    del one, two
+
+
+def test_what_is_held_and_hardly_written_to_takes_no_time():
+    recorder = Recorder(scratch=lambda op, _: (Untouched(100),) if op.startswith("mul") else ())
+    with recorder:
+        one = torch.ones(8)
+        two = one * 2
+    assert max(recorder.tape.live_bytes()) == 164
+    assert not any(name.endswith("scratch") for name, *_ in recorder.tape.costs[Phase.LOAD, 0, None])
     del one, two
 
 

@@ -97,7 +97,14 @@ def call_of(  # noqa: PLR0913  # the arguments of scaled_dot_product_attention
         needs_grad=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in three),
         takes_groups=enable_gqa,
         mask_needs_grad=attn_mask is not None and attn_mask.requires_grad,
+        mask_fits=attn_mask is None or _fits(attn_mask, (*first.shape[:-1], second.shape[-2])),
     )
+
+
+def _fits(mask: torch.Tensor, scores: tuple[int, ...]) -> bool:
+    """Return whether a mask has the last two dimensions of the scores or all of them, each as they are or 1."""
+    named = scores[-mask.dim() :]
+    return mask.dim() in (2, 4) and all(one in (1, whole) for one, whole in zip(mask.shape, named, strict=False))
 
 
 def _flash(

@@ -43,6 +43,7 @@ class AttentionCall:
         needs_grad: whether a gradient of query, key or value is asked for.
         takes_groups: `enable_gqa`: whether keys may have fewer heads.
         mask_needs_grad: whether a gradient of the mask is asked for.
+        mask_fits: whether the mask has two dimensions, or four, and each is 1 or what it is of the scores.
     """
 
     dtypes: tuple[torch.dtype, torch.dtype, torch.dtype]
@@ -55,6 +56,7 @@ class AttentionCall:
     needs_grad: bool = True
     takes_groups: bool = False
     mask_needs_grad: bool = False
+    mask_fits: bool = True
 
 
 Rule = Callable[[AttentionCall, Gpu], str | None]
@@ -112,6 +114,14 @@ def _groups(call: AttentionCall, _: Gpu) -> str | None:
     if query == key == value or (call.takes_groups and key == value and query % key == 0):
         return None
     return "key and value have other heads than the query"
+
+
+def _cudnn_groups(call: AttentionCall, _: Gpu) -> str | None:
+    """The same two, which let key and value differ from each other here: each divides the heads of the query."""
+    query, key, value = call.heads
+    if query == key == value or (call.takes_groups and query % key == query % value == 0):
+        return None
+    return "the heads of key or value do not divide those of the query, or they were not said to be groups"
 
 
 def _flash_card(_: AttentionCall, gpu: Gpu) -> str | None:
@@ -174,25 +184,40 @@ def _alignment(call: AttentionCall, gpu: Gpu) -> int:
 
 
 def _cudnn_widths(call: AttentionCall, _: Gpu) -> str | None:
-    """`check_cudnn_tensor_shapes`: multiples of 8, at most 128, or 192 against 128; keys of more than one token."""
+    """`check_cudnn_tensor_shapes`: multiples of 8, at most 128, or 192 against 128.
+
+    Up to cuDNN 9.22, that is; torch 2.13 comes with 9.20. Torch 2.11 took heads of up to 256 on Hopper, and newer
+    cuDNN takes them again, of 256 alone in training (pull request 185553).
+    """
     query, _key, value = call.widths
     fits = max(query, value) <= 128 or (query, value) == (192, 128)
-    is_taken = fits and query % 8 == value % 8 == 0 and call.lengths[1] != 1
-    return None if is_taken else "it does not take heads this wide, or a single key"
+    return None if fits and query % 8 == value % 8 == 0 else "it does not take heads this wide"
+
+
+def _cudnn_lengths(call: AttentionCall, _: Gpu) -> str | None:
+    """`check_cudnn_tensor_shapes`, its last lines: not a single key, and not a single query with dropout."""
+    queries, keys = call.lengths
+    return (
+        "there is a single key, or a single query with dropout"
+        if keys == 1 or (call.dropout and queries == 1)
+        else None
+    )
 
 
 def _cudnn_dropout(call: AttentionCall, _: Gpu) -> str | None:
-    """`check_cudnn_dropout`: the rate in sixteenths."""
+    """`check_cudnn_dropout`: the rate in sixteenths; torch 2.11 did not ask (pull request 174245)."""
     return None if (call.dropout * 16).is_integer() else "the rate of dropout is not a multiple of 1/16"
 
 
 def _cudnn_mask(call: AttentionCall, _: Gpu) -> str | None:
-    """`check_attn_mask_shape`, its first lines."""
+    """`check_attn_mask_shape`."""
+    if call.has_mask and not call.mask_fits:
+        return "the mask has neither two dimensions nor four, or others than the scores"
     return "the mask needs a gradient" if call.mask_needs_grad else None
 
 
 _RULES: dict[Kernel, tuple[Rule, ...]] = {
-    Kernel.CUDNN: (_half, _cudnn_mask, _cudnn_dropout, _lengths, _groups, _cudnn_widths),
+    Kernel.CUDNN: (_half, _cudnn_mask, _cudnn_dropout, _lengths, _cudnn_groups, _cudnn_widths, _cudnn_lengths),
     Kernel.FLASH: (_flash_card, _half, _flash_mask, _flash_widths, _flash_backward, _flash_square, _groups, _lengths),
     Kernel.EFFICIENT: (_efficient_dtype, _efficient_widths, _efficient_heads, _lengths),
     Kernel.MATH: (),

@@ -155,18 +155,32 @@ def changes_layout(operator: Any) -> bool:
 # --- transformers -----------------------------------------------------------------------------------------------------
 
 
-def grouped_products() -> AbstractContextManager[None]:
-    """Multiply experts of other types than bf16 one after another: torch's product of groups takes those alone.
+@contextmanager
+def grouped_products(*, by_torch: bool = True) -> Iterator[None]:
+    """Multiply experts as a device does: by torch's product of groups, of any type, or by transformers' own loop.
 
-    That holds for tensors without values (torch 2.13, _meta_registrations.py); with values a CPU multiplies any type,
-    and makes tensors of the same sizes. transformers 5.23, integrations/moe.py, `_can_use_grouped_mm`.
+    transformers 5.23, integrations/moe.py, `_can_use_grouped_mm`, which asks a device that is not there. Tensors
+    without values would take bf16 alone: `_meta_grouped_mm_common` (torch 2.13, _meta_registrations.py) repeats the
+    rules of a kernel of Hopper's, and what has none is multiplied one group after another, into a result of one layout.
+
+    Args:
+        by_torch: whether the device has torch's product: a CPU, and CUDA from compute capability 8.0 on.
     """
+    from torch import _meta_registrations
     from transformers.integrations import moe
 
-    original = moe._can_use_grouped_mm
-    return patched(
-        moe, "_can_use_grouped_mm", lambda x, weight, offs: weight.dtype == torch.bfloat16 and original(x, weight, offs)
-    )
+    common = _meta_registrations._meta_grouped_mm_common
+
+    def of_any_type(left: Any, right: Any, offs: Any = None, out_dtype: Any = None, **others: Any) -> Any:
+        if left.dtype == torch.bfloat16:
+            return common(left, right, offs=offs, out_dtype=out_dtype, **others)
+        return _meta_registrations._create_grouped_mm_output_tensor(left, right, offs, out_dtype)
+
+    with (
+        patched(moe, "_can_use_grouped_mm", lambda *_: by_torch),
+        patched(_meta_registrations, "_meta_grouped_mm_common", of_any_type),
+    ):
+        yield
 
 
 def unpacked_batches() -> AbstractContextManager[None]:

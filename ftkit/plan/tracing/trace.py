@@ -282,7 +282,7 @@ class _Step:
     def _recorder(self, tensors: ValuelessTensors) -> Recorder:
         if not self.on_cuda:
             return Recorder(call=tensors.call)
-        return Recorder(cuda.storage_size, cuda.scratch_size, call=tensors.call)
+        return Recorder(cuda.storage_size, lambda op, args: cuda.scratch_size(op, args, self.gpu), call=tensors.call)
 
     @contextlib.contextmanager
     def _without_values(self, tensors: ValuelessTensors, model: nn.Module, recorder: Recorder) -> Iterator[None]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ftkit.machine.hardware import find_gpu
+from ftkit.plan.tracing.attention import call_of
 from ftkit.plan.tracing.attention_choice import AttentionCall, Kernel, choose, refusals
 
 A100, T4, V100, GTX1060, RTX3060, H100 = map(find_gpu, ("a100-40gb", "t4", "v100-16gb", "gtx1060", "rtx3060", "h100"))
@@ -105,7 +106,43 @@ def test_no_kernel_takes_an_empty_sequence():
     assert choose(call(lengths=(0, 0)), A100) is Kernel.MATH
 
 
+def test_cudnn_lets_key_and_value_differ_in_heads_where_each_divides_the_querys():
+    """As an H200 with torch 2.11 chose."""
+    several = call(heads=8, takes_groups=True)
+    for heads, kernel in (((8, 8, 2), Kernel.CUDNN), ((8, 4, 2), Kernel.CUDNN), ((8, 3, 1), Kernel.MATH)):
+        assert choose(replace(several, heads=heads), H100) is kernel
+    assert choose(replace(several, heads=(8, 4, 2)), A100) is Kernel.MATH
+    assert choose(replace(several, heads=(8, 4, 2), takes_groups=False), H100) is Kernel.MATH
+
+
+def test_cudnn_takes_neither_a_single_key_nor_a_single_query_with_dropout():
+    """As an H200 with torch 2.11 chose."""
+    one = call(lengths=(1, 128), is_causal=False)
+    assert choose(one, H100) is Kernel.CUDNN
+    assert choose(replace(one, dropout=0.125), H100) is Kernel.FLASH
+    assert choose(replace(one, lengths=(128, 1)), H100) is Kernel.FLASH
+
+
+@pytest.mark.parametrize(
+    ("mask", "kernel"),
+    [
+        ((128, 128), Kernel.CUDNN),
+        ((1, 128), Kernel.CUDNN),
+        ((2, 1, 128, 128), Kernel.CUDNN),
+        ((2, 1, 1, 128), Kernel.CUDNN),
+        ((2, 128, 128), Kernel.EFFICIENT),
+        ((128,), Kernel.EFFICIENT),
+    ],
+)
+def test_cudnn_takes_masks_of_two_and_of_four_dimensions(mask, kernel):
+    """As an H200 with torch 2.11 chose."""
+    heads = torch.empty(2, 8, 128, 64, dtype=BF16, device="meta", requires_grad=True)
+    given = torch.empty(mask, dtype=torch.bool, device="meta")
+    assert choose(call_of(heads, heads, heads, given), H100) is kernel
+
+
 def test_cudnn_wants_dropout_in_sixteenths_and_heads_of_at_most_128():
+    # Torch 2.11 took any dropout, and on Hopper heads of up to 256.
     assert choose(call(dropout=0.125), H100) is Kernel.CUDNN
     assert choose(call(dropout=0.1), H100) is Kernel.FLASH
     assert choose(call(width=136), H100) is Kernel.FLASH

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch.nn import functional
-from transformers import LlamaConfig
+from transformers import LlamaConfig, MixtralConfig
 
 from ftkit.config.tree import RunConfig
 from ftkit.data.batching import Shape
@@ -14,15 +14,7 @@ from ftkit.plan.tracing import cuda
 from ftkit.plan.tracing.cuda import scratch_size
 from ftkit.plan.tracing.trace import trace
 
-FLASH = "_scaled_dot_product_flash_attention_backward.default"
-EFFICIENT = "_scaled_dot_product_efficient_attention_backward.default"
-
-
-def heads(batch, number, length, width, dtype=torch.bfloat16, *, together=True):
-    """Return (batch, heads, length, width), with the heads of one token beside each other or not."""
-    shape = (batch, length, number, width) if together else (batch, number, length, width)
-    made = torch.empty(shape, dtype=dtype, device="meta")
-    return made.transpose(1, 2) if together else made
+H200 = find_gpu("h200")
 
 
 def test_softmax_multiplies_its_result_by_the_gradient_first():
@@ -30,41 +22,6 @@ def test_softmax_multiplies_its_result_by_the_gradient_first():
     assert scratch_size("_softmax_backward_data.default", (out, out, -1, torch.bfloat16)) == (3 * 12 * 512 * 512 * 2,)
     grad = out.float()
     assert scratch_size("_softmax_backward_data.default", (grad, out, -1, torch.bfloat16)) == (3 * 12 * 512 * 512 * 4,)
-
-
-@pytest.mark.parametrize(
-    ("width", "rounded", "length", "rows"), [(128, 128, 1304, 1408), (80, 96, 128, 128), (160, 192, 1, 128)]
-)
-def test_flash_sums_the_gradient_of_the_query_in_fp32(width, rounded, length, rows):
-    query = heads(2, 32, length, width)
-    sums = 2 * 32 * rows * 4
-    assert scratch_size(FLASH, (query, query, query)) == (sums, sums * rounded)
-
-
-def test_flash_makes_gradients_of_grouped_keys_for_each_head_and_copies_a_scattered_gradient():
-    query, key = heads(2, 32, 4096, 128), heads(2, 8, 4096, 128)
-    sums, whole = 2 * 32 * 4096 * 4, 2 * 32 * 4096 * 128 * 2
-    assert scratch_size(FLASH, (query, query, key)) == (sums, sums * 128, whole, whole)
-    scattered = heads(2, 32, 4096, 128, together=False)
-    assert scratch_size(FLASH, (scattered, query, query)) == (sums, sums * 128, whole)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "width", "elements"),
-    [
-        (torch.bfloat16, 64, 576 * 64),
-        (torch.bfloat16, 80, 576 * 128),
-        (torch.bfloat16, 160, 576 * 192 + 2 * 3 * 64 * 192),  # 200 // 64 heads: in three splits
-        (torch.float32, 80, 576 * 128),
-    ],
-)
-def test_the_memory_efficient_kernel_sums_in_whole_tiles(dtype, width, elements):
-    query = heads(2, 32, 520, width, dtype)
-    sums = 2 * 32 * 520 * 4
-    workspace = 2 * 32 * elements * 4
-    if dtype == torch.float32:
-        workspace = max(workspace, sums * width)  # or the product that is summed
-    assert scratch_size(EFFICIENT, (query, query, query, query)) == (sums, workspace)
 
 
 EMBEDDING = "embedding_dense_backward.default"
@@ -106,6 +63,54 @@ def test_few_tokens_have_their_gradients_added_where_they_belong():
     tokens = torch.empty(3, 1024, dtype=torch.int64, device="meta")
     assert scratch_size(EMBEDDING, (grad, tokens, 32000, -1, False)) == ()
     assert scratch_size(EMBEDDING, (grad, tokens, 32000, -1, True))  # scaled by how often a token comes: sorted
+
+
+@pytest.mark.parametrize(("dtype", "in_fp32"), [(torch.float32, 0), (torch.bfloat16, 2 * 512 * 4)])
+def test_a_table_of_few_rows_has_each_part_added_to_its_row_at_once(dtype, in_fp32):
+    grad = torch.empty(8, 512, 512, dtype=dtype, device="meta")
+    tokens = torch.empty(8, 512, dtype=torch.int64, device="meta")
+    lists = [8 * length for length in (4096, 4096, 4096, 2, 2, 411, 1, 1, 411)]
+    assert scratch_size(EMBEDDING, (grad, tokens, 2, -1, False), H200) == (*lists, *([in_fp32] if in_fp32 else []))
+
+
+def test_a_safe_softmax_holds_which_elements_and_rows_are_minus_infinity():
+    scores = torch.empty(64, 512, 512, dtype=torch.bfloat16, device="meta")
+    assert scratch_size("_safe_softmax.default", (scores, -1)) == (16_777_216, 32_768, 2)
+
+
+def test_a_product_with_a_4_bit_weight_unpacks_weight_and_scales_but_for_a_few_rows():
+    def held(rows, *scales):
+        x = torch.empty(1, rows, 512, dtype=torch.bfloat16, device="meta")
+        return scratch_size("gemm_4bit.default", (x, None, (512, 512), None, 64, "nf4", None, *scales))
+
+    assert held(4096, torch.empty(4096)) == (16_384, 16_384, 524_288)
+    assert held(4096) == (524_288,)
+    assert held(4) == ()
+
+
+@pytest.mark.parametrize(
+    ("gpu", "dtype", "measured"),
+    [("h200", torch.bfloat16, (240, 67_584)), ("h200", torch.float16, ()), ("a100", torch.bfloat16, ())],
+)
+def test_a_product_of_groups_describes_them_to_hoppers_kernel_alone(gpu, dtype, measured):
+    x, ends = torch.empty(4096, 512, dtype=dtype, device="meta"), torch.empty(4, dtype=torch.int32, device="meta")
+    weight = torch.empty(4, 512, 1024, dtype=dtype, device="meta")
+    assert scratch_size("_grouped_mm.default", (x, weight, ends), find_gpu(gpu)) == measured
+
+
+def expert_products(gpu, dtype):
+    """Return the operators that multiply the frozen experts of a mixture in a traced step."""
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 64}
+    architecture = MixtralConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, num_local_experts=4)
+    config = RunConfig.model_validate({"model": {"name": "tiny"}, "method": {"name": "lora"}, "task": "causal-lm"})
+    tape = trace(config, architecture, dtype, Shape(2, 64, 1), find_gpu(gpu))
+    return {key[0].partition(".")[0] for costs in tape.costs.values() for key in costs if "grouped_mm" in key[0]}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_experts_of_every_type_are_multiplied_by_torch_from_ampere_on_and_by_transformers_before(dtype):
+    assert expert_products("a100", dtype) == {"_grouped_mm"}
+    assert expert_products("t4", dtype) == {"grouped_mm_fallback", "grouped_mm_fallback_backward"}
 
 
 def test_what_only_reads_and_writes_holds_nothing():
@@ -159,4 +164,4 @@ def test_plain_math_holds_scores_in_fp32_and_adds_the_mask_in_place():
     scores = 2 * 4 * 32 * 32 * 4
     large = [birth.op.partition(".")[0] for birth in recorder.tape.births if birth.size >= scores]
     assert out.dtype == torch.float16
-    assert large == ["bmm", "_safe_softmax", "_safe_softmax"]  # its result, and what it puts right
+    assert large == ["bmm", "_safe_softmax"]
