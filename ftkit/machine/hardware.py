@@ -50,18 +50,13 @@ class Gpu:
 
     @property
     def kernels(self) -> tuple[str, tuple[int, int]]:
-        """Vendor and capability, by which torch chooses kernels."""
+        """Vendor and capability, by which torch chooses kernels: cards that share both compute alike."""
         return self.vendor, self.capability
 
     @property
     def is_of_servers(self) -> bool:
         """Whether it is made for servers, and not for the desks of those who play or draw."""
         return not self.name.startswith(("GTX", "RTX", "Titan"))
-
-    @property
-    def step_kind(self) -> tuple[str, tuple[int, int], int]:
-        """What decides a step: its kernels, and the multiprocessors, by which their work is cut and their scratch."""
-        return *self.kernels, self.multiprocessors
 
     @property
     def threads(self) -> int:

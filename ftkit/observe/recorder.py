@@ -44,15 +44,11 @@ from ftkit.observe.attribution import Attribution, layer_named
 from ftkit.observe.inplace_sums import ADD, autograd_adds_in_place, references_of_the_last
 from ftkit.observe.liveness import Liveness
 from ftkit.observe.operators import Work, half_product, op_key, work_of
-from ftkit.observe.tape import OpKey, Role, Tape
+from ftkit.observe.tape import OpKey, Role, Tape, Untouched
 from ftkit.records.figures import Kind
 from ftkit.step.observer import Phase
 
 _DEVICE_OF = torch.ops.prim.device.default
-
-
-class Untouched(int):
-    """Bytes that an operator holds and hardly writes to: they take memory, and no time."""
 
 
 class Recorder(DispatchMode):

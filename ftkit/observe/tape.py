@@ -21,6 +21,14 @@ Product = tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[in
 strides of its left and of its right side."""
 
 
+class Untouched(int):
+    """Bytes that an operator holds and hardly writes to: they take memory, and no time."""
+
+
+LARGE_BUFFER = 2**20
+"""Bytes of such a buffer that may move a peak; smaller ones, as those of a loss, do not."""
+
+
 class Role(StrEnum):
     """What a storage is, where a recorder was told; what others are is judged by when they were born and died."""
 
@@ -152,6 +160,11 @@ class Tape:
         # Not by `walk`: a plan asks this of hundreds of thousands of events, and their tuples take a third longer.
         events = self.events[start:stop]
         return {event for event, _ in events if event >= 0}.difference(~event for event, _ in events if event < 0)
+
+    @property
+    def is_of_one_card(self) -> bool:
+        """Whether large buffers follow from the multiprocessors of the card: those of sums over many rows."""
+        return any(isinstance(birth.size, Untouched) and birth.size >= LARGE_BUFFER for birth in self.births)
 
     def live_bytes(self, round_to: Callable[[int], int] = int) -> Iterator[int]:
         """Return the live bytes after each event; `round_to` is what the allocator makes of a request."""

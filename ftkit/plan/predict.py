@@ -218,9 +218,12 @@ def _known_tape(case: Case, exact: bool, tapes: Tapes, given: Given | None = Non
         run.partitions_weights,
         given,
     )
-    if (key, exact) not in tapes.known:
-        tapes.known[key, exact] = _tape(case, exact, tapes, given)
-    return tapes.known[key, exact]
+    places = (key, exact), (key, exact, case.target.gpu and case.target.gpu.multiprocessors)
+    found = next((tapes.known[place] for place in places if place in tapes.known), None)
+    if found is None:
+        found = _tape(case, exact, tapes, given)
+        tapes.known[places[found[0].is_of_one_card]] = found
+    return found
 
 
 def _tape(case: Case, exact: bool, tapes: Tapes, given: Given | None) -> tuple[Tape, Basis]:
@@ -256,9 +259,9 @@ def _shallow_model(case: Case, exact: bool, tapes: Tapes) -> ShallowModel:
     return replace(known, config=case.run.config.model_copy(update={"method": known.config.method}))
 
 
-def _kernels(case: Case) -> tuple[str, tuple[int, int], int] | None:
+def _kernels(case: Case) -> tuple[str, tuple[int, int]] | None:
     """Return what decides the kernels of a step, and with the configuration its dtype; None on a CPU."""
-    return None if case.target.gpu is None else case.target.gpu.step_kind
+    return None if case.target.gpu is None else case.target.gpu.kernels
 
 
 def _model_key(case: Case) -> tuple[str, ...]:

@@ -2,8 +2,8 @@
 
 import torch
 
-from ftkit.observe.recorder import Recorder, Untouched
-from ftkit.observe.tape import Birth, Role, Tape
+from ftkit.observe.recorder import Recorder
+from ftkit.observe.tape import Birth, Role, Tape, Untouched
 from ftkit.records.figures import Kind, MemoryBreakdown
 from ftkit.step.observer import Phase
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ftkit.machine.hardware import Gpu
-from ftkit.observe.recorder import Untouched
+from ftkit.observe.tape import Untouched
 
 MAX_THREADS = 512
 """Of a block."""

@@ -8,7 +8,7 @@ from ftkit.plan.choices.kept_fits import KeptFits
 from ftkit.plan.choices.what_fits import what_fits
 from ftkit.plan.inputs.shapes import Sequences
 from ftkit.plan.inputs.target import find_target
-from ftkit.plan.predict import predict
+from ftkit.plan.predict import Tapes, predict
 from ftkit.plan.tracing.trace import trace
 from ftkit.records.schema import Verdict
 
@@ -79,6 +79,19 @@ def test_what_weights_that_train_keep_beside_them_rules_a_model_out_before_it_is
     (fit,) = what_fits(load_config(), [find_target("t4")], ["qwen2.5-1.5b"], ["full"])
     assert "its weights, their masters and moments alone are 20.13 GiB, more than the 14.56" in str(fit.reason)
     assert not traced
+
+
+def test_cards_of_one_kind_share_a_step_but_for_sums_that_are_cut_by_their_multiprocessors():
+    """The T4 has 40 multiprocessors, the RTX 2080 Ti 68."""
+
+    def peaks(model, method):
+        settings = [f"model.name={model}", f"method.name={method}", "data.max_length=512", "model.precision=fp16"]
+        config, tapes = load_config(settings=[*settings, "batch.micro_batch_size=16"]), Tapes()
+        plans = [predict(config, find_target(card), tapes=tapes) for card in ("t4", "rtx2080ti")]
+        return len(tapes.known), len({plan.peak_active_bytes for plan in plans})
+
+    assert peaks("distilgpt2", "lora") == (1, 1)
+    assert peaks("distilbert-base-uncased", "full") == (2, 2)
 
 
 def test_cards_share_what_is_traced_find_what_each_finds_alone_and_are_asked_about_once(monkeypatch, tmp_path, traced):

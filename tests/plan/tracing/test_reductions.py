@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ftkit.machine.hardware import find_gpu
-from ftkit.observe.recorder import Untouched
+from ftkit.observe.tape import Untouched
 from ftkit.plan.tracing import reductions
 from ftkit.plan.tracing.cuda import scratch_size
 
