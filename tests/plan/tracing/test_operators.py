@@ -40,7 +40,19 @@ ALIKE = {
     *("sign", "silu", "silu_backward", "sin", "sqrt", "sub", "sub_", "tanh", "tanh_", "tanh_backward"),
     *("threshold_backward", "where"),
     # Made, filled or joined (TensorFactories.cpp, cuda/Shape.cu).
-    *("arange", "cat", "full", "full_like", "new_ones", "new_zeros", "ones", "ones_like", "repeat", "scalar_tensor"),
+    *(
+        "arange",
+        "cat",
+        "full",
+        "full_like",
+        "new_empty",
+        "new_ones",
+        "new_zeros",
+        "ones",
+        "ones_like",
+        "repeat",
+        "scalar_tensor",
+    ),
     *("stack", "zeros", "zeros_like", "select_backward", "slice_backward"),
     # Read or written by place, without a sort (cuda/IndexKernel.cu, cuda/ScatterGatherKernel.cu).
     *("embedding", "gather", "index", "index_add", "index_select", "scatter", "scatter_add", "scatter_add_"),
