@@ -32,7 +32,7 @@ def flash_forward(args: tuple[Any, ...], gpu: Gpu) -> tuple[int, ...]:
     """Return the parts of a result whose keys are split: too few heads and rows to fill a card, and no dropout.
 
     torch 2.13, aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp, set_params_splitkv,
-    num_splits_heuristic; the width is rounded as in mha_fwd.
+    num_splits_heuristic; the width is rounded as in mha_fwd. AMD's kernels do not split.
     """
     query, key = args[:2]
     batch, heads, length, width = query.shape
@@ -43,7 +43,7 @@ def flash_forward(args: tuple[Any, ...], gpu: Gpu) -> tuple[int, ...]:
         if dropout
         else _splits(batch * heads * -(-length // 64), 2 * gpu.multiprocessors, -(-key.shape[2] // columns))
     )
-    if splits == 1:
+    if splits == 1 or gpu.vendor == "amd":
         return ()
     rows = 4 * splits * batch * heads * length
     return rows, rows * _round_up(width, 32 if width <= WIDE_TILE else 64)

@@ -36,6 +36,7 @@ def test_flash_splits_the_keys_of_few_heads_and_rows(number, length, width, meas
     query = heads(number, length, width)
     assert held("flash", "", query, None, 0.0, True) == measured
     assert held("flash", "", query, None, 0.1, True) == (), "not with dropout"
+    assert held("flash", "", query, None, 0.0, True, gpu=find_gpu("mi300x")) == ()
 
 
 @pytest.mark.parametrize(
