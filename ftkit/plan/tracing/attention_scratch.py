@@ -38,12 +38,9 @@ def flash_forward(args: tuple[Any, ...], gpu: Gpu) -> tuple[int, ...]:
     batch, heads, length, width = query.shape
     dropout = args[3] if len(args) > 3 else 0.0
     columns = 256 if width <= 64 else 128 if width <= 128 else 64
-    splits = (
-        1
-        if dropout
-        else _splits(batch * heads * -(-length // 64), 2 * gpu.multiprocessors, -(-key.shape[2] // columns))
-    )
-    if splits == 1 or gpu.vendor == "amd":
+    blocks = batch * heads * -(-length // 64)
+    splits = _splits(blocks, 2 * gpu.multiprocessors, -(-key.shape[2] // columns))
+    if dropout or splits == 1 or gpu.vendor == "amd":
         return ()
     rows = 4 * splits * batch * heads * length
     return rows, rows * _round_up(width, 32 if width <= WIDE_TILE else 64)
