@@ -89,14 +89,8 @@ class MicroBatch:
 
     def inputs(self) -> dict[str, torch.Tensor]:
         """Return what the model's forward takes; what is None it makes itself."""
-        inputs = {
-            "input_ids": self.input_ids,
-            "attention_mask": self.attention_mask,
-            "token_type_ids": self.token_type_ids,
-            "position_ids": self.position_ids,
-            "hidden": self.hidden,
-        }
-        return {name: tensor for name, tensor in inputs.items() if tensor is not None}
+        names = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "hidden")
+        return {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
 
     def to(self, device: torch.device) -> "MicroBatch":
         """Return the same on a device, which computes with it when it has arrived."""
