@@ -74,12 +74,18 @@ def op_key(name: str, args: tuple[Any, ...], out: Any) -> OpKey:
 
 
 def _is_unaligned(name: str, args: tuple[Any, ...], out: Any) -> bool:
-    """Return whether a row of a product in half precision begins where no multiple of 16 bytes is."""
+    """Return whether a product in half precision has rows that are no multiple of 16 bytes, or that begin at none."""
     product = half_product(name, args)
     if product is None:
         return False
-    results = [out.stride()] if isinstance(out, torch.Tensor) else []
-    return any(stride % _ALIGNED for strides in (product[2], product[4], *results) for stride in strides if stride != 1)
+    sides = [product[1:3], product[3:5]]
+    if isinstance(out, torch.Tensor):
+        sides.append((tuple(out.shape), out.stride()))
+    return any(
+        (size if stride == 1 else stride) % _ALIGNED
+        for shape, strides in sides
+        for size, stride in zip(shape, strides, strict=True)
+    )
 
 
 def _untouched(name: str, args: tuple[Any, ...], out: Any) -> int:

@@ -190,7 +190,7 @@ def test_expandable_segments_reserve_no_more_than_segments_of_fixed_size(tmp_pat
 
 
 def test_more_than_the_card_has_is_a_row_out_of_memory(tmp_path):
-    more = ["--set", "batch.global_batch_size=1000000", "--set", "batch.micro_batch_size=1000000"]
+    more = ["--global-batch-size", 1_000_000, "--micro-batch-size", 1_000_000]  # over the 16 of the others
     (row,) = profiled(tmp_path, "--no-plan", *more)
     assert row["status"] == "out of memory"
     assert "out of memory" in row["reason"]

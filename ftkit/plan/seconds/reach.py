@@ -24,9 +24,9 @@ KERNEL_SECONDS = 4e-6
 """What any other kernel takes beside its work: 2.1 microseconds by itself, and 2 to 3 until the next one begins (twelve
 trainings on an H200, torch 2.11)."""
 _UNALIGNED, _UNALIGNED_HOPPER = 0.5, 0.2
-"""Of what such a product reaches otherwise. An H200 took 16 ms for the 50,257 logits of GPT-2 and their gradients,
-8 x 1024 tokens, by kernels of Turing's, where 3 were planned; on an A100 all of GPT-2's training was a quarter quicker
-with 50,304 (nanoGPT's author, February 2023)."""
+"""Of what such a product reaches otherwise. An H100 took 420 microseconds for 512 x 50,257 logits of GPT-2 and 65 for
+50,264, 595 and 152 for the products of their gradient (torch 2.11); on an A100 all of GPT-2's training was a quarter
+quicker with 50,304 (nanoGPT's author, February 2023)."""
 MOVED_SHARE = 0.73
 """Of the bandwidth, what kernels that multiply no matrices reach: least squares over twelve trainings on an H200, with
 the 2.1 microseconds of each. Copies from device to device reach 0.79 in the mean of five: T4 0.75, A100 40 GB 0.74,
@@ -64,7 +64,7 @@ class Reach:
         bandwidth: of its memory.
         product_seconds: what each product of matrices takes beside its work.
         kernel_seconds: what any other kernel takes.
-        unaligned: of that, where rows of a product in half precision begin at no multiple of 16 bytes.
+        unaligned: of that, where rows of a product in half precision are no multiple of 16 bytes.
     """
 
     half: float = 1.0
