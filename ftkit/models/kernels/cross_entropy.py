@@ -127,8 +127,8 @@ class _CrossEntropy(torch.autograd.Function):
 def _parts(head: nn.Module, rows_CD: torch.Tensor) -> list[slice]:
     """Return the parts of the vocabulary that are multiplied by themselves: all of it, but on a GPU in half precision.
 
-    Where logits are no multiple of 16 bytes cuBLAS has nothing but kernels of the time before Ampere: 512 x 50,257 logits
-    of GPT-2 took an H100 420 microseconds, and 512 x 50,264 took 65; the two products of the gradient 595 and 152 (torch
+    Where logits are no multiple of 16 bytes cuBLAS has nothing but kernels of the time before Ampere: 512 x 50,257 of
+    GPT-2 took an H100 420 microseconds, and 512 x 50,264 took 65; the two products of the gradient 595 and 152 (torch
     2.11). So the last ones, fewer than 8, are cut off.
 
     Args:

@@ -172,7 +172,7 @@ def test_on_a_gpu_the_logits_that_its_kernels_are_slow_for_are_multiplied_by_the
 
 
 class Products(DispatchMode):
-    """Notes the widths of products, and of what they multiply, that are no multiple of 8."""
+    """Notes of each product that a GPU is slow for the largest size that is no multiple of 8."""
 
     def __init__(self):
         super().__init__()
@@ -181,5 +181,6 @@ class Products(DispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         if op_key(func.__name__, args, out)[0].endswith(UNALIGNED):
-            self.odd.append(min(size for one in args if isinstance(one, torch.Tensor) for size in one.shape))
+            sizes = [size for one in args if isinstance(one, torch.Tensor) for size in one.shape]
+            self.odd.append(max(size for size in sizes if size % 8))
         return out

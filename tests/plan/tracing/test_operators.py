@@ -45,7 +45,6 @@ ALIKE = {
         "cat",
         "full",
         "full_like",
-        "new_empty",
         "new_ones",
         "new_zeros",
         "ones",
