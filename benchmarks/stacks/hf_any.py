@@ -125,7 +125,7 @@ def trace_row(row: Row) -> traced.Found:
         if "repeat_interleave" in str(row["attn_impl"]):  # around the choice of a kernel, which `computing` makes
             stack.enter_context(hf.repeated_heads())
         traced.fake(model)
-        recorder = stack.enter_context(traced.recorder())
+        recorder = stack.enter_context(traced.recorder(card(row)))
         if row["n_gpus"] > 1:
             see_buckets(recorder, model)
         if stated.loads_onto_card(row):

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils import checkpoint
 
-from benchmarks.rows import Row, num_micro_batches
+from benchmarks.rows import Row, card, num_micro_batches
 from benchmarks.stacks import autocast, facts, hf, packed, traced
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import Tape
@@ -64,7 +64,12 @@ def trace_row(row: Row) -> Tape:
     if row["grad_checkpointing"]:
         model.gradient_checkpointing_enable()
     with ExitStack() as stack:
-        for context in (traced.computing(), autocast.cuda_lists(), _torch_1_10(), recording := traced.recorder()):
+        for context in (
+            traced.computing(),
+            autocast.cuda_lists(),
+            _torch_1_10(),
+            recording := traced.recorder(card(row)),
+        ):
             stack.enter_context(context)
         traced.fake(model)
         traced.see(recording, row, model, workspaces=False)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.rows import Row, num_micro_batches
+from benchmarks.rows import Row, card, num_micro_batches
 from benchmarks.stacks import facts, fsdp, hf, own_models, traced, vit, zero2
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import Role
@@ -79,7 +79,7 @@ def trace_shards(row: Row) -> traced.Found:
 def partitioned(row: Row) -> traced.Found:
     """Trace two steps under DeepSpeed's stage 2, with the buckets that Fabric asks for."""
     model = hf.build(row, torch.float16, None).to(torch.float16)
-    with traced.recording() as recorder:
+    with traced.recording(card(row)) as recorder:
         traced.fake(model)
         traced.see_workspaces(recorder, row)
         recorder.see(model.named_buffers(), Role.BUFFER)

@@ -54,15 +54,19 @@ def computing(gpu: Gpu | None = None) -> Iterator[None]:
         yield
 
 
-def recorder() -> Recorder:
-    """Return a recorder of what CUDA would make."""
-    return Recorder(cuda.storage_size, cuda.scratch_size)
+def recorder(gpu: Gpu | None = None) -> Recorder:
+    """Return a recorder of what CUDA would make.
+
+    Args:
+        gpu: whose blocks of threads share a sum; None: a recent one.
+    """
+    return Recorder(cuda.storage_size, lambda op, args: cuda.scratch_size(op, args, gpu))
 
 
 @contextmanager
-def recording() -> Iterator[Recorder]:
+def recording(gpu: Gpu | None = None) -> Iterator[Recorder]:
     """Compute without values, as CUDA would, under a recorder from the beginning."""
-    with computing(), recorder() as one:
+    with computing(gpu), recorder(gpu) as one:
         yield one
 
 

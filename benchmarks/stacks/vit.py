@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 from torch import nn
 
-from benchmarks.rows import Row, num_micro_batches
+from benchmarks.rows import Row, card, num_micro_batches
 from benchmarks.stacks import autocast, fsdp, older_adam, traced
 from ftkit.observe.recorder import Recorder
 from ftkit.observe.tape import Tape
@@ -56,7 +56,7 @@ def trace_row(row: Row) -> Tape:
     with ExitStack() as stack:
         for context in (traced.computing(), autocast.cuda_lists(), first_flash_attention()):
             stack.enter_context(context)
-        recorder = stack.enter_context(traced.recorder())
+        recorder = stack.enter_context(traced.recorder(card(row)))
         traced.fake(model)
         traced.see(recorder, row, model)
         Loop(row, model).run(recorder)

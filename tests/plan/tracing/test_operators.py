@@ -5,6 +5,8 @@ torch's, below aten/src/ATen/native/. All of them were weighed in 109 training s
 13.0), one operator at a time; `tests/gpu/test_operators.py` weighs those that are corrected on any card.
 """
 
+import sys
+
 import pytest
 import torch
 from transformers import AutoConfig
@@ -13,6 +15,7 @@ from ftkit.config.tree import ModelConfig, RunConfig
 from ftkit.data.batching import Shape
 from ftkit.machine.hardware import find_gpu
 from ftkit.models.methods.full import Full
+from ftkit.plan.tracing import foreign
 from ftkit.plan.tracing.trace import trace
 from tests.plan import models
 
@@ -120,3 +123,14 @@ def test_every_operator_of_an_architecture_is_known_with_what_its_cuda_kernel_ho
 def test_no_operator_is_in_two_tables_and_each_is_recorded_somewhere(recorded):
     assert not (ALIKE & CORRECTED.keys() | ALIKE & NOT_COUNTED.keys() | CORRECTED.keys() & NOT_COUNTED.keys())
     assert ALIKE | CORRECTED.keys() | NOT_COUNTED.keys() == set().union(*recorded.values())
+
+
+def test_versions_of_transformers_that_do_not_ask_a_device_for_groups_are_traced_as_they_are(monkeypatch):
+    from transformers.integrations import moe
+
+    monkeypatch.delattr(moe, "_can_use_grouped_mm")
+    with foreign.grouped_products():
+        pass
+    monkeypatch.setitem(sys.modules, "transformers.integrations.moe", None)
+    with foreign.grouped_products():
+        pass
