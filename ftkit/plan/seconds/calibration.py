@@ -7,7 +7,7 @@ import platform
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,7 @@ def rates_of(device: Device) -> dict[str, Any]:
         "hook": device.hook_seconds,
         "hosts": device.hosts,
         "asked": device.asked,
+        "unaligned": device.reach.unaligned,
         "slower": [[*operator, rate] for operator, rate in device.rates.items()],
         "operators": [
             [*operator, one.flops, one.moved, one.seconds] for operator, found in device.timed.items() for one in found
@@ -168,7 +169,7 @@ def from_rates(tree: Mapping[str, Any], source: str, link: float | None = None) 
         timed=dict(timed),
         source=source,
         host_rate=math.inf if link is None else link,
-        reach=WHOLE if link is None else MEASURED,
+        reach=replace(WHOLE if link is None else MEASURED, unaligned=tree["unaligned"]),
         fresh_rate=fresh,
         compile_seconds=tree["compile"],
         hook_seconds=tree["hook"],

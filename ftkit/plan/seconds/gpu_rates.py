@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -72,6 +72,7 @@ def calibrate_gpu(device: torch.device, tell: Callable[[str], None], sizes: Size
         tell("products of matrices")
         half = torch.bfloat16 if has_bf16(device) else torch.float16
         fp32_flops, half_flops = (_product_flops(device, dtype, sizes.product) for dtype in (torch.float32, half))
+        unaligned = _product_flops(device, half, sizes.product - 1) / half_flops
         tell("operators that move bytes inside the device, and copies to it")
         bandwidth, link = _bandwidth(device, half, sizes.moved), _link(device, sizes.linked)
         seen = _asking(device, tell)
@@ -87,7 +88,7 @@ def calibrate_gpu(device: torch.device, tell: Callable[[str], None], sizes: Size
     usual = statistics.median(asked.values()) + hosts[Phase.FORWARD]
     speed = Device(
         fp32_flops, half_flops, bandwidth, usual, True,
-        source=source, host_rate=link, reach=MEASURED, hosts=hosts, asked=asked,
+        source=source, host_rate=link, reach=replace(MEASURED, unaligned=unaligned), hosts=hosts, asked=asked,
     )  # fmt: skip
     return Calibration(date, fingerprint(device_name(device)), speed, read, written, link)
 
