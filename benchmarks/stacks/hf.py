@@ -206,7 +206,7 @@ def adapted(row: Row, model: nn.Module) -> list[str]:
     said = str(row["lora_target_modules"]).partition("(")[0]
     if re.match("all([- ]linear)?$", said.strip()):
         return targets_of_all(model)
-    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if bnb.is_linear(module)}
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if _is_linear(module)}
     found = set()
     for name in said.replace(",", " ").split():
         alike = {name} & names or set(ALIKE.get(name, ())) & names
@@ -216,9 +216,14 @@ def adapted(row: Row, model: nn.Module) -> list[str]:
     return sorted(found)
 
 
+def _is_linear(module: nn.Module) -> bool:
+    """Return whether a layer is linear: of torch, in 4 bits, or packed by GPTQ."""
+    return bnb.is_linear(module) or hasattr(module, "qweight")
+
+
 def targets_of_all(model: nn.Module) -> list[str]:
     """Return the names of all linear layers but the head."""
-    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if bnb.is_linear(module)}
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if _is_linear(module)}
     return sorted(names.difference(HEADS))
 
 

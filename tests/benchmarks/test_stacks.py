@@ -157,3 +157,9 @@ def test_adapted_layers_have_the_names_of_the_model(class_name, said, found):
     assert hf.adapted({"lora_target_modules": said}, model) == found
     with pytest.raises(LookupError, match="no linear layer wide"):
         hf.adapted({"lora_target_modules": "wide"}, model)
+
+
+def test_layers_that_gptq_has_packed_are_adapted_by_their_names():
+    model = nn.ModuleDict({"q_proj": fourbit.GptqLinear(64, 64, 32, None), "lm_head": nn.Linear(64, 8)})
+    assert hf.adapted({"lora_target_modules": "q_proj"}, model) == ["q_proj"]
+    assert hf.targets_of_all(model) == ["q_proj"]

@@ -8,7 +8,7 @@ RUNTIME_BYTES = 560 * 10**6
 data, the planner, and what a step touches of them (MiniLM in fp32, in /proc/self/status)."""
 CUDA_HOST_BYTES = 15 * 10**8
 """Host memory of one process with CUDA's libraries: 1.6 and 1.7 GB with the 0.25 GB of GPT-2 in them, and 1.3 to 1.9 of
-larger models without the file that passed (an H200, torch 2.11; benchmarks/on_a_gpu.jsonl)."""
+larger models without the file that passed (an H200, torch 2.11)."""
 
 
 def beyond_any_model(target: Target) -> str | None:
