@@ -6,7 +6,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.stacks import compiled, hf, torchtune, traced
+from benchmarks.stacks import compiled, fourbit, hf, torchtune, traced
 from benchmarks.stacks.older_adam import Adam
 from benchmarks.stacks.zero2 import Stage2
 from ftkit.observe.recorder import Recorder
