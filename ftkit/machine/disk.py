@@ -270,7 +270,8 @@ def _system_number(error: BaseException) -> int | None:
         return None if error.__cause__ is None else _system_number(error.__cause__)
     quoted = _OS_ERROR.search(str(error))
     number: int | None = int(quoted[1]) if quoted else getattr(error, "errno", None)
-    return number
+    # Of a file that is not there safetensors makes the error itself, without a number.
+    return errno.ENOENT if number is None and isinstance(error, FileNotFoundError) else number
 
 
 def flush(path: Path) -> None:

@@ -7,10 +7,11 @@ import subprocess
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from ftkit.errors import DeviceError
 from ftkit.machine import disk
-from ftkit.machine.disk import replace_text, written_aside, written_patiently
+from ftkit.machine.disk import is_of_disk, replace_text, written_aside, written_patiently
 from ftkit.records.files import RecordWriter
 from ftkit.records.schema import RecoveryLine
 
@@ -136,3 +137,9 @@ def test_a_file_system_that_cannot_flush_is_written_all_the_same(tmp_path, monke
         (aside / "weights").write_bytes(b"1")
     replace_text(tmp_path / "note", "whole")
     assert ((tmp_path / "folder" / "weights").read_bytes(), (tmp_path / "note").read_text()) == (b"1", "whole")
+
+
+def test_a_file_that_is_gone_when_safetensors_opens_it_is_the_disks_matter(tmp_path):
+    with pytest.raises(FileNotFoundError) as raised, safe_open(tmp_path / "gone.safetensors", "pt"):
+        pass
+    assert is_of_disk(raised.value)
