@@ -155,6 +155,12 @@ def changes_layout(operator: Any) -> bool:
 # --- transformers -----------------------------------------------------------------------------------------------------
 
 
+def _is_there(package: str, module: str) -> bool:
+    """Return whether a package has a module; one that is a file has none."""
+    spec = find_spec(package)
+    return bool(spec and spec.submodule_search_locations) and find_spec(f"{package}.{module}") is not None
+
+
 @contextmanager
 def grouped_products(*, by_torch: bool = True) -> Iterator[None]:
     """Multiply experts as a device does: by torch's product of groups, of any type, or by transformers' own loop.
@@ -168,7 +174,7 @@ def grouped_products(*, by_torch: bool = True) -> Iterator[None]:
     """
     from torch import _meta_registrations
 
-    if find_spec("transformers.integrations.moe") is None:  # before 5.0 each model had a loop of its own
+    if not _is_there("transformers.integrations", "moe"):  # before 5.0 each model had a loop of its own
         yield
         return
     from transformers.integrations import moe

@@ -6,6 +6,7 @@ torch's, below aten/src/ATen/native/. All of them were weighed in 109 training s
 """
 
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -133,4 +134,7 @@ def test_versions_of_transformers_that_do_not_ask_a_device_for_groups_are_traced
         pass
     monkeypatch.setitem(sys.modules, "transformers.integrations.moe", None)
     with foreign.grouped_products():
+        pass
+    monkeypatch.setattr(foreign, "find_spec", lambda name: find_spec("json.decoder" if name.count(".") == 1 else name))
+    with foreign.grouped_products():  # of the time when its integrations were one file
         pass
