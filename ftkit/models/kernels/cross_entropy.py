@@ -99,10 +99,10 @@ class _CrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=summed) if needs[1] else None
         grad_bias = torch.zeros_like(cast(torch.Tensor, bias), dtype=wide) if needs[2] else None
         loss = torch.zeros((), dtype=wide, device=rows_ND.device)
-        parts = _parts(head, rows_ND)
+        parts = _parts(head, matrix_VD, rows_ND)
         for start in range(0, len(rows_ND), size):
             rows_CD, labels_C = rows_ND[start : start + size], labels_N[start : start + size]
-            grad_CV = _logits(head, rows_CD, parts)
+            grad_CV = _logits(head, matrix_VD, rows_CD, parts)
             loss += _score(grad_CV, labels_C, tail, any(needs))
             if grad_rows_ND is not None:
                 grad_rows_ND[start : start + size] = _grad_rows(grad_CV, matrix_VD, parts)
@@ -124,7 +124,7 @@ class _CrossEntropy(torch.autograd.Function):
         return (*scaled, None, None, None, None)
 
 
-def _parts(head: nn.Module, rows_CD: torch.Tensor) -> list[slice]:
+def _parts(head: nn.Module, matrix_VD: torch.Tensor, rows_ND: torch.Tensor) -> list[slice]:
     """Return the parts of the vocabulary that are multiplied by themselves: all of it, but on a GPU in half precision.
 
     Where logits are no multiple of 16 bytes cuBLAS has nothing but kernels of the time before Ampere: 512 x 50,257 of
@@ -133,25 +133,25 @@ def _parts(head: nn.Module, rows_CD: torch.Tensor) -> list[slice]:
 
     Args:
         head: as `cross_entropy` takes it.
-        rows_CD: hidden states.
+        matrix_VD: its weight, unpacked.
+        rows_ND: hidden states.
     """
-    logits = len(bnb.matrix_of(head))
+    logits = len(matrix_VD)
     left = logits % _ALIGNED
     is_plain = type(head) is nn.Linear and head.bias is None
-    if not left or not is_plain or rows_CD.element_size() != 2 or on_cpu.is_on_cpu(rows_CD):
+    if not left or not is_plain or rows_ND.element_size() != 2 or on_cpu.is_on_cpu(rows_ND):
         return [slice(0, logits)]
     return [slice(0, logits - left), slice(logits - left, logits)]
 
 
-def _logits(head: nn.Module, rows_CD: torch.Tensor, parts: list[slice]) -> torch.Tensor:
+def _logits(head: nn.Module, matrix_VD: torch.Tensor, rows_CD: torch.Tensor, parts: list[slice]) -> torch.Tensor:
     """Return the logits of a chunk, [C, V]; of several parts in rows that each begin at a multiple of 16 bytes."""
     if len(parts) == 1:
         return cast(torch.Tensor, type(head).forward(head, rows_CD))
-    weight = cast(torch.Tensor, head.weight)
-    padded_CW = rows_CD.new_empty(len(rows_CD), -(-len(weight) // _ALIGNED) * _ALIGNED)
+    padded_CW = rows_CD.new_empty(len(rows_CD), -(-len(matrix_VD) // _ALIGNED) * _ALIGNED)
     for part in parts:
-        torch.mm(rows_CD, weight[part].t(), out=padded_CW[:, part])
-    return padded_CW[:, : len(weight)]
+        torch.mm(rows_CD, matrix_VD[part].t(), out=padded_CW[:, part])
+    return padded_CW[:, : len(matrix_VD)]
 
 
 def _grad_rows(grad_CV: torch.Tensor, matrix_VD: torch.Tensor, parts: list[slice]) -> torch.Tensor:

@@ -154,6 +154,19 @@ def test_large_logits_neither_overflow_nor_lose_the_loss():
     torch.testing.assert_close(cross_entropy(rows, head, labels, scale), plain(rows, head, labels, scale))
 
 
+def test_a_head_in_4_bits_is_unpacked_once_for_all_its_chunks(monkeypatch):
+    head, (rows, labels) = make_head("4-bit", torch.float32, bias=False), make_rows(9, torch.float32)
+    unpacked, matrix_of = list[nn.Module](), bnb.matrix_of
+
+    def noted(one: nn.Module) -> torch.Tensor:
+        unpacked.append(one)
+        return matrix_of(one)
+
+    monkeypatch.setattr(bnb, "matrix_of", noted)
+    cross_entropy(rows, head, labels).backward()
+    assert unpacked == [head]
+
+
 @pytest.mark.parametrize("vocabulary", [96, 97, 103])
 def test_on_a_gpu_the_logits_that_its_kernels_are_slow_for_are_multiplied_by_themselves(vocabulary):
     torch.manual_seed(0)
